@@ -1,0 +1,19 @@
+"""The core: recipes, spaces, objectives, samplers and the search loop. No checkpoints, HTTP or SQL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.samplers.mmmo import MMMOSampler
+
+_HOME = {"MMMOSampler": "mergefront.optimizer.samplers.mmmo"}
+
+__all__ = ["MMMOSampler"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mergefront.optimizer' has no attribute {name!r}")

@@ -1,0 +1,242 @@
+"""A study as its user sees it: the front, the anchors, the best of each objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.evaluation import Evaluation
+from mergefront.optimizer.objectives import Normaliser, Objective, objectives_from
+from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.space import MergeSpace
+
+if TYPE_CHECKING:
+    import optuna
+
+    from mergefront.storage.database import Database
+    from mergefront.storage.ledger import StudyLedger
+    from mergefront.storage.studies import StudyRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated recipe of a study; ``number`` is its trial, ``anchor`` its name if it is an anchor."""
+
+    number: int
+    recipe: Recipe
+    evaluation: Evaluation
+    scores: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+    anchor: str | None = None
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Every coefficient of the recipe, searched or fixed."""
+        return self.recipe.params
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that could not be scored, and why."""
+
+    number: int
+    reason: str
+
+
+class Study:
+    """A stored study. ``optuna`` is the ``optuna.Study`` underneath."""
+
+    def __init__(self, database: Database, record: StudyRecord) -> None:
+        self.database = database
+        self.record = record
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @cached_property
+    def space(self) -> MergeSpace:
+        return MergeSpace.from_json(self.record.definition["space"])
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the order of Optuna's values."""
+        given = self.record.definition["objectives"]
+        return objectives_from([
+            Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
+            for entry in given
+        ])
+
+    @cached_property
+    def optuna(self) -> optuna.Study:
+        import optuna
+
+        from mergefront.optimizer.samplers.registry import make_sampler
+
+        sampler = self.record.definition["sampler"]
+        return optuna.load_study(
+            study_name=self.name,
+            storage=self.database.optuna_storage,
+            sampler=make_sampler(
+                sampler["name"], seed=self.record.definition["seed"], search_space=self.space.distributions(),
+                objectives=self.objectives, options=sampler["options"],
+            ),
+        )
+
+    @cached_property
+    def ledger(self) -> StudyLedger:
+        from mergefront.storage.ledger import StudyLedger
+        from mergefront.versions import versions
+
+        return StudyLedger(self.database, self.record.study_id, versions())
+
+    def candidates(self) -> list[Candidate]:
+        """Every evaluated candidate by trial number, anchors included, each recipe once."""
+        from optuna.trial import TrialState
+
+        from mergefront.optimizer.samplers.trial_attributes import ANCHOR
+        from mergefront.optimizer.search import RECIPE
+
+        evaluations = self.ledger.evaluations()
+        recipes = self.ledger.recipes()
+        made = []
+        seen = set()
+        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            digest = trial.user_attrs.get(RECIPE)
+            if digest is None or digest not in evaluations or (digest in seen and ANCHOR not in trial.user_attrs):
+                continue
+            seen.add(digest)
+            evaluation = evaluations[digest]
+            scores = dict(zip((objective.name for objective in self.objectives), trial.values, strict=True))
+            made.append(Candidate(trial.number, recipes[digest], evaluation, scores, evaluation.standard_errors,
+                                  trial.user_attrs.get(ANCHOR)))
+        return made
+
+    def anchors(self) -> list[Candidate]:
+        """The anchors evaluated so far."""
+        return [candidate for candidate in self.candidates() if candidate.anchor is not None]
+
+    def failures(self) -> list[Failure]:
+        """The failed trials with their reasons."""
+        from optuna.trial import TrialState
+
+        from mergefront.optimizer.search import FAILURE
+
+        return [
+            Failure(trial.number, str(trial.user_attrs.get(FAILURE, "no reason was kept")))
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        ]
+
+    def normaliser(self, candidates: list[Candidate] | None = None) -> Normaliser:
+        """The unit system of this study, from its anchors."""
+        candidates = self.candidates() if candidates is None else candidates
+        rows = [self._row(candidate) for candidate in candidates if candidate.anchor is not None]
+        return Normaliser.from_anchors(self.objectives, rows)
+
+    def normalised(self, candidates: list[Candidate] | None = None) -> list[list[float]]:
+        """The candidates' scores in the common unit (larger is better, 0 worst anchor, 1 best anchor)."""
+        candidates = self.candidates() if candidates is None else candidates
+        normaliser = self.normaliser()
+        return [normaliser.normalise(self._row(candidate)) for candidate in candidates]
+
+    def front(self) -> list[Candidate]:
+        """The candidates that no other dominates, by trial number."""
+        from mergefront.optimizer.pareto import nondominated
+
+        candidates = self.candidates()
+        if not candidates:
+            return []
+        signed = [[objective.sign * candidate.scores[objective.name] for objective in self.objectives]
+                  for candidate in candidates]
+        keep = nondominated(signed)
+        front = []
+        seen = set()
+        for candidate, kept in zip(candidates, keep, strict=True):
+            if kept and candidate.recipe.digest not in seen:
+                seen.add(candidate.recipe.digest)
+                front.append(candidate)
+        return front
+
+    def best(self, objective: str) -> Candidate:
+        """The candidate that is best in one objective; raises ``UserError`` when there is none."""
+        sign = next((known.sign for known in self.objectives if known.name == objective), None)
+        if sign is None:
+            names = [known.name for known in self.objectives]
+            raise UserError(f"study {self.name!r} has no objective {objective!r} {did_you_mean(objective, names)}")
+        candidates = self._some_candidates()
+        return max(candidates, key=lambda candidate: sign * candidate.scores[objective])
+
+    def knee(self) -> Candidate:
+        """The front's knee: best sum of the objectives, each scaled to the front's range."""
+        from mergefront.optimizer.pareto import knee
+
+        self._some_candidates()
+        front = self.front()
+        return front[knee(self.normalised(front))]
+
+    def preferred(self, weights: Mapping[str, float]) -> Candidate:
+        """The front member that a user with these weights (objective -> importance) picks."""
+        from mergefront.optimizer.pareto import preferred
+
+        names = [objective.name for objective in self.objectives]
+        for name, weight in weights.items():
+            if name not in names:
+                raise UserError(f"study {self.name!r} has no objective {name!r} {did_you_mean(name, names)}")
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"preference {name}={weight} must be a number of at least 0")
+        if not any(weights.values()):
+            raise UserError("preferences: give at least one objective a weight above 0, such as maths=0.7")
+        self._some_candidates()
+        front = self.front()
+        return front[preferred(self.normalised(front), [weights.get(name, 0.0) for name in names])]
+
+    def hypervolume(self, candidates: list[Candidate] | None = None) -> float:
+        """Hypervolume of the candidates (all of them by default) in the normalised units, above the
+        fixed reference point."""
+        from mergefront.optimizer.pareto import hypervolume
+
+        every = self.candidates()
+        normaliser = self.normaliser(every)
+        rows = [normaliser.normalise(self._row(candidate)) for candidate in (every if candidates is None else candidates)]
+        return hypervolume(rows, normaliser.reference_point) if rows else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``mergefront front NAME --json`` prints."""
+        failures = self.failures()
+        every = self.candidates()
+        return {
+            "study": self.name,
+            "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
+            "hypervolume": self.hypervolume(),
+            "front": [
+                {"trial": candidate.number, "scores": dict(candidate.scores), "params": dict(candidate.params)}
+                for candidate in self.front()
+            ],
+            "anchors": [
+                {"name": candidate.anchor, "trial": candidate.number, "scores": dict(candidate.scores)}
+                for candidate in every if candidate.anchor is not None
+            ],
+            "evaluations": self.finished_count(),
+            "failed": len(failures),
+        }
+
+    def finished_count(self) -> int:
+        """How many trials of the budget are spent: scored or failed."""
+        from optuna.trial import TrialState
+
+        return len(self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+
+    def _row(self, candidate: Candidate) -> list[float]:
+        return [candidate.scores[objective.name] for objective in self.objectives]
+
+    def _some_candidates(self) -> list[Candidate]:
+        candidates = self.candidates()
+        if not candidates:
+            raise UserError(f"study {self.name!r} has no finished evaluation yet; run or resume it first")
+        return candidates
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self.database.url})"

@@ -1,0 +1,267 @@
+"""The search loop: claim a slot of the budget, ask, evaluate, keep, tell.
+
+It knows neither weights nor HTTP nor SQL. Whatever finished is in the ledger before the next
+evaluation starts, so that a kill at any instant loses at most the evaluation under way, and a
+resumed search proposes the trials that the uninterrupted one would have proposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from mergefront.optimizer.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
+from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
+from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS
+from mergefront.optimizer.space import MergeSpace
+
+SLOT = "mergefront:slot"
+"""Trial user attribute: which slot of the budget the trial fills."""
+RECIPE = "mergefront:recipe"
+"""Trial user attribute: the digest of the trial's recipe."""
+FAILURE = "mergefront:failure"
+"""Trial user attribute: why the trial failed."""
+REUSED = "mergefront:reused"
+"""Trial user attribute: the recipe had been evaluated already; its scores were taken from the ledger."""
+
+CONSECUTIVE_FAILURES = 5
+"""That many failed evaluations in a row stop the search: they have a common cause worth mending."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot of the budget that this process works on; ``trial_number`` is set once its trial exists."""
+
+    slot: int
+    trial_number: int | None
+
+
+class Ledger(Protocol):
+    """Where claims and evaluations are kept; implemented by ``mergefront.storage``."""
+
+    def claim(self, budget: int) -> Claim | None:
+        """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
+
+    def bind(self, claim: Claim, trial_number: int) -> None:
+        """Note which trial fills a claimed slot."""
+
+    def finish(self, claim: Claim) -> None:
+        """Note that the claimed slot's trial was told."""
+
+    def release(self, claim: Claim) -> None:
+        """Give an unfinished slot back, so that a later run takes it over at once."""
+
+    def keep_alive(self, claim: Claim) -> AbstractContextManager[None]:
+        """While entered, others see that this process is at work on the slot."""
+
+    def find(self, recipe: Recipe) -> Evaluation | None:
+        """The evaluation of an identical recipe, or None."""
+
+    def record(self, trial_number: int, recipe: Recipe, evaluation: Evaluation) -> None:
+        """Keep a finished evaluation, durably."""
+
+    def record_failure(self, trial_number: int, recipe: Recipe, kind: str, reason: str) -> None:
+        """Keep why a recipe could not be scored."""
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What happened to one trial; ``evaluation`` is None when it failed."""
+
+    number: int
+    slot: int
+    recipe: Recipe
+    anchor: str | None
+    evaluation: Evaluation | None
+    failure: str | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Everything the loop needs besides where to keep and how to score."""
+
+    space: MergeSpace
+    objectives: tuple[Objective, ...]
+    anchors: tuple[Anchor, ...]
+    budget: int
+
+
+@dataclass
+class _Failures:
+    """Failures in a row, by kind."""
+
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, kind: str, reason: str) -> None:
+        self.reasons.append((kind, reason))
+        if len(self.reasons) < CONSECUTIVE_FAILURES:
+            return
+        kinds = {kind for kind, _ in self.reasons}
+        common = f"all of kind {kinds.pop()!r}" if len(kinds) == 1 else f"of the kinds {', '.join(sorted(kinds))}"
+        raise SearchStoppedError(
+            f"{len(self.reasons)} evaluations in a row failed, {common}; the last one: {reason}. "
+            "What finished is kept; mend the cause and resume the study"
+        )
+
+
+def run_search(
+    plan: SearchPlan,
+    study: optuna.Study,
+    ledger: Ledger,
+    evaluator: Evaluator,
+    observe: Callable[[TrialOutcome], None] = lambda outcome: None,
+    before: Callable[[int, str | None], None] = lambda number, anchor: None,
+) -> int:
+    """Fill the budget; returns the number of trials that this call finished.
+
+    ``before(trial number, anchor name)`` is called when an evaluation starts and ``observe`` when
+    a trial is told. Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
+    """
+    failures = _Failures()
+    finished = 0
+    while (claim := ledger.claim(plan.budget)) is not None:
+        told = False
+        try:
+            with ledger.keep_alive(claim):
+                outcome = _fill(plan, study, ledger, evaluator, claim, before)
+            ledger.finish(claim)
+            told = True
+        finally:
+            if not told:
+                ledger.release(claim)
+        finished += 1
+        observe(outcome)
+        if outcome.failure is None:
+            failures.reasons.clear()
+        else:
+            failures.add(*outcome.failure.split(": ", 1))
+    return finished
+
+
+def _fill(
+    plan: SearchPlan, study: optuna.Study, ledger: Ledger, evaluator: Evaluator, claim: Claim,
+    before: Callable[[int, str | None], None],
+) -> TrialOutcome:
+    trial, anchor = _open_trial(plan, study, ledger, claim)
+    if anchor is not None:
+        recipe = anchor.recipe
+        name: str | None = anchor.name
+    else:
+        params = {key: _suggest(trial, key, distribution) for key, distribution in plan.space.distributions().items()}
+        recipe = plan.space.recipe(params)
+        name = None
+    trial.set_user_attr(RECIPE, recipe.digest)
+    before(trial.number, name)
+    known = ledger.find(recipe)
+    if known is None:
+        request = EvaluationRequest(tuple(objective.name for objective in plan.objectives))
+        try:
+            evaluation = evaluator.evaluate(recipe, request)
+            scores = checked_scores(evaluation, request.objectives)
+        except Exception as error:
+            kind, reason = _reason(error)
+            ledger.record_failure(trial.number, recipe, kind, reason)
+            trial.set_user_attr(FAILURE, f"{kind}: {reason}")
+            study.tell(trial.number, state=TrialState.FAIL)
+            return TrialOutcome(trial.number, claim.slot, recipe, name, None, f"{kind}: {reason}")
+        ledger.record(trial.number, recipe, evaluation)
+    else:
+        evaluation = known
+        scores = checked_scores(evaluation, [objective.name for objective in plan.objectives])
+        trial.set_user_attr(REUSED, True)
+    errors = [evaluation.standard_errors.get(objective.name) for objective in plan.objectives]
+    if any(error is not None for error in errors):
+        trial.set_user_attr(STANDARD_ERRORS, [_finite(error) for error in errors])
+    study.tell(trial.number, [scores[objective.name] for objective in plan.objectives])
+    return TrialOutcome(trial.number, claim.slot, recipe, name, evaluation, reused=known is not None)
+
+
+def _open_trial(
+    plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim
+) -> tuple[optuna.trial.Trial, Anchor | None]:
+    """The running trial of a claimed slot: the abandoned one if there is one, else a new one."""
+    found = _trial_of(study, claim)
+    if found is None:
+        anchor = _anchor_for(plan, study, claim.slot)
+        attributes: dict[str, Any] = {SLOT: claim.slot}
+        params: Mapping[str, Any] = {}
+        distributions: Mapping[str, Any] = {}
+        if anchor is not None:
+            attributes[ANCHOR] = anchor.name
+            if anchor.outside_space:
+                attributes[OUTSIDE_SPACE] = True
+            params, distributions = dict(anchor.params), plan.space.distributions()
+        template = create_trial(state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions),
+                                user_attrs=attributes)
+        # One transaction for the whole trial: Optuna's public add_trial does the same but hides the id.
+        trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
+    else:
+        trial_id = found._trial_id
+        anchor = _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
+    trial = optuna.trial.Trial(study, trial_id)
+    ledger.bind(claim, trial.number)
+    return trial, anchor
+
+
+def _trial_of(study: optuna.Study, claim: Claim) -> FrozenTrial | None:
+    if claim.trial_number is None and claim.slot == 0:
+        return None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(SLOT) == claim.slot:
+            return trial
+    return None
+
+
+def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> Anchor | None:
+    if slot < len(plan.anchors):
+        return plan.anchors[slot]
+    if slot == len(plan.anchors):
+        return _metric_weighted(plan, study)
+    return None
+
+
+def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> Anchor | None:
+    if name == METRIC_WEIGHTED:
+        return _metric_weighted(plan, study)
+    return next((anchor for anchor in plan.anchors if anchor.name == name), None)
+
+
+def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
+    """The metric-weighted average, once every expert's score on its own objective is known."""
+    columns = {objective.name: (index, objective) for index, objective in enumerate(plan.objectives)}
+    told = {trial.user_attrs.get(ANCHOR): trial.values
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+    own: dict[str, float] = {}
+    for expert in plan.space.models:
+        values = told.get(expert_anchor(expert))
+        if expert not in columns or values is None:
+            return None
+        index, objective = columns[expert]
+        own[expert] = objective.sign * values[index]
+    return metric_weighted(plan.space, own)
+
+
+def _suggest(trial: optuna.trial.Trial, name: str, distribution: Any) -> Any:
+    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """(kind, reason) of a failed evaluation, each on one line."""
+    if isinstance(error, EvaluationError):
+        return error.kind, " ".join(str(error).split())
+    return type(error).__name__, " ".join(str(error).split()) or "no message"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and value == value and abs(value) != float("inf") else None

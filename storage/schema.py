@@ -1,0 +1,100 @@
+"""mergefront's own tables, beside Optuna's in the same database.
+
+| table | a row is |
+| --- | --- |
+| mergefront_schema | the version of these tables |
+| mergefront_studies | a study's whole definition, enough to resume it |
+| mergefront_claims | a slot of a study's budget and who works on it |
+| mergefront_evaluations | what one recipe scored, or why it could not be scored |
+| mergefront_item_sets | the identifiers of the items that were scored together |
+| mergefront_item_scores | one task's scores, item by item, in one evaluation |
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+VERSION = 1
+
+metadata = MetaData()
+
+schema = Table("mergefront_schema", metadata, Column("version", Integer, primary_key=True))
+
+studies = Table(
+    "mergefront_studies",
+    metadata,
+    Column("study_id", Integer, primary_key=True, autoincrement=False),  # Optuna's study id
+    Column("name", String(512), nullable=False, unique=True),
+    Column("uuid", String(36), nullable=False, unique=True),
+    Column("definition", JSON, nullable=False),
+    Column("root", Text, nullable=False),  # folder that relative paths start from
+    Column("evaluations", Integer, nullable=False),  # the budget last asked for
+    Column("versions", JSON, nullable=False),
+    Column("created_at", DateTime, nullable=False),
+)
+
+claims = Table(
+    "mergefront_claims",
+    metadata,
+    Column("study_id", Integer, ForeignKey("mergefront_studies.study_id", ondelete="CASCADE"), primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    Column("trial_number", Integer),
+    Column("finished", Boolean, nullable=False),
+    Column("host", String(255)),
+    Column("process", String(64)),  # process id and its start time: a reused id is another process
+    Column("heartbeat", Float),  # seconds since the epoch
+)
+
+evaluations = Table(
+    "mergefront_evaluations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", Integer, ForeignKey("mergefront_studies.study_id", ondelete="CASCADE"), nullable=False),
+    Column("trial_number", Integer),
+    Column("digest", String(32), nullable=False),
+    Column("split", String(16), nullable=False),
+    Column("recipe", JSON, nullable=False),
+    Column("failure_kind", String(255)),
+    Column("failure", Text),
+    Column("scores", JSON, nullable=False),
+    Column("standard_errors", JSON, nullable=False),
+    Column("seconds", JSON, nullable=False),
+    Column("cost", JSON, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("versions", JSON, nullable=False),
+    Column("created_at", DateTime, nullable=False),
+    Index("mergefront_evaluations_by_recipe", "study_id", "digest", "split"),
+)
+
+item_sets = Table(
+    "mergefront_item_sets",
+    metadata,
+    Column("digest", String(32), primary_key=True),
+    Column("ids", JSON, nullable=False),
+)
+
+item_scores = Table(
+    "mergefront_item_scores",
+    metadata,
+    Column("evaluation_id", Integer, ForeignKey("mergefront_evaluations.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", String(255), primary_key=True),
+    Column("item_set", String(32), ForeignKey("mergefront_item_sets.digest"), nullable=False),
+    Column("scores", LargeBinary, nullable=False),  # float64, little-endian, in the item set's order
+    Column("margins", LargeBinary),
+    UniqueConstraint("evaluation_id", "task"),
+)

@@ -1,0 +1,128 @@
+"""Studies as they are stored: name, whole definition, budget."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import optuna
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.objectives import Objective
+from mergefront.storage.database import Database
+from mergefront.storage.schema import studies
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One row of mergefront_studies; ``study_id`` is Optuna's own."""
+
+    study_id: int
+    name: str
+    uuid: str
+    definition: dict[str, Any]
+    root: str
+    evaluations: int
+    versions: dict[str, str]
+    created_at: datetime
+
+
+def create_or_load(
+    database: Database,
+    name: str,
+    definition: Mapping[str, Any],
+    objectives: Sequence[Objective],
+    *,
+    root: str,
+    evaluations: int,
+    versions: Mapping[str, str],
+) -> StudyRecord:
+    """The study of this name, created if there is none.
+
+    Raises ``UserError``, showing the difference, when a study of this name has another definition.
+    """
+    wanted = json.loads(json.dumps(definition))
+    known = find(database, name)
+    if known is not None:
+        changes = differences(known.definition, wanted)
+        if changes:
+            raise UserError(
+                f"study {name!r} exists already with another definition; give the new one another name, "
+                "or undo the change:\n" + "\n".join(f"  - {change}" for change in changes)
+            )
+        return known
+    study = optuna.create_study(
+        study_name=name, storage=database.optuna_storage, load_if_exists=True,
+        directions=[objective.direction for objective in objectives],
+    )
+    if len(study.directions) != len(objectives) or study.get_trials(deepcopy=False):
+        raise UserError(f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name")
+    study.set_metric_names([objective.name for objective in objectives])
+    row = {
+        "study_id": study._study_id, "name": name, "uuid": str(uuid.uuid4()), "definition": wanted, "root": root,
+        "evaluations": evaluations, "versions": dict(versions), "created_at": datetime.now(UTC).replace(tzinfo=None),
+    }
+    try:
+        with database.transaction() as connection:
+            connection.execute(studies.insert().values(**row))
+    except IntegrityError:  # another process was quicker; it wrote the same definition or find() tells
+        return create_or_load(database, name, definition, objectives, root=root, evaluations=evaluations,
+                              versions=versions)
+    return StudyRecord(**row)
+
+
+def find(database: Database, name: str) -> StudyRecord | None:
+    """The study of this name, or None."""
+    with database.transaction() as connection:
+        row = connection.execute(select(studies).where(studies.c.name == name)).first()
+    return None if row is None else StudyRecord(**row._mapping)
+
+
+def load(database: Database, name: str) -> StudyRecord:
+    """The study of this name; raises ``UserError`` with the nearest name when there is none."""
+    record = find(database, name)
+    if record is None:
+        names = [known.name for known in all_studies(database)]
+        hint = did_you_mean(name, names) if names else "(this database has no studies yet)"
+        raise UserError(f"there is no study {name!r} in {database.url} {hint}")
+    return record
+
+
+def all_studies(database: Database) -> list[StudyRecord]:
+    """Every study, oldest first."""
+    with database.transaction() as connection:
+        rows = connection.execute(select(studies).order_by(studies.c.study_id)).all()
+    return [StudyRecord(**row._mapping) for row in rows]
+
+
+def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:
+    """Store the budget that was last asked for."""
+    with database.transaction() as connection:
+        connection.execute(studies.update().where(studies.c.study_id == study_id).values(evaluations=evaluations))
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values, a line each, with the path to it."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}, key=str):
+            path = f"{where}.{key}" if where else str(key)
+            if key not in new:
+                found.append(f"{path}: was {_short(old[key])}, is now missing")
+            elif key not in old:
+                found.append(f"{path}: was missing, is now {_short(new[key])}")
+            else:
+                found.extend(differences(old[key], new[key], path))
+        return found
+    return [] if old == new else [f"{where}: was {_short(old)}, is now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
