@@ -1,0 +1,22 @@
+"""Samplers: each a plain ``optuna.samplers.BaseSampler``, usable on any Optuna study.
+
+``registry`` lists them by name without importing any; the classes here are imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.samplers.mmmo import MMMOSampler
+
+_HOME = {"MMMOSampler": "mergefront.optimizer.samplers.mmmo"}
+
+__all__ = ["MMMOSampler"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,27 @@
+"""Points before there is a model: one scrambled Sobol sequence per seed, addressed by index."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+
+
+def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
+    """Points ``first`` to ``first + count - 1`` of the seed's sequence (``count x d``), each representable."""
+    engine = qmc.Sobol(encoder.parameters, scramble=True, rng=np.random.default_rng(derive_seed(seed, "sobol")))
+    if first:
+        engine.fast_forward(first)
+    # scipy warns unless the number drawn is a power of two; the sequence itself does not mind.
+    drawn = engine.random_base2(max(count - 1, 0).bit_length()) if not first else engine.random(count)
+    return encoder.from_uniform(drawn[:count])
+
+
+def startup_size(parameters: int, flagged_anchors: int) -> int:
+    """Number of Sobol points before the first model, given how many anchors are evaluated beside them."""
+    return max(4, min(parameters + 1, 12) - flagged_anchors)

@@ -1,0 +1,197 @@
+"""From what was told to the next point: the default and the published variant of MM-MO, without Optuna.
+
+Both live in one unit system: values, noise, reference point and acquisition are all normalised (``units``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
+from mergefront.optimizer.samplers.acquisition_search import SearchBudget, maximise
+from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
+from mergefront.optimizer.samplers.screening import FisherScreen, fisher_information, screen
+from mergefront.optimizer.samplers.surrogate import Surrogate, fit_surrogate
+from mergefront.optimizer.samplers.units import compress_tail
+from mergefront.optimizer.samplers.variation import (
+    binomial_crossover,
+    elites_by_hypervolume,
+    elites_by_sum,
+    mutants,
+)
+
+Array = NDArray[np.float64]
+
+HYPERVOLUME_OBJECTIVES = 4
+"""With more objectives the boxes become too many, and random scalarisations take over (ParEGO)."""
+ELITES = 8
+OFFSPRING = 64
+SHORTLIST_TOLERANCE = 0.05
+"""Candidates whose log acquisition lies this close to the best (5% of the improvement) are equally good."""
+PAPER_ELITES = 5
+PAPER_CANDIDATES_PER_EVALUATION = 2
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a proposal depends on: points in the unit cube, values normalised and maximised."""
+
+    encoder: Encoder
+    x: Array
+    """Told points, ``n x d``."""
+    y: Array
+    """Their values, ``n x m``."""
+    noise_variance: Array
+    """Of ``y``, ``n x m``; NaN where unknown."""
+    outside: Array
+    """Values (``k x m``) of told trials that are no points of the space; they belong to the front all the same."""
+    pending: Array
+    """Points on their way, ``p x d``."""
+    taken: Array
+    """Points that must not be proposed again, ``a x d``."""
+    reference: Array
+    """Reference point, ``m``."""
+
+
+def fit(situation: Situation) -> Surrogate:
+    """The surrogate of the told values, collapsed ones pulled in."""
+    return fit_surrogate(situation.x, compress_tail(situation.y, situation.reference), situation.noise_variance)
+
+
+def propose(
+    situation: Situation, surrogate: Surrogate, budget: SearchBudget, fisher_screen: FisherScreen, seed: int
+) -> Array | None:
+    """The default variant's next point (``d``); None when every candidate is taken.
+
+    Optima of the acquisition compete with offspring of the elites on acquisition value. Among those that are
+    as good as the best, and while others are pending, the Fisher screen picks the least known.
+    """
+    rng = np.random.default_rng(seed)
+    situation, surrogate = _scalarised(situation, surrogate, rng)
+    acquisition = _acquisition(situation, surrogate, budget, rng)
+    offspring = _offspring(situation, rng)
+    sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
+    starts = _untaken(np.concatenate([offspring, sobol]), situation.taken)
+    if not len(starts):
+        return None
+    optima, _ = maximise(acquisition, starts, situation.encoder, budget)
+    candidates = _untaken(np.concatenate([optima, offspring]), situation.taken)
+    if not len(candidates):
+        candidates = starts
+    values = acquisition.values(candidates)
+    order = np.argsort(-values, kind="stable")
+    shortlist = candidates[order[values[order] >= values.max() - SHORTLIST_TOLERANCE]]
+    if not len(situation.pending):
+        return np.asarray(shortlist[0])
+    information = fisher_information(surrogate.with_pending(situation.pending).posterior(shortlist)[1])
+    return np.asarray(shortlist[screen(information, 1, fisher_screen)[0]])
+
+
+def propose_paper_round(
+    situation: Situation,
+    surrogate: Surrogate,
+    budget: SearchBudget,
+    fisher_screen: FisherScreen,
+    seed: int,
+    batch: int,
+    task_objectives: Sequence[int],
+) -> Array:
+    """A round of the published loop (arXiv 2407.00487, algorithm 1), best first: at most ``batch x d`` points.
+
+    Twice ``batch`` candidates are acquired one after the other, each is crossed with a mutant of the elites, and the
+    Fisher screen keeps ``batch`` of them. Differences from the released program: values and reference point
+    share one unit system, the improvement is maximised as its logarithm, and points keep full precision.
+    """
+    rng = np.random.default_rng(seed)
+    acquired: list[Array] = []
+    for i in range(PAPER_CANDIDATES_PER_EVALUATION * batch):
+        pending = np.array([*situation.pending, *acquired]).reshape(-1, situation.encoder.dimension)
+        step = Situation(**{**situation.__dict__, "pending": pending})
+        step, model = _scalarised(step, surrogate, rng)
+        acquisition = _acquisition(step, model, budget, rng)
+        starts = sobol_points(situation.encoder, seed + i, 0, budget.raw_points)
+        acquired.append(maximise(acquisition, starts, situation.encoder, budget)[0][0])
+    weak = np.stack(acquired)
+    elites = situation.x[elites_by_sum(situation.y[:, list(task_objectives)], PAPER_ELITES)]
+    strong = situation.encoder.snap(_crossed(elites, weak, rng))
+    candidates = _untaken(strong, situation.taken)
+    if not len(candidates):
+        return candidates
+    information = fisher_information(surrogate.with_pending(situation.pending).posterior(candidates)[1])
+    return np.asarray(candidates[screen(information, batch, fisher_screen)])
+
+
+def _acquisition(
+    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
+) -> HypervolumeImprovement:
+    points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
+    half = rng.standard_normal((budget.samples // 2, points, objectives))
+    normals = np.concatenate([half, -half])
+    return HypervolumeImprovement(surrogate, situation.pending, situation.reference, situation.outside, normals)
+
+
+def _scalarised(
+    situation: Situation, surrogate: Surrogate, rng: np.random.Generator
+) -> tuple[Situation, Surrogate]:
+    """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
+    m = situation.y.shape[1]
+    if m <= HYPERVOLUME_OBJECTIVES:
+        return situation, surrogate
+    weights = random_weights(m, rng)
+    y = chebyshev(compress_tail(situation.y, situation.reference), weights)
+    outside = chebyshev(compress_tail(situation.outside, situation.reference), weights)
+    single = Situation(
+        situation.encoder,
+        situation.x,
+        y,
+        np.full(y.shape, np.nan),
+        outside,
+        situation.pending,
+        situation.taken,
+        np.array([min(float(y.min()), -1.0) - 1.0]),
+    )
+    return single, fit_surrogate(single.x, single.y, single.noise_variance)
+
+
+def _offspring(situation: Situation, rng: np.random.Generator) -> Array:
+    """Crossovers (``OFFSPRING x d``, or none) of the elites with mutants of themselves."""
+    elites = situation.x[elites_by_hypervolume(situation.y, situation.reference, ELITES)]
+    if len(elites) < 3:
+        return np.zeros((0, situation.encoder.dimension))
+    targets = elites[rng.integers(len(elites), size=OFFSPRING)]
+    return situation.encoder.snap(_crossed(elites, targets, rng))
+
+
+def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
+    if len(elites) < 3:
+        return targets
+    return binomial_crossover(mutants(elites, len(targets), rng), targets, rng)
+
+
+def _untaken(points: Array, taken: Array) -> Array:
+    """The distinct rows of ``points`` (``n x d``), in order, that are none of ``taken`` (``a x d``)."""
+    seen = {row.tobytes() for row in _rounded(taken)}
+    keep = []
+    for i, row in enumerate(_rounded(points)):
+        key = row.tobytes()
+        if key not in seen:
+            seen.add(key)
+            keep.append(i)
+    return points[keep]
+
+
+def _rounded(points: Array) -> Array:
+    return np.round(points, 9) + 0.0  # + 0.0 turns -0.0 into 0.0, whose bytes differ
+
+
+def fresh_point(situation: Situation, seed: int, first: int) -> Array:
+    """A Sobol point that is not taken, starting at index ``first``; a taken one when the whole space is."""
+    points = sobol_points(situation.encoder, seed, first, 64)
+    untaken = _untaken(points, situation.taken)
+    return np.asarray(untaken[0] if len(untaken) else points[0])

@@ -1,0 +1,91 @@
+"""What trials and studies carry besides parameters and values: the contract between search loop and samplers.
+
+| of | key | written by | value |
+| --- | --- | --- | --- |
+| trial, user | ``mergefront:anchor`` | search loop | name of the anchor that this trial evaluates |
+| trial, user | ``mergefront:outside_space`` | search loop | true: the recipe is no point of the space |
+| trial, user | ``mergefront:standard_errors`` | search loop | one per objective, null where unknown or exact |
+| study, user | ``mergefront:search_space`` | search loop | parameter name to Optuna's JSON of its distribution |
+| trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, before the first suggest |
+
+An anchor is used to normalise the objectives. A trial outside the space never trains a surrogate, but its
+values count for normalisation and for the front that a proposal has to improve. All attributes must be there
+before the trial is told; ``mergefront:anchor`` and ``mergefront:outside_space`` as soon as the trial exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+ANCHOR = "mergefront:anchor"
+OUTSIDE_SPACE = "mergefront:outside_space"
+STANDARD_ERRORS = "mergefront:standard_errors"
+SEARCH_SPACE = "mergefront:search_space"
+PROPOSAL = "mergefront:proposal"
+
+
+def is_anchor(trial: FrozenTrial) -> bool:
+    """Whether the trial evaluates an anchor."""
+    return bool(trial.user_attrs.get(ANCHOR))
+
+
+def is_outside_space(trial: FrozenTrial) -> bool:
+    """Whether the trial's recipe is no point of the search space."""
+    return bool(trial.user_attrs.get(OUTSIDE_SPACE))
+
+
+def standard_errors(trial: FrozenTrial, objectives: int) -> list[float | None]:
+    """The trial's standard error per objective, in raw units; None where unknown, exact or not written."""
+    written = trial.user_attrs.get(STANDARD_ERRORS)
+    if not isinstance(written, Sequence) or len(written) != objectives:
+        return [None] * objectives
+    return [None if error is None else float(error) for error in written]
+
+
+def write_search_space(study: Study, space: Mapping[str, BaseDistribution]) -> None:
+    """Stores the search space, so that every worker knows it before the first trial finishes."""
+    study.set_user_attr(SEARCH_SPACE, {name: distribution_to_json(space[name]) for name in space})
+
+
+def read_search_space(study: Study) -> dict[str, BaseDistribution] | None:
+    """The stored search space, in the order in which it was written; None when none is stored."""
+    stored = study.user_attrs.get(SEARCH_SPACE)
+    if stored is None:
+        return None
+    return {name: json_to_distribution(text) for name, text in stored.items()}
+
+
+def write_proposal(study: Study, trial: FrozenTrial, stage: str, params: Mapping[str, Any]) -> None:
+    """Publishes the whole proposal at once.
+
+    Optuna commits a running trial's parameters one by one, so that other workers would see half a point.
+    """
+    # Optuna has no public way to write a system attribute since 5.0; its own samplers do the same.
+    study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, {"stage": stage, "params": dict(params)})
+
+
+def proposed_params(trial: FrozenTrial) -> dict[str, Any]:
+    """The trial's parameters, completed by the published proposal while the trial is running.
+
+    A waiting trial answers with the parameters it was enqueued with.
+    """
+    params: dict[str, Any] = {}
+    published = trial.system_attrs.get(PROPOSAL)
+    if published is not None:
+        params.update(published["params"])
+    params.update(trial.system_attrs.get("fixed_params", {}))
+    params.update(trial.params)
+    return params
+
+
+def proposal_stage(trial: FrozenTrial) -> str | None:
+    """How the trial was proposed: "anchor", "sobol", "model" or "fallback"; None when another sampler did."""
+    published = trial.system_attrs.get(PROPOSAL)
+    return None if published is None else str(published["stage"])
