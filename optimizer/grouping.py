@@ -154,9 +154,14 @@ def knots_of(
 
 
 def interpolate(knots: list[float], layer: int | None, layers: int) -> float:
-    """Value of a gradient list at a layer: linear in depth t = layer / (layers - 1), as in mergekit."""
-    if len(knots) == 1 or layer is None or layers <= 1:
+    """Value of a gradient list at a layer: linear in depth t = layer / (layers - 1), as in mergekit.
+
+    Raises ``UserError`` when the number of layers is not known.
+    """
+    if len(knots) == 1 or layer is None or layers == 1:
         return knots[0]
+    if layers < 1:
+        raise UserError("a gradient needs the model's number of layers (Grouping(layers=...))")
     scaled = layer / (layers - 1) * (len(knots) - 1)
     left = min(int(scaled), len(knots) - 2)
     fraction = scaled - left

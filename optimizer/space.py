@@ -321,7 +321,7 @@ def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMetho
 def _grouping(granularity: Any, split: tuple[str, ...], layers: int, problems: list[str]) -> Grouping:
     try:
         if granularity == "global":
-            return Grouping(layers, (), split)
+            return Grouping(0, (), split)
         if granularity == "layers" or isinstance(granularity, Mapping):
             if layers < 1:
                 raise UserError(f"{granularity!r} needs the model's number of layers (layers=...)")

@@ -1,0 +1,181 @@
+"""The Python API: search, continue and load studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.definition import StudyDefinition
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.evaluation import Evaluator, FunctionEvaluator
+from mergefront.optimizer.objectives import Objective, objectives_from
+from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.space import MergeSpace
+from mergefront.study import Study
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.search import TrialOutcome
+
+DEFAULT_STORAGE = "sqlite:///mergefront.db"
+
+
+def _nothing(*_: Any) -> None:
+    """Observes nothing."""
+
+
+def search(
+    study: str | Path | None = None,
+    *,
+    space: MergeSpace | None = None,
+    evaluate: Callable[[Recipe], Any] | Evaluator | None = None,
+    objectives: Sequence[str | Objective | Mapping[str, Any]] | None = None,
+    sampler: str = "mm-mo",
+    sampler_options: Mapping[str, Any] | None = None,
+    evaluations: int | None = None,
+    seed: int = 0,
+    storage: str = DEFAULT_STORAGE,
+    name: str | None = None,
+    observe: Callable[[TrialOutcome], None] = _nothing,
+) -> Study:
+    """Search merges and return the study.
+
+    Either everything comes from a study file (``search("study.yaml")``), or from arguments:
+    ``space``, ``evaluate`` (a function ``Recipe -> {objective: number}``, or any ``Evaluator``),
+    ``objectives`` (names, mappings as in a study file, or ``Objective``) and ``name``.
+    ``evaluations`` is the study's whole budget, anchors included: an existing study of the same
+    definition is continued up to it (default 30). ``observe`` is called after each trial.
+
+    Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
+    """
+    if study is not None:
+        given = {"space": space, "evaluate": evaluate, "objectives": objectives, "name": name}
+        extra = [key for key, value in given.items() if value is not None]
+        if extra:
+            raise UserError(f"search: {', '.join(extra)} cannot be combined with a study file; write it into the file")
+        return run(study, evaluations=evaluations, observe=observe)
+    missing = [key for key, value in {"space": space, "evaluate": evaluate, "objectives": objectives,
+                                      "name": name}.items() if value is None]
+    if missing:
+        raise UserError(f"search: {', '.join(missing)} missing; give a study file, or space, evaluate, objectives and name")
+    assert space is not None and evaluate is not None and objectives is not None and name is not None
+    from mergefront.optimizer.samplers.registry import check_sampler
+
+    wanted = objectives_from(objectives)
+    options = dict(sampler_options or {})
+    problems = check_sampler(sampler, options, len(wanted))
+    if problems:
+        raise UserError("; ".join(problems))
+    definition = StudyDefinition(
+        name=name, space=space, objectives=wanted, evaluator={"type": "python", "function": _function_name(evaluate)},
+        sampler=sampler, sampler_options=options, seed=seed, storage=storage,
+        evaluations=30 if evaluations is None else evaluations,
+    )
+    evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
+    return _search(definition, evaluator, observe, _nothing)
+
+
+def run(
+    path: str | Path,
+    *,
+    evaluations: int | None = None,
+    observe: Callable[[TrialOutcome], None] = _nothing,
+    before: Callable[[int, str | None], None] = _nothing,
+) -> Study:
+    """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
+
+    Raises ``StudyFileError`` with every problem of the file before anything is written.
+    """
+    from dataclasses import replace
+
+    from mergefront.check import check_study
+    from mergefront.evaluators import make_evaluator
+
+    report = check_study(path)
+    definition = report.definition_or_raise()
+    if evaluations is not None:
+        definition = replace(definition, evaluations=_budget(evaluations))
+    with make_evaluator(definition.evaluator, definition.space, definition.root) as evaluator:
+        return _search(definition, evaluator, observe, before)
+
+
+def resume(
+    name: str,
+    *,
+    storage: str = DEFAULT_STORAGE,
+    evaluations: int | None = None,
+    observe: Callable[[TrialOutcome], None] = _nothing,
+    before: Callable[[int, str | None], None] = _nothing,
+) -> Study:
+    """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage."""
+    from mergefront.evaluators import make_evaluator
+    from mergefront.storage.studies import set_evaluations
+
+    study = load_study(name, storage=storage)
+    if evaluations is not None:
+        set_evaluations(study.database, study.record.study_id, _budget(evaluations))
+    budget = study.record.evaluations if evaluations is None else evaluations
+    if study.finished_count() >= budget:
+        return study
+    evaluator = study.record.definition["evaluator"]
+    with make_evaluator(evaluator, study.space, Path(study.record.root)) as made:
+        return _continue(study, made, budget, observe, before)
+
+
+def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
+    """The stored study of this name; raises ``UserError`` when there is none."""
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import load
+
+    database = Database(storage, create=False)
+    return Study(database, load(database, name))
+
+
+def _search(
+    definition: StudyDefinition,
+    evaluator: Evaluator,
+    observe: Callable[[TrialOutcome], None],
+    before: Callable[[int, str | None], None],
+) -> Study:
+    from mergefront.optimizer.samplers.trial_attributes import write_search_space
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import create_or_load, set_evaluations
+    from mergefront.versions import versions
+
+    budget = _budget(definition.evaluations)
+    database = Database(definition.storage)
+    record = create_or_load(
+        database, definition.name, definition.to_json(), definition.objectives, root=str(definition.root.resolve()),
+        evaluations=budget, versions=versions(),
+    )
+    study = Study(database, record)
+    write_search_space(study.optuna, study.space.distributions())
+    if record.evaluations != budget:
+        set_evaluations(database, record.study_id, budget)
+    return _continue(study, evaluator, budget, observe, before)
+
+
+def _continue(
+    study: Study,
+    evaluator: Evaluator,
+    budget: int,
+    observe: Callable[[TrialOutcome], None],
+    before: Callable[[int, str | None], None],
+) -> Study:
+    from mergefront.optimizer.anchors import anchors
+    from mergefront.optimizer.search import SearchPlan, run_search
+
+    plan = SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget)
+    run_search(plan, study.optuna, study.ledger, evaluator, observe, before)
+    return load_study(study.name, storage=study.database.url)
+
+
+def _budget(evaluations: object) -> int:
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
+        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of at least 1")
+    return evaluations
+
+
+def _function_name(function: object) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{getattr(named, '__module__', '?')}:{getattr(named, '__qualname__', '?')}"

@@ -1,0 +1,47 @@
+"""A study's definition: all that decides which recipes are tried and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.space import MergeSpace
+
+
+@dataclass(frozen=True)
+class StudyDefinition:
+    """What a study file or a call of ``search`` says.
+
+    ``evaluator`` is a JSON object from which the evaluator is made again on resume (see
+    ``mergefront.evaluators``); ``root`` is the folder that relative paths in it start from.
+    ``storage``, ``root`` and ``evaluations`` are not part of the definition that is compared when
+    a study is continued.
+    """
+
+    name: str
+    space: MergeSpace
+    objectives: tuple[Objective, ...]
+    evaluator: Mapping[str, Any]
+    sampler: str = "mm-mo"
+    sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    evaluations: int = 30
+    storage: str = "sqlite:///mergefront.db"
+    root: Path = Path(".")
+
+    def to_json(self) -> dict[str, Any]:
+        """The part that must stay the same while a study is continued."""
+        return {
+            "space": self.space.to_json(),
+            "objectives": [
+                {"name": objective.name, "direction": objective.direction,
+                 "range": None if objective.range is None else list(objective.range)}
+                for objective in self.objectives
+            ],
+            "evaluator": dict(self.evaluator),
+            "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
+            "seed": self.seed,
+        }

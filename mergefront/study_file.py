@@ -1,0 +1,176 @@
+"""The study file: strict YAML, every problem reported at once.
+
+An unknown key is an error with the nearest known one. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergefront.optimizer.errors import StudyFileError, did_you_mean
+
+_LARGEST_FILE = 1_000_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MergeSection(_Section):
+    """What is merged, how, and which coefficients are searched."""
+
+    method: str | list[str]
+    base_model: str | None = None
+    models: dict[str, str] | list[str]
+    space: dict[str, Any] = Field(default_factory=dict)
+
+
+class LocalBackendSection(_Section):
+    """Merges in memory and scores on this machine."""
+
+    type: Literal["local"] = "local"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+class FunctionBackendSection(_Section):
+    """Scores with the user's own function ``Recipe -> {objective: number}``."""
+
+    type: Literal["function"]
+    call: str
+
+
+class ObjectiveSection(_Section):
+    """One objective; ``direction`` defaults to what its task's metric says."""
+
+    name: str
+    direction: Literal["maximize", "minimize"] | None = None
+    range: tuple[float, float] | None = Field(default=None, strict=False)
+
+
+class SearchSection(BaseModel):
+    """Sampler and budget; every other key is an option of the sampler."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    sampler: str = "mm-mo"
+    evaluations: int = Field(default=30, ge=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the sampler."""
+        return dict(self.model_extra or {})
+
+
+class StudyFile(_Section):
+    """A study file, as written."""
+
+    study: str = Field(min_length=1, max_length=200)
+    storage: str = "sqlite:///mergefront.db"
+    seed: int = Field(default=0, ge=0)
+    merge: MergeSection
+    backend: LocalBackendSection | FunctionBackendSection = Field(
+        default_factory=LocalBackendSection, discriminator="type"
+    )
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    objectives: list[str | ObjectiveSection] = Field(min_length=1)
+    search: SearchSection = Field(default_factory=SearchSection)
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
+    source = str(path)
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise StudyFileError(source, [f"the file is larger than {_LARGEST_FILE:,} bytes; it is no study file"])
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyFileError(source, ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyFileError(source, [f"the file cannot be read: {error}"]) from None
+    content = load_yaml(text, source)
+    if not isinstance(content, dict):
+        raise StudyFileError(source, ["the file must hold a mapping with the keys study, merge, tasks, objectives and search"])
+    if isinstance(content.get("backend"), dict):
+        content["backend"].setdefault("type", "local")
+    try:
+        return StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(source, [_problem(dict(entry)) for entry in error.errors()]) from None
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Safe YAML without duplicate keys and without aliases; raises ``StudyFileError``."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        raise StudyFileError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
+    except RecursionError:
+        raise StudyFileError(source, ["not valid YAML: nested too deeply"]) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses duplicate keys (the last would win silently) and aliases (they can expand without bound)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported; write the value out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word or a number", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
+    (): StudyFile,
+    ("merge",): MergeSection,
+    ("backend", "local"): LocalBackendSection,
+    ("backend", "function"): FunctionBackendSection,
+    ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
+}
+
+
+def _problem(error: dict[str, Any]) -> str:
+    location = tuple(error["loc"])
+    kind = error["type"]
+    where = _readable(location)
+    if kind == "extra_forbidden":
+        parent = tuple("*" if isinstance(part, int) else str(part) for part in location[:-1])
+        section = _KEYS.get(parent)
+        hint = did_you_mean(str(location[-1]), section.model_fields) if section is not None else ""
+        return f"{where}: unknown key {hint}".rstrip()
+    if kind == "missing":
+        return f"{where}: this key is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{where}: unknown backend type {did_you_mean(str(error.get('ctx', {}).get('tag', '')), ('local', 'function'))}"
+    given = error.get("input")
+    shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
+
+
+def _readable(location: tuple[Any, ...]) -> str:
+    words: list[str] = []
+    for part in location:
+        if isinstance(part, int):
+            words[-1] = f"{words[-1]}[{part}]" if words else f"[{part}]"
+        elif part in ("str", "ObjectiveSection", "dict[str,str]", "list[str]", "local", "function") and words:
+            continue
+        else:
+            words.append(str(part))
+    return ".".join(words)
