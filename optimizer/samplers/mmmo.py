@@ -68,7 +68,8 @@ class MMMOSampler(BaseSampler):
             parameters, less when the study has flagged anchors.
         batch: size of a round. Members of a round are proposed from what was told before it began. By default 1,
             that is from everything told so far; 5 in the paper variant.
-        ranges: (worst, best) of every objective in its own unit, for normalising; by default from the anchors.
+        ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
+            all, means from the anchors.
         reference_point: worst value of interest of every objective, in its own unit; by default a tenth of the
             anchors' range below the worst anchor.
         task_objectives: indexes of the task scores among the objectives; by their sum the paper variant ranks its
@@ -90,7 +91,7 @@ class MMMOSampler(BaseSampler):
         anchors: Sequence[Mapping[str, Any]] = (),
         n_startup: int | None = None,
         batch: int | None = None,
-        ranges: Sequence[tuple[float, float]] | None = None,
+        ranges: Sequence[tuple[float, float] | None] | None = None,
         reference_point: Sequence[float] | None = None,
         task_objectives: Sequence[int] | None = None,
         fisher_screen: FisherScreen = "low",

@@ -22,9 +22,9 @@ FLOOR = -3.0
 
 
 def normaliser_for(
-    maximise: Sequence[bool], anchors: Array, ranges: Sequence[tuple[float, float]] | None = None
+    maximise: Sequence[bool], anchors: Array, ranges: Sequence[tuple[float, float] | None] | None = None
 ) -> Normaliser:
-    """From the anchors' raw values (``n x m``), or from ``ranges`` ((worst, best) per objective) when given."""
+    """From the anchors' raw values (``n x m``), except where ``ranges`` gives an objective's (worst, best)."""
     objectives = [
         Objective(str(j), "maximize" if up else "minimize", None if ranges is None else ranges[j])
         for j, up in enumerate(maximise)

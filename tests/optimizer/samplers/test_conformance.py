@@ -10,9 +10,12 @@ from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
     MultiObjectiveSamplerTestCase,
     RelativeSamplerTestCase,
+    SingleOnlySamplerTestCase,
 )
 
+from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer.samplers.registry import make_sampler
 
 
 class TestDefaultVariant(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
@@ -25,3 +28,39 @@ class TestPaperVariant(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjec
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: MMMOSampler(seed=0, variant="paper", n_startup=5, batch=2)
+
+
+def _named(name: str) -> Callable[[], BaseSampler]:
+    return lambda: make_sampler(name, seed=0, objectives=[Objective("score")])
+
+
+class TestTPE(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return _named("tpe")
+
+
+class TestTPEMultivariate(BasicSamplerTestCase, RelativeSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: make_sampler(
+            "tpe-multivariate", seed=0, objectives=[Objective("score")], options={"n_startup_trials": 1}
+        )
+
+
+class TestNSGAII(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return _named("nsga2")
+
+
+class TestSobol(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return _named("sobol")
+
+
+class TestCmaEs(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return _named("cma-es")

@@ -1,0 +1,216 @@
+"""The samplers by name, as data: what a study file may say under ``search``.
+
+Importing this module imports no sampler and no Optuna.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.objectives import Objective
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+SPARSITY_OBJECTIVES = frozenset({"delta_l1"})
+"""Objectives that measure the merge itself; every other one is a task score."""
+
+
+@dataclass(frozen=True)
+class SamplerOption:
+    """One option of a sampler: a number of type ``kind`` at least ``low``, or one of ``choices``."""
+
+    kind: type[int] | type[float] | type[str] | type[bool]
+    summary: str
+    low: float | None = None
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with ``value``, or None."""
+        if self.choices:
+            return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
+        if self.kind is bool:
+            return None if isinstance(value, bool) else "must be true or false"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (self.kind is int and value != int(value)):
+            return f"must be {'a whole number' if self.kind is int else 'a number'}"
+        if self.low is not None and value < self.low:
+            return f"must be at least {self.low:g}"
+        return None
+
+
+@dataclass(frozen=True)
+class SamplerContext:
+    """What every sampler is made from besides its own options."""
+
+    seed: int
+    search_space: Mapping[str, BaseDistribution] | None
+    objectives: tuple[Objective, ...]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler: its name in study files, what it can do, and how it is made."""
+
+    name: str
+    summary: str
+    make: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
+    max_objectives: int | None = None
+    options: Mapping[str, SamplerOption] | None = None
+
+
+def check_sampler(name: str, options: Mapping[str, Any], objectives: int) -> list[str]:
+    """Every problem with a choice of sampler for a number of objectives, each a sentence; empty when there is none."""
+    spec = SAMPLERS.get(name)
+    if spec is None:
+        return [f"sampler {name!r} is unknown {did_you_mean(name, SAMPLERS)}"]
+    problems = []
+    if spec.max_objectives is not None and objectives > spec.max_objectives:
+        able = [other.name for other in SAMPLERS.values() if other.max_objectives is None]
+        problems.append(
+            f"sampler {name!r} does {_counted(spec.max_objectives)}, but {objectives} are asked for; "
+            f"any number do: {', '.join(able)}"
+        )
+    known = spec.options or {}
+    for key, value in options.items():
+        if key not in known:
+            hint = did_you_mean(key, known) if known else "(it has no options)"
+            problems.append(f"sampler {name!r} has no option {key!r} {hint}")
+        elif (problem := known[key].problem(value)) is not None:
+            problems.append(f"sampler {name!r}: option {key} {value!r} {problem}")
+    return problems
+
+
+def make_sampler(
+    name: str,
+    *,
+    seed: int,
+    search_space: Mapping[str, BaseDistribution] | None = None,
+    objectives: Sequence[Objective],
+    options: Mapping[str, Any] | None = None,
+) -> BaseSampler:
+    """The sampler of that name; raises ``UserError`` with everything that ``check_sampler`` finds."""
+    problems = check_sampler(name, options or {}, len(objectives))
+    if problems:
+        raise UserError("; ".join(problems))
+    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives)), options or {})
+
+
+def _counted(objectives: int) -> str:
+    return "one objective" if objectives == 1 else f"up to {objectives} objectives"
+
+
+def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+    from mergefront.optimizer.samplers.mmmo import MMMOSampler
+
+    tasks = [i for i, objective in enumerate(context.objectives) if objective.name not in SPARSITY_OBJECTIVES]
+    return MMMOSampler(
+        seed=context.seed,
+        search_space=context.search_space,
+        ranges=[objective.range for objective in context.objectives],
+        task_objectives=tasks or None,
+        **options,
+    )
+
+
+def _sobol(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+    from mergefront.optimizer.samplers.optuna_samplers import SobolSampler
+
+    return SobolSampler(seed=context.seed, search_space=context.search_space)
+
+
+def _cma_es(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+    from mergefront.optimizer.samplers.cma_es import CmaEsSampler
+
+    return CmaEsSampler(seed=context.seed, search_space=context.search_space, **options)
+
+
+def _optuna(class_name: str, joint: bool, **fixed: Any) -> Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]:
+    """Makes one of Optuna's samplers; ``joint`` says that it samples the parameters of a space together."""
+
+    def make(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+        import optuna
+
+        from mergefront.optimizer.samplers.optuna_samplers import OptunaSampler
+
+        inner = getattr(optuna.samplers, class_name)
+        return OptunaSampler(
+            lambda seed: inner(seed=seed, **fixed, **options),
+            seed=context.seed,
+            search_space=context.search_space,
+            joint=joint,
+        )
+
+    return make
+
+
+_STARTUP = SamplerOption(int, "random trials before the model", low=1)
+_POPULATION = SamplerOption(int, "trials per generation", low=2)
+
+SAMPLERS: Mapping[str, SamplerSpec] = {
+    spec.name: spec
+    for spec in (
+        SamplerSpec(
+            "mm-mo",
+            "multi-objective Bayesian optimisation of merges: anchors, Gaussian processes, hypervolume improvement",
+            _mm_mo,
+            options={
+                "variant": SamplerOption(str, "our default, or the published loop", choices=("default", "paper")),
+                "n_startup": SamplerOption(int, "Sobol points after the anchors", low=0),
+                "batch": SamplerOption(int, "trials proposed from the same knowledge", low=1),
+                "fisher_screen": SamplerOption(str, "which candidates to prefer", choices=("low", "high", "off")),
+                "budget": SamplerOption(str, "work per proposal", choices=("fast", "quality")),
+            },
+        ),
+        SamplerSpec("random", "independent uniform points", _optuna("RandomSampler", joint=False)),
+        SamplerSpec("sobol", "a scrambled Sobol sequence", _sobol),
+        SamplerSpec(
+            "tpe",
+            "Optuna's tree-structured Parzen estimator, each parameter by itself",
+            _optuna("TPESampler", joint=False),
+            options={"n_startup_trials": _STARTUP},
+        ),
+        SamplerSpec(
+            "tpe-multivariate",
+            "Optuna's tree-structured Parzen estimator, parameters together",
+            _optuna("TPESampler", joint=True, multivariate=True),
+            options={"n_startup_trials": _STARTUP},
+        ),
+        SamplerSpec(
+            "nsga2",
+            "Optuna's NSGA-II",
+            _optuna("NSGAIISampler", joint=True),
+            options={"population_size": _POPULATION},
+        ),
+        SamplerSpec(
+            "nsga3",
+            "Optuna's NSGA-III",
+            _optuna("NSGAIIISampler", joint=True),
+            options={"population_size": _POPULATION},
+        ),
+        SamplerSpec(
+            "gp",
+            "Optuna's Gaussian process sampler",
+            _optuna("GPSampler", joint=True),
+            options={
+                "n_startup_trials": _STARTUP,
+                "deterministic_objective": SamplerOption(bool, "the same recipe always scores the same"),
+            },
+        ),
+        SamplerSpec(
+            "cma-es",
+            "covariance matrix adaptation, numeric parameters only",
+            _cma_es,
+            max_objectives=1,
+            options={
+                "sigma": SamplerOption(float, "initial standard deviation, as a share of each range", low=1e-6),
+                "population_size": _POPULATION,
+            },
+        ),
+    )
+}
+"""Every sampler that a study file can name."""
