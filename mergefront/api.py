@@ -54,10 +54,15 @@ def search(
         if extra:
             raise UserError(f"search: {', '.join(extra)} cannot be combined with a study file; write it into the file")
         return run(study, evaluations=evaluations, observe=observe)
-    missing = [key for key, value in {"space": space, "evaluate": evaluate, "objectives": objectives,
-                                      "name": name}.items() if value is None]
+    missing = [
+        key
+        for key, value in {"space": space, "evaluate": evaluate, "objectives": objectives, "name": name}.items()
+        if value is None
+    ]
     if missing:
-        raise UserError(f"search: {', '.join(missing)} missing; give a study file, or space, evaluate, objectives and name")
+        raise UserError(
+            f"search: {', '.join(missing)} missing; give a study file, or space, evaluate, objectives and name"
+        )
     assert space is not None and evaluate is not None and objectives is not None and name is not None
     from mergefront.optimizer.samplers.registry import check_sampler
 
@@ -67,8 +72,14 @@ def search(
     if problems:
         raise UserError("; ".join(problems))
     definition = StudyDefinition(
-        name=name, space=space, objectives=wanted, evaluator={"type": "python", "function": _function_name(evaluate)},
-        sampler=sampler, sampler_options=options, seed=seed, storage=storage,
+        name=name,
+        space=space,
+        objectives=wanted,
+        evaluator={"type": "python", "function": _function_name(evaluate)},
+        sampler=sampler,
+        sampler_options=options,
+        seed=seed,
+        storage=storage,
         evaluations=30 if evaluations is None else evaluations,
     )
     evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
@@ -145,8 +156,13 @@ def _search(
     budget = _budget(definition.evaluations)
     database = Database(definition.storage)
     record = create_or_load(
-        database, definition.name, definition.to_json(), definition.objectives, root=str(definition.root.resolve()),
-        evaluations=budget, versions=versions(),
+        database,
+        definition.name,
+        definition.to_json(),
+        definition.objectives,
+        root=str(definition.root.resolve()),
+        evaluations=budget,
+        versions=versions(),
     )
     study = Study(database, record)
     write_search_space(study.optuna, study.space.distributions())

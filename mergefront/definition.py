@@ -37,8 +37,11 @@ class StudyDefinition:
         return {
             "space": self.space.to_json(),
             "objectives": [
-                {"name": objective.name, "direction": objective.direction,
-                 "range": None if objective.range is None else list(objective.range)}
+                {
+                    "name": objective.name,
+                    "direction": objective.direction,
+                    "range": None if objective.range is None else list(objective.range),
+                }
                 for objective in self.objectives
             ],
             "evaluator": dict(self.evaluator),

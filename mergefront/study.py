@@ -65,10 +65,12 @@ class Study:
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives, in the order of Optuna's values."""
         given = self.record.definition["objectives"]
-        return objectives_from([
-            Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
-            for entry in given
-        ])
+        return objectives_from(
+            [
+                Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
+                for entry in given
+            ]
+        )
 
     @cached_property
     def optuna(self) -> optuna.Study:
@@ -81,8 +83,11 @@ class Study:
             study_name=self.name,
             storage=self.database.optuna_storage,
             sampler=make_sampler(
-                sampler["name"], seed=self.record.definition["seed"], search_space=self.space.distributions(),
-                objectives=self.objectives, options=sampler["options"],
+                sampler["name"],
+                seed=self.record.definition["seed"],
+                search_space=self.space.distributions(),
+                objectives=self.objectives,
+                options=sampler["options"],
             ),
         )
 
@@ -111,8 +116,16 @@ class Study:
             seen.add(digest)
             evaluation = evaluations[digest]
             scores = dict(zip((objective.name for objective in self.objectives), trial.values, strict=True))
-            made.append(Candidate(trial.number, recipes[digest], evaluation, scores, evaluation.standard_errors,
-                                  trial.user_attrs.get(ANCHOR)))
+            made.append(
+                Candidate(
+                    trial.number,
+                    recipes[digest],
+                    evaluation,
+                    scores,
+                    evaluation.standard_errors,
+                    trial.user_attrs.get(ANCHOR),
+                )
+            )
         return made
 
     def anchors(self) -> list[Candidate]:
@@ -149,8 +162,10 @@ class Study:
         candidates = self.candidates()
         if not candidates:
             return []
-        signed = [[objective.sign * candidate.scores[objective.name] for objective in self.objectives]
-                  for candidate in candidates]
+        signed = [
+            [objective.sign * candidate.scores[objective.name] for objective in self.objectives]
+            for candidate in candidates
+        ]
         keep = nondominated(signed)
         front = []
         seen = set()
@@ -200,7 +215,9 @@ class Study:
 
         every = self.candidates()
         normaliser = self.normaliser(every)
-        rows = [normaliser.normalise(self._row(candidate)) for candidate in (every if candidates is None else candidates)]
+        rows = [
+            normaliser.normalise(self._row(candidate)) for candidate in (every if candidates is None else candidates)
+        ]
         return hypervolume(rows, normaliser.reference_point) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -217,7 +234,8 @@ class Study:
             ],
             "anchors": [
                 {"name": candidate.anchor, "trial": candidate.number, "scores": dict(candidate.scores)}
-                for candidate in every if candidate.anchor is not None
+                for candidate in every
+                if candidate.anchor is not None
             ],
             "evaluations": self.finished_count(),
             "failed": len(failures),

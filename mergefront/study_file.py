@@ -95,7 +95,9 @@ def read_study_file(path: Path) -> StudyFile:
         raise StudyFileError(source, [f"the file cannot be read: {error}"]) from None
     content = load_yaml(text, source)
     if not isinstance(content, dict):
-        raise StudyFileError(source, ["the file must hold a mapping with the keys study, merge, tasks, objectives and search"])
+        raise StudyFileError(
+            source, ["the file must hold a mapping with the keys study, merge, tasks, objectives and search"]
+        )
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
     try:
@@ -121,8 +123,10 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported; write the value out", event.start_mark)
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, "aliases are not supported; write the value out", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -130,9 +134,13 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word or a number", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key must be a word or a number", key_node.start_mark
+                )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands here twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -158,7 +166,8 @@ def _problem(error: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{where}: this key is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{where}: unknown backend type {did_you_mean(str(error.get('ctx', {}).get('tag', '')), ('local', 'function'))}"
+        tag = str(error.get("ctx", {}).get("tag", ""))
+        return f"{where}: unknown backend type {did_you_mean(tag, ('local', 'function'))}"
     given = error.get("input")
     shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.grouping import CoefficientName, Grouping
-from mergefront.optimizer.methods import METHODS, ParameterValue
+from mergefront.optimizer.methods import ParameterValue
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.space import METHOD, MergeSpace
 
@@ -99,21 +99,27 @@ def _same_in_space(
         return None
     for name, value in recipe.params.items():
         parsed = CoefficientName.parse(name, recipe.models, recipe.grouping.split)
-        wanted: ParameterValue | None = None
-        if parsed.parameter == "weight":
-            wanted = weights[parsed.expert] if parsed.expert is not None else None
-        elif parsed.parameter == "density":
-            wanted = 1.0 if nonzero else value
-        elif parsed.parameter == "lambda":
-            wanted = 1.0 if nonzero else value
-        elif parsed.parameter == "normalize":
-            wanted = value if len(nonzero) < 2 and recipe.method != "linear" else METHODS[recipe.method].parameter(
-                "normalize").default  # type: ignore[union-attr]
-        elif parsed.parameter == "rescale":
-            wanted = value
-        if wanted is None or abs(float(value) - float(wanted)) > 1e-12 if not isinstance(value, str) else value != wanted:
+        wanted = _wanted(parsed, value, recipe.method, weights, nonzero)
+        if wanted != value and (isinstance(value, str) or abs(float(value) - float(wanted)) > 1e-12):
             return None
     return recipe
+
+
+def _wanted(
+    name: CoefficientName,
+    value: ParameterValue,
+    method: str,
+    weights: Mapping[str, float],
+    nonzero: Sequence[float],
+) -> ParameterValue:
+    """What a coefficient has to be for whole task vectors with these weights; ``value`` if it may be anything."""
+    if name.parameter == "weight":
+        return weights[name.expert] if name.expert is not None else float("nan")
+    if name.parameter in ("density", "lambda") and nonzero:
+        return 1.0
+    if name.parameter == "normalize" and (len(nonzero) > 1 or method == "linear"):
+        return method == "linear"
+    return value
 
 
 def _equivalent(method: str, nonzero: Sequence[float]) -> tuple[str, ...]:

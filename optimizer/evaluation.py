@@ -31,8 +31,10 @@ class ItemScores:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.scores) or (self.margins is not None and len(self.margins) != len(self.ids)):
-            raise ValueError(f"{len(self.ids)} item ids, {len(self.scores)} scores and "
-                             f"{len(self.margins or ())} margins must be equally many")
+            raise ValueError(
+                f"{len(self.ids)} item ids, {len(self.scores)} scores and "
+                f"{len(self.margins or ())} margins must be equally many"
+            )
 
     @property
     def mean(self) -> float:
@@ -103,7 +105,8 @@ class FunctionEvaluator:
             return Evaluation(scores={request.objectives[0]: returned}, seconds=seconds)
         raise EvaluationError(
             f"the function returned {type(returned).__name__}; it must return a mapping with the objectives "
-            f"{', '.join(request.objectives)}", kind="wrong type",
+            f"{', '.join(request.objectives)}",
+            kind="wrong type",
         )
 
 
@@ -119,8 +122,9 @@ def checked_scores(evaluation: Evaluation, objectives: Sequence[str]) -> dict[st
         try:
             value = float(evaluation.scores[name])
         except (TypeError, ValueError):
-            raise EvaluationError(f"objective {name!r} is {evaluation.scores[name]!r}, not a number",
-                                  kind="not a number") from None
+            raise EvaluationError(
+                f"objective {name!r} is {evaluation.scores[name]!r}, not a number", kind="not a number"
+            ) from None
         if not math.isfinite(value):
             raise EvaluationError(f"objective {name!r} is {value}, not a finite number", kind="not finite")
         scores[name] = value

@@ -52,7 +52,9 @@ class CoefficientName:
         """Read a flat name; raises ``UserError`` when it names no expert, module kind or position."""
         matched = _FLAT_NAME.match(name)
         if matched is None:
-            raise UserError(f"coefficient name {name!r} is malformed; write it like weight[maths] or weight[maths, block 2]")
+            raise UserError(
+                f"coefficient name {name!r} is malformed; write it like weight[maths] or weight[maths, block 2]"
+            )
         rest = [part.strip() for part in matched["inside"].split(",")] if matched["inside"] else []
         position: tuple[str, int] | None = None
         if rest and (at := _POSITION.match(rest[-1])):
@@ -88,7 +90,8 @@ class Grouping:
             ascending = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
             if self.starts[0] != 0 or not ascending or self.starts[-1] >= self.layers:
                 raise UserError(
-                    f"block starts {list(self.starts)} must begin with 0, ascend and stay below the number of layers ({self.layers})"
+                    f"block starts {list(self.starts)} must begin with 0, ascend and stay below the number of layers "
+                    f"({self.layers})"
                 )
         if len(set(self.split)) != len(self.split):
             raise UserError(f"module kinds {list(self.split)} name one kind twice")

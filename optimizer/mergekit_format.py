@@ -17,8 +17,18 @@ from mergefront.optimizer.methods import METHODS, MergeMethod
 if TYPE_CHECKING:
     from mergefront.optimizer.recipe import Recipe
 
-_KNOWN_KEYS = ("merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-               "name", "chat_template")
+_KNOWN_KEYS = (
+    "merge_method",
+    "base_model",
+    "models",
+    "slices",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "name",
+    "chat_template",
+)
 _PER_ENTRY_KEYS = ("model", "parameters", "layer_range")
 
 
@@ -35,9 +45,7 @@ def dump(recipe: Recipe, references: Mapping[str, str]) -> dict[str, Any]:
     if recipe.grouping.starts:
         config["slices"] = [_slice(recipe, method, where, block) for block in range(len(recipe.grouping.starts))]
     else:
-        config["models"] = [
-            _entry(where[name], _parameters(recipe, method, name, None)) for name in recipe.models
-        ]
+        config["models"] = [_entry(where[name], _parameters(recipe, method, name, None)) for name in recipe.models]
     common = _parameters(recipe, method, None, None)
     if common:
         config["parameters"] = common
@@ -122,7 +130,9 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         raise UserError("mergekit configuration: it must be a mapping with 'merge_method' and 'models'")
     for key in config:
         if key not in _KNOWN_KEYS:
-            raise UserError(f"mergekit configuration: the key {key!r} is not supported {did_you_mean(str(key), _KNOWN_KEYS)}")
+            raise UserError(
+                f"mergekit configuration: the key {key!r} is not supported {did_you_mean(str(key), _KNOWN_KEYS)}"
+            )
     return config
 
 
@@ -149,8 +159,10 @@ class _Reader:
             raise UserError(f"mergekit configuration: {entry!r} must be a mapping with the key 'model'")
         for key in entry:
             if key not in _PER_ENTRY_KEYS:
-                raise UserError(f"mergekit configuration: the key {key!r} of a model is not supported "
-                                f"{did_you_mean(str(key), _PER_ENTRY_KEYS)}")
+                raise UserError(
+                    f"mergekit configuration: the key {key!r} of a model is not supported "
+                    f"{did_you_mean(str(key), _PER_ENTRY_KEYS)}"
+                )
         reference = str(entry["model"])
         parameters = entry.get("parameters") or {}
         if reference == base and self.method.needs_base and not parameters:
@@ -171,11 +183,15 @@ class _Reader:
         for block, made in enumerate(slices):
             ranges = {tuple(source.get("layer_range") or ()) for source in made.get("sources", ())}
             if len(ranges) != 1 or len(next(iter(ranges))) != 2:
-                raise UserError(f"mergekit configuration: slice {block}: a recipe needs one layer_range for all its sources")
+                raise UserError(
+                    f"mergekit configuration: slice {block}: a recipe needs one layer_range for all its sources"
+                )
             start, end = next(iter(ranges))
             if start != self.layers:
-                raise UserError(f"mergekit configuration: slice {block} starts at layer {start}, not at {self.layers}; "
-                                "a recipe cannot drop, repeat or reorder layers ('mergefront merge' can)")
+                raise UserError(
+                    f"mergekit configuration: slice {block} starts at layer {start}, not at {self.layers}; "
+                    "a recipe cannot drop, repeat or reorder layers ('mergefront merge' can)"
+                )
             self.starts.append(int(start))
             self.layers = int(end)
             for source in made["sources"]:
@@ -186,8 +202,10 @@ class _Reader:
         for parameter, value in parameters.items():
             if self.method.parameter(parameter) is None:
                 known = [known.name for known in self.method.parameters]
-                raise UserError(f"mergekit configuration: {self.method.name} has no parameter {parameter!r} "
-                                f"{did_you_mean(parameter, known)}")
+                raise UserError(
+                    f"mergekit configuration: {self.method.name} has no parameter {parameter!r} "
+                    f"{did_you_mean(parameter, known)}"
+                )
             is_rules = isinstance(value, list) and value and isinstance(value[0], Mapping)
             for rule in value if is_rules else [{"value": value}]:
                 kind = rule.get("filter")

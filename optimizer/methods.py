@@ -78,37 +78,80 @@ class MergeMethod:
 
 
 WEIGHT = MethodParameter("weight", "model", None, "multiplies the expert's task vector (or the expert itself)")
-DENSITY = MethodParameter("density", "model", 1.0, "fraction of the task vector's entries that is kept",
-                          low=0.0, high=1.0, search=(0.1, 1.0))
+DENSITY = MethodParameter(
+    "density", "model", 1.0, "fraction of the task vector's entries that is kept", low=0.0, high=1.0, search=(0.1, 1.0)
+)
 LAMBDA = MethodParameter("lambda", "recipe", 1.0, "multiplies the merged task vector", search=(0.5, 1.5))
 
 
 def normalize(default: bool) -> MethodParameter:
     """The switch that divides by the sum of the weights that took part."""
-    return MethodParameter("normalize", "recipe", default, "divide by the sum of the weights that took part",
-                           choices=(True, False))
+    return MethodParameter(
+        "normalize", "recipe", default, "divide by the sum of the weights that took part", choices=(True, False)
+    )
 
 
-RESCALE = MethodParameter("rescale", "recipe", "l1",
-                          "after dropping entries: restore the L1 norm (mergekit), divide by the density "
-                          "(the DARE paper), or leave as is", choices=("l1", "density", "none"))
+RESCALE = MethodParameter(
+    "rescale",
+    "recipe",
+    "l1",
+    "after dropping entries: restore the L1 norm (mergekit), divide by the density (the DARE paper), or leave as is",
+    choices=("l1", "density", "none"),
+)
 INTERPOLATION = MethodParameter("t", "recipe", None, "0 is the first model, 1 the second", low=0.0, high=1.0)
 
 _METHODS = (
-    MergeMethod("linear", "weighted average of the experts", "Model Soups, arXiv 2203.05482",
-                (WEIGHT, normalize(True)), needs_base=False, kernel="mergefront.adapters.merging.linear:merge"),
-    MergeMethod("task_arithmetic", "base plus the weighted sum of task vectors", "arXiv 2212.04089",
-                (WEIGHT, LAMBDA, normalize(False)), consensus="none"),
-    MergeMethod("ties", "keep the largest entries, elect a sign, average those that agree", "TIES, arXiv 2306.01708",
-                (WEIGHT, DENSITY, LAMBDA, normalize(True)), sparsifier="magnitude", consensus="sign"),
-    MergeMethod("dare_linear", "drop entries at random, rescale, add", "DARE, arXiv 2311.03099",
-                (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE), sparsifier="bernoulli", consensus="none",
-                stochastic=True),
-    MergeMethod("dare_ties", "drop entries at random, rescale, elect a sign, add", "DARE, arXiv 2311.03099",
-                (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE), sparsifier="bernoulli", consensus="sign",
-                stochastic=True),
-    MergeMethod("slerp", "spherical interpolation between two models", "mergekit 0.1.5",
-                (INTERPOLATION,), needs_base=False, min_models=2, max_models=2, kernel="mergefront.adapters.merging.slerp:merge"),
+    MergeMethod(
+        "linear",
+        "weighted average of the experts",
+        "Model Soups, arXiv 2203.05482",
+        (WEIGHT, normalize(True)),
+        needs_base=False,
+        kernel="mergefront.adapters.merging.linear:merge",
+    ),
+    MergeMethod(
+        "task_arithmetic",
+        "base plus the weighted sum of task vectors",
+        "arXiv 2212.04089",
+        (WEIGHT, LAMBDA, normalize(False)),
+        consensus="none",
+    ),
+    MergeMethod(
+        "ties",
+        "keep the largest entries, elect a sign, average those that agree",
+        "TIES, arXiv 2306.01708",
+        (WEIGHT, DENSITY, LAMBDA, normalize(True)),
+        sparsifier="magnitude",
+        consensus="sign",
+    ),
+    MergeMethod(
+        "dare_linear",
+        "drop entries at random, rescale, add",
+        "DARE, arXiv 2311.03099",
+        (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE),
+        sparsifier="bernoulli",
+        consensus="none",
+        stochastic=True,
+    ),
+    MergeMethod(
+        "dare_ties",
+        "drop entries at random, rescale, elect a sign, add",
+        "DARE, arXiv 2311.03099",
+        (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE),
+        sparsifier="bernoulli",
+        consensus="sign",
+        stochastic=True,
+    ),
+    MergeMethod(
+        "slerp",
+        "spherical interpolation between two models",
+        "mergekit 0.1.5",
+        (INTERPOLATION,),
+        needs_base=False,
+        min_models=2,
+        max_models=2,
+        kernel="mergefront.adapters.merging.slerp:merge",
+    ),
 )
 
 

@@ -34,7 +34,9 @@ class Objective:
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"objective {self.name!r}: direction {self.direction!r} must be 'maximize' or 'minimize'")
         if self.range is not None and self.range[0] == self.range[1]:
-            raise UserError(f"objective {self.name!r}: range {list(self.range)} is empty; give the worst and the best value")
+            raise UserError(
+                f"objective {self.name!r}: range {list(self.range)} is empty; give the worst and the best value"
+            )
 
     @property
     def sign(self) -> float:

@@ -56,10 +56,14 @@ class Recipe:
             parameter = method.parameter(parsed.parameter)
             if parameter is None:
                 known = [known.name for known in method.parameters]
-                problems.append(f"{self.method} has no parameter {parsed.parameter!r} {did_you_mean(parsed.parameter, known)}")
+                problems.append(
+                    f"{self.method} has no parameter {parsed.parameter!r} {did_you_mean(parsed.parameter, known)}"
+                )
                 continue
             if parsed.expert is not None and parameter.scope == "recipe":
-                problems.append(f"{parameter.name} is one number for the whole merge, so {name!r} cannot name an expert")
+                problems.append(
+                    f"{parameter.name} is one number for the whole merge, so {name!r} cannot name an expert"
+                )
             if parsed.position is not None and parsed.position[0] == "block":
                 if parsed.position[1] >= len(self.grouping.starts):
                     problems.append(f"{name!r}: there are {len(self.grouping.starts)} blocks, numbered from 0")
@@ -129,7 +133,11 @@ class Recipe:
             int(content.get("layers", 0)), tuple(content.get("blocks", ())), tuple(content.get("split", ()))
         )
         return cls(
-            content["method"], content["models"], content["params"], content.get("base_model"), grouping,
+            content["method"],
+            content["models"],
+            content["params"],
+            content.get("base_model"),
+            grouping,
             int(content.get("seed", 0)),
         )
 
@@ -142,7 +150,9 @@ class Recipe:
         return mergekit_format.dump(self, references or {})
 
     @classmethod
-    def from_mergekit(cls, config: str | Mapping[str, Any], names: Mapping[str, str] | None = None, seed: int = 0) -> Recipe:
+    def from_mergekit(
+        cls, config: str | Mapping[str, Any], names: Mapping[str, str] | None = None, seed: int = 0
+    ) -> Recipe:
         """Read a mergekit configuration (YAML text or the mapping in it).
 
         ``names`` maps references to experts' names; without it an expert is called after the last
@@ -155,8 +165,10 @@ class Recipe:
         return replace(self, params={**self.params, **changes})
 
     def __repr__(self) -> str:
-        coefficients = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
-                                 for name, value in self.params.items())
+        coefficients = ", ".join(
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in self.params.items()
+        )
         return f"Recipe({self.method}: {coefficients})"
 
 

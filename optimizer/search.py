@@ -148,7 +148,11 @@ def run_search(
 
 
 def _fill(
-    plan: SearchPlan, study: optuna.Study, ledger: Ledger, evaluator: Evaluator, claim: Claim,
+    plan: SearchPlan,
+    study: optuna.Study,
+    ledger: Ledger,
+    evaluator: Evaluator,
+    claim: Claim,
     before: Callable[[int, str | None], None],
 ) -> TrialOutcome:
     trial, anchor = _open_trial(plan, study, ledger, claim)
@@ -200,8 +204,9 @@ def _open_trial(
             if anchor.outside_space:
                 attributes[OUTSIDE_SPACE] = True
             params, distributions = dict(anchor.params), plan.space.distributions()
-        template = create_trial(state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions),
-                                user_attrs=attributes)
+        template = create_trial(
+            state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=attributes
+        )
         # One transaction for the whole trial: Optuna's public add_trial does the same but hides the id.
         trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
     else:
@@ -238,8 +243,10 @@ def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> An
 def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
     """The metric-weighted average, once every expert's score on its own objective is known."""
     columns = {objective.name: (index, objective) for index, objective in enumerate(plan.objectives)}
-    told = {trial.user_attrs.get(ANCHOR): trial.values
-            for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+    told = {
+        trial.user_attrs.get(ANCHOR): trial.values
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    }
     own: dict[str, float] = {}
     for expert in plan.space.models:
         values = told.get(expert_anchor(expert))

@@ -38,7 +38,9 @@ class Range:
             unknown = set(given) - {"low", "high", "log", "step", "choices"}
             if unknown:
                 key = sorted(unknown)[0]
-                raise UserError(f"{name}: unknown key {key!r} {did_you_mean(key, ('low', 'high', 'log', 'step', 'choices'))}")
+                raise UserError(
+                    f"{name}: unknown key {key!r} {did_you_mean(key, ('low', 'high', 'log', 'step', 'choices'))}"
+                )
             if "choices" in given:
                 if len(given) > 1 or not given["choices"]:
                     raise UserError(f"{name}: 'choices' takes a list of values and stands alone")
@@ -61,7 +63,9 @@ class Range:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
                 raise UserError(f"{name}: {value!r} is not a finite number")
         if not low < high:
-            raise UserError(f"{name} is [{low}, {high}]; the low end must be below the high end (one value fixes it: {name}: {low})")
+            raise UserError(
+                f"{name} is [{low}, {high}]; the low end must be below the high end (one value fixes it: {name}: {low})"
+            )
         if log and low <= 0:
             raise UserError(f"{name}: a log range must begin above 0, not at {low}")
         if step is not None and (step <= 0 or log):
@@ -192,9 +196,13 @@ class MergeSpace:
                 parameter = declared.get(name.parameter)
                 if parameter is None:
                     used = ", ".join(method.name for method in self.methods)
-                    raise UserError(f"space: {name.parameter!r} is no parameter of {used} {did_you_mean(name.parameter, declared)}")
+                    raise UserError(
+                        f"space: {name.parameter!r} is no parameter of {used} {did_you_mean(name.parameter, declared)}"
+                    )
                 if name.expert is not None and parameter.scope == "recipe":
-                    raise UserError(f"space: {parameter.name} is one number for the whole merge; write it without [{name.expert}]")
+                    raise UserError(
+                        f"space: {parameter.name} is one number for the whole merge; write it without [{name.expert}]"
+                    )
                 rule = Range.parse(f"space: {key}", given)
                 for value in _extremes(rule):
                     wrong = parameter.check(value)
@@ -255,8 +263,14 @@ class MergeSpace:
     def make(self, method: str, params: Mapping[str, ParameterValue], grouping: Grouping | None = None) -> Recipe:
         """Any recipe over this space's models, inside the space or not."""
         stochastic = METHODS[method].stochastic
-        return Recipe(method, self.models, params, self.base_model if METHODS[method].needs_base else None,
-                      self.grouping if grouping is None else grouping, self.seed if stochastic else 0)
+        return Recipe(
+            method,
+            self.models,
+            params,
+            self.base_model if METHODS[method].needs_base else None,
+            self.grouping if grouping is None else grouping,
+            self.seed if stochastic else 0,
+        )
 
     def params(self, recipe: Recipe) -> dict[str, ParameterValue] | None:
         """The inverse of ``recipe``: Optuna parameters, or None when the recipe is not in the space."""
@@ -276,8 +290,9 @@ class MergeSpace:
         """The recipe at a point of [0, 1]^d, ``d`` being ``dimension``."""
         if len(vector) != self.dimension:
             raise UserError(f"the vector has {len(vector)} entries; the space has {self.dimension}")
-        return self.recipe({name: searched.at(float(v))
-                            for (name, searched), v in zip(self.searched.items(), vector, strict=True)})
+        return self.recipe(
+            {name: searched.at(float(v)) for (name, searched), v in zip(self.searched.items(), vector, strict=True)}
+        )
 
     def to_vector(self, params: Mapping[str, ParameterValue]) -> list[float]:
         """Optuna parameters as a point of [0, 1]^d."""

@@ -56,9 +56,11 @@ class StudyLedger:
             slot = 0 if last is None else last + 1
             if slot >= budget:
                 return None
-            connection.execute(claims.insert().values(
-                study_id=self.study_id, slot=slot, trial_number=None, finished=False, **self._owner()
-            ))
+            connection.execute(
+                claims.insert().values(
+                    study_id=self.study_id, slot=slot, trial_number=None, finished=False, **self._owner()
+                )
+            )
             return Claim(slot, None)
 
     def bind(self, claim: Claim, trial_number: int) -> None:
@@ -96,8 +98,12 @@ class StudyLedger:
         with self.database.transaction() as connection:
             row = connection.execute(
                 select(evaluations)
-                .where(evaluations.c.study_id == self.study_id, evaluations.c.digest == recipe.digest,
-                       evaluations.c.split == split, evaluations.c.failure.is_(None))
+                .where(
+                    evaluations.c.study_id == self.study_id,
+                    evaluations.c.digest == recipe.digest,
+                    evaluations.c.split == split,
+                    evaluations.c.failure.is_(None),
+                )
                 .order_by(evaluations.c.id)
             ).first()
             return None if row is None else _read_evaluation(connection, row)
@@ -105,13 +111,20 @@ class StudyLedger:
     def record(self, trial_number: int | None, recipe: Recipe, evaluation: Evaluation, split: str = "search") -> None:
         """See ``Ledger.record``; one transaction for scores and items."""
         with self.database.transaction() as connection:
-            inserted = connection.execute(evaluations.insert().values(
-                **self._evaluation_row(trial_number, recipe, split),
-                scores={name: float(value) for name, value in evaluation.scores.items()},
-                standard_errors={name: float(value) for name, value in evaluation.standard_errors.items()
-                                 if value is not None and np.isfinite(value)},
-                seconds=dict(evaluation.seconds), cost=dict(evaluation.cost), details=dict(evaluation.details),
-            ))
+            inserted = connection.execute(
+                evaluations.insert().values(
+                    **self._evaluation_row(trial_number, recipe, split),
+                    scores={name: float(value) for name, value in evaluation.scores.items()},
+                    standard_errors={
+                        name: float(value)
+                        for name, value in evaluation.standard_errors.items()
+                        if value is not None and np.isfinite(value)
+                    },
+                    seconds=dict(evaluation.seconds),
+                    cost=dict(evaluation.cost),
+                    details=dict(evaluation.details),
+                )
+            )
             key = inserted.inserted_primary_key
             assert key is not None
             for task, items in evaluation.items.items():
@@ -120,17 +133,30 @@ class StudyLedger:
     def record_failure(self, trial_number: int, recipe: Recipe, kind: str, reason: str) -> None:
         """See ``Ledger.record_failure``."""
         with self.database.transaction() as connection:
-            connection.execute(evaluations.insert().values(
-                **self._evaluation_row(trial_number, recipe, "search"), failure_kind=kind[:255], failure=reason,
-                scores={}, standard_errors={}, seconds={}, cost={}, details={},
-            ))
+            connection.execute(
+                evaluations.insert().values(
+                    **self._evaluation_row(trial_number, recipe, "search"),
+                    failure_kind=kind[:255],
+                    failure=reason,
+                    scores={},
+                    standard_errors={},
+                    seconds={},
+                    cost={},
+                    details={},
+                )
+            )
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
         with self.database.transaction() as connection:
             rows = connection.execute(
-                select(evaluations).where(evaluations.c.study_id == self.study_id, evaluations.c.split == split,
-                                          evaluations.c.failure.is_(None)).order_by(evaluations.c.id)
+                select(evaluations)
+                .where(
+                    evaluations.c.study_id == self.study_id,
+                    evaluations.c.split == split,
+                    evaluations.c.failure.is_(None),
+                )
+                .order_by(evaluations.c.id)
             ).all()
             found: dict[str, Evaluation] = {}
             for row in rows:
@@ -146,13 +172,20 @@ class StudyLedger:
         return {row.digest: Recipe.from_json(row.recipe) for row in rows}
 
     def _evaluation_row(self, trial_number: int | None, recipe: Recipe, split: str) -> dict[str, Any]:
-        return {"study_id": self.study_id, "trial_number": trial_number, "digest": recipe.digest, "split": split,
-                "recipe": recipe.to_json(), "versions": self.versions,
-                "created_at": datetime.now(UTC).replace(tzinfo=None)}
+        return {
+            "study_id": self.study_id,
+            "trial_number": trial_number,
+            "digest": recipe.digest,
+            "split": split,
+            "recipe": recipe.to_json(),
+            "versions": self.versions,
+            "created_at": datetime.now(UTC).replace(tzinfo=None),
+        }
 
     def _abandoned(self, connection: Connection) -> Row[Any] | None:
         rows = connection.execute(
-            select(claims).where(claims.c.study_id == self.study_id, claims.c.finished.is_(False))
+            select(claims)
+            .where(claims.c.study_id == self.study_id, claims.c.finished.is_(False))
             .order_by(claims.c.slot)
         ).all()
         return next((row for row in rows if self._is_abandoned(row)), None)
@@ -201,10 +234,15 @@ def _write_items(connection: Connection, evaluation_id: int, task: str, items: I
     known = connection.execute(select(item_sets.c.digest).where(item_sets.c.digest == digest)).first()
     if known is None:
         connection.execute(item_sets.insert().values(digest=digest, ids=list(items.ids)))
-    connection.execute(item_scores.insert().values(
-        evaluation_id=evaluation_id, task=task, item_set=digest, scores=_pack(items.scores),
-        margins=None if items.margins is None else _pack(items.margins),
-    ))
+    connection.execute(
+        item_scores.insert().values(
+            evaluation_id=evaluation_id,
+            task=task,
+            item_set=digest,
+            scores=_pack(items.scores),
+            margins=None if items.margins is None else _pack(items.margins),
+        )
+    )
 
 
 def _read_evaluation(connection: Connection, row: Row[Any], with_items: bool = True) -> Evaluation:
@@ -216,8 +254,9 @@ def _read_evaluation(connection: Connection, row: Row[Any], with_items: bool = T
             .where(item_scores.c.evaluation_id == row.id)
         ).all()
         items = {
-            entry.task: ItemScores(tuple(entry.ids), _unpack(entry.scores),
-                                   None if entry.margins is None else _unpack(entry.margins))
+            entry.task: ItemScores(
+                tuple(entry.ids), _unpack(entry.scores), None if entry.margins is None else _unpack(entry.margins)
+            )
             for entry in stored
         }
     return Evaluation(row.scores, row.standard_errors, items, row.seconds, row.cost, row.details)

@@ -58,22 +58,33 @@ def create_or_load(
             )
         return known
     study = optuna.create_study(
-        study_name=name, storage=database.optuna_storage, load_if_exists=True,
+        study_name=name,
+        storage=database.optuna_storage,
+        load_if_exists=True,
         directions=[objective.direction for objective in objectives],
     )
     if len(study.directions) != len(objectives) or study.get_trials(deepcopy=False):
-        raise UserError(f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name")
+        raise UserError(
+            f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name"
+        )
     study.set_metric_names([objective.name for objective in objectives])
     row = {
-        "study_id": study._study_id, "name": name, "uuid": str(uuid.uuid4()), "definition": wanted, "root": root,
-        "evaluations": evaluations, "versions": dict(versions), "created_at": datetime.now(UTC).replace(tzinfo=None),
+        "study_id": study._study_id,
+        "name": name,
+        "uuid": str(uuid.uuid4()),
+        "definition": wanted,
+        "root": root,
+        "evaluations": evaluations,
+        "versions": dict(versions),
+        "created_at": datetime.now(UTC).replace(tzinfo=None),
     }
     try:
         with database.transaction() as connection:
             connection.execute(studies.insert().values(**row))
     except IntegrityError:  # another process was quicker; it wrote the same definition or find() tells
-        return create_or_load(database, name, definition, objectives, root=root, evaluations=evaluations,
-                              versions=versions)
+        return create_or_load(
+            database, name, definition, objectives, root=root, evaluations=evaluations, versions=versions
+        )
     return StudyRecord(**row)
 
 

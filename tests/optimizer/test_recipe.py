@@ -89,10 +89,19 @@ def test_wrong_recipes_name_the_thing_the_value_and_the_remedy(arguments: dict, 
 
 def test_coefficients_resolve_by_block_module_and_default() -> None:
     grouping = Grouping.equal_blocks(2, 4, ("mlp",))
-    recipe = Recipe("ties", MODELS, {
-        "weight[maths, block 0]": 0.1, "weight[maths, block 1]": 0.2, "weight[maths, mlp, block 1]": 0.3,
-        "weight[french]": 0.9, "density[french]": 0.5,
-    }, "base", grouping)
+    recipe = Recipe(
+        "ties",
+        MODELS,
+        {
+            "weight[maths, block 0]": 0.1,
+            "weight[maths, block 1]": 0.2,
+            "weight[maths, mlp, block 1]": 0.3,
+            "weight[french]": 0.9,
+            "density[french]": 0.5,
+        },
+        "base",
+        grouping,
+    )
     assert recipe.coefficient("weight", "maths", "model.layers.0.mlp.up_proj.weight") == 0.1
     assert recipe.coefficient("weight", "maths", "model.layers.3.self_attn.q_proj.weight") == 0.2
     assert recipe.coefficient("weight", "maths", "model.layers.3.mlp.up_proj.weight") == 0.3
@@ -104,13 +113,19 @@ def test_coefficients_resolve_by_block_module_and_default() -> None:
 
 
 def test_gradients_interpolate_over_depth_and_start_outside_the_layers() -> None:
-    recipe = Recipe.from_mergekit({
-        "merge_method": "task_arithmetic", "base_model": "base",
-        "models": [{"model": "m/maths", "parameters": {"weight": [0.0, 0.5, 1.0]}},
-                   {"model": "m/french", "parameters": {"weight": [{"filter": "mlp", "value": 0.7}, {"value": 0.1}]}}],
-    })
-    recipe = Recipe(recipe.method, recipe.models, recipe.params, recipe.base_model,
-                    Grouping(5, (), recipe.grouping.split))
+    recipe = Recipe.from_mergekit(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": [
+                {"model": "m/maths", "parameters": {"weight": [0.0, 0.5, 1.0]}},
+                {"model": "m/french", "parameters": {"weight": [{"filter": "mlp", "value": 0.7}, {"value": 0.1}]}},
+            ],
+        }
+    )
+    recipe = Recipe(
+        recipe.method, recipe.models, recipe.params, recipe.base_model, Grouping(5, (), recipe.grouping.split)
+    )
     values = [recipe.coefficient("weight", "maths", f"model.layers.{i}.mlp.up_proj.weight") for i in range(5)]
     assert values == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert recipe.coefficient("weight", "maths", "lm_head.weight") == 0.0
@@ -121,6 +136,9 @@ def test_gradients_interpolate_over_depth_and_start_outside_the_layers() -> None
 def test_mergekit_reader_names_what_a_recipe_cannot_say() -> None:
     with pytest.raises(UserError, match="merge_methd"):
         Recipe.from_mergekit("merge_methd: ties")
-    skipping = {"merge_method": "passthrough_" and "ties", "slices": [{"sources": [{"model": "a", "layer_range": [2, 4]}]}]}
+    skipping = {
+        "merge_method": "passthrough_" and "ties",
+        "slices": [{"sources": [{"model": "a", "layer_range": [2, 4]}]}],
+    }
     with pytest.raises(UserError, match="starts at layer 2"):
         Recipe.from_mergekit(skipping)

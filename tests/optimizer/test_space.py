@@ -30,9 +30,13 @@ def test_density_is_there_only_where_the_method_has_one() -> None:
 
 @given(st.data())
 def test_vector_params_and_recipe_are_one_and_the_same_point(data: st.DataObject) -> None:
-    space = MergeSpace(EXPERTS, method=data.draw(st.sampled_from(["ties", "task_arithmetic", "linear"])),
-                       parameters={"weight": data.draw(st.sampled_from([[0, 1], [-1.5, 1.5], [0.2, 0.7]]))},
-                       granularity=data.draw(st.sampled_from(["global", {"blocks": 3}, "layers"])), layers=4)
+    space = MergeSpace(
+        EXPERTS,
+        method=data.draw(st.sampled_from(["ties", "task_arithmetic", "linear"])),
+        parameters={"weight": data.draw(st.sampled_from([[0, 1], [-1.5, 1.5], [0.2, 0.7]]))},
+        granularity=data.draw(st.sampled_from(["global", {"blocks": 3}, "layers"])),
+        layers=4,
+    )
     vector = data.draw(st.lists(st.floats(0, 1), min_size=space.dimension, max_size=space.dimension))
     recipe = space.from_vector(vector)
     params = space.params(recipe)
@@ -53,9 +57,16 @@ def test_log_step_and_choices_stay_inside(fraction: float) -> None:
 
 
 def test_space_survives_the_database() -> None:
-    space = MergeSpace({"maths": "m", "french": "f"}, method=["ties", "dare_ties"], base_model="b",
-                       parameters={"weight": (0, 1), "density[maths]": 0.5, "lambda": {"low": 0.1, "high": 2, "log": True}},
-                       granularity={"blocks": 2}, layers=6, split=["mlp"], seed=3)
+    space = MergeSpace(
+        {"maths": "m", "french": "f"},
+        method=["ties", "dare_ties"],
+        base_model="b",
+        parameters={"weight": (0, 1), "density[maths]": 0.5, "lambda": {"low": 0.1, "high": 2, "log": True}},
+        granularity={"blocks": 2},
+        layers=6,
+        split=["mlp"],
+        seed=3,
+    )
     again = MergeSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert again.distributions() == space.distributions()
     middle = [0.5] * space.dimension
@@ -64,16 +75,37 @@ def test_space_survives_the_database() -> None:
 
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(StudyFileError) as raised:
-        MergeSpace(EXPERTS, method="ties", parameters={
-            "wieght": [0, 1], "density": [0, 1.5], "weight[german]": 0.5, "weight": [1, 0], "lambda[maths]": 1.0,
-        })
+        MergeSpace(
+            EXPERTS,
+            method="ties",
+            parameters={
+                "wieght": [0, 1],
+                "density": [0, 1.5],
+                "weight[german]": 0.5,
+                "weight": [1, 0],
+                "lambda[maths]": 1.0,
+            },
+        )
     message = str(raised.value)
     for words in ("'wieght'", "did you mean 'weight'", "1.5", "'german'", "low end", "whole merge"):
         assert words in message
 
 
-@pytest.mark.parametrize("given", [[0], [0, 1, 2], {"low": 0}, {"low": 0, "hgih": 1}, "a b", [True, 1], None, {"choices": []},
-                                   {"low": 0, "high": 1, "log": True}, [0, float("inf")]])
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0],
+        [0, 1, 2],
+        {"low": 0},
+        {"low": 0, "hgih": 1},
+        "a b",
+        [True, 1],
+        None,
+        {"choices": []},
+        {"low": 0, "high": 1, "log": True},
+        [0, float("inf")],
+    ],
+)
 def test_malformed_ranges_are_refused(given: object) -> None:
     with pytest.raises((StudyFileError, UserError)):
         MergeSpace(EXPERTS, method="ties", parameters={"weight": given})

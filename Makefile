@@ -1,0 +1,35 @@
+# Everything a newcomer needs: `make demo` and `make test` set up a virtual environment of their own first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TYPED := build/typed
+
+.PHONY: demo test lint types setup clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergefront needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,plots,dashboard,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/mergefront demo
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow editable installs whose folders are mapped, so it gets the package laid out with links.
+types: setup
+	mkdir -p $(TYPED)/mergefront
+	ln -sfn $(CURDIR)/mergefront/* $(TYPED)/mergefront/
+	ln -sfn $(CURDIR)/optimizer $(CURDIR)/adapters $(CURDIR)/storage $(TYPED)/mergefront/
+	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p mergefront
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,100 @@
+"""A database is opened safely, or refused with one clear sentence and left as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.objectives import Objective
+from mergefront.storage.database import Database
+from mergefront.storage.studies import create_or_load, load
+
+
+def test_sqlite_is_opened_for_several_processes(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/study.db")
+    with database.transaction() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA busy_timeout")).scalar() == 60_000
+
+
+def test_reading_commands_do_not_create_a_database(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such database"):
+        Database(f"sqlite:///{tmp_path}/typo.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_newer_tables_are_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    database = Database(f"sqlite:///{path}")
+    with database.transaction() as connection:
+        connection.execute(text("UPDATE mergefront_schema SET version = 99"))
+    database.close()
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="version 99"):
+        Database(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("not a url", "no database URL"),
+        ("sqlite:////no/such/folder/x.db", "does not exist"),
+        ("foodb://x/y", "foodb"),
+    ],
+)
+def test_unusable_urls_are_named(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Database(url)
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    path.write_text("these are my notes, not a database")
+    with pytest.raises(UserError, match="not an SQLite database"):
+        Database(str(path))
+    assert path.read_text() == "these are my notes, not a database"
+
+
+def test_password_never_shows_in_an_error() -> None:
+    with pytest.raises(UserError) as raised:
+        Database("foodb://me:secret@host/db")
+    assert "secret" not in str(raised.value)
+
+
+def test_continuing_with_another_definition_shows_the_difference(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/study.db")
+    definition = {"space": {"weight": [0, 1]}, "seed": 0}
+    first = create_or_load(database, "skills", definition, [Objective("a")], root=".", evaluations=5, versions={})
+    again = create_or_load(database, "skills", definition, [Objective("a")], root=".", evaluations=9, versions={})
+    assert again.study_id == first.study_id
+    with pytest.raises(UserError, match=r"space\.weight: was \[0, 1\], is now \[0, 2\]"):
+        create_or_load(
+            database,
+            "skills",
+            {**definition, "space": {"weight": [0, 2]}},
+            [Objective("a")],
+            root=".",
+            evaluations=5,
+            versions={},
+        )
+
+
+def test_unknown_study_gets_the_nearest_name(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/study.db")
+    create_or_load(database, "skills", {}, [Objective("a")], root=".", evaluations=5, versions={})
+    with pytest.raises(UserError, match="did you mean 'skills'"):
+        load(database, "skils")
+
+
+def test_an_optuna_study_of_someone_else_is_not_taken_over(tmp_path: Path) -> None:
+    import optuna
+
+    database = Database(f"sqlite:///{tmp_path}/study.db")
+    foreign = optuna.create_study(study_name="mine", storage=database.optuna_storage, direction="maximize")
+    foreign.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(UserError, match="not made by mergefront"):
+        create_or_load(database, "mine", {}, [Objective("a")], root=".", evaluations=5, versions={})
