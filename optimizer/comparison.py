@@ -1,0 +1,106 @@
+"""Is one score better than another, or is it noise? Paired differences, p-values, many comparisons.
+
+Two recipes are scored on the same items, so their scores go up and down together; comparing item by
+item takes that common part out and sees differences that separate standard errors hide. Everything
+here is oriented: a positive difference means that the first is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, in the unit of the scores.
+
+    ``standard_error`` is 0 for exact numbers. ``degrees_of_freedom`` belongs to the standard error
+    (infinite where it is taken as known). ``pairs`` is the number of items compared one by one, or
+    None when the two were not compared item by item.
+    """
+
+    mean: float
+    standard_error: float = 0.0
+    degrees_of_freedom: float = math.inf
+    pairs: int | None = None
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of no difference (Student's t; for exact numbers 0 or 1).
+
+        With n pairs it is never below 2 / 2^n, the least that any test which flips signs can say:
+        items that all agree have no spread, and three of them still prove little.
+        """
+        if self.mean == 0:
+            return 1.0
+        floor = 0.0 if self.pairs is None else 2.0 ** (1 - self.pairs)
+        if self.standard_error == 0:
+            return min(floor, 1.0)
+        ratio = abs(self.mean) / self.standard_error
+        return min(max(_two_sided(ratio, self.degrees_of_freedom), floor), 1.0)
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+    """Mean of ``first - second`` over the same items, each with one score in both (``n`` and ``n``).
+
+    Raises ``ValueError`` for different lengths and for no items.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} scores: a paired difference needs the same items, at least 1")
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    count = len(differences)
+    mean = math.fsum(differences) / count
+    if count < 2:
+        return Difference(mean, 0.0, math.inf, count)
+    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
+    return Difference(mean, math.sqrt(variance / count), count - 1, count)
+
+
+def unpaired_difference(
+    first: float, first_error: float | None, second: float, second_error: float | None
+) -> Difference:
+    """``first - second`` from the two standard errors (None: an exact number)."""
+    return Difference(first - second, math.hypot(first_error or 0.0, second_error or 0.0))
+
+
+def weighted_sum(differences: Sequence[Difference], weights: Sequence[float]) -> Difference:
+    """The weighted sum of independent differences, such as of several tasks' scores.
+
+    Degrees of freedom by Welch and Satterthwaite; ``pairs`` is the sum where every noisy part is
+    paired, so that the p-value's floor is that of all items together.
+    """
+    mean = math.fsum(weight * part.mean for part, weight in zip(differences, weights, strict=True))
+    variances = [(weight * part.standard_error) ** 2 for part, weight in zip(differences, weights, strict=True)]
+    variance = math.fsum(variances)
+    spent = math.fsum(
+        v**2 / part.degrees_of_freedom for v, part in zip(variances, differences, strict=True) if v > 0
+    )
+    freedom = variance**2 / spent if spent > 0 else math.inf
+    counts = [part.pairs for part in differences if part.pairs is not None]
+    noisy_unpaired = any(part.pairs is None and part.standard_error > 0 for part in differences)
+    return Difference(mean, math.sqrt(variance), freedom, sum(counts) if counts and not noisy_unpaired else None)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the given order (Holm 1979).
+
+    Rejecting those below a level keeps the chance of any false rejection below that level.
+    """
+    count = len(p_values)
+    order = sorted(range(count), key=lambda index: p_values[index])
+    corrected = [0.0] * count
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _two_sided(ratio: float, degrees_of_freedom: float) -> float:
+    if math.isinf(degrees_of_freedom):
+        return math.erfc(ratio / math.sqrt(2.0))
+    from scipy.special import stdtr
+
+    return float(2.0 * stdtr(degrees_of_freedom, -ratio))
