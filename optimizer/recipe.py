@@ -33,7 +33,7 @@ class Recipe:
     models: Mapping[str, str]
     params: Mapping[str, ParameterValue] = field(default_factory=dict)
     base_model: str | None = None
-    grouping: Grouping = Grouping()
+    grouping: Grouping = field(default_factory=Grouping)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,9 +64,9 @@ class Recipe:
                 problems.append(
                     f"{parameter.name} is one number for the whole merge, so {name!r} cannot name an expert"
                 )
-            if parsed.position is not None and parsed.position[0] == "block":
-                if parsed.position[1] >= len(self.grouping.starts):
-                    problems.append(f"{name!r}: there are {len(self.grouping.starts)} blocks, numbered from 0")
+            kind, index = parsed.position or ("", 0)
+            if kind == "block" and index >= len(self.grouping.starts):
+                problems.append(f"{name!r}: there are {len(self.grouping.starts)} blocks, numbered from 0")
             wrong = parameter.check(value)
             if wrong is not None:
                 problems.append(f"{name}: {wrong}")

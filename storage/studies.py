@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,15 +48,9 @@ def create_or_load(
 
     Raises ``UserError``, showing the difference, when a study of this name has another definition.
     """
-    wanted = json.loads(json.dumps(definition))
     known = find(database, name)
     if known is not None:
-        changes = differences(known.definition, wanted)
-        if changes:
-            raise UserError(
-                f"study {name!r} exists already with another definition; give the new one another name, "
-                "or undo the change:\n" + "\n".join(f"  - {change}" for change in changes)
-            )
+        check_same(known, definition)
         return known
     study = optuna.create_study(
         study_name=name,
@@ -67,12 +62,14 @@ def create_or_load(
         raise UserError(
             f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name"
         )
-    study.set_metric_names([objective.name for objective in objectives])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in objectives])
     row = {
         "study_id": study._study_id,
         "name": name,
         "uuid": str(uuid.uuid4()),
-        "definition": wanted,
+        "definition": _as_stored(definition),
         "root": root,
         "evaluations": evaluations,
         "versions": dict(versions),
@@ -86,6 +83,22 @@ def create_or_load(
             database, name, definition, objectives, root=root, evaluations=evaluations, versions=versions
         )
     return StudyRecord(**row)
+
+
+def check_same(known: StudyRecord, definition: Mapping[str, Any]) -> None:
+    """Raises ``UserError``, showing the difference, when a stored study has another definition."""
+    changes = differences(known.definition, _as_stored(definition))
+    if changes:
+        raise UserError(
+            f"study {known.name!r} exists already with another definition; give the new one another name, "
+            "or undo the change:\n" + "\n".join(f"    {change}" for change in changes)
+        )
+
+
+def _as_stored(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition as JSON reads it back (tuples become lists, keys become words)."""
+    stored: dict[str, Any] = json.loads(json.dumps(definition))
+    return stored
 
 
 def find(database: Database, name: str) -> StudyRecord | None:

@@ -1,0 +1,181 @@
+"""Preflight: everything that can be known to be wrong before anything is written or loaded.
+
+Reads the study file, headers of checkpoints and data files; lists every problem at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergefront.definition import StudyDefinition
+from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.space import MergeSpace
+from mergefront.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
+
+SPARSITY = "delta_l1"
+"""The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a preflight found: ``problems`` forbid a run, ``notes`` are worth knowing."""
+
+    source: str
+    problems: list[str]
+    notes: list[str] = field(default_factory=list)
+    definition: StudyDefinition | None = None
+
+    def definition_or_raise(self) -> StudyDefinition:
+        """The definition; raises ``StudyFileError`` when there is any problem."""
+        if self.problems or self.definition is None:
+            raise StudyFileError(self.source, self.problems)
+        return self.definition
+
+
+def check_study(path: str | Path) -> CheckReport:
+    """Check a study file and everything it names."""
+    path = Path(path)
+    try:
+        file = read_study_file(path)
+    except StudyFileError as error:
+        return CheckReport(str(path), list(error.problems))
+    problems: list[str] = []
+    notes: list[str] = []
+    root = path.resolve().parent
+    if isinstance(file.backend, FunctionBackendSection):
+        evaluator, directions, layers = _check_function(file, root, problems), None, 0
+    else:
+        evaluator, directions, layers = _check_local(file, root, problems, notes)
+    objectives = _objectives(file, directions, problems)
+    space = _space(file, layers, problems)
+    _check_sampler(file, problems)
+    storage = _storage(file, root, problems)
+    definition = None
+    if not problems and space is not None:
+        definition = StudyDefinition(
+            name=file.study,
+            space=space,
+            objectives=tuple(objectives),
+            evaluator=evaluator,
+            sampler=file.search.sampler,
+            sampler_options=file.search.options,
+            seed=file.seed,
+            evaluations=file.search.evaluations,
+            storage=storage,
+            root=root,
+        )
+        _check_stored(definition, problems)
+        notes.append(
+            f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
+            f"{file.search.evaluations} evaluations of {file.search.sampler}"
+        )
+    return CheckReport(str(path), problems, notes, None if problems else definition)
+
+
+def _check_function(file: StudyFile, root: Path, problems: list[str]) -> dict[str, Any]:
+    from mergefront.evaluators import importable, user_function
+
+    assert isinstance(file.backend, FunctionBackendSection)
+    if file.tasks:
+        problems.append("tasks: a function scores by itself; remove 'tasks', or use backend: {type: local}")
+    try:
+        with importable(root):
+            user_function(file.backend.call, root)
+    except UserError as error:
+        problems.append(str(error))
+    return {"type": "function", "call": file.backend.call}
+
+
+def _space(file: StudyFile, layers: int, problems: list[str]) -> MergeSpace | None:
+    parameters = dict(file.merge.space)
+    granularity = parameters.pop("granularity", "global")
+    split = parameters.pop("split", ())
+    if not isinstance(split, (list, tuple)) or not all(isinstance(part, str) for part in split):
+        problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
+        return None
+    if (
+        granularity != "global"
+        and layers == 0
+        and not any(problem.startswith("merge.base_model") for problem in problems)
+    ):
+        problems.append(
+            f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
+        )
+        return None
+    try:
+        return MergeSpace(
+            file.merge.models,
+            method=file.merge.method,
+            base_model=file.merge.base_model,
+            parameters=parameters,
+            granularity=granularity,
+            split=split,
+            layers=layers,
+            seed=file.seed,
+        )
+    except StudyFileError as error:
+        problems.extend(f"merge.{problem}" for problem in error.problems)
+    return None
+
+
+def _objectives(file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]) -> list[Objective]:
+    """The objectives; ``directions`` holds the known ones and their directions (None: any name will do)."""
+    made: list[Objective] = []
+    for entry in file.objectives:
+        section = entry if isinstance(entry, ObjectiveSection) else ObjectiveSection(name=entry)
+        if directions is not None and section.name not in directions:
+            problems.append(f"objectives: {section.name!r} names no task {did_you_mean(section.name, directions)}")
+            continue
+        if any(known.name == section.name for known in made):
+            problems.append(f"objectives: {section.name!r} is named twice")
+            continue
+        natural = (directions or {}).get(section.name, "minimize" if section.name == SPARSITY else "maximize")
+        try:
+            made.append(Objective(section.name, section.direction or natural, section.range))  # type: ignore[arg-type]
+        except UserError as error:
+            problems.append(str(error))
+    return made
+
+
+def _check_sampler(file: StudyFile, problems: list[str]) -> None:
+    from mergefront.optimizer.samplers.registry import check_sampler
+
+    found = check_sampler(file.search.sampler, file.search.options, len(file.objectives))
+    problems.extend(f"search: {problem}" for problem in found)
+
+
+def _storage(file: StudyFile, root: Path, problems: list[str]) -> str:
+    """The storage URL with a relative SQLite path made absolute from the file's folder."""
+    from mergefront.storage.database import normalised_url, sqlite_path
+
+    try:
+        url = normalised_url(file.storage)
+    except UserError as error:
+        problems.append(str(error))
+        return file.storage
+    relative = sqlite_path(url)
+    return url if relative is None or relative.is_absolute() else f"sqlite:///{root / relative}"
+
+
+def _check_stored(definition: StudyDefinition, problems: list[str]) -> None:
+    """Whether the database can be used, and does not hold another study of this name."""
+    from mergefront.storage.database import Database, sqlite_path
+    from mergefront.storage.studies import check_same, find
+
+    path = sqlite_path(definition.storage)
+    if path is not None and not path.exists():
+        if not path.parent.is_dir():
+            problems.append(f"storage: the folder {path.parent} does not exist; create it first")
+        return
+    try:
+        database = Database(definition.storage, create=False)
+        known = find(database, definition.name)
+        if known is not None:
+            check_same(known, definition.to_json())
+        database.close()
+    except UserError as error:
+        problems.append(str(error))

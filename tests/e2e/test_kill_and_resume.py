@@ -1,0 +1,182 @@
+"""A search that is killed at any instant and resumed ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mergefront as mf
+
+STUDY = """
+study: skills
+seed: 7
+merge: {method: ties, models: [maths, french], space: {weight: [0, 1], density: [0.1, 1]}}
+backend: {type: function, call: "scorer:score"}
+objectives: [maths, french, {name: delta_l1, direction: minimize}]
+search: {sampler: mm-mo, evaluations: 14}
+"""
+# Every call leaves a line behind, so that a recipe which is evaluated twice is seen.
+SCORER = """
+import time
+from pathlib import Path
+
+def score(recipe):
+    time.sleep(0.03)
+    p = recipe.params
+    a, b = p["weight[maths]"], p["weight[french]"]
+    d = p.get("density[maths]", 1.0)
+    with (Path(__file__).parent / "calls.txt").open("a") as calls:
+        calls.write(recipe.digest + "\\n")
+    return {"maths": 1 - (a - 0.9) ** 2 - 0.3 * b * b, "french": 1 - (b - 0.8) ** 2 - 0.3 * a * a - 0.1 * (d - 0.5) ** 2,
+            "delta_l1": 1e5 * (a * d + b)}
+"""
+
+
+def write_study(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "scorer.py").write_text(SCORER)
+    path = folder / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def run_in_process(path: Path, resume: bool) -> subprocess.Popen[bytes]:
+    url = f"sqlite:///{path.parent}/mergefront.db"
+    call = f"mf.api.resume('skills', storage={url!r})" if resume else f"mf.api.run({str(path)!r})"
+    return subprocess.Popen([sys.executable, "-c", f"import mergefront as mf, mergefront.api; {call}"])
+
+
+def trials(path: Path) -> list[tuple[int, dict[str, object], list[float]]]:
+    study = mf.load_study("skills", storage=f"sqlite:///{path.parent}/mergefront.db")
+    return [(trial.number, trial.params, trial.values) for trial in study.optuna.get_trials(deepcopy=False)]
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_it_ends_like_the_uninterrupted_run(tmp_path: Path) -> None:
+    whole = write_study(tmp_path / "whole")
+    assert run_in_process(whole, resume=False).wait() == 0
+    expected = trials(whole)
+    assert len(expected) == 14
+
+    broken = write_study(tmp_path / "broken")
+    moments = random.Random(0)
+    kills, created = 0, False
+    for _ in range(40):
+        process = run_in_process(broken, resume=created)
+        database = broken.parent / "mergefront.db"
+        try:
+            process.wait(timeout=moments.uniform(1.2, 3.2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            created = created or _has_study(database)
+            continue
+        assert process.returncode == 0
+        break
+    assert kills >= 2, "the run was never interrupted, so nothing was tested"
+    assert trials(broken) == expected
+    calls = (broken.parent / "calls.txt").read_text().split()
+    finished_twice = len(calls) - len(set(calls))
+    assert finished_twice <= kills, "only an evaluation that a kill cut off may run again"
+
+
+def _has_study(database: Path) -> bool:
+    deadline = time.monotonic() + 5
+    while database.exists() and time.monotonic() < deadline:
+        try:
+            mf.load_study("skills", storage=f"sqlite:///{database}")
+            return True
+        except mf.UserError:
+            return False
+    return False
+
+
+def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
+    seen = []
+
+    def score(recipe: mf.Recipe) -> float:
+        seen.append(recipe.digest)
+        return 1.0
+
+    space = mf.MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": {"choices": [0.0, 1.0]}})
+    study = mf.search(
+        space=space,
+        evaluate=score,
+        objectives=["score"],
+        sampler="random",
+        evaluations=20,
+        storage=f"sqlite:///{tmp_path}/m.db",
+        name="few",
+    )
+    assert len(seen) == len(set(seen)) <= 6
+    assert study.finished_count() == 20
+
+
+def test_a_bad_candidate_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:
+    def score(recipe: mf.Recipe) -> dict[str, float]:
+        weight = float(recipe.params["weight[a]"])
+        if weight > 0.9:
+            raise RuntimeError("CUDA error: out of memory")
+        return {"score": float("nan") if weight == 0.3 else weight}
+
+    space = mf.MergeSpace(["a", "b"], method="task_arithmetic")
+    study = mf.search(
+        space=space,
+        evaluate=score,
+        objectives=["score"],
+        sampler="mm-mo",
+        evaluations=10,
+        storage=f"sqlite:///{tmp_path}/m.db",
+        name="bumpy",
+    )
+    reasons = {failure.number: failure.reason for failure in study.failures()}
+    assert reasons[1] == "RuntimeError: CUDA error: out of memory"
+    assert "not finite" in reasons[4] and "nan" in reasons[4]
+    assert study.finished_count() == 10
+    assert all(candidate.scores["score"] <= 0.9 for candidate in study.candidates())
+
+
+def test_failures_in_a_row_stop_the_search_with_what_they_have_in_common(tmp_path: Path) -> None:
+    def score(recipe: mf.Recipe) -> float:
+        raise mf.EvaluationError("the server is gone", kind="connection")
+
+    space = mf.MergeSpace(["a", "b"], method="task_arithmetic")
+    with pytest.raises(mf.SearchStoppedError, match=r"5 evaluations in a row failed, all of kind 'connection'"):
+        mf.search(
+            space=space,
+            evaluate=score,
+            objectives=["score"],
+            evaluations=30,
+            storage=f"sqlite:///{tmp_path}/m.db",
+            name="dead",
+        )
+    study = mf.load_study("dead", storage=f"sqlite:///{tmp_path}/m.db")
+    assert len(study.failures()) == 5
+
+
+def test_a_study_grows_to_a_larger_budget_and_keeps_its_trials(tmp_path: Path) -> None:
+    space = mf.MergeSpace(["a", "b"], method="task_arithmetic")
+
+    def score(recipe: mf.Recipe) -> float:
+        return -float(recipe.params["weight[a]"])
+
+    arguments = {
+        "space": space,
+        "evaluate": score,
+        "objectives": ["score"],
+        "name": "grows",
+        "storage": f"sqlite:///{tmp_path}/m.db",
+    }
+    small = mf.search(**arguments, evaluations=7)
+    first = [(c.number, c.recipe) for c in small.candidates()]
+    large = mf.search(**arguments, evaluations=11)
+    assert large.finished_count() == 11
+    assert [(c.number, c.recipe) for c in large.candidates()][: len(first)] == first
+    with pytest.raises(mf.UserError, match="seed: was 0, is now 1"):
+        mf.search(**arguments, evaluations=12, seed=1)
