@@ -16,7 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
-from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
+from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.recipe import Recipe
@@ -171,6 +171,8 @@ def _fill(
         try:
             evaluation = evaluator.evaluate(recipe, request)
             scores = checked_scores(evaluation, request.objectives)
+        except UserError:
+            raise  # no candidate is at fault; the next one would fail alike
         except Exception as error:
             kind, reason = _reason(error)
             ledger.record_failure(trial.number, recipe, kind, reason)
