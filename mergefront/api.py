@@ -106,7 +106,7 @@ def run(
     definition = report.definition_or_raise()
     if evaluations is not None:
         definition = replace(definition, evaluations=_budget(evaluations))
-    with make_evaluator(definition.evaluator, definition.space, definition.root) as evaluator:
+    with make_evaluator(definition.evaluator, definition.space, definition.root, definition.runtime) as evaluator:
         return _search(definition, evaluator, observe, before)
 
 
@@ -128,8 +128,8 @@ def resume(
     budget = study.record.evaluations if evaluations is None else evaluations
     if study.finished_count() >= budget:
         return study
-    evaluator = study.record.definition["evaluator"]
-    with make_evaluator(evaluator, study.space, Path(study.record.root)) as made:
+    stored = study.record.definition
+    with make_evaluator(stored["evaluator"], study.space, Path(study.record.root), stored["runtime"]) as made:
         return _continue(study, made, budget, observe, before)
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergefront.check_local import check_checkpoints, check_tasks
 from mergefront.definition import StudyDefinition
+from mergefront.evaluators import local_evaluator_description
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.space import MergeSpace
@@ -46,10 +48,14 @@ def check_study(path: str | Path) -> CheckReport:
     problems: list[str] = []
     notes: list[str] = []
     root = path.resolve().parent
+    directions: dict[str, str] | None
     if isinstance(file.backend, FunctionBackendSection):
-        evaluator, directions, layers = _check_function(file, root, problems), None, 0
+        evaluator = _check_function(file, root, problems)
+        directions, layers = None, 0
     else:
-        evaluator, directions, layers = _check_local(file, root, problems, notes)
+        layers = check_checkpoints(file, root, problems, notes)
+        directions = {**check_tasks(file, root, problems, notes), SPARSITY: "minimize"}
+        evaluator = {} if problems else local_evaluator_description(file, root)
     objectives = _objectives(file, directions, problems)
     space = _space(file, layers, problems)
     _check_sampler(file, problems)
@@ -67,6 +73,7 @@ def check_study(path: str | Path) -> CheckReport:
             evaluations=file.search.evaluations,
             storage=storage,
             root=root,
+            runtime={} if isinstance(file.backend, FunctionBackendSection) else {"device": file.backend.device},
         )
         _check_stored(definition, problems)
         notes.append(

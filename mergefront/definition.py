@@ -16,9 +16,9 @@ class StudyDefinition:
     """What a study file or a call of ``search`` says.
 
     ``evaluator`` is a JSON object from which the evaluator is made again on resume (see
-    ``mergefront.evaluators``); ``root`` is the folder that relative paths in it start from.
-    ``storage``, ``root`` and ``evaluations`` are not part of the definition that is compared when
-    a study is continued.
+    ``mergefront.evaluators``); ``root`` is the folder that relative paths in it start from;
+    ``runtime`` says where it runs ("device"). Storage, root, runtime and evaluations may change
+    between runs of one study; the rest must stay.
     """
 
     name: str
@@ -31,9 +31,10 @@ class StudyDefinition:
     evaluations: int = 30
     storage: str = "sqlite:///mergefront.db"
     root: Path = Path(".")
+    runtime: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The part that must stay the same while a study is continued."""
+        """What is stored: all that must stay the same while a study is continued, and ``runtime``."""
         return {
             "space": self.space.to_json(),
             "objectives": [
@@ -47,4 +48,5 @@ class StudyDefinition:
             "evaluator": dict(self.evaluator),
             "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
             "seed": self.seed,
+            "runtime": dict(self.runtime),
         }

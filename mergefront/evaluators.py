@@ -12,13 +12,17 @@ from typing import Any
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.space import MergeSpace
+from mergefront.study_file import StudyFile
 
 
 @contextmanager
-def make_evaluator(description: Mapping[str, Any], space: MergeSpace, root: Path) -> Iterator[Evaluator]:
+def make_evaluator(
+    description: Mapping[str, Any], space: MergeSpace, root: Path, runtime: Mapping[str, Any]
+) -> Iterator[Evaluator]:
     """The evaluator that ``description`` (a study's ``evaluator``) describes, until the block ends.
 
-    Relative paths start from ``root``. Raises ``UserError`` when it cannot be made.
+    Relative paths start from ``root``; ``runtime`` says where it runs ("device"). Raises ``UserError``
+    when it cannot be made.
     """
     kind = description["type"]
     if kind == "python":
@@ -31,7 +35,55 @@ def make_evaluator(description: Mapping[str, Any], space: MergeSpace, root: Path
             function = user_function(description["call"], root)
             yield FunctionEvaluator(function)
         return
-    yield _local_evaluator(description, space, root)
+    _refuse_changed(description, root)
+    yield _local_evaluator(description, space, root, runtime)
+
+
+def local_evaluator_description(file: StudyFile, root: Path) -> dict[str, Any]:
+    """What a study's definition keeps of a local backend, its tasks and the content of their files."""
+    from mergefront.check_local import data_paths, fingerprints
+
+    models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
+    checkpoints = [str(file.merge.base_model), *models.values()]
+    return {
+        "type": "local",
+        "backend": file.backend.model_dump(exclude={"type", "device"}),
+        "seed": file.seed,
+        "tasks": {name: dict(config) for name, config in file.tasks.items()},
+        "content": fingerprints([*checkpoints, *data_paths(file.tasks)], root),
+    }
+
+
+def _refuse_changed(description: Mapping[str, Any], root: Path) -> None:
+    """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
+    from mergefront.check_local import fingerprints
+
+    for path, known in description["content"].items():
+        if not (root / path).exists():
+            raise UserError(f"{root / path}: it is gone, and the study needs it; put it back to continue")
+        if fingerprints([path], root)[path] != known:
+            raise UserError(
+                f"{root / path}: its content has changed since the study was begun, so new scores could not be "
+                "compared with the old; put the old content back, or begin a study of another name"
+            )
+
+
+def _local_evaluator(
+    description: Mapping[str, Any], space: MergeSpace, root: Path, runtime: Mapping[str, Any]
+) -> Evaluator:
+    from mergefront.adapters.evaluator import TaskEvaluator
+    from mergefront.adapters.local import LocalBackend
+    from mergefront.adapters.tasks import build_task
+
+    tasks = [build_task(name, config, root, description["seed"]) for name, config in description["tasks"].items()]
+    assert space.base_model is not None
+    backend = LocalBackend.from_checkpoints(
+        root / space.base_model,
+        {name: root / path for name, path in space.models.items()},
+        device=runtime.get("device", "auto"),
+        dtype=description["backend"]["dtype"],
+    )
+    return TaskEvaluator(backend, tasks)
 
 
 @contextmanager

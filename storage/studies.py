@@ -65,7 +65,7 @@ def create_or_load(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study.set_metric_names([objective.name for objective in objectives])
-    row = {
+    row: dict[str, Any] = {
         "study_id": study._study_id,
         "name": name,
         "uuid": str(uuid.uuid4()),
@@ -87,7 +87,11 @@ def create_or_load(
 
 def check_same(known: StudyRecord, definition: Mapping[str, Any]) -> None:
     """Raises ``UserError``, showing the difference, when a stored study has another definition."""
-    changes = differences(known.definition, _as_stored(definition))
+    old, new = (
+        {key: value for key, value in side.items() if key != "runtime"}
+        for side in (known.definition, _as_stored(definition))
+    )
+    changes = differences(old, new)
     if changes:
         raise UserError(
             f"study {known.name!r} exists already with another definition; give the new one another name, "

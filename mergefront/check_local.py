@@ -1,0 +1,123 @@
+"""Preflight of a local backend: checkpoints by their headers, tokenizers, tasks by their data files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.grouping import layer_of
+from mergefront.study_file import StudyFile
+
+_WHOLE_FILE_UP_TO = 64 * 1024 * 1024
+_SAMPLE = 1024 * 1024
+
+
+def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int:
+    """Compare base and experts by their headers; returns the number of layers (0 if it cannot be told)."""
+    from mergefront.adapters.checkpoints import compare_headers, compare_tokenizers, read_header
+
+    models = file.merge.models
+    if not isinstance(models, Mapping):
+        problems.append("merge.models: a local backend needs a path for each expert; write {name: path, ...}")
+        models = {}
+    if file.merge.base_model is None:
+        problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
+        return 0
+    try:
+        base = read_header(root / file.merge.base_model)
+    except UserError as error:
+        problems.append(f"merge.base_model: {_hinted(error, root)}")
+        base = None
+    for name, path in models.items():
+        try:
+            expert = read_header(root / path)
+        except UserError as error:
+            problems.append(f"merge.models.{name}: {_hinted(error, root)}")
+            continue
+        if base is None:
+            continue
+        problems.extend(f"merge.models.{name}: {problem}" for problem in compare_headers(base, expert, name))
+        if expert.kind == "full":
+            found = compare_tokenizers(root / file.merge.base_model, root / path, name)
+            problems.extend(f"merge.models.{name}: {problem}" for problem in found)
+    if base is None:
+        return 0
+    notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
+    layers = {layer_of(name) for name in base.tensors} - {None}
+    return len(layers)
+
+
+def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+    """Read every task's files; returns the direction of each task that is sound."""
+    from mergefront.adapters.tasks import build_task, problems_of
+
+    directions: dict[str, str] = {}
+    for name, config in file.tasks.items():
+        found = problems_of(config, root, file.seed)
+        problems.extend(f"tasks.{name}: {problem}" for problem in found)
+        if found:
+            directions[name] = "maximize"  # its objective is then no second problem
+            continue
+        task = build_task(name, config, root, file.seed)
+        directions[name] = task.direction
+        counts = {split: _count(task, split) for split in ("search", "report")}
+        notes.append(f"task {name}: {counts['search']} search items, {counts['report']} report items")
+    if not file.tasks:
+        problems.append("tasks: a local backend needs at least one task")
+    return directions
+
+
+def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
+    """Content hashes of files and checkpoint folders, by path; what a study's scores depend on.
+
+    Files above 64 MiB are hashed by size, first and last MiB, which tells checkpoints apart at the
+    price of their headers.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(set(paths)):
+        digest = hashlib.sha256()
+        for file in _content_files(root / path):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(_content(file))
+        found[path] = digest.hexdigest()[:16]
+    return found
+
+
+def data_paths(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Every data file that tasks name."""
+    return [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+
+
+def _content_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    kept = (".safetensors", ".json", ".jsonl", ".model", ".txt")
+    return sorted(file for file in path.iterdir() if file.suffix in kept and file.is_file())
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _WHOLE_FILE_UP_TO:
+            return hashlib.file_digest(stream, "sha256").digest()
+        head = stream.read(_SAMPLE)
+        stream.seek(size - _SAMPLE)
+        return hashlib.sha256(head + stream.read(_SAMPLE)).digest()
+
+
+def _count(task: Any, split: str) -> int:
+    try:
+        return len(task.items(split))
+    except UserError:
+        return 0
+
+
+def _hinted(error: UserError, root: Path) -> str:
+    readme = root / "README.md"
+    text = str(error)
+    if "no such file or folder" in text:
+        text += " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
+    return text
