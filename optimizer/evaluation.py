@@ -20,8 +20,9 @@ from mergefront.optimizer.recipe import Recipe
 class ItemScores:
     """Scores of one task's items for one recipe.
 
-    ``ids`` (stable identifiers of the items, in the task's order), ``scores`` (one number per item,
-    larger is better) and ``margins`` (optional, one per item: a smooth number behind the score, such
+    ``ids`` (stable identifiers of the items, in the task's order), ``scores`` (one number per item in
+    the unit of the task's metric, whose direction says which end is better: a loss is minimised) and
+    ``margins`` (optional, one per item, larger is always better: a smooth number behind the score, such
     as a log-likelihood difference; what an item-level surrogate models) have equal length.
     """
 

@@ -1,0 +1,163 @@
+"""Evaluators over a backend: make the merge, ask the merged model, return its scores.
+
+``TaskEvaluator`` scores tasks on a language model, ``ModuleEvaluator`` any module with the user's own
+function. What goes wrong with one candidate becomes an ``EvaluationError``; wrong input stays a ``UserError``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from mergefront.adapters.backend import Backend
+from mergefront.adapters.language_model import CountedModel, LanguageModel
+from mergefront.adapters.tasks.task import Task
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.recipe import Recipe
+
+DELTA_L1 = "delta_l1"
+"""The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
+
+
+class TaskEvaluator:
+    """Scores a recipe on the tasks that the requested objectives name.
+
+    An objective is a task's name, or ``delta_l1``. The merge is made once per evaluation; its scores
+    are the means of the tasks' item scores, with the standard errors of those means.
+    """
+
+    def __init__(self, backend: Backend[LanguageModel], tasks: Sequence[Task] | Mapping[str, Task]) -> None:
+        self.backend = backend
+        named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
+        self.tasks: dict[str, Task] = dict(named)
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        """One evaluation on the items of ``request.split``.
+
+        ``seconds`` has "merge", "score", "total" and one entry per task; ``cost`` counts "items",
+        "requests", "scored_tokens" and "generated_tokens". Raises ``UserError`` for an objective that is no
+        task, ``EvaluationError`` when merging or scoring fails or a score is not finite.
+        """
+        wanted = [name for name in request.objectives if name != DELTA_L1]
+        for name in wanted:
+            if name not in self.tasks:
+                known = [*self.tasks, DELTA_L1]
+                raise UserError(f"objective {name!r} is neither a task nor {DELTA_L1} {did_you_mean(name, known)}")
+        items_of = {name: self.tasks[name].items(request.split) for name in wanted}
+        started = time.perf_counter()
+        items: dict[str, ItemScores] = {}
+        seconds: dict[str, float] = {}
+        with ExitStack() as merged:
+            with _failures("merging"):
+                applied = self.backend.apply(recipe)
+                model = CountedModel(merged.enter_context(applied))
+            for name in wanted:
+                begun = time.perf_counter()
+                with _failures(f"task {name!r}"):
+                    items[name] = self.tasks[name].score(model, items_of[name])
+                    _check_finite(items[name])
+                seconds[name] = time.perf_counter() - begun
+            delta_l1 = applied.delta_l1
+            seconds["merge"] = applied.seconds
+        scores = {name: scored.mean for name, scored in items.items()}
+        errors = {name: scored.standard_error for name, scored in items.items() if len(scored.scores) > 1}
+        if DELTA_L1 in request.objectives:
+            scores[DELTA_L1] = _known(delta_l1)
+            errors[DELTA_L1] = 0.0
+        seconds["total"] = time.perf_counter() - started
+        seconds["score"] = sum(seconds[name] for name in wanted)
+        cost = {
+            "items": float(sum(len(scored.scores) for scored in items.values())),
+            "requests": float(model.requests),
+            "scored_tokens": float(model.scored_tokens),
+            "generated_tokens": float(model.generated_tokens),
+        }
+        return Evaluation(scores, errors, items, seconds, cost)
+
+
+class ModuleEvaluator:
+    """Scores the merged module of any backend with the user's function ``module -> {objective: number}``.
+
+    The function may return one number when one objective is asked for, or a whole ``Evaluation``;
+    ``delta_l1`` is added from the merge when it is an objective.
+    """
+
+    def __init__(self, backend: Backend[Any], function: Callable[[Any], Any]) -> None:
+        self.backend = backend
+        self.function = function
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        """Merge, call the function, return what it says; its exceptions become ``EvaluationError``."""
+        started = time.perf_counter()
+        with ExitStack() as merged:
+            with _failures("merging"):
+                applied = self.backend.apply(recipe)
+                model = merged.enter_context(applied)
+            begun = time.perf_counter()
+            with _failures("the scoring function"):
+                returned = self.function(model)
+            ended = time.perf_counter()
+            delta_l1, merged_in = applied.delta_l1, applied.seconds
+        if isinstance(returned, Evaluation):
+            evaluation = returned
+        elif isinstance(returned, Mapping):
+            evaluation = Evaluation(dict(returned))
+        else:
+            scored = [name for name in request.objectives if name != DELTA_L1]
+            if len(scored) != 1:
+                raise EvaluationError(
+                    f"the scoring function returned {type(returned).__name__}; it must return a mapping with the "
+                    f"objectives {', '.join(scored)}",
+                    kind="wrong type",
+                )
+            evaluation = Evaluation({scored[0]: returned})
+        scores, errors = dict(evaluation.scores), dict(evaluation.standard_errors)
+        if DELTA_L1 in request.objectives and DELTA_L1 not in scores:
+            scores[DELTA_L1] = _known(delta_l1)
+            errors[DELTA_L1] = 0.0
+        seconds = {"merge": merged_in, "score": ended - begun, "total": time.perf_counter() - started}
+        return Evaluation(
+            scores, errors, evaluation.items, {**seconds, **evaluation.seconds}, evaluation.cost, evaluation.details
+        )
+
+
+@contextmanager
+def _failures(doing: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a candidate into an ``EvaluationError`` of the right kind."""
+    try:
+        yield
+    except EvaluationError as error:
+        raise EvaluationError(f"{doing}: {error}", kind=error.kind) from error
+    except MergefrontError:
+        raise
+    except Exception as error:
+        if _out_of_memory(error):
+            raise EvaluationError(
+                f"{doing}: out of memory ({error}); a smaller model, batch or dtype would fit", kind="out of memory"
+            ) from error
+        name = type(error).__name__
+        raise EvaluationError(f"{doing}: {name}: {error}", kind=name) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, an accelerator or torch's CPU allocator ran out of memory."""
+    torch = sys.modules.get("torch")
+    accelerator = getattr(torch, "OutOfMemoryError", MemoryError)
+    return isinstance(error, (MemoryError, accelerator)) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _check_finite(scored: ItemScores) -> None:
+    for item, score in zip(scored.ids, scored.scores, strict=True):
+        if not math.isfinite(score):
+            raise EvaluationError(f"item {item} scored {score}", kind="not finite")
+
+
+def _known(delta_l1: float | None) -> float:
+    if delta_l1 is None:
+        raise UserError(f"this backend does not see the weights, so it cannot measure {DELTA_L1}; drop that objective")
+    return delta_l1

@@ -1,0 +1,265 @@
+"""A live Hugging Face causal language model, asked in batches.
+
+Scoring pads on the right: under causal attention what follows a sequence cannot change it, so that
+a batch gives what single requests give. Generation pads on the left and keeps the keys and values
+of what it has read. Texts are tokenised once, however many merges are scored with them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import EvaluationError
+
+_log = logging.getLogger(__name__)
+
+Tokens = tuple[int, ...]
+
+
+class HuggingFaceModel:
+    """``LanguageModel`` over a transformers causal model and its tokenizer.
+
+    ``max_rows`` and ``max_tokens`` (padding included) bound a batch; one that does not fit into the
+    accelerator's memory is halved. ``max_length`` is the longest input in tokens (default: the
+    model's own); longer contexts lose their beginning, and continuations longer than that are
+    scored window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
+
+    The weights of ``model`` may change between calls: nothing that depends on them is kept.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_rows: int = 64,
+        max_tokens: int = 16384,
+        max_length: int | None = None,
+        add_bos: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self.max_length = max_length or _max_length(model, tokenizer)
+        self._tokenization = Tokenization(tokenizer, add_bos)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._keeps_some_logits = "logits_to_keep" in parameters
+        self._ends = _end_tokens(model, tokenizer)
+        model.eval()
+
+    @torch.inference_mode()
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        """Exact log-likelihoods; requests that read the same tokens share one pass (choices of one token)."""
+        encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
+        windows = [list(self._windows(context, continuation)) for context, continuation in encoded]
+        wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]] = {}
+        for inputs, targets in (window for several in windows for window in several):
+            wanted.setdefault(inputs, {})[targets] = (0.0, True)
+        rows = sorted(wanted, key=len, reverse=True)
+        longest = [max(len(targets) for targets in wanted[row]) for row in rows]
+        for start, end in self._batches([len(row) for row in rows], longest):
+            self._halving(rows[start:end], lambda part: self._score(part, wanted))
+        answers = []
+        for several in windows:
+            parts = [wanted[inputs][targets] for inputs, targets in several]
+            answers.append(
+                LogLikelihood(
+                    sum(logprob for logprob, _ in parts),
+                    sum(len(targets) for _, targets in several),
+                    all(greedy for _, greedy in parts),
+                )
+            )
+        return answers
+
+    def _windows(self, context: Tokens, continuation: Tokens) -> Iterator[tuple[Tokens, Tokens]]:
+        """Inputs and targets: one pair where everything fits, else windows that do not overlap."""
+        tokens = context + continuation
+        for start in range(0, len(continuation), self.max_length):
+            targets = continuation[start : start + self.max_length]
+            end = len(context) + start + len(targets) - 1
+            yield tokens[max(0, end - self.max_length) : end], targets
+
+    def _batches(self, lengths: Sequence[int], targets: Sequence[int] | None = None) -> Iterator[tuple[int, int]]:
+        """Slices of rows sorted by length, longest first.
+
+        With ``targets`` (scored tokens per row) the float32 logits of a batch are bounded as well.
+        """
+        vocabulary = int(getattr(self.model.config, "vocab_size", 0) or 0)
+        start = 0
+        while start < len(lengths):
+            rows = max(1, min(self.max_rows, self.max_tokens // max(1, lengths[start])))
+            if targets is not None and vocabulary:
+                logits = 0
+                for end in range(start, min(start + rows, len(lengths))):
+                    logits += vocabulary * targets[end]
+                    if logits > _MAX_LOGITS and end > start:
+                        rows = end - start
+                        break
+            yield start, min(start + rows, len(lengths))
+            start += rows
+
+    def _halving(self, rows: list[Any], run: Callable[[list[Any]], None]) -> None:
+        try:
+            run(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            _log.warning("a batch of %d rows did not fit into memory; trying half of it", len(rows))
+            torch.cuda.empty_cache()
+            middle = len(rows) // 2
+            self._halving(rows[:middle], run)
+            self._halving(rows[middle:], run)
+
+    def _score(self, rows: list[Tokens], wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]]) -> None:
+        """Fill in what is ``wanted`` of each row, from one forward pass."""
+        length = max(len(row) for row in rows)
+        device = self.model.device
+        # The filler is never attended to by what it follows; the row's own last token is always in the vocabulary.
+        padded = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows], device=device)
+        places: list[tuple[Tokens, Tokens]] = [(row, targets) for row in rows for targets in wanted[row]]
+        first = min(len(row) - len(targets) for row, targets in places)
+        keep = torch.arange(first, length, device=device)
+        logits = self._forward(padded, keep).logits
+        index = {row: number for number, row in enumerate(rows)}
+        at_row = [index[row] for row, targets in places for _ in targets]
+        at_place = [len(row) - len(targets) + k - first for row, targets in places for k in range(len(targets))]
+        chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
+        target = torch.tensor([token for _, targets in places for token in targets], device=device)
+        logprobs = (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(1)).double().cpu()
+        greedy = (chosen.argmax(1) == target).cpu()
+        if not bool(torch.isfinite(logprobs).all()):
+            raise EvaluationError("the merged model's log-probabilities are not finite", kind="not finite")
+        start = 0
+        for row, targets in places:
+            end = start + len(targets)
+            wanted[row][targets] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
+            start = end
+
+    def _forward(self, tokens: torch.Tensor, keep: torch.Tensor | int, **more: Any) -> Any:
+        """One pass that computes logits only for the positions in ``keep`` (an integer: the last ones)."""
+        if self._keeps_some_logits:
+            return self.model(input_ids=tokens, logits_to_keep=keep, **more)
+        output = self.model(input_ids=tokens, **more)
+        output.logits = output.logits[:, -keep:] if isinstance(keep, int) else output.logits[:, keep]
+        return output
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Greedy continuations; a batch ends as soon as every sequence in it has."""
+        different = list(dict.fromkeys(requests))
+        prompts = self._tokenization.texts([request.prompt for request in different])
+        answers: dict[GenerationRequest, Generation] = {}
+        rows: list[tuple[Tokens, GenerationRequest]] = []
+        for tokens, request in zip(prompts, different, strict=True):
+            room = self.max_length - request.max_new_tokens
+            if room < 1:
+                raise EvaluationError(
+                    f"max_new_tokens is {request.max_new_tokens}, but the model reads {self.max_length} tokens at most",
+                    kind="too long",
+                )
+            rows.append((tokens[-room:], request))
+        rows.sort(key=lambda row: len(row[0]), reverse=True)
+        for start, end in self._batches([len(tokens) + request.max_new_tokens for tokens, request in rows]):
+            self._halving(rows[start:end], lambda part: self._continue(part, answers))
+        return [answers[request] for request in requests]
+
+    def _continue(
+        self, rows: list[tuple[Tokens, GenerationRequest]], answers: dict[GenerationRequest, Generation]
+    ) -> None:
+        """Generate for one batch and put the answers into ``answers``."""
+        device = self.model.device
+        length = max(len(tokens) for tokens, _ in rows)
+        tokens = torch.tensor([row[:1] * (length - len(row)) + row for row, _ in rows], device=device)
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row, _ in rows], device=device)
+        written = [_Written(request) for _, request in rows]
+        active = list(range(len(rows)))
+        cache = None
+        while True:
+            more: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
+            if cache is not None:
+                more["past_key_values"] = cache
+            if self._takes_positions:
+                more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            output = self._forward(tokens, 1, **more)
+            cache = output.past_key_values
+            # A step's largest logit is NaN as soon as one of them is.
+            best, chosen = output.logits[:, -1].max(1)
+            if not bool(torch.isfinite(best).all()):
+                raise EvaluationError("the merged model's logits are not finite", kind="not finite")
+            following = chosen.tolist()
+            for place, number in enumerate(active):
+                if not written[number].done:
+                    self._append(written[number], following[place])
+            left = [place for place, number in enumerate(active) if not written[number].done]
+            if not left:
+                break
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
+            if 2 * len(left) <= len(active) and hasattr(cache, "batch_select_indices"):
+                places = torch.tensor(left, device=device)
+                cache.batch_select_indices(places)
+                tokens, mask = tokens[places], mask[places]
+                active = [active[place] for place in left]
+        for row in written:
+            text, stopped = self._text(row)
+            finish: Literal["stop", "length"] = "stop" if stopped or row.ended else "length"
+            answers[row.request] = Generation(text, len(row.tokens), finish)
+
+    def _append(self, row: _Written, token: int) -> None:
+        row.tokens.append(token)
+        if token in self._ends:
+            row.ended = row.done = True
+        elif len(row.tokens) >= row.request.max_new_tokens:
+            row.done = True
+        elif self._tokenization.may_end(token, row.request.stop):
+            # A character has at most four tokens (one a byte); a few more settle how the first is decoded.
+            tail = row.tokens[-4 * max(map(len, row.request.stop)) - 4 :]
+            text = self.tokenizer.decode(tail, skip_special_tokens=True)
+            row.done = any(stop in text for stop in row.request.stop)
+
+    def _text(self, row: _Written) -> tuple[str, bool]:
+        """The text up to the first stop string, and whether there was one."""
+        text: str = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        found = [at for stop in row.request.stop if (at := text.find(stop)) >= 0]
+        return (text[: min(found)], True) if found else (text, False)
+
+
+_MAX_LOGITS = 2**27
+"""Most float32 logits that one scoring batch gathers: 512 MiB."""
+
+
+class _Written:
+    """What was generated for one request so far."""
+
+    def __init__(self, request: GenerationRequest) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.ended = False
+        self.done = request.max_new_tokens <= 0
+
+
+def _max_length(model: Any, tokenizer: Any) -> int:
+    """The model's longest input in tokens; 2048 when neither the model nor its tokenizer says."""
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    value = getattr(tokenizer, "model_max_length", None)
+    return value if isinstance(value, int) and value < 10**9 else 2048
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a generation: those of the generation settings and the tokenizer's own."""
+    settings = getattr(model, "generation_config", None)
+    configured = getattr(settings, "eos_token_id", None)
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)

@@ -1,0 +1,186 @@
+"""Items of a task, read from JSON lines, with every problem named by file and line.
+
+    {"prompt": "2 + 2 =", "answer": "4"}                     or a list of accepted answers
+    {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}    the index or the text of the right choice
+    {"text": "All of this is scored."}
+
+Other keys are allowed and ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergefront.optimizer.errors import did_you_mean
+
+KEYS = ("prompt", "answer", "choices", "text")
+MOST_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    ``id`` is a hash of the content (16 hexadecimal characters), so that the same question has the
+    same id in every file and study. ``answers`` are the accepted answers; with ``choices``, ``right``
+    holds the indices of the right ones. A text to score whole has an empty prompt and itself as answer.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadItems:
+    """What a file holds: its sound ``items``, the line of each, and the problems of the others."""
+
+    items: tuple[Item, ...]
+    lines: tuple[int, ...]
+    problems: tuple[str, ...]
+
+
+def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) -> ReadItems:
+    """Read a JSONL file; never raises for what is in it.
+
+    ``label`` names the file in problems (the path as the user wrote it); ``required`` are the sets
+    of keys of which an item must have one, as metrics declare them.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return ReadItems((), (), (f"{label}: there is no such file",))
+    except IsADirectoryError:
+        return ReadItems((), (), (f"{label}: is a folder; a JSONL file is needed",))
+    except OSError as error:
+        return ReadItems((), (), (f"{label}: cannot be read ({error.strerror or error})",))
+    items: list[Item] = []
+    lines: list[int] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = parse_item(_object(line), required)
+        except ValueError as error:
+            problems.append(f"{label}:{number}: {error}")
+            continue
+        if item.id in seen:
+            problems.append(f"{label}:{number}: repeats the item of line {seen[item.id]}; remove one of them")
+            continue
+        seen[item.id] = number
+        items.append(item)
+        lines.append(number)
+    if not items and not problems:
+        problems.append(f"{label}: has no items; write one JSON object a line")
+    return ReadItems(tuple(items), tuple(lines), capped(problems, label))
+
+
+def capped(problems: list[str], label: str) -> tuple[str, ...]:
+    """The first problems, and how many more there are."""
+    if len(problems) <= MOST_PROBLEMS:
+        return tuple(problems)
+    return (*problems[:MOST_PROBLEMS], f"{label}: and {len(problems) - MOST_PROBLEMS} more problems")
+
+
+def _object(line: bytes) -> Mapping[str, Any]:
+    try:
+        content = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not valid JSON ({error.msg}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError(f'is a JSON {_kind(content)}; an object such as {{"prompt": ..., "answer": ...}} is needed')
+    return content
+
+
+def parse_item(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -> Item:
+    """One item from a JSON object; raises ``ValueError`` that says what is wrong and what would be right."""
+    if not any(all(key in content for key in keys) for keys in required):
+        nearest = min(required, key=lambda keys: sum(key not in content for key in keys))
+        missing = next(key for key in nearest if key not in content)
+        others = [key for key in content if key not in KEYS]
+        hint = next(
+            (f" (is {other!r} meant?)" for other in others if did_you_mean(other, [missing]).startswith("(did")), ""
+        )
+        needed = " or ".join("+".join(keys) for keys in required)
+        raise ValueError(f"the key {missing!r} is missing{hint}; the metric needs {needed}")
+    if "text" in content and ("prompt" in content or "choices" in content):
+        raise ValueError("has 'text' and 'prompt' or 'choices'; an item is either a text or a question")
+    used = {key: content[key] for key in KEYS if key in content}
+    digest = hashlib.sha256(
+        json.dumps(used, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+    ).hexdigest()[:16]
+    if "text" in content:
+        return Item(digest, "", (_text("text", content["text"]),))
+    prompt = content.get("prompt", "")
+    if not isinstance(prompt, str):
+        raise ValueError(f"'prompt' is a {_kind(prompt)}; it must be a string")
+    if "choices" in content:
+        return _choices_item(digest, prompt, content["choices"], content.get("answer"))
+    given = content.get("answer")
+    answers = given if isinstance(given, list) else [given]
+    if not answers:
+        raise ValueError("'answer' is an empty list; give at least one answer")
+    return Item(digest, prompt, tuple(_text("answer", answer) for answer in answers))
+
+
+def _choices_item(digest: str, prompt: str, choices: Any, answer: Any) -> Item:
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError("'choices' must be a list of two or more strings")
+    texts = tuple(_text("choices", choice) for choice in choices)
+    if len(set(texts)) < len(texts):
+        raise ValueError("'choices' has the same choice twice")
+    right: list[int] = []
+    for one in answer if isinstance(answer, list) else [answer]:
+        if isinstance(one, str):
+            if one not in texts:
+                raise ValueError(f"'answer' is {one!r}, which is none of the choices")
+            right.append(texts.index(one))
+        elif isinstance(one, int) and not isinstance(one, bool):
+            if not 0 <= one < len(texts):
+                raise ValueError(f"'answer' is {one}; with {len(texts)} choices it must lie in [0, {len(texts) - 1}]")
+            right.append(one)
+        else:
+            raise ValueError(f"'answer' is a {_kind(one)}; it must be the index or the text of the right choice")
+    if not right or len(set(right)) == len(texts):
+        raise ValueError("'answer' must name at least one choice, and not all of them")
+    return Item(digest, prompt, tuple(texts[index] for index in right), texts, tuple(dict.fromkeys(right)))
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{key!r} is a {_kind(value)}; it must be a string")
+    if not value.strip():
+        raise ValueError(f"{key!r} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"{key!r} has half of a surrogate pair, which is no character") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {
+        dict: "object",
+        list: "list",
+        str: "string",
+        bool: "switch",
+        int: "number",
+        float: "number",
+        type(None): "null",
+    }
+    return kinds.get(type(value), type(value).__name__)

@@ -1,0 +1,134 @@
+"""A task over JSON lines: a file of items, a metric, and two disjoint splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.tasks import options as option
+from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
+from mergefront.adapters.tasks.metrics import METRICS, MetricOptions, MetricSpec
+from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.evaluation import ItemScores
+
+OPTIONS = (
+    Option("path", option.is_path, required=True),
+    Option(
+        "metric",
+        lambda name: None if name in METRICS else f"a metric {did_you_mean(str(name), METRICS)}",
+        required=True,
+    ),
+    Option("report", option.is_path),
+    Option("report_fraction", option.is_fraction),
+    Option("search_items", option.is_count),
+    Option("report_items", option.is_count),
+    Option("max_new_tokens", option.is_count),
+    Option("stop", option.is_stop, read=option.as_texts),
+    Option("delimiter", option.is_any_text),
+    Option("length_normalised", option.is_switch),
+    Option("margins", option.is_switch),
+)
+
+DEFAULT_REPORT_FRACTION = 0.5
+
+
+@dataclass(frozen=True)
+class JsonlTask:
+    """Items of a JSONL file, scored by one metric.
+
+    The report items come from the file ``report`` or, without it, are the fraction
+    ``report_fraction`` of ``path`` (0.5; 0 for none), chosen by seed. ``search_items`` and ``report_items`` take no
+    more than so many of each, chosen by seed. The other options are those of ``MetricOptions``.
+
+    Make one with ``JsonlTask.read``.
+    """
+
+    name: str
+    metric: MetricSpec
+    metric_options: MetricOptions
+    splits: Mapping[str, tuple[Item, ...]] = field(repr=False)
+
+    @classmethod
+    def read(
+        cls, name: str, path: str | PathLike[str], metric: str, *, folder: Path = Path(), seed: int = 0, **options: Any
+    ) -> JsonlTask:
+        """Read the files and split them; raises ``UserError`` with every problem found."""
+        task, problems = read_jsonl_task(name, {"path": path, "metric": metric, **options}, folder, seed)
+        if task is None or problems:
+            raise UserError("\n".join(f"task {name!r}: {problem}" for problem in problems))
+        return task
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return self.metric.direction
+
+    def items(self, split: str) -> Sequence[Item]:
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
+        if not self.splits[split]:
+            raise UserError(
+                f"task {self.name!r} has no {split} items; give it a file 'report' or a 'report_fraction' above 0"
+            )
+        return self.splits[split]
+
+    def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
+        """Ask the model about the items and score its answers, in the items' order."""
+        scores, margins = self.metric.score(model, items, self.metric_options)
+        return ItemScores(tuple(item.id for item in items), tuple(scores), None if margins is None else tuple(margins))
+
+
+def read_jsonl_task(
+    name: str, config: Mapping[str, Any], folder: Path, seed: int
+) -> tuple[JsonlTask | None, list[str]]:
+    """The task of one study file entry, and everything that is wrong with its options and files."""
+    sound, problems = check_options(config, OPTIONS)
+    if "path" not in sound or "metric" not in sound:
+        return None, problems
+    metric = METRICS[sound["metric"]]
+    if "report" in sound and "report_fraction" in sound:
+        problems.append("report and report_fraction exclude each other; keep the one that you mean")
+    read = _file(sound["path"], folder, metric)
+    problems.extend(read.problems)
+    if "report" in sound:
+        report_read = _file(sound["report"], folder, metric)
+        problems.extend(report_read.problems)
+        problems.extend(_shared(read, str(sound["path"]), report_read, str(sound["report"])))
+        search, report = seeded_order(read.items, seed), seeded_order(report_read.items, seed)
+    else:
+        search, report = split_items(read.items, sound.get("report_fraction", DEFAULT_REPORT_FRACTION), seed)
+        if len(read.items) == 1 and not read.problems and sound.get("report_fraction") != 0:
+            problems.append(
+                f"{sound['path']}: has 1 item; at least 2 are needed for search and report (or a file 'report')"
+            )
+    splits = {"search": search, "report": report}
+    for split, items in splits.items():
+        wanted = sound.get(f"{split}_items")
+        if wanted is not None and wanted > len(items) and not read.problems:
+            problems.append(f"{split}_items is {wanted}; there are {len(items)} {split} items")
+        splits[split] = items[:wanted]
+    options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
+    frozen = {split: tuple(items) for split, items in splits.items()}
+    return JsonlTask(name, metric, MetricOptions(**options), frozen), problems
+
+
+def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:
+    return read_items(folder / path, str(path), metric.required)
+
+
+def _shared(search: ReadItems, search_label: str, report: ReadItems, report_label: str) -> Sequence[str]:
+    """Items that are in both files."""
+    lines = {item.id: line for item, line in zip(search.items, search.lines, strict=True)}
+    return capped(
+        [
+            f"{report_label}:{line}: is a search item too ({search_label}:{lines[item.id]}); remove one of them"
+            for item, line in zip(report.items, report.lines, strict=True)
+            if item.id in lines
+        ],
+        report_label,
+    )

@@ -1,0 +1,172 @@
+"""Metrics: how items are asked and scored, as a registry.
+
+A metric's scores are in its own unit, and its ``direction`` says which end of it is better: accuracy
+is maximised, a loss minimised. Margins are smooth numbers behind the scores; larger is always better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mergefront.adapters.language_model import GenerationRequest, LanguageModel, LogLikelihood, ScoringRequest, Verb
+from mergefront.adapters.tasks.items import Item
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+
+Scored = tuple[list[float], list[float] | None]
+"""Scores and margins (None: the metric has none), one number per item."""
+
+
+@dataclass(frozen=True)
+class MetricOptions:
+    """How items are put to the model.
+
+    ``delimiter`` stands between prompt and answer (as in lm-eval); ``stop`` ends a generation of at
+    most ``max_new_tokens``. ``length_normalised`` divides a choice's log-likelihood by its number of
+    characters (lm-eval's acc_norm). ``margins`` asks for the margins of metrics that pay extra for them.
+    """
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ("\n",)
+    delimiter: str = " "
+    length_normalised: bool = False
+    margins: bool = False
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """One row of the registry: ``verb`` is what a model must be able to do, ``required`` the sets of
+    keys of which every item must have one."""
+
+    name: str
+    verb: Verb
+    direction: Literal["maximize", "minimize"]
+    required: tuple[tuple[str, ...], ...]
+    summary: str
+    score: Callable[[LanguageModel, Sequence[Item], MetricOptions], Scored]
+    always_margins: bool = False
+
+
+def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """1 where the greedy continuation, stripped of surrounding white space, is an accepted answer, else 0.
+
+    The margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
+    """
+    answers = model.generate([GenerationRequest(item.prompt, options.max_new_tokens, options.stop) for item in items])
+    accepted = [{answer.strip() for answer in item.answers} for item in items]
+    scores = [float(answer.text.strip() in right) for answer, right in zip(answers, accepted, strict=True)]
+    if not options.margins:
+        return scores, None
+    return scores, [max(per_token(one) for one in several) for several in _likelihoods(model, items, options, _answers)]
+
+
+def accuracy(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """1 where the likeliest choice is right, else 0; the margin is the log-likelihood of the best
+    right choice minus that of the best wrong one (per character when length-normalised)."""
+    scores, margins = [], []
+    for item, several in zip(items, _likelihoods(model, items, options, _choices), strict=True):
+        values = [one.logprob for one in several]
+        if options.length_normalised:
+            values = [value / len(choice) for value, choice in zip(values, item.choices, strict=True)]
+        scores.append(float(values.index(max(values)) in item.right))
+        right = max(values[index] for index in item.right)
+        margins.append(right - max(value for index, value in enumerate(values) if index not in item.right))
+    return scores, margins
+
+
+def loss(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """Negative log-likelihood per token (nats) of the text, or of the answer after the prompt; of several
+    accepted answers (or right choices) the likeliest counts. The margin is the loss with its sign turned."""
+    likelihoods = _likelihoods(model, items, options, _answers)
+    margins = [max(per_token(one) for one in several) for several in likelihoods]
+    return [-margin for margin in margins], margins
+
+
+def per_token(likelihood: LogLikelihood) -> float:
+    """Mean log-likelihood of a token, in nats."""
+    if likelihood.tokens == 0:
+        raise EvaluationError("an answer has no tokens in this model's tokenizer", kind="no tokens")
+    return likelihood.logprob / likelihood.tokens
+
+
+def _answers(item: Item) -> Sequence[str]:
+    return item.answers
+
+
+def _choices(item: Item) -> Sequence[str]:
+    return item.choices
+
+
+def _likelihoods(
+    model: LanguageModel, items: Sequence[Item], options: MetricOptions, texts: Callable[[Item], Sequence[str]]
+) -> list[list[LogLikelihood]]:
+    """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
+    requests = [
+        ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text)
+        for item in items
+        for text in texts(item)
+    ]
+    answers = model.loglikelihood(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        if not math.isfinite(answer.logprob):
+            raise EvaluationError(
+                f"the log-likelihood of {request.continuation!r} is {answer.logprob}", kind="not finite"
+            )
+    following = iter(answers)
+    return [[next(following) for _ in texts(item)] for item in items]
+
+
+class MetricRegistry(Mapping[str, MetricSpec]):
+    """Metrics by name; looking up an unknown one raises ``UserError`` with the nearest name."""
+
+    def __init__(self, metrics: tuple[MetricSpec, ...]) -> None:
+        self._metrics = {metric.name: metric for metric in metrics}
+
+    def __getitem__(self, name: str) -> MetricSpec:
+        try:
+            return self._metrics[name]
+        except KeyError:
+            raise UserError(f"unknown metric {name!r} {did_you_mean(str(name), self._metrics)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+
+METRICS = MetricRegistry(
+    (
+        MetricSpec(
+            "exact_match",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "fraction of items whose greedy continuation is the answer",
+            exact_match,
+        ),
+        MetricSpec(
+            "loglikelihood",
+            "loglikelihood",
+            "maximize",
+            (("prompt", "choices", "answer"),),
+            "fraction of items whose likeliest choice is the right one",
+            accuracy,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "loss",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean negative log-likelihood per token of the answer or text",
+            loss,
+            always_margins=True,
+        ),
+    )
+)

@@ -1,0 +1,51 @@
+"""What a task is: items of two splits, and a way to score a model on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.tasks.items import Item
+from mergefront.optimizer.evaluation import ItemScores
+from mergefront.optimizer.seeding import derive_seed
+
+SPLITS = ("search", "report")
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A task scores a model on items.
+
+    ``direction`` says whether the mean score is better large or small. ``items`` returns the items of
+    the split "search" (what a search optimises on) or "report" (what its result is measured on);
+    the two never share an item. Raises ``UserError`` for another split or one without items.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]: ...
+
+    def items(self, split: str) -> Sequence[Item]: ...
+
+    def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores: ...
+
+
+def seeded_order(items: Sequence[Item], seed: int) -> list[Item]:
+    """Items in an order that depends on the seed and their content alone, not on their place in a file."""
+    return sorted(items, key=lambda item: (derive_seed(seed, "items", item.id), item.id))
+
+
+def split_items(items: Sequence[Item], report_fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Search and report items: two disjoint parts, by seed, whatever the order of the file.
+
+    Each part has at least one item when there are two or more and the fraction is not 0. Two tasks
+    over the same file are split alike, so that no task's report items are another one's search items.
+    """
+    ordered = seeded_order(items, seed)
+    report = round(report_fraction * len(items))
+    if report_fraction > 0 and len(items) > 1:
+        report = min(max(report, 1), len(items) - 1)
+    return ordered[report:], ordered[:report]

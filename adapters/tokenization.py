@@ -1,0 +1,109 @@
+"""Texts to tokens and back, each text once.
+
+Context and continuation are encoded as the LM evaluation harness does (lm-eval 0.4.13), so that
+scores agree with it token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mergefront.optimizer.errors import UserError
+
+Tokens = tuple[int, ...]
+
+
+class Tokenization:
+    """A tokenizer with a memory: requests repeat for every merge, their tokens do not change.
+
+    ``add_bos`` forces a BOS token on or off; None leaves it to the tokenizer. A text that begins
+    with the BOS token's own text never gets a second one.
+    """
+
+    def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
+        self._tokenizer = tokenizer
+        self._add_bos = add_bos
+        bos = tokenizer.bos_token_id
+        self._prefix: int | None = bos if bos is not None else tokenizer.eos_token_id
+        self._bos_text: str | None = tokenizer.bos_token
+        # Some tokenizers put an end token after every text, which must not stand between context and continuation.
+        ending = tokenizer("a")["input_ids"][-1:]
+        self._ending: int | None = ending[0] if ending == [tokenizer.eos_token_id] else None
+        self._texts: dict[str, Tokens] = {}
+        self._plain: dict[str, Tokens] = {}
+        self._pairs: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
+        self._may_end: dict[tuple[int, tuple[str, ...]], bool] = {}
+
+    def texts(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of prompts; an empty one is the prefix token alone."""
+        self._read(texts)
+        return [self._texts[text] or (self._prefix_token(),) for text in texts]
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+        """Context and continuation of each pair in tokens; a context has at least one token."""
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._pairs]
+        moved = {pair: _move_spaces(*pair) for pair in new}
+        self._read(
+            text for context, continuation in moved.values() if context for text in (context, context + continuation)
+        )
+        self._read_plain([continuation for context, continuation in moved.values() if not context])
+        for pair, (context, continuation) in moved.items():
+            self._pairs[pair] = self._split(context, continuation)
+        return [self._pairs[pair] for pair in pairs]
+
+    def _split(self, context: str, continuation: str) -> tuple[Tokens, Tokens]:
+        if not context:
+            tokens = self._plain[continuation]
+            prefix = self._prefix_token()
+            return (tokens[:1], tokens[1:]) if tokens[:1] == (prefix,) else ((prefix,), tokens)
+        before, whole = self._texts[context], self._texts[context + continuation]
+        after = whole[len(before) :]
+        if not after and continuation:
+            # The seam vanished in a token of both: score the continuation by itself rather than nothing.
+            self._read_plain([continuation])
+            after = self._plain[continuation]
+        return before or (self._prefix_token(),), after
+
+    def may_end(self, token: int, stop: tuple[str, ...]) -> bool:
+        """Whether a stop string can end with this token (a quick test before decoding a whole tail)."""
+        key = (token, stop)
+        if key not in self._may_end:
+            text = self._tokenizer.decode([token], skip_special_tokens=True)
+            # The replacement character stands for a part of a character.
+            self._may_end[key] = "\ufffd" in text or any(word[-1] in text for word in stop)
+        return self._may_end[key]
+
+    def _prefix_token(self) -> int:
+        if self._prefix is None:
+            raise UserError(
+                "the tokenizer has neither a BOS nor an EOS token, which an empty prompt needs; "
+                "give every item a prompt"
+            )
+        return self._prefix
+
+    def _read(self, texts: Iterable[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        marked = [text for text in new if self._bos_text and text.startswith(self._bos_text)]
+        usual = [text for text in new if not (self._bos_text and text.startswith(self._bos_text))]
+        self._texts.update(zip(marked, self._encode(marked, False), strict=True))
+        self._texts.update(zip(usual, self._encode(usual, self._add_bos), strict=True))
+
+    def _read_plain(self, texts: Iterable[str]) -> None:
+        new = [text for text in dict.fromkeys(texts) if text not in self._plain]
+        self._plain.update(zip(new, self._encode(new, False), strict=True))
+
+    def _encode(self, texts: list[str], special: bool | None) -> list[Tokens]:
+        if not texts:
+            return []
+        options = {} if special is None else {"add_special_tokens": special}
+        encoded = [tuple(tokens) for tokens in self._tokenizer(texts, **options)["input_ids"]]
+        if self._ending is None or special is False:
+            return encoded
+        return [tokens[:-1] if tokens[-1:] == (self._ending,) else tokens for tokens in encoded]
+
+
+def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at the end of the context go to the continuation, where tokenizers expect them."""
+    bare = context.rstrip()
+    return bare, context[len(bare) :] + continuation
