@@ -181,6 +181,7 @@ def _continue(
     from mergefront.optimizer.anchors import anchors
     from mergefront.optimizer.search import SearchPlan, run_search
 
+    study.ledger.forgive()
     plan = SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget)
     run_search(plan, study.optuna, study.ledger, evaluator, observe, before)
     return load_study(study.name, storage=study.database.url)

@@ -7,6 +7,7 @@ resumed search proposes the trials that the uninterrupted one would have propose
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -32,16 +33,24 @@ FAILURE = "mergefront:failure"
 REUSED = "mergefront:reused"
 """Trial user attribute: the recipe had been evaluated already; its scores were taken from the ledger."""
 
+TOLERATED_DEATHS = 1
+"""A trial on which more workers died than that (killed, out of memory) is given up as failed."""
+PATIENCE_SECONDS = 1.0
+"""How often a worker that has nothing to do looks whether another one has died."""
 CONSECUTIVE_FAILURES = 5
 """That many failed evaluations in a row stop the search: they have a common cause worth mending."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot of the budget that this process works on; ``trial_number`` is set once its trial exists."""
+    """A slot of the budget that this process works on.
+
+    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it.
+    """
 
     slot: int
     trial_number: int | None
+    deaths: int = 0
 
 
 class Ledger(Protocol):
@@ -49,6 +58,12 @@ class Ledger(Protocol):
 
     def claim(self, budget: int) -> Claim | None:
         """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
+
+    def forgive(self) -> None:
+        """Forget how often workers died on abandoned slots: somebody asked to go on."""
+
+    def others_at_work(self) -> bool:
+        """Whether another live process works on a slot of this study."""
 
     def bind(self, claim: Claim, trial_number: int) -> None:
         """Note which trial fills a claimed slot."""
@@ -120,15 +135,25 @@ def run_search(
     evaluator: Evaluator,
     observe: Callable[[TrialOutcome], None] = lambda outcome: None,
     before: Callable[[int, str | None], None] = lambda number, anchor: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    wait_for_others: bool = False,
 ) -> int:
     """Fill the budget; returns the number of trials that this call finished.
 
     ``before(trial number, anchor name)`` is called when an evaluation starts and ``observe`` when
-    a trial is told. Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
+    a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
+    lasts until every trial is finished, so that it can take over from workers that die.
+    Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
     """
     failures = _Failures()
     finished = 0
-    while (claim := ledger.claim(plan.budget)) is not None:
+    while not should_stop():
+        claim = ledger.claim(plan.budget)
+        if claim is None:
+            if not (wait_for_others and ledger.others_at_work()):
+                break
+            time.sleep(PATIENCE_SECONDS)
+            continue
         told = False
         try:
             with ledger.keep_alive(claim):
@@ -166,6 +191,9 @@ def _fill(
     trial.set_user_attr(RECIPE, recipe.digest)
     before(trial.number, name)
     known = ledger.find(recipe)
+    if known is None and claim.deaths > TOLERATED_DEATHS:
+        reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
+        return _fail(study, ledger, trial, claim, recipe, name, "worker died", reason)
     if known is None:
         request = EvaluationRequest(tuple(objective.name for objective in plan.objectives))
         try:
@@ -174,11 +202,7 @@ def _fill(
         except UserError:
             raise  # no candidate is at fault; the next one would fail alike
         except Exception as error:
-            kind, reason = _reason(error)
-            ledger.record_failure(trial.number, recipe, kind, reason)
-            trial.set_user_attr(FAILURE, f"{kind}: {reason}")
-            study.tell(trial.number, state=TrialState.FAIL)
-            return TrialOutcome(trial.number, claim.slot, recipe, name, None, f"{kind}: {reason}")
+            return _fail(study, ledger, trial, claim, recipe, name, *_reason(error))
         ledger.record(trial.number, recipe, evaluation)
     else:
         evaluation = known
@@ -189,6 +213,22 @@ def _fill(
         trial.set_user_attr(STANDARD_ERRORS, [_finite(error) for error in errors])
     study.tell(trial.number, [scores[objective.name] for objective in plan.objectives])
     return TrialOutcome(trial.number, claim.slot, recipe, name, evaluation, reused=known is not None)
+
+
+def _fail(
+    study: optuna.Study,
+    ledger: Ledger,
+    trial: optuna.trial.Trial,
+    claim: Claim,
+    recipe: Recipe,
+    anchor: str | None,
+    kind: str,
+    reason: str,
+) -> TrialOutcome:
+    ledger.record_failure(trial.number, recipe, kind, reason)
+    trial.set_user_attr(FAILURE, f"{kind}: {reason}")
+    study.tell(trial.number, state=TrialState.FAIL)
+    return TrialOutcome(trial.number, claim.slot, recipe, anchor, None, f"{kind}: {reason}")
 
 
 def _open_trial(

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -48,8 +48,11 @@ class StudyLedger:
             connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
             abandoned = self._abandoned(connection)
             if abandoned is not None:
-                connection.execute(claims.update().where(self._slot(abandoned.slot)).values(**self._owner()))
-                return Claim(abandoned.slot, abandoned.trial_number)
+                deaths = abandoned.deaths + (abandoned.process is not None)
+                connection.execute(
+                    claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner())
+                )
+                return Claim(abandoned.slot, abandoned.trial_number, deaths)
             last = connection.execute(
                 select(func.max(claims.c.slot)).where(claims.c.study_id == self.study_id)
             ).scalar()
@@ -58,10 +61,24 @@ class StudyLedger:
                 return None
             connection.execute(
                 claims.insert().values(
-                    study_id=self.study_id, slot=slot, trial_number=None, finished=False, **self._owner()
+                    study_id=self.study_id, slot=slot, trial_number=None, finished=False, deaths=0, **self._owner()
                 )
             )
             return Claim(slot, None)
+
+    def forgive(self) -> None:
+        """See ``Ledger.forgive``."""
+        with self.database.transaction() as connection:
+            for row in self._unfinished(connection):
+                if self._is_abandoned(row):
+                    freed = {"deaths": 0, "host": None, "process": None, "heartbeat": None}
+                    connection.execute(claims.update().where(self._slot(row.slot)).values(**freed))
+
+    def others_at_work(self) -> bool:
+        """See ``Ledger.others_at_work``."""
+        with self.database.transaction() as connection:
+            rows = self._unfinished(connection)
+        return any(not self._is_abandoned(row) for row in rows)
 
     def bind(self, claim: Claim, trial_number: int) -> None:
         """See ``Ledger.bind``."""
@@ -182,13 +199,15 @@ class StudyLedger:
             "created_at": datetime.now(UTC).replace(tzinfo=None),
         }
 
-    def _abandoned(self, connection: Connection) -> Row[Any] | None:
-        rows = connection.execute(
+    def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
+        return connection.execute(
             select(claims)
             .where(claims.c.study_id == self.study_id, claims.c.finished.is_(False))
             .order_by(claims.c.slot)
         ).all()
-        return next((row for row in rows if self._is_abandoned(row)), None)
+
+    def _abandoned(self, connection: Connection) -> Row[Any] | None:
+        return next((row for row in self._unfinished(connection) if self._is_abandoned(row)), None)
 
     def _is_abandoned(self, row: Row[Any]) -> bool:
         if row.process is None or row.heartbeat is None:

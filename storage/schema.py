@@ -8,6 +8,7 @@
 | mergefront_evaluations | what one recipe scored, or why it could not be scored |
 | mergefront_item_sets | the identifiers of the items that were scored together |
 | mergefront_item_scores | one task's scores, item by item, in one evaluation |
+| mergefront_responses | what a server answered to one exact request |
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ claims = Table(
     Column("slot", Integer, primary_key=True, autoincrement=False),
     Column("trial_number", Integer),
     Column("finished", Boolean, nullable=False),
+    Column("deaths", Integer, nullable=False),  # workers that died on it since somebody last asked to go on
     Column("host", String(255)),
     Column("process", String(64)),  # process id and its start time: a reused id is another process
     Column("heartbeat", Float),  # seconds since the epoch
@@ -97,4 +99,16 @@ item_scores = Table(
     Column("scores", LargeBinary, nullable=False),  # float64, little-endian, in the item set's order
     Column("margins", LargeBinary),
     UniqueConstraint("evaluation_id", "task"),
+)
+
+responses = Table(
+    "mergefront_responses",
+    metadata,
+    Column("key", String(64), primary_key=True),  # hash of server, method, path and body; see adapters/http/cache.py
+    Column("server", String(64), nullable=False, index=True),  # hash of the server's identity
+    Column("body", LargeBinary, nullable=False),  # UTF-8, zlib
+    Column("requests", Integer, nullable=False),
+    Column("input_tokens", Integer, nullable=False),
+    Column("output_tokens", Integer, nullable=False),
+    Column("created_at", DateTime, nullable=False),
 )
