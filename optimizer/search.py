@@ -109,6 +109,20 @@ class SearchPlan:
     anchors: tuple[Anchor, ...]
     budget: int
 
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(objective.name for objective in self.objectives)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A running trial and the recipe that it evaluates; ``anchor`` is its name if it is one."""
+
+    claim: Claim
+    trial: optuna.trial.Trial
+    recipe: Recipe
+    anchor: str | None
+
 
 @dataclass
 class _Failures:
@@ -180,55 +194,65 @@ def _fill(
     claim: Claim,
     before: Callable[[int, str | None], None],
 ) -> TrialOutcome:
+    proposal = propose(plan, study, ledger, claim)
+    before(proposal.trial.number, proposal.anchor)
+    known = ledger.find(proposal.recipe)
+    if known is not None:
+        return complete(plan, study, ledger, proposal, known, reused=True)
+    if claim.deaths > TOLERATED_DEATHS:
+        reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
+        return give_up(study, ledger, proposal, "worker died", reason)
+    try:
+        evaluation = evaluator.evaluate(proposal.recipe, EvaluationRequest(plan.objective_names))
+        checked_scores(evaluation, plan.objective_names)
+    except UserError:
+        raise  # no candidate is at fault; the next one would fail alike
+    except Exception as error:
+        return give_up(study, ledger, proposal, *_reason(error))
+    return complete(plan, study, ledger, proposal, evaluation)
+
+
+def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
+    """The recipe of a claimed slot: an anchor, or what the study's sampler asks for."""
     trial, anchor = _open_trial(plan, study, ledger, claim)
     if anchor is not None:
         recipe = anchor.recipe
-        name: str | None = anchor.name
     else:
-        params = {key: _suggest(trial, key, distribution) for key, distribution in plan.space.distributions().items()}
+        params = {name: _suggest(trial, name, known) for name, known in plan.space.distributions().items()}
         recipe = plan.space.recipe(params)
-        name = None
     trial.set_user_attr(RECIPE, recipe.digest)
-    before(trial.number, name)
-    known = ledger.find(recipe)
-    if known is None and claim.deaths > TOLERATED_DEATHS:
-        reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
-        return _fail(study, ledger, trial, claim, recipe, name, "worker died", reason)
-    if known is None:
-        request = EvaluationRequest(tuple(objective.name for objective in plan.objectives))
-        try:
-            evaluation = evaluator.evaluate(recipe, request)
-            scores = checked_scores(evaluation, request.objectives)
-        except UserError:
-            raise  # no candidate is at fault; the next one would fail alike
-        except Exception as error:
-            return _fail(study, ledger, trial, claim, recipe, name, *_reason(error))
-        ledger.record(trial.number, recipe, evaluation)
-    else:
-        evaluation = known
-        scores = checked_scores(evaluation, [objective.name for objective in plan.objectives])
-        trial.set_user_attr(REUSED, True)
-    errors = [evaluation.standard_errors.get(objective.name) for objective in plan.objectives]
-    if any(error is not None for error in errors):
-        trial.set_user_attr(STANDARD_ERRORS, [_finite(error) for error in errors])
-    study.tell(trial.number, [scores[objective.name] for objective in plan.objectives])
-    return TrialOutcome(trial.number, claim.slot, recipe, name, evaluation, reused=known is not None)
+    return Proposal(claim, trial, recipe, None if anchor is None else anchor.name)
 
 
-def _fail(
+def complete(
+    plan: SearchPlan,
     study: optuna.Study,
     ledger: Ledger,
-    trial: optuna.trial.Trial,
-    claim: Claim,
-    recipe: Recipe,
-    anchor: str | None,
-    kind: str,
-    reason: str,
+    proposal: Proposal,
+    evaluation: Evaluation,
+    reused: bool = False,
 ) -> TrialOutcome:
-    ledger.record_failure(trial.number, recipe, kind, reason)
-    trial.set_user_attr(FAILURE, f"{kind}: {reason}")
+    """Keep an evaluation, then tell it. Raises ``EvaluationError`` for a missing score or one that is not finite."""
+    scores = checked_scores(evaluation, plan.objective_names)
+    trial = proposal.trial
+    if reused:
+        trial.set_user_attr(REUSED, True)
+    else:
+        ledger.record(trial.number, proposal.recipe, evaluation)
+    errors = [evaluation.standard_errors.get(name) for name in plan.objective_names]
+    if any(error is not None for error in errors):
+        trial.set_user_attr(STANDARD_ERRORS, [_finite(error) for error in errors])
+    study.tell(trial.number, [scores[name] for name in plan.objective_names])
+    return TrialOutcome(trial.number, proposal.claim.slot, proposal.recipe, proposal.anchor, evaluation, reused=reused)
+
+
+def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, kind: str, reason: str) -> TrialOutcome:
+    """Keep why a recipe could not be scored, then tell the trial as failed."""
+    trial, failure = proposal.trial, f"{kind}: {reason}"
+    ledger.record_failure(trial.number, proposal.recipe, kind, reason)
+    trial.set_user_attr(FAILURE, failure)
     study.tell(trial.number, state=TrialState.FAIL)
-    return TrialOutcome(trial.number, claim.slot, recipe, anchor, None, f"{kind}: {reason}")
+    return TrialOutcome(trial.number, proposal.claim.slot, proposal.recipe, proposal.anchor, None, failure)
 
 
 def _open_trial(
