@@ -15,7 +15,7 @@ from mergefront.optimizer.space import MergeSpace
 from mergefront.study import Study
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.search import TrialOutcome
+    from mergefront.optimizer.search import SearchPlan, TrialOutcome
 
 DEFAULT_STORAGE = "sqlite:///mergefront.db"
 
@@ -133,6 +133,33 @@ def resume(
         return _continue(study, made, budget, observe, before)
 
 
+def work(
+    name: str,
+    *,
+    storage: str = DEFAULT_STORAGE,
+    device: str | None = None,
+    observe: Callable[[TrialOutcome], None] = _nothing,
+    before: Callable[[int, str | None], None] = _nothing,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Study:
+    """One more process on a stored study, here or on another machine, until its budget is spent.
+
+    Workers share the budget and never overshoot it; what a worker leaves unfinished when it dies is
+    taken over by another, once. ``device`` overrides the study's ("cuda:1"); ``should_stop`` is asked
+    between two trials.
+    """
+    from mergefront.evaluators import make_evaluator
+    from mergefront.optimizer.search import run_search
+
+    study = load_study(name, storage=storage)
+    stored = study.record.definition
+    runtime = {**stored["runtime"], **({} if device is None else {"device": device})}
+    with make_evaluator(stored["evaluator"], study.space, Path(study.record.root), runtime) as evaluator:
+        plan = plan_of(study, study.record.evaluations)
+        run_search(plan, study.optuna, study.ledger, evaluator, observe, before, should_stop, wait_for_others=True)
+    return load_study(name, storage=study.database.url)
+
+
 def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
     """The stored study of this name; raises ``UserError`` when there is none."""
     from mergefront.storage.database import Database
@@ -178,13 +205,19 @@ def _continue(
     observe: Callable[[TrialOutcome], None],
     before: Callable[[int, str | None], None],
 ) -> Study:
-    from mergefront.optimizer.anchors import anchors
-    from mergefront.optimizer.search import SearchPlan, run_search
+    from mergefront.optimizer.search import run_search
 
     study.ledger.forgive()
-    plan = SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget)
-    run_search(plan, study.optuna, study.ledger, evaluator, observe, before)
+    run_search(plan_of(study, budget), study.optuna, study.ledger, evaluator, observe, before)
     return load_study(study.name, storage=study.database.url)
+
+
+def plan_of(study: Study, budget: int) -> SearchPlan:
+    """What the search loop needs to know of a study."""
+    from mergefront.optimizer.anchors import anchors
+    from mergefront.optimizer.search import SearchPlan
+
+    return SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget)
 
 
 def _budget(evaluations: object) -> int:

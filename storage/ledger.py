@@ -31,10 +31,14 @@ HEARTBEAT_SECONDS = 20.0
 class StudyLedger:
     """The ledger of one study (implements ``mergefront.optimizer.search.Ledger``).
 
-    ``versions`` (package -> version) is kept with every evaluation.
+    ``versions`` (package -> version) is kept with every evaluation. With ``lease`` (seconds) a claim
+    belongs to nobody's process and is free again when that time has passed: for work that is done elsewhere.
     """
 
-    def __init__(self, database: Database, study_id: int, versions: Mapping[str, str]) -> None:
+    def __init__(
+        self, database: Database, study_id: int, versions: Mapping[str, str], lease: float | None = None
+    ) -> None:
+        self.lease = lease
         self.database = database
         self.study_id = study_id
         self.versions = dict(versions)
@@ -88,6 +92,14 @@ class StudyLedger:
     def finish(self, claim: Claim) -> None:
         """See ``Ledger.finish``."""
         self._update(claim, finished=True)
+
+    def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
+        """The claim that a trial fills and whether it is finished; None for an unknown trial."""
+        with self.database.transaction() as connection:
+            row = connection.execute(
+                select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
+            ).first()
+        return None if row is None else (Claim(row.slot, row.trial_number, row.deaths), bool(row.finished))
 
     def release(self, claim: Claim) -> None:
         """See ``Ledger.release``."""
@@ -217,6 +229,8 @@ class StudyLedger:
         return time.time() - float(row.heartbeat) > LEASE_SECONDS
 
     def _owner(self) -> dict[str, Any]:
+        if self.lease is not None:
+            return {"host": "", "process": "leased", "heartbeat": time.time() + self.lease - LEASE_SECONDS}
         return {"host": self.host, "process": self.process, "heartbeat": time.time()}
 
     def _slot(self, slot: int) -> Any:

@@ -1,0 +1,128 @@
+"""Ask for a recipe and tell its scores later: a study driven from any outside harness.
+
+An asked trial is leased: when it is not told in time, the next ask hands the same trial out again.
+Telling is idempotent, so that a harness may repeat itself after a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergefront.api import DEFAULT_STORAGE, load_study, plan_of
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.evaluation import Evaluation
+from mergefront.optimizer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.search import Proposal
+
+DEFAULT_LEASE = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to evaluate; ``anchor`` is its name if it is one."""
+
+    trial: int
+    recipe: Recipe
+    anchor: str | None
+
+
+def ask(name: str, *, storage: str = DEFAULT_STORAGE, lease: float = DEFAULT_LEASE) -> Asked | None:
+    """The next trial of a study, or None when its budget is spent or handed out.
+
+    Recipes that were evaluated before are told by themselves. ``lease`` is in seconds.
+    """
+    from mergefront.optimizer.search import complete, propose
+    from mergefront.storage.ledger import StudyLedger
+    from mergefront.versions import versions
+
+    if not lease > 0:
+        raise UserError(f"lease is {lease:g}; it must be a number of seconds above 0")
+    study = load_study(name, storage=storage)
+    plan = plan_of(study, study.record.evaluations)
+    ledger = StudyLedger(study.database, study.record.study_id, versions(), lease)
+    while (claim := ledger.claim(plan.budget)) is not None:
+        proposal = propose(plan, study.optuna, ledger, claim)
+        known = ledger.find(proposal.recipe)
+        if known is None:
+            return Asked(proposal.trial.number, proposal.recipe, proposal.anchor)
+        complete(plan, study.optuna, ledger, proposal, known, reused=True)
+        ledger.finish(claim)
+    return None
+
+
+def tell(
+    name: str,
+    trial: int,
+    scores: Mapping[str, float],
+    *,
+    standard_errors: Mapping[str, float] | None = None,
+    storage: str = DEFAULT_STORAGE,
+) -> None:
+    """The scores of an asked trial, one per objective.
+
+    Telling the same scores again changes nothing; raises ``UserError`` for other scores than those
+    told before, an unknown trial or objective, and a score that is missing or not finite.
+    """
+    from mergefront.optimizer.search import complete
+
+    evaluation = Evaluation(dict(scores), dict(standard_errors or {}))
+    told = _Told(name, trial, storage)
+    if told.finished:
+        told.check_same(evaluation)
+        return
+    unknown = sorted({*scores, *(standard_errors or {})} - {*told.plan.objective_names})
+    if unknown:
+        known = ", ".join(told.plan.objective_names)
+        raise UserError(f"study {name!r} has no objective {unknown[0]!r} (it has {known})")
+    try:
+        complete(told.plan, told.study.optuna, told.ledger, told.proposal(), evaluation)
+    except EvaluationError as error:
+        raise UserError(f"trial {trial} of study {name!r}: {error}") from None
+    told.ledger.finish(told.claim)
+
+
+def tell_failed(name: str, trial: int, reason: str, *, storage: str = DEFAULT_STORAGE) -> None:
+    """An asked trial could not be scored."""
+    from mergefront.optimizer.search import give_up
+
+    told = _Told(name, trial, storage)
+    if told.finished:
+        raise UserError(f"trial {trial} of study {name!r} is finished already")
+    give_up(told.study.optuna, told.ledger, told.proposal(), "reported", reason or "no reason was given")
+    told.ledger.finish(told.claim)
+
+
+class _Told:
+    """A trial that somebody reports on."""
+
+    def __init__(self, name: str, trial: int, storage: str) -> None:
+        self.study = load_study(name, storage=storage)
+        self.plan = plan_of(self.study, self.study.record.evaluations)
+        self.ledger = self.study.ledger
+        found = self.ledger.claim_of(trial)
+        if found is None:
+            raise UserError(f"study {name!r} has no trial {trial}; 'mergefront ask {name}' opens one")
+        self.trial = trial
+        self.claim, self.finished = found
+        state = self.study.optuna.get_trials(deepcopy=False)[trial].state
+        if state.is_finished() and not self.finished:  # a kill came between telling and finishing
+            self.ledger.finish(self.claim)
+            self.finished = True
+
+    def proposal(self) -> Proposal:
+        from mergefront.optimizer.search import propose
+
+        return propose(self.plan, self.study.optuna, self.ledger, self.claim)
+
+    def check_same(self, evaluation: Evaluation) -> None:
+        """Raises ``UserError`` when the trial was told something else."""
+        values = self.study.optuna.get_trials(deepcopy=False)[self.trial].values
+        given = [evaluation.scores.get(name) for name in self.plan.objective_names]
+        if values != given:
+            raise UserError(
+                f"trial {self.trial} of study {self.study.name!r} was told already, with other scores: {values}"
+            )
