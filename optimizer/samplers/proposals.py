@@ -74,7 +74,7 @@ def propose(
     """
     rng = np.random.default_rng(seed)
     situation, surrogate = _scalarised(situation, surrogate, rng)
-    acquisition = _acquisition(situation, surrogate, budget, rng)
+    acquisition = acquisition_of(situation, surrogate, budget, rng)
     offspring = _offspring(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
     starts = _untaken(np.concatenate([offspring, sobol]), situation.taken)
@@ -114,7 +114,7 @@ def propose_paper_round(
         pending = np.array([*situation.pending, *acquired]).reshape(-1, situation.encoder.dimension)
         step = Situation(**{**situation.__dict__, "pending": pending})
         step, model = _scalarised(step, surrogate, rng)
-        acquisition = _acquisition(step, model, budget, rng)
+        acquisition = acquisition_of(step, model, budget, rng)
         starts = sobol_points(situation.encoder, seed + i, 0, budget.raw_points)
         acquired.append(maximise(acquisition, starts, situation.encoder, budget)[0][0])
     weak = np.stack(acquired)
@@ -127,9 +127,10 @@ def propose_paper_round(
     return np.asarray(candidates[screen(information, batch, fisher_screen)])
 
 
-def _acquisition(
+def acquisition_of(
     situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> HypervolumeImprovement:
+    """The acquisition function of a situation, in the surrogate's unit."""
     points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
     half = rng.standard_normal((budget.samples // 2, points, objectives))
     normals = np.concatenate([half, -half])
