@@ -48,9 +48,8 @@ def ask(name: str, *, storage: str = DEFAULT_STORAGE, lease: float = DEFAULT_LEA
         proposal = propose(plan, study.optuna, ledger, claim)
         known = ledger.find(proposal.recipe)
         if known is None:
-            return Asked(proposal.trial.number, proposal.recipe, proposal.anchor)
+            return Asked(proposal.number, proposal.recipe, proposal.anchor)
         complete(plan, study.optuna, ledger, proposal, known, reused=True)
-        ledger.finish(claim)
     return None
 
 
@@ -82,18 +81,16 @@ def tell(
         complete(told.plan, told.study.optuna, told.ledger, told.proposal(), evaluation)
     except EvaluationError as error:
         raise UserError(f"trial {trial} of study {name!r}: {error}") from None
-    told.ledger.finish(told.claim)
 
 
 def tell_failed(name: str, trial: int, reason: str, *, storage: str = DEFAULT_STORAGE) -> None:
     """An asked trial could not be scored."""
-    from mergefront.optimizer.search import give_up
+    from mergefront.optimizer.search import Failure, give_up
 
     told = _Told(name, trial, storage)
     if told.finished:
         raise UserError(f"trial {trial} of study {name!r} is finished already")
-    give_up(told.study.optuna, told.ledger, told.proposal(), "reported", reason or "no reason was given")
-    told.ledger.finish(told.claim)
+    give_up(told.study.optuna, told.ledger, told.proposal(), Failure("reported", reason or "no reason was given"))
 
 
 class _Told:
@@ -108,10 +105,6 @@ class _Told:
             raise UserError(f"study {name!r} has no trial {trial}; 'mergefront ask {name}' opens one")
         self.trial = trial
         self.claim, self.finished = found
-        state = self.study.optuna.get_trials(deepcopy=False)[trial].state
-        if state.is_finished() and not self.finished:  # a kill came between telling and finishing
-            self.ledger.finish(self.claim)
-            self.finished = True
 
     def proposal(self) -> Proposal:
         from mergefront.optimizer.search import propose

@@ -8,12 +8,13 @@ resumed search proposes the trials that the uninterrupted one would have propose
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
@@ -45,12 +46,25 @@ CONSECUTIVE_FAILURES = 5
 class Claim:
     """A slot of the budget that this process works on.
 
-    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it.
+    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it;
+    ``fresh`` says that nobody worked on it before.
     """
 
     slot: int
     trial_number: int | None
     deaths: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a recipe could not be scored; failures of one ``kind`` have the same cause."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
 
 
 class Ledger(Protocol):
@@ -65,11 +79,34 @@ class Ledger(Protocol):
     def others_at_work(self) -> bool:
         """Whether another live process works on a slot of this study."""
 
-    def bind(self, claim: Claim, trial_number: int) -> None:
-        """Note which trial fills a claimed slot."""
+    def bind(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Note which trial fills a claimed slot; write its parameters and user attributes, all or nothing."""
 
-    def finish(self, claim: Claim) -> None:
-        """Note that the claimed slot's trial was told."""
+    def finish(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        recipe: Recipe,
+        outcome: Evaluation | Failure,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        keep: bool,
+    ) -> None:
+        """Keep the outcome (unless ``keep`` is False: it was kept before), tell the trial and close the claim.
+
+        All or nothing. ``values`` are the objectives' scores, None for a failure; ``attributes`` are
+        further user attributes of the trial.
+        """
+
+    def close(self, claim: Claim) -> None:
+        """Close the claim of a trial that was told already."""
 
     def release(self, claim: Claim) -> None:
         """Give an unfinished slot back, so that a later run takes it over at once."""
@@ -79,12 +116,6 @@ class Ledger(Protocol):
 
     def find(self, recipe: Recipe) -> Evaluation | None:
         """The evaluation of an identical recipe, or None."""
-
-    def record(self, trial_number: int, recipe: Recipe, evaluation: Evaluation) -> None:
-        """Keep a finished evaluation, durably."""
-
-    def record_failure(self, trial_number: int, recipe: Recipe, kind: str, reason: str) -> None:
-        """Keep why a recipe could not be scored."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +127,7 @@ class TrialOutcome:
     recipe: Recipe
     anchor: str | None
     evaluation: Evaluation | None
-    failure: str | None = None
+    failure: Failure | None = None
     reused: bool = False
 
 
@@ -119,25 +150,29 @@ class Proposal:
     """A running trial and the recipe that it evaluates; ``anchor`` is its name if it is one."""
 
     claim: Claim
-    trial: optuna.trial.Trial
+    trial: FrozenTrial
     recipe: Recipe
     anchor: str | None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
 
 
 @dataclass
 class _Failures:
     """Failures in a row, by kind."""
 
-    reasons: list[tuple[str, str]] = field(default_factory=list)
+    row: list[Failure] = field(default_factory=list)
 
-    def add(self, kind: str, reason: str) -> None:
-        self.reasons.append((kind, reason))
-        if len(self.reasons) < CONSECUTIVE_FAILURES:
+    def add(self, failure: Failure) -> None:
+        self.row.append(failure)
+        if len(self.row) < CONSECUTIVE_FAILURES:
             return
-        kinds = {kind for kind, _ in self.reasons}
+        kinds = {failure.kind for failure in self.row}
         common = f"all of kind {kinds.pop()!r}" if len(kinds) == 1 else f"of the kinds {', '.join(sorted(kinds))}"
         raise SearchStoppedError(
-            f"{len(self.reasons)} evaluations in a row failed, {common}; the last one: {reason}. "
+            f"{len(self.row)} evaluations in a row failed, {common}; the last one: {failure.reason}. "
             "What finished is kept; mend the cause and resume the study"
         )
 
@@ -172,7 +207,6 @@ def run_search(
         try:
             with ledger.keep_alive(claim):
                 outcome = _fill(plan, study, ledger, evaluator, claim, before)
-            ledger.finish(claim)
             told = True
         finally:
             if not told:
@@ -180,9 +214,9 @@ def run_search(
         finished += 1
         observe(outcome)
         if outcome.failure is None:
-            failures.reasons.clear()
+            failures.row.clear()
         else:
-            failures.add(*outcome.failure.split(": ", 1))
+            failures.add(outcome.failure)
     return finished
 
 
@@ -195,33 +229,57 @@ def _fill(
     before: Callable[[int, str | None], None],
 ) -> TrialOutcome:
     proposal = propose(plan, study, ledger, claim)
-    before(proposal.trial.number, proposal.anchor)
+    before(proposal.number, proposal.anchor)
     known = ledger.find(proposal.recipe)
     if known is not None:
         return complete(plan, study, ledger, proposal, known, reused=True)
     if claim.deaths > TOLERATED_DEATHS:
         reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
-        return give_up(study, ledger, proposal, "worker died", reason)
+        return give_up(study, ledger, proposal, Failure("worker died", reason))
     try:
         evaluation = evaluator.evaluate(proposal.recipe, EvaluationRequest(plan.objective_names))
         checked_scores(evaluation, plan.objective_names)
     except UserError:
         raise  # no candidate is at fault; the next one would fail alike
     except Exception as error:
-        return give_up(study, ledger, proposal, *_reason(error))
+        return give_up(study, ledger, proposal, _failure(error))
     return complete(plan, study, ledger, proposal, evaluation)
 
 
 def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
     """The recipe of a claimed slot: an anchor, or what the study's sampler asks for."""
-    trial, anchor = _open_trial(plan, study, ledger, claim)
+    trial_id, anchor = _open_trial(plan, study, claim)
+    frozen = study._storage.get_trial(trial_id)
+    study.sampler.before_trial(study, frozen)
+    distributions = plan.space.distributions()
+    new: dict[str, Any] = {}
     if anchor is not None:
         recipe = anchor.recipe
     else:
-        params = {name: _suggest(trial, name, known) for name, known in plan.space.distributions().items()}
+        params = _sampled(study, frozen, distributions)
         recipe = plan.space.recipe(params)
-    trial.set_user_attr(RECIPE, recipe.digest)
-    return Proposal(claim, trial, recipe, None if anchor is None else anchor.name)
+        new = {name: value for name, value in params.items() if name not in frozen.params}
+    ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
+    return Proposal(claim, frozen, recipe, None if anchor is None else anchor.name)
+
+
+def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The sampler's proposal for a running trial, by the protocol that ``Trial.suggest_float`` follows.
+
+    Optuna writes parameters one by one as they are suggested; here they are written together.
+    """
+    sampler = study.sampler
+    params = dict(trial.params)
+    if len(params) < len(distributions):
+        relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+        for name, distribution in distributions.items():
+            if name in params:
+                continue
+            value = relative.get(name)
+            if value is None or not distribution._contains(distribution.to_internal_repr(value)):
+                value = sampler.sample_independent(study, trial, name, distribution)
+            params[name] = value
+    return {name: params[name] for name in distributions}
 
 
 def complete(
@@ -232,59 +290,53 @@ def complete(
     evaluation: Evaluation,
     reused: bool = False,
 ) -> TrialOutcome:
-    """Keep an evaluation, then tell it. Raises ``EvaluationError`` for a missing score or one that is not finite."""
+    """Keep an evaluation and tell it, all or nothing.
+
+    Raises ``EvaluationError`` for an objective's score that is missing or not finite.
+    """
     scores = checked_scores(evaluation, plan.objective_names)
-    trial = proposal.trial
-    if reused:
-        trial.set_user_attr(REUSED, True)
-    else:
-        ledger.record(trial.number, proposal.recipe, evaluation)
+    values = [scores[name] for name in plan.objective_names]
+    attributes: dict[str, Any] = {REUSED: True} if reused else {}
     errors = [evaluation.standard_errors.get(name) for name in plan.objective_names]
     if any(error is not None for error in errors):
-        trial.set_user_attr(STANDARD_ERRORS, [_finite(error) for error in errors])
-    study.tell(trial.number, [scores[name] for name in plan.objective_names])
-    return TrialOutcome(trial.number, proposal.claim.slot, proposal.recipe, proposal.anchor, evaluation, reused=reused)
+        attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
+    claim, trial = proposal.claim, proposal.trial
+    study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
+    ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
+    return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, evaluation, reused=reused)
 
 
-def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, kind: str, reason: str) -> TrialOutcome:
-    """Keep why a recipe could not be scored, then tell the trial as failed."""
-    trial, failure = proposal.trial, f"{kind}: {reason}"
-    ledger.record_failure(trial.number, proposal.recipe, kind, reason)
-    trial.set_user_attr(FAILURE, failure)
-    study.tell(trial.number, state=TrialState.FAIL)
-    return TrialOutcome(trial.number, proposal.claim.slot, proposal.recipe, proposal.anchor, None, failure)
+def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:
+    """Keep why a recipe could not be scored and tell the trial as failed, all or nothing."""
+    claim, trial = proposal.claim, proposal.trial
+    study.sampler.after_trial(study, trial, TrialState.FAIL, None)
+    ledger.finish(claim, trial, proposal.recipe, failure, None, {FAILURE: str(failure)}, keep=True)
+    return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, None, failure)
 
 
-def _open_trial(
-    plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim
-) -> tuple[optuna.trial.Trial, Anchor | None]:
-    """The running trial of a claimed slot: the abandoned one if there is one, else a new one."""
+def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[int, Anchor | None]:
+    """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
     found = _trial_of(study, claim)
-    if found is None:
-        anchor = _anchor_for(plan, study, claim.slot)
-        attributes: dict[str, Any] = {SLOT: claim.slot}
-        params: Mapping[str, Any] = {}
-        distributions: Mapping[str, Any] = {}
-        if anchor is not None:
-            attributes[ANCHOR] = anchor.name
-            if anchor.outside_space:
-                attributes[OUTSIDE_SPACE] = True
-            params, distributions = dict(anchor.params), plan.space.distributions()
-        template = create_trial(
-            state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=attributes
-        )
-        # One transaction for the whole trial: Optuna's public add_trial does the same but hides the id.
-        trial_id = study._storage.create_new_trial(study._study_id, template_trial=template)
-    else:
-        trial_id = found._trial_id
-        anchor = _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
-    trial = optuna.trial.Trial(study, trial_id)
-    ledger.bind(claim, trial.number)
-    return trial, anchor
+    if found is not None:
+        return found._trial_id, _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
+    anchor = _anchor_for(plan, study, claim.slot)
+    attributes: dict[str, Any] = {SLOT: claim.slot}
+    params: Mapping[str, Any] = {}
+    distributions: Mapping[str, BaseDistribution] = {}
+    if anchor is not None:
+        attributes[ANCHOR] = anchor.name
+        if anchor.outside_space:
+            attributes[OUTSIDE_SPACE] = True
+        params, distributions = anchor.params, plan.space.distributions()
+    template = create_trial(
+        state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=attributes
+    )
+    # One transaction for the whole trial: Optuna's public add_trial does the same but hides the id.
+    return study._storage.create_new_trial(study._study_id, template_trial=template), anchor
 
 
 def _trial_of(study: optuna.Study, claim: Claim) -> FrozenTrial | None:
-    if claim.trial_number is None and claim.slot == 0:
+    if claim.fresh:
         return None
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if trial.user_attrs.get(SLOT) == claim.slot:
@@ -323,17 +375,10 @@ def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
     return metric_weighted(plan.space, own)
 
 
-def _suggest(trial: optuna.trial.Trial, name: str, distribution: Any) -> Any:
-    if isinstance(distribution, optuna.distributions.CategoricalDistribution):
-        return trial.suggest_categorical(name, distribution.choices)
-    return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
-
-
-def _reason(error: Exception) -> tuple[str, str]:
-    """(kind, reason) of a failed evaluation, each on one line."""
-    if isinstance(error, EvaluationError):
-        return error.kind, " ".join(str(error).split())
-    return type(error).__name__, " ".join(str(error).split()) or "no message"
+def _failure(error: Exception) -> Failure:
+    """What went wrong with an evaluation, on one line."""
+    kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
+    return Failure(kind, " ".join(str(error).split()) or "no message")
 
 
 def _finite(value: float | None) -> float | None:

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
 from sqlalchemy import and_, func, select
 from sqlalchemy.engine import Connection, Row
 
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.recipe import Recipe
-from mergefront.optimizer.search import Claim
+from mergefront.optimizer.search import Claim, Failure
 from mergefront.storage.database import Database
+from mergefront.storage.optuna_tables import finish_trial, write_params, write_user_attributes
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
 
 LEASE_SECONDS = 120.0
@@ -68,7 +71,7 @@ class StudyLedger:
                     study_id=self.study_id, slot=slot, trial_number=None, finished=False, deaths=0, **self._owner()
                 )
             )
-            return Claim(slot, None)
+            return Claim(slot, None, fresh=True)
 
     def forgive(self) -> None:
         """See ``Ledger.forgive``."""
@@ -84,13 +87,42 @@ class StudyLedger:
             rows = self._unfinished(connection)
         return any(not self._is_abandoned(row) for row in rows)
 
-    def bind(self, claim: Claim, trial_number: int) -> None:
+    def bind(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+    ) -> None:
         """See ``Ledger.bind``."""
-        if claim.trial_number != trial_number:
-            self._update(claim, trial_number=trial_number)
+        with self.database.transaction() as connection:
+            if claim.trial_number != trial.number:
+                connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
+            write_params(connection, trial._trial_id, params, distributions)
+            changed = {key: value for key, value in attributes.items() if trial.user_attrs.get(key) != value}
+            write_user_attributes(connection, trial._trial_id, changed)
 
-    def finish(self, claim: Claim) -> None:
+    def finish(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        recipe: Recipe,
+        outcome: Evaluation | Failure,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        keep: bool,
+    ) -> None:
         """See ``Ledger.finish``."""
+        with self.database.transaction() as connection:
+            if finish_trial(connection, trial._trial_id, values):
+                write_user_attributes(connection, trial._trial_id, attributes)
+                if keep:
+                    self._keep(connection, trial.number, recipe, outcome, "search")
+            connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
+
+    def close(self, claim: Claim) -> None:
+        """See ``Ledger.close``."""
         self._update(claim, finished=True)
 
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
@@ -137,43 +169,46 @@ class StudyLedger:
             ).first()
             return None if row is None else _read_evaluation(connection, row)
 
-    def record(self, trial_number: int | None, recipe: Recipe, evaluation: Evaluation, split: str = "search") -> None:
-        """See ``Ledger.record``; one transaction for scores and items."""
+    def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
+        """Keep an evaluation that belongs to no trial, such as one on the report items."""
         with self.database.transaction() as connection:
-            inserted = connection.execute(
-                evaluations.insert().values(
-                    **self._evaluation_row(trial_number, recipe, split),
-                    scores={name: float(value) for name, value in evaluation.scores.items()},
-                    standard_errors={
-                        name: float(value)
-                        for name, value in evaluation.standard_errors.items()
-                        if value is not None and np.isfinite(value)
-                    },
-                    seconds=dict(evaluation.seconds),
-                    cost=dict(evaluation.cost),
-                    details=dict(evaluation.details),
-                )
-            )
-            key = inserted.inserted_primary_key
-            assert key is not None
-            for task, items in evaluation.items.items():
-                _write_items(connection, int(key[0]), task, items)
+            self._keep(connection, None, recipe, evaluation, split)
 
-    def record_failure(self, trial_number: int, recipe: Recipe, kind: str, reason: str) -> None:
-        """See ``Ledger.record_failure``."""
-        with self.database.transaction() as connection:
-            connection.execute(
-                evaluations.insert().values(
-                    **self._evaluation_row(trial_number, recipe, "search"),
-                    failure_kind=kind[:255],
-                    failure=reason,
-                    scores={},
-                    standard_errors={},
-                    seconds={},
-                    cost={},
-                    details={},
-                )
-            )
+    def _keep(
+        self,
+        connection: Connection,
+        trial_number: int | None,
+        recipe: Recipe,
+        outcome: Evaluation | Failure,
+        split: str,
+    ) -> None:
+        row: dict[str, Any] = {
+            "study_id": self.study_id,
+            "trial_number": trial_number,
+            "digest": recipe.digest,
+            "split": split,
+            "recipe": recipe.to_json(),
+            "versions": self.versions,
+            "created_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+        if isinstance(outcome, Failure):
+            empty: dict[str, Any] = {name: {} for name in ("scores", "standard_errors", "seconds", "cost", "details")}
+            row |= {"failure_kind": outcome.kind[:255], "failure": outcome.reason, **empty}
+        else:
+            row |= {
+                "scores": {name: float(value) for name, value in outcome.scores.items()},
+                "standard_errors": {
+                    name: float(value) for name, value in outcome.standard_errors.items() if np.isfinite(value)
+                },
+                "seconds": dict(outcome.seconds),
+                "cost": dict(outcome.cost),
+                "details": dict(outcome.details),
+            }
+        key = connection.execute(evaluations.insert().values(**row)).inserted_primary_key
+        if isinstance(outcome, Evaluation):
+            assert key is not None
+            for task, items in outcome.items.items():
+                _write_items(connection, int(key[0]), task, items)
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
@@ -199,17 +234,6 @@ class StudyLedger:
                 select(evaluations.c.digest, evaluations.c.recipe).where(evaluations.c.study_id == self.study_id)
             ).all()
         return {row.digest: Recipe.from_json(row.recipe) for row in rows}
-
-    def _evaluation_row(self, trial_number: int | None, recipe: Recipe, split: str) -> dict[str, Any]:
-        return {
-            "study_id": self.study_id,
-            "trial_number": trial_number,
-            "digest": recipe.digest,
-            "split": split,
-            "recipe": recipe.to_json(),
-            "versions": self.versions,
-            "created_at": datetime.now(UTC).replace(tzinfo=None),
-        }
 
     def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
         return connection.execute(

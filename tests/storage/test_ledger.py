@@ -42,16 +42,9 @@ def test_evaluation_comes_back_to_the_last_bit(tmp_path: Path) -> None:
         {"items": 2},
         {"note": "ü"},
     )
-    ledger.record(3, recipe_at(0.5), evaluation)
+    ledger.record(recipe_at(0.5), evaluation, "search")
     assert ledger_in(tmp_path).find(recipe_at(0.5)) == evaluation
     assert ledger.find(recipe_at(0.5 + 2**-53)) is None, "a recipe that differs in the last bit is another recipe"
-
-
-def test_failed_recipe_has_no_scores_to_reuse(tmp_path: Path) -> None:
-    ledger = ledger_in(tmp_path)
-    ledger.record_failure(0, recipe_at(0.2), "out of memory", "needed 3 TB")
-    assert ledger.find(recipe_at(0.2)) is None
-    assert ledger.recipes() == {recipe_at(0.2).digest: recipe_at(0.2)}
 
 
 def test_budget_is_never_overshot_by_threads_claiming_at_once(tmp_path: Path) -> None:
@@ -66,7 +59,7 @@ def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(tmp_path:
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
         "from test_ledger import ledger_in; from pathlib import Path\n"
-        "ledger = ledger_in(Path(sys.argv[1])); claim = ledger.claim(10); ledger.bind(claim, 7)\n"
+        "ledger = ledger_in(Path(sys.argv[1])); claim = ledger.claim(10); ledger._update(claim, trial_number=7)\n"
         "print(claim.slot, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -88,7 +81,7 @@ def test_finished_slots_stay_finished_and_released_ones_are_free(tmp_path: Path)
     ledger = ledger_in(tmp_path)
     first, second = ledger.claim(2), ledger.claim(2)
     assert first is not None and second is not None
-    ledger.finish(first)
+    ledger.close(first)
     assert ledger.claim(2) is None
     ledger.release(second)
     again = ledger.claim(2)
