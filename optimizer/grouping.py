@@ -32,6 +32,17 @@ def layer_of(tensor_name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def with_layer(tensor_name: str, layer: int) -> str:
+    """The name of the same tensor in another layer; names outside the layers stay as they are."""
+    found = _LAYER_NUMBER.search(tensor_name)
+    return tensor_name if found is None else f"{tensor_name[: found.start(1)]}{layer}{tensor_name[found.end(1) :]}"
+
+
+def before_layers(tensor_name: str) -> bool:
+    """Whether a tensor outside the layers comes before them (embeddings) rather than after."""
+    return any(part in tensor_name for part in _BEFORE_LAYERS)
+
+
 @dataclass(frozen=True)
 class CoefficientName:
     """A flat coefficient name, taken apart. ``position`` is ("block" | "knot", index) or None."""
@@ -109,7 +120,7 @@ class Grouping:
         """The block that a tensor belongs to."""
         layer = layer_of(tensor_name)
         if layer is None:
-            return 0 if any(part in tensor_name for part in _BEFORE_LAYERS) else len(self.starts) - 1
+            return 0 if before_layers(tensor_name) else len(self.starts) - 1
         return sum(1 for start in self.starts if start <= layer) - 1
 
     def module_of(self, tensor_name: str) -> str | None:

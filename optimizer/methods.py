@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -57,7 +58,10 @@ class MergeMethod:
 
     A method of the task-vector family has a ``consensus`` ("none" or "sign") and a ``sparsifier``;
     any other has a ``kernel``: a callable, or its dotted name ``module:function``, which is
-    imported when the method is first used.
+    imported when the method is first used. It is called for every tensor as
+    ``kernel(tensors, base, **parameters)`` with float32 tensors in the recipe's order (``base`` is None
+    without one) and returns the merged tensor; a parameter of scope "model" is a tuple aligned to
+    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone.
     """
 
     name: str
@@ -65,16 +69,31 @@ class MergeMethod:
     source: str
     parameters: tuple[MethodParameter, ...]
     needs_base: bool = True
+    optional_base: bool = False
     min_models: int = 1
     max_models: int | None = None
     sparsifier: Literal["none", "magnitude", "bernoulli", "rank", "breadcrumbs"] = "none"
     consensus: Literal["none", "sign"] | None = None
     kernel: str | Callable[..., Any] | None = None
+    elementwise: bool = False
     stochastic: bool = False
 
     def parameter(self, name: str) -> MethodParameter | None:
         """The parameter called ``name``, or None when this method has no such parameter."""
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
+
+    def load_kernel(self) -> Callable[..., Any]:
+        """The kernel as a callable; raises ``UserError`` when its module does not have it."""
+        if not isinstance(self.kernel, str):
+            if self.kernel is None:
+                raise UserError(f"{self.name} has no kernel; the task-vector family is merged by sparsifier and consensus")
+            return self.kernel
+        module, _, function = self.kernel.partition(":")
+        try:
+            loaded: Callable[..., Any] = getattr(import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"merge method {self.name!r}: its kernel {self.kernel!r} cannot be imported: {error}") from None
+        return loaded
 
 
 WEIGHT = MethodParameter("weight", "model", None, "multiplies the expert's task vector (or the expert itself)")
@@ -108,6 +127,7 @@ _METHODS = (
         (WEIGHT, normalize(True)),
         needs_base=False,
         kernel="mergefront.adapters.merging.linear:merge",
+        elementwise=True,
     ),
     MergeMethod(
         "task_arithmetic",

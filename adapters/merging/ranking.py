@@ -1,0 +1,112 @@
+"""Which entries of a task vector are among the largest, exactly, without sorting per candidate.
+
+"The k largest" is a pair (value, index): an entry is among them when its magnitude exceeds the
+value, or equals it at an index not above the pair's. Ties therefore break by position, and a mask
+with exactly k entries is one comparison per entry. The pair for any k comes from the order of the
+magnitudes, sorted once per task vector, or from two histograms over the float's bits when the
+tensor is seen only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 1 << 20
+
+
+class Rank(NamedTuple):
+    """The k-th largest magnitude and its index; ties are ordered by index."""
+
+    value: float
+    index: int
+
+
+EVERY = Rank(-1.0, -1)
+NONE = Rank(float("inf"), -1)
+
+DeltaChunk = Callable[[int, int], "torch.Tensor"]
+
+
+def kept_count(density: float, size: int) -> int:
+    """floor(density * size) entries are kept, but at least one when density is positive (mergekit 0.1.5)."""
+    if density >= 1:
+        return size
+    return max(1, int(density * size)) if density > 0 and size else 0
+
+
+def sort_magnitudes(delta: DeltaChunk, size: int, device: torch.device) -> torch.Tensor:
+    """Indices by descending magnitude, ties by ascending index (int32 or int64, n).
+
+    ``delta(start, end)`` returns the task vector's entries as float32.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return torch.sort(delta(0, size).abs(), descending=True, stable=True).indices.to(torch.int32)
+    import numpy as np
+
+    if size >= 1 << 32:
+        return torch.sort(delta(0, size).abs(), descending=True, stable=True).indices
+    keys = np.empty(size, dtype=np.uint64)
+    for start in range(0, size, CHUNK):
+        end = min(start + CHUNK, size)
+        bits = delta(start, end).abs().contiguous().numpy().view(np.uint32).astype(np.uint64)
+        keys[start:end] = ((np.uint64(0x7FFFFFFF) - bits) << np.uint64(32)) | np.arange(start, end, dtype=np.uint64)
+    keys.sort()
+    return torch.from_numpy(
+        keys.astype(np.uint32).view(np.int32) if size < 1 << 31 else keys.astype(np.uint32).astype(np.int64)
+    )
+
+
+def rank_in_order(order: torch.Tensor, delta: DeltaChunk, k: int) -> Rank:
+    """The k-th largest magnitude (k from 1) of a sorted task vector."""
+    index = int(order[k - 1])
+    return Rank(abs(float(delta(index, index + 1))), index)
+
+
+def select_rank(delta: DeltaChunk, size: int, k: int) -> Rank:
+    """The k-th largest magnitude (k from 1) without sorting: three passes over the entries.
+
+    The bits of a non-negative float order like the float, so the upper half's histogram finds the
+    bin, the lower half's the value, and a last pass the index among equals.
+    """
+    import torch
+
+    upper = torch.zeros(1 << 16, dtype=torch.int64)
+    for bits in _bits(delta, size):
+        upper += torch.bincount(bits >> 16, minlength=1 << 16)
+    bin_, k = _descend(upper, k)
+    lower = torch.zeros(1 << 16, dtype=torch.int64)
+    for bits in _bits(delta, size):
+        lower += torch.bincount(bits[(bits >> 16) == bin_] & 0xFFFF, minlength=1 << 16)
+    low, k = _descend(lower, k)
+    wanted = (bin_ << 16) | low
+    value = float(torch.tensor([wanted], dtype=torch.int32).view(torch.float32))
+    start = 0
+    for bits in _bits(delta, size):
+        equal = (bits == wanted).nonzero().flatten()
+        if len(equal) >= k:
+            return Rank(value, start + int(equal[k - 1]))
+        k -= len(equal)
+        start += len(bits)
+    raise AssertionError("the histograms and the entries disagree; the task vector changed while it was read")
+
+
+def _bits(delta: DeltaChunk, size: int):  # type: ignore[no-untyped-def]
+    import torch
+
+    for start in range(0, size, CHUNK):
+        chunk = delta(start, min(start + CHUNK, size)).abs().cpu().contiguous()
+        yield chunk.view(torch.int32).to(torch.int64)
+
+
+def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
+    """The bin, from the top, in which the k-th entry lies, and k counted within that bin."""
+    from_top = histogram.flip(0).cumsum(0)
+    place = int((from_top < k).sum())
+    before = int(from_top[place - 1]) if place else 0
+    return len(histogram) - 1 - place, k - before

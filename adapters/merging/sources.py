@@ -1,0 +1,121 @@
+"""A base model and its experts as tensors by name, whatever they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mergefront.adapters.checkpoints import (
+    Checkpoint,
+    CheckpointHeader,
+    TensorInfo,
+    compare_headers,
+    embedding_name,
+    head_name,
+)
+from mergefront.adapters.merging.lora import LoraTaskVector
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
+
+_FINITE_STRETCH = 1 << 24
+
+
+class Entry(NamedTuple):
+    """An expert's tensor: its own numbers, or its difference from the base where ``is_delta``."""
+
+    tensor: torch.Tensor
+    is_delta: bool
+
+
+def open_source(source: Source) -> Checkpoint | Mapping[str, torch.Tensor]:
+    """A path becomes a memory-mapped checkpoint; anything else is taken as it is."""
+    return Checkpoint(source) if isinstance(source, (str, Path)) else source
+
+
+def header_of(source: Checkpoint | Mapping[str, torch.Tensor], name: str) -> CheckpointHeader:
+    """The header of a checkpoint, or one that describes tensors in memory."""
+    if isinstance(source, Checkpoint):
+        return source.header
+    tensors = {
+        key: TensorInfo(tuple(tensor.shape), str(tensor.dtype), Path(name), 0, 0) for key, tensor in source.items()
+    }
+    head, embedding = head_name(tensors), embedding_name(tensors)
+    config = {}
+    if head is not None and embedding is not None:
+        config["tie_word_embeddings"] = _same(source[head], source[embedding])
+    return CheckpointHeader(Path(name), "full", tensors, (), config)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    import torch
+
+    return first.shape == second.shape and (first.data_ptr() == second.data_ptr() or torch.equal(first, second))
+
+
+class ExpertSource:
+    """One expert against one base: which tensors it changes, and how."""
+
+    def __init__(
+        self, name: str, source: Checkpoint | Mapping[str, torch.Tensor], base_header: CheckpointHeader | None
+    ) -> None:
+        self.name = name
+        self._source = source
+        header = header_of(source, name)
+        self._lora = LoraTaskVector(source) if isinstance(source, Checkpoint) and header.kind == "lora" else None
+        self._alias: dict[str, str] = {}
+        if base_header is None:
+            if self._lora is not None:
+                raise UserError(f"expert {name!r} is a LoRA; give the base model that it belongs to")
+            return
+        problems = compare_headers(base_header, header, name)
+        if problems:
+            raise UserError("\n".join(problems))
+        if self._lora is None:
+            self._check_head(base_header, header)
+
+    def _check_head(self, base: CheckpointHeader, header: CheckpointHeader) -> None:
+        head, embedding = head_name(base.tensors), embedding_name(header.tensors)
+        if head is not None and head not in header.tensors and embedding is not None:
+            self._alias[head] = embedding
+        extra = head_name(header.tensors)
+        if extra is None or extra in base.tensors or embedding is None:
+            return
+        if not _same(self._source[extra], self._source[embedding]):
+            raise UserError(
+                f"expert {self.name!r}: its config ties {extra} to {embedding}, but the two differ; "
+                "untie the base and the expert first (tie_word_embeddings false), or drop the expert's head"
+            )
+
+    def names(self) -> Iterator[str]:
+        """Names of the tensors that the expert has or changes."""
+        return iter(self._lora.changed() if self._lora is not None else self._source)
+
+    def entry(self, name: str) -> Entry | None:
+        """The expert's tensor, or None where it leaves the base as it is."""
+        if self._lora is None:
+            return Entry(self._source[self._alias.get(name, name)], False)
+        delta = self._lora.delta(name)
+        if delta is not None:
+            return Entry(delta, True)
+        replacement = self._lora.replacement(name)
+        return None if replacement is None else Entry(replacement, False)
+
+
+def check_finite(tensor: torch.Tensor, owner: str, name: str) -> None:
+    """Raise ``UserError`` with the tensor's name when it holds NaN or infinity."""
+    import torch
+
+    if not tensor.is_floating_point():
+        return
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), _FINITE_STRETCH):
+        low, high = torch.aminmax(flat[start : start + _FINITE_STRETCH].float())
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise UserError(
+                f"{owner}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged or its training diverged"
+            )

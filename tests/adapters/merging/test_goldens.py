@@ -1,0 +1,51 @@
+"""The merged tensors are those of mergekit 0.1.5 (see tests/fixtures/goldens)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergefront.adapters.merging.directory import merge_to_directory
+from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.optimizer.methods import METHODS
+from mergefront.optimizer.recipe import Recipe
+
+GOLDENS = Path(__file__).parents[2] / "fixtures" / "goldens"
+CONFIGS = sorted(
+    config for config in (GOLDENS / "configs").glob("*.yaml")
+    if config.read_text().split("merge_method: ")[1].split()[0] in METHODS
+)  # fmt: skip
+
+
+def assert_close(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert made.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert float((made[name] - tensor).norm()) <= 1e-5 * float(tensor.norm()), name
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+def test_merge_directory_writes_mergekits_tensors(config: Path, tmp_path: Path) -> None:
+    out = merge_to_directory(config, tmp_path / "out", root=GOLDENS)
+    assert_close(load_file(out / "model.safetensors"), load_file(GOLDENS / "expected" / f"{config.stem}.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "config", [c for c in CONFIGS if c.stem in ("ties", "slerp", "linear", "gradient")], ids=lambda c: c.stem
+)
+def test_a_recipe_read_from_the_config_merges_in_place_to_the_same(config: Path) -> None:
+    recipe = Recipe.from_mergekit(config.read_text())
+    if config.stem == "gradient":
+        recipe = Recipe(
+            **{
+                **{key: getattr(recipe, key) for key in ("method", "models", "params", "base_model")},
+                "grouping": type(recipe.grouping)(layers=4),
+            }
+        )
+    base = GOLDENS / (recipe.base_model or "models/base")
+    engine = MergeEngine(base, {name: GOLDENS / path for name, path in recipe.models.items()})
+    live = {name: torch.full_like(tensor, 7.0) for name, tensor in load_file(base / "model.safetensors").items()}
+    engine.merge_into(recipe, live)
+    assert_close(live, load_file(GOLDENS / "expected" / f"{config.stem}.safetensors"))
