@@ -1,0 +1,74 @@
+"""What was spent on a server, and the limit that stops a search cleanly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mergefront.optimizer.errors import SearchStoppedError
+
+
+class BudgetExhaustedError(SearchStoppedError):
+    """The budget for requests, tokens or money is spent; what finished is kept."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Requests sent (repeated attempts included) and tokens read and written."""
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(frozen=True)
+class Price:
+    """Money per million tokens, in the currency of the budget, and per request."""
+
+    input: float = 0.0
+    output: float = 0.0
+    request: float = 0.0
+
+    def of(self, usage: Usage) -> float:
+        return (
+            self.input * usage.input_tokens / 1e6
+            + self.output * usage.output_tokens / 1e6
+            + self.request * usage.requests
+        )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a study on one server; None is no limit."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    money: float | None = None
+
+    def check(self, spent: Usage, price: Price) -> None:
+        """Raises ``BudgetExhaustedError`` when one more request may not be sent.
+
+        Requests are counted before they are sent. Tokens and money are known afterwards, so that the
+        requests then under way may exceed those limits.
+        """
+        limits = (
+            ("requests", self.requests, spent.requests),
+            ("tokens", self.tokens, spent.tokens),
+            ("money", self.money, price.of(spent)),
+        )
+        for name, limit, value in limits:
+            if limit is not None and value >= limit:
+                raise BudgetExhaustedError(
+                    f"the budget of {limit:g} {name} is spent ({value:g} used). What finished is kept; raise "
+                    f"backend.budget.{name} and resume the study to go on"
+                )

@@ -1,0 +1,100 @@
+"""Where a server is, and the key that it wants.
+
+A key is read from the environment when the client is made; it is sent and never stored, logged or
+shown: ``ApiKey`` has no readable representation, and ``scrub`` removes it from whatever a server echoes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from mergefront.optimizer.errors import UserError
+
+_SHORTEST_KEY = 4
+"""A shorter key would be scrubbed out of ordinary words."""
+
+
+class ApiKey:
+    """A secret: shown as ``***`` wherever it is printed, equal to nothing, not to be pickled."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    @classmethod
+    def from_environment(cls, variable: str, environment: Mapping[str, str] = os.environ) -> ApiKey:
+        """The key in an environment variable; raises ``UserError`` that names the variable, never its value."""
+        value = environment.get(variable, "").strip()
+        if not value:
+            raise UserError(f"the environment variable {variable} is not set; it must hold the server's API key")
+        if len(value) < _SHORTEST_KEY or not value.isascii() or not value.isprintable() or " " in value:
+            raise UserError(
+                f"the environment variable {variable} holds no usable API key; a key is {_SHORTEST_KEY} or more "
+                "printable characters without spaces"
+            )
+        return cls(value)
+
+    def header(self) -> str:
+        """The value of the Authorization header."""
+        return f"Bearer {self._value}"
+
+    def scrub(self, text: str) -> str:
+        """``text`` without the key, in plain or JSON-escaped form."""
+        for form in (self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")):
+            text = text.replace(form, "***")
+        return text
+
+    def __repr__(self) -> str:
+        return "ApiKey(***)"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str:
+        raise TypeError("an API key is not to be serialised")
+
+
+def checked_url(url: str, *, has_key: bool = False, allow_plain_http: bool = False) -> str:
+    """A server's base URL without its trailing slash.
+
+    Raises ``UserError`` when it is no http(s) URL, when it holds a user, a password or a query, and when a
+    key would be sent unencrypted to another machine (``allow_plain_http`` permits that).
+    """
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise UserError("url: the server's address has no valid port") from None
+    del port
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"url is {_without_user(url)!r}; write the server's address as http://127.0.0.1:8080")
+    if parts.username is not None or parts.password is not None:
+        raise UserError("url holds a user name or password; put the key into the environment and name it: api_key_env")
+    if parts.query or parts.fragment:
+        raise UserError("url has a query or a fragment; write only the server's address, such as https://host/v1")
+    if has_key and parts.scheme == "http" and not allow_plain_http and not is_loopback(url):
+        raise UserError(
+            f"url {url}: the API key would cross the network unencrypted; use https, or set allow_plain_http: true"
+        )
+    return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the server is on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _without_user(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
