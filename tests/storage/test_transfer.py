@@ -1,0 +1,83 @@
+"""A study can be renamed, copied, moved and deleted without losing or leaking a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, text
+
+import mergefront as mf
+from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.storage import schema
+from mergefront.storage.database import Database
+from mergefront.storage.transfer import copy, delete, rename
+
+SPACE = mf.MergeSpace(["a", "b"], method="task_arithmetic")
+
+
+def score(recipe: mf.Recipe) -> Evaluation:
+    weight = float(recipe.params["weight[a]"])
+    if weight == 1.0:
+        raise RuntimeError("this one always fails")
+    return Evaluation({"score": weight}, {"score": 0.1}, {"score": ItemScores(("x", "y"), (weight, 0.0))})
+
+
+def small_study(path: Path, name: str = "small", evaluations: int = 7) -> mf.Study:
+    return mf.search(
+        space=SPACE,
+        evaluate=score,
+        objectives=["score"],
+        sampler="random",
+        evaluations=evaluations,
+        storage=f"sqlite:///{path}",
+        name=name,
+    )
+
+
+def content(study: mf.Study) -> object:
+    trials = [(t.number, t.state, t.params, t.values, t.user_attrs) for t in study.optuna.get_trials(deepcopy=False)]
+    return trials, study.ledger.evaluations(items=True), study.to_json() | {"study": ""}
+
+
+def test_a_copy_in_another_database_is_the_same_study_and_goes_on(tmp_path: Path) -> None:
+    original = small_study(tmp_path / "a.db")
+    target = Database(f"sqlite:///{tmp_path}/portable.db")
+    copy(original.database, "small", target)
+    moved = mf.load_study("small", storage=f"sqlite:///{tmp_path}/portable.db")
+    assert content(moved) == content(original)
+    assert moved.record.uuid != original.record.uuid
+    longer = small_study(tmp_path / "portable.db", evaluations=9)
+    assert longer.finished_count() == 9
+    assert original.finished_count() == 7
+
+
+def test_rename_keeps_everything_and_refuses_a_taken_name(tmp_path: Path) -> None:
+    study = small_study(tmp_path / "a.db")
+    before = content(study)
+    rename(study.database, "small", "grown")
+    assert content(mf.load_study("grown", storage=study.database.url)) == before
+    small_study(tmp_path / "a.db")
+    with pytest.raises(mf.UserError, match="exists already"):
+        rename(study.database, "small", "grown")
+    with pytest.raises(mf.UserError, match="exists already"):
+        copy(study.database, "small", study.database, "grown")
+
+
+def test_deleting_one_study_leaves_no_row_of_it_and_every_row_of_the_others(tmp_path: Path) -> None:
+    keep, gone = small_study(tmp_path / "a.db", "keep"), small_study(tmp_path / "a.db", "gone")
+    before = content(keep)
+    delete(keep.database, "gone")
+    assert content(mf.load_study("keep", storage=keep.database.url)) == before
+    with keep.database.transaction() as connection:
+        for table in (schema.studies, schema.claims, schema.evaluations):
+            rows = select(func.count()).select_from(table).where(table.c.study_id == gone.record.study_id)
+            assert connection.execute(rows).scalar() == 0
+        assert (
+            connection.execute(
+                text("SELECT COUNT(*) FROM trials WHERE study_id = :id"), {"id": gone.record.study_id}
+            ).scalar()
+            == 0
+        )
+        orphans = text("SELECT COUNT(*) FROM trial_params WHERE trial_id NOT IN (SELECT trial_id FROM trials)")
+        assert connection.execute(orphans).scalar() == 0
