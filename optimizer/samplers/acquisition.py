@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from scipy.special import erfcx, log_ndtr
+from scipy.special import erfcx
 
 from mergefront.optimizer.samplers.hypercells import improvement_cells
 from mergefront.optimizer.samplers.surrogate import JITTER, GaussianProcess, Surrogate, kernel
@@ -73,60 +73,100 @@ class HypervolumeImprovement:
         self._conditionals = tuple(conditionals)
         fronts = np.stack(values, axis=2)  # S x N x m
         cells = [improvement_cells(np.concatenate([front, fixed_front]), reference) for front in fronts]
-        self._lower = np.concatenate([lower for lower, _ in cells])
-        self._upper = np.concatenate([upper for _, upper in cells])
-        self._closed = np.isfinite(self._upper)
         counts = [len(lower) for lower, _ in cells]
-        self._cell_sample = np.repeat(np.arange(self._samples), counts)
         self._first_cell = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._edges = tuple(
+            _Edges.of([(lower[:, j], upper[:, j]) for lower, upper in cells]) for j in range(len(values))
+        )
 
     def values(self, points: Array) -> Array:
         """Log improvement at ``points`` (``b x d``): ``b``, always finite."""
-        step = max(1, CHUNK // self._lower.size)
-        parts = [self._evaluate(points[i : i + step])[0] for i in range(0, len(points), step)]
+        step = max(1, CHUNK // max(len(edges.lower) for edges in self._edges))
+        parts = [self._log_improvement(points[i : i + step]).total for i in range(0, len(points), step)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def value_and_gradient(self, point: Array) -> tuple[float, Array]:
         """Log improvement at one point (``d``) and its gradient (``d``)."""
-        values, backward = self._evaluate(point[None, :])
-        log_weight, mean_slope, deviation_slope, deviations, kernels, products = backward
-        weight = np.exp(log_weight)[0]  # C: the share of every box in the improvement
-        mean_gradient = np.add.reduceat(weight[:, None] * mean_slope[0], self._first_cell, axis=0)  # S x m
-        deviation_gradient = (weight[:, None] * deviation_slope[0]).sum(axis=0)  # m
+        forward = self._log_improvement(point[None, :])
+        share = np.exp(forward.log_area[0] - forward.log_area[0].max())
+        share /= share.sum()  # C: every box's share in the improvement
         gradient = np.zeros_like(point)
-        for j, conditional in enumerate(self._conditionals):
-            by_kernel = conditional.weights @ mean_gradient[:, j]
-            by_kernel -= deviation_gradient[j] * conditional.scale**2 / deviations[0, j] * products[j][0]
-            pull = by_kernel * kernels[j][0]
+        for conditional, edges, terms in zip(self._conditionals, self._edges, forward.terms, strict=True):
+            # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
+            per_mean = _difference(terms.log_cdf[0], terms.log_width[0], edges)
+            per_deviation = _difference(terms.log_density[0], terms.log_width[0], edges)
+            mean_gradient = np.add.reduceat(share * per_mean, self._first_cell)  # S
+            deviation_gradient = float(share @ per_deviation)
+            by_kernel = conditional.weights @ mean_gradient
+            by_kernel -= deviation_gradient * conditional.scale**2 / terms.deviation[0] * terms.product[0]
+            pull = by_kernel * terms.kernel[0]
             gradient += (pull @ self._z - pull.sum() * point) / conditional.lengthscales**2
-        return float(values[0]), gradient
+        return float(forward.total[0]), gradient
 
-    def _evaluate(self, points: Array) -> tuple[Array, tuple[Array, Array, Array, Array, list[Array], list[Array]]]:
-        means, deviations, kernels, products = [], [], [], []
-        for conditional in self._conditionals:
-            cross = kernel(points, self._z, conditional.lengthscales)
-            product = cross @ conditional.quadratic
-            variance = 1.0 - (product * cross).sum(axis=1)
-            # Where the floor acts the deviation no longer depends on x.
-            product[variance < MINIMUM_VARIANCE] = 0.0
-            deviations.append(conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE)))
-            means.append(conditional.offset + cross @ conditional.weights)
-            kernels.append(cross)
-            products.append(product)
-        mean = np.stack(means, axis=2)[:, self._cell_sample, :]  # b x C x m
-        deviation = np.stack(deviations, axis=1)  # b x m
-        scale = deviation[:, None, :]
-        below = (mean - self._lower) / scale
-        above = np.where(self._closed, (mean - self._upper) / scale, -np.inf)
-        log_width = np.log(scale) + _log_interval_gain(below, above)
-        log_area = log_width.sum(axis=2)  # b x C
+    def _log_improvement(self, points: Array) -> _Forward:
+        terms = [
+            self._terms(points, conditional, edges)
+            for conditional, edges in zip(self._conditionals, self._edges, strict=True)
+        ]
+        log_area = np.sum([term.log_width for term in terms], axis=0)  # b x C
         peak = log_area.max(axis=1, keepdims=True)
-        total = peak + np.log(np.exp(log_area - peak).sum(axis=1, keepdims=True))
-        # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
-        mean_slope = np.exp(log_ndtr(below) - log_width) - np.exp(log_ndtr(above) - log_width)
-        deviation_slope = np.exp(_log_density(below) - log_width) - np.exp(_log_density(above) - log_width)
-        backward = (log_area - total, mean_slope, deviation_slope, deviation, kernels, products)
-        return total[:, 0] - math.log(self._samples), backward
+        total = peak[:, 0] + np.log(np.exp(log_area - peak).sum(axis=1)) - math.log(self._samples)
+        return _Forward(total, log_area, tuple(terms))
+
+    def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
+        cross = kernel(points, self._z, conditional.lengthscales)
+        product = cross @ conditional.quadratic
+        variance = 1.0 - (product * cross).sum(axis=1)
+        # Where the floor acts the deviation no longer depends on x.
+        product[variance < MINIMUM_VARIANCE] = 0.0
+        deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
+        mean = conditional.offset + cross @ conditional.weights  # b x S
+        z = (mean[:, edges.sample] - edges.value) / deviation[:, None]
+        log_gain, log_cdf, log_density = _gaussian_terms(z)
+        log_width = np.log(deviation)[:, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
+        return _Terms(cross, product, deviation, log_cdf, log_density, log_width)
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Where the boxes begin and end in one objective; boxes share edges, so each is computed once."""
+
+    value: Array  # E, infinite for the open end
+    sample: NDArray[np.int_]  # E: the sample that an edge belongs to
+    lower: NDArray[np.int_]  # C: index of a box's lower edge
+    upper: NDArray[np.int_]
+
+    @staticmethod
+    def of(boxes: list[tuple[Array, Array]]) -> _Edges:
+        """From every sample's lower and upper coordinates."""
+        values, samples, lowers, uppers, start = [], [], [], [], 0
+        for sample, (lower, upper) in enumerate(boxes):
+            distinct, index = np.unique(np.concatenate([lower, upper]), return_inverse=True)
+            values.append(distinct)
+            samples.append(np.full(len(distinct), sample))
+            lowers.append(start + index[: len(lower)])
+            uppers.append(start + index[len(lower) :])
+            start += len(distinct)
+        return _Edges(np.concatenate(values), np.concatenate(samples), np.concatenate(lowers), np.concatenate(uppers))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """One objective at ``b`` points: what its boxes' expected widths and their gradients are made of."""
+
+    kernel: Array  # b x N
+    product: Array  # b x N, kernel @ Q
+    deviation: Array  # b
+    log_cdf: Array  # b x E
+    log_density: Array  # b x E
+    log_width: Array  # b x C, log E[(min(y, upper) - lower)+]
+
+
+@dataclass(frozen=True)
+class _Forward:
+    total: Array  # b
+    log_area: Array  # b x C
+    terms: tuple[_Terms, ...]
 
 
 def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
@@ -168,27 +208,35 @@ def _stable_cholesky(covariance: Array) -> Array:
             jitter *= 10.0
 
 
-def _log_density(z: Array) -> Array:
-    return -0.5 * z**2 - _LOG_SQRT_2PI
+def _gaussian_terms(z: Array) -> tuple[Array, Array, Array]:
+    """log E[(z + e)+], log Phi(z) and log phi(z) for a standard normal e; ``z`` may be -inf.
 
-
-def _log_gain(z: Array) -> Array:
-    """log E[(z + e)+] for a standard normal e, accurate in the far tail where the gain itself underflows."""
-    clipped = np.maximum(z, -1.0)
-    centre = np.log(np.exp(_log_density(clipped)) + clipped * np.exp(log_ndtr(clipped)))
-    tail = np.minimum(z, -1.0)
+    Accurate where the values themselves underflow: all three come from one scaled complementary error function.
+    """
+    size = np.abs(z)
     with np.errstate(divide="ignore", invalid="ignore"):
-        bracket = 1.0 + tail * _SQRT_HALF_PI * erfcx(-tail / math.sqrt(2.0))
+        log_density = -0.5 * size**2 - _LOG_SQRT_2PI
+        scaled = erfcx(size / math.sqrt(2.0))
+        log_tail = np.log(0.5 * scaled) - 0.5 * size**2  # log Phi(-|z|)
+        bracket = 1.0 - size * _SQRT_HALF_PI * scaled
         # Beyond 1e4 standard deviations the bracket is 1 / z^2 to every digit that is left of it.
-        log_bracket = np.where(tail > -1e4, np.log(np.maximum(bracket, 1e-300)), -2.0 * np.log(-tail))
-        far = _log_density(tail) + log_bracket
-    return np.asarray(np.where(z > -1.0, centre, far))
+        log_bracket = np.where(size < 1e4, np.log(np.maximum(bracket, 1e-300)), -2.0 * np.log(size))
+        log_gain_tail = log_density + log_bracket  # of -|z|
+        positive = z > 0.0
+        # E[(z + e)+] = z + E[(-z + e)+]
+        log_gain = np.where(positive, np.log(np.where(positive, z, 1.0) + np.exp(log_gain_tail)), log_gain_tail)
+        log_cdf = np.where(positive, np.log1p(-np.exp(log_tail)), log_tail)
+    beyond = np.isneginf(z)
+    log_gain[beyond] = log_cdf[beyond] = log_density[beyond] = -np.inf
+    return log_gain, log_cdf, log_density
 
 
-def _log_interval_gain(below: Array, above: Array) -> Array:
-    """log(E[(below + e)+] - E[(above + e)+]) for below > above, ``above`` possibly -inf."""
-    log_below = _log_gain(below)
-    with np.errstate(invalid="ignore"):
-        difference = np.where(np.isneginf(above), -np.inf, _log_gain(above) - log_below)
+def _log_difference(larger: Array, smaller: Array) -> Array:
+    """log(exp(larger) - exp(smaller)) for larger > smaller, ``smaller`` possibly -inf."""
     # A box so thin that rounding eats it still gets a finite logarithm.
-    return np.asarray(log_below + np.log(-np.expm1(np.minimum(difference, -1e-14))))
+    return np.asarray(larger + np.log(-np.expm1(np.minimum(smaller - larger, -1e-14))))
+
+
+def _difference(log_values: Array, log_width: Array, edges: _Edges) -> Array:
+    """(value at the lower edge - value at the upper edge) / width, per box."""
+    return np.asarray(np.exp(log_values[edges.lower] - log_width) - np.exp(log_values[edges.upper] - log_width))

@@ -34,7 +34,7 @@ STAGE = "cma-es"
 
 
 class CmaEsSampler(BaseSampler):
-    """Covariance matrix adaptation on the numeric parameters; categorical ones are drawn at random.
+    """Covariance matrix adaptation on the numeric parameters, of which it needs two; others are drawn at random.
 
     Args:
         seed: of the study.
@@ -85,7 +85,7 @@ class CmaEsSampler(BaseSampler):
             for name, distribution in search_space.items()
             if not isinstance(distribution, CategoricalDistribution)
         }
-        if not numeric:
+        if len(numeric) < 2:
             return {}
         encoder = Encoder(numeric)
         told = [

@@ -54,7 +54,7 @@ def _local_upper_bounds(points: Array, reference: Array) -> tuple[Array, Array]:
         for j in range(m):
             # The new bound is redundant when its j-th coordinate lies below that of another defining point. Equal is
             # kept: the corners of the second pass share coordinates, and the empty boxes that come of it drop out.
-            others = np.delete(old_defining[:, :, j], j, axis=1).max(axis=1)
+            others = old_defining[:, np.arange(m) != j, j].max(axis=1)
             needed = point[j] >= others
             child, parents = old_bounds[needed].copy(), old_defining[needed].copy()
             child[:, j] = point[j]

@@ -32,9 +32,9 @@ from mergefront.optimizer.samplers.trial_attributes import (
 )
 from mergefront.optimizer.samplers.units import normalise, normaliser_for
 
-SPACE: dict[str, BaseDistribution] = {f"weight[{name}]": FloatDistribution(0.0, 1.0) for name in "abcdef"}
-CENTRES = np.array([[0.8, 0.2, 0.3, 0.9, 0.5, 0.5], [0.2, 0.8, 0.6, 0.4, 0.9, 0.3]])
-CURVATURES = np.array([[3.0, 1.0, 1.0, 0.5, 0.3, 0.2], [1.0, 3.0, 0.5, 1.0, 0.2, 0.4]])
+SPACE: dict[str, BaseDistribution] = {f"weight[{name}]": FloatDistribution(0.0, 1.0) for name in "abcd"}
+CENTRES = np.array([[0.9, 0.1, 0.3, 0.7], [0.2, 0.8, 0.6, 0.3]])
+CURVATURES = np.array([[5.0, 3.0, 1.0, 2.0], [2.0, 5.0, 3.0, 1.0]])
 
 
 def merge_like(x: np.ndarray) -> list[float]:
@@ -58,7 +58,7 @@ def step(study: optuna.Study) -> dict[str, Any]:
 
 
 def add_anchors(study: optuna.Study) -> None:
-    for name, point in {"base": np.zeros(6), "expert a": CENTRES[0], "expert b": CENTRES[1]}.items():
+    for name, point in {"base": np.zeros(len(SPACE)), "expert a": CENTRES[0], "expert b": CENTRES[1]}.items():
         study.add_trial(
             create_trial(
                 params=dict(zip(SPACE, point.tolist(), strict=True)),
@@ -74,15 +74,15 @@ class TestOneUnitSystem:
 
     def test_the_acquisition_is_finite_and_tells_points_apart(self) -> None:
         rng = np.random.default_rng(0)
-        x = rng.random((9, 6))
+        x = rng.random((9, len(SPACE)))
         raw = np.array([merge_like(point) for point in x])
         y = normalise(normaliser_for([True, True, False], raw), raw)
-        none = np.zeros((0, 6))
+        none = np.zeros((0, len(SPACE)))
         situation = Situation(
             encoder=Encoder(SPACE), x=x, y=y, noise_variance=np.full(y.shape, np.nan), outside=np.zeros((0, 3)),
             pending=none, taken=none, reference=np.full(3, -0.1),
         )  # fmt: skip
-        values = acquisition_of(situation, fit(situation), BUDGETS["fast"], rng).values(rng.random((200, 6)))
+        values = acquisition_of(situation, fit(situation), BUDGETS["fast"], rng).values(rng.random((200, len(SPACE))))
         assert np.isfinite(values).all()
         assert np.exp(values).max() > 1e-3
         assert np.ptp(values) > 2.0
@@ -117,10 +117,10 @@ def test_hypervolume_grows_where_random_search_stalls() -> None:
     def volumes(make: Callable[[int], BaseSampler], seed: int) -> tuple[float, float]:
         study = merge_like_study(make(seed))
         add_anchors(study)
-        for _ in range(19):
+        for _ in range(17):
             step(study)
         values = [[trial.values[0], trial.values[1], -trial.values[2] / 1e5] for trial in study.trials]
-        early, late = (hypervolume(values[:count], [0.0, 0.0, -4.0]) for count in (10, 22))
+        early, late = (hypervolume(values[:count], [0.0, 0.0, -2.2]) for count in (10, 20))
         return early, late
 
     def mm_mo(seed: int) -> BaseSampler:
@@ -132,7 +132,7 @@ def test_hypervolume_grows_where_random_search_stalls() -> None:
     for seed in range(3):
         early, late = volumes(mm_mo, seed)
         _, random_late = volumes(at_random, seed)
-        assert late > early * 1.1
+        assert late > early * 1.3
         assert late > random_late * 1.1
 
 
@@ -252,7 +252,7 @@ class TestPending:
                 other.suggest_float(name, 0.0, 1.0)
             return study.ask(SPACE).params
 
-        assert next_after(1) == next_after(6)
+        assert next_after(1) == next_after(len(SPACE))
 
 
 class TestInitialDesign:
@@ -261,7 +261,7 @@ class TestInitialDesign:
         study = merge_like_study(MMMOSampler(seed=0, search_space=SPACE, anchors=anchors, n_startup=3))
         params = [step(study) for _ in range(6)]
         assert params[0] == anchors[0]
-        assert list(params[1].values()) == pytest.approx([1.0 / 3.0] * 6)
+        assert list(params[1].values()) == pytest.approx([1.0 / 3.0] * len(SPACE))
         stages = [proposal_stage(trial) for trial in study.trials]
         assert stages == ["anchor", "anchor", "sobol", "sobol", "sobol", "model"]
 
@@ -292,8 +292,8 @@ class TestWhatTrainsTheModel:
             return [step(study) for _ in range(5)]
 
         # Inside the range of the anchors and dominated: as an outside trial it changes nothing at all.
-        dominated = [0.2, 0.2, 3.2e5]
-        other = [0.1, 0.3, 3.1e5]
+        dominated = [0.008, 0.013, 2.0e5]
+        other = [0.009, 0.02, 1.95e5]
         assert proposals(True, dominated) == proposals(True, other)
         assert proposals(False, dominated) != proposals(False, other)
         # Beyond what any merge reaches in accuracy: nothing below it is an improvement any more.
@@ -386,10 +386,8 @@ class TestEdgeCases:
         for _ in range(22):
             trial = study.ask(DISCRETE_AND_LOG)
             params = trial.params
-            study.tell(
-                trial,
-                (params["method"] == "dare_ties") - abs(params["step"] - 0.75) - 0.1 * abs(np.log(params["count"] / 16)),
-            )
+            distance = abs(params["step"] - 0.75) + 0.1 * abs(np.log(params["count"] / 16))
+            study.tell(trial, (params["method"] == "dare_ties") - distance)
         assert study.best_params["method"] == "dare_ties"
         assert study.best_params["step"] == 0.75
         assert 10 <= study.best_params["count"] <= 24

@@ -1,0 +1,61 @@
+"""Samplers by name: a study file's choice is checked before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.samplers.registry import SAMPLERS, check_sampler, make_sampler
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "objectives", "said"),
+    [
+        ("mm-no", {}, 2, "sampler 'mm-no' is unknown (did you mean 'mm-mo'?)"),
+        ("mm-mo", {"varient": "paper"}, 2, "sampler 'mm-mo' has no option 'varient' (did you mean 'variant'?)"),
+        ("mm-mo", {"variant": "papr"}, 2, "option variant 'papr' must be one of default, paper"),
+        ("mm-mo", {"batch": 0}, 2, "option batch 0 must be at least 1"),
+        ("mm-mo", {"batch": True}, 2, "option batch True must be a whole number"),
+        ("mm-mo", {"n_startup": 2.5}, 2, "option n_startup 2.5 must be a whole number"),
+        ("gp", {"deterministic_objective": "yes"}, 2, "must be true or false"),
+        ("random", {"seed": 1}, 2, "sampler 'random' has no option 'seed' (it has no options)"),
+        ("cma-es", {}, 3, "sampler 'cma-es' does one objective, but 3 are asked for; any number do: mm-mo,"),
+    ],
+)
+def test_a_wrong_choice_is_explained(name: str, options: dict[str, Any], objectives: int, said: str) -> None:
+    (problem,) = check_sampler(name, options, objectives)
+    assert said in problem
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    assert len(check_sampler("cma-es", {"sigma": -1, "popsize": 3}, 2)) == 3
+
+
+def test_making_a_wrong_choice_raises_all_of_it() -> None:
+    with pytest.raises(UserError, match=r"does one objective.*must be at least"):
+        make_sampler("cma-es", seed=0, objectives=[Objective("a"), Objective("b")], options={"sigma": -1})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_listed_option_is_accepted_by_its_sampler(name: str) -> None:
+    values = {
+        key: option.choices[0] if option.choices else True if option.kind is bool else option.kind(3)
+        for key, option in (SAMPLERS[name].options or {}).items()
+    }
+    assert check_sampler(name, values, 1) == []
+    sampler = make_sampler(name, seed=0, objectives=[Objective("a")], options=values)
+    import optuna
+
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len({trial.params["x"] for trial in study.trials}) == 2
+
+
+def test_listing_the_samplers_imports_none_of_them() -> None:
+    program = "import sys, mergefront.optimizer.samplers.registry; assert 'optuna' not in sys.modules, 'optuna'"
+    subprocess.run([sys.executable, "-c", program], check=True)
