@@ -129,9 +129,9 @@ class MergeSpace:
     ``models``: the experts, as names or ``{name: reference}``. ``method``: one merge method or
     several (then the method is searched too). ``parameters`` maps coefficient names to ranges or
     fixed values: ``{"weight": [0, 1], "density": [0.1, 1], "lambda": 1.0}``; a name such as
-    ``weight[maths]`` overrides it for one expert. Per-model parameters that are not mentioned are
-    searched over the method's own range when they have no default, and ``density`` likewise; all
-    others stay at their defaults. ``granularity``: "global", "layers" or ``{"blocks": n}``, with
+    ``weight[maths]`` overrides it for one expert. A parameter that is not mentioned stays at its
+    default, and is searched over the method's own range when it has none; without any ``parameters``
+    ``density`` is searched too. ``granularity``: "global", "layers" or ``{"blocks": n}``, with
     ``layers`` the number of transformer layers; ``split``: substrings of tensor names that get
     coefficients of their own. ``seed`` fixes the masks of methods that drop at random.
 

@@ -1,0 +1,125 @@
+"""What is wrong with checkpoints, tokenizers and data is found from headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from mergefront.check import check_study
+
+STUDY = """
+study: skills
+merge:
+  method: ties
+  base_model: models/base
+  models: {maths: models/maths, french: models/french}
+  space: {weight: [0, 1], density: [0.1, 1]}
+backend: {type: local, device: cpu}
+tasks:
+  maths: {type: jsonl, path: data/maths.jsonl, metric: exact_match}
+  french: {type: jsonl, path: data/french.jsonl, metric: loss}
+objectives: [maths, french, delta_l1]
+search: {sampler: mm-mo, evaluations: 10}
+"""
+TENSORS = {
+    "model.embed_tokens.weight": (8, 4),
+    "model.layers.0.mlp.up_proj.weight": (6, 4),
+    "model.layers.1.mlp.up_proj.weight": (6, 4),
+    "model.norm.weight": (4,),
+    "lm_head.weight": (8, 4),
+}
+
+
+def write_checkpoint(
+    folder: Path, tensors: dict[str, tuple[int, ...]], vocabulary: dict[str, int] | None = None
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 4 * int.__mul__(*(shape if len(shape) == 2 else (*shape, 1)))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}))
+    words = vocabulary or {"a": 0, "b": 1}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": words}}))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    for name in ("base", "maths", "french"):
+        write_checkpoint(tmp_path / "models" / name, TENSORS)
+    (tmp_path / "data").mkdir()
+    for name in ("maths", "french"):
+        lines = [json.dumps({"prompt": f"{name} {i} =", "answer": str(i)}) for i in range(10)]
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def problems(study: Path) -> str:
+    before = sorted(study.parent.rglob("*"))
+    report = check_study(study)
+    assert sorted(study.parent.rglob("*")) == before, "a preflight writes nothing"
+    return "\n".join(report.problems)
+
+
+def test_a_sound_study_is_sound_and_its_objectives_know_their_directions(study: Path) -> None:
+    assert problems(study) == ""
+    definition = check_study(study).definition_or_raise()
+    assert [objective.direction for objective in definition.objectives] == ["maximize", "minimize", "minimize"]
+
+
+def test_blocks_are_counted_in_the_checkpoint(study: Path) -> None:
+    study.write_text(STUDY.replace("density: [0.1, 1]", "granularity: layers"))
+    assert check_study(study).definition_or_raise().space.dimension == 2 * 2
+    study.write_text(STUDY.replace("density: [0.1, 1]", "granularity: {blocks: 3}"))
+    assert "2 layers" in problems(study)
+
+
+def test_everything_wrong_is_said_at_once(study: Path) -> None:
+    root = study.parent
+    write_checkpoint(root / "models/maths", TENSORS | {"model.layers.1.mlp.up_proj.weight": (5, 4)})
+    write_checkpoint(root / "models/french", TENSORS, {"a": 1, "b": 0})
+    (root / "data/maths.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": broken}\n')
+    (root / "data/french.jsonl").write_text("")
+    study.write_text(STUDY.replace("objectives: [maths", "objectives: [mahts"))
+    found = problems(study)
+    for words in (
+        "model.layers.1.mlp.up_proj.weight is [5, 4] and not [6, 4]",
+        "another tokenizer",
+        "data/maths.jsonl:2",
+        "data/french.jsonl",
+        "'mahts' names no task",
+        "did you mean 'maths'",
+    ):
+        assert words in found, words
+
+
+def test_missing_paths_and_pickles(study: Path) -> None:
+    root = study.parent
+    (root / "models/maths/model.safetensors").rename(root / "models/maths/pytorch_model.bin")
+    study.write_text(STUDY.replace("models/french", "models/frnch").replace("data/french", "data/frnch"))
+    found = problems(study)
+    assert "pickled" in found and "save_pretrained" in found
+    assert "models/frnch: there is no such file or folder (paths are relative to the study file)" in found
+    assert "data/frnch.jsonl" in found
+
+
+def test_names_without_paths_need_a_function(study: Path) -> None:
+    study.write_text(STUDY.replace("{maths: models/maths, french: models/french}", "[maths, french]"))
+    assert "needs a path for each expert" in problems(study)
+    study.write_text(STUDY.replace("  base_model: models/base\n", ""))
+    assert "merge.base_model: this key is missing" in problems(study)
+
+
+def test_changed_data_is_another_study(study: Path) -> None:
+    first = check_study(study).definition_or_raise().to_json()
+    with (study.parent / "data/maths.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "new", "answer": "item"}) + "\n")
+    assert check_study(study).definition_or_raise().to_json() != first
