@@ -220,7 +220,7 @@ class HuggingFaceModel:
             row.ended = row.done = True
         elif len(row.tokens) >= row.request.max_new_tokens:
             row.done = True
-        elif self._tokenization.may_end(token, row.request.stop):
+        elif row.request.stop and self._tokenization.may_end(token, row.request.stop):
             # A character has at most four tokens (one a byte); a few more settle how the first is decoded.
             tail = row.tokens[-4 * max(map(len, row.request.stop)) - 4 :]
             text = self.tokenizer.decode(tail, skip_special_tokens=True)

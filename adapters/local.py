@@ -174,11 +174,18 @@ def _targets(live: Mapping[str, torch.Tensor], names: tuple[str, ...], prefix: s
         targets[bare if prefix and name not in known and bare in known else name] = tensor.detach()
     lost = [name for name in names if name not in targets]
     if lost:
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise UserError(f"the model has no tensor {_first(lost)}, which the base has; use the base's own model class")
+    merged = {targets[name].data_ptr() for name in names}
+    stray = [name for name, tensor in targets.items() if name not in known and tensor.data_ptr() not in merged]
+    if stray:
         raise UserError(
-            f"the model has no tensor {lost[0]!r}{more}, which the base has; use the base's own model class"
+            f"the base has no tensor {_first(stray)}, which the model has; give the base's whole state dict"
         )
     return targets
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[0]!r} (and {len(names) - 1} more)" if len(names) > 1 else repr(names[0])
 
 
 def _apart(source: Source, places: set[int]) -> Source:

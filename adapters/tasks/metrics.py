@@ -86,8 +86,6 @@ def loss(model: LanguageModel, items: Sequence[Item], options: MetricOptions) ->
 
 def per_token(likelihood: LogLikelihood) -> float:
     """Mean log-likelihood of a token, in nats."""
-    if likelihood.tokens == 0:
-        raise EvaluationError("an answer has no tokens in this model's tokenizer", kind="no tokens")
     return likelihood.logprob / likelihood.tokens
 
 
@@ -110,6 +108,12 @@ def _likelihoods(
     ]
     answers = model.loglikelihood(requests)
     for request, answer in zip(requests, answers, strict=True):
+        if answer.tokens == 0:
+            # Its log-likelihood of 0 would win against every other choice.
+            raise EvaluationError(
+                f"{request.continuation!r} has no tokens in this model's tokenizer, so it cannot be scored",
+                kind="no tokens",
+            )
         if not math.isfinite(answer.logprob):
             raise EvaluationError(
                 f"the log-likelihood of {request.continuation!r} is {answer.logprob}", kind="not finite"
@@ -131,7 +135,7 @@ class MetricRegistry(Mapping[str, MetricSpec]):
             raise UserError(f"unknown metric {name!r} {did_you_mean(str(name), self._metrics)}") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._metrics
+        return isinstance(name, str) and name in self._metrics
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._metrics)

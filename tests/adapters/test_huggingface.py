@@ -1,0 +1,202 @@
+"""Scores of local models are the model's own: exact, whatever else was in the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mergefront.adapters.huggingface import HuggingFaceModel
+from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.optimizer.errors import EvaluationError
+
+PAIRS = [
+    ("Question: what is two plus two? Answer:", " four"),
+    ("Question: what is two plus two? Answer:", " five"),
+    ("Sort 3 1 2:", " 1 2 3"),
+    ("A", "b"),
+    ("Write 425 in French: ", "quatre cent vingt-cinq"),
+    ("", "The merge of two experts"),
+    ("naïve", " café, Über den Wolken"),
+]
+PROMPTS = ["Sort 23 43 83 44 38:", "A", "Question: what is two plus two? Answer:", "naïve", "Write 425"]
+
+
+def by_hand(model: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """The definition: one row, full logits, float64 log-softmax."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([context + continuation])).logits[0].double().log_softmax(-1)
+    rows = logits[len(context) - 1 : -1]
+    picked = rows[torch.arange(len(continuation)), torch.tensor(continuation)]
+    return float(picked.sum()), rows.argmax(-1).tolist() == continuation
+
+
+def test_is_a_language_model(tiny_llama: Any, tokenizer: Any) -> None:
+    assert isinstance(HuggingFaceModel(tiny_llama, tokenizer), LanguageModel)
+
+
+def test_log_likelihoods_are_those_of_the_definition(tiny_llama: Any, tokenizer: Any) -> None:
+    answers = HuggingFaceModel(tiny_llama, tokenizer).loglikelihood([ScoringRequest(*pair) for pair in PAIRS])
+    for (context, continuation), answer in zip(PAIRS, answers, strict=True):
+        bare = context.rstrip()
+        whole = tokenizer.encode(context + continuation)
+        before = tokenizer.encode(bare) if bare else []
+        expected, greedy = by_hand(tiny_llama, before or [tokenizer.eos_token_id], whole[len(before) :])
+        assert answer.logprob == pytest.approx(expected, abs=1e-4)
+        assert (answer.tokens, answer.is_greedy) == (len(whole) - len(before), greedy)
+
+
+def test_a_batch_scores_what_single_requests_score(tiny_llama: Any, tokenizer: Any) -> None:
+    requests = [ScoringRequest(*pair) for pair in PAIRS]
+    batched = HuggingFaceModel(tiny_llama, tokenizer).loglikelihood(requests)
+    single = HuggingFaceModel(tiny_llama, tokenizer, max_rows=1)
+    for request, answer in zip(requests, batched, strict=True):
+        (alone,) = single.loglikelihood([request])
+        assert answer.logprob == pytest.approx(alone.logprob, abs=1e-4)
+        assert (answer.tokens, answer.is_greedy) == (alone.tokens, alone.is_greedy)
+
+
+def test_spaces_between_context_and_continuation_may_stand_on_either_side(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    left, right = model.loglikelihood([ScoringRequest("Answer: ", "four"), ScoringRequest("Answer:", " four")])
+    assert left == right
+
+
+def test_choices_of_one_token_share_one_pass(tiny_llama: Any, tokenizer: Any) -> None:
+    passes: list[tuple[int, ...]] = []
+    tiny_llama.register_forward_hook(
+        lambda module, args, kwargs, output: passes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    requests = [ScoringRequest("Is it A, B or C?", letter) for letter in "ABC"]
+    answers = HuggingFaceModel(tiny_llama, tokenizer).loglikelihood(requests)
+    assert [rows for rows, _ in passes] == [1]
+    assert len({answer.logprob for answer in answers}) == 3
+
+
+def test_a_text_longer_than_the_model_reads_is_scored_in_windows(tiny_llama: Any, tokenizer: Any) -> None:
+    text = " ".join(["The merge of two experts keeps what both of them know."] * 6)
+    tokens = tokenizer.encode(text)
+    length = 16
+    (answer,) = HuggingFaceModel(tiny_llama, tokenizer, max_length=length).loglikelihood([ScoringRequest("", text)])
+    whole = [tokenizer.eos_token_id, *tokens]
+    expected = 0.0
+    for start in range(0, len(tokens), length):
+        targets = tokens[start : start + length]
+        end = start + 1 + len(targets)
+        context = whole[max(0, end - 1 - length) : start + 1]
+        expected += by_hand(tiny_llama, context, targets)[0]
+    assert answer.tokens == len(tokens)
+    assert answer.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_context_that_is_too_long_loses_its_beginning(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer, max_length=8)
+    context, continuation = tokenizer.encode("Sort 23 43 83 44 38:"), tokenizer.encode(" 23")
+    (answer,) = model.loglikelihood([ScoringRequest("Sort 23 43 83 44 38:", " 23")])
+    kept = (context + continuation)[-9:][: -len(continuation)]
+    assert answer.logprob == pytest.approx(by_hand(tiny_llama, kept, continuation)[0], abs=1e-4)
+
+
+def test_generates_what_transformers_generates(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    answers = model.generate([GenerationRequest(prompt, 12) for prompt in PROMPTS])
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        tokens = torch.tensor([tokenizer.encode(prompt)])
+        reference = tiny_llama.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )[0, tokens.shape[1] :]
+        assert answer.text == tokenizer.decode(reference, skip_special_tokens=True)
+        assert answer.tokens == len(reference)
+
+
+def test_a_greedy_continuation_is_scored_as_greedy(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    prompt = tokenizer.encode("Sort 3 1 2:")
+    with torch.no_grad():
+        token = int(tiny_llama(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    best, other = model.loglikelihood(
+        [ScoringRequest("Sort 3 1 2:", text) for text in (tokenizer.decode([token]), " zebra")]
+    )
+    assert best.is_greedy and not other.is_greedy
+
+
+def test_stop_strings_end_a_generation_and_are_cut_off(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    free = model.generate([GenerationRequest(prompt, 12) for prompt in PROMPTS])
+    for start, end in ((2, 3), (3, 6)):  # one character; several, which may span tokens
+        requests = [
+            GenerationRequest(prompt, 12, (answer.text[start:end], "\x00never"))
+            for prompt, answer in zip(PROMPTS, free, strict=True)
+        ]
+        for request, answer, whole in zip(requests, model.generate(requests), free, strict=True):
+            assert answer.text == whole.text[: whole.text.index(request.stop[0])]
+            assert answer.finish == "stop"
+            assert answer.tokens <= whole.tokens
+
+
+def test_a_batch_stops_when_its_last_sequence_has(tiny_llama: Any, tokenizer: Any) -> None:
+    steps: list[int] = []
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    free = model.generate([GenerationRequest(prompt, 12) for prompt in PROMPTS])
+    tiny_llama.register_forward_hook(
+        lambda module, args, kwargs, output: steps.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    stopped = model.generate(
+        [GenerationRequest(prompt, 12, (answer.text[0],)) for prompt, answer in zip(PROMPTS, free, strict=True)]
+    )
+    assert len(steps) == max(answer.tokens for answer in stopped) < 12
+    assert steps[0] == len(PROMPTS)
+
+
+def test_an_end_token_ends_the_text(tiny_llama: Any, tokenizer: Any) -> None:
+    prompt = tokenizer.encode("Sort 3 1 2:")
+    with torch.no_grad():
+        token = int(tiny_llama(input_ids=torch.tensor([prompt])).logits[0, -1].argmax())
+    tiny_llama.generation_config.eos_token_id = [tokenizer.eos_token_id, token]
+    (answer,) = HuggingFaceModel(tiny_llama, tokenizer).generate([GenerationRequest("Sort 3 1 2:", 12)])
+    assert (answer.tokens, answer.finish) == (1, "stop")
+
+
+def test_new_weights_give_new_answers(tiny_llama: Any, tokenizer: Any) -> None:
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    request = ScoringRequest("Answer:", " four")
+    (before,) = model.loglikelihood([request])
+    with torch.no_grad():
+        for parameter in tiny_llama.parameters():
+            parameter.mul_(0.5)
+    (after,) = model.loglikelihood([request])
+    assert after.logprob != before.logprob
+    assert after == HuggingFaceModel(tiny_llama, tokenizer).loglikelihood([request])[0]
+
+
+def test_weights_that_are_not_numbers_are_a_failed_candidate_and_no_score(tiny_llama: Any, tokenizer: Any) -> None:
+    with torch.no_grad():
+        tiny_llama.model.norm.weight.fill_(float("nan"))
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    with pytest.raises(EvaluationError) as scoring:
+        model.loglikelihood([ScoringRequest("Answer:", " four")])
+    with pytest.raises(EvaluationError) as generating:
+        model.generate([GenerationRequest("Answer:", 4)])
+    assert scoring.value.kind == generating.value.kind == "not finite"
+
+
+def test_a_tokenizer_that_adds_bos_and_end_tokens_is_split_at_the_right_place(tiny_llama: Any, tokenizer: Any) -> None:
+    from copy import deepcopy
+
+    from tokenizers import processors
+
+    framed = deepcopy(tokenizer)
+    framed.bos_token = "!"
+    framed._tokenizer.post_processor = processors.TemplateProcessing(
+        single="! $A <end>", special_tokens=[("!", framed.bos_token_id), ("<end>", framed.eos_token_id)]
+    )
+    (answer,) = HuggingFaceModel(tiny_llama, framed).loglikelihood([ScoringRequest("Answer:", " four")])
+    context, continuation = tokenizer.encode("Answer:"), tokenizer.encode(" four")
+    expected, _ = by_hand(tiny_llama, [framed.bos_token_id, *context], continuation)
+    assert answer.logprob == pytest.approx(expected, abs=1e-4)
+    assert answer.tokens == len(continuation)
