@@ -1,0 +1,93 @@
+"""Backends over HTTP by the ``type`` of their section, and what they can be asked beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import TypeAdapter
+
+from mergefront.adapters.backend import Backend
+from mergefront.adapters.http.cache import ResponseCache
+from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.servers.settings import (
+    EnsembleSection,
+    LlamaServerSection,
+    OpenAISection,
+    ServerSection,
+)
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError
+from mergefront.optimizer.space import MergeSpace
+
+
+class ServerBackend(Backend[LanguageModel], Protocol):
+    """A backend over HTTP; it has to be closed."""
+
+    def close(self) -> None: ...
+
+
+def _llama_server(
+    settings: LlamaServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None
+) -> ServerBackend:
+    from mergefront.adapters.servers.llama_server import LlamaServerBackend
+
+    return LlamaServerBackend(settings, space.models, cache, seed=space.seed)
+
+
+def _openai(settings: OpenAISection, space: MergeSpace, root: Path, cache: ResponseCache | None) -> ServerBackend:
+    from mergefront.adapters.servers.openai_api import OpenAIBackend
+
+    return OpenAIBackend(settings, space.models, space.base_model, cache, seed=space.seed)
+
+
+def _ensemble(settings: EnsembleSection, space: MergeSpace, root: Path, cache: ResponseCache | None) -> ServerBackend:
+    from mergefront.adapters.servers.ensemble import EnsembleBackend
+
+    return EnsembleBackend(settings, space.models, cache, seed=space.seed)
+
+
+BACKENDS: Mapping[str, Callable[..., ServerBackend]] = {
+    "llama_server": _llama_server,
+    "openai": _openai,
+    "ensemble": _ensemble,
+}
+"""Makers by type; each gets (settings, space, root, cache)."""
+
+
+def read_settings(content: Mapping[str, Any]) -> ServerSection:
+    """A backend section from a mapping (``type`` says which)."""
+    adapter: TypeAdapter[ServerSection] = TypeAdapter(ServerSection)
+    return adapter.validate_python(dict(content))
+
+
+def make_backend(
+    settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None = None
+) -> ServerBackend:
+    """Connect to the server and return its backend; close it when done.
+
+    Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``).
+    Raises ``UserError`` when the server cannot be used as the settings say.
+    """
+    maker = BACKENDS.get(settings.type)
+    if maker is None:
+        raise UserError(f"backend {settings.type} is no language model; see make_evaluator")
+    return maker(settings, space, root, cache)
+
+
+def backend_problems(
+    settings: ServerSection, space: MergeSpace, root: Path, verbs: Sequence[Verb], cache: ResponseCache | None = None
+) -> list[str]:
+    """What is wrong with a backend, found by connecting to it: addresses, keys, LoRAs, honesty, abilities.
+
+    ``verbs`` are what the study's tasks ask. At most a few short requests per model.
+    """
+    try:
+        backend = make_backend(settings, space, root, cache)
+    except (UserError, EvaluationError, MergefrontError) as error:
+        return str(error).split("\n")
+    try:
+        ask: Callable[[Sequence[Verb]], list[str]] | None = getattr(backend, "problems", None)
+        return [] if ask is None else ask(verbs)
+    finally:
+        backend.close()
