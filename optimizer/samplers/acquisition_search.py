@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.encoding import Encoder
 
 Array = NDArray[np.float64]
 
-Preset = Literal["fast", "quality"]
+Preset = Literal["fast", "quality", "botorch"]
+
+
+class Acquisition(Protocol):
+    """What is maximised: values at ``b x d`` points, value and gradient at one; larger is better."""
+
+    def values(self, points: Array) -> Array: ...
+
+    def value_and_gradient(self, point: Array) -> tuple[float, Array]: ...
 
 
 @dataclass(frozen=True)
@@ -27,17 +34,18 @@ class SearchBudget:
     """Sobol points among which the optimiser's starting points are chosen."""
     restarts: int
     iterations: int
+    engine: Literal["closed form", "botorch"] = "closed form"
+    """Closed forms of our own (``acquisition``), or BoTorch's model and Monte Carlo (``botorch_engine``)."""
 
 
 BUDGETS: dict[Preset, SearchBudget] = {
     "fast": SearchBudget(samples=16, raw_points=256, restarts=6, iterations=60),
     "quality": SearchBudget(samples=64, raw_points=1024, restarts=20, iterations=200),
+    "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),
 }
 
 
-def maximise(
-    acquisition: HypervolumeImprovement, starts: Array, encoder: Encoder, budget: SearchBudget
-) -> tuple[Array, Array]:
+def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget) -> tuple[Array, Array]:
     """Local optima (``r x d``, best first) and their values (``r``), all on the grid of representable points.
 
     ``starts`` (``s x d``) are representable points; the best of them, some distance apart, are refined.
@@ -64,7 +72,7 @@ def _spread_best(starts: Array, values: Array, count: int) -> list[int]:
     return chosen
 
 
-def _refine(acquisition: HypervolumeImprovement, start: Array, encoder: Encoder, iterations: int) -> Array:
+def _refine(acquisition: Acquisition, start: Array, encoder: Encoder, iterations: int) -> Array:
     """Climbs from one point: continuous columns by L-BFGS-B, then the best discrete neighbour, until neither helps."""
     point = _climb(acquisition, start, encoder.continuous, iterations)
     if encoder.continuous.all():
@@ -82,7 +90,7 @@ def _refine(acquisition: HypervolumeImprovement, start: Array, encoder: Encoder,
     return point
 
 
-def _climb(acquisition: HypervolumeImprovement, start: Array, free: NDArray[np.bool_], iterations: int) -> Array:
+def _climb(acquisition: Acquisition, start: Array, free: NDArray[np.bool_], iterations: int) -> Array:
     if not free.any():
         return start
 
@@ -93,9 +101,7 @@ def _climb(acquisition: HypervolumeImprovement, start: Array, free: NDArray[np.b
         return -value, -gradient[free]
 
     bounds = [(0.0, 1.0)] * int(free.sum())
-    found = minimize(
-        negative, start[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations}
-    )
+    found = minimize(negative, start[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
     point = start.copy()
     point[free] = np.clip(found.x, 0.0, 1.0)
     return point

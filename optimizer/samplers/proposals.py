@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
-from mergefront.optimizer.samplers.acquisition_search import SearchBudget, maximise
+from mergefront.optimizer.samplers.acquisition_search import Acquisition, SearchBudget, maximise
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.initial_design import sobol_points
 from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
@@ -129,17 +129,28 @@ def propose_paper_round(
 
 def acquisition_of(
     situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
-) -> HypervolumeImprovement:
+) -> Acquisition:
     """The acquisition function of a situation, in the surrogate's unit."""
+    if budget.engine == "botorch":
+        from mergefront.optimizer.samplers.botorch_engine import BoTorchImprovement
+
+        y = compress_tail(situation.y, situation.reference)
+        return BoTorchImprovement(
+            situation.x,
+            y,
+            situation.noise_variance,
+            situation.pending,
+            situation.reference,
+            budget.samples,
+            int(rng.integers(2**31)),
+        )
     points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
     half = rng.standard_normal((budget.samples // 2, points, objectives))
     normals = np.concatenate([half, -half])
     return HypervolumeImprovement(surrogate, situation.pending, situation.reference, situation.outside, normals)
 
 
-def _scalarised(
-    situation: Situation, surrogate: Surrogate, rng: np.random.Generator
-) -> tuple[Situation, Surrogate]:
+def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:
     """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
     m = situation.y.shape[1]
     if m <= HYPERVOLUME_OBJECTIVES:

@@ -22,7 +22,7 @@ SPARSITY_OBJECTIVES = frozenset({"delta_l1"})
 
 @dataclass(frozen=True)
 class SamplerOption:
-    """One option of a sampler: a number of type ``kind`` at least ``low``, or one of ``choices``."""
+    """One option of a sampler: a number of type ``kind`` at least ``low``, one of ``choices``, or any text."""
 
     kind: type[int] | type[float] | type[str] | type[bool]
     summary: str
@@ -35,6 +35,8 @@ class SamplerOption:
             return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
         if self.kind is bool:
             return None if isinstance(value, bool) else "must be true or false"
+        if self.kind is str:
+            return None if isinstance(value, str) else "must be text"
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or (self.kind is int and value != int(value)):
             return f"must be {'a whole number' if self.kind is int else 'a number'}"
@@ -129,6 +131,34 @@ def _cma_es(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
     return CmaEsSampler(seed=context.seed, search_space=context.search_space, **options)
 
 
+def _evo_merging(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+    from mergefront.optimizer.samplers.evo_merging import EvoMergingSampler
+
+    given = dict(options)
+    stated = given.pop("preferences", None)
+    return EvoMergingSampler(
+        seed=context.seed,
+        search_space=context.search_space,
+        ranges=[objective.range for objective in context.objectives],
+        preferences=None if stated is None else _preferences(stated, context.objectives),
+        **given,
+    )
+
+
+def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:
+    """``maths=0.7,french=0.3`` as one number per objective; objectives that are not named count nothing."""
+    shares = {objective.name: 0.0 for objective in objectives}
+    for part in stated.split(","):
+        name, _, number = (word.strip() for word in part.partition("="))
+        if name not in shares:
+            raise UserError(f"preferences: {name!r} is no objective {did_you_mean(name, shares)}")
+        try:
+            shares[name] = float(number)
+        except ValueError:
+            raise UserError(f"preferences: {part.strip()!r} must be written like {name}=0.7") from None
+    return list(shares.values())
+
+
 def _optuna(class_name: str, joint: bool, **fixed: Any) -> Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]:
     """Makes one of Optuna's samplers; ``joint`` says that it samples the parameters of a space together."""
 
@@ -163,7 +193,29 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
                 "n_startup": SamplerOption(int, "Sobol points after the anchors", low=0),
                 "batch": SamplerOption(int, "trials proposed from the same knowledge", low=1),
                 "fisher_screen": SamplerOption(str, "which candidates to prefer", choices=("low", "high", "off")),
-                "budget": SamplerOption(str, "work per proposal", choices=("fast", "quality")),
+                "budget": SamplerOption(str, "work per proposal", choices=("fast", "quality", "botorch")),
+            },
+        ),
+        SamplerSpec(
+            "evo-merging",
+            "pools of LoRAs: signed weights and densities by a surrogate in a trust region, or as published",
+            _evo_merging,
+            options={
+                "variant": SamplerOption(
+                    str,
+                    "our default, the published two stages, weights alone, or both at once",
+                    choices=("default", "paper", "lorahub", "joint"),
+                ),
+                "preferences": SamplerOption(str, "what several objectives count, as in maths=0.7,french=0.3"),
+                "top": SamplerOption(int, "LoRAs to keep, by their own score", low=1),
+                "density_penalty": SamplerOption(float, "factor of mean |density| in the loss", low=0.0),
+                "weight_penalty": SamplerOption(float, "factor of mean |weight| in the loss", low=0.0),
+                "first_stage": SamplerOption(int, "trials on densities (variant paper)", low=0),
+                "patience": SamplerOption(int, "generations without gain that end the first stage", low=0),
+                "population": SamplerOption(int, "trials per generation of CMA-ES", low=4),
+                "sigma": SamplerOption(float, "initial step of CMA-ES", low=1e-6),
+                "covariance": SamplerOption(str, "of CMA-ES", choices=("auto", "full", "separable")),
+                "densities": SamplerOption(bool, "whether the default variant searches densities"),
             },
         ),
         SamplerSpec("random", "independent uniform points", _optuna("RandomSampler", joint=False)),
