@@ -22,12 +22,15 @@ import httpx
 from mergefront.adapters.http.breaker import BreakerPolicy, CircuitBreaker
 from mergefront.adapters.http.budget import Budget, Price, Usage
 from mergefront.adapters.http.cache import MemoryCache, ResponseCache, request_key
-from mergefront.adapters.http.endpoint import ApiKey, checked_url, is_loopback
+from mergefront.adapters.http.endpoint import ApiKey, KeyFilter, checked_url, is_loopback
 from mergefront.adapters.http.json_answers import MalformedAnswerError, excerpt, parse_json
 from mergefront.adapters.http.retry import RETRIED_STATUS, RetryPolicy, retry_after
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
 
 T = TypeVar("T")
+
+_PATIENCE = 10.0
+"""Seconds for which a closing client waits for answers that are paid for."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,11 @@ class HttpClient:
         self._files = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mergefront-http-cache")
         self._gate = asyncio.Semaphore(self.policy.concurrency)
         self._under_way: dict[str, asyncio.Future[str]] = {}
+        self._sending: set[asyncio.Future[str]] = set()
         self._breaker = CircuitBreaker(self.policy.breaker, self.url, self._loop.time)
+        self._log_filter = None if api_key is None else KeyFilter(api_key)
+        if self._log_filter is not None:
+            self._log_filter.install()
         self._pooled = self._new_client(keep_alive=True)
         self._single_use = self._new_client(keep_alive=False)
 
@@ -183,7 +190,7 @@ class HttpClient:
         read: Callable[[Any], Reply[T]],
         key: str | None,
     ) -> str:
-        """Send until there is an answer that ``read`` understands; keep it when it has a key."""
+        """Send until there is an answer that ``read`` understands."""
         purpose = key or f"{method} {path}"
         policy = self.policy.retry
         attempt = 0
@@ -191,7 +198,7 @@ class HttpClient:
             attempt += 1
             try:
                 async with self._gate, self._breaker.passage():
-                    text, spent = await self._attempt(method, path, body, read, fresh=attempt > 1)
+                    text = await self._to_its_end(self._attempt(method, path, body, read, key, fresh=attempt > 1))
                     self._breaker.answered()
             except EvaluationError:
                 self._breaker.answered()
@@ -204,9 +211,19 @@ class HttpClient:
                     ) from None
                 await asyncio.sleep(self._pause(attempt, purpose, fault))
                 continue
-            if key is not None:
-                await self._in_files(self.cache.keep, key, self.server, text, dataclasses.astuple(spent))
             return text
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, str]) -> str:
+        """What was sent is paid for: its answer is kept even if nobody waits for it any more."""
+        task = asyncio.ensure_future(work)
+        self._sending.add(task)
+        task.add_done_callback(self._sent_one)
+        return await asyncio.shield(task)
+
+    def _sent_one(self, task: asyncio.Future[str]) -> None:
+        self._sending.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has seen it
 
     def _pause(self, attempt: int, purpose: str, fault: _Fault) -> float:
         wait = self.policy.retry.wait(attempt, self._seed, purpose)
@@ -225,9 +242,11 @@ class HttpClient:
         path: str,
         body: Mapping[str, Any] | None,
         read: Callable[[Any], Reply[Any]],
+        key: str | None,
         *,
         fresh: bool,
-    ) -> tuple[str, Usage]:
+    ) -> str:
+        """Send once; the answer is kept under ``key`` when it was understood."""
         self.policy.budget.check(self._before + self._sent, self.policy.price)
         self._sent = self._sent + Usage(requests=1)
         status, headers, text = await self._exchange(method, path, body, fresh)
@@ -239,7 +258,9 @@ class HttpClient:
             raise _Fault("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
         spent = Usage(0, reply.input_tokens, reply.output_tokens)
         self._sent = self._sent + spent
-        return text, Usage(1) + spent
+        if key is not None:
+            await self._in_files(self.cache.keep, key, self.server, text, dataclasses.astuple(Usage(1) + spent))
+        return text
 
     async def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None, fresh: bool
@@ -310,9 +331,16 @@ class HttpClient:
         return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
 
     def close(self) -> None:
-        """Close connections and the thread; nothing can be asked afterwards."""
+        """Close connections and the thread; nothing can be asked afterwards.
+
+        Answers that are under way are waited for, at most ``_PATIENCE`` seconds.
+        """
 
         async def close() -> None:
+            if self._sending:
+                await asyncio.wait(self._sending, timeout=_PATIENCE)
+            for task in self._sending:
+                task.cancel()
             await self._pooled.aclose()
             await self._single_use.aclose()
 
@@ -320,6 +348,8 @@ class HttpClient:
             self.run(close())
             self._loop.stop()
             self._files.shutdown()
+            if self._log_filter is not None:
+                self._log_filter.remove()
 
     def __enter__(self) -> HttpClient:
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
@@ -56,6 +57,29 @@ class ApiKey:
 
     def __reduce__(self) -> str:
         raise TypeError("an API key is not to be serialised")
+
+
+class KeyFilter(logging.Filter):
+    """Takes a key out of log records: at level DEBUG the HTTP library logs the headers of answers, in which
+    a server may echo what it was sent. Entered for as long as a client with a key is open."""
+
+    LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
+
+    def __init__(self, key: ApiKey) -> None:
+        super().__init__()
+        self._key = key
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._key.scrub(record.getMessage()), ()
+        return True
+
+    def install(self) -> None:
+        for name in self.LOGGERS:
+            logging.getLogger(name).addFilter(self)
+
+    def remove(self) -> None:
+        for name in self.LOGGERS:
+            logging.getLogger(name).removeFilter(self)
 
 
 def checked_url(url: str, *, has_key: bool = False, allow_plain_http: bool = False) -> str:
