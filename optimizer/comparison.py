@@ -74,9 +74,7 @@ def weighted_sum(differences: Sequence[Difference], weights: Sequence[float]) ->
     mean = math.fsum(weight * part.mean for part, weight in zip(differences, weights, strict=True))
     variances = [(weight * part.standard_error) ** 2 for part, weight in zip(differences, weights, strict=True)]
     variance = math.fsum(variances)
-    spent = math.fsum(
-        v**2 / part.degrees_of_freedom for v, part in zip(variances, differences, strict=True) if v > 0
-    )
+    spent = math.fsum(v**2 / part.degrees_of_freedom for v, part in zip(variances, differences, strict=True) if v > 0)
     freedom = variance**2 / spent if spent > 0 else math.inf
     counts = [part.pairs for part in differences if part.pairs is not None]
     noisy_unpaired = any(part.pairs is None and part.standard_error > 0 for part in differences)

@@ -1,0 +1,77 @@
+"""The group of all commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mergefront.cli.boundary import guarded
+from mergefront.cli.model_commands import export, merge
+from mergefront.cli.search_commands import check, demo, report, resume, run
+from mergefront.cli.session import Session
+from mergefront.cli.study_commands import dashboard, front, status, studies
+
+
+class Application(click.Group):
+    """A group whose ``main`` is the error boundary, for the shell and for tests alike."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        session = Session()
+        run = super().main
+        code = guarded(
+            lambda: run(args, prog_name, complete_var, standalone_mode=False, obj=session, **extra),
+            session,
+        )
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of use, not of the alphabet."""
+        return list(self.commands)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"mergefront {version('mergefront')}")
+        context.exit()
+
+
+@click.group(cls=Application, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version and exit.",
+)
+@click.pass_obj
+def cli(session: Session, debug: bool) -> None:
+    """Find the Pareto front of language model merges in as few evaluations as possible.
+
+    \b
+    Start here:
+      mergefront demo                       the whole thing on a tiny example, offline
+      mergefront run study.yaml             search; continues where it stopped
+      mergefront front NAME                 the merges worth having
+      mergefront export NAME --knee --out merged
+    """
+    session.debug = debug
+
+
+for _command in (demo, check, run, resume, report, studies, status, front, export, merge, dashboard):
+    cli.add_command(_command)

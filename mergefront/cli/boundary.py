@@ -1,0 +1,87 @@
+"""The one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from mergefront.cli.session import Session
+from mergefront.optimizer.errors import MergefrontError
+
+INTERRUPTED = 130
+
+
+def guarded(action: Callable[[], Any], session: Session) -> int:
+    """Run ``action``; returns the exit code (0, 1, 2 or 130) after telling stderr what went wrong."""
+    try:
+        result = action()
+        sys.stdout.flush()
+    except click.Abort:
+        _say("Interrupted.", session.resume_hint())
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MergefrontError as error:
+        if session.debug:
+            traceback.print_exc()
+        _say(f"Error: {_without_secrets(str(error))}", session.resume_hint() if error.exit_code != 2 else None)
+        return error.exit_code
+    except BrokenPipeError:
+        return _quiet_pipe()
+    except Exception as error:
+        if session.debug:
+            traceback.print_exc()
+            _say(None, session.resume_hint())
+        else:
+            line = _without_secrets(" ".join(str(error).split())) or "no message"
+            _say(
+                f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)",
+                session.resume_hint(),
+            )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While entered, SIGTERM interrupts like Ctrl-C: what is finished is kept and the exit code is 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: the caller handles signals itself
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(*lines: str | None) -> None:
+    for line in lines:
+        if line is not None:
+            click.echo(line, err=True)
+
+
+def _without_secrets(text: str) -> str:
+    return re.sub(r"(\w+://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
+
+
+def _quiet_pipe() -> int:
+    """The reader went away; Python's own flush at exit must not complain about it."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from mergefront.cli.session import DEFAULT_STORAGE, STORAGE_VARIABLE
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def storage_option(command: Command) -> Command:
+    """``--storage URL``, also from the environment."""
+    return click.option(
+        "--storage",
+        metavar="URL",
+        envvar=STORAGE_VARIABLE,
+        default=DEFAULT_STORAGE,
+        show_default=True,
+        show_envvar=True,
+        help="Database of studies: a URL that SQLAlchemy understands, or the path of an SQLite file.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``: one JSON value on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def evaluations_option(command: Command) -> Command:
+    """``--evaluations N``: the study's whole budget."""
+    return click.option(
+        "--evaluations",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="The study's whole budget, anchors and finished evaluations included.",
+    )(command)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout; strict JSON (no NaN)."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,212 @@
+"""Progress of a search on stderr: a live line on a terminal, one line per evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from mergefront import words
+from mergefront.optimizer.evaluation import checked_scores
+from mergefront.optimizer.objectives import Normaliser, Objective
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from mergefront.cli.session import Session
+    from mergefront.optimizer.search import TrialOutcome
+    from mergefront.study import Study
+
+
+@dataclass
+class SearchState:
+    """What is known about a search under way. ``rows`` are raw scores (``n x m``) of what finished."""
+
+    objectives: Sequence[Objective]
+    budget: int
+    done: int = 0
+    failed: int = 0
+    rows: list[list[float]] = field(default_factory=list)
+    anchors: list[list[float]] = field(default_factory=list)
+    merges: int = 0
+    seconds: list[float] = field(default_factory=list)
+    hypervolume: float | None = None
+    under_way: str = ""
+
+    def start_from(self, study: Study) -> None:
+        """Take in what an existing study has already."""
+        self.done = study.finished_count()
+        self.failed = len(study.failures())
+        for candidate in study.candidates():
+            self._add([candidate.scores[objective.name] for objective in self.objectives], candidate.anchor)
+        self._measure()
+
+    def start(self, number: int, anchor: str | None) -> None:
+        """An evaluation starts."""
+        self.under_way = f"trial {number}" if anchor is None else f"trial {number}, {anchor}"
+
+    def finish(self, outcome: TrialOutcome, seconds: float) -> None:
+        """An evaluation is done; ``seconds`` is wall time, the proposal included."""
+        self.done += 1
+        self.under_way = ""
+        if not outcome.reused:
+            self.seconds.append(seconds)
+        if outcome.evaluation is None:
+            self.failed += 1
+            return
+        names = [objective.name for objective in self.objectives]
+        scores = checked_scores(outcome.evaluation, names)
+        self._add([scores[name] for name in names], outcome.anchor)
+        self._measure()
+
+    def _add(self, row: list[float], anchor: str | None) -> None:
+        self.rows.append(row)
+        if anchor is None:
+            self.merges += 1
+        else:
+            self.anchors.append(row)
+
+    def _measure(self) -> None:
+        from mergefront.optimizer.pareto import hypervolume
+
+        if not self.merges:  # the unit system is not there before the anchors are
+            return
+        normaliser = Normaliser.from_anchors(self.objectives, self.anchors)
+        self.hypervolume = hypervolume([normaliser.normalise(row) for row in self.rows], normaliser.reference_point)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Median seconds of an evaluation times what is left of the budget."""
+        return median(self.seconds) * max(self.budget - self.done, 0) if self.seconds else None
+
+    def best(self) -> list[tuple[str, float]]:
+        """(objective, best raw score so far)."""
+        if not self.rows:
+            return []
+        return [
+            (objective.name, max((row[index] for row in self.rows), key=lambda value: objective.sign * value))
+            for index, objective in enumerate(self.objectives)
+        ]
+
+    def summary(self) -> str:
+        """Hypervolume, best scores and failures in a line."""
+        parts = [] if self.hypervolume is None else [f"hypervolume {words.number(self.hypervolume)}"]
+        best = ", ".join(f"{name} {words.number(value)}" for name, value in self.best())
+        if best:
+            parts.append(f"best {best}")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return " · ".join(parts)
+
+    def time_left(self) -> str:
+        left = self.seconds_left
+        return "" if left is None or self.done >= self.budget else f"about {words.duration(left)} left"
+
+
+Observe = Callable[["TrialOutcome"], None]
+Before = Callable[[int, "str | None"], None]
+
+
+@contextmanager
+def search_progress(
+    session: Session, name: str, storage: str, objectives: Sequence[Objective], budget: int, study: Study | None
+) -> Iterator[tuple[Observe, Before]]:
+    """Show a search; yields the callbacks ``observe`` and ``before`` of ``mergefront.api.run``.
+
+    ``study`` is what exists already. From here on an interruption says how to resume.
+    """
+    state = SearchState(objectives, budget)
+    if study is not None:
+        state.start_from(study)
+    session.study, session.kept, session.budget = (name, storage), state.done, budget
+    clock = _Clock()
+
+    def finish(outcome: TrialOutcome) -> float:
+        seconds = clock.lap()
+        state.finish(outcome, seconds)
+        session.kept = state.done
+        return seconds
+
+    show = _live if sys.stderr.isatty() else _lines
+    with show(state, finish) as callbacks:
+        yield callbacks
+    session.study = None
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        passed, self.last = now - self.last, now
+        return passed
+
+
+@contextmanager
+def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
+    def observe(outcome: TrialOutcome) -> None:
+        seconds = finish(outcome)
+        parts = [
+            f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} ({words.duration(seconds)})",
+            state.summary(),
+            state.time_left(),
+        ]
+        print(" | ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    yield observe, state.start
+
+
+@contextmanager
+def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
+    from rich.live import Live
+
+    from mergefront.cli.tables import console
+
+    screen = console(sys.stderr)
+    # Live is refreshed from a thread of its own, so that the clock runs during a long evaluation.
+    with Live(get_renderable=lambda: _picture(state), console=screen, refresh_per_second=4) as live:
+
+        def observe(outcome: TrialOutcome) -> None:
+            finish(outcome)
+            if outcome.failure is not None:
+                live.console.print(_what_happened(outcome, state.objectives), style="red")
+
+        yield observe, state.start
+
+
+def _picture(state: SearchState) -> RenderableType:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line: Any = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(no_wrap=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True)
+    line.add_row(
+        Text(f"{state.done}/{state.budget} evaluations", style="bold"),
+        ProgressBar(total=state.budget, completed=state.done),
+        Text(state.time_left(), style="cyan"),
+    )
+    below = " · ".join(part for part in (state.summary(), f"now {state.under_way}" if state.under_way else "") if part)
+    return Group(line, Text(below, style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> str:
+    who = f"trial {outcome.number}" + (f" {outcome.anchor}" if outcome.anchor else "")
+    if outcome.evaluation is None:
+        return f"{who} failed: {outcome.failure}"
+    found, errors = outcome.evaluation.scores, outcome.evaluation.standard_errors
+    scores = ", ".join(
+        f"{objective.name} {words.score(float(found[objective.name]), errors.get(objective.name))}"
+        for objective in objectives
+    )
+    return f"{who}: {scores}" + (", known already" if outcome.reused else "")

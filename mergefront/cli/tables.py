@@ -1,0 +1,185 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from shlex import quote
+from textwrap import wrap
+from typing import TYPE_CHECKING, TextIO
+
+from mergefront import words
+from mergefront.cli.session import storage_argument
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mergefront.optimizer.evaluation import Evaluation
+    from mergefront.optimizer.objectives import Objective
+    from mergefront.study import Candidate, Study
+    from mergefront.verdict import Verdict
+
+PIPE_WIDTH = 100
+_LEAST_COEFFICIENTS = 24
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stdout (or ``stream``) that shows text as it is; 100 columns where there is no terminal."""
+    from rich.console import Console
+
+    file = sys.stdout if stream is None else stream
+    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def print_front(study: Study, verdicts: list[Verdict]) -> None:
+    """The front, the anchors below it, and who beats whom, on stdout."""
+    from rich.text import Text
+
+    screen = console()
+    candidates = study.candidates()
+    failed = len(study.failures())
+    front = study.front()
+    evaluated = f"{study.finished_count()} evaluations" + (f", {failed} failed" if failed else "")
+    screen.print(
+        Text(
+            f"Study {study.name}: {evaluated}, {len(front)} on the front, "
+            f"hypervolume {words.number(study.hypervolume())}",
+            style="bold",
+        )
+    )
+    if not candidates:
+        screen.print("No evaluation has finished yet.")
+        return
+    screen.print(front_table(study, front, screen.width))
+    legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
+    if any(candidate.anchor is None for candidate in front):
+        screen.print(Text(legend, style="dim"))
+    for found in verdicts:
+        if found.split == "report":
+            screen.print()
+            screen.print(Text("On the report items, which the search never saw", style="bold"))
+            screen.print(front_table(study, front, screen.width, found.rows))
+        screen.print()
+        for line in words.verdict_lines(found, study.objectives):
+            _print_wrapped(screen, line)
+    if verdicts and verdicts[0].noise_known and all(found.split == "search" for found in verdicts):
+        remedy = (
+            f" Score the front on other items: mergefront report {quote(study.name)}"
+            f"{storage_argument(study.database.url)}"
+            if study.record.definition["evaluator"]["type"] == "local"
+            else ""
+        )
+        screen.print()
+        _print_wrapped(
+            screen,
+            "These are the items that the search optimised on, so the best of many trials looks better "
+            f"than it is.{remedy}",
+            style="dim",
+        )
+
+
+def front_table(
+    study: Study, front: list[Candidate], width: int = PIPE_WIDTH, rows: Mapping[int, Evaluation] | None = None
+) -> Table:
+    """Merges on the front, best in the first objective first, then every anchor.
+
+    ``rows`` (trial number -> evaluation) replaces the search's own scores by others, such as those on
+    report items; candidates without one are left out.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    first = study.objectives[0]
+    anchors = study.anchors()
+    of_anchors = {candidate.recipe.digest for candidate in anchors}
+    merges = sorted(
+        (candidate for candidate in front if candidate.recipe.digest not in of_anchors),
+        key=lambda candidate: -first.sign * candidate.scores[first.name],
+    )
+    cells = {
+        candidate.number: _scores(study.objectives, candidate, rows)
+        for candidate in (*merges, *anchors)
+        if rows is None or candidate.number in rows
+    }
+    used = 8 + sum(
+        2 + max(len(words.heading(objective)), *(len(row[index]) for row in cells.values()))
+        for index, objective in enumerate(study.objectives)
+    )
+    room = width - used
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    table.add_column("trial", justify="right", no_wrap=True)
+    for objective in study.objectives:
+        table.add_column(words.heading(objective), no_wrap=True)
+    with_coefficients = room >= _LEAST_COEFFICIENTS
+    experts = "/".join(study.space.models)
+    heading = f"coefficients ({experts})" if len(experts) + 15 <= room else "coefficients"
+    table.add_column(
+        heading if with_coefficients else "",
+        no_wrap=True,
+        overflow="ellipsis",
+        max_width=room if with_coefficients else None,
+    )
+    knee = study.knee().number
+    on_front = {candidate.recipe.digest for candidate in front}
+    for candidate in merges:
+        if candidate.number in cells:
+            said = words.coefficients(_named(candidate), study.space.models, list(study.space.searched))
+            table.add_row(
+                _trial(candidate.number, knee),
+                *cells[candidate.number],
+                Text(said if with_coefficients else "", style="dim"),
+                style="bold" if candidate.number == knee else "",
+            )
+    if merges:
+        table.add_section()
+    for candidate in anchors:
+        if candidate.number in cells:
+            name = Text(f"{candidate.anchor}")
+            if candidate.recipe.digest in on_front:
+                name.append(" (on the front)", style="dim")
+            table.add_row(_trial(candidate.number, knee), *cells[candidate.number], name, style="cyan")
+    return table
+
+
+def plain_table(headings: list[str], rows: list[list[str]]) -> Table:
+    """A table without frame; cells wrap where they must."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    for heading in headings:
+        table.add_column(Text(heading))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _scores(objectives: Sequence[Objective], candidate: Candidate, rows: Mapping[int, Evaluation] | None) -> list[str]:
+    if rows is None:
+        scores, errors = candidate.scores, candidate.standard_errors
+    else:
+        scores, errors = rows[candidate.number].scores, rows[candidate.number].standard_errors
+    return [words.score(float(scores[objective.name]), errors.get(objective.name)) for objective in objectives]
+
+
+def _trial(number: int, knee: int) -> str:
+    return f"◆ {number}" if number == knee else str(number)
+
+
+def _print_wrapped(screen: Console, line: str, style: str = "") -> None:
+    """Prints a line of text, continued with a deeper indent."""
+    from rich.text import Text
+
+    indent = " " * (len(line) - len(line.lstrip()) + 4 if line.startswith(" ") else 0)
+    for part in wrap(line, screen.width, subsequent_indent=indent, break_on_hyphens=False) or [""]:
+        screen.print(Text(part, style=style))
+
+
+def _named(candidate: Candidate) -> dict[str, object]:
+    """The coefficients, and the method where it is searched."""
+    return {"method": candidate.recipe.method, **candidate.params}
