@@ -9,11 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergefront.optimizer.samplers.evo_merging import EvoMergingSampler
     from mergefront.optimizer.samplers.mmmo import MMMOSampler
 
-_HOME = {"MMMOSampler": "mergefront.optimizer.samplers.mmmo"}
+_HOME = {
+    "EvoMergingSampler": "mergefront.optimizer.samplers.evo_merging",
+    "MMMOSampler": "mergefront.optimizer.samplers.mmmo",
+}
 
-__all__ = ["MMMOSampler"]
+__all__ = ["EvoMergingSampler", "MMMOSampler"]
 
 
 def __getattr__(name: str) -> Any:
