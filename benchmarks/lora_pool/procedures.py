@@ -1,0 +1,109 @@
+"""The procedures that are compared, each a run of its own search code on one pool with one seed.
+
+The samplers' own proposals are used without Optuna around them (its bookkeeping would take longer than an evaluation
+here); seeds are derived as the samplers derive them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import FloatDistribution
+
+from benchmarks.lora_pool.merged_model import MergedModel, Operator
+from mergefront.optimizer.samplers.lora_coefficients import Coefficients, read_coefficients
+from mergefront.optimizer.samplers.pool_history import Penalties, PoolTrial
+from mergefront.optimizer.samplers.pool_search import Knowledge, PoolSearch
+from mergefront.optimizer.samplers.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+Propose = Callable[[Coefficients, list[PoolTrial], int, int], tuple[str, Array]]
+
+PAPER = Penalties(0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A row of the table: what proposes, with which operator, for how many evaluations."""
+
+    name: str
+    operator: Operator
+    evaluations: int
+    make: Callable[[], Propose]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: the lowest search loss after every evaluation, and the best merge's loss on report items."""
+
+    procedure: str
+    seed: int
+    best: list[float]
+    report: float
+    seconds_per_ask: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _evolution(variant: str) -> Callable[[], Propose]:
+    def make() -> Propose:
+        options = EvolutionOptions(population=20, sigma=0.05, first_stage=400, separable=False)
+        search = StagedEvolution(STAGES[variant], options, PAPER)
+        return lambda coefficients, trials, seed, number: search.propose(
+            coefficients, coefficients.loras, trials, derive_seed(seed, number, "evolution")
+        )
+
+    return make
+
+
+def _default() -> Propose:
+    search = PoolSearch(Penalties(0.0, 0.0))
+
+    def propose(coefficients: Coefficients, trials: list[PoolTrial], seed: int, number: int) -> tuple[str, Array]:
+        return search.propose(Knowledge(coefficients, tuple(trials), coefficients.loras, False, seed, number))
+
+    return propose
+
+
+OURS = "evo-merging (default)"
+RELEASED = "released two stages"
+PROCEDURES = (
+    Procedure(OURS, "cat", 300, _default),
+    Procedure(RELEASED, "cat", 1200, _evolution("paper")),
+    Procedure("joint CMA-ES", "cat", 1200, _evolution("joint")),
+    Procedure("LoRAHub's setting", "cat", 1200, _evolution("lorahub")),
+    Procedure("LoRAHub's setting, factor", "factor", 40, _evolution("lorahub")),
+    Procedure("released two stages, factor", "factor", 1200, _evolution("paper")),
+)
+
+
+def run(procedure: Procedure, model: MergedModel, seed: int) -> Run:
+    """One search of ``procedure.evaluations`` evaluations on the model's pool."""
+    densities = {f"density[{name}]": FloatDistribution(0.0, 1.0) for name in model.names}
+    weights = {f"weight[{name}]": FloatDistribution(-1.5, 1.5) for name in model.names}
+    coefficients = read_coefficients({**densities, **weights})
+    propose = procedure.make()
+    count = len(model.names)
+    trials: list[PoolTrial] = []
+    best: list[float] = []
+    answer = coefficients.start
+    asking = 0.0
+    for number in range(procedure.evaluations):
+        started = time.perf_counter()
+        stage, point = propose(coefficients, trials, seed, number)
+        asking += time.perf_counter() - started
+        values = coefficients.lows + point * coefficients.widths
+        loss = model.loss(values[:count], values[count:])
+        if not best or loss < best[-1]:
+            answer = values
+        best.append(min(loss, best[-1]) if best else loss)
+        trials.append(PoolTrial(number, point, loss, True, stage))
+    report = model.loss(answer[:count], answer[count:], "report")
+    return Run(procedure.name, seed, best, report, asking / procedure.evaluations)
