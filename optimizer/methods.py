@@ -61,7 +61,9 @@ class MergeMethod:
     imported when the method is first used. It is called for every tensor as
     ``kernel(tensors, base, **parameters)`` with float32 tensors in the recipe's order (``base`` is None
     without one) and returns the merged tensor; a parameter of scope "model" is a tuple aligned to
-    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone.
+    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone. ``prepare`` does
+    what does not depend on the coefficients, once per tensor and pool: ``prepare(tensors, base)``,
+    whose result the kernel gets as ``prepared``.
     """
 
     name: str
@@ -75,6 +77,7 @@ class MergeMethod:
     sparsifier: Literal["none", "magnitude", "bernoulli", "rank", "breadcrumbs"] = "none"
     consensus: Literal["none", "sign"] | None = None
     kernel: str | Callable[..., Any] | None = None
+    prepare: str | Callable[..., Any] | None = None
     elementwise: bool = False
     stochastic: bool = False
 
@@ -84,15 +87,22 @@ class MergeMethod:
 
     def load_kernel(self) -> Callable[..., Any]:
         """The kernel as a callable; raises ``UserError`` when its module does not have it."""
-        if not isinstance(self.kernel, str):
-            if self.kernel is None:
-                raise UserError(f"{self.name} has no kernel; the task-vector family is merged by sparsifier and consensus")
-            return self.kernel
-        module, _, function = self.kernel.partition(":")
+        return self._load(self.kernel)
+
+    def load_prepare(self) -> Callable[..., Any] | None:
+        """The preparation as a callable, or None when the method has none."""
+        return None if self.prepare is None else self._load(self.prepare)
+
+    def _load(self, function: str | Callable[..., Any] | None) -> Callable[..., Any]:
+        if function is None:
+            raise UserError(f"{self.name} has no kernel; the task-vector family is merged by sparsifier and consensus")
+        if not isinstance(function, str):
+            return function
+        module, _, name = function.partition(":")
         try:
-            loaded: Callable[..., Any] = getattr(import_module(module), function)
+            loaded: Callable[..., Any] = getattr(import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"merge method {self.name!r}: its kernel {self.kernel!r} cannot be imported: {error}") from None
+            raise UserError(f"merge method {self.name!r}: {function!r} cannot be imported: {error}") from None
         return loaded
 
 
@@ -110,14 +120,38 @@ def normalize(default: bool) -> MethodParameter:
     )
 
 
-RESCALE = MethodParameter(
-    "rescale",
-    "recipe",
-    "l1",
-    "after dropping entries: restore the L1 norm (mergekit), divide by the density (the DARE paper), or leave as is",
-    choices=("l1", "density", "none"),
-)
+def rescale(default: str) -> MethodParameter:
+    """What to do about the entries that were dropped."""
+    return MethodParameter(
+        "rescale",
+        "recipe",
+        default,
+        "after dropping entries: restore the L1 norm (mergekit), divide by the density (the paper), or leave as is",
+        choices=("l1", "density", "none"),
+    )
+
+
+def switch(name: str, default: bool, doc: str) -> MethodParameter:
+    """A parameter that is true or false."""
+    return MethodParameter(name, "recipe", default, doc, choices=(True, False))
+
+
 INTERPOLATION = MethodParameter("t", "recipe", None, "0 is the first model, 1 the second", low=0.0, high=1.0)
+GAMMA = MethodParameter(
+    "gamma", "model", 0.01, "fraction of the largest entries that is dropped", low=0.0, high=1.0, search=(0.0, 0.1)
+)
+EPSILON = MethodParameter(
+    "epsilon",
+    "model",
+    0.15,
+    "how far the keep probability moves from the density between the smallest and the largest entry of a row "
+    "(less where density +- epsilon would leave (0, 1))",
+    low=0.0,
+    high=0.5,
+    search=(0.0, 0.3),
+)
+OPTIONAL_WEIGHT = MethodParameter("weight", "model", 1.0, "multiplies the expert's singular values")
+_KERNELS = "mergefront.adapters.merging"
 
 _METHODS = (
     MergeMethod(
@@ -126,7 +160,7 @@ _METHODS = (
         "Model Soups, arXiv 2203.05482",
         (WEIGHT, normalize(True)),
         needs_base=False,
-        kernel="mergefront.adapters.merging.linear:merge",
+        kernel=f"{_KERNELS}.linear:merge",
         elementwise=True,
     ),
     MergeMethod(
@@ -140,7 +174,7 @@ _METHODS = (
         "ties",
         "keep the largest entries, elect a sign, average those that agree",
         "TIES, arXiv 2306.01708",
-        (WEIGHT, DENSITY, LAMBDA, normalize(True)),
+        (WEIGHT, DENSITY, LAMBDA, normalize(True), rescale("none")),
         sparsifier="magnitude",
         consensus="sign",
     ),
@@ -148,7 +182,7 @@ _METHODS = (
         "dare_linear",
         "drop entries at random, rescale, add",
         "DARE, arXiv 2311.03099",
-        (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE),
+        (WEIGHT, DENSITY, LAMBDA, normalize(False), rescale("l1")),
         sparsifier="bernoulli",
         consensus="none",
         stochastic=True,
@@ -157,7 +191,7 @@ _METHODS = (
         "dare_ties",
         "drop entries at random, rescale, elect a sign, add",
         "DARE, arXiv 2311.03099",
-        (WEIGHT, DENSITY, LAMBDA, normalize(False), RESCALE),
+        (WEIGHT, DENSITY, LAMBDA, normalize(False), rescale("l1")),
         sparsifier="bernoulli",
         consensus="sign",
         stochastic=True,
@@ -170,7 +204,191 @@ _METHODS = (
         needs_base=False,
         min_models=2,
         max_models=2,
-        kernel="mergefront.adapters.merging.slerp:merge",
+        kernel=f"{_KERNELS}.spherical:slerp",
+    ),
+    MergeMethod(
+        "della_linear",
+        "drop entries at random, small ones more often, rescale, add",
+        "DELLA, arXiv 2406.11617",
+        (WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(False), rescale("l1")),
+        sparsifier="rank",
+        consensus="none",
+        stochastic=True,
+    ),
+    MergeMethod(
+        "della",
+        "drop entries at random, small ones more often, rescale, elect a sign, average those that agree",
+        "DELLA, arXiv 2406.11617",
+        (WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(True), rescale("l1")),
+        sparsifier="rank",
+        consensus="sign",
+        stochastic=True,
+    ),
+    MergeMethod(
+        "breadcrumbs",
+        "drop the largest and the smallest entries, add",
+        "Model Breadcrumbs, arXiv 2312.06795",
+        (WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(False), rescale("none")),
+        sparsifier="breadcrumbs",
+        consensus="none",
+    ),
+    MergeMethod(
+        "breadcrumbs_ties",
+        "drop the largest and the smallest entries, elect a sign, add",
+        "Model Breadcrumbs, arXiv 2312.06795",
+        (WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(False), rescale("none")),
+        sparsifier="breadcrumbs",
+        consensus="sign",
+    ),
+    MergeMethod(
+        "nuslerp",
+        "spherical interpolation with weights, of models or of task vectors",
+        "mergekit 0.1.5",
+        (
+            WEIGHT,
+            switch("nuslerp_row_wise", False, "interpolate along the first dimension when not flattened"),
+            switch("nuslerp_flatten", True, "one angle per tensor rather than one per row"),
+        ),
+        needs_base=False,
+        optional_base=True,
+        min_models=2,
+        max_models=2,
+        kernel=f"{_KERNELS}.spherical:nuslerp",
+    ),
+    MergeMethod(
+        "multislerp",
+        "spherical interpolation of any number of models in the tangent space of their mean",
+        "C. Goddard 2025 (multislerp); mergekit 0.1.5",
+        (
+            WEIGHT,
+            switch("normalize_weights", True, "divide the weights by their sum"),
+            MethodParameter("eps", "recipe", 1e-8, "norms below this count as zero", low=0.0, search=(1e-8, 1e-8)),
+        ),
+        needs_base=False,
+        optional_base=True,
+        kernel=f"{_KERNELS}.spherical:multislerp",
+    ),
+    MergeMethod(
+        "karcher",
+        "mean on the sphere (Karcher, Riemannian centre of mass), equal weights",
+        "arXiv 2603.04972; mergekit 0.1.5",
+        (
+            MethodParameter("max_iter", "recipe", 10.0, "most iterations", low=1.0, search=(1.0, 20.0)),
+            MethodParameter("tol", "recipe", 1e-5, "stops when the tangent is shorter", low=0.0, search=(1e-6, 1e-4)),
+        ),
+        needs_base=False,
+        kernel=f"{_KERNELS}.spherical:karcher",
+    ),
+    MergeMethod(
+        "model_stock",
+        "between base and average, as close to the average as the experts agree",
+        "Model Stock, arXiv 2403.19522",
+        (switch("filter_wise", False, "one ratio per row rather than one per tensor"),),
+        min_models=2,
+        kernel=f"{_KERNELS}.consensus:model_stock",
+    ),
+    MergeMethod(
+        "sce",
+        "select by variance, weigh by energy, erase the minority sign",
+        "SCE (FuseChat), arXiv 2408.07990",
+        (
+            MethodParameter(
+                "select_topk",
+                "recipe",
+                1.0,
+                "fraction of entries with the largest variance that is kept",
+                low=0.0,
+                high=1.0,
+                search=(0.1, 1.0),
+            ),
+        ),
+        kernel=f"{_KERNELS}.consensus:sce",
+    ),
+    MergeMethod(
+        "ram",
+        "add what only one expert changed, average what several changed",
+        "Reinforced Agent Merging, arXiv 2601.13572",
+        (MethodParameter("epsilon", "recipe", 1e-5, "changes below this count as none", low=0.0, search=(0.0, 1e-3)),),
+        kernel=f"{_KERNELS}.consensus:ram",
+        elementwise=True,
+    ),
+    MergeMethod(
+        "ramplus_tl",
+        "as ram, with what only one expert changed scaled up by how much of its change is shared",
+        "Reinforced Agent Merging, arXiv 2601.13572",
+        (
+            MethodParameter("r", "recipe", 0.1, "strength of the scaling", low=0.0, search=(0.0, 0.5)),
+            MethodParameter(
+                "alpha", "recipe", 0.2, "largest shared-to-unique ratio that counts", low=0.0, search=(0.0, 1.0)
+            ),
+            MethodParameter("epsilon", "recipe", 1e-5, "changes below this count as none", low=0.0, search=(0.0, 1e-3)),
+        ),
+        kernel=f"{_KERNELS}.consensus:ram_plus",
+    ),
+    MergeMethod(
+        "nearswap",
+        "move the base towards one expert, by at most t per entry",
+        "mergekit 0.1.5",
+        (MethodParameter("t", "recipe", None, "largest step per entry", low=0.0, search=(0.0, 0.01)),),
+        max_models=1,
+        kernel=f"{_KERNELS}.linear:nearswap",
+        elementwise=True,
+    ),
+    MergeMethod(
+        "passthrough",
+        "one model as it is, scaled if wanted",
+        "mergekit 0.1.5",
+        (MethodParameter("scale", "model", 1.0, "multiplies the tensor", search=(0.5, 1.5)),),
+        needs_base=False,
+        max_models=1,
+        kernel=f"{_KERNELS}.linear:passthrough",
+        elementwise=True,
+    ),
+    MergeMethod(
+        "metrics_weighted",
+        "average with weights from each checkpoint's own metric",
+        "Metrics-Weighted Averaging, arXiv 2504.18580",
+        (
+            MethodParameter("metric", "model", None, "the checkpoint's metric, higher is better", low=0.0),
+            MethodParameter("penalty", "recipe", 1.0, "exponent: above 1 favours the best", low=0.0, search=(0.0, 4.0)),
+        ),
+        needs_base=False,
+        kernel=f"{_KERNELS}.linear:metrics_weighted",
+        elementwise=True,
+    ),
+    MergeMethod(
+        "tsv_m",
+        "concatenate the leading singular vectors of all experts and decorrelate them",
+        "Task Singular Vectors, arXiv 2412.00081",
+        (OPTIONAL_WEIGHT, LAMBDA),
+        kernel=f"{_KERNELS}.spectral:tsv_m",
+        prepare=f"{_KERNELS}.spectral:leading_singular_vectors",
+    ),
+    MergeMethod(
+        "wudi",
+        "the task vector with the least interference on every expert's subspace, solved once per pool",
+        "WUDI-Merging, arXiv 2503.08099",
+        (LAMBDA,),
+        kernel=f"{_KERNELS}.spectral:wudi",
+        prepare=f"{_KERNELS}.spectral:least_interference",
+    ),
+    MergeMethod(
+        "widen",
+        "weigh magnitude and direction of every column by how far each expert moved it",
+        "WIDEN, arXiv 2408.03092",
+        (
+            MethodParameter(
+                "above_average_ratio",
+                "recipe",
+                1.0,
+                "columns that moved more than this times the average take part in full",
+                low=0.0,
+                search=(0.5, 3.0),
+            ),
+            MethodParameter("calibration", "recipe", 1.0, "weight of those columns", low=0.0, search=(0.5, 1.0)),
+            LAMBDA,
+        ),
+        kernel=f"{_KERNELS}.disentangled:widen",
     ),
 )
 

@@ -46,17 +46,19 @@ def merge_to_directory(
     *,
     device: str = "cpu",
     shard_bytes: int = SHARD_BYTES,
+    names: Mapping[str, str] | None = None,
 ) -> Path:
     """Merge as a mergekit configuration says and write a Hugging Face folder; returns the folder.
 
     ``config`` is a path to YAML or its content. Paths of models are relative to ``root`` (default: the
-    configuration's folder, or the working directory). Tensors stream: memory holds one tensor of every
+    configuration's folder, or the working directory). ``names`` maps references of experts to the names
+    that random masks are drawn by (default: the folders' names). Tensors stream: memory holds one tensor of every
     model. Nothing is left under ``out`` when the merge fails. Raises ``UserError`` for everything
     that is wrong or not supported, before anything is written.
     """
     out = Path(out)
     content, folder = _content(config)
-    plan = _Plan(read_config(content), Path(root) if root is not None else folder, device)
+    plan = _Plan(read_config(content), Path(root) if root is not None else folder, device, names or {})
     with complete_folder(out) as partial:
         layout = {name: (shape, dtype) for name, shape, dtype in plan.layout()}
         write_tensors(partial, layout, plan.tensors(), shard_bytes)
@@ -91,7 +93,7 @@ def _yaml(content: Mapping[str, Any]) -> str:
 class _Plan:
     """Which tensor of the result comes from which tensors of which models, slice by slice."""
 
-    def __init__(self, config: MergekitConfig, root: Path, device: str) -> None:
+    def __init__(self, config: MergekitConfig, root: Path, device: str, names: Mapping[str, str]) -> None:
         self.config = config
         self.device = device
         self.sources = {model: _open(model, config, root) for model in config.models}
@@ -111,7 +113,7 @@ class _Plan:
             raise UserError("\n".join(problems))
         self.places = [self._places(number, made) for number, made in enumerate(config.slices)]
         self.recipes = [
-            SliceRecipe(config, made, _names(merged_models(config, made)), places)
+            SliceRecipe(config, made, _names(merged_models(config, made), names), places)
             for made, places in zip(config.slices, self.places, strict=True)
         ]
         for recipe, places in zip(self.recipes, self.places, strict=True):
@@ -240,9 +242,9 @@ def _open(model: str, config: MergekitConfig, root: Path) -> Checkpoint:
     return checkpoint
 
 
-def _names(models: tuple[str, ...]) -> dict[str, str]:
-    """Short names for model references: the folder's name, or the reference where that is not unique."""
-    short = [model.rstrip("/").rsplit("/", 1)[-1] for model in models]
+def _names(models: tuple[str, ...], given: Mapping[str, str]) -> dict[str, str]:
+    """Names of model references: the given one, else the folder's, or the reference where that is not unique."""
+    short = [given.get(model, model.rstrip("/").rsplit("/", 1)[-1]) for model in models]
     return {name if short.count(name) == 1 else model: model for name, model in zip(short, models, strict=True)}
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints import Checkpoint
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
-from mergefront.adapters.merging.masks import LEVELS, keep_threshold, mask_key, random_levels
+from mergefront.adapters.merging.masks import LEVELS, keep_threshold, mask_key, norms_by_level
 from mergefront.adapters.merging.ranking import (
     CHUNK,
     EVERY,
@@ -25,16 +25,26 @@ from mergefront.adapters.merging.ranking import (
     Rank,
     kept_count,
     rank_in_order,
+    row_ranks,
     select_rank,
     sort_magnitudes,
 )
 from mergefront.adapters.merging.sources import Entry, ExpertSource, check_finite, header_of, open_source
-from mergefront.adapters.merging.task_vectors import Fusion, Kernel, Term, compiled_kernel, eager_kernel, pack
+from mergefront.adapters.merging.task_vectors import (
+    Fusion,
+    Kernel,
+    Mode,
+    Term,
+    compiled_kernel,
+    eager_kernel,
+    kept_norms,
+    pack,
+)
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.methods import METHODS, MergeMethod
 
 if TYPE_CHECKING:
-    from typing import Literal
+    from typing import Any, Literal
 
     import torch
 
@@ -113,8 +123,9 @@ class MergeEngine:
         self._entries: dict[tuple[str, str], Entry | None] = {}
         self._orders: dict[tuple[str, str], torch.Tensor] = {}
         self._ranks: dict[tuple[str, str, int], Rank] = {}
-        self._norms: dict[tuple[str, str], float] = {}
+        self._mask_norms: dict[tuple[str, str, tuple[int, int]], torch.Tensor] = {}
         self._row_ranks: dict[tuple[str, str], torch.Tensor] = {}
+        self._prepared: dict[tuple[str, str, tuple[str, ...]], Any] = {}
         self._written: dict[tuple[int, str], _Written] = {}
         self.resident = self._fits(experts) if resident == "auto" else resident
         if self.resident:
@@ -396,49 +407,112 @@ class MergeEngine:
             return Term(tensor, entry.is_delta, "all", weight, weight)
         density = float(coefficients.of_models("density")[place])
         delta = _delta_of(entry, base)
+        if method.sparsifier in ("magnitude", "breadcrumbs"):
+            term = self._ranked_term(name, method, coefficients, entry, delta, weight, density, place)
+        else:
+            term = self._random_term(name, method, coefficients, entry, delta, weight, density, place)
+        rescale = coefficients.of_recipe("rescale")
+        nothing_dropped = term.mode == "all" or (term.least is EVERY and term.mode == "largest")
+        if rescale == "none" or nothing_dropped or density <= 0 or density >= 1:
+            return term
+        factor = 1 / density if rescale == "density" else self._norm_ratio(name, model, term, delta, size)
+        return term._replace(factor=weight * factor)
+
+    def _ranked_term(
+        self,
+        name: str,
+        method: MergeMethod,
+        coefficients: Coefficients,
+        entry: Entry,
+        delta: DeltaChunk,
+        weight: float,
+        density: float,
+        place: int,
+    ) -> Term:
+        """Keep by rank of magnitude: the largest, or (breadcrumbs) those below the ``gamma`` largest."""
+        tensor, model = entry.tensor.view(-1), coefficients.models[place]
+        size = tensor.numel()
+        kept = kept_count(density, size) if method.sparsifier == "magnitude" else min(int(density * size), size)
+        dropped = 0
+        if method.sparsifier == "breadcrumbs" and density < 1:
+            gamma = float(coefficients.of_models("gamma")[place])
+            dropped = min(int(gamma * size), size - kept)
+        least = (
+            NONE
+            if kept == 0
+            else EVERY
+            if dropped + kept == size
+            else self._rank(name, model, delta, size, dropped + kept)
+        )
+        above = self._rank(name, model, delta, size, dropped) if dropped and kept else NONE
         if method.sparsifier == "magnitude":
-            kept = kept_count(density, size)
-            least = EVERY if kept == size else NONE if kept == 0 else self._rank(name, model, delta, size, kept)
-            mode = "all" if least is EVERY and not self._compile else "largest"
-            return Term(tensor, entry.is_delta, mode, weight, weight, least)
-        if method.sparsifier == "bernoulli":
-            keys = mask_key(coefficients.seed, name, model)
-            threshold = keep_threshold(density)
-            if threshold == LEVELS and not self._compile:
-                return Term(tensor, entry.is_delta, "all", weight, weight)
-            factor = self._rescaling(name, model, delta, size, keys, threshold, density, coefficients)
-            return Term(tensor, entry.is_delta, "random", weight, weight * factor, keys=keys, threshold=threshold)
-        raise AssertionError(f"unknown sparsifier {method.sparsifier!r}")
+            mode: Mode = "all" if least is EVERY and not self._compile else "largest"
+        else:
+            mode = "window"
+        return Term(tensor, entry.is_delta, mode, weight, weight, least, above)
+
+    def _random_term(
+        self,
+        name: str,
+        method: MergeMethod,
+        coefficients: Coefficients,
+        entry: Entry,
+        delta: DeltaChunk,
+        weight: float,
+        density: float,
+        place: int,
+    ) -> Term:
+        """Keep at random: every entry alike (DARE), or large ones more often within their row (DELLA)."""
+        tensor, model = entry.tensor.view(-1), coefficients.models[place]
+        keys = mask_key(coefficients.seed, name, model)
+        threshold = keep_threshold(density)
+        if threshold == LEVELS and not self._compile:
+            return Term(tensor, entry.is_delta, "all", weight, weight)
+        if method.sparsifier == "bernoulli" or threshold in (0, LEVELS):
+            return Term(tensor, entry.is_delta, "random", weight, weight, keys=keys, threshold=threshold)
+        epsilon = min(float(coefficients.of_models("epsilon")[place]), 0.999 * density, 0.999 * (1 - density))
+        row = entry.tensor.shape[1] if entry.tensor.dim() > 1 else tensor.numel()
+        start, slope = (density - epsilon, 2 * epsilon / (row - 1)) if row > 1 else (density, 0.0)
+        if (name, model) not in self._row_ranks or not self.resident:
+            self._row_ranks[name, model] = row_ranks(delta(0, tensor.numel()).view(entry.tensor.shape))
+        ranks = self._row_ranks[name, model] if self.resident else self._row_ranks.pop((name, model))
+        return Term(
+            tensor,
+            entry.is_delta,
+            "ranked",
+            weight,
+            weight,
+            keys=keys,
+            row_ranks=ranks,
+            start=start * LEVELS,
+            slope=slope * LEVELS,
+        )
+
+    def _norm_ratio(self, name: str, model: str, term: Term, delta: DeltaChunk, size: int) -> float:
+        """L1 norm of the task vector over that of what is kept of it; 1 where either vanishes."""
+        if term.mode != "random" or not self.resident or size < LEVELS:
+            whole, kept = kept_norms(term, delta, size)
+        else:
+            place = (name, model, term.keys)
+            if place not in self._mask_norms:
+                self._mask_norms = {known: table for known, table in self._mask_norms.items() if known[:2] != place[:2]}
+                self._mask_norms[place] = norms_by_level(delta, size, term.keys)
+            table = self._mask_norms[place]
+            whole, kept = float(table[-1]), float(table[term.threshold - 1])
+        return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
 
     def _rank(self, name: str, model: str, delta: DeltaChunk, size: int, k: int) -> Rank:
-        """The k-th largest magnitude of a task vector: by selection once, by its order from then on."""
+        """The k-th largest magnitude of a task vector: from its order, sorted once, or by selection when streaming."""
         known = self._ranks.get((name, model, k))
         if known is not None:
             return known
+        if self.resident and (name, model) not in self._orders:
+            self._orders[name, model] = sort_magnitudes(delta, size, self.device)
         order = self._orders.get((name, model))
-        seen = any(key[:2] == (name, model) for key in self._ranks) if order is None else True
-        if order is None and self.resident and seen:
-            order = self._orders[name, model] = sort_magnitudes(delta, size, self.device)
         rank = select_rank(delta, size, k) if order is None else rank_in_order(order, delta, k)
         if self.resident:
             self._ranks[name, model, k] = rank
         return rank
-
-    def _rescaling(
-        self, name: str, model: str, delta: DeltaChunk, size: int, keys: tuple[int, int], threshold: int,
-        density: float, coefficients: Coefficients,
-    ) -> float:  # fmt: skip
-        rescale = coefficients.of_recipe("rescale")
-        if rescale == "none" or threshold in (0, LEVELS):
-            return 1.0
-        if rescale == "density":
-            return 1 / density
-        whole, kept = 0.0, 0.0
-        for start in range(0, size, CHUNK):
-            magnitude = delta(start, min(start + CHUNK, size)).abs()
-            whole += float(magnitude.sum())
-            kept += float((magnitude * (random_levels(_index_like(magnitude, start), *keys) < threshold)).sum())
-        return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
 
     # -- every other method ----------------------------------------------------------------------
 
@@ -448,10 +522,13 @@ class MergeEngine:
         import torch
 
         kernel = method.load_kernel()
-        arguments = dict(coefficients.per_model) | dict(coefficients.shared)
+        arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
+        if "lambda" in arguments:
+            arguments["lambda_"] = arguments.pop("lambda")
+        prepare = method.load_prepare()
         entries = [self._entry(name, model) for model in coefficients.models]
         size = out.numel()
-        stretch = CHUNK if method.elementwise else max(size, 1)
+        stretch = CHUNK if method.elementwise and self.device.type == "cpu" else max(size, 1)
         norm = torch.zeros((), dtype=torch.float64)
         for start in range(0, size, stretch):
             part = slice(start, min(start + stretch, size))
@@ -464,6 +541,8 @@ class MergeEngine:
                     continue
                 tensor = _cut(entry.tensor, part, method.elementwise).float()
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
+            if prepare is not None:
+                arguments["prepared"] = self._prepare(name, coefficients, prepare, tensors, origin)
             merged = kernel(tensors, origin, **arguments)
             _cut(out, part, method.elementwise).copy_(merged)
             if origin is None:
@@ -471,6 +550,23 @@ class MergeEngine:
             else:
                 norm = norm + (merged - origin).abs().sum().double().cpu()
         return norm
+
+    def _prepare(
+        self,
+        name: str,
+        coefficients: Coefficients,
+        prepare: Callable[..., Any],
+        tensors: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+    ) -> Any:
+        """What a method computes once per tensor and pool, kept when resident."""
+        place = (coefficients.method, name, coefficients.models)
+        if place in self._prepared:
+            return self._prepared[place]
+        made = prepare(tensors, base)
+        if self.resident:
+            self._prepared[place] = made
+        return made
 
     def _worth_compiling(self) -> bool:
         if self.device.type == "cpu" and shutil.which("g++") is None and shutil.which("clang++") is None:
@@ -487,13 +583,6 @@ def _delta_of(entry: Entry, base: torch.Tensor) -> DeltaChunk:
     if entry.is_delta:
         return lambda start, end: flat[start:end].float()
     return lambda start, end: flat[start:end].float() - origin[start:end].float()
-
-
-def _index_like(chunk: torch.Tensor, start: int) -> torch.Tensor:
-    import torch
-
-    index = torch.arange(start, start + chunk.numel(), dtype=torch.int64, device=chunk.device)
-    return (index & 0x7FFFFFFF).to(torch.int32)
 
 
 def _whole_expert(terms: list[Term], scale: float, divisor: float | None, normalize: bool) -> torch.Tensor | None:

@@ -36,3 +36,24 @@ def merge(
             kind="weights",
         )
     return total / divisor
+
+
+def nearswap(tensors: Sequence[torch.Tensor], base: torch.Tensor, *, t: float) -> torch.Tensor:
+    """Every entry moves from the base towards the expert by min(|difference|, t), as in mergekit 0.1.5."""
+    share = (t / (base - tensors[0]).abs().clamp(min=1e-6)).clamp(0, 1)
+    return share * tensors[0] + (1 - share) * base
+
+
+def passthrough(tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, scale: Sequence[float]) -> torch.Tensor:
+    """The model's own tensor, multiplied by ``scale``."""
+    return tensors[0] if scale[0] == 1 else tensors[0] * scale[0]
+
+
+def metrics_weighted(
+    tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, metric: Sequence[float], penalty: float
+) -> torch.Tensor:
+    """Average with w_m proportional to metric_m ** penalty (arXiv 2504.18580; give 1 / loss for losses)."""
+    best = max(metric)
+    if best <= 0:
+        raise EvaluationError(f"metrics_weighted: no metric in {list(metric)} is positive", kind="weights")
+    return merge(tensors, None, weight=[(value / best) ** penalty for value in metric], normalize=True)

@@ -8,6 +8,7 @@ rounds; its upper 16 bits are the random number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mergefront.optimizer.seeding import derive_seed
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 LEVELS = 1 << 16
+_CHUNK = 3 << 13
 _FIRST = 0x7FEB352D
 _SECOND = 0x846CA68B - (1 << 32)
 
@@ -46,3 +48,25 @@ def random_levels(index: torch.Tensor, key_1: torch.Tensor | int, key_2: torch.T
     mixed = mixed ^ ((mixed >> 15) & 0x1FFFF)
     mixed = (mixed ^ key_2) * _SECOND
     return (mixed >> 16) & 0xFFFF
+
+
+def entry_index(start: int, end: int, device: torch.device) -> torch.Tensor:
+    """Indices of entries within their tensor as int32 (they wrap above 2^31)."""
+    import torch
+
+    if end < 1 << 31:
+        return torch.arange(start, end, dtype=torch.int32, device=device)
+    return (torch.arange(start, end, dtype=torch.int64, device=device) & 0x7FFFFFFF).to(torch.int32)
+
+
+def norms_by_level(delta: Callable[[int, int], torch.Tensor], size: int, keys: tuple[int, int]) -> torch.Tensor:
+    """L1 norm kept by every threshold from 1 to 65536 (float32), so that a density costs one look-up."""
+    import torch
+
+    table = torch.zeros(LEVELS, dtype=torch.float64)
+    for start in range(0, size, _CHUNK):
+        magnitude = delta(start, min(start + _CHUNK, size)).abs()
+        index = entry_index(start, start + magnitude.numel(), magnitude.device)
+        levels = random_levels(index, *keys)
+        table += torch.bincount(levels.cpu(), weights=magnitude.double().cpu(), minlength=LEVELS)
+    return table.cumsum(0).float()

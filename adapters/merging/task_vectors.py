@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mergefront.adapters.merging.masks import LEVELS, random_levels
+from mergefront.adapters.merging.masks import LEVELS, entry_index, random_levels
 from mergefront.adapters.merging.ranking import EVERY, NONE, Rank
 
 if TYPE_CHECKING:
     import torch
 
 Mode = Literal["all", "largest", "window", "random", "ranked"]
-STRETCH = 1 << 16
+STRETCH = 3 << 13  # below the 32768 entries from which torch splits an operation over threads
 _NUMBERS, _INTEGERS = 4, 5
 
 
@@ -112,17 +112,10 @@ def fuse(
         factor, _, first, second = (numbers[_NUMBERS * m + i] for i in range(_NUMBERS))
         least, above, key_1, key_2, threshold = (integers[_INTEGERS * m + i] for i in range(_INTEGERS))
         delta = tensor.float() if is_delta else tensor.float() - origin
-        if mode in ("largest", "window"):
-            magnitude = delta.abs()
-            keep = (magnitude > first) | ((magnitude == first) & (index <= least))
-            if mode == "window":
-                keep = keep & ~((magnitude > second) | ((magnitude == second) & (index <= above)))
+        level = next(ranks) if mode == "ranked" else None
+        keep = kept_entries(mode, delta, index, (first, second), (least, above, key_1, key_2, threshold), level)
+        if keep is not None:
             delta = torch.where(keep, delta, 0.0)
-        elif mode == "random":
-            delta = torch.where(random_levels(index, key_1, key_2) < threshold, delta, 0.0)
-        elif mode == "ranked":
-            level = first + second * next(ranks).float()
-            delta = torch.where(random_levels(index, key_1, key_2).float() < level, delta, 0.0)
         parts.append(delta * factor)
     total = parts[0]
     for part in parts[1:]:
@@ -142,6 +135,48 @@ def fuse(
         total = total / numbers[-1]
     total = total * numbers[-2]
     return origin + total, total.abs().sum()
+
+
+def kept_entries(
+    mode: Mode,
+    delta: torch.Tensor,
+    index: torch.Tensor,
+    numbers: Sequence[torch.Tensor],
+    integers: Sequence[torch.Tensor],
+    row_ranks: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Which entries of a task vector are kept (bool, n), or None for all of them."""
+    if mode == "all":
+        return None
+    first, second = numbers
+    least, above, key_1, key_2, threshold = integers
+    if mode in ("largest", "window"):
+        magnitude = delta.abs()
+        keep = (magnitude > first) | ((magnitude == first) & (index <= least))
+        if mode == "window":
+            keep = keep & ~((magnitude > second) | ((magnitude == second) & (index <= above)))
+        return keep
+    levels = random_levels(index, key_1, key_2)
+    if mode == "random":
+        return levels < threshold
+    assert row_ranks is not None
+    return levels.float() < first + second * row_ranks.float()
+
+
+def kept_norms(term: Term, delta: Callable[[int, int], torch.Tensor], size: int) -> tuple[float, float]:
+    """L1 norm of a task vector, and of what a term keeps of it."""
+    numbers, integers = pack([term], 1.0, 1.0, term.tensor.device)
+    whole, kept = 0.0, 0.0
+    for start in range(0, size, STRETCH):
+        end = min(start + STRETCH, size)
+        part = delta(start, end)
+        index = entry_index(start, end, part.device)
+        ranks = None if term.row_ranks is None else term.row_ranks[start:end]
+        keep = kept_entries(term.mode, part, index, numbers[2:_NUMBERS].unbind(), integers.unbind(), ranks)
+        magnitude = part.abs()
+        whole += float(magnitude.sum())
+        kept += float(magnitude.sum() if keep is None else (magnitude * keep).sum())
+    return whole, kept
 
 
 Kernel = Callable[..., "torch.Tensor"]
@@ -165,7 +200,7 @@ def eager_kernel(fusion: Fusion) -> Kernel:
         norms = []
         for start in range(0, size, stretch):
             part = slice(start, min(start + stretch, size))
-            index = _index(part.start, part.stop, base.device)
+            index = entry_index(part.start, part.stop, base.device)
             merged, norm = fuse(
                 fusion, base[part], [t[part] for t in tensors], [r[part] for r in row_ranks], numbers, integers, index
             )
@@ -174,14 +209,6 @@ def eager_kernel(fusion: Fusion) -> Kernel:
         return torch.stack(norms).double().sum()
 
     return kernel
-
-
-def _index(start: int, end: int, device: torch.device) -> torch.Tensor:
-    import torch
-
-    if end < 1 << 31:
-        return torch.arange(start, end, dtype=torch.int32, device=device)
-    return (torch.arange(start, end, dtype=torch.int64, device=device) & 0x7FFFFFFF).to(torch.int32)
 
 
 @functools.lru_cache(maxsize=64)
