@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergefront.optimizer.samplers.evo_merging import EvoMergingSampler
+    from mergefront.optimizer.samplers.map import MAPSampler
     from mergefront.optimizer.samplers.mmmo import MMMOSampler
 
 _HOME = {
     "EvoMergingSampler": "mergefront.optimizer.samplers.evo_merging",
+    "MAPSampler": "mergefront.optimizer.samplers.map",
     "MMMOSampler": "mergefront.optimizer.samplers.mmmo",
 }
 
-__all__ = ["EvoMergingSampler", "MMMOSampler"]
+__all__ = ["EvoMergingSampler", "MAPSampler", "MMMOSampler"]
 
 
 def __getattr__(name: str) -> Any:

@@ -111,7 +111,7 @@ class EvoMergingSampler(BaseSampler):
         _check("top", top, top is None or top >= 1, "at least 1")
         _check("first_stage", first_stage, first_stage >= 0, "at least 0")
         _check("patience", patience, patience >= 0, "at least 0")
-        _check("population", population, population >= 4, "at least 4")
+        _check("population", population, population >= 2, "at least 2")
         _check("sigma", sigma, 0.0 < sigma < math.inf, "a positive number")
         for name, penalty in (("density_penalty", density_penalty), ("weight_penalty", weight_penalty)):
             _check(name, penalty, penalty is None or 0.0 <= penalty < math.inf, "at least 0")

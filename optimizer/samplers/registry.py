@@ -145,6 +145,17 @@ def _evo_merging(context: SamplerContext, options: Mapping[str, Any]) -> BaseSam
     )
 
 
+def _map(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
+    from mergefront.optimizer.samplers.map import MAPSampler
+
+    return MAPSampler(
+        seed=context.seed,
+        search_space=context.search_space,
+        ranges=[objective.range for objective in context.objectives],
+        **options,
+    )
+
+
 def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:
     """``maths=0.7,french=0.3`` as one number per objective; objectives that are not named count nothing."""
     shares = {objective.name: 0.0 for objective in objectives}
@@ -212,10 +223,20 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
                 "weight_penalty": SamplerOption(float, "factor of mean |weight| in the loss", low=0.0),
                 "first_stage": SamplerOption(int, "trials on densities (variant paper)", low=0),
                 "patience": SamplerOption(int, "generations without gain that end the first stage", low=0),
-                "population": SamplerOption(int, "trials per generation of CMA-ES", low=4),
+                "population": SamplerOption(int, "trials per generation of CMA-ES", low=2),
                 "sigma": SamplerOption(float, "initial step of CMA-ES", low=1e-6),
                 "covariance": SamplerOption(str, "of CMA-ES", choices=("auto", "full", "separable")),
                 "densities": SamplerOption(bool, "whether the default variant searches densities"),
+            },
+        ),
+        SamplerSpec(
+            "map",
+            "amortised Pareto fronts: a quadratic surrogate per objective, its front's members evaluated",
+            _map,
+            options={
+                "n_startup": SamplerOption(int, "trials before the first model", low=2),
+                "link": SamplerOption(bool, "whether objectives saturate (a sigmoid of the quadratic)"),
+                "refine": SamplerOption(int, "every how many proposals one goes where models know least", low=0),
             },
         ),
         SamplerSpec("random", "independent uniform points", _optuna("RandomSampler", joint=False)),

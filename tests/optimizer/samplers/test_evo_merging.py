@@ -307,12 +307,12 @@ def test_by_name_with_preferences() -> None:
     assert isinstance(made, EvoMergingSampler)
     with pytest.raises(UserError, match="mahts"):
         make_sampler("evo-merging", seed=0, objectives=objectives, options={"preferences": "mahts=1"})
-    assert "at least 4" in check_sampler("evo-merging", {"population": 2}, 1)[0]
+    assert "at least 2" in check_sampler("evo-merging", {"population": 1}, 1)[0]
     assert "text" in check_sampler("evo-merging", {"preferences": 3}, 1)[0]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"population": 2}, {"sigma": 0.0}, {"top": 0}, {"variant": "x"}, {"preferences": [0.0, 0.0]}]
+    "wrong", [{"population": 1}, {"sigma": 0.0}, {"top": 0}, {"variant": "x"}, {"preferences": [0.0, 0.0]}]
 )
 def test_wrong_options_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):

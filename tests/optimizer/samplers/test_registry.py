@@ -44,7 +44,7 @@ def test_making_a_wrong_choice_raises_all_of_it() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_listed_option_is_accepted_by_its_sampler(name: str) -> None:
     values = {
-        key: option.choices[0] if option.choices else True if option.kind is bool else option.kind(3)
+        key: option.choices[0] if option.choices else {bool: True, str: "a=1"}.get(option.kind, option.kind(3))
         for key, option in (SAMPLERS[name].options or {}).items()
     }
     assert check_sampler(name, values, 1) == []
