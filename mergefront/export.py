@@ -183,4 +183,5 @@ def _merge(recipe: Recipe, references: Mapping[str, str], folder: Path) -> None:
     if any("+" in reference for reference in references.values()):
         # A LoRA needs its base also under methods that do not merge the base.
         config.setdefault("base_model", references[""])
-    merge_to_directory(config, folder)
+    # Random masks are drawn by the experts' names; the folders' names would give other masks than were evaluated.
+    merge_to_directory(config, folder, names={references[name]: name for name in recipe.models})

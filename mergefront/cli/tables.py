@@ -57,6 +57,9 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
     if any(candidate.anchor is None for candidate in front):
         screen.print(Text(legend, style="dim"))
+    if not verdicts and any(candidate.anchor is None for candidate in candidates):
+        screen.print()
+        _print_wrapped(screen, "No merge beats the best anchor: the front holds anchors only.")
     for found in verdicts:
         if found.split == "report":
             screen.print()
