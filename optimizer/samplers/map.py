@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
@@ -21,7 +21,9 @@ from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.history import is_told
 from mergefront.optimizer.samplers.hypercells import improvement_cells
 from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.quadratic import QuadraticModel, coefficient_count, fit_quadratic
+from mergefront.optimizer.samplers.tournament import next_point
 from mergefront.optimizer.samplers.trial_attributes import (
     is_anchor,
     is_outside_space,
@@ -58,6 +60,8 @@ class MAPSampler(BaseSampler):
             (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
         n_startup: trials, anchors inside the space included, before the first model. By default the number of
             coefficients of a quadratic, (d + 1)(d + 2) / 2, at most 60.
+        nested: instead of the Sobol design, a tournament of pairs over the weights (``weight[NAME]``): for many
+            experts, where a quadratic in all weights would need too many trials. Numeric spaces only.
         link: whether objectives saturate (the sigmoid); without it they are plain quadratics.
         refine: every how many proposals one goes to where the models are least certain; 0 never does.
         ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
@@ -72,6 +76,7 @@ class MAPSampler(BaseSampler):
         seed: int | None = 0,
         search_space: Mapping[str, BaseDistribution] | None = None,
         n_startup: int | None = None,
+        nested: bool = False,
         link: bool = True,
         refine: int = 4,
         ranges: Sequence[tuple[float, float] | None] | None = None,
@@ -83,6 +88,7 @@ class MAPSampler(BaseSampler):
         self._seed = secrets.randbits(62) if seed is None else int(seed)
         self._search_space = None if search_space is None else dict(search_space)
         self._n_startup = n_startup
+        self._nested = nested
         self._link = link
         self._refine = refine
         self._ranges = ranges
@@ -108,7 +114,7 @@ class MAPSampler(BaseSampler):
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
-        stage, point = self._propose(study, trial.number, encoder)
+        stage, point = self._propose(study, trial.number, search_space, encoder)
         params = encoder.decode(point)
         write_proposal(study, trial, stage, params)
         return params
@@ -120,17 +126,23 @@ class MAPSampler(BaseSampler):
         encoder = Encoder({param_name: param_distribution})
         return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
 
-    def _propose(self, study: Study, number: int, encoder: Encoder) -> tuple[str, Array]:
+    def _propose(
+        self, study: Study, number: int, space: Mapping[str, BaseDistribution], encoder: Encoder
+    ) -> tuple[str, Array]:
         earlier = sorted(
             (trial for trial in study.get_trials(deepcopy=False) if trial.number < number),
             key=lambda trial: trial.number,
         )
         inside = [t for t in earlier if not is_outside_space(t) and encoder.contains(proposed_params(t))]
         told = [trial for trial in inside if is_told(trial)]
+        if self._nested and not any(isinstance(d, CategoricalDistribution) for d in space.values()):
+            point = self._match_point(study, read_coefficients(space), inside, earlier)
+            if point is not None:
+                return "match", point
         startup = self._n_startup
         if startup is None:
             startup = min(coefficient_count(encoder.dimension), MOST_STARTUP)
-        if len(inside) < startup or len(told) < 2:
+        if len(told) < 2 or (len(inside) < startup and not self._nested):
             return "sobol", sobol_points(encoder, self._seed, number, 1)[0]
         values, reference = self._values(study, told, earlier)
         x = self._points(told, encoder)
@@ -150,6 +162,22 @@ class MAPSampler(BaseSampler):
         expected = np.stack([model.predict(pending)[0] for model in models], axis=1)
         means = np.stack([mean for mean, _ in predicted], axis=1)
         return "front", front[_most_promising(means, np.concatenate([values, expected]), reference)]
+
+    def _match_point(
+        self,
+        study: Study,
+        coefficients: Coefficients,
+        inside: Sequence[FrozenTrial],
+        earlier: Sequence[FrozenTrial],
+    ) -> Array | None:
+        """The next point of the tournament; None when it is over."""
+        points = self._points(inside, coefficients.encoder)
+        told = [i for i, trial in enumerate(inside) if is_told(trial)]
+        values: Mapping[bytes, Array] = {}
+        if told:
+            rows, _ = self._values(study, [inside[i] for i in told], earlier)
+            values = {points[i].tobytes(): row for i, row in zip(told, rows, strict=True)}
+        return next_point(coefficients, values, {point.tobytes() for point in points})
 
     def _values(self, study: Study, told: Sequence[FrozenTrial], earlier: Sequence[FrozenTrial]) -> tuple[Array, Array]:
         """Values (``n x m``) and reference point (``m``) in the common unit, collapsed merges squeezed."""

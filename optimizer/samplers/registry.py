@@ -235,6 +235,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             _map,
             options={
                 "n_startup": SamplerOption(int, "trials before the first model", low=2),
+                "nested": SamplerOption(bool, "a tournament of pairs instead of the Sobol design, for many experts"),
                 "link": SamplerOption(bool, "whether objectives saturate (a sigmoid of the quadratic)"),
                 "refine": SamplerOption(int, "every how many proposals one goes where models know least", low=0),
             },

@@ -138,6 +138,23 @@ def test_strange_scores_do_not_stop_the_search(values: Sequence[float]) -> None:
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 9
 
 
+def test_a_tournament_of_pairs_needs_few_trials_for_many_experts() -> None:
+    """Ten experts, three of which help: pairs find a good mixture in fewer trials than a quadratic's 66."""
+    names = [f"e{i}" for i in range(10)]
+    space: dict[str, BaseDistribution] = {f"weight[{name}]": FloatDistribution(0.0, 1.0) for name in names}
+    wanted = np.array([0.8, 0.0, 0.0, 0.6, 0.0, 0.0, 0.0, 0.7, 0.0, 0.0])
+    study = optuna.create_study(
+        direction="maximize", sampler=MAPSampler(seed=0, search_space=space, nested=True, refine=0)
+    )
+    for _ in range(58):
+        trial = study.ask(space)
+        weights = np.array([trial.params[f"weight[{name}]"] for name in names])
+        study.tell(trial, -float(((weights - wanted) ** 2).sum()))
+    matches = [trial for trial in study.trials if proposal_stage(trial) == "match"]
+    assert len(matches) < 56 and proposal_stage(study.trials[-1]) != "match"
+    assert max(trial.value for trial in matches) > -0.3  # no merge at all: -1.49, best expert alone: -0.89
+
+
 def test_by_name_and_wrong_options() -> None:
     made: Any = make_sampler("map", seed=0, objectives=[Objective("a"), Objective("b")], options={"refine": 0})
     assert isinstance(made, MAPSampler)
