@@ -108,15 +108,16 @@ def front_table(
         for candidate in (*merges, *anchors)
         if rows is None or candidate.number in rows
     }
-    used = 8 + sum(
-        2 + max(len(words.heading(objective)), *(len(row[index]) for row in cells.values()))
+    widths = [
+        max(len(words.heading(objective)), *(len(row[index]) for row in cells.values()))
         for index, objective in enumerate(study.objectives)
-    )
+    ]
+    used = 10 + sum(column + 3 for column in widths)
     room = width - used
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
-    table.add_column("trial", justify="right", no_wrap=True)
-    for objective in study.objectives:
-        table.add_column(words.heading(objective), no_wrap=True)
+    table.add_column("trial", justify="right", no_wrap=True, min_width=5)
+    for objective, column in zip(study.objectives, widths, strict=True):
+        table.add_column(words.heading(objective), no_wrap=True, min_width=column)
     with_coefficients = room >= _LEAST_COEFFICIENTS
     experts = "/".join(study.space.models)
     heading = f"coefficients ({experts})" if len(experts) + 15 <= room else "coefficients"

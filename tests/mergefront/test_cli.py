@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -54,6 +55,7 @@ def test_front_table_fits_100_columns_and_names_noise_anchors_and_knee(storage: 
         result = call("front", study, "--storage", storage)
         assert result.exit_code == 0, result.output
         assert max(len(line) for line in result.stdout.splitlines()) <= 100
+        assert not re.search(r"± [\d.]*…", result.stdout), "a score is cut"
         assert "maths ↑" in result.stdout and "task arithmetic 0.3" in result.stdout and "◆" in result.stdout
         assert "beats the best anchor" in " ".join(result.stdout.split())
     assert "delta_l1 ↓" in result.stdout

@@ -87,7 +87,8 @@ def test_the_model_card_has_scores_objectives_anchors_and_method(study: mf.Study
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["tags"] == ["merge", "mergekit", "mergefront"] and "base_model" not in metadata
     for said in ("maths ↑", "**this merge**", "uniform average", "objectives: maths (maximize)",
-                 "sampler: random, seed 3", f"trial {candidate.number}", "8 evaluations", "hypervolume", "merge_method:"):  # fmt: skip
+                 "sampler: random, seed 3", f"trial {candidate.number}", "8 evaluations", "hypervolume",
+                 "merge_method:"):  # fmt: skip
         assert said in card
 
 
