@@ -149,13 +149,15 @@ class HttpClient:
         *,
         cached: bool = True,
         state: str = "",
+        lasting_path: str | None = None,
     ) -> T:
         """The answer to one request as ``read`` understands it.
 
         ``read`` gets the parsed JSON; it raises ``MalformedAnswerError`` for an answer that may have been
         damaged (asked again) and ``EvaluationError`` for one that is wrong (final). Only answers that were
         read are cached. Equal requests under way at once are sent once. ``state`` names what the answer
-        depends on besides the request, such as settings that an earlier request made.
+        depends on besides the request, such as settings that an earlier request made; ``lasting_path`` stands
+        for the path in the cache where the path has a passing name in it, such as a session's.
 
         Raises ``EvaluationError`` (kinds "http <status>", "timeout", "connection", "malformed response",
         "response too large"), ``BudgetExhaustedError``, and ``SearchStoppedError`` when the server refuses
@@ -164,7 +166,7 @@ class HttpClient:
         if not cached:
             text = await self._answered(method, path, body, read, None)
             return read(parse_json(text)).value
-        key = request_key(self.server, method, path, body, state)
+        key = request_key(self.server, method, lasting_path or path, body, state)
         while (pending := self._under_way.get(key)) is not None:
             await asyncio.wait([pending])
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()

@@ -3,7 +3,6 @@
 | file | backend | what a recipe becomes |
 | --- | --- | --- |
 | ``llama_server.py`` | ``llama_server``: llama.cpp's server with LoRAs loaded | LoRA scales in each request |
-| ``vllm.py`` | ``vllm``: a vLLM server that loads LoRAs at run time | one LoRA, merged here, loaded there |
 | ``merge_service.py`` | ``merge_service``: a provider that holds the weights | control vectors in each request |
 | ``openai_api.py`` | ``openai``: an endpoint with served models | none: one served model at a time |
 | ``ensemble.py`` | ``ensemble``: closed models side by side | weights of their votes |

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import TypeAdapter
 
 from mergefront.adapters.backend import Backend
+from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.http.cache import ResponseCache
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.servers.settings import (
     EnsembleSection,
     LlamaServerSection,
+    MergeServiceSection,
     OpenAISection,
     ServerSection,
 )
-from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError
+from mergefront.adapters.tasks import Task
+from mergefront.optimizer.errors import MergefrontError, UserError
+from mergefront.optimizer.evaluation import Evaluator
 from mergefront.optimizer.space import MergeSpace
 
 
@@ -47,10 +52,21 @@ def _ensemble(settings: EnsembleSection, space: MergeSpace, root: Path, cache: R
     return EnsembleBackend(settings, space.models, cache, seed=space.seed)
 
 
+def _merge_service(
+    settings: MergeServiceSection, space: MergeSpace, root: Path, cache: ResponseCache | None
+) -> ServerBackend:
+    from mergefront.adapters.servers.merge_service import MergeServiceBackend
+
+    if settings.protocol == "evo-merging":
+        raise UserError("the Evo-Merging service answers with a loss only; drop the tasks and name the objective loss")
+    return MergeServiceBackend(settings, space.models, cache, seed=space.seed)
+
+
 BACKENDS: Mapping[str, Callable[..., ServerBackend]] = {
     "llama_server": _llama_server,
     "openai": _openai,
     "ensemble": _ensemble,
+    "merge_service": _merge_service,
 }
 """Makers by type; each gets (settings, space, root, cache)."""
 
@@ -69,10 +85,31 @@ def make_backend(
     Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``).
     Raises ``UserError`` when the server cannot be used as the settings say.
     """
-    maker = BACKENDS.get(settings.type)
-    if maker is None:
-        raise UserError(f"backend {settings.type} is no language model; see make_evaluator")
-    return maker(settings, space, root, cache)
+    return BACKENDS[settings.type](settings, space, root, cache)
+
+
+def answers_with_a_loss(settings: ServerSection) -> bool:
+    """Whether the server is no language model but an evaluator of its own (then a study has no tasks)."""
+    return isinstance(settings, MergeServiceSection) and settings.protocol == "evo-merging"
+
+
+@contextmanager
+def make_evaluator(
+    settings: ServerSection,
+    tasks: Sequence[Task],
+    space: MergeSpace,
+    root: Path,
+    cache: ResponseCache | None = None,
+) -> Iterator[Evaluator]:
+    """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
+    if isinstance(settings, MergeServiceSection) and settings.protocol == "evo-merging":
+        from mergefront.adapters.servers.merge_service import EvoMergingEvaluator
+
+        with closing(EvoMergingEvaluator(settings, list(space.models), cache, seed=space.seed)) as evaluator:
+            yield evaluator
+        return
+    with closing(make_backend(settings, space, root, cache)) as backend:
+        yield TaskEvaluator(backend, tasks)
 
 
 def backend_problems(
@@ -82,9 +119,15 @@ def backend_problems(
 
     ``verbs`` are what the study's tasks ask. At most a few short requests per model.
     """
+    if answers_with_a_loss(settings):
+        try:
+            with make_evaluator(settings, (), space, root, cache):
+                return []
+        except MergefrontError as error:
+            return str(error).split("\n")
     try:
         backend = make_backend(settings, space, root, cache)
-    except (UserError, EvaluationError, MergefrontError) as error:
+    except MergefrontError as error:
         return str(error).split("\n")
     try:
         ask: Callable[[Sequence[Verb]], list[str]] | None = getattr(backend, "problems", None)

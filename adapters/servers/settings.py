@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -85,24 +86,6 @@ class EnsembleSection(Section):
     members: dict[str, MemberSection] = Field(min_length=1)
 
 
-class VllmSection(ConnectionSection):
-    """A vLLM server started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora.
-
-    LoRAs are merged here and written to ``folder``, which the server sees as ``server_folder`` (default: the
-    same path). ``operator`` is how several LoRAs become one: ``cat`` (exact, ranks add up), ``svd`` (cut back
-    to ``rank``) or ``factor`` (the Evo-Merging paper's, with its cross terms). ``tokenizer`` is a folder with
-    tokenizer.json for scoring; without it the server's /tokenize is asked.
-    """
-
-    type: Literal["vllm"]
-    base_name: str
-    folder: str
-    server_folder: str | None = None
-    operator: Literal["cat", "svd", "factor"] = "cat"
-    rank: int | None = Field(default=None, ge=1)
-    scoring: Literal["forced", "prompt_logprobs"] = "forced"
-
-
 class MergeServiceSection(ConnectionSection):
     """A provider's merge service. ``protocol: mergefront`` is our own ``mergefront serve``; ``evo-merging`` is
     the released Evo-Merging service, which answers with a loss (objective ``loss``) over its own data set."""
@@ -114,14 +97,22 @@ class MergeServiceSection(ConnectionSection):
 
 
 ServerSection = Annotated[
-    LlamaServerSection | OpenAISection | EnsembleSection | VllmSection | MergeServiceSection,
+    LlamaServerSection | OpenAISection | EnsembleSection | MergeServiceSection,
     Field(discriminator="type"),
 ]
 """Any backend over HTTP, told apart by ``type``."""
 
+SERVER_SECTIONS: Mapping[str, type[Section]] = {
+    "llama_server": LlamaServerSection,
+    "openai": OpenAISection,
+    "ensemble": EnsembleSection,
+    "merge_service": MergeServiceSection,
+}
+"""The section of each backend type."""
+
 RUNTIME_KEYS = frozenset(
     {"url", "api_key_env", "allow_plain_http", "concurrency", "timeout", "attempts", "longest_wait", "give_up"}
-    | {"budget", "price", "folder", "server_folder"}
+    | {"budget", "price"}
 )
 """Keys that say how the work is done and not what is measured: a study may be continued with others."""
 
