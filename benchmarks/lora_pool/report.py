@@ -82,7 +82,13 @@ def _verdicts(runs: Sequence[Run]) -> list[str]:
             f"ours at {budget} is lower than theirs at {procedure.evaluations} in {late} of {len(theirs)}."
         )
     released = [run.best[-1] for run in runs if run.procedure == RELEASED]
+    first = [(run.best[0], run.best[399]) for run in runs if run.procedure == RELEASED]
     if released:
+        before, after = np.median(np.array(first), axis=0)
+        said.append(
+            f"- The released first stage, 400 evaluations of densities at equal weights, takes the loss from "
+            f"{before:.4f} to {after:.4f} (medians): what denoising before scaling is worth here."
+        )
         aim = float(np.median(released))
         reached = [next((i + 1 for i, loss in enumerate(run.best) if loss <= aim), None) for run in ours.values()]
         counted = sorted(r for r in reached if r is not None)

@@ -286,8 +286,9 @@ def test_preferences_decide_between_objectives() -> None:
     assert ends[0] > 0.3 and ends[1] < -0.3
 
 
-def test_replaying_generations_gives_the_same_distribution_bit_for_bit() -> None:
-    plan = EvolutionPlan(np.full(5, 0.5), 0.2, np.ones(5), 6, separable=False)
+@pytest.mark.parametrize("separable", [False, True])
+def test_replaying_generations_gives_the_same_distribution_bit_for_bit(separable: bool) -> None:
+    plan = EvolutionPlan(np.full(5, 0.5), 0.2, np.ones(5), 6, separable)
     living = Evolution(plan)
     told = []
     for g in range(6):
@@ -297,6 +298,19 @@ def test_replaying_generations_gives_the_same_distribution_bit_for_bit() -> None
     fresh = Evolution(plan)
     fresh.replay(told)
     assert np.array_equal(living.sample(7), fresh.sample(7))
+
+
+def test_large_pools_get_a_diagonal_covariance() -> None:
+    names = tuple(f"l{i}" for i in range(31))
+    space = pool(names, densities=False)
+    found = {}
+    covariances: tuple[Any, ...] = ("auto", "separable", "full")
+    for covariance in covariances:
+        sampler = EvoMergingSampler(seed=0, variant="lorahub", search_space=space, covariance=covariance, population=6)
+        study = optuna.create_study(sampler=sampler)
+        optimise(study, space, 14, lambda params: sum((value - 0.5) ** 2 for value in params.values()))
+        found[covariance] = study.trials[-1].params
+    assert found["auto"] == found["separable"] != found["full"]
 
 
 def test_by_name_with_preferences() -> None:
