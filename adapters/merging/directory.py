@@ -192,6 +192,7 @@ class _Plan:
                 dtype,
                 resident=False,
                 compile=False,
+                compat_mergekit=self.config.compat,
             )
             for name in places:
                 _, out_dtype = self._shape_and_dtype(places[name][1])

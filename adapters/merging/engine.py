@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints import Checkpoint
+from mergefront.adapters.merging import compat
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
 from mergefront.adapters.merging.masks import LEVELS, keep_threshold, mask_key, norms_by_level
 from mergefront.adapters.merging.ranking import (
@@ -85,7 +86,8 @@ class MergeEngine:
     (default: as stored). ``resident`` copies memory-mapped checkpoints into memory on ``device``
     ("auto": if they take less than half of what is free). ``compile`` fuses the arithmetic with
     torch.compile ("auto": for models worth the seconds it takes, where a C++ compiler is at hand);
-    eager arithmetic gives the same result.
+    eager arithmetic gives the same result. ``compat_mergekit`` computes as mergekit does, in the tensors' own
+    dtype; slower, for reproducing its merges bit for bit.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -100,6 +102,7 @@ class MergeEngine:
         resident: bool | Literal["auto"] = "auto",
         compile: bool | Literal["auto"] = "auto",
         check: bool = True,
+        compat_mergekit: bool = False,
     ) -> None:
         import torch
 
@@ -108,6 +111,7 @@ class MergeEngine:
         self.device = torch.device(device)
         self.dtype = dtype
         self._check = check
+        self._compat = compat_mergekit
         opened = None if base is None else open_source(base)
         base_header = None if opened is None else header_of(opened, "base model")
         if base_header is not None and base_header.kind == "lora":
@@ -319,7 +323,7 @@ class MergeEngine:
             if out.is_contiguous() and out.device == self.device
             else torch.empty(shape, dtype=out.dtype, device=self.device)
         )
-        if method.consensus is not None:
+        if method.consensus is not None and not self._compat:
             assert base is not None
             norm = self._merge_task_vectors(name, method, coefficients, base, written)
         else:
@@ -521,34 +525,46 @@ class MergeEngine:
     ) -> torch.Tensor:
         import torch
 
-        kernel = method.load_kernel()
         arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
         if "lambda" in arguments:
             arguments["lambda_"] = arguments.pop("lambda")
+        if method.consensus is None:
+            kernel = compat.linear if self._compat and method.name == "linear" else method.load_kernel()
+        else:
+            place = (name, coefficients.models, coefficients.seed)
+
+            def kernel(tensors: Sequence[torch.Tensor], origin: torch.Tensor, **parameters: Any) -> torch.Tensor:
+                return compat.merge_task_vectors(method, tensors, origin, parameters, place)
+
         prepare = method.load_prepare()
         entries = [self._entry(name, model) for model in coefficients.models]
+        own_dtype = self._compat and method.name not in compat.IN_FLOAT32
+        flat = method.elementwise and not self._compat
         size = out.numel()
-        stretch = CHUNK if method.elementwise and self.device.type == "cpu" else max(size, 1)
+        stretch = CHUNK if flat and self.device.type == "cpu" else max(size, 1)
         norm = torch.zeros((), dtype=torch.float64)
         for start in range(0, size, stretch):
             part = slice(start, min(start + stretch, size))
-            origin = None if base is None else _cut(base, part, method.elementwise).float()
+            origin = None if base is None else _cut(base, part, flat)
+            if origin is not None and not own_dtype:
+                origin = origin.float()
             tensors = []
             for entry in entries:
                 if entry is None:
                     assert origin is not None
                     tensors.append(origin)
                     continue
-                tensor = _cut(entry.tensor, part, method.elementwise).float()
+                tensor = _cut(entry.tensor, part, flat)
+                tensor = tensor if own_dtype else tensor.float()
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
             if prepare is not None:
                 arguments["prepared"] = self._prepare(name, coefficients, prepare, tensors, origin)
             merged = kernel(tensors, origin, **arguments)
-            _cut(out, part, method.elementwise).copy_(merged)
+            _cut(out, part, flat).copy_(merged)
             if origin is None:
                 norm = torch.full((), float("nan"), dtype=torch.float64)
             else:
-                norm = norm + (merged - origin).abs().sum().double().cpu()
+                norm = norm + (merged.float() - origin.float()).abs().sum().double().cpu()
         return norm
 
     def _prepare(

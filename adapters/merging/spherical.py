@@ -122,27 +122,30 @@ def karcher(tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, max_i
 
     if len(tensors) == 1:
         return tensors[0]
-    norms = [tensor.norm() for tensor in tensors]
+    # Norms are float32 in every dtype, directions and dot products in the tensors' own, as in mergekit.
+    norms = [tensor.float().norm() for tensor in tensors]
     share = 1.0 / len(tensors)
-    units = [tensor / norm for tensor, norm in zip(tensors, norms, strict=True) if float(norm) > tol]
+    units = [(tensor / norm).to(tensor.dtype) for tensor, norm in zip(tensors, norms, strict=True) if float(norm) > tol]
     if not units:
         return torch.zeros_like(tensors[0])
     each = 1.0 / len(units)
     mean = torch.zeros_like(units[0])
     for unit in units:
         mean = mean + each * unit
-    length = mean.norm()
-    mean = units[0].clone() if float(length) < tol else mean / length
+    length = mean.float().norm()
+    mean = units[0].clone() if float(length) < tol else (mean / length).to(mean.dtype)
     for _ in range(int(max_iter)):
         tangent = torch.zeros_like(mean)
         for unit in units:
-            dot = torch.clamp((mean * unit).sum(), -1.0, 1.0)
+            dot = torch.clamp(torch.dot(mean.reshape(-1), unit.reshape(-1)), -1.0, 1.0)
             angle = torch.arccos(dot)
             if float(angle) >= tol:
                 tangent = tangent + each * (angle / torch.sin(angle)) * (unit - dot * mean)
-        step = tangent.norm()
+        step = tangent.float().norm()
         if float(step) < tol:
             break
-        mean = torch.cos(step) * mean + torch.sin(step) * (tangent / step)
-        mean = mean / mean.norm().clamp(min=tol)
-    return mean * sum(share * norm for norm in norms)
+        mean = (torch.cos(step) * mean + torch.sin(step) * (tangent / step)).to(mean.dtype)
+        length = mean.float().norm()
+        if float(length) > tol:
+            mean = (mean / length).to(mean.dtype)
+    return sum(share * norm for norm in norms) * mean
