@@ -29,6 +29,7 @@ _KNOWN_KEYS = (
     "name",
     "chat_template",
 )
+_RESCALE_SWITCH = {"l1": True, "none": False}
 _PER_ENTRY_KEYS = ("model", "parameters", "layer_range")
 
 
@@ -36,14 +37,18 @@ def dump(recipe: Recipe, references: Mapping[str, str]) -> dict[str, Any]:
     """A mergekit configuration that says what ``recipe`` says."""
     method = METHODS[recipe.method]
     where = {name: references.get(name, reference) for name, reference in recipe.models.items()}
-    base = references.get("", recipe.base_model) if method.needs_base else None
-    if base is None and method.max_models == 2:
+    keeps_base = method.needs_base or (method.optional_base and recipe.base_model is not None)
+    base = references.get("", recipe.base_model) if keeps_base else None
+    if base is None and method.max_models == 2 and not method.optional_base:
         base = next(iter(where.values()))
     config: dict[str, Any] = {"merge_method": recipe.method}
     if base is not None:
         config["base_model"] = base
     if recipe.grouping.starts:
-        config["slices"] = [_slice(recipe, method, where, block) for block in range(len(recipe.grouping.starts))]
+        config["slices"] = [
+            _slice(recipe, method, where, base if keeps_base else None, block)
+            for block in range(len(recipe.grouping.starts))
+        ]
     else:
         config["models"] = [_entry(where[name], _parameters(recipe, method, name, None)) for name in recipe.models]
     common = _parameters(recipe, method, None, None)
@@ -52,13 +57,18 @@ def dump(recipe: Recipe, references: Mapping[str, str]) -> dict[str, Any]:
     return config
 
 
-def _slice(recipe: Recipe, method: MergeMethod, where: Mapping[str, str], block: int) -> dict[str, Any]:
+def _slice(
+    recipe: Recipe, method: MergeMethod, where: Mapping[str, str], base: str | None, block: int
+) -> dict[str, Any]:
     starts = recipe.grouping.starts
     end = starts[block + 1] if block + 1 < len(starts) else recipe.grouping.layers
     sources = []
     for name in recipe.models:
         entry = _entry(where[name], _parameters(recipe, method, name, block))
         sources.append({**entry, "layer_range": [starts[block], end]})
+    if base is not None and base not in where.values():
+        # mergekit wants the base among a slice's sources; with ``models`` it adds it by itself.
+        sources.append({"model": base, "layer_range": [starts[block], end]})
     made: dict[str, Any] = {"sources": sources}
     common = _parameters(recipe, method, None, block)
     if common:
@@ -80,6 +90,8 @@ def _parameters(recipe: Recipe, method: MergeMethod, expert: str | None, block: 
                 value = recipe.params.get(str(CoefficientName(parameter.name, expert, kind, ("block", block))), value)
             if value is None and (block is None or expert is not None):
                 value = recipe.params.get(str(CoefficientName(parameter.name, expert, kind)))
+            if parameter.name == "rescale" and value in _RESCALE_SWITCH:
+                value = _RESCALE_SWITCH[str(value)]
             if value is not None:
                 rules.append((kind, value))
         if len(rules) == 1 and rules[0][0] is None:
@@ -98,7 +110,7 @@ def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
     reader = _Reader(method, names)
     base = content.get("base_model")
     if "slices" in content:
-        reader.read_slices(content["slices"])
+        reader.read_slices(content["slices"], base)
     elif "models" in content:
         for entry in content["models"]:
             reader.read_entry(entry, base, None)
@@ -106,13 +118,13 @@ def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
         raise UserError("mergekit configuration: neither 'models' nor 'slices' is given")
     reader.read_parameters(content.get("parameters") or {}, None, None)
     models = reader.models
-    if not method.needs_base and method.max_models == 2 and base is not None:
+    if not method.needs_base and not method.optional_base and method.max_models == 2 and base is not None:
         models = dict(sorted(models.items(), key=lambda item: item[1] != base))
     return {
         "method": method.name,
         "models": models,
         "params": reader.params,
-        "base_model": base if method.needs_base else None,
+        "base_model": base if method.needs_base or method.optional_base else None,
         "grouping": Grouping(reader.layers, tuple(reader.starts), tuple(reader.split)),
     }
 
@@ -165,7 +177,7 @@ class _Reader:
                 )
         reference = str(entry["model"])
         parameters = entry.get("parameters") or {}
-        if reference == base and self.method.needs_base and not parameters:
+        if reference == base and (self.method.needs_base or self.method.optional_base) and not parameters:
             return
         self.read_parameters(parameters, self._name(reference), block)
 
@@ -179,7 +191,7 @@ class _Reader:
         self.models[name] = reference
         return name
 
-    def read_slices(self, slices: Any) -> None:
+    def read_slices(self, slices: Any, base: str | None) -> None:
         for block, made in enumerate(slices):
             ranges = {tuple(source.get("layer_range") or ()) for source in made.get("sources", ())}
             if len(ranges) != 1 or len(next(iter(ranges))) != 2:
@@ -195,7 +207,7 @@ class _Reader:
             self.starts.append(int(start))
             self.layers = int(end)
             for source in made["sources"]:
-                self.read_entry(source, None, block)
+                self.read_entry(source, base, block)
             self.read_parameters(made.get("parameters") or {}, None, block)
 
     def read_parameters(self, parameters: Mapping[str, Any], expert: str | None, block: int | None) -> None:
@@ -213,7 +225,10 @@ class _Reader:
                     kind = None
                 if kind is not None and kind not in self.split:
                     self.split.append(kind)
-                self._set(parameter, expert, kind, block, rule["value"])
+                value_at = rule["value"]
+                if parameter == "rescale" and isinstance(value_at, bool):
+                    value_at = "l1" if value_at else "none"
+                self._set(parameter, expert, kind, block, value_at)
 
     def _set(self, parameter: str, expert: str | None, kind: str | None, block: int | None, value: Any) -> None:
         if isinstance(value, list):

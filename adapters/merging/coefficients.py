@@ -34,6 +34,7 @@ class Coefficients:
     per_model: tuple[tuple[str, tuple[ParameterValue, ...]], ...]
     shared: tuple[tuple[str, ParameterValue], ...]
     seed: int
+    with_base: bool = True
 
     def of_models(self, parameter: str) -> tuple[Any, ...]:
         """The parameter's value for every model."""
@@ -55,7 +56,9 @@ def read_coefficients(recipe: RecipeLike, method: MergeMethod, models: Sequence[
         else:
             shared.append((parameter.name, recipe.coefficient(parameter.name, None, tensor_name)))
     seed = recipe.seed if method.stochastic else 0
-    return Coefficients(method.name, tuple(models), tuple(per_model), tuple(shared), seed)
+    # A method that can do without a base does so when the recipe names none.
+    with_base = not method.optional_base or getattr(recipe, "base_model", "") is not None
+    return Coefficients(method.name, tuple(models), tuple(per_model), tuple(shared), seed, with_base)
 
 
 class CoefficientReader:

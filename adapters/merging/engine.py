@@ -559,7 +559,7 @@ class MergeEngine:
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
             if prepare is not None:
                 arguments["prepared"] = self._prepare(name, coefficients, prepare, tensors, origin)
-            merged = kernel(tensors, origin, **arguments)
+            merged = kernel(tensors, origin if coefficients.with_base else None, **arguments)
             _cut(out, part, flat).copy_(merged)
             if origin is None:
                 norm = torch.full((), float("nan"), dtype=torch.float64)

@@ -60,3 +60,10 @@ def test_a_recipe_read_from_the_config_merges_in_place_to_the_same(config: Path)
     live = {name: torch.full_like(tensor, 7.0) for name, tensor in load_file(base / "model.safetensors").items()}
     engine.merge_into(recipe, live)
     assert_close(live, load_file(GOLDENS / "expected" / f"{config.stem}.safetensors"))
+
+
+def test_an_exported_recipe_with_blocks_reads_back_as_itself() -> None:
+    text = (FIXTURES / "goldens_small" / "configs" / "exported_blocks.yaml").read_text()
+    recipe = Recipe.from_mergekit(text)
+    assert set(recipe.models) == {"math", "code"} and recipe.grouping.starts == (0, 1, 2)
+    assert Recipe.from_mergekit(recipe.to_mergekit()) == recipe
