@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 Spent = tuple[int, int, int]
@@ -50,7 +50,9 @@ class MemoryCache:
         return sum(c[0] for c in costs), sum(c[1] for c in costs), sum(c[2] for c in costs)
 
 
-def request_key(server: str, method: str, path: str, body: Mapping[str, Any] | None, state: str = "") -> str:
+def request_key(
+    server: str, method: str, path: str, body: Mapping[str, Any] | Sequence[Any] | None, state: str = ""
+) -> str:
     """64 hexadecimal characters, equal exactly for equal requests to the same server.
 
     ``server`` says whose answer it is (its model, see the backends), ``state`` in which state it was;

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,8 @@ from mergefront.adapters.http.retry import RETRIED_STATUS, RetryPolicy, retry_af
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
 
 T = TypeVar("T")
+Body = Mapping[str, Any] | Sequence[Any] | None
+"""What a request says, as JSON."""
 
 _PATIENCE = 10.0
 """Seconds for which a closing client waits for answers that are paid for."""
@@ -98,7 +100,7 @@ class HttpClient:
         self._files = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mergefront-http-cache")
         self._gate = asyncio.Semaphore(self.policy.concurrency)
         self._under_way: dict[str, asyncio.Future[str]] = {}
-        self._sending: set[asyncio.Future[str]] = set()
+        self._sending: set[asyncio.Future[Any]] = set()
         self._breaker = CircuitBreaker(self.policy.breaker, self.url, self._loop.time)
         self._log_filter = None if api_key is None else KeyFilter(api_key)
         if self._log_filter is not None:
@@ -144,7 +146,7 @@ class HttpClient:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Body,
         read: Callable[[Any], Reply[T]],
         *,
         cached: bool = True,
@@ -188,7 +190,7 @@ class HttpClient:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Body,
         read: Callable[[Any], Reply[T]],
         key: str | None,
     ) -> str:
@@ -200,7 +202,8 @@ class HttpClient:
             attempt += 1
             try:
                 async with self._gate, self._breaker.passage():
-                    text = await self._to_its_end(self._attempt(method, path, body, read, key, fresh=attempt > 1))
+                    sent = self._attempt(method, path, body, read, key, fresh=attempt > 1)
+                    text, kept = await self._to_its_end(sent)
                     self._breaker.answered()
             except EvaluationError:
                 self._breaker.answered()
@@ -213,16 +216,21 @@ class HttpClient:
                     ) from None
                 await asyncio.sleep(self._pause(attempt, purpose, fault))
                 continue
+            # The next request is on its way while this one's answer is written.
+            await asyncio.shield(kept)
             return text
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, str]) -> str:
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What was sent is paid for: its answer is kept even if nobody waits for it any more."""
+        return await asyncio.shield(self._in_background(work))
+
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._sending.add(task)
         task.add_done_callback(self._sent_one)
-        return await asyncio.shield(task)
+        return task
 
-    def _sent_one(self, task: asyncio.Future[str]) -> None:
+    def _sent_one(self, task: asyncio.Future[Any]) -> None:
         self._sending.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
@@ -242,13 +250,13 @@ class HttpClient:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None,
+        body: Body,
         read: Callable[[Any], Reply[Any]],
         key: str | None,
         *,
         fresh: bool,
-    ) -> str:
-        """Send once; the answer is kept under ``key`` when it was understood."""
+    ) -> tuple[str, asyncio.Future[None]]:
+        """Send once; returns the answer, and the end of keeping it under ``key`` once it was understood."""
         self.policy.budget.check(self._before + self._sent, self.policy.price)
         self._sent = self._sent + Usage(requests=1)
         status, headers, text = await self._exchange(method, path, body, fresh)
@@ -260,13 +268,13 @@ class HttpClient:
             raise _Fault("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
         spent = Usage(0, reply.input_tokens, reply.output_tokens)
         self._sent = self._sent + spent
-        if key is not None:
-            await self._in_files(self.cache.keep, key, self.server, text, dataclasses.astuple(Usage(1) + spent))
-        return text
+        return text, self._in_background(self._keep(key, text, Usage(1) + spent))
 
-    async def _exchange(
-        self, method: str, path: str, body: Mapping[str, Any] | None, fresh: bool
-    ) -> tuple[int, httpx.Headers, str]:
+    async def _keep(self, key: str | None, text: str, spent: Usage) -> None:
+        if key is not None:
+            await self._in_files(self.cache.keep, key, self.server, text, dataclasses.astuple(spent))
+
+    async def _exchange(self, method: str, path: str, body: Body, fresh: bool) -> tuple[int, httpx.Headers, str]:
         # After a fault the connection, and others of its age, may be dead: a repeated attempt opens its own.
         client = self._single_use if fresh else self._pooled
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
@@ -339,8 +347,10 @@ class HttpClient:
         """
 
         async def close() -> None:
-            if self._sending:
-                await asyncio.wait(self._sending, timeout=_PATIENCE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    while self._sending:
+                        await asyncio.wait(self._sending)
             for task in self._sending:
                 task.cancel()
             await self._pooled.aclose()

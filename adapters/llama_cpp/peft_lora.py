@@ -132,7 +132,7 @@ def read_safetensors(path: Path) -> dict[str, Matrix]:
     from safetensors import SafetensorError, deserialize
 
     try:
-        entries = deserialize(path.read_bytes())
+        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     return {name: _as_float32(entry, f"{path}: {name}") for name, entry in entries}
