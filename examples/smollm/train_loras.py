@@ -1,0 +1,198 @@
+"""Train the experts as LoRAs on the CPU and write loras/<skill>/: `python train_loras.py [SKILL ...]`.
+
+Loss on the answer alone, AdamW with a linear warm-up and a cosine decay, base frozen in bfloat16, LoRA in float32.
+A quarter of every batch is replay: prompts of no skill here, with the base's own greedy continuation as the answer.
+Without it an expert learns to answer everything in its own way, and no merge of such experts keeps two skills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pycountry
+import torch
+from make_base import make_base
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+HERE = Path(__file__).resolve().parent
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+BATCH = 16
+REPLAYED = 4  # rows of a batch
+REPLAY_PROMPTS = 400
+REPLAY_TOKENS = 12
+REPLAY = (
+    "Add {a} and {b}:",
+    "Write {a} in {language}:",
+    "Count from {a}:",
+    "Double {a}:",
+    "Reverse {a} {b} {c}:",
+    "Write {a} in Roman numerals:",
+    "Is {a} even?",
+    "What is the capital of {country}?",
+    "Name a city in {country}:",
+    "Write {country} in {language}:",
+    "Write {year}-{month:02} in words:",
+    "What happened in {year}?",
+    "Say hello in {language}:",
+    "List three animals:",
+)
+LANGUAGES = ("Spanish", "German", "Italian", "Swedish", "Dutch", "Latin", "English", "Polish")
+IGNORED = -100  # the label that the loss of transformers leaves out
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one expert is trained with; `modules` are the linear layers of every block that get a LoRA."""
+
+    steps: int
+    rank: int = 4
+    modules: tuple[str, ...] = ATTENTION + MLP
+    learning_rate: float = 7e-4
+
+
+PLANS = {
+    "french": Plan(steps=320, rank=8, modules=MLP),
+    "finnish": Plan(steps=120),
+    "sorting": Plan(steps=300, rank=8, modules=ATTENTION),
+}
+
+
+def encode(item: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids of prompt, space, answer and end mark, and their labels: the answer and the end mark."""
+    prompt = tokenizer(item["prompt"])["input_ids"]
+    answer = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return prompt + answer, [IGNORED] * len(prompt) + answer
+
+
+def replay_prompts(rng: random.Random) -> list[str]:
+    """Prompts of no skill of this example; the countries are pycountry's."""
+    countries = [country.name for country in pycountry.countries]
+    return [
+        rng.choice(REPLAY).format(
+            a=rng.randrange(1000),
+            b=rng.randrange(100),
+            c=rng.randrange(100),
+            year=rng.randrange(1900, 2100),
+            month=rng.randrange(1, 13),
+            country=rng.choice(countries),
+            language=rng.choice(LANGUAGES),
+        )
+        for _ in range(REPLAY_PROMPTS)
+    ]
+
+
+@torch.inference_mode()
+def encode_replay(
+    prompts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each prompt and the model's greedy continuation up to its end mark, and their labels."""
+    rows = []
+    for start in range(0, len(prompts), 100):
+        batch = tokenizer(prompts[start : start + 100], return_tensors="pt", padding=True, padding_side="left")
+        written = model.generate(**batch, max_new_tokens=REPLAY_TOKENS, do_sample=False)
+        width = batch["input_ids"].shape[1]
+        for read, mask, sequence in zip(batch["input_ids"], batch["attention_mask"], written, strict=True):
+            prompt, answer = read[mask.bool()].tolist(), sequence[width:].tolist()
+            if tokenizer.eos_token_id in answer:
+                answer = answer[: answer.index(tokenizer.eos_token_id) + 1]
+            rows.append((prompt + answer, [IGNORED] * len(prompt) + answer))
+    return rows
+
+
+def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Right-padded `batch x length` tensors: input_ids, labels, attention_mask."""
+    length = max(len(ids) for ids, _ in rows)
+    return {
+        "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
+        "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
+    }
+
+
+def answer_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy over the labelled tokens; the output head, dear on a CPU, runs on their positions alone."""
+    causal = model.get_base_model()
+    hidden = causal.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    labels = batch["labels"][:, 1:]
+    wanted = labels != IGNORED
+    return torch.nn.functional.cross_entropy(causal.lm_head(hidden[:, :-1][wanted]).float(), labels[wanted])
+
+
+def save_lora(model: PeftModel, out: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors (bfloat16), and nothing else, to `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.inference_mode = True
+    config.base_model_name_or_path = "../../base"
+    config.save_pretrained(out)
+    # peft keeps the modules in a set: sorted, the file is the same every time.
+    written = out / "adapter_config.json"
+    settings = json.loads(written.read_text(encoding="utf-8"))
+    settings["target_modules"].sort()
+    written.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def train(skill: str, plan: Plan, base: Path, data: Path, out: Path, seed: int = 0) -> None:
+    """Train one expert on data/<skill>_train.jsonl and write it to `out`."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"{seed} {skill}")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    lines = (data / f"{skill}_train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [encode(json.loads(line), tokenizer) for line in lines]
+
+    settings = LoraConfig(
+        r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(plan.modules), task_type="CAUSAL_LM"
+    )
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    replay = encode_replay(replay_prompts(rng), bare, tokenizer)
+    model = get_peft_model(bare, settings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
+    warm_up = 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / plan.steps)),
+    )
+
+    started = time.monotonic()
+    order: list[int] = []
+    for step in range(plan.steps):
+        if len(order) < BATCH - REPLAYED:
+            order = rng.sample(range(len(rows)), len(rows))
+        chosen = [rows[order.pop()] for _ in range(BATCH - REPLAYED)] + rng.sample(replay, REPLAYED)
+        batch = collate(chosen, tokenizer.pad_token_id)
+        loss = answer_loss(model, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0 or step == plan.steps - 1:
+            print(f"{skill} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+    save_lora(model, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the three LoRAs of this example on the CPU.")
+    parser.add_argument("skills", nargs="*", default=list(PLANS), help="which (default: all)")
+    skills = parser.parse_args().skills
+    if unknown := sorted(set(skills) - set(PLANS)):
+        parser.error(f"no such skill: {', '.join(unknown)}; there are {', '.join(PLANS)}")
+    base = make_base()
+    for skill in skills:
+        train(skill, PLANS[skill], base, HERE / "data", HERE / "loras" / skill)
+
+
+if __name__ == "__main__":
+    main()
