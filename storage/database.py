@@ -37,16 +37,16 @@ class Database:
         optuna.logging.get_logger("optuna.storages")  # sets Optuna's logging up before it is quietened
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self.optuna_storage = self._open()
+            self.optuna_storage = self._open(create)
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
         except (RuntimeError, ImportError) as error:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
 
-    def _open(self) -> RDBStorage:
+    def _open(self, create: bool) -> RDBStorage:
         is_sqlite = self.url.startswith("sqlite")
         kwargs: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
-        _refuse_newer(sqlalchemy.create_engine(self.url, **kwargs), self.url)
+        _check_tables(sqlalchemy.create_engine(self.url, **kwargs), self.url, create)
         storage = RDBStorage(self.url, engine_kwargs=kwargs)
         if is_sqlite:
             _make_sqlite_safe(storage.engine)
@@ -132,9 +132,12 @@ def _make_sqlite_safe(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _refuse_newer(engine: Engine, url: str) -> None:
+def _check_tables(engine: Engine, url: str, create: bool) -> None:
+    """Refuses tables of a newer version, and a database without any when none are to be made."""
     try:
         if not inspect(engine).has_table(schema.schema.name):
+            if not create:
+                raise UserError(f"storage {_safe(url)}: this database holds no mergefront studies; name another one")
             return
         with engine.connect() as connection:
             version = connection.execute(select(schema.schema.c.version)).scalar()

@@ -13,6 +13,7 @@ from mergefront.cli.model_commands import export, merge
 from mergefront.cli.search_commands import check, demo, report, resume, run
 from mergefront.cli.session import Session
 from mergefront.cli.study_commands import dashboard, front, status, studies
+from mergefront.cli.team_commands import ask, copy, delete, rename, tell, worker
 
 
 class Application(click.Group):
@@ -73,5 +74,23 @@ def cli(session: Session, debug: bool) -> None:
     session.debug = debug
 
 
-for _command in (demo, check, run, resume, report, studies, status, front, export, merge, dashboard):
+for _command in (
+    demo,
+    check,
+    run,
+    resume,
+    worker,
+    report,
+    studies,
+    status,
+    front,
+    export,
+    merge,
+    dashboard,
+    ask,
+    tell,
+    rename,
+    copy,
+    delete,
+):
     cli.add_command(_command)
