@@ -1,0 +1,70 @@
+"""The demo's three skills, their items, and the words that its models speak.
+
+reverse gacfbdaa:  aadbfcag     asked for the answer itself (exact match of greedy generation)
+sort gacfbdaa:     aaabcdfg     likewise
+most gacfbdaa:     a            the commonest letter; asked which of four letters is likeliest
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+LETTERS = "abcdefghijkl"
+LENGTH = 8
+
+
+def reverse(letters: str) -> str:
+    """Back to front."""
+    return letters[::-1]
+
+
+def sort(letters: str) -> str:
+    """In the order of the alphabet."""
+    return "".join(sorted(letters))
+
+
+def most(letters: str) -> str:
+    """The commonest letter."""
+    return Counter(letters).most_common(1)[0][0]
+
+
+SKILLS: Mapping[str, Callable[[str], str]] = {"reverse": reverse, "sort": sort, "most": most}
+
+END = "\n"
+VOCABULARY = ("<pad>", "<eos>", END, " ", ":", *LETTERS, *SKILLS)
+"""Every token: the skills' names are words, everything else is one character."""
+
+
+def prompt(skill: str, letters: str) -> str:
+    """How an item is put to a model."""
+    return f"{skill} {letters}:"
+
+
+def draw(skill: str, rng: random.Random) -> str:
+    """Eight random letters; for "most" one of them is commoner than every other and four are different."""
+    while True:
+        letters = "".join(rng.choices(LETTERS, k=LENGTH))
+        counts = [count for _, count in Counter(letters).most_common()]
+        if skill != "most" or (len(counts) >= 4 and counts[0] > counts[1]):
+            return letters
+
+
+def questions(skill: str, rng: random.Random, count: int) -> list[str]:
+    """``count`` different strings of letters."""
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[draw(skill, rng)] = None
+    return list(drawn)
+
+
+def item(skill: str, letters: str, rng: random.Random) -> dict[str, Any]:
+    """One line of a data file."""
+    answer = SKILLS[skill](letters)
+    if skill != "most":
+        return {"prompt": prompt(skill, letters), "answer": answer}
+    choices = [letter for letter, _ in Counter(letters).most_common(4)]
+    rng.shuffle(choices)
+    return {"prompt": prompt(skill, letters), "choices": choices, "answer": choices.index(answer)}
