@@ -56,13 +56,13 @@ class Plan:
     steps: int
     rank: int = 4
     modules: tuple[str, ...] = ATTENTION + MLP
-    learning_rate: float = 7e-4
+    learning_rate: float = 1e-3
 
 
 PLANS = {
-    "french": Plan(steps=320, rank=8, modules=MLP),
+    "french": Plan(steps=260),
     "finnish": Plan(steps=120),
-    "sorting": Plan(steps=300, rank=8, modules=ATTENTION),
+    "sorting": Plan(steps=260),
 }
 
 
