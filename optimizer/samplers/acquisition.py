@@ -26,7 +26,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import erfcx
 
 from mergefront.optimizer.samplers.hypercells import improvement_cells
-from mergefront.optimizer.samplers.surrogate import JITTER, GaussianProcess, Surrogate, kernel
+from mergefront.optimizer.samplers.surrogate import JITTER, GaussianProcess, Surrogate, kernel, kernel_and_slope
 
 Array = NDArray[np.float64]
 
@@ -99,7 +99,7 @@ class HypervolumeImprovement:
             deviation_gradient = float(share @ per_deviation)
             by_kernel = conditional.weights @ mean_gradient
             by_kernel -= deviation_gradient * conditional.scale**2 / terms.deviation[0] * terms.product[0]
-            pull = by_kernel * terms.kernel[0]
+            pull = by_kernel * terms.slope[0]
             gradient += (pull @ self._z - pull.sum() * point) / conditional.lengthscales**2
         return float(forward.total[0]), gradient
 
@@ -114,7 +114,7 @@ class HypervolumeImprovement:
         return _Forward(total, log_area, tuple(terms))
 
     def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
-        cross = kernel(points, self._z, conditional.lengthscales)
+        cross, slope = kernel_and_slope(points, self._z, conditional.lengthscales)
         product = cross @ conditional.quadratic
         variance = 1.0 - (product * cross).sum(axis=1)
         # Where the floor acts the deviation no longer depends on x.
@@ -124,7 +124,7 @@ class HypervolumeImprovement:
         z = (mean[:, edges.sample] - edges.value) / deviation[:, None]
         log_gain, log_cdf, log_density = _gaussian_terms(z)
         log_width = np.log(deviation)[:, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
-        return _Terms(cross, product, deviation, log_cdf, log_density, log_width)
+        return _Terms(slope, product, deviation, log_cdf, log_density, log_width)
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ class _Edges:
 class _Terms:
     """One objective at ``b`` points: what its boxes' expected widths and their gradients are made of."""
 
-    kernel: Array  # b x N
-    product: Array  # b x N, kernel @ Q
+    slope: Array  # b x N, of the kernel
+    product: Array  # b x N, k(x, z) @ Q
     deviation: Array  # b
     log_cdf: Array  # b x E
     log_density: Array  # b x E

@@ -1,4 +1,4 @@
-"""The same acquisition on BoTorch: ``SingleTaskGP`` and ``qLogNoisyExpectedHypervolumeImprovement``.
+"""The same model and acquisition on BoTorch: ``SingleTaskGP`` and ``qLogNoisyExpectedHypervolumeImprovement``.
 
 Slower by one to two orders of magnitude than ``acquisition`` (an automatic differentiation library and Monte Carlo
 samples of f(x) instead of closed forms), and the reference that it is held against. It is what
@@ -13,10 +13,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mergefront.optimizer.samplers.surrogate import LENGTHSCALE_BOUNDS, LENGTHSCALE_LOG_SD, lengthscale_log_mean
+
 if TYPE_CHECKING:
     import torch
+    from gpytorch.kernels import MaternKernel
 
 Array = NDArray[np.float64]
+
+
+def matern(dimension: int, objectives: int) -> MaternKernel:
+    """The kernel of ``surrogate`` with its prior, for a batch of ``objectives`` processes."""
+    from gpytorch.constraints import GreaterThan
+    from gpytorch.kernels import MaternKernel
+    from gpytorch.priors import LogNormalPrior
+    from torch import Size
+
+    return MaternKernel(
+        nu=2.5,
+        ard_num_dims=dimension,
+        batch_shape=Size([objectives]) if objectives > 1 else Size(),
+        lengthscale_prior=LogNormalPrior(lengthscale_log_mean(dimension), LENGTHSCALE_LOG_SD),
+        lengthscale_constraint=GreaterThan(LENGTHSCALE_BOUNDS[0]),
+    )
 
 
 class BoTorchImprovement:
@@ -51,7 +70,7 @@ class BoTorchImprovement:
         variance = torch.from_numpy(np.maximum(noise_variance, 1e-8)) if known else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = SingleTaskGP(told, values, variance)
+            model = SingleTaskGP(told, values, variance, covar_module=matern(x.shape[1], y.shape[1]))
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
             sampler = SobolQMCNormalSampler(torch.Size([samples]), seed=seed)
             waiting = torch.from_numpy(pending.copy()) if len(pending) else None

@@ -11,6 +11,9 @@ from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
 
+FEW_ANCHORS = 3
+STARTUP_BESIDE_ANCHORS = 2
+
 
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
     """Points ``first`` to ``first + count - 1`` of the seed's sequence (``count x d``), each representable."""
@@ -23,5 +26,11 @@ def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
 
 
 def startup_size(parameters: int, flagged_anchors: int) -> int:
-    """Number of Sobol points before the first model, given how many anchors are evaluated beside them."""
-    return max(4, min(parameters + 1, 12) - flagged_anchors)
+    """Number of Sobol points before the first model, given how many anchors are evaluated beside them.
+
+    A few anchors say more about a merge than as many random points, and the model chooses better than chance from
+    then on: two points off the anchors' plane are enough.
+    """
+    if flagged_anchors >= FEW_ANCHORS:
+        return STARTUP_BESIDE_ANCHORS
+    return max(4, min(parameters + 1, 12))

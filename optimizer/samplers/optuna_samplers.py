@@ -76,9 +76,7 @@ class OptunaSampler(BaseSampler):
         inner = self._inner(trial)
         inner.before_trial(_view(study, inner), trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         inner = self._inner(trial)
         inner.after_trial(_view(study, inner), trial, state, values)
 

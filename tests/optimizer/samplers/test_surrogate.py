@@ -1,4 +1,4 @@
-"""The Gaussian processes, held against BoTorch's ``SingleTaskGP`` with its default priors."""
+"""The Gaussian processes, held against BoTorch's ``SingleTaskGP`` with the same kernel and priors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
+from mergefront.optimizer.samplers.botorch_engine import matern
 from mergefront.optimizer.samplers.surrogate import (
     fit_gaussian_process,
     fit_surrogate,
@@ -27,7 +28,7 @@ def problem(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def botorch_model(x: np.ndarray, y: np.ndarray, variance: np.ndarray | None = None) -> SingleTaskGP:
     noise = None if variance is None else torch.tensor(variance)[:, None]
-    return SingleTaskGP(torch.tensor(x), torch.tensor(y)[:, None], noise)
+    return SingleTaskGP(torch.tensor(x), torch.tensor(y)[:, None], noise, covar_module=matern(x.shape[1], 1))
 
 
 @pytest.mark.parametrize("known", [False, True])
