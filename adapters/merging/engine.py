@@ -370,12 +370,12 @@ class MergeEngine:
         numbers, integers = pack(terms, scale, divisor, base.device)
         kernel = self._kernel(fusion, base.numel())
         norm = kernel(
-            base.view(-1),
-            [term.tensor for term in terms],
+            _flat(base),
+            [_flat(term.tensor) for term in terms],
             [term.row_ranks for term in terms if term.row_ranks is not None],
             numbers,
             integers,
-            out.view(-1),
+            _flat(out),
         )
         whole = _whole_expert(terms, scale, divisor if normalize and method.consensus != "sign" else None, normalize)
         if whole is not None:
@@ -592,6 +592,14 @@ class MergeEngine:
 
 def _cut(tensor: torch.Tensor, part: slice, flat: bool) -> torch.Tensor:
     return tensor.view(-1)[part] if flat else tensor
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as one dimension, and no view: torch.compile guards views at a cost per call."""
+    import torch
+
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))
 
 
 def _delta_of(entry: Entry, base: torch.Tensor) -> DeltaChunk:
