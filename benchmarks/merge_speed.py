@@ -42,7 +42,8 @@ def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     for layer in range(30):
         prefix = f"model.layers.{layer}."
         for name, rows, columns in (
-            ("self_attn.q_proj", hidden, hidden), ("self_attn.k_proj", keys, hidden), ("self_attn.v_proj", keys, hidden),
+            ("self_attn.q_proj", hidden, hidden), ("self_attn.k_proj", keys, hidden),
+            ("self_attn.v_proj", keys, hidden),
             ("self_attn.o_proj", hidden, hidden), ("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden),
             ("mlp.down_proj", hidden, inner),
         ):  # fmt: skip
@@ -141,7 +142,8 @@ def main() -> None:
             for row in rows:
                 row["mergekit"] = with_mergekit(arguments.mergekit_python, folder, str(row["method"]))
                 print(json.dumps(row), flush=True)
-    result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+    result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+              "torch": torch.__version__,
               "load_seconds": loaded, "rows": rows}  # fmt: skip
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
