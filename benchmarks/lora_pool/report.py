@@ -13,6 +13,7 @@ from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import PoolPlan
 from benchmarks.lora_pool.procedures import OURS, PROCEDURES, RELEASED, Run
 
+WANTED_SEEDS = 10
 MARKS = (40, 100, 200, 300, 600, 1200)
 
 
@@ -60,7 +61,13 @@ def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run]) -> list[str]:
         asks = f"{np.median([run.seconds_per_ask for run in own]):.3f}"
         row = [procedure.name, str(len(own)), *cells, _spread([run.report for run in own]), asks]
         lines.append("| " + " | ".join(row) + " |")
+    if _fewest(runs) < WANTED_SEEDS:
+        lines += ["", f"**Incomplete**: fewer than {WANTED_SEEDS} seeds; the same command continues where it stopped."]
     return [*lines, "", *_verdicts(runs)]
+
+
+def _fewest(runs: Sequence[Run]) -> int:
+    return min(sum(run.procedure == procedure.name for run in runs) for procedure in PROCEDURES)
 
 
 def _verdicts(runs: Sequence[Run]) -> list[str]:
