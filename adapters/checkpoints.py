@@ -385,7 +385,9 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
             return torch.empty(info.shape, dtype=dtype)
         if info.file not in self._storages:
             size = info.file.stat().st_size
-            self._storages[info.file] = torch.UntypedStorage.from_file(str(info.file), shared=False, nbytes=size)
+            self._storages[info.file] = torch.UntypedStorage.from_file(  # type: ignore[assignment]
+                str(info.file), shared=False, nbytes=size
+            )
         data = torch.empty(0, dtype=torch.uint8).set_(self._storages[info.file])[info.begin : info.end]
         if info.begin % DTYPE_BYTES[info.dtype]:
             data = data.clone()

@@ -106,7 +106,9 @@ def run(
     definition = report.definition_or_raise()
     if evaluations is not None:
         definition = replace(definition, evaluations=_budget(evaluations))
-    with make_evaluator(definition.evaluator, definition.space, definition.root, definition.runtime) as evaluator:
+    with make_evaluator(
+        definition.evaluator, definition.space, definition.root, definition.runtime, definition.storage
+    ) as evaluator:
         return _search(definition, evaluator, observe, before)
 
 
@@ -129,7 +131,9 @@ def resume(
     if study.finished_count() >= budget:
         return study
     stored = study.record.definition
-    with make_evaluator(stored["evaluator"], study.space, Path(study.record.root), stored["runtime"]) as made:
+    with make_evaluator(
+        stored["evaluator"], study.space, Path(study.record.root), stored["runtime"], study.database.url
+    ) as made:
         return _continue(study, made, budget, observe, before)
 
 
@@ -154,7 +158,9 @@ def work(
     study = load_study(name, storage=storage)
     stored = study.record.definition
     runtime = {**stored["runtime"], **({} if device is None else {"device": device})}
-    with make_evaluator(stored["evaluator"], study.space, Path(study.record.root), runtime) as evaluator:
+    with make_evaluator(
+        stored["evaluator"], study.space, Path(study.record.root), runtime, study.database.url
+    ) as evaluator:
         plan = plan_of(study, study.record.evaluations)
         run_search(plan, study.optuna, study.ledger, evaluator, observe, before, should_stop, wait_for_others=True)
     return load_study(name, storage=study.database.url)

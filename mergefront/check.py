@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.servers.settings import Section
 from mergefront.check_local import check_checkpoints, check_tasks
 from mergefront.definition import StudyDefinition
 from mergefront.evaluators import local_evaluator_description
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.space import MergeSpace
+from mergefront.server_backends import check_server, server_description
 from mergefront.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
 
 SPARSITY = "delta_l1"
@@ -49,10 +51,15 @@ def check_study(path: str | Path) -> CheckReport:
     notes: list[str] = []
     root = path.resolve().parent
     directions: dict[str, str] | None
+    runtime: dict[str, Any]
     if isinstance(file.backend, FunctionBackendSection):
         evaluator = _check_function(file, root, problems)
-        directions, layers = None, 0
+        directions, layers, runtime = None, 0, {}
+    elif isinstance(file.backend, Section):
+        directions, layers = dict(_check_server_tasks(file, root, problems, notes)), 0
+        evaluator, runtime = ({}, {}) if problems else server_description(file, root)
     else:
+        runtime = {"device": file.backend.device}
         layers = check_checkpoints(file, root, problems, notes)
         directions = {**check_tasks(file, root, problems, notes), SPARSITY: "minimize"}
         evaluator = {} if problems else local_evaluator_description(file, root)
@@ -60,6 +67,8 @@ def check_study(path: str | Path) -> CheckReport:
     space = _space(file, layers, problems)
     _check_sampler(file, problems)
     storage = _storage(file, root, problems)
+    if not problems and space is not None and isinstance(file.backend, Section):
+        check_server(file, space, root, problems, notes)
     definition = None
     if not problems and space is not None:
         definition = StudyDefinition(
@@ -73,7 +82,7 @@ def check_study(path: str | Path) -> CheckReport:
             evaluations=file.search.evaluations,
             storage=storage,
             root=root,
-            runtime={} if isinstance(file.backend, FunctionBackendSection) else {"device": file.backend.device},
+            runtime=runtime,
         )
         _check_stored(definition, problems)
         notes.append(
@@ -81,6 +90,17 @@ def check_study(path: str | Path) -> CheckReport:
             f"{file.search.evaluations} evaluations of {file.search.sampler}"
         )
     return CheckReport(str(path), problems, notes, None if problems else definition)
+
+
+def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+    from mergefront.adapters.servers.registry import answers_with_a_loss
+
+    assert isinstance(file.backend, Section)
+    if not answers_with_a_loss(file.backend):
+        return check_tasks(file, root, problems, notes)
+    if file.tasks:
+        problems.append("tasks: this service scores by itself; remove 'tasks' and name the objective loss")
+    return {"loss": "minimize"}
 
 
 def _check_function(file: StudyFile, root: Path, problems: list[str]) -> dict[str, Any]:

@@ -12,16 +12,22 @@ from typing import Any
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.space import MergeSpace
+from mergefront.server_backends import server_evaluator
 from mergefront.study_file import StudyFile
 
 
 @contextmanager
 def make_evaluator(
-    description: Mapping[str, Any], space: MergeSpace, root: Path, runtime: Mapping[str, Any]
+    description: Mapping[str, Any],
+    space: MergeSpace,
+    root: Path,
+    runtime: Mapping[str, Any],
+    storage: str | None = None,
 ) -> Iterator[Evaluator]:
     """The evaluator that ``description`` (a study's ``evaluator``) describes, until the block ends.
 
-    Relative paths start from ``root``; ``runtime`` says where it runs ("device"). Raises ``UserError``
+    Relative paths start from ``root``; ``runtime`` says where it runs ("device", "url"); the
+    database at ``storage`` keeps what servers answer. Raises ``UserError``
     when it cannot be made.
     """
     kind = description["type"]
@@ -36,6 +42,10 @@ def make_evaluator(
             yield FunctionEvaluator(function)
         return
     _refuse_changed(description, root)
+    if kind == "server":
+        with server_evaluator(description, space, root, runtime, storage) as evaluator:
+            yield evaluator
+        return
     yield _local_evaluator(description, space, root, runtime)
 
 

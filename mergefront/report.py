@@ -25,7 +25,7 @@ def report(
     from mergefront.evaluators import make_evaluator
 
     description = study.record.definition["evaluator"]
-    if description["type"] != "local":
+    if description["type"] not in ("local", "server"):
         raise UserError(f"study {study.name!r} is scored by a function of its own, which has no report items")
     names = [objective.name for objective in study.objectives]
     wanted: dict[str, Candidate] = {}
@@ -36,7 +36,7 @@ def report(
         return 0
     scored = 0
     runtime = study.record.definition["runtime"]
-    with make_evaluator(description, study.space, Path(study.record.root), runtime) as evaluator:
+    with make_evaluator(description, study.space, Path(study.record.root), runtime, study.database.url) as evaluator:
         for index, candidate in enumerate(wanted.values()):
             result: Evaluation | EvaluationError
             try:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mergefront.adapters.servers.settings import SERVER_SECTIONS, ServerSection
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
 
 _LARGEST_FILE = 1_000_000
@@ -74,7 +75,7 @@ class StudyFile(_Section):
     storage: str = "sqlite:///mergefront.db"
     seed: int = Field(default=0, ge=0)
     merge: MergeSection
-    backend: LocalBackendSection | FunctionBackendSection = Field(
+    backend: LocalBackendSection | FunctionBackendSection | ServerSection = Field(
         default_factory=LocalBackendSection, discriminator="type"
     )
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -145,11 +146,13 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_BACKENDS = ("local", "function", *SERVER_SECTIONS)
 _KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): StudyFile,
     ("merge",): MergeSection,
     ("backend", "local"): LocalBackendSection,
     ("backend", "function"): FunctionBackendSection,
+    **{("backend", name): section for name, section in SERVER_SECTIONS.items()},
     ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
 }
 
@@ -167,7 +170,7 @@ def _problem(error: dict[str, Any]) -> str:
         return f"{where}: this key is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(error.get("ctx", {}).get("tag", ""))
-        return f"{where}: unknown backend type {did_you_mean(tag, ('local', 'function'))}"
+        return f"{where}: unknown backend type {did_you_mean(tag, _BACKENDS)}"
     given = error.get("input")
     shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
@@ -178,7 +181,7 @@ def _readable(location: tuple[Any, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             words[-1] = f"{words[-1]}[{part}]" if words else f"[{part}]"
-        elif part in ("str", "ObjectiveSection", "dict[str,str]", "list[str]", "local", "function") and words:
+        elif part in ("str", "ObjectiveSection", "dict[str,str]", "list[str]", *_BACKENDS) and words:
             continue
         else:
             words.append(str(part))

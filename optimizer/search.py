@@ -239,7 +239,7 @@ def _fill(
     try:
         evaluation = evaluator.evaluate(proposal.recipe, EvaluationRequest(plan.objective_names))
         checked_scores(evaluation, plan.objective_names)
-    except UserError:
+    except (UserError, SearchStoppedError):
         raise  # no candidate is at fault; the next one would fail alike
     except Exception as error:
         return give_up(study, ledger, proposal, _failure(error))

@@ -25,7 +25,9 @@ def test_every_package_folder_is_installed() -> None:
 def test_importing_mergefront_and_its_help_load_nothing_heavy() -> None:
     for start in ("import mergefront", "import mergefront.cli", "import mergefront.optimizer.recipe"):
         script = f"import sys; {start}; print(*[name for name in {HEAVY!r} if name in sys.modules])"
-        loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        loaded = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout.split()
         assert loaded == [], start
 
 

@@ -24,7 +24,7 @@ class Rank(NamedTuple):
     """The k-th largest magnitude and its index; ties are ordered by index."""
 
     value: float
-    index: int
+    position: int
 
 
 EVERY = Rank(-1.0, -1)

@@ -40,7 +40,8 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     import torch
 
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ v
+    product: torch.Tensor = u @ v
+    return product
 
 
 def tsv_m(
@@ -86,7 +87,8 @@ def least_interference(tensors: Sequence[torch.Tensor], base: torch.Tensor) -> t
     if ridge == 0:
         return start
     gram.diagonal().add_(ridge)
-    return start + torch.linalg.solve(gram, target.T).T.float()
+    solved: torch.Tensor = torch.linalg.solve(gram, target.T)
+    return start + solved.T.float()
 
 
 def wudi(

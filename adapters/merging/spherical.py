@@ -148,4 +148,5 @@ def karcher(tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, max_i
         length = mean.float().norm()
         if float(length) > tol:
             mean = (mean / length).to(mean.dtype)
-    return sum(share * norm for norm in norms) * mean
+    merged: torch.Tensor = sum(share * norm for norm in norms) * mean
+    return merged

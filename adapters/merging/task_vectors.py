@@ -81,7 +81,7 @@ def pack(
             term.start if ranked else term.least.value,
             term.slope if ranked else term.above.value,
         ]
-        integers += [term.least.index, term.above.index, *term.keys, term.threshold]
+        integers += [term.least.position, term.above.position, *term.keys, term.threshold]
     numbers += [scale, divisor]
     return (
         torch.tensor(numbers, dtype=torch.float32, device=device),

@@ -116,4 +116,4 @@ def _write_file(file: Path, names: list[str], layout: Layout, stream: Iterator[t
                     f"expected {expected} {shape} {dtype}, got {name} {tuple(tensor.shape)} {tensor.dtype}"
                 )
             if tensor.numel():
-                output.write(memoryview(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy()))
+                output.write(tensor.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)

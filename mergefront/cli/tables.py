@@ -72,7 +72,7 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         remedy = (
             f" Score the front on other items: mergefront report {quote(study.name)}"
             f"{storage_argument(study.database.url)}"
-            if study.record.definition["evaluator"]["type"] == "local"
+            if study.record.definition["evaluator"]["type"] in ("local", "server")
             else ""
         )
         screen.print()
