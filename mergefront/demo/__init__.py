@@ -23,11 +23,11 @@ study: demo
 storage: sqlite:///mergefront.db
 seed: {seed}
 merge:
-  method: {method}
+  method: task_arithmetic
   base_model: models/base
   models:
 {models}
-  space: {space}
+  space: {{weight: [0, 1]}}
 backend: {{type: local, device: cpu}}
 tasks:
   reverse: {{type: jsonl, metric: exact_match, path: data/reverse.jsonl, report: data/reverse_report.jsonl}}
@@ -37,14 +37,12 @@ objectives: [reverse, sort, most]
 search: {{sampler: mm-mo, evaluations: 30}}
 """
 _VERSION = 1
-_METHOD = "dare_ties"
-_SPACE = "{weight: [0, 1], density: [0.1, 1]}"
 
 
 def study_text(seed: int) -> str:
     """The demo's study file."""
     models = "\n".join(f"    {skill}: models/{skill}" for skill in SKILLS)
-    return _STUDY.format(seed=seed, models=models, version=_VERSION, method=_METHOD, space=_SPACE)
+    return _STUDY.format(seed=seed, models=models, version=_VERSION)
 
 
 def write_demo(directory: Path, *, seed: int = 0, progress: Callable[[str], None] | None = None) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.demo.skills import END, LENGTH, SKILLS, VOCABULARY, draw, prompt
+from mergefront.demo.threads import one_thread
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def train_models(directory: Path, held_out: Container[str], seed: int, progress:
     import torch
 
     tokenizer = _tokenizer()
-    with _quiet_torch(), torch.random.fork_rng(devices=[]):
+    with one_thread(), _no_progress_bars(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "demo", "initial weights"))
         base = _new_model()
         progress("training the base model on all skills")
@@ -60,18 +61,15 @@ def train_models(directory: Path, held_out: Container[str], seed: int, progress:
 
 
 @contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """One thread while entered: more only get into each other's way on so small a model."""
-    import torch
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers quiet about the files it writes."""
     from transformers.utils import logging
 
-    threads, bars = torch.get_num_threads(), logging.is_progress_bar_enabled()
-    torch.set_num_threads(1)
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         if bars:
             logging.enable_progress_bar()
 

@@ -120,7 +120,7 @@ def test_the_largest_entries_are_exactly_as_many_as_asked_for(seed: int, size: i
     rank = rank_in_order(sort_magnitudes(delta, size, torch.device("cpu")), delta, k)
     assert rank == select_rank(delta, size, k)
     index = torch.arange(size)
-    keep = (entries.abs() > rank.value) | ((entries.abs() == rank.value) & (index <= rank.index))
+    keep = (entries.abs() > rank.value) | ((entries.abs() == rank.value) & (index <= rank.position))
     assert int(keep.sum()) == k
     assert float(entries.abs()[keep].sum()) == pytest.approx(
         float(entries.abs().sort(descending=True).values[:k].sum())
