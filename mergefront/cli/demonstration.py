@@ -22,12 +22,14 @@ def run_demo(session: Session, directory: Path, seed: int) -> None:
     from mergefront.check import check_study
     from mergefront.cli.search_commands import finish, search_file
     from mergefront.demo import write_demo
+    from mergefront.demo.threads import one_thread
 
     _say(f"A tiny base model, experts trained from it, and a search over their merges, in {directory}.")
-    study_file = write_demo(directory, seed=seed, progress=_say)
-    definition = check_study(study_file).definition_or_raise()
-    study = search_file(session, definition, study_file, definition.evaluations)
-    score_report(study)
+    with one_thread():
+        study_file = write_demo(directory, seed=seed, progress=_say)
+        definition = check_study(study_file).definition_or_raise()
+        study = search_file(session, definition, study_file, definition.evaluations)
+        score_report(study)
     written = _write_results(study, directory)
     finish(study)
     _say(f"\nWritten: {', '.join(str(path) for path in written)}. The study file is {study_file}.")
