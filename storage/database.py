@@ -39,6 +39,8 @@ class Database:
         try:
             self.optuna_storage = self._open(create)
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if "file is not a database" in str(error):
+                raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
         except (RuntimeError, ImportError) as error:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
@@ -100,11 +102,15 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def _check_sqlite_file(path: Path, create: bool) -> None:
+    """Whether the file may be opened.
+
+    Its content is left to SQLite: a process that opens and closes the file by other means drops the
+    locks of its own connections to it, and the next writer can corrupt the database
+    (https://sqlite.org/howtocorrupt.html, section 2.2).
+    """
     if path.exists():
-        with path.open("rb") as file:
-            head = file.read(16)
-        if head and head != b"SQLite format 3\x00":
-            raise UserError(f"storage {path}: this file is not an SQLite database; give another path")
+        if path.is_dir():
+            raise UserError(f"storage {path}: this is a folder; name a file in it")
     elif not create:
         raise UserError(f"storage {path}: there is no such database; name it with --storage sqlite:///PATH")
     elif not path.parent.exists():
