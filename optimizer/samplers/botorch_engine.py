@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mergefront.optimizer.samplers.surrogate import LENGTHSCALE_BOUNDS, LENGTHSCALE_LOG_SD, lengthscale_log_mean
+from mergefront.optimizer.samplers.surrogate import LENGTHSCALE_BOUNDS, MATERN
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def matern(dimension: int, objectives: int) -> MaternKernel:
         nu=2.5,
         ard_num_dims=dimension,
         batch_shape=Size([objectives]) if objectives > 1 else Size(),
-        lengthscale_prior=LogNormalPrior(lengthscale_log_mean(dimension), LENGTHSCALE_LOG_SD),
+        lengthscale_prior=LogNormalPrior(MATERN.log_mean(dimension), MATERN.log_sd),
         lengthscale_constraint=GreaterThan(LENGTHSCALE_BOUNDS[0]),
     )
 

@@ -21,7 +21,7 @@ milliseconds where a general automatic differentiation library takes a second or
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,12 +54,45 @@ def kernel_and_slope(a: Array, b: Array, lengthscales: Array) -> tuple[Array, Ar
 
     dk / da_i = s (b_i - a_i) / l_i^2, and dk / d log(l_i) = s (a_i - b_i)^2 / l_i^2.
     """
-    a, b = a / lengthscales, b / lengthscales
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2.0 * a @ b.T
-    root = np.sqrt(5.0 * np.maximum(squared, 0.0))
+    root = np.sqrt(5.0 * _squared_distances(a, b, lengthscales))
     decay = np.exp(-root)
     slope = 5.0 / 3.0 * (1.0 + root) * decay
     return (1.0 + root + root**2 / 3.0) * decay, slope
+
+
+def _squared_exponential(a: Array, b: Array, lengthscales: Array) -> tuple[Array, Array]:
+    """As ``kernel_and_slope``, for k = exp(-r^2 / 2): its own slope."""
+    correlation = np.exp(-0.5 * _squared_distances(a, b, lengthscales))
+    return correlation, correlation
+
+
+def _squared_distances(a: Array, b: Array, lengthscales: Array) -> Array:
+    a, b = a / lengthscales, b / lengthscales
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2.0 * a @ b.T
+    return np.asarray(np.maximum(squared, 0.0))
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """A kernel with the log-normal prior of its lengthscales: median exp(``log_median``) sqrt(d), ``log_sd`` wide."""
+
+    with_slope: Callable[[Array, Array, Array], tuple[Array, Array]]
+    log_median: float
+    log_sd: float
+
+    def kernel(self, a: Array, b: Array, lengthscales: Array) -> Array:
+        return self.with_slope(a, b, lengthscales)[0]
+
+    def log_mean(self, dimension: int) -> float:
+        """Of the prior of each lengthscale."""
+        # The distance between random points grows with sqrt(d), and the lengthscales with it.
+        return self.log_median + 0.5 * math.log(dimension)
+
+
+MATERN = Covariance(kernel_and_slope, 0.0, LENGTHSCALE_LOG_SD)
+"""For scores of merges over the whole space, which have plateaus and steps."""
+SMOOTH = Covariance(_squared_exponential, math.sqrt(2.0), math.sqrt(3.0))
+"""For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +106,12 @@ class GaussianProcess:
     constant: float
     mean: float
     scale: float
+    covariance: Covariance = MATERN
 
     @cached_property
     def cholesky(self) -> Array:
         """Lower factor of K + noise (``n x n``)."""
-        covariance = kernel(self.x, self.x, self.lengthscales) + np.diag(self.noise)
+        covariance = self.covariance.kernel(self.x, self.x, self.lengthscales) + np.diag(self.noise)
         return np.asarray(np.linalg.cholesky(covariance))
 
     @cached_property
@@ -87,7 +121,7 @@ class GaussianProcess:
 
     def posterior(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance of the latent value at ``points`` (``q x d``), each ``q``, in the objective's unit."""
-        cross = kernel(points, self.x, self.lengthscales)
+        cross = self.covariance.kernel(points, self.x, self.lengthscales)
         mean = self.constant + cross @ self.weights
         half = solve_triangular(self.cholesky, cross.T, lower=True)
         variance = np.maximum(1.0 - (half**2).sum(0), 1e-12)
@@ -97,7 +131,7 @@ class GaussianProcess:
         """The process as if ``pending`` (``p x d``) had been told at their expected values: only variances shrink."""
         if not len(pending):
             return self
-        expected = self.constant + kernel(pending, self.x, self.lengthscales) @ self.weights
+        expected = self.constant + self.covariance.kernel(pending, self.x, self.lengthscales) @ self.weights
         return GaussianProcess(
             np.concatenate([self.x, pending]),
             np.concatenate([self.standardised, expected]),
@@ -106,6 +140,7 @@ class GaussianProcess:
             self.constant,
             self.mean,
             self.scale,
+            self.covariance,
         )
 
 
@@ -136,7 +171,7 @@ def fit_surrogate(x: Array, y: Array, noise_variance: Array) -> Surrogate:
     return Surrogate(tuple(fit_gaussian_process(x, y[:, j], noise_variance[:, j]) for j in columns))
 
 
-def fit_gaussian_process(x: Array, y: Array, noise_variance: Array) -> GaussianProcess:
+def fit_gaussian_process(x: Array, y: Array, noise_variance: Array, covariance: Covariance = MATERN) -> GaussianProcess:
     """Maximum a posteriori fit to ``n`` values; ``noise_variance`` (``n``, in y's unit squared) is NaN where unknown.
 
     Raises ``numpy.linalg.LinAlgError`` when no hyper-parameters give a positive definite covariance.
@@ -146,19 +181,24 @@ def fit_gaussian_process(x: Array, y: Array, noise_variance: Array) -> GaussianP
     known = _known_noise(noise_variance / scale**2)
     if np.ptp(standardised) == 0.0:
         # Nothing to learn: the prior's typical lengthscales and the smallest noise.
-        lengthscales = np.full(x.shape[1], math.exp(lengthscale_log_mean(x.shape[1])))
+        lengthscales = np.full(x.shape[1], math.exp(covariance.log_mean(x.shape[1])))
         noise = np.where(np.isnan(known), NOISE_BOUNDS[0], known)
-        return GaussianProcess(x, standardised, noise, lengthscales, 0.0, mean, scale)
-    log_lengthscales, log_noise = _maximum_a_posteriori(x, standardised, known)
+        return GaussianProcess(x, standardised, noise, lengthscales, 0.0, mean, scale, covariance)
+    log_lengthscales, log_noise = _maximum_a_posteriori(x, standardised, known, covariance)
     lengthscales = np.exp(log_lengthscales)
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
-    covariance = kernel(x, x, lengthscales) + np.diag(noise)
-    constant = _best_constant(cho_factor(covariance, lower=True), standardised)
-    return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale)
+    factor = cho_factor(covariance.kernel(x, x, lengthscales) + np.diag(noise), lower=True)
+    constant = _best_constant(factor, standardised)
+    return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, covariance)
 
 
 def log_posterior(
-    log_lengthscales: Array, log_noise: float, x: Array, standardised: Array, known_noise: Array
+    log_lengthscales: Array,
+    log_noise: float,
+    x: Array,
+    standardised: Array,
+    known_noise: Array,
+    covariance: Covariance = MATERN,
 ) -> tuple[float, Array, float]:
     """Log marginal likelihood plus log priors, with its gradient in the log lengthscales (``d``) and the log noise.
 
@@ -168,7 +208,7 @@ def log_posterior(
     n, d = x.shape
     lengthscales, unknown = np.exp(log_lengthscales), np.isnan(known_noise)
     noise = np.where(unknown, math.exp(log_noise), known_noise)
-    correlation, slope = kernel_and_slope(x, x, lengthscales)
+    correlation, slope = covariance.with_slope(x, x, lengthscales)
     factor = cho_factor(correlation + np.diag(noise), lower=True)
     residual = standardised - _best_constant(factor, standardised)
     inverse = cho_solve(factor, np.eye(n))
@@ -181,9 +221,9 @@ def log_posterior(
     # sum_ij W_ij (x_ik - x_jk)^2 = 2 (sum_i rows_i x_ik^2 - x_k^T W x_k), for every dimension k at once
     spread = 2.0 * (rows @ x**2 - ((weighted @ x) * x).sum(0))
     gradient = 0.5 * spread / lengthscales**2
-    z = (log_lengthscales - lengthscale_log_mean(d)) / LENGTHSCALE_LOG_SD
-    value += float((-log_lengthscales - 0.5 * z**2).sum()) - d * math.log(LENGTHSCALE_LOG_SD * math.sqrt(2 * math.pi))
-    gradient = gradient - 1.0 - z / LENGTHSCALE_LOG_SD
+    z = (log_lengthscales - covariance.log_mean(d)) / covariance.log_sd
+    value += float((-log_lengthscales - 0.5 * z**2).sum()) - d * math.log(covariance.log_sd * math.sqrt(2 * math.pi))
+    gradient = gradient - 1.0 - z / covariance.log_sd
     noise_gradient = 0.0
     if unknown.any():
         z_noise = (log_noise - NOISE_LOG_MEAN) / NOISE_LOG_SD
@@ -191,12 +231,6 @@ def log_posterior(
         noise_gradient = 0.5 * float(np.diag(outer)[unknown].sum()) * math.exp(log_noise)
         noise_gradient += -1.0 - z_noise / NOISE_LOG_SD
     return float(value), gradient, noise_gradient
-
-
-def lengthscale_log_mean(dimension: int) -> float:
-    """Of the lengthscales' prior, whose median is its exponential."""
-    # The distance between random points grows with sqrt(d), and the lengthscales with it.
-    return 0.5 * math.log(dimension)
 
 
 def _location_and_scale(y: Array) -> tuple[float, float]:
@@ -221,21 +255,23 @@ def _best_constant(factor: tuple[Array, bool], standardised: Array) -> float:
     return float(ones @ standardised / ones.sum())
 
 
-def _maximum_a_posteriori(x: Array, standardised: Array, known: Array) -> tuple[Array, float]:
+def _maximum_a_posteriori(x: Array, standardised: Array, known: Array, covariance: Covariance) -> tuple[Array, float]:
     d = x.shape[1]
 
     def negative(theta: Array) -> tuple[float, Array]:
         try:
-            value, gradient, noise_gradient = log_posterior(theta[:d], float(theta[d]), x, standardised, known)
+            value, gradient, noise_gradient = log_posterior(
+                theta[:d], float(theta[d]), x, standardised, known, covariance
+            )
         except np.linalg.LinAlgError:
             return 1e10, np.zeros(d + 1)
         return -value, -np.append(gradient, noise_gradient)
 
-    log_mean = lengthscale_log_mean(d)
+    log_mean = covariance.log_mean(d)
     bounds = [tuple(np.log(LENGTHSCALE_BOUNDS))] * d + [tuple(np.log(NOISE_BOUNDS))]
     best_value, best_theta = math.inf, np.zeros(d + 1)
     # The posterior can have a wiggly mode and a smooth one: start near both.
-    for start in (log_mean - LENGTHSCALE_LOG_SD**2, log_mean + 0.5 * LENGTHSCALE_LOG_SD):
+    for start in (log_mean - covariance.log_sd**2, log_mean + 0.5 * covariance.log_sd):
         theta = np.append(np.full(d, start), NOISE_LOG_MEAN)
         found = minimize(negative, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200})
         if found.fun < best_value:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from mergefront.optimizer.samplers.surrogate import GaussianProcess, fit_gaussian_process, kernel
+from mergefront.optimizer.samplers.surrogate import SMOOTH, GaussianProcess, fit_gaussian_process
 
 Array = NDArray[np.float64]
 
@@ -92,10 +92,10 @@ def fit_model(points: Array, losses: Array) -> GaussianProcess:
     """The process fitted to points (``n x d``) and compressed losses (``n``), noise learned or, where none shows,
     taken for next to nothing. Raises ``numpy.linalg.LinAlgError``."""
     unknown = np.full(len(losses), np.nan)
-    learned = fit_gaussian_process(points, losses, unknown)
+    learned = fit_gaussian_process(points, losses, unknown, SMOOTH)
     if learned.noise[0] > LEARNED_NOISE_FLOOR:
         return learned
-    return fit_gaussian_process(points, losses, np.full(len(losses), EXACT_NOISE * learned.scale**2))
+    return fit_gaussian_process(points, losses, np.full(len(losses), EXACT_NOISE * learned.scale**2), SMOOTH)
 
 
 def condition(model: GaussianProcess, points: Array, losses: Array) -> GaussianProcess:
@@ -105,10 +105,10 @@ def condition(model: GaussianProcess, points: Array, losses: Array) -> GaussianP
     scale = scale if scale > 1e-12 * max(abs(mean), 1e-300) else 1.0
     standardised = (losses - mean) / scale
     noise = np.full(len(losses), float(np.median(model.noise)))
-    factor = cho_factor(kernel(points, points, model.lengthscales) + np.diag(noise), lower=True)
+    factor = cho_factor(model.covariance.kernel(points, points, model.lengthscales) + np.diag(noise), lower=True)
     ones = cho_solve(factor, np.ones(len(losses)))
     constant = float(ones @ standardised / ones.sum())
-    return GaussianProcess(points, standardised, noise, model.lengthscales, constant, mean, scale)
+    return GaussianProcess(points, standardised, noise, model.lengthscales, constant, mean, scale, model.covariance)
 
 
 def nearest(points: Array, best: Array, count: int = NEAREST) -> NDArray[np.int_]:
