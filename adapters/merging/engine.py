@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -74,8 +75,15 @@ class _Written:
     """The last merge into one target: valid while nobody else wrote to it."""
 
     coefficients: Coefficients
+    target: weakref.ref[torch.Tensor]
     version: int
     norm: float
+
+    def holds(self, coefficients: Coefficients, target: torch.Tensor) -> bool:
+        """Whether ``target`` still is this merge: the same tensor (an address alone may have been
+        used again by another one), not written to since, and the same coefficients."""
+        same = self.target() is target and self.version == _version(target)
+        return same and self.coefficients == coefficients
 
 
 class MergeEngine:
@@ -236,7 +244,7 @@ class MergeEngine:
                 coefficients = reader(name)
                 place = (target.data_ptr(), name)
                 known = self._written.get(place)
-                if known is not None and known.coefficients == coefficients and known.version == _version(target):
+                if known is not None and known.holds(coefficients, target):
                     norms.append(known.norm)
                     continue
                 self._written.pop(place, None)
@@ -247,7 +255,7 @@ class MergeEngine:
         for (place, coefficients, target), value in zip(updates, written, strict=True):
             version = _version(target)
             if version is not None:
-                self._written[place] = _Written(coefficients, version, value)
+                self._written[place] = _Written(coefficients, weakref.ref(target), version, value)
         return MergeReport(sum(values), time.perf_counter() - started, len(updates))
 
     def iterate(

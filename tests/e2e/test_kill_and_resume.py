@@ -68,10 +68,10 @@ def test_killed_at_random_instants_it_ends_like_the_uninterrupted_run(tmp_path: 
     kills = 0
     while len(_calls(broken)) < 14:
         process = run_in_process(broken, resume=_has_study(broken.parent / "mergefront.db"))
-        wanted = len(_calls(broken)) + moments.randint(1, 4)
+        wanted = len(_calls(broken)) + moments.randint(1, 2)
         while process.poll() is None and len(_calls(broken)) < wanted:
             time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.2))
+        time.sleep(moments.uniform(0.0, 0.05))
         if process.poll() is None:
             process.kill()
             kills += 1
