@@ -58,10 +58,17 @@ class HypervolumeImprovement:
         reference: reference point (``m``) in the same unit.
         fixed_front: values (``k x m``) that belong to the front although the surrogate does not know their points.
         normals: standard normal numbers ``S x (n + p) x m`` that choose the samples of f(z).
+        in_front: which of the ``n + p`` points may be on the front, those that satisfy the constraints; None means all.
     """
 
     def __init__(
-        self, surrogate: Surrogate, pending: Array, reference: Array, fixed_front: Array, normals: Array
+        self,
+        surrogate: Surrogate,
+        pending: Array,
+        reference: Array,
+        fixed_front: Array,
+        normals: Array,
+        in_front: NDArray[np.bool_] | None = None,
     ) -> None:
         self._z = np.concatenate([surrogate.x, pending]) if len(pending) else surrogate.x
         self._samples = len(normals)
@@ -72,6 +79,8 @@ class HypervolumeImprovement:
             values.append(sampled)
         self._conditionals = tuple(conditionals)
         fronts = np.stack(values, axis=2)  # S x N x m
+        if in_front is not None:
+            fronts = fronts[:, in_front]
         cells = [improvement_cells(np.concatenate([front, fixed_front]), reference) for front in fronts]
         counts = [len(lower) for lower, _ in cells]
         self._first_cell = np.concatenate([[0], np.cumsum(counts)[:-1]])

@@ -49,10 +49,19 @@ class BoTorchImprovement:
         reference: reference point (``m``) in the unit of ``y``.
         samples: quasi Monte Carlo samples.
         seed: of the samples.
+        feasible: which of the told points (``n``) satisfy the constraints and make the front; None means all.
     """
 
     def __init__(
-        self, x: Array, y: Array, noise_variance: Array, pending: Array, reference: Array, samples: int, seed: int
+        self,
+        x: Array,
+        y: Array,
+        noise_variance: Array,
+        pending: Array,
+        reference: Array,
+        samples: int,
+        seed: int,
+        feasible: NDArray[np.bool_] | None = None,
     ) -> None:
         import torch
         from botorch.acquisition.logei import qLogNoisyExpectedImprovement
@@ -73,14 +82,16 @@ class BoTorchImprovement:
             model = SingleTaskGP(told, values, variance, covar_module=matern(x.shape[1], y.shape[1]))
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
             sampler = SobolQMCNormalSampler(torch.Size([samples]), seed=seed)
+            # Without a feasible point there is no front to improve, and only the feasibility is maximised.
+            baseline = told if feasible is None or not feasible.any() else told[torch.from_numpy(feasible)]
             waiting = torch.from_numpy(pending.copy()) if len(pending) else None
             if y.shape[1] == 1:
                 self._function = qLogNoisyExpectedImprovement(
-                    model, X_baseline=told, sampler=sampler, X_pending=waiting, prune_baseline=True
+                    model, X_baseline=baseline, sampler=sampler, X_pending=waiting, prune_baseline=True
                 )
             else:
                 self._function = logei.qLogNoisyExpectedHypervolumeImprovement(
-                    model, reference.tolist(), told, sampler=sampler, X_pending=waiting, prune_baseline=True
+                    model, reference.tolist(), baseline, sampler=sampler, X_pending=waiting, prune_baseline=True
                 )
 
     def values(self, points: Array) -> Array:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.samplers.acquisition_search import BUDGETS, Preset
 from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.history import History, read_history
 from mergefront.optimizer.samplers.initial_design import startup_size
 from mergefront.optimizer.samplers.proposals import Situation, fit, fresh_point, propose, propose_paper_round
@@ -27,10 +29,12 @@ from mergefront.optimizer.samplers.screening import FisherScreen
 from mergefront.optimizer.samplers.surrogate import Surrogate
 from mergefront.optimizer.samplers.trial_attributes import (
     is_anchor,
+    is_feasible,
     is_outside_space,
     proposed_params,
     read_search_space,
     standard_errors,
+    violation_errors,
     write_proposal,
 )
 from mergefront.optimizer.samplers.units import normalise, normaliser_for
@@ -57,6 +61,9 @@ class MMMOSampler(BaseSampler):
 
     A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
     that was killed and resumed, in any process, gets the proposals it would have got.
+
+    Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
+    has to be likely to satisfy them, and only trials that do are on the front that it has to improve.
 
     Args:
         seed: None draws one, and gives up repeatability.
@@ -165,6 +172,7 @@ class MMMOSampler(BaseSampler):
         situation = self._situation(study, history, encoder)
         if history.position >= initial and len(situation.x) >= 2:
             try:
+                situation = replace(situation, feasibility=self._feasibility(history, encoder))
                 point = self._model_point(situation, history)
             except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
                 logger.warning("trial %d: no surrogate could be fitted (%s), a Sobol point instead", number, error)
@@ -205,7 +213,7 @@ class MMMOSampler(BaseSampler):
         mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
         before = self._points([t for t in history.pending if t.number not in mates], situation.encoder)
         taken = self._points([t for t in history.earlier if t.number not in mates], situation.encoder)
-        shared = Situation(**{**situation.__dict__, "pending": before, "taken": taken})
+        shared = replace(situation, pending=before, taken=taken)
         key = _digest(
             shared.x, shared.y, shared.noise_variance, shared.reference, before, taken, np.array([seed], dtype=float)
         )
@@ -230,7 +238,7 @@ class MMMOSampler(BaseSampler):
         else:
             reference = normalise(normaliser, np.array([self._reference_point], dtype=float))[0]
         inside = [trial for trial in history.told if _inside(trial, encoder)]
-        outside = [trial for trial in history.told if is_outside_space(trial)]
+        outside = [trial for trial in history.told if is_outside_space(trial) and is_feasible(trial)]
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
         return Situation(
             encoder=encoder,
@@ -242,6 +250,20 @@ class MMMOSampler(BaseSampler):
             taken=self._points(history.earlier, encoder),
             reference=reference,
         )
+
+    def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
+        inside = [trial for trial in history.told if _inside(trial, encoder)]
+        names = sorted({name for trial in inside for name in trial.constraints})
+        if not names:
+            return None
+        processes = []
+        for name in names:
+            reporting = [trial for trial in inside if name in trial.constraints]
+            errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
+            values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
+            told = Violations(self._points(reporting, encoder), values, errors**2)
+            processes.append(fit_violations(told))
+        return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
 
     @staticmethod
     def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:

@@ -5,8 +5,8 @@ Both live in one unit system: values, noise, reference point and acquisition are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.acquisition_search import Acquisition, SearchBudget, maximise
 from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.feasibility import Feasibility, FeasibilityWeighted
 from mergefront.optimizer.samplers.initial_design import sobol_points
 from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.screening import FisherScreen, fisher_information, screen
@@ -27,6 +28,7 @@ from mergefront.optimizer.samplers.variation import (
 )
 
 Array = NDArray[np.float64]
+Indexes = NDArray[np.int_]
 
 HYPERVOLUME_OBJECTIVES = 4
 """With more objectives the boxes become too many, and random scalarisations take over (ParEGO)."""
@@ -57,6 +59,8 @@ class Situation:
     """Points that must not be proposed again, ``a x d``."""
     reference: Array
     """Reference point, ``m``."""
+    feasibility: Feasibility | None = None
+    """What is known of the constraints; None where there are none."""
 
 
 def fit(situation: Situation) -> Surrogate:
@@ -74,7 +78,7 @@ def propose(
     """
     rng = np.random.default_rng(seed)
     situation, surrogate = _scalarised(situation, surrogate, rng)
-    acquisition = acquisition_of(situation, surrogate, budget, rng)
+    acquisition = weighted(situation, acquisition_of(situation, surrogate, budget, rng))
     offspring = _offspring(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
     starts = _untaken(np.concatenate([offspring, sobol]), situation.taken)
@@ -114,11 +118,12 @@ def propose_paper_round(
         pending = np.array([*situation.pending, *acquired]).reshape(-1, situation.encoder.dimension)
         step = Situation(**{**situation.__dict__, "pending": pending})
         step, model = _scalarised(step, surrogate, rng)
-        acquisition = acquisition_of(step, model, budget, rng)
+        acquisition = weighted(step, acquisition_of(step, model, budget, rng))
         starts = sobol_points(situation.encoder, seed + i, 0, budget.raw_points)
         acquired.append(maximise(acquisition, starts, situation.encoder, budget)[0][0])
     weak = np.stack(acquired)
-    elites = situation.x[elites_by_sum(situation.y[:, list(task_objectives)], PAPER_ELITES)]
+    tasks = situation.y[:, list(task_objectives)]
+    elites = _elites(situation, PAPER_ELITES, lambda rows: elites_by_sum(tasks[rows], PAPER_ELITES))
     strong = situation.encoder.snap(_crossed(elites, weak, rng))
     candidates = _untaken(strong, situation.taken)
     if not len(candidates):
@@ -143,11 +148,24 @@ def acquisition_of(
             situation.reference,
             budget.samples,
             int(rng.integers(2**31)),
+            None if situation.feasibility is None else situation.feasibility.feasible,
         )
     points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
     half = rng.standard_normal((budget.samples // 2, points, objectives))
     normals = np.concatenate([half, -half])
-    return HypervolumeImprovement(surrogate, situation.pending, situation.reference, situation.outside, normals)
+    in_front = None if situation.feasibility is None else situation.feasibility.in_front(situation.pending)
+    return HypervolumeImprovement(
+        surrogate, situation.pending, situation.reference, situation.outside, normals, in_front
+    )
+
+
+def weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
+    """The acquisition with regard to the constraints, where there are any."""
+    known = situation.feasibility
+    if known is None:
+        return acquisition
+    improves = known.feasible.any() or len(situation.outside) > 0
+    return FeasibilityWeighted(known.processes, acquisition if improves else None)
 
 
 def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:
@@ -158,26 +176,39 @@ def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Gener
     weights = random_weights(m, rng)
     y = chebyshev(compress_tail(situation.y, situation.reference), weights)
     outside = chebyshev(compress_tail(situation.outside, situation.reference), weights)
-    single = Situation(
-        situation.encoder,
-        situation.x,
-        y,
-        np.full(y.shape, np.nan),
-        outside,
-        situation.pending,
-        situation.taken,
-        np.array([min(float(y.min()), -1.0) - 1.0]),
+    single = replace(
+        situation,
+        y=y,
+        noise_variance=np.full(y.shape, np.nan),
+        outside=outside,
+        reference=np.array([min(float(y.min()), -1.0) - 1.0]),
     )
     return single, fit_surrogate(single.x, single.y, single.noise_variance)
 
 
 def _offspring(situation: Situation, rng: np.random.Generator) -> Array:
     """Crossovers (``OFFSPRING x d``, or none) of the elites with mutants of themselves."""
-    elites = situation.x[elites_by_hypervolume(situation.y, situation.reference, ELITES)]
+    elites = _elites(
+        situation, ELITES, lambda rows: elites_by_hypervolume(situation.y[rows], situation.reference, ELITES)
+    )
     if len(elites) < 3:
         return np.zeros((0, situation.encoder.dimension))
     targets = elites[rng.integers(len(elites), size=OFFSPRING)]
     return situation.encoder.snap(_crossed(elites, targets, rng))
+
+
+def _elites(situation: Situation, count: int, ranked: Callable[[Indexes], Indexes]) -> Array:
+    """The best told points (at most ``count x d``); those that violate a constraint come last, the likeliest first.
+
+    ``ranked`` puts the told points with the given indexes in order, as indexes into them.
+    """
+    known = situation.feasibility
+    if known is None:
+        return np.asarray(situation.x[ranked(np.arange(len(situation.x)))])
+    good, bad = np.flatnonzero(known.feasible), np.flatnonzero(~known.feasible)
+    order = good[ranked(good)] if len(good) else good
+    likeliest = bad[np.argsort(-known.log_probability(situation.x[bad]), kind="stable")]
+    return np.asarray(situation.x[np.concatenate([order, likeliest])[:count]])
 
 
 def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:

@@ -5,8 +5,14 @@
 | trial, user | ``mergefront:anchor`` | search loop | name of the anchor that this trial evaluates |
 | trial, user | ``mergefront:outside_space`` | search loop | true: the recipe is no point of the space |
 | trial, user | ``mergefront:standard_errors`` | search loop | one per objective, null where unknown or exact |
+| trial, user | ``mergefront:constraints`` | search loop | constraint as written to the number it bounds |
+| trial, user | ``mergefront:constraint_errors`` | search loop | one per constraint, null where unknown or exact |
+| trial, system | ``constraints`` | search loop | violations, at most 0 where satisfied, in the constraints' order |
 | study, user | ``mergefront:search_space`` | search loop | parameter name to Optuna's JSON of its distribution |
 | trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, before the first suggest |
+
+The list under ``constraints`` is Optuna's older form: its samplers read it as ``trial.constraints``, in this order and
+named by index, and it is the only form that optuna-dashboard 0.21 knows.
 
 An anchor is used to normalise the objectives. A trial outside the space never trains a surrogate, but its
 values count for normalisation and for the front that a proposal has to improve. All attributes must be there
@@ -27,6 +33,9 @@ if TYPE_CHECKING:
 ANCHOR = "mergefront:anchor"
 OUTSIDE_SPACE = "mergefront:outside_space"
 STANDARD_ERRORS = "mergefront:standard_errors"
+CONSTRAINTS = "mergefront:constraints"
+CONSTRAINT_ERRORS = "mergefront:constraint_errors"
+VIOLATIONS = "constraints"
 SEARCH_SPACE = "mergefront:search_space"
 PROPOSAL = "mergefront:proposal"
 
@@ -47,6 +56,20 @@ def standard_errors(trial: FrozenTrial, objectives: int) -> list[float | None]:
     if not isinstance(written, Sequence) or len(written) != objectives:
         return [None] * objectives
     return [None if error is None else float(error) for error in written]
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a told trial satisfies every constraint that it reports."""
+    return all(violation <= 0.0 for violation in trial.constraints.values())
+
+
+def violation_errors(trial: FrozenTrial) -> dict[str, float | None]:
+    """The standard error of each violation, by its name in ``trial.constraints``; None where unknown or exact."""
+    written = trial.user_attrs.get(CONSTRAINT_ERRORS)
+    names = list(trial.constraints)
+    if not isinstance(written, Sequence) or len(written) != len(names):
+        return dict.fromkeys(names)
+    return {name: None if error is None else float(error) for name, error in zip(names, written, strict=True)}
 
 
 def write_search_space(study: Study, space: Mapping[str, BaseDistribution]) -> None:
