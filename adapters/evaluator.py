@@ -15,9 +15,11 @@ from typing import Any
 
 from mergefront.adapters.backend import Backend
 from mergefront.adapters.language_model import CountedModel, LanguageModel
+from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.racing import Race, RaceResult
 from mergefront.optimizer.recipe import Recipe
 
 DELTA_L1 = "delta_l1"
@@ -50,25 +52,25 @@ class TaskEvaluator:
                 raise UserError(f"objective {name!r} is neither a task nor {DELTA_L1} {did_you_mean(name, known)}")
         items_of = {name: self.tasks[name].items(request.split) for name in wanted}
         started = time.perf_counter()
-        items: dict[str, ItemScores] = {}
         seconds: dict[str, float] = {}
         with ExitStack() as merged:
             with _failures("merging"):
                 applied = self.backend.apply(recipe)
                 model = CountedModel(merged.enter_context(applied))
-            for name in wanted:
-                begun = time.perf_counter()
-                with _failures(f"task {name!r}"):
-                    items[name] = self.tasks[name].score(model, items_of[name])
-                    _check_finite(items[name])
-                seconds[name] = time.perf_counter() - begun
-            delta_l1 = applied.delta_l1
+            exact = {DELTA_L1: _known(applied.delta_l1)} if DELTA_L1 in request.objectives else {}
             seconds["merge"] = applied.seconds
-        scores = {name: scored.mean for name, scored in items.items()}
-        errors = {name: scored.standard_error for name, scored in items.items() if len(scored.scores) > 1}
-        if DELTA_L1 in request.objectives:
-            scores[DELTA_L1] = _known(delta_l1)
-            errors[DELTA_L1] = 0.0
+            if request.race is not None and wanted:
+                result = self._race(request.race, model, items_of, exact, seconds)
+                items, details = dict(result.items), dict(result.details)
+                scores = {name: one.mean for name, one in result.estimates.items()}
+                errors = {name: one.standard_error for name, one in result.estimates.items()}
+            else:
+                items = {name: self._score(name, model, items_of[name], seconds) for name in wanted}
+                details = {}
+                scores = {name: scored.mean for name, scored in items.items()}
+                errors = {name: scored.standard_error for name, scored in items.items() if len(scored.scores) > 1}
+        scores.update(exact)
+        errors.update(dict.fromkeys(exact, 0.0))
         seconds["total"] = time.perf_counter() - started
         seconds["score"] = sum(seconds[name] for name in wanted)
         cost = {
@@ -77,7 +79,32 @@ class TaskEvaluator:
             "scored_tokens": float(model.scored_tokens),
             "generated_tokens": float(model.generated_tokens),
         }
-        return Evaluation(scores, errors, items, seconds, cost)
+        return Evaluation(scores, errors, items, seconds, cost, details)
+
+    def _score(self, name: str, model: LanguageModel, items: Sequence[Item], seconds: dict[str, float]) -> ItemScores:
+        """One task's item scores; the wall time is added to ``seconds``."""
+        begun = time.perf_counter()
+        with _failures(f"task {name!r}"):
+            scored = self.tasks[name].score(model, items)
+            _check_finite(scored)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+        return scored
+
+    def _race(
+        self,
+        race: Race,
+        model: LanguageModel,
+        items_of: Mapping[str, Sequence[Item]],
+        exact: Mapping[str, float],
+        seconds: dict[str, float],
+    ) -> RaceResult:
+        run = race.start({name: [item.id for item in items] for name, items in items_of.items()}, exact)
+        while (batch := run.batch()) is not None:
+            for name, indices in batch.items():
+                if indices:
+                    asked = [items_of[name][index] for index in indices]
+                    run.tell(name, indices, self._score(name, model, asked, seconds))
+        return run.result()
 
 
 class ModuleEvaluator:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.definition import StudyDefinition
+from mergefront.optimizer.constraints import Constraint, constraints_from
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.objectives import Objective, objectives_from
+from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.space import MergeSpace
 from mergefront.study import Study
@@ -30,26 +32,36 @@ def search(
     space: MergeSpace | None = None,
     evaluate: Callable[[Recipe], Any] | Evaluator | None = None,
     objectives: Sequence[str | Objective | Mapping[str, Any]] | None = None,
+    constraints: Sequence[str | Constraint | Mapping[str, Any]] = (),
     sampler: str = "mm-mo",
     sampler_options: Mapping[str, Any] | None = None,
     evaluations: int | None = None,
     seed: int = 0,
     storage: str = DEFAULT_STORAGE,
     name: str | None = None,
+    racing: bool | Mapping[str, float] = False,
     observe: Callable[[TrialOutcome], None] = _nothing,
 ) -> Study:
     """Search merges and return the study.
 
     Either everything comes from a study file (``search("study.yaml")``), or from arguments:
     ``space``, ``evaluate`` (a function ``Recipe -> {objective: number}``, or any ``Evaluator``),
-    ``objectives`` (names, mappings as in a study file, or ``Objective``) and ``name``.
+    ``objectives`` (names, mappings as in a study file, or ``Objective``) and ``name``. ``constraints``, such as
+    ``"forgetting <= 0.02"``, bound an objective or anything else that an evaluation reports.
     ``evaluations`` is the study's whole budget, anchors included: an existing study of the same
-    definition is continued up to it (default 30). ``observe`` is called after each trial.
+    definition is continued up to it (default 30). ``racing`` (True, or a mapping as in a study file) asks each
+    candidate no more items than needed; the evaluator must score item by item. ``observe`` is called after each trial.
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
     if study is not None:
-        given = {"space": space, "evaluate": evaluate, "objectives": objectives, "name": name}
+        given = {
+            "space": space,
+            "evaluate": evaluate,
+            "objectives": objectives,
+            "name": name,
+            "constraints": constraints or None,
+        }
         extra = [key for key, value in given.items() if value is not None]
         if extra:
             raise UserError(f"search: {', '.join(extra)} cannot be combined with a study file; write it into the file")
@@ -68,19 +80,22 @@ def search(
 
     wanted = objectives_from(objectives)
     options = dict(sampler_options or {})
-    problems = check_sampler(sampler, options, len(wanted))
+    bounds = constraints_from(constraints)
+    problems = check_sampler(sampler, options, len(wanted), constrained=bool(bounds))
     if problems:
         raise UserError("; ".join(problems))
     definition = StudyDefinition(
         name=name,
         space=space,
         objectives=wanted,
+        constraints=bounds,
         evaluator={"type": "python", "function": _function_name(evaluate)},
         sampler=sampler,
         sampler_options=options,
         seed=seed,
         storage=storage,
         evaluations=30 if evaluations is None else evaluations,
+        racing=RacingSettings.read(racing),
     )
     evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
     return _search(definition, evaluator, observe, _nothing)
@@ -223,7 +238,9 @@ def plan_of(study: Study, budget: int) -> SearchPlan:
     from mergefront.optimizer.anchors import anchors
     from mergefront.optimizer.search import SearchPlan
 
-    return SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget)
+    racing = RacingSettings.read(study.record.definition["racing"])
+    seed = study.record.definition["seed"]
+    return SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget, racing, seed)
 
 
 def _budget(evaluations: object) -> int:

@@ -14,8 +14,10 @@ from mergefront.adapters.servers.settings import Section
 from mergefront.check_local import check_checkpoints, check_tasks
 from mergefront.definition import StudyDefinition
 from mergefront.evaluators import local_evaluator_description
+from mergefront.optimizer.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.space import MergeSpace
 from mergefront.server_backends import check_server, server_description
 from mergefront.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
@@ -64,8 +66,10 @@ def check_study(path: str | Path) -> CheckReport:
         directions = {**check_tasks(file, root, problems, notes), SPARSITY: "minimize"}
         evaluator = {} if problems else local_evaluator_description(file, root)
     objectives = _objectives(file, directions, problems)
+    constraints = _constraints(file, directions, problems)
     space = _space(file, layers, problems)
     _check_sampler(file, problems)
+    racing = _racing(file, problems)
     storage = _storage(file, root, problems)
     if not problems and space is not None and isinstance(file.backend, Section):
         check_server(file, space, root, problems, notes)
@@ -83,6 +87,8 @@ def check_study(path: str | Path) -> CheckReport:
             storage=storage,
             root=root,
             runtime=runtime,
+            constraints=constraints,
+            racing=racing,
         )
         _check_stored(definition, problems)
         notes.append(
@@ -168,11 +174,43 @@ def _objectives(file: StudyFile, directions: Mapping[str, str] | None, problems:
     return made
 
 
+def _constraints(
+    file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]
+) -> tuple[Constraint, ...]:
+    """The constraints; ``directions`` holds the numbers that are reported beside costs (None: any name will do)."""
+    given = [entry if isinstance(entry, str) else entry.model_dump(exclude_none=True) for entry in file.constraints]
+    try:
+        made = constraints_from(given)
+    except UserError as error:
+        problems.append(str(error))
+        return ()
+    known = None if directions is None else {*directions, *COSTS}
+    for constraint in made:
+        if known is not None and constraint.name not in known:
+            problems.append(
+                f"constraints: {constraint.name!r} is no number that is reported {did_you_mean(constraint.name, known)}"
+            )
+    return made
+
+
 def _check_sampler(file: StudyFile, problems: list[str]) -> None:
     from mergefront.optimizer.samplers.registry import check_sampler
 
-    found = check_sampler(file.search.sampler, file.search.options, len(file.objectives))
+    found = check_sampler(
+        file.search.sampler, file.search.options, len(file.objectives), constrained=bool(file.constraints)
+    )
     problems.extend(f"search: {problem}" for problem in found)
+
+
+def _racing(file: StudyFile, problems: list[str]) -> RacingSettings | None:
+    try:
+        racing = RacingSettings.read(file.racing)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    if racing is not None and not file.tasks:
+        problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
+    return racing
 
 
 def _storage(file: StudyFile, root: Path, problems: list[str]) -> str:

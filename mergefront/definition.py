@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergefront.optimizer.constraints import Constraint
 from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.space import MergeSpace
 
 
@@ -32,6 +34,8 @@ class StudyDefinition:
     storage: str = "sqlite:///mergefront.db"
     root: Path = Path(".")
     runtime: Mapping[str, Any] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] = ()
+    racing: RacingSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What is stored: all that must stay the same while a study is continued, and ``runtime``."""
@@ -45,8 +49,10 @@ class StudyDefinition:
                 }
                 for objective in self.objectives
             ],
+            "constraints": [str(constraint) for constraint in self.constraints],
             "evaluator": dict(self.evaluator),
             "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
             "seed": self.seed,
             "runtime": dict(self.runtime),
+            "racing": None if self.racing is None else self.racing.to_json(),
         }

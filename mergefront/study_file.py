@@ -54,6 +54,14 @@ class ObjectiveSection(_Section):
     range: tuple[float, float] | None = Field(default=None, strict=False)
 
 
+class ConstraintSection(_Section):
+    """A bound on a reported number; the same as ``name <= at_most`` or ``name >= at_least``."""
+
+    name: str
+    at_most: float | None = Field(default=None, strict=False)
+    at_least: float | None = Field(default=None, strict=False)
+
+
 class SearchSection(BaseModel):
     """Sampler and budget; every other key is an option of the sampler."""
 
@@ -80,6 +88,8 @@ class StudyFile(_Section):
     )
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     objectives: list[str | ObjectiveSection] = Field(min_length=1)
+    constraints: list[str | ConstraintSection] = Field(default_factory=list)
+    racing: bool | dict[str, Any] = False
     search: SearchSection = Field(default_factory=SearchSection)
 
 
@@ -147,6 +157,8 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _BACKENDS = ("local", "function", *SERVER_SECTIONS)
+_ALTERNATIVES = ("str", "ObjectiveSection", "ConstraintSection", "dict[str,str]", "list[str]", *_BACKENDS)
+"""Parts of a location that name one of several forms of an entry, not a key."""
 _KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
     (): StudyFile,
     ("merge",): MergeSection,
@@ -154,6 +166,7 @@ _KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("backend", "function"): FunctionBackendSection,
     **{("backend", name): section for name, section in SERVER_SECTIONS.items()},
     ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
+    ("constraints", "*", "ConstraintSection"): ConstraintSection,
 }
 
 
@@ -181,7 +194,7 @@ def _readable(location: tuple[Any, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             words[-1] = f"{words[-1]}[{part}]" if words else f"[{part}]"
-        elif part in ("str", "ObjectiveSection", "dict[str,str]", "list[str]", *_BACKENDS) and words:
+        elif part in _ALTERNATIVES and words:
             continue
         else:
             words.append(str(part))

@@ -10,10 +10,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.racing import Race
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ class EvaluationRequest:
     """What the search asks of an evaluator besides the recipe itself.
 
     ``objectives`` are the numbers that the search needs; ``split`` says whose items are scored
-    ("search" while searching, "report" for the final report).
+    ("search" while searching, "report" for the final report). With ``race`` an evaluator that scores
+    item by item may stop early; others ignore it.
     """
 
     objectives: tuple[str, ...]
     split: str = "search"
+    race: Race | None = None
 
 
 @dataclass(frozen=True)

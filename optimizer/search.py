@@ -18,11 +18,20 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
+from mergefront.optimizer.constraints import COSTS, Constraint, checked_violations
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
 from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.racing import Race, RacingSettings
 from mergefront.optimizer.recipe import Recipe
-from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS
+from mergefront.optimizer.samplers.trial_attributes import (
+    ANCHOR,
+    CONSTRAINT_ERRORS,
+    CONSTRAINTS,
+    OUTSIDE_SPACE,
+    STANDARD_ERRORS,
+    write_violations,
+)
 from mergefront.optimizer.space import MergeSpace
 
 SLOT = "mergefront:slot"
@@ -117,6 +126,9 @@ class Ledger(Protocol):
     def find(self, recipe: Recipe) -> Evaluation | None:
         """The evaluation of an identical recipe, or None."""
 
+    def evaluations(self, *, items: bool = False) -> dict[str, Evaluation]:
+        """Every finished evaluation by its recipe's digest, in the order in which they finished; items if asked."""
+
 
 @dataclass(frozen=True)
 class TrialOutcome:
@@ -129,20 +141,35 @@ class TrialOutcome:
     evaluation: Evaluation | None
     failure: Failure | None = None
     reused: bool = False
+    violations: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Everything the loop needs besides where to keep and how to score."""
+    """Everything the loop needs besides where to keep and how to score.
+
+    With ``racing`` candidates are asked no more items than needed, in an order drawn from ``seed``.
+    """
 
     space: MergeSpace
     objectives: tuple[Objective, ...]
     anchors: tuple[Anchor, ...]
     budget: int
+    racing: RacingSettings | None = None
+    seed: int = 0
+
+    constraints: tuple[Constraint, ...] = ()
+    """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
 
     @property
     def objective_names(self) -> tuple[str, ...]:
         return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """The numbers to ask an evaluator for: the objectives, then what else the constraints bound."""
+        others = [constraint.name for constraint in self.constraints if constraint.name not in COSTS]
+        return tuple(dict.fromkeys([*self.objective_names, *others]))
 
 
 @dataclass(frozen=True)
@@ -237,13 +264,26 @@ def _fill(
         reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
         return give_up(study, ledger, proposal, Failure("worker died", reason))
     try:
-        evaluation = evaluator.evaluate(proposal.recipe, EvaluationRequest(plan.objective_names))
+        evaluation = evaluator.evaluate(proposal.recipe, _request(plan, ledger, proposal))
         checked_scores(evaluation, plan.objective_names)
+        checked_violations(evaluation, plan.constraints)
     except (UserError, SearchStoppedError):
         raise  # no candidate is at fault; the next one would fail alike
     except Exception as error:
         return give_up(study, ledger, proposal, _failure(error))
     return complete(plan, study, ledger, proposal, evaluation)
+
+
+def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> EvaluationRequest:
+    """What to ask of the evaluator; in a racing search, with everything that was evaluated so far."""
+    if plan.racing is None:
+        return EvaluationRequest(plan.objective_names)
+    finished = ledger.evaluations(items=True)
+    order = [anchor.recipe.digest for anchor in plan.anchors]
+    anchors = tuple(finished[digest] for digest in dict.fromkeys(order) if digest in finished)
+    others = tuple(evaluation for digest, evaluation in finished.items() if digest not in order)
+    race = Race(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
+    return EvaluationRequest(plan.objective_names, race=race)
 
 
 def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
@@ -300,10 +340,24 @@ def complete(
     errors = [evaluation.standard_errors.get(name) for name in plan.objective_names]
     if any(error is not None for error in errors):
         attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
+    violations = checked_violations(evaluation, plan.constraints)
+    if violations:
+        attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in plan.constraints}
+        attributes[CONSTRAINT_ERRORS] = [_finite(evaluation.standard_errors.get(c.name)) for c in plan.constraints]
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
+    if violations:
+        write_violations(study, trial, violations)
     ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
-    return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, evaluation, reused=reused)
+    return TrialOutcome(
+        trial.number,
+        claim.slot,
+        proposal.recipe,
+        proposal.anchor,
+        evaluation,
+        reused=reused,
+        violations=tuple(violations),
+    )
 
 
 def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:
