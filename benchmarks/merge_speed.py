@@ -1,10 +1,12 @@
 """Seconds per candidate merge: the resident engine, a plain pass over memory, and mergekit, in one run.
 
-    python benchmarks/merge_speed.py [--mergekit-python /path/to/venv/bin/python] [--repeat 5] [--out FILE.json]
+    python benchmarks/merge_speed.py [--methods ties ...] [--mergekit-python /path/to/venv/bin/python]
+        [--repeat 7] [--results benchmarks/merge_speed.json] [--document docs/benchmarks-merge.md]
 
 Checkpoints are random bf16 tensors in the shapes of SmolLM2-135M (base and 3 experts). "plain pass"
 reads K + 1 tensors and writes one by a single compiled addition: what memory allows. mergekit runs
-as its own program, import included, because that is what a candidate costs with it.
+as its own program, import included, because that is what a candidate costs with it. Rows of methods that
+were not measured this time stay in the results, so that a run can be made in pieces.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
+import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -28,12 +32,24 @@ from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.optimizer.recipe import Recipe
 
 EXPERTS = ("e0", "e1", "e2")
-METHODS = ("task_arithmetic", "ties", "dare_ties")
+BARS = {"task_arithmetic": 50, "ties": 100, "dare_ties": 100}
+LEAST_SHARE_OF_PLAIN_PASS = 0.4
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
     "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
     "tie_word_embeddings": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 2048, "dtype": "bfloat16",
 }  # fmt: skip
+HEAD = """# Merging: seconds per candidate
+
+Written by `python benchmarks/merge_speed.py --document docs/benchmarks-merge.md`; do not edit.
+
+Random bf16 checkpoints in the shapes of SmolLM2-135M (134.5 million entries, tied embeddings), base and 3 experts,
+2 threads. A candidate has new weights and densities. "plain pass" is a compiled addition that reads the same K + 1
+tensors and writes one: the share is its time over ours. mergekit 0.1.5 runs as its own program on the same files, bf16,
+reading, merging and writing, because that is what a candidate costs with it. "first" is the first candidate of
+a process: compiling and, for methods that drop, ranking or summing every task vector once. No GPU was at hand: nothing
+here says what one does.
+"""
 
 
 def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -73,25 +89,38 @@ def params(method: str, rng: random.Random) -> dict[str, float]:
     return made
 
 
-def plain_pass(base: dict[str, torch.Tensor], experts: dict[str, dict[str, torch.Tensor]]) -> float:
+def plain_pass(base: dict[str, torch.Tensor], experts: dict[str, dict[str, torch.Tensor]], repeat: int) -> list[float]:
     live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
 
     def add(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(a.float() + b.float() + c.float() + d.float())
 
     fused = torch.compile(add, dynamic=True)
-    best = float("inf")
-    for _ in range(7):
+    seconds = []
+    for _ in range(repeat + 2):
         started = time.perf_counter()
         for name, tensor in base.items():
             fused(tensor.view(-1), *(experts[expert][name].view(-1) for expert in EXPERTS), live[name].view(-1))
-        best = min(best, time.perf_counter() - started)
-    return best
+        seconds.append(time.perf_counter() - started)
+    return seconds[2:]
+
+
+def with_engine(
+    method: str, base: dict[str, torch.Tensor], experts: dict[str, dict[str, torch.Tensor]], repeat: int
+) -> list[float]:
+    """Seconds of the first candidate and of ``repeat`` more."""
+    engine = MergeEngine(base, experts, compile=True)
+    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    rng = random.Random(1)
+    seconds = []
+    for _ in range(repeat + 1):
+        recipe = Recipe(method, {name: name for name in EXPERTS}, params(method, rng), "base")
+        seconds.append(engine.merge_into(recipe, live).seconds)
+    return seconds
 
 
 def with_mergekit(python: str, folder: Path, method: str) -> float:
-    rng = random.Random(0)
-    values = params(method, rng)
+    values = params(method, random.Random(0))
     models = [
         {"model": str(folder / name),
          "parameters": {key.split("[")[0]: value for key, value in values.items() if f"[{name}]" in key}}
@@ -107,46 +136,65 @@ def with_mergekit(python: str, folder: Path, method: str) -> float:
     return time.perf_counter() - started
 
 
+def machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = "unknown processor"
+    return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, no GPU"
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    base, experts = checkpoints()
+    rows = {}
+    for method in arguments.methods:
+        first, *rest = with_engine(method, base, experts, arguments.repeat)
+        plain = statistics.median(plain_pass(base, experts, arguments.repeat))
+        row = {"first": first, "median": statistics.median(rest), "best": min(rest), "plain_pass": plain}
+        if arguments.mergekit_python:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary)
+                for name, tensors in {"base": base, **experts}.items():
+                    (folder / name).mkdir()
+                    save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
+                    (folder / name / "config.json").write_text(json.dumps(CONFIG))
+                row["mergekit"] = with_mergekit(arguments.mergekit_python, folder, method)
+        rows[method] = row
+        print(json.dumps({"method": method, **row}), flush=True)
+    return {"machine": machine(), "date": date.today().isoformat(), "rows": {**known.get("rows", {}), **rows}}
+
+
+def document(results: dict[str, Any]) -> str:
+    lines = [
+        HEAD,
+        f"Machine: {results['machine']}; {results['date']}.\n",
+        "| method | median s | best s | first s | plain pass s | share of it | mergekit s | times faster | bar |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, row in results["rows"].items():
+        times = row.get("mergekit", float("nan")) / row["median"]
+        lines.append(
+            f"| {method} | {row['median']:.3f} | {row['best']:.3f} | {row['first']:.1f} | {row['plain_pass']:.3f} "
+            f"| {row['plain_pass'] / row['median']:.0%} | {row.get('mergekit', float('nan')):.1f} | {times:.0f} "
+            f"| {BARS[method]}x, {LEAST_SHARE_OF_PLAIN_PASS:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--methods", nargs="*", choices=BARS, default=list(BARS))
     parser.add_argument("--mergekit-python", help="interpreter of an environment with mergekit 0.1.5")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--document", type=Path)
     arguments = parser.parse_args()
-    base, experts = checkpoints()
-    started = time.perf_counter()
-    engine = MergeEngine(base, experts, compile=True)
-    loaded = time.perf_counter() - started
-    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-    bandwidth = plain_pass(base, experts)
-    rows = []
-    for method in METHODS:
-        rng = random.Random(1)
-        seconds = []
-        for _ in range(arguments.repeat + 1):
-            recipe = Recipe(method, {name: name for name in EXPERTS}, params(method, rng), "base")
-            seconds.append(engine.merge_into(recipe, live).seconds)
-        row: dict[str, object] = {
-            "method": method, "first": seconds[0], "median": sorted(seconds[1:])[len(seconds[1:]) // 2],
-            "best": min(seconds[1:]), "plain_pass": bandwidth,
-        }  # fmt: skip
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    if arguments.mergekit_python:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            for name, tensors in {"base": base, **experts}.items():
-                (folder / name).mkdir()
-                save_file(tensors, folder / name / "model.safetensors", metadata={"format": "pt"})
-                (folder / name / "config.json").write_text(json.dumps(CONFIG))
-            for row in rows:
-                row["mergekit"] = with_mergekit(arguments.mergekit_python, folder, str(row["method"]))
-                print(json.dumps(row), flush=True)
-    result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-              "torch": torch.__version__,
-              "load_seconds": loaded, "rows": rows}  # fmt: skip
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    results = measure(arguments)
+    arguments.results.write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.document:
+        arguments.document.write_text(document(results))
 
 
 if __name__ == "__main__":

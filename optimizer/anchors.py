@@ -21,8 +21,8 @@ UNIFORM = "uniform average"
 TASK_ARITHMETIC = "task arithmetic 0.3"
 METRIC_WEIGHTED = "metric-weighted average"
 
-_ADDS_WHOLE_TASK_VECTORS = ("task_arithmetic", "dare_linear")
-_SINGLE_EXPERT_EXACT = (*_ADDS_WHOLE_TASK_VECTORS, "ties", "dare_ties")
+_ADDS_WHOLE_TASK_VECTORS = ("task_arithmetic", "dare_linear", "lora_cat")
+_SINGLE_EXPERT_EXACT = (*_ADDS_WHOLE_TASK_VECTORS, "ties", "dare_ties", "lora_factor")
 """At density 1 these give an expert back when it alone has weight 1, and the base when none has any."""
 
 

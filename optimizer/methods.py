@@ -56,7 +56,8 @@ class MethodParameter:
 class MergeMethod:
     """One row of the registry.
 
-    A method of the task-vector family has a ``consensus`` ("none" or "sign") and a ``sparsifier``;
+    A method of the task-vector family has a ``consensus`` ("none" or "sign") and a ``sparsifier``, a
+    method of LoRA factors has ``lora``, the operator that combines them (``lora_pool``);
     any other has a ``kernel``: a callable, or its dotted name ``module:function``, which is
     imported when the method is first used. It is called for every tensor as
     ``kernel(tensors, base, **parameters)`` with float32 tensors in the recipe's order (``base`` is None
@@ -80,6 +81,7 @@ class MergeMethod:
     prepare: str | Callable[..., Any] | None = None
     elementwise: bool = False
     stochastic: bool = False
+    lora: Literal["cat", "svd", "factor"] | None = None
 
     def parameter(self, name: str) -> MethodParameter | None:
         """The parameter called ``name``, or None when this method has no such parameter."""
@@ -95,7 +97,7 @@ class MergeMethod:
 
     def _load(self, function: str | Callable[..., Any] | None) -> Callable[..., Any]:
         if function is None:
-            raise UserError(f"{self.name} has no kernel; the task-vector family is merged by sparsifier and consensus")
+            raise UserError(f"{self.name} has no kernel; it is merged by its sparsifier and consensus, or as LoRAs")
         if not isinstance(function, str):
             return function
         module, _, name = function.partition(":")
@@ -151,6 +153,14 @@ EPSILON = MethodParameter(
     search=(0.0, 0.3),
 )
 OPTIONAL_WEIGHT = MethodParameter("weight", "model", 1.0, "multiplies the expert's singular values")
+LORA_WEIGHT = MethodParameter("weight", "model", None, "multiplies the LoRA (in lora_factor: each of its two factors)")
+LORA_DENSITY = MethodParameter(
+    "density", "model", 1.0, "fraction of A's entries that is kept, the largest", low=0.0, high=1.0, search=(0.1, 1.0)
+)
+LORA_ACTIVE = MethodParameter(
+    "active", "model", True, "false leaves the LoRA out (by module kind with split, by depth with blocks)",
+    choices=(True, False),
+)  # fmt: skip
 _KERNELS = "mergefront.adapters.merging"
 
 _METHODS = (
@@ -389,6 +399,39 @@ _METHODS = (
             LAMBDA,
         ),
         kernel=f"{_KERNELS}.disentangled:widen",
+    ),
+    MergeMethod(
+        "lora_cat",
+        "concatenate the factors of LoRAs: exactly the weighted sum, ranks add up",
+        "LoRA Soups, arXiv 2410.13025",
+        (LORA_WEIGHT, LORA_DENSITY, LORA_ACTIVE),
+        lora="cat",
+    ),
+    MergeMethod(
+        "lora_svd",
+        "the weighted sum of LoRAs cut back to a rank, with the least squared error",
+        "Eckart and Young 1936",
+        (
+            LORA_WEIGHT,
+            LORA_DENSITY,
+            LORA_ACTIVE,
+            MethodParameter(
+                "rank",
+                "recipe",
+                0.0,
+                "rank of every merged module; 0: the largest of its LoRAs",
+                low=0.0,
+                search=(1.0, 64.0),
+            ),
+        ),
+        lora="svd",
+    ),
+    MergeMethod(
+        "lora_factor",
+        "sum the factors of LoRAs apart, A with A and B with B",
+        "Evo-Merging, arXiv 2509.12951",
+        (LORA_WEIGHT, LORA_DENSITY, LORA_ACTIVE),
+        lora="factor",
     ),
 )
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
 from mergefront.adapters.merging.family import TaskVectorMerger
 from mergefront.adapters.merging.kernel_methods import KernelMerger
+from mergefront.adapters.merging.lora_merge import LoraMerger
 from mergefront.adapters.merging.pool import TensorPool
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.methods import METHODS
@@ -96,6 +97,7 @@ class MergeEngine:
         compiled = self._worth_compiling() if compile == "auto" else compile
         self._family = TaskVectorMerger(self._pool, compiled)
         self._kernels = KernelMerger(self._pool, compat_mergekit)
+        self._loras = LoraMerger(self._pool)
         self._written: dict[tuple[int, str], _Written] = {}
 
     def merge_into(self, recipe: RecipeLike, targets: Mapping[str, torch.Tensor]) -> MergeReport:
@@ -158,8 +160,11 @@ class MergeEngine:
         for name in recipe.models:
             if name not in self.experts:
                 raise UserError(f"the recipe names the expert {name!r} {did_you_mean(name, self.experts)}")
-        if METHODS[recipe.method].needs_base and not self._pool.has_base:
+        method = METHODS[recipe.method]
+        if method.needs_base and not self._pool.has_base:
             raise UserError(f"{recipe.method} needs a base model")
+        if method.lora is not None:
+            self._loras.check(method, tuple(recipe.models))
 
     def _distinct(self, targets: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One name per storage; for tied tensors the name that the checkpoint has."""
@@ -199,7 +204,10 @@ class MergeEngine:
             if out.is_contiguous() and out.device == self.device
             else torch.empty(shape, dtype=out.dtype, device=self.device)
         )
-        if method.consensus is not None and not self._compat:
+        if method.lora is not None:
+            assert base is not None
+            norm = self._loras.merge(name, method, coefficients, base, written)
+        elif method.consensus is not None and not self._compat:
             assert base is not None
             norm = self._family.merge(name, method, coefficients, base, written)
         else:

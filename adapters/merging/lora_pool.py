@@ -13,7 +13,7 @@ modules are honoured: a module that only some LoRAs adapt is merged from those.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,39 +22,66 @@ from mergefront.adapters.merging.lora import LoraModule, lora_modules
 from mergefront.adapters.merging.ranking import kept_count
 from mergefront.adapters.merging.writer import complete_folder
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.methods import METHODS
+from mergefront.optimizer.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
 Operator = Literal["cat", "svd", "factor"]
-ModuleWeight = Callable[[str, str], float]
+ModuleValue = Callable[[str, str], float]
 
 
 class Factors(NamedTuple):
-    """One merged module in float32: dW = b @ a (a is r x in, b is out x r)."""
+    """One module in float32: dW = b @ a (a is r x in, b is out x r)."""
 
     a: torch.Tensor
     b: torch.Tensor
 
 
+class Part(NamedTuple):
+    """One LoRA's part in a merged module; ``scaling`` is its alpha over its rank, or as it says."""
+
+    weight: float
+    scaling: float
+    factors: Factors
+
+
 def merge_loras(
     loras: Mapping[str, str | Path],
-    weights: Mapping[str, float] | ModuleWeight,
+    weights: Mapping[str, float] | ModuleValue,
     *,
     operator: Operator = "cat",
-    densities: Mapping[str, float] | None = None,
-    rank: int | None = None,
+    densities: Mapping[str, float] | ModuleValue | None = None,
+    rank: int | Callable[[str], int] | None = None,
 ) -> dict[str, Factors]:
     """Merged factors by base tensor name.
 
     ``weights`` is one number per LoRA, or a function of (LoRA, tensor name) for weights by layer or to
-    switch modules off (0). ``densities`` (default 1) is S's fraction per LoRA; ``rank`` is what "svd"
-    reduces to (default: the largest of the pool). Raises ``UserError`` for LoRAs that carry whole
-    tensors, store a matrix transposed, or do not fit together.
+    switch modules off (0). ``densities`` (default 1) is S's fraction likewise; ``rank`` is what "svd"
+    reduces to, for all modules or by tensor name (default, or 0: the largest of the module's LoRAs). Raises
+    ``UserError`` for LoRAs that carry whole tensors, store a matrix transposed, or do not fit together.
     """
     if not loras:
         raise UserError("a merge of LoRAs needs at least one LoRA")
     opened = {name: Checkpoint(path) for name, path in loras.items()}
+    merged = {}
+    for target, owners in _modules(opened).items():
+        parts = []
+        for name, module in owners.items():
+            weight = float(weights(name, target) if callable(weights) else weights[name])
+            if weight != 0:
+                density = densities(name, target) if callable(densities) else (densities or {}).get(name, 1.0)
+                a, b = opened[name][module.a].float(), opened[name][module.b].float()
+                parts.append(Part(weight, module.scaling, Factors(keep_largest(a, density), b)))
+        if parts:
+            most = max(module.rank for module in owners.values())
+            merged[target] = combine(parts, operator, (rank(target) if callable(rank) else rank) or most)
+    return merged
+
+
+def _modules(opened: Mapping[str, Checkpoint]) -> dict[str, dict[str, LoraModule]]:
+    """The adapted modules of a pool: by base tensor name, then by LoRA."""
     modules: dict[str, dict[str, LoraModule]] = {}
     for name, checkpoint in opened.items():
         found, whole = lora_modules(checkpoint.header)
@@ -66,21 +93,11 @@ def merge_loras(
             if module.transposed:
                 raise UserError(f"LoRA {name!r}: {target} is stored transposed; fold it into the base instead")
             modules.setdefault(target, {})[name] = module
-    merged = {}
     for target, owners in modules.items():
-        parts = []
         if len({module.shape for module in owners.values()}) > 1:
             shapes = ", ".join(f"{name} {list(module.shape)}" for name, module in owners.items())
             raise UserError(f"{target} has different shapes in the pool: {shapes}")
-        for name, module in owners.items():
-            weight = float(weights(name, target) if callable(weights) else weights[name])
-            if weight != 0:
-                a = keep_largest(opened[name][module.a].float(), (densities or {}).get(name, 1.0))
-                parts.append((weight, module.scaling, a, opened[name][module.b].float()))
-        if parts:
-            most = max(module.rank for module in owners.values())
-            merged[target] = _combine(parts, operator, rank if rank is not None else most)
-    return merged
+    return modules
 
 
 def keep_largest(matrix: torch.Tensor, density: float) -> torch.Tensor:
@@ -90,26 +107,28 @@ def keep_largest(matrix: torch.Tensor, density: float) -> torch.Tensor:
     kept = kept_count(density, matrix.numel())
     if kept == matrix.numel():
         return matrix
-    mask = torch.zeros(matrix.numel(), dtype=torch.bool)
+    mask = torch.zeros(matrix.numel(), dtype=torch.bool, device=matrix.device)
     order = matrix.abs().reshape(-1).argsort(descending=True, stable=True)
     mask[order[:kept]] = True
     return torch.where(mask.view(matrix.shape), matrix, 0.0)
 
 
-def _combine(parts: list[tuple[float, float, torch.Tensor, torch.Tensor]], operator: Operator, rank: int) -> Factors:
+def combine(parts: Sequence[Part], operator: Operator, rank: int) -> Factors:
+    """The parts of one module as one pair of factors; ``rank`` is what "svd" keeps. Raises ``UserError``."""
     import torch
 
+    pairs = [part.factors for part in parts]
     if operator == "factor":
-        most = max(a.shape[0] for _, _, a, _ in parts)
-        a_sum = torch.zeros(most, parts[0][2].shape[1])
-        b_sum = torch.zeros(parts[0][3].shape[0], most)
-        for weight, scaling, a, b in parts:
+        most = max(a.shape[0] for a, _ in pairs)
+        a_sum = torch.zeros(most, pairs[0].a.shape[1], device=pairs[0].a.device)
+        b_sum = torch.zeros(pairs[0].b.shape[0], most, device=pairs[0].b.device)
+        for weight, scaling, (a, b) in parts:
             a_sum[: a.shape[0]] += weight * a
             b_sum[:, : b.shape[1]] += weight * scaling * b
         return Factors(a_sum, b_sum)
     joined = Factors(
-        torch.cat([a for _, _, a, _ in parts]),
-        torch.cat([weight * scaling * b for weight, scaling, _, b in parts], dim=1),
+        torch.cat([a for a, _ in pairs]),
+        torch.cat([weight * scaling * b for weight, scaling, (_, b) in parts], dim=1),
     )
     if operator == "cat":
         return joined
@@ -128,6 +147,27 @@ def reduce_rank(factors: Factors, rank: int) -> Factors:
     kept = min(rank, s.numel())
     root = s[:kept].sqrt()
     return Factors(root.unsqueeze(1) * (v[:kept] @ q_a.T), (q_b @ u[:, :kept]) * root)
+
+
+def merge_lora_recipe(recipe: Recipe, loras: Mapping[str, str | Path]) -> dict[str, Factors]:
+    """The merged factors that a recipe of a LoRA method says; ``loras`` has the folder of every expert.
+
+    Raises ``UserError`` for a method that merges no LoRAs.
+    """
+    operator = METHODS[recipe.method].lora
+    if operator is None:
+        raise UserError(f"{recipe.method} does not merge LoRAs as LoRAs; lora_cat, lora_svd and lora_factor do")
+
+    def weight(name: str, target: str) -> float:
+        return float(recipe.coefficient("weight", name, target)) * bool(recipe.coefficient("active", name, target))
+
+    return merge_loras(
+        loras,
+        weight,
+        operator=operator,
+        densities=lambda name, target: float(recipe.coefficient("density", name, target)),
+        rank=(lambda target: round(float(recipe.coefficient("rank", None, target)))) if operator == "svd" else None,
+    )
 
 
 def write_lora(merged: Mapping[str, Factors], out: str | Path, like: str | Path) -> Path:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mergefront.adapters.merging.lora import LoraModule
     from mergefront.adapters.merging.sources import Source
 
 
@@ -53,6 +54,10 @@ class TensorPool:
         self._entries: dict[tuple[str, str], Entry | None] = {}
         self._checked: set[tuple[str, str]] = set()
         self.resident = self._fits(experts) if resident == "auto" else resident
+        for expert in self._experts.values():
+            if expert.lora is not None and check:
+                for key, tensor in expert.lora.checkpoint.items():
+                    check_finite(tensor, f"expert {expert.name!r}", key)
         if self.resident:
             for name in self.names:
                 self._load(name)
@@ -96,8 +101,25 @@ class TensorPool:
         """An expert's tensor as it is held, or None where it leaves the base as it is."""
         if (name, expert) in self._entries:
             return self._entries[name, expert]
+        if self.resident:
+            return self._keep(name, self._experts[expert])
         entry = self._read_entry(name, self._experts[expert])
         return None if entry is None else Entry(self._settle(entry.tensor, copy=False), entry.is_delta)
+
+    def is_lora(self, expert: str) -> bool:
+        """Whether an expert is a PEFT LoRA folder."""
+        return self._experts[expert].lora is not None
+
+    def lora_module(self, name: str, expert: str) -> LoraModule | None:
+        """What a LoRA says about one tensor of the base, or None where it does not adapt it."""
+        lora = self._experts[expert].lora
+        return None if lora is None else lora.modules.get(name)
+
+    def lora_factors(self, module: LoraModule, expert: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (r x in) and B (out x r) of one module in float32."""
+        lora = self._experts[expert].lora
+        assert lora is not None
+        return lora.checkpoint[module.a].to(self.device).float(), lora.checkpoint[module.b].to(self.device).float()
 
     def _check_same_names(self) -> None:
         first, *others = self._experts.values()
@@ -136,10 +158,16 @@ class TensorPool:
             self._check_finite(tensor, "base model", name)
             self._base[name] = self._settle(tensor, copy=True)
         for expert in self._experts.values():
-            entry = self._read_entry(name, expert)
-            if entry is not None:
-                entry = Entry(self._settle(entry.tensor, copy=isinstance(expert._source, Checkpoint)), entry.is_delta)
-            self._entries[name, expert.name] = entry
+            # A LoRA is small; its task vector is not, and is made when a method asks for it.
+            if expert.lora is None:
+                self._keep(name, expert)
+
+    def _keep(self, name: str, expert: ExpertSource) -> Entry | None:
+        entry = self._read_entry(name, expert)
+        if entry is not None:
+            entry = Entry(self._settle(entry.tensor, copy=isinstance(expert._source, Checkpoint)), entry.is_delta)
+        self._entries[name, expert.name] = entry
+        return entry
 
     def _read_entry(self, name: str, expert: ExpertSource) -> Entry | None:
         entry = expert.entry(name)

@@ -67,16 +67,16 @@ class ExpertSource:
         self.name = name
         self._source = source
         header = header_of(source, name)
-        self._lora = LoraTaskVector(source) if isinstance(source, Checkpoint) and header.kind == "lora" else None
+        self.lora = LoraTaskVector(source) if isinstance(source, Checkpoint) and header.kind == "lora" else None
         self._alias: dict[str, str] = {}
         if base_header is None:
-            if self._lora is not None:
+            if self.lora is not None:
                 raise UserError(f"expert {name!r} is a LoRA; give the base model that it belongs to")
             return
         problems = compare_headers(base_header, header, name)
         if problems:
             raise UserError("\n".join(problems))
-        if self._lora is None:
+        if self.lora is None:
             self._check_head(base_header, header)
 
     def _check_head(self, base: CheckpointHeader, header: CheckpointHeader) -> None:
@@ -94,16 +94,16 @@ class ExpertSource:
 
     def names(self) -> Iterator[str]:
         """Names of the tensors that the expert has or changes."""
-        return iter(self._lora.changed() if self._lora is not None else self._source)
+        return iter(self.lora.changed() if self.lora is not None else self._source)
 
     def entry(self, name: str) -> Entry | None:
         """The expert's tensor, or None where it leaves the base as it is."""
-        if self._lora is None:
+        if self.lora is None:
             return Entry(self._source[self._alias.get(name, name)], False)
-        delta = self._lora.delta(name)
+        delta = self.lora.delta(name)
         if delta is not None:
             return Entry(delta, True)
-        replacement = self._lora.replacement(name)
+        replacement = self.lora.replacement(name)
         return None if replacement is None else Entry(replacement, False)
 
 
