@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.servers.settings import Section
-from mergefront.check_local import check_checkpoints, check_tasks
+from mergefront.check_local import check_checkpoints, check_tasks, starts_by_importance
 from mergefront.definition import StudyDefinition
 from mergefront.evaluators import local_evaluator_description
 from mergefront.optimizer.constraints import COSTS, Constraint, constraints_from
@@ -67,7 +67,7 @@ def check_study(path: str | Path) -> CheckReport:
         evaluator = {} if problems else local_evaluator_description(file, root)
     objectives = _objectives(file, directions, problems)
     constraints = _constraints(file, directions, problems)
-    space = _space(file, layers, problems)
+    space = _space(file, layers, root, problems, notes)
     _check_sampler(file, problems)
     racing = _racing(file, problems)
     storage = _storage(file, root, problems)
@@ -123,7 +123,7 @@ def _check_function(file: StudyFile, root: Path, problems: list[str]) -> dict[st
     return {"type": "function", "call": file.backend.call}
 
 
-def _space(file: StudyFile, layers: int, problems: list[str]) -> MergeSpace | None:
+def _space(file: StudyFile, layers: int, root: Path, problems: list[str], notes: list[str]) -> MergeSpace | None:
     parameters = dict(file.merge.space)
     granularity = parameters.pop("granularity", "global")
     split = parameters.pop("split", ())
@@ -139,6 +139,15 @@ def _space(file: StudyFile, layers: int, problems: list[str]) -> MergeSpace | No
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
         )
         return None
+    if isinstance(granularity, Mapping) and granularity.get("boundaries") == "importance":
+        if problems:
+            return None
+        try:
+            granularity = starts_by_importance(file, granularity, root)
+        except UserError as error:
+            problems.append(f"merge.space.granularity: {error}")
+            return None
+        notes.append(f"blocks by importance begin at layers {', '.join(map(str, granularity['starts']))}")
     try:
         return MergeSpace(
             file.merge.models,
@@ -174,9 +183,7 @@ def _objectives(file: StudyFile, directions: Mapping[str, str] | None, problems:
     return made
 
 
-def _constraints(
-    file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]
-) -> tuple[Constraint, ...]:
+def _constraints(file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]) -> tuple[Constraint, ...]:
     """The constraints; ``directions`` holds the numbers that are reported beside costs (None: any name will do)."""
     given = [entry if isinstance(entry, str) else entry.model_dump(exclude_none=True) for entry in file.constraints]
     try:

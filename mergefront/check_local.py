@@ -40,6 +40,7 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
         if base is None:
             continue
         problems.extend(f"merge.models.{name}: {problem}" for problem in compare_headers(base, expert, name))
+        problems.extend(f"merge.models.{name}: {problem}" for problem in _no_lora(file, expert.kind))
         if expert.kind == "full":
             found = compare_tokenizers(root / file.merge.base_model, root / path, name)
             problems.extend(f"merge.models.{name}: {problem}" for problem in found)
@@ -48,6 +49,22 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
     notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     layers = {layer_of(name) for name in base.tensors} - {None}
     return len(layers)
+
+
+def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:
+    """``{blocks: N, boundaries: importance}`` as first layers; reads every expert's tensors once.
+
+    Raises ``UserError``.
+    """
+    from mergefront.adapters.merging.importance import layer_importance
+    from mergefront.optimizer.grouping import blocks_by_importance
+
+    blocks = granularity.get("blocks")
+    if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
+        raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
+    assert file.merge.base_model is not None and isinstance(file.merge.models, Mapping)
+    experts = {name: root / path for name, path in file.merge.models.items()}
+    return {"starts": list(blocks_by_importance(layer_importance(root / file.merge.base_model, experts), blocks))}
 
 
 def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
@@ -68,6 +85,19 @@ def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[st
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     return directions
+
+
+def _no_lora(file: StudyFile, kind: str) -> list[str]:
+    """Why a checkpoint of this kind cannot be merged by the file's methods, if that is because it is no LoRA."""
+    from mergefront.optimizer.methods import METHODS
+
+    methods = [file.merge.method] if isinstance(file.merge.method, str) else file.merge.method
+    of_loras = [name for name in methods if name in METHODS and METHODS[name].lora is not None]
+    if kind == "lora" or not of_loras:
+        return []
+    return [
+        f"{of_loras[0]} merges LoRAs, and this is a whole checkpoint; use task_arithmetic, or give the LoRA's folder"
+    ]
 
 
 def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:

@@ -13,9 +13,12 @@ A coefficient's flat name says what it applies to; this is the name that Optuna 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.methods import ParameterValue
@@ -116,6 +119,11 @@ class Grouping:
         starts = tuple(size * i + min(i, left_over) for i in range(blocks))
         return cls(layers, starts, split)
 
+    @classmethod
+    def of_importance(cls, blocks: int, importance: Sequence[float], split: tuple[str, ...] = ()) -> Grouping:
+        """``blocks`` blocks that share the layers' importance evenly (see ``blocks_by_importance``)."""
+        return cls(len(importance), blocks_by_importance(importance, blocks), split)
+
     def block_of(self, tensor_name: str) -> int:
         """The block that a tensor belongs to."""
         layer = layer_of(tensor_name)
@@ -155,6 +163,41 @@ class Grouping:
                 if name in params:
                     return params[name]
         return None
+
+
+def blocks_by_importance(importance: Sequence[float], blocks: int) -> tuple[int, ...]:
+    """First layers of ``blocks`` blocks of consecutive layers, between which importance is shared most evenly.
+
+    ``importance`` has one number of at least 0 per layer (how far the experts moved it, say); the sum of
+    squares of the blocks' sums is minimal, by dynamic programming in O(blocks * layers^2), and of equally
+    good divisions the one whose first blocks are longest is taken. Raises ``UserError``.
+    """
+    layers = len(importance)
+    if not 1 <= blocks <= layers:
+        raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
+    if not all(math.isfinite(value) and value >= 0 for value in importance):
+        raise UserError("the importance of a layer must be a finite number of at least 0")
+    # Exact sums, so that equally good divisions are seen to be equal.
+    whole = [Fraction(value) for value in importance]
+    if not any(whole):
+        whole = [Fraction(1)] * layers
+    sums = [Fraction(0), *accumulate(whole)]
+    # best[first]: least cost of the layers from ``first`` on in the blocks that are left, and where the first one ends
+    best = {first: ((sums[layers] - sums[first]) ** 2, layers) for first in range(layers)}
+    chosen = [best]
+    for left in range(2, blocks + 1):
+        rest = chosen[-1]
+        best = {}
+        for first in range(layers - left + 1):
+            ends = range(first + 1, layers - left + 2)
+            # Among equals the longest first block wins.
+            cost, negative_end = min(((sums[end] - sums[first]) ** 2 + rest[end][0], -end) for end in ends)
+            best[first] = (cost, -negative_end)
+        chosen.append(best)
+    starts = [0]
+    for options in reversed(chosen[1:]):
+        starts.append(options[starts[-1]][1])
+    return tuple(starts)
 
 
 def knots_of(

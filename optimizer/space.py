@@ -131,9 +131,11 @@ class MergeSpace:
     fixed values: ``{"weight": [0, 1], "density": [0.1, 1], "lambda": 1.0}``; a name such as
     ``weight[maths]`` overrides it for one expert. A parameter that is not mentioned stays at its
     default, and is searched over the method's own range when it has none; without any ``parameters``
-    ``density`` is searched too. ``granularity``: "global", "layers" or ``{"blocks": n}``, with
-    ``layers`` the number of transformer layers; ``split``: substrings of tensor names that get
-    coefficients of their own. ``seed`` fixes the masks of methods that drop at random.
+    ``density`` is searched too, and everything that the method takes where nothing else would be.
+    ``granularity``: "global", "layers", ``{"blocks": n}`` (of equal depth) or ``{"starts": [0, ...]}`` (first
+    layers, such as ``grouping.blocks_by_importance`` gives), with ``layers`` the number of transformer
+    layers; ``split``: substrings of tensor names that get coefficients of their own. ``seed`` fixes the
+    masks of methods that drop at random.
 
     Raises ``StudyFileError`` with every problem at once.
     """
@@ -145,7 +147,7 @@ class MergeSpace:
         method: str | Sequence[str] = "ties",
         base_model: str | None = None,
         parameters: Mapping[str, Any] | None = None,
-        granularity: str | Mapping[str, int] = "global",
+        granularity: str | Mapping[str, Any] = "global",
         split: Sequence[str] = (),
         layers: int = 0,
         seed: int = 0,
@@ -185,6 +187,12 @@ class MergeSpace:
                     self.searched[str(name)] = rule
                 elif rule is not None:
                     self.fixed[str(name)] = rule
+        if not self.searched and not self.given and not problems:
+            # karcher, sce and others need no coefficient: then every one that they take is searched.
+            for parameter in declared.values():
+                self.searched |= {
+                    str(name): found for name in self._names(parameter) for found in _own_range(parameter)
+                }
         if not self.searched and not problems:
             problems.append("space: nothing is searched; give at least one coefficient a range such as weight: [0, 1]")
 
@@ -342,14 +350,29 @@ def _grouping(granularity: Any, split: tuple[str, ...], layers: int, problems: l
                 raise UserError(f"{granularity!r} needs the model's number of layers (layers=...)")
             if granularity == "layers":
                 return Grouping.equal_blocks(layers, layers, split)
-            if set(granularity) == {"blocks"} and isinstance(granularity["blocks"], int):
+            if granularity.get("boundaries", "depth") != "depth":
+                raise UserError(
+                    f"boundaries {granularity['boundaries']!r} must be depth or importance; importance is read off the "
+                    "weights, so without a study file of a local backend give {starts: [0, ...]} (blocks_by_importance)"
+                )
+            if set(granularity) - {"boundaries"} == {"blocks"} and type(granularity["blocks"]) is int:
                 return Grouping.equal_blocks(granularity["blocks"], layers, split)
             if set(granularity) == {"starts"}:
                 return Grouping(layers, tuple(granularity["starts"]), split)
-        raise UserError(f"{granularity!r} must be global, layers or {{blocks: N}}")
+        raise UserError(
+            f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}} "
+            "or {starts: [0, ...]}"
+        )
     except UserError as error:
         problems.append(f"granularity: {error}")
         return Grouping()
+
+
+def _own_range(parameter: MethodParameter) -> list[Range]:
+    """The range that a method declares for one of its parameters: one, or none where it is a single value."""
+    if parameter.choices:
+        return [Range(choices=parameter.choices)]
+    return [Range(*parameter.search)] if parameter.search[0] < parameter.search[1] else []
 
 
 def _extremes(rule: Range | ParameterValue) -> tuple[ParameterValue, ...]:
