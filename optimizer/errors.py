@@ -4,6 +4,7 @@
     ├── UserError              the user's input is wrong (exit code 2)
     │   └── StudyFileError     a study file, with every problem found in it
     └── SearchStoppedError     the search cannot go on (exit code 1); what finished is kept
+        └── StorageError       its database cannot be used: no candidate is at fault
     EvaluationError            one candidate could not be scored: a failed trial, the search goes on
 
 The command line prints a ``MergefrontError`` as one message and never as a traceback.
@@ -39,6 +40,10 @@ class StudyFileError(UserError):
 
 class SearchStoppedError(MergefrontError):
     """The search stopped before its budget was spent; finished evaluations are in the database."""
+
+
+class StorageError(SearchStoppedError):
+    """The database cannot be used now: away, full, read-only, locked."""
 
 
 class EvaluationError(MergefrontError):

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
-from sqlalchemy import event, inspect, select
+from sqlalchemy import Table, event, inspect, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
-from mergefront.optimizer.errors import MergefrontError, UserError
+from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import schema
+from mergefront.storage.migrations import upgrade
+from mergefront.storage.optuna_storage import READS, PatientStorage
+from mergefront.storage.patience import PassingError, passes, patiently
 
 DEFAULT_URL = "sqlite:///mergefront.db"
 _BUSY_SECONDS = 60
+_CREATION_SECONDS = 30.0
+_log = logging.getLogger("mergefront.storage")
+_REMEDIES = (
+    ("database or disk is full", "free some space, then resume"),
+    ("disk i/o error", "the disk is full or broken; free some space or check it, then resume"),
+    ("readonly database", "make the file and its folder writable"),
+    ("is locked", f"another program held it for more than {_BUSY_SECONDS} seconds; end that one, then resume"),
+    ("malformed", "the file is damaged; restore a backup"),
+)
 
 
 class Database:
@@ -26,11 +42,14 @@ class Database:
 
     ``url`` is an SQLAlchemy URL; a path ending in ``.db`` or ``.sqlite`` is taken as SQLite.
     ``create`` False refuses a database that does not exist yet (for commands that only read).
-    Raises ``UserError`` for a URL that cannot be used and for tables of a newer version.
+    ``may_upgrade`` brings old tables on a server up to date; in an SQLite file that is done without asking.
+    ``upgraded`` then says where a copy of the old ones is. Raises ``UserError`` for a URL that cannot be
+    used and for tables of a newer version.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True, may_upgrade: bool = False) -> None:
         self.url = normalised_url(url)
+        self._may_upgrade = may_upgrade
         path = sqlite_path(self.url)
         if path is not None:
             _check_sqlite_file(path, create)
@@ -38,6 +57,8 @@ class Database:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.optuna_storage = self._open(create)
+        except StorageError as error:
+            raise UserError(str(error)) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if "file is not a database" in str(error):
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
@@ -45,15 +66,29 @@ class Database:
         except (RuntimeError, ImportError) as error:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
 
-    def _open(self, create: bool) -> RDBStorage:
-        is_sqlite = self.url.startswith("sqlite")
-        kwargs: dict[str, Any] = {"connect_args": {"timeout": _BUSY_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
-        _check_tables(sqlalchemy.create_engine(self.url, **kwargs), self.url, create)
-        storage = RDBStorage(self.url, engine_kwargs=kwargs)
-        if is_sqlite:
+    def _open(self, create: bool) -> PatientStorage:
+        kwargs: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": _from_json}
+        if self.is_sqlite:
+            kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
+        else:
+            kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        self.upgraded = self._checked(sqlalchemy.create_engine(self.url, **kwargs), create)
+        # Processes that open a new database at once race for its tables; the losers look again.
+        ends = time.monotonic() + _CREATION_SECONDS
+        while True:
+            try:
+                return self._made(kwargs)
+            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
+                if not _was_made_meanwhile(error) or time.monotonic() > ends:
+                    raise
+                time.sleep(0.1)
+
+    def _made(self, kwargs: dict[str, Any]) -> PatientStorage:
+        storage = PatientStorage(self.url, dict(kwargs), self.fault)
+        if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
             # RDBStorage connected before the listeners were there.
-            storage.scoped_session.remove()
+            storage.remove_session()
             storage.engine.dispose()
         schema.metadata.create_all(storage.engine)
         with storage.engine.begin() as connection:
@@ -61,23 +96,107 @@ class Database:
                 connection.execute(schema.schema.insert().values(version=schema.VERSION))
         return storage
 
+    def _checked(self, engine: Engine, create: bool) -> str | None:
+        """Refuses tables of a newer version, and a database without any when none are to be made.
+
+        Old tables in an SQLite file are upgraded; those on a server wait for 'mergefront upgrade', since
+        workers of the old version may be at work on them. Returns where a copy of old tables is.
+        """
+        try:
+            if not inspect(engine).has_table(schema.schema.name):
+                if not create:
+                    raise UserError(
+                        f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
+                    )
+                return None
+            with engine.connect() as connection:
+                version = connection.execute(select(schema.schema.c.version)).scalar()
+            if version is None or version == schema.VERSION:
+                return None
+            if version > schema.VERSION:
+                raise UserError(
+                    f"storage {_safe(self.url)}: its tables have version {version}, this mergefront knows "
+                    f"{schema.VERSION}; upgrade mergefront to open it"
+                )
+            path = sqlite_path(self.url)
+            if path is None and not self._may_upgrade:
+                raise UserError(
+                    f"storage {_safe(self.url)}: its tables have version {version}, this mergefront needs "
+                    f"{schema.VERSION}; end the workers, then run: mergefront upgrade --storage {_safe(self.url)}"
+                )
+            if path is not None:
+                _make_sqlite_safe(engine)
+                engine.dispose()
+            kept = upgrade(engine, path)
+        finally:
+            engine.dispose()
+        if kept is not None:
+            _log.warning("the tables of version %s were upgraded to %s; a copy is in %s", version, schema.VERSION, kept)
+        return kept
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether all processes that work on it run on one machine."""
+        return self.url.startswith("sqlite")
+
     @property
     def engine(self) -> Engine:
-        return self.optuna_storage.engine
+        return self.optuna_storage.engine  # type: ignore[no-any-return]
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction that commits on success; a database fault becomes a ``MergefrontError``."""
+        """A transaction that commits on success; a database fault becomes a ``StorageError``.
+
+        A violated constraint stays SQLAlchemy's ``IntegrityError``.
+        """
         try:
             with self.engine.begin() as connection:
                 yield connection
-        except sqlalchemy.exc.OperationalError as error:
-            raise MergefrontError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
+        except sqlalchemy.exc.IntegrityError:
+            raise
+        except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
+            raise self.fault(error) from None
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads, all of it from one moment; it keeps nobody from writing."""
+        try:
+            with self.optuna_storage.reading_engine.begin() as connection:
+                yield connection
+        except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
+            raise self.fault(error) from None
+
+    def fault(self, error: Exception) -> StorageError:
+        """What a user reads of a database error."""
+        line = _first_line(error)
+        remedy = next((f"; {remedy}" for symptom, remedy in _REMEDIES if symptom in line.lower()), "")
+        kind = PassingError if passes(error) else StorageError
+        return kind(f"storage {_safe(self.url)}: {line}{remedy}")
+
+    def now(self, connection: Connection) -> tuple[float, float]:
+        """The time that all its users share and since when it runs, in seconds since the epoch.
+
+        A server's own clock, since those of two machines differ; this machine's for SQLite.
+        """
+        if connection.dialect.name == "postgresql":
+            query = "SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM pg_postmaster_start_time())"
+            now, since = connection.execute(text(query)).one()
+            return float(now), float(since)
+        return time.time(), 0.0
 
     def close(self) -> None:
         """Release every connection."""
-        self.optuna_storage.scoped_session.remove()
+        self.optuna_storage.remove_session()
         self.engine.dispose()
+
+
+def insert_missing(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:
+    """Insert a row unless one of its key is there, also when another process inserts it at the same moment."""
+    if connection.dialect.name == "mysql":
+        connection.execute(table.insert().prefix_with("IGNORE").values(**row))
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(dialect.insert(table).values(**row).on_conflict_do_nothing())
 
 
 def normalised_url(url: str) -> str:
@@ -128,32 +247,52 @@ def _make_sqlite_safe(engine: Engine) -> None:
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        # SQLite does not wait for a lock here, and a file that another process opens first needs one.
+        patiently(lambda: cursor.execute("PRAGMA journal_mode=WAL"), _BUSY_SECONDS)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READS)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _check_tables(engine: Engine, url: str, create: bool) -> None:
-    """Refuses tables of a newer version, and a database without any when none are to be made."""
+def _was_made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
+    line = _first_line(error).lower()
+    return "already exists" in line or "unique" in line or "duplicate key" in line
+
+
+_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _to_json(value: Any) -> str:
+    """JSON without the numbers that it does not know, which servers refuse: ``{"number": "nan"}`` stands for one."""
     try:
-        if not inspect(engine).has_table(schema.schema.name):
-            if not create:
-                raise UserError(f"storage {_safe(url)}: this database holds no mergefront studies; name another one")
-            return
-        with engine.connect() as connection:
-            version = connection.execute(select(schema.schema.c.version)).scalar()
-    finally:
-        engine.dispose()
-    if version is not None and version > schema.VERSION:
-        raise UserError(
-            f"storage {_safe(url)}: its tables have version {version}, this mergefront knows {schema.VERSION}; "
-            "upgrade mergefront to open it"
-        )
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_spelled_out(value))
+
+
+def _spelled_out(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _spelled_out(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled_out(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}
+    return value
+
+
+def _from_json(given: str | bytes) -> Any:
+    text = given if isinstance(given, str) else given.decode()
+    return json.loads(text, object_hook=_number_or_mapping) if '{"number": "' in text else json.loads(text)
+
+
+def _number_or_mapping(found: dict[str, Any]) -> Any:
+    number = found["number"] if found.keys() == {"number"} else None
+    return _NUMBERS.get(number, found) if isinstance(number, str) else found
 
 
 def _safe(url: str) -> str:

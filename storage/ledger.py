@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
+import secrets
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
-from sqlalchemy import and_, func, select
+from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.engine import Connection, Row
 
+from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
-from mergefront.storage.database import Database
+from mergefront.storage.database import Database, insert_missing
 from mergefront.storage.optuna_tables import finish_trial, write_params, write_user_attributes
+from mergefront.storage.patience import patiently
+from mergefront.storage.processes import is_alive, is_same_machine_started_again, machine_identity, process_identity
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
+
+_log = logging.getLogger("mergefront.storage")
+_LEASED = "leased"
+_NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "started": None}
 
 LEASE_SECONDS = 120.0
 """A worker on another machine that has not been heard of for so long is taken for dead."""
@@ -45,19 +51,32 @@ class StudyLedger:
         self.database = database
         self.study_id = study_id
         self.versions = dict(versions)
-        self.host = socket.gethostname()
-        self.process = process_identity(os.getpid())
+        self.host = machine_identity()
+        # Ledgers of one process are told apart: each takes care of its own claims.
+        self.process = f"{process_identity(os.getpid())}/{secrets.token_hex(4)}"
+        self._open: set[int] = set()
 
     def claim(self, budget: int) -> Claim | None:
         """See ``Ledger.claim``; atomic between processes and machines."""
+        claim = patiently(lambda: self._claim(budget))
+        if claim is not None:
+            self._open.add(claim.slot)
+        return claim
+
+    def _claim(self, budget: int) -> Claim | None:
         with self.database.transaction() as connection:
             # Locks the study's row where the database has row locks; SQLite has the write lock already.
-            connection.execute(select(studies.c.study_id).where(studies.c.study_id == self.study_id).with_for_update())
-            abandoned = self._abandoned(connection)
+            connection.execute(
+                select(studies.c.study_id)
+                .where(studies.c.study_id == self.study_id)
+                .with_for_update(key_share=True)  # lets others insert rows that refer to it
+            )
+            now = self.database.now(connection)
+            abandoned = next((row for row in self._unfinished(connection) if self._is_abandoned(row, now)), None)
             if abandoned is not None:
-                deaths = abandoned.deaths + (abandoned.process is not None)
+                deaths = abandoned.deaths + (abandoned.process is not None and not self._is_mine(abandoned))
                 connection.execute(
-                    claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner())
+                    claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner(now[0]))
                 )
                 return Claim(abandoned.slot, abandoned.trial_number, deaths)
             last = connection.execute(
@@ -68,24 +87,37 @@ class StudyLedger:
                 return None
             connection.execute(
                 claims.insert().values(
-                    study_id=self.study_id, slot=slot, trial_number=None, finished=False, deaths=0, **self._owner()
+                    study_id=self.study_id,
+                    slot=slot,
+                    trial_number=None,
+                    finished=False,
+                    deaths=0,
+                    **self._owner(now[0]),
                 )
             )
             return Claim(slot, None, fresh=True)
 
     def forgive(self) -> None:
         """See ``Ledger.forgive``."""
-        with self.database.transaction() as connection:
-            for row in self._unfinished(connection):
-                if self._is_abandoned(row):
-                    freed = {"deaths": 0, "host": None, "process": None, "heartbeat": None}
-                    connection.execute(claims.update().where(self._slot(row.slot)).values(**freed))
+
+        def free() -> None:
+            with self.database.transaction() as connection:
+                now = self.database.now(connection)
+                for row in self._unfinished(connection):
+                    if self._is_abandoned(row, now):
+                        connection.execute(claims.update().where(self._slot(row.slot)).values(deaths=0, **_NOBODY))
+
+        patiently(free)
 
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
-        with self.database.transaction() as connection:
-            rows = self._unfinished(connection)
-        return any(not self._is_abandoned(row) for row in rows)
+
+        def look() -> bool:
+            with self.database.reading() as connection:
+                now = self.database.now(connection)
+                return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
+
+        return patiently(look)
 
     def bind(
         self,
@@ -96,12 +128,16 @@ class StudyLedger:
         attributes: Mapping[str, Any],
     ) -> None:
         """See ``Ledger.bind``."""
-        with self.database.transaction() as connection:
-            if claim.trial_number != trial.number:
-                connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
-            write_params(connection, trial._trial_id, params, distributions)
-            changed = {key: value for key, value in attributes.items() if trial.user_attrs.get(key) != value}
-            write_user_attributes(connection, trial._trial_id, changed)
+        changed = {key: value for key, value in attributes.items() if trial.user_attrs.get(key) != value}
+
+        def write() -> None:
+            with self.database.transaction() as connection:
+                if claim.trial_number != trial.number:
+                    connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
+                write_params(connection, trial._trial_id, params, distributions)
+                write_user_attributes(connection, trial._trial_id, changed)
+
+        patiently(write)
 
     def finish(
         self,
@@ -114,20 +150,26 @@ class StudyLedger:
         keep: bool,
     ) -> None:
         """See ``Ledger.finish``."""
-        with self.database.transaction() as connection:
-            if finish_trial(connection, trial._trial_id, values):
-                write_user_attributes(connection, trial._trial_id, attributes)
-                if keep:
-                    self._keep(connection, trial.number, recipe, outcome, "search")
-            connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
+
+        def write() -> None:
+            with self.database.transaction() as connection:
+                if finish_trial(connection, trial._trial_id, values):
+                    write_user_attributes(connection, trial._trial_id, attributes)
+                    if keep:
+                        self._keep(connection, trial.number, recipe, outcome, "search", _utc_now())
+                connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
+
+        patiently(write)
+        self._open.discard(claim.slot)
 
     def close(self, claim: Claim) -> None:
         """See ``Ledger.close``."""
-        self._update(claim, finished=True)
+        self._update(self._slot(claim.slot), finished=True)
+        self._open.discard(claim.slot)
 
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
         """The claim that a trial fills and whether it is finished; None for an unknown trial."""
-        with self.database.transaction() as connection:
+        with self.database.reading() as connection:
             row = connection.execute(
                 select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
             ).first()
@@ -135,7 +177,8 @@ class StudyLedger:
 
     def release(self, claim: Claim) -> None:
         """See ``Ledger.release``."""
-        self._update(claim, host=None, process=None, heartbeat=None)
+        self._update(self._own_slot(claim.slot), **_NOBODY)
+        self._open.discard(claim.slot)
 
     @contextmanager
     def keep_alive(self, claim: Claim) -> Iterator[None]:
@@ -144,7 +187,10 @@ class StudyLedger:
 
         def beat() -> None:
             while not stop.wait(HEARTBEAT_SECONDS):
-                self._update(claim, heartbeat=time.time())
+                try:
+                    self._beat(claim)
+                except StorageError as error:  # the search itself meets the same fault and tells the user
+                    _log.warning("no sign of life could be given for slot %s: %s", claim.slot, error)
 
         thread = threading.Thread(target=beat, name="mergefront-heartbeat", daemon=True)
         thread.start()
@@ -156,7 +202,10 @@ class StudyLedger:
 
     def find(self, recipe: Recipe, split: str = "search") -> Evaluation | None:
         """The evaluation of an identical recipe in this study, or None."""
-        with self.database.transaction() as connection:
+        return patiently(lambda: self._find(recipe, split))
+
+    def _find(self, recipe: Recipe, split: str) -> Evaluation | None:
+        with self.database.reading() as connection:
             row = connection.execute(
                 select(evaluations)
                 .where(
@@ -171,8 +220,20 @@ class StudyLedger:
 
     def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
         """Keep an evaluation that belongs to no trial, such as one on the report items."""
-        with self.database.transaction() as connection:
-            self._keep(connection, None, recipe, evaluation, split)
+        moment = _utc_now()
+
+        def write() -> None:
+            with self.database.transaction() as connection:
+                of_this_call = select(evaluations.c.id).where(
+                    evaluations.c.study_id == self.study_id,
+                    evaluations.c.digest == recipe.digest,
+                    evaluations.c.split == split,
+                    evaluations.c.created_at == moment,
+                )
+                if connection.execute(of_this_call).first() is None:
+                    self._keep(connection, None, recipe, evaluation, split, moment)
+
+        patiently(write)
 
     def _keep(
         self,
@@ -181,6 +242,7 @@ class StudyLedger:
         recipe: Recipe,
         outcome: Evaluation | Failure,
         split: str,
+        moment: datetime,
     ) -> None:
         row: dict[str, Any] = {
             "study_id": self.study_id,
@@ -189,11 +251,11 @@ class StudyLedger:
             "split": split,
             "recipe": recipe.to_json(),
             "versions": self.versions,
-            "created_at": datetime.now(UTC).replace(tzinfo=None),
+            "created_at": moment,
         }
         if isinstance(outcome, Failure):
             empty: dict[str, Any] = {name: {} for name in ("scores", "standard_errors", "seconds", "cost", "details")}
-            row |= {"failure_kind": outcome.kind[:255], "failure": outcome.reason, **empty}
+            row |= {"failure_kind": _text(outcome.kind)[:255], "failure": _text(outcome.reason), **empty}
         else:
             row |= {
                 "scores": {name: float(value) for name, value in outcome.scores.items()},
@@ -207,12 +269,12 @@ class StudyLedger:
         key = connection.execute(evaluations.insert().values(**row)).inserted_primary_key
         if isinstance(outcome, Evaluation):
             assert key is not None
-            for task, items in outcome.items.items():
+            for task, items in sorted(outcome.items.items()):
                 _write_items(connection, int(key[0]), task, items)
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
-        with self.database.transaction() as connection:
+        with self.database.reading() as connection:
             rows = connection.execute(
                 select(evaluations)
                 .where(
@@ -229,7 +291,7 @@ class StudyLedger:
 
     def recipes(self) -> dict[str, Recipe]:
         """Every recipe that was evaluated or failed, by its digest."""
-        with self.database.transaction() as connection:
+        with self.database.reading() as connection:
             rows = connection.execute(
                 select(evaluations.c.digest, evaluations.c.recipe).where(evaluations.c.study_id == self.study_id)
             ).all()
@@ -242,55 +304,74 @@ class StudyLedger:
             .order_by(claims.c.slot)
         ).all()
 
-    def _abandoned(self, connection: Connection) -> Row[Any] | None:
-        return next((row for row in self._unfinished(connection) if self._is_abandoned(row)), None)
-
-    def _is_abandoned(self, row: Row[Any]) -> bool:
+    def _is_abandoned(self, row: Row[Any], now: tuple[float, float]) -> bool:
         if row.process is None or row.heartbeat is None:
             return True
         if row.host == self.host:
-            return row.process != self.process and not _alive(row.process)
-        return time.time() - float(row.heartbeat) > LEASE_SECONDS
+            if self._is_mine(row):
+                return row.slot not in self._open  # claimed by a transaction whose success was never heard of
+            return not is_alive(_process_of(row.process))
+        if row.process != _LEASED and self.database.is_sqlite and is_same_machine_started_again(row.host or ""):
+            return True
+        time_now, running_since = now
+        # Nobody could give a sign of life while the server was down.
+        silent = time_now - max(float(row.heartbeat), running_since)
+        if row.process == _LEASED:
+            return time_now - float(row.heartbeat) > LEASE_SECONDS
+        return abs(silent) > LEASE_SECONDS  # a sign of life from far in the future: the clock was set back
 
-    def _owner(self) -> dict[str, Any]:
+    def _is_mine(self, row: Row[Any]) -> bool:
+        return bool(row.host == self.host and row.process == self.process)
+
+    def _owner(self, now: float) -> dict[str, Any]:
         if self.lease is not None:
-            return {"host": "", "process": "leased", "heartbeat": time.time() + self.lease - LEASE_SECONDS}
-        return {"host": self.host, "process": self.process, "heartbeat": time.time()}
+            return {"host": "", "process": _LEASED, "heartbeat": now + self.lease - LEASE_SECONDS, "started": now}
+        return {"host": self.host, "process": self.process, "heartbeat": now, "started": now}
 
-    def _slot(self, slot: int) -> Any:
+    def _slot(self, slot: int) -> ColumnElement[bool]:
         return and_(claims.c.study_id == self.study_id, claims.c.slot == slot)
 
-    def _update(self, claim: Claim, **values: Any) -> None:
-        with self.database.transaction() as connection:
-            connection.execute(claims.update().where(self._slot(claim.slot)).values(**values))
+    def _own_slot(self, slot: int) -> ColumnElement[bool]:
+        """A slot that nobody else has taken over meanwhile."""
+        process = _LEASED if self.lease is not None else self.process
+        return and_(self._slot(slot), claims.c.process == process)
+
+    def _beat(self, claim: Claim) -> None:
+        def write() -> None:
+            with self.database.transaction() as connection:
+                now, _ = self.database.now(connection)
+                connection.execute(claims.update().where(self._own_slot(claim.slot)).values(heartbeat=now))
+
+        patiently(write)
+
+    def _update(self, where: ColumnElement[bool], **values: Any) -> None:
+        def write() -> None:
+            with self.database.transaction() as connection:
+                connection.execute(claims.update().where(where).values(**values))
+
+        patiently(write)
 
 
-def process_identity(pid: int) -> str:
-    """Process id and start time, so that a later process with the same id is told apart."""
-    try:
-        # Field 22 of /proc/PID/stat; the command in field 2 may hold spaces and brackets.
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        started = ""
-    return f"{pid}/{started}"
+def _process_of(owner: str) -> str:
+    """The ``process_identity`` in a claim's owner."""
+    return "/".join(owner.split("/")[:2])
 
 
-def _alive(identity: str) -> bool:
-    pid, _, _ = identity.partition("/")
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError, OSError):
-        return True
-    return process_identity(int(pid)) == identity
+def _utc_now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _text(given: str) -> str:
+    """Text that every database takes: servers refuse the character 0 and half a surrogate pair."""
+    return given.replace("\0", "\\0").encode("utf-8", "replace").decode()
 
 
 def _write_items(connection: Connection, evaluation_id: int, task: str, items: ItemScores) -> None:
     digest = sha256("\n".join(items.ids).encode()).hexdigest()[:32]
-    known = connection.execute(select(item_sets.c.digest).where(item_sets.c.digest == digest)).first()
-    if known is None:
-        connection.execute(item_sets.insert().values(digest=digest, ids=list(items.ids)))
+    this_set = select(item_sets.c.digest).where(item_sets.c.digest == digest)
+    # Locked, so that nobody who deletes a study takes it for unused.
+    while connection.execute(this_set.with_for_update(read=True, key_share=True)).first() is None:
+        insert_missing(connection, item_sets, {"digest": digest, "ids": list(items.ids)})
     connection.execute(
         item_scores.insert().values(
             evaluation_id=evaluation_id,

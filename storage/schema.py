@@ -30,7 +30,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-VERSION = 1
+VERSION = 2
 
 metadata = MetaData()
 
@@ -59,7 +59,10 @@ claims = Table(
     Column("deaths", Integer, nullable=False),  # workers that died on it since somebody last asked to go on
     Column("host", String(255)),
     Column("process", String(64)),  # process id and its start time: a reused id is another process
-    Column("heartbeat", Float),  # seconds since the epoch
+    Column("heartbeat", Float),  # seconds since the epoch, by the database's clock
+    Column("started", Float),  # when the worker took it, likewise
+    Index("mergefront_claims_unfinished", "study_id", "finished"),
+    Index("mergefront_claims_by_trial", "study_id", "trial_number"),
 )
 
 evaluations = Table(

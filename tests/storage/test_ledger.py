@@ -14,14 +14,15 @@ from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.recipe import Recipe
 from mergefront.storage.database import Database
-from mergefront.storage.ledger import StudyLedger, process_identity
+from mergefront.storage.ledger import StudyLedger
+from mergefront.storage.processes import process_identity
 from mergefront.storage.studies import create_or_load
 
 MODELS = {"maths": "m", "french": "f"}
 
 
-def ledger_in(path: Path) -> StudyLedger:
-    database = Database(f"sqlite:///{path}/study.db")
+def ledger_in(url: str) -> StudyLedger:
+    database = Database(url)
     record = create_or_load(
         database, "study", {"space": 1}, [Objective("maths")], root=".", evaluations=10, versions={}
     )
@@ -32,8 +33,8 @@ def recipe_at(weight: float) -> Recipe:
     return Recipe("ties", MODELS, {"weight[maths]": weight, "weight[french]": 0.1}, "base")
 
 
-def test_evaluation_comes_back_to_the_last_bit(tmp_path: Path) -> None:
-    ledger = ledger_in(tmp_path)
+def test_evaluation_comes_back_to_the_last_bit(database_url: str) -> None:
+    ledger = ledger_in(database_url)
     evaluation = Evaluation(
         {"maths": 0.1 + 0.2},
         {"maths": 1 / 3},
@@ -43,31 +44,32 @@ def test_evaluation_comes_back_to_the_last_bit(tmp_path: Path) -> None:
         {"note": "ü"},
     )
     ledger.record(recipe_at(0.5), evaluation, "search")
-    assert ledger_in(tmp_path).find(recipe_at(0.5)) == evaluation
+    assert ledger_in(database_url).find(recipe_at(0.5)) == evaluation
     assert ledger.find(recipe_at(0.5 + 2**-53)) is None, "a recipe that differs in the last bit is another recipe"
 
 
-def test_budget_is_never_overshot_by_threads_claiming_at_once(tmp_path: Path) -> None:
-    ledgers = [ledger_in(tmp_path) for _ in range(4)]
+def test_budget_is_never_overshot_by_threads_claiming_at_once(database_url: str) -> None:
+    ledgers = [ledger_in(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         rounds = [list(pool.map(lambda ledger: ledger.claim(10), ledgers)) for _ in range(4)]
     slots = [claim.slot for claims in rounds for claim in claims if claim is not None]
     assert sorted(slots) == list(range(10))
 
 
-def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(tmp_path: Path) -> None:
+def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(database_url: str) -> None:
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from test_ledger import ledger_in; from pathlib import Path\n"
-        "ledger = ledger_in(Path(sys.argv[1])); claim = ledger.claim(10); ledger._update(claim, trial_number=7)\n"
+        "from test_ledger import ledger_in\n"
+        "ledger = ledger_in(sys.argv[1]); claim = ledger.claim(10)\n"
+        "ledger._update(ledger._slot(claim.slot), trial_number=7)\n"
         "print(claim.slot, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, database_url, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout is not None
     assert other.stdout.readline().strip() == "0"
-    ledger = ledger_in(tmp_path)
+    ledger = ledger_in(database_url)
     mine = ledger.claim(10)
     assert mine is not None and mine.slot == 1
     other.kill()
@@ -77,8 +79,8 @@ def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(tmp_path:
     assert (taken.slot, taken.trial_number) == (0, 7)
 
 
-def test_finished_slots_stay_finished_and_released_ones_are_free(tmp_path: Path) -> None:
-    ledger = ledger_in(tmp_path)
+def test_finished_slots_stay_finished_and_released_ones_are_free(database_url: str) -> None:
+    ledger = ledger_in(database_url)
     first, second = ledger.claim(2), ledger.claim(2)
     assert first is not None and second is not None
     ledger.close(first)

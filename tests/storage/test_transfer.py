@@ -23,14 +23,14 @@ def score(recipe: mf.Recipe) -> Evaluation:
     return Evaluation({"score": weight}, {"score": 0.1}, {"score": ItemScores(("x", "y"), (weight, 0.0))})
 
 
-def small_study(path: Path, name: str = "small", evaluations: int = 7) -> mf.Study:
+def small_study(url: str, name: str = "small", evaluations: int = 7) -> mf.Study:
     return mf.search(
         space=SPACE,
         evaluate=score,
         objectives=["score"],
         sampler="random",
         evaluations=evaluations,
-        storage=f"sqlite:///{path}",
+        storage=url,
         name=name,
     )
 
@@ -40,32 +40,32 @@ def content(study: mf.Study) -> object:
     return trials, study.ledger.evaluations(items=True), study.to_json() | {"study": ""}
 
 
-def test_a_copy_in_another_database_is_the_same_study_and_goes_on(tmp_path: Path) -> None:
-    original = small_study(tmp_path / "a.db")
+def test_a_copy_in_another_database_is_the_same_study_and_goes_on(tmp_path: Path, database_url: str) -> None:
+    original = small_study(database_url)
     target = Database(f"sqlite:///{tmp_path}/portable.db")
     copy(original.database, "small", target)
     moved = mf.load_study("small", storage=f"sqlite:///{tmp_path}/portable.db")
     assert content(moved) == content(original)
     assert moved.record.uuid != original.record.uuid
-    longer = small_study(tmp_path / "portable.db", evaluations=9)
+    longer = small_study(f"sqlite:///{tmp_path}/portable.db", evaluations=9)
     assert longer.finished_count() == 9
     assert original.finished_count() == 7
 
 
-def test_rename_keeps_everything_and_refuses_a_taken_name(tmp_path: Path) -> None:
-    study = small_study(tmp_path / "a.db")
+def test_rename_keeps_everything_and_refuses_a_taken_name(database_url: str) -> None:
+    study = small_study(database_url)
     before = content(study)
     rename(study.database, "small", "grown")
     assert content(mf.load_study("grown", storage=study.database.url)) == before
-    small_study(tmp_path / "a.db")
+    small_study(database_url)
     with pytest.raises(mf.UserError, match="exists already"):
         rename(study.database, "small", "grown")
     with pytest.raises(mf.UserError, match="exists already"):
         copy(study.database, "small", study.database, "grown")
 
 
-def test_deleting_one_study_leaves_no_row_of_it_and_every_row_of_the_others(tmp_path: Path) -> None:
-    keep, gone = small_study(tmp_path / "a.db", "keep"), small_study(tmp_path / "a.db", "gone")
+def test_deleting_one_study_leaves_no_row_of_it_and_every_row_of_the_others(database_url: str) -> None:
+    keep, gone = small_study(database_url, "keep"), small_study(database_url, "gone")
     before = content(keep)
     delete(keep.database, "gone")
     assert content(mf.load_study("keep", storage=keep.database.url)) == before
