@@ -1,0 +1,186 @@
+"""Racing against full evaluation:  python -m benchmarks.evaluation.racing [--minutes M] [--table]
+
+Every run is a search of 30 candidates (anchors included) by MM-MO. Its result is the front that the
+study hands back, whose members are then scored on all 1,000 items of each task, and the hypervolume
+of those scores, normalised by the anchors on all items. "a fixed part" asks every candidate the same
+items, as many as racing may pay on average. Finished runs are kept in the cache and not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+import mergefront as mf
+from benchmarks.evaluation.problems import PROBLEMS, Problem, build
+from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.optimizer.anchors import anchors
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest
+from mergefront.optimizer.objectives import Normaliser, objectives_from
+from mergefront.optimizer.pareto import hypervolume
+from mergefront.optimizer.racing import DETAILS, RacingSettings
+from mergefront.optimizer.recipe import Recipe
+
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
+CANDIDATES = 30
+SHARE = 0.2
+ARMS = ("full", "racing", "fixed part")
+
+
+@dataclass(frozen=True)
+class Run:
+    problem: str
+    arm: str
+    seed: int
+    hypervolume: float
+    items: int
+    front: int
+    stopped: dict[str, int]
+    seconds: float
+
+
+class FixedPart:
+    """Asks every candidate the same first items of each task, whatever the request."""
+
+    def __init__(self, evaluator: TaskEvaluator) -> None:
+        self.evaluator = evaluator
+        self.backend = evaluator.backend
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        tasks = {
+            name: _Part(task, RacingSettings(items=SHARE).share(len(task.items("search"))))
+            for name, task in self.evaluator.tasks.items()
+        }
+        return TaskEvaluator(self.evaluator.backend, tasks).evaluate(recipe, request)
+
+
+class _Part:
+    """A task with fewer items."""
+
+    def __init__(self, task: Any, count: int) -> None:
+        self.task, self.count = task, count
+        self.name, self.direction = task.name, task.direction
+
+    def items(self, split: str) -> Any:
+        return self.task.items(split)[: self.count]
+
+    def score(self, model: Any, items: Any) -> Any:
+        return self.task.score(model, items)
+
+
+def run(problem: Problem, arm: str, seed: int, cache: Path) -> Run:
+    """One search, and its front scored on all items."""
+    space, evaluator = build(problem, cache)
+    names = tuple(evaluator.tasks)
+    objectives = objectives_from(names)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        study = mf.search(
+            space=space,
+            evaluate=FixedPart(evaluator) if arm == "fixed part" else evaluator,
+            objectives=names,
+            evaluations=CANDIDATES,
+            seed=seed,
+            racing={"items": SHARE} if arm == "racing" else False,
+            storage=f"sqlite:///{folder}/study.db",
+            name="benchmark",
+        )
+        seconds = time.perf_counter() - begun
+        front = [candidate.recipe for candidate in study.front()]
+        finished = study.ledger.evaluations()
+        paid = sum(evaluation.cost["items"] for evaluation in finished.values())
+        stopped: dict[str, int] = {}
+        for evaluation in finished.values():
+            why = str(evaluation.details.get(DETAILS, {}).get("stopped", "all items"))
+            stopped[why] = stopped.get(why, 0) + 1
+        known = {digest: dict(one.scores) for digest, one in finished.items()} if arm == "full" else {}
+        study.database.close()
+    request = EvaluationRequest(names)
+    baseline = _baseline(problem, space, evaluator, request, cache)
+    normaliser = Normaliser.from_anchors(objectives, baseline)
+    rows = [known.get(recipe.digest) or evaluator.evaluate(recipe, request).scores for recipe in front]
+    points = [normaliser.normalise([row[name] for name in names]) for row in rows]
+    volume = hypervolume(points, normaliser.reference_point)
+    return Run(problem.name, arm, seed, volume, int(paid), len(front), stopped, seconds)
+
+
+def _baseline(
+    problem: Problem, space: Any, evaluator: TaskEvaluator, request: EvaluationRequest, cache: Path
+) -> list[list[float]]:
+    """The anchors' scores on all items, which every run of a problem is normalised by."""
+    kept = cache / f"anchors-{problem.seed}-{problem.method}.json"
+    if not kept.exists():
+        scored = [evaluator.evaluate(anchor.recipe, request).scores for anchor in anchors(space)]
+        kept.write_text(json.dumps([[row[name] for name in request.objectives] for row in scored]))
+    rows: list[list[float]] = json.loads(kept.read_text())
+    return rows
+
+
+def table(runs: list[Run]) -> str:
+    """The table of docs/benchmarks-evaluation.md."""
+    lines = [
+        "| problem | items asked | seeds | hypervolume, mean (worst) | against full, mean (range) | items paid |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for problem in PROBLEMS:
+        full = {one.seed: one for one in runs if one.problem == problem and one.arm == "full"}
+        for arm in ARMS:
+            several = [one for one in runs if one.problem == problem and one.arm == arm and one.seed in full]
+            if not several:
+                continue
+            volumes = [one.hypervolume for one in several]
+            ratios = [one.hypervolume / full[one.seed].hypervolume - 1 for one in several]
+            items = statistics.mean(one.items / full[one.seed].items for one in several)
+            lines.append(
+                f"| {problem} | {arm} | {len(several)} | {statistics.mean(volumes):.4f} ({min(volumes):.4f}) | "
+                f"{100 * statistics.mean(ratios):+.2f} % ({100 * min(ratios):+.1f} to {100 * max(ratios):+.1f} %) | "
+                f"{100 * items:.1f} % |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.racing", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=60.0, help="start no run after so many minutes")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--problem", type=int, help="only this problem")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_benchmark")
+    parser.add_argument("--table", action="store_true", help="print the table of the finished runs only")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    kept = arguments.cache / "racing.jsonl"
+    runs = [Run(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(one.problem, one.arm, one.seed) for one in runs}
+    begun = time.monotonic()
+    chosen = list(PROBLEMS.values()) if arguments.problem is None else [list(PROBLEMS.values())[arguments.problem]]
+    planned = (
+        [] if arguments.table else [(p, s, a) for p in chosen for s in range(arguments.seeds) for a in arguments.arms]
+    )
+    for problem, seed, arm in planned:
+        if (problem.name, arm, seed) in done:
+            continue
+        if time.monotonic() - begun > 60 * arguments.minutes:
+            break
+        finished = run(problem, arm, seed, arguments.cache)
+        runs.append(finished)
+        with kept.open("a") as file:
+            file.write(json.dumps(asdict(finished)) + "\n")
+        print(json.dumps(asdict(finished)), flush=True)
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()
