@@ -235,7 +235,7 @@ def _storage(file: StudyFile, root: Path, problems: list[str]) -> str:
 
 def _check_stored(definition: StudyDefinition, problems: list[str]) -> None:
     """Whether the database can be used, and does not hold another study of this name."""
-    from mergefront.storage.database import Database, sqlite_path
+    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
     from mergefront.storage.studies import check_same, find
 
     path = sqlite_path(definition.storage)
@@ -249,5 +249,7 @@ def _check_stored(definition: StudyDefinition, problems: list[str]) -> None:
         if known is not None:
             check_same(known, definition.to_json())
         database.close()
+    except NoStudiesError:
+        return  # an empty database on a server: its tables are made with the study
     except UserError as error:
         problems.append(str(error))

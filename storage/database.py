@@ -37,6 +37,10 @@ _REMEDIES = (
 )
 
 
+class NoStudiesError(UserError):
+    """A database without mergefront's tables was to be read."""
+
+
 class Database:
     """A database of studies.
 
@@ -105,7 +109,7 @@ class Database:
         try:
             if not inspect(engine).has_table(schema.schema.name):
                 if not create:
-                    raise UserError(
+                    raise NoStudiesError(
                         f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
                     )
                 return None

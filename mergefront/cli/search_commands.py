@@ -165,13 +165,16 @@ def search_file(session: Session, definition: StudyDefinition, study_file: Path,
 def existing(name: str, storage: str) -> Study | None:
     """The study of this name if there is one."""
     from mergefront.api import load_study
-    from mergefront.storage.database import Database, sqlite_path
+    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
     from mergefront.storage.studies import find
 
     path = sqlite_path(storage)
     if path is not None and not path.exists():
         return None
-    if find(Database(storage, create=False), name) is None:
+    try:
+        if find(Database(storage, create=False), name) is None:
+            return None
+    except NoStudiesError:
         return None
     return load_study(name, storage=storage)
 

@@ -1,0 +1,208 @@
+"""Many workers on one study while workers are killed and the database is restarted.
+
+    python benchmarks/service/soak.py --workers 16 --trials 2000 --database postgresql
+    python benchmarks/service/soak.py --workers 8 --trials 2000 --database sqlite
+
+Prints one JSON object: trials, duplicates, overshoot, kills, restarts, messages that should not be there.
+Exits with 1 when an invariant is broken. With --seconds it stops early and continues when called again
+with the same --folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+
+import sqlalchemy
+from postgres_server import PostgresServer, binaries
+
+import mergefront as mf
+from mergefront.storage import schema
+from mergefront.storage.database import Database
+
+STUDY = """
+study: soak
+storage: {storage}
+seed: 1
+merge: {{method: ties, models: [a, b, c], space: {{weight: [0, 1], density: [0.1, 1]}}}}
+backend: {{type: function, call: "soak_scorer:score"}}
+objectives: [a, b]
+search: {{sampler: random, evaluations: {trials}}}
+"""
+# A line per call, in one write: what was evaluated twice is seen.
+SCORER = """
+import os
+from pathlib import Path
+from mergefront.optimizer.evaluation import Evaluation, ItemScores
+
+def score(recipe):
+    with open(Path(__file__).parent / "calls.txt", "ab", buffering=0) as calls:
+        calls.write(f"{recipe.digest} {os.getpid()}\\n".encode())
+    a, b = recipe.params["weight[a]"], recipe.params["weight[b]"]
+    items = tuple(f"i{n}" for n in range(50))
+    scores = {"a": a * (1 - b / 2), "b": b * (1 - a / 2)}
+    return Evaluation(scores, {}, {k: ItemScores(items, (v,) * 50) for k, v in scores.items()}, {"total": 0.0})
+"""
+
+
+def start_worker(folder: Path, url: str, number: int) -> subprocess.Popen[bytes]:
+    log = (folder / f"worker{number}.log").open("ab")
+    command = [sys.executable, "-m", "mergefront", "worker", "soak", "--storage", url]
+    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def finished(engine: sqlalchemy.Engine) -> int:
+    query = sqlalchemy.select(sqlalchemy.func.count()).select_from(schema.claims).where(schema.claims.c.finished)
+    try:
+        with engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+    except sqlalchemy.exc.OperationalError:
+        return 0
+
+
+def soak(arguments: argparse.Namespace, folder: Path, url: str, server: PostgresServer | None) -> dict[str, Any]:
+    moments = random.Random(arguments.seed)
+    (folder / "soak_scorer.py").write_text(SCORER)
+    study_file = folder / "study.yaml"
+    study_file.write_text(STUDY.format(storage=url, trials=arguments.trials))
+    sys.path.insert(0, str(folder))
+    mf.search(study_file, evaluations=1)
+    from mergefront.storage.studies import load, set_evaluations
+
+    database = Database(url)
+    set_evaluations(database, load(database, "soak").study_id, arguments.trials)
+    engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
+    started = time.monotonic()
+    begun_with = finished(engine)
+    workers = {number: start_worker(folder, url, number) for number in range(arguments.workers)}
+    kills = restarts = 0
+    codes: Counter[int] = Counter()
+    next_kill = time.monotonic() + arguments.kill_every
+    next_restart = time.monotonic() + arguments.restart_every
+    done = begun_with
+    while time.monotonic() - started < arguments.seconds:
+        time.sleep(0.1)
+        done = max(done, finished(engine))
+        alive = [number for number, worker in workers.items() if worker.poll() is None]
+        if not alive:
+            break
+        now = time.monotonic()
+        if now > next_kill and done < arguments.trials * 0.97:
+            victim = moments.choice(alive)
+            workers[victim].send_signal(moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+            codes[workers[victim].wait()] += 1
+            kills += 1
+            workers[victim] = start_worker(folder, url, victim)
+            next_kill = now + arguments.kill_every * moments.uniform(0.5, 1.5)
+        if server is not None and now > next_restart and done < arguments.trials * 0.97:
+            server.stop(moments.choice(["fast", "immediate"]))
+            time.sleep(moments.uniform(0.2, 3.0))
+            server.start()
+            restarts += 1
+            next_restart = time.monotonic() + arguments.restart_every
+    seconds = time.monotonic() - started
+    for worker in workers.values():
+        if worker.poll() is None:
+            worker.terminate()
+    for worker in workers.values():
+        codes[worker.wait()] += 1
+    return report(folder, url, arguments) | {
+        "kills": kills,
+        "restarts": restarts,
+        "exit_codes": {str(code): count for code, count in sorted(codes.items())},
+        "seconds": round(seconds, 1),
+        "trials_per_second": round((finished(engine) - begun_with) / seconds, 1),
+    }
+
+
+def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the database and the logs hold."""
+    study = mf.load_study("soak", storage=url)
+    trials = study.optuna.get_trials(deepcopy=False)
+    with study.database.reading() as connection:
+        claims = connection.execute(sqlalchemy.select(schema.claims)).all()
+        kept = connection.execute(
+            sqlalchemy.select(schema.evaluations.c.digest, schema.evaluations.c.trial_number)
+        ).all()
+        scored = connection.execute(
+            sqlalchemy.select(sqlalchemy.func.count()).select_from(schema.item_scores)
+        ).scalar_one()
+    slots = [claim.slot for claim in claims]
+    logs = "".join(path.read_text(errors="replace") for path in folder.glob("worker*.log"))
+    calls = [line.split()[0] for line in (folder / "calls.txt").read_text().splitlines()]
+    states = Counter(trial.state.name for trial in trials)
+    return {
+        "database": arguments.database,
+        "workers": arguments.workers,
+        "budget": arguments.trials,
+        "trials": len(trials),
+        "states": dict(states),
+        "finished_claims": sum(claim.finished for claim in claims),
+        "duplicate_slots": len(slots) - len(set(slots)),
+        "duplicate_trials_of_a_slot": len(trials) - len({trial.user_attrs["mergefront:slot"] for trial in trials}),
+        "duplicate_evaluations": len(kept) - len({row.digest for row in kept}),
+        "evaluations_without_trial": sum(row.trial_number is None for row in kept),
+        "missing_item_scores": 2 * len(kept) - scored,
+        "overshoot": max(len(slots) - arguments.trials, 0),
+        "calls": len(calls),
+        "calls_cut_off_and_repeated": len(calls) - len(set(calls)),
+        "tracebacks": logs.count("Traceback"),
+        "locked": logs.count("is locked"),
+        "deadlocks": logs.lower().count("deadlock"),
+        "errors": sorted({line for line in logs.splitlines() if line.startswith("Error")})[:5],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--kill-every", type=float, default=4.0, help="seconds between two kills of a worker")
+    parser.add_argument("--restart-every", type=float, default=20.0, help="seconds between two database restarts")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop after so long")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keeps an SQLite study between calls")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="mergefront-soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    server = None
+    url = f"sqlite:///{folder.resolve()}/soak.db"
+    if arguments.database == "postgresql":
+        found = binaries()
+        if found is None:
+            parser.error("PostgreSQL is not installed")
+        server = PostgresServer(found)
+        url = server.new_database()
+    try:
+        result = soak(arguments, folder.resolve(), url, server)
+    finally:
+        if server is not None:
+            server.remove()
+    print(json.dumps(result, indent=1))
+    must_be_zero = ("duplicate_slots", "duplicate_trials_of_a_slot", "duplicate_evaluations", "missing_item_scores")
+    must_be_zero += ("evaluations_without_trial", "overshoot", "tracebacks", "locked", "deadlocks")
+    broken = [key for key in must_be_zero if result[key]]
+    if broken:
+        print(f"broken: {', '.join(broken)} (logs in {folder})", file=sys.stderr)
+        return 1
+    if arguments.folder is None:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
