@@ -240,7 +240,9 @@ def plan_of(study: Study, budget: int) -> SearchPlan:
 
     racing = RacingSettings.read(study.record.definition["racing"])
     seed = study.record.definition["seed"]
-    return SearchPlan(study.space, study.objectives, tuple(anchors(study.space)), budget, racing, seed)
+    return SearchPlan(
+        study.space, study.objectives, tuple(anchors(study.space)), budget, racing, seed, study.constraints
+    )
 
 
 def _budget(evaluations: object) -> int:

@@ -61,7 +61,7 @@ def tell(
     standard_errors: Mapping[str, float] | None = None,
     storage: str = DEFAULT_STORAGE,
 ) -> None:
-    """The scores of an asked trial, one per objective.
+    """The scores of an asked trial, one per objective and per further number that a constraint bounds.
 
     Telling the same scores again changes nothing; raises ``UserError`` for other scores than those
     told before, an unknown trial or objective, and a score that is missing or not finite.
@@ -73,9 +73,10 @@ def tell(
     if told.finished:
         told.check_same(evaluation)
         return
-    unknown = sorted({*scores, *(standard_errors or {})} - {*told.plan.objective_names})
+    names = dict.fromkeys([*told.plan.objective_names, *(bound.name for bound in told.plan.constraints)])
+    unknown = sorted({*scores, *(standard_errors or {})} - {*names})
     if unknown:
-        known = ", ".join(told.plan.objective_names)
+        known = ", ".join(names)
         raise UserError(f"study {name!r} has no objective {unknown[0]!r} (it has {known})")
     try:
         complete(told.plan, told.study.optuna, told.ledger, told.proposal(), evaluation)

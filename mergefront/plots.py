@@ -79,7 +79,7 @@ def picture(study: Study) -> Picture:
         raise UserError(f"study {study.name!r} has no finished evaluation yet; there is nothing to plot")
     on_front = {candidate.recipe.digest for candidate in study.front()}
     anchor_digests = {candidate.recipe.digest for candidate in candidates if candidate.anchor is not None}
-    knee = study.knee()
+    knee = study.knee() if on_front else None
     points = []
     for candidate in candidates:
         if candidate.anchor is None and candidate.recipe.digest in anchor_digests:
@@ -92,7 +92,7 @@ def picture(study: Study) -> Picture:
                 tuple(None if error is None or error != error else error for error in errors),
                 candidate.anchor,
                 candidate.recipe.digest in on_front,
-                candidate.recipe.digest == knee.recipe.digest and candidate.number == knee.number,
+                knee is not None and candidate.number == knee.number,
                 f"{candidate.recipe.method}: {words.coefficients(candidate.params, study.space.models)}",
             )
         )

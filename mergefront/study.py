@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mergefront.optimizer.constraints import Constraint, constraints_from, feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluation
 from mergefront.optimizer.objectives import Normaliser, Objective, objectives_from
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One evaluated recipe of a study; ``number`` is its trial, ``anchor`` its name if it is an anchor."""
+    """One evaluated recipe of a study; ``number`` is its trial, ``anchor`` its name if it is an anchor.
+
+    ``violations`` says by how much it misses each constraint, at most 0 where it satisfies it.
+    """
 
     number: int
     recipe: Recipe
@@ -31,6 +37,12 @@ class Candidate:
     scores: Mapping[str, float]
     standard_errors: Mapping[str, float]
     anchor: str | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it satisfies every constraint."""
+        return feasible(list(self.violations.values()))
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -59,6 +71,7 @@ class Study:
 
     @cached_property
     def space(self) -> MergeSpace:
+        self._know_methods()
         return MergeSpace.from_json(self.record.definition["space"])
 
     @cached_property
@@ -71,6 +84,11 @@ class Study:
                 for entry in given
             ]
         )
+
+    @cached_property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What a candidate has to satisfy to be on the front."""
+        return constraints_from(self.record.definition["constraints"])
 
     @cached_property
     def optuna(self) -> optuna.Study:
@@ -91,11 +109,18 @@ class Study:
             ),
         )
 
+    def _know_methods(self) -> None:
+        """Load the merge methods of the user's own, without which recipes cannot be read."""
+        from mergefront.method_files import load_known_method_files
+
+        load_known_method_files(self.record.definition.get("method_files", {}), Path(self.record.root))
+
     @cached_property
     def ledger(self) -> StudyLedger:
         from mergefront.storage.ledger import StudyLedger
         from mergefront.versions import versions
 
+        self._know_methods()
         return StudyLedger(self.database, self.record.study_id, versions())
 
     def candidates(self) -> list[Candidate]:
@@ -124,6 +149,7 @@ class Study:
                     scores,
                     evaluation.standard_errors,
                     trial.user_attrs.get(ANCHOR),
+                    dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True)),
                 )
             )
         return made
@@ -156,10 +182,10 @@ class Study:
         return [normaliser.normalise(self._row(candidate)) for candidate in candidates]
 
     def front(self) -> list[Candidate]:
-        """The candidates that no other dominates, by trial number."""
+        """The candidates that satisfy the constraints and that no other such dominates, by trial number."""
         from mergefront.optimizer.pareto import nondominated
 
-        candidates = self.candidates()
+        candidates = self._feasible(self.candidates())
         if not candidates:
             return []
         signed = [
@@ -175,8 +201,35 @@ class Study:
                 front.append(candidate)
         return front
 
+    def distinct_front(self, epsilon: float | None = None) -> list[Candidate]:
+        """The front without members that are no real alternative to another one that stays, by trial number.
+
+        A member stays when it is better than every other that stays in at least one objective: by more than
+        ``epsilon`` in normalised units, or, without ``epsilon``, beyond noise (paired by item where items are kept;
+        p < 0.05). Balanced members are preferred to stay. Raises ``UserError`` for an epsilon below 0.
+        """
+        import numpy as np
+
+        from mergefront.optimizer.pareto import distinct, epsilon_better
+        from mergefront.verdict import better_beyond_noise
+
+        if epsilon is not None and not 0 <= epsilon < float("inf"):
+            raise UserError(
+                f"epsilon is {epsilon}; it must be a number of at least 0, in normalised units such as 0.02"
+            )
+        front = self.front()
+        if not front:
+            return []
+        rows = np.asarray(self.normalised(front))
+        better = better_beyond_noise(self, front) if epsilon is None else epsilon_better(rows, epsilon)
+        kept = distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
+        return [candidate for candidate, stays in zip(front, kept, strict=True) if stays]
+
     def best(self, objective: str) -> Candidate:
-        """The candidate that is best in one objective; raises ``UserError`` when there is none."""
+        """The candidate that is best in one objective among those that satisfy the constraints.
+
+        Raises ``UserError`` when there is none.
+        """
         sign = next((known.sign for known in self.objectives if known.name == objective), None)
         if sign is None:
             names = [known.name for known in self.objectives]
@@ -185,7 +238,10 @@ class Study:
         return max(candidates, key=lambda candidate: sign * candidate.scores[objective])
 
     def knee(self) -> Candidate:
-        """The front's knee: best sum of the objectives, each scaled to the front's range."""
+        """The front's knee: best sum of the objectives, each scaled to the front's range.
+
+        Raises ``UserError`` when the front is empty.
+        """
         from mergefront.optimizer.pareto import knee
 
         self._some_candidates()
@@ -196,35 +252,54 @@ class Study:
         """The front member that a user with these weights (objective -> importance) picks."""
         from mergefront.optimizer.pareto import preferred
 
-        names = [objective.name for objective in self.objectives]
-        for name, weight in weights.items():
-            if name not in names:
-                raise UserError(f"study {self.name!r} has no objective {name!r} {did_you_mean(name, names)}")
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"preference {name}={weight} must be a number of at least 0")
-        if not any(weights.values()):
-            raise UserError("preferences: give at least one objective a weight above 0, such as maths=0.7")
+        shares = self._shares(weights, "preferences")
         self._some_candidates()
         front = self.front()
-        return front[preferred(self.normalised(front), [weights.get(name, 0.0) for name in names])]
+        return front[preferred(self.normalised(front), shares)]
+
+    def along(self, direction: Mapping[str, float]) -> Candidate:
+        """The front member that lies farthest along a direction (objective -> how much of it is wanted).
+
+        From the front's worst values upwards, each objective scaled to the front's range: ``{"maths": 2, "french": 1}``
+        wants gains of 2 to 1.
+        """
+        from mergefront.optimizer.pareto import along
+
+        shares = self._shares(direction, "direction")
+        self._some_candidates()
+        front = self.front()
+        return front[along(self.normalised(front), shares)]
+
+    def _shares(self, given: Mapping[str, float], what: str) -> list[float]:
+        """One number per objective from what a user gave for some of them."""
+        names = [objective.name for objective in self.objectives]
+        for name, share in given.items():
+            if name not in names:
+                raise UserError(f"study {self.name!r} has no objective {name!r} {did_you_mean(name, names)}")
+            if not 0 <= share < float("inf"):
+                raise UserError(f"{what}: {name}={share} must be a number of at least 0")
+        if not any(given.values()):
+            raise UserError(f"{what}: give at least one objective a number above 0, such as {names[0]}=0.7")
+        return [given.get(name, 0.0) for name in names]
 
     def hypervolume(self, candidates: list[Candidate] | None = None) -> float:
-        """Hypervolume of the candidates (all of them by default) in the normalised units, above the
-        fixed reference point."""
+        """Hypervolume of the candidates (all of them by default) that satisfy the constraints, in the normalised
+        units, above the fixed reference point."""
         from mergefront.optimizer.pareto import hypervolume
 
         every = self.candidates()
         normaliser = self.normaliser(every)
         rows = [
-            normaliser.normalise(self._row(candidate)) for candidate in (every if candidates is None else candidates)
+            normaliser.normalise(self._row(candidate))
+            for candidate in self._feasible(every if candidates is None else candidates)
         ]
         return hypervolume(rows, normaliser.reference_point) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """What ``mergefront front NAME --json`` prints."""
+        """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""
         failures = self.failures()
         every = self.candidates()
-        return {
+        content = {
             "study": self.name,
             "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
             "hypervolume": self.hypervolume(),
@@ -240,6 +315,14 @@ class Study:
             "evaluations": self.finished_count(),
             "failed": len(failures),
         }
+        if self.constraints:
+            content["constraints"] = [str(constraint) for constraint in self.constraints]
+            content["infeasible"] = [
+                {"trial": candidate.number, "violations": dict(candidate.violations)}
+                for candidate in every
+                if not candidate.feasible
+            ]
+        return content
 
     def finished_count(self) -> int:
         """How many trials of the budget are spent: scored or failed."""
@@ -254,7 +337,26 @@ class Study:
         candidates = self.candidates()
         if not candidates:
             raise UserError(f"study {self.name!r} has no finished evaluation yet; run or resume it first")
-        return candidates
+        allowed = self._feasible(candidates)
+        if not allowed:
+            from mergefront.words import nothing_feasible
+
+            remedy = "Evaluate more, or begin a study with looser constraints"
+            raise UserError(f"study {self.name!r}: {nothing_feasible(self.nearest_to_feasible())} {remedy}")
+        return allowed
+
+    def nearest_to_feasible(self) -> Candidate:
+        """The candidate whose largest violation, in units of the constraints' median violation, is the smallest."""
+        candidates = self.candidates()
+        scales = {
+            str(constraint): median(abs(candidate.violations[str(constraint)]) for candidate in candidates) or 1.0
+            for constraint in self.constraints
+        }
+        return min(candidates, key=lambda c: max((by / scales[name] for name, by in c.violations.items()), default=0.0))
+
+    @staticmethod
+    def _feasible(candidates: list[Candidate]) -> list[Candidate]:
+        return [candidate for candidate in candidates if candidate.feasible]
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.database.url})"

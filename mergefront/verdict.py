@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mergefront.optimizer.comparison import Difference, holm, paired_difference, unpaired_difference, weighted_sum
 from mergefront.optimizer.evaluation import Evaluation, checked_scores
 from mergefront.optimizer.objectives import Normaliser, Objective
+from mergefront.optimizer.racing import DETAILS
 
 if TYPE_CHECKING:
     from mergefront.study import Candidate, Study
@@ -177,6 +178,8 @@ def _judge(
 def _overall(
     matches: Sequence[Match], anchors: Sequence[Candidate], means: Mapping[int, float], picked: int | None
 ) -> Overall:
+    # Who violates a constraint is no alternative to a merge that satisfies it.
+    anchors = [anchor for anchor in anchors if anchor.feasible] or anchors
     best_anchor = max(anchors, key=lambda anchor: means[anchor.number])
     against_best = [match for match in matches if match.anchor == best_anchor.anchor]
     corrected = holm([match.overall.p_value for match in against_best])
@@ -194,8 +197,11 @@ def _overall(
 def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
     """``first`` minus ``second`` in one objective, positive where ``first`` is better."""
     items, others = oriented_items(first, objective), oriented_items(second, objective)
-    if items is not None and others is not None and set(items) == set(others):
-        return paired_difference(list(items.values()), [others[item] for item in items])
+    if items is not None and others is not None:
+        raced = DETAILS in first.details or DETAILS in second.details
+        shared = [item for item in items if item in others]
+        if len(shared) >= 2 and (raced or len(shared) == len(items) == len(others)):
+            return paired_difference([items[item] for item in shared], [others[item] for item in shared])
     name = objective.name
     return unpaired_difference(
         objective.sign * float(first.scores[name]),
@@ -203,6 +209,18 @@ def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> 
         objective.sign * float(second.scores[name]),
         second.standard_errors.get(name),
     )
+
+
+def better_beyond_noise(study: Study, candidates: Sequence[Candidate], level: float = LEVEL) -> list[list[bool]]:
+    """Whether candidate i beats candidate j in some objective beyond noise (``n x n``), on the search items."""
+    kept = study.ledger.evaluations(items=True)
+    rows = [kept[candidate.recipe.digest] for candidate in candidates]
+
+    def is_better(first: Evaluation, second: Evaluation) -> bool:
+        parts = [_difference(objective, first, second) for objective in study.objectives]
+        return any(part.mean > 0 and part.p_value < level for part in parts)
+
+    return [[first is not second and is_better(first, second) for second in rows] for first in rows]
 
 
 def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:
@@ -213,6 +231,9 @@ def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, fl
     items = evaluation.items.get(objective.name)
     if items is None or not items.scores:
         return None
+    if DETAILS in evaluation.details:
+        # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
+        return {item: objective.sign * score for item, score in zip(items.ids, items.scores, strict=True)}
     wanted = objective.sign * float(evaluation.scores[objective.name])
     for sign in (1.0, -1.0):
         if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.comparison import Difference
 from mergefront.optimizer.objectives import Objective
 from mergefront.verdict import LEVEL, Verdict
+
+if TYPE_CHECKING:
+    from mergefront.study import Candidate
 
 ARROWS = {"maximize": "↑", "minimize": "↓"}
 
@@ -86,6 +89,12 @@ def trials(numbers: Sequence[int]) -> str:
     if len(numbers) > 8:
         return f"{len(numbers)} trials ({', '.join(map(str, numbers[:5]))}, ...)"
     return f"trials {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def nothing_feasible(nearest: Candidate) -> str:
+    """That no candidate satisfies the constraints, and which one comes nearest."""
+    missed = ", ".join(f"{name} by {number(by)}" for name, by in nearest.violations.items() if by > 0)
+    return f"No candidate satisfies the constraints yet. Trial {nearest.number} comes nearest; it misses {missed}."
 
 
 def verdict_lines(found: Verdict, objectives: Sequence[Objective]) -> list[str]:

@@ -16,6 +16,9 @@ from typing import Literal
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.evaluation import Evaluation
 
+COSTS = ("items", "requests", "scored_tokens", "generated_tokens")
+"""What evaluators of tasks count in ``Evaluation.cost`` without being asked."""
+
 _WRITTEN = re.compile(r"^\s*(?P<name>.+?)\s*(?P<relation><=|>=)\s*(?P<bound>\S+)\s*$")
 
 
@@ -37,6 +40,10 @@ class Constraint:
         """How far ``value`` is beyond the bound; at most 0 where the constraint holds."""
         return value - self.bound if self.relation == "<=" else self.bound - value
 
+    def reported(self, evaluation: Evaluation) -> float:
+        """The bounded number; raises ``EvaluationError`` when it is missing or not finite."""
+        return _reported(evaluation, self.name)
+
     def __str__(self) -> str:
         return f"{self.name} {self.relation} {self.bound:g}"
 
@@ -56,7 +63,7 @@ def constraints_from(given: Sequence[str | Constraint | Mapping[str, object]]) -
 
 def checked_violations(evaluation: Evaluation, constraints: Sequence[Constraint]) -> list[float]:
     """The violation of every constraint; raises ``EvaluationError`` for a number that is missing or not finite."""
-    return [constraint.violation(_reported(evaluation, constraint.name)) for constraint in constraints]
+    return [constraint.violation(constraint.reported(evaluation)) for constraint in constraints]
 
 
 def feasible(violations: Sequence[float]) -> bool:

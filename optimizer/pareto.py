@@ -61,3 +61,51 @@ def preferred(points: ArrayLike, weights: Sequence[float]) -> int:
     missing = (values.max(axis=0) - values) / np.where(spread > 0, spread, 1.0)
     scale = np.asarray(weights, dtype=float) / max(float(np.sum(weights)), 1e-12)
     return int(np.argmin((missing * scale).max(axis=1) + 0.01 * (missing * scale).sum(axis=1)))
+
+
+def along(points: ArrayLike, direction: Sequence[float]) -> int:
+    """Index of the point of a front (``n x m``, maximised) that lies farthest along a reference direction (``m``).
+
+    From the corner of the front's worst values the direction says how much of each objective is wanted for how much of
+    the others, each scaled to [0, 1] on the front; the point wins whose smallest gain per unit of direction is the
+    largest (the achievement function of Wierzbicki 1980). Objectives with 0 do not count. Raises ``ValueError`` for
+    an empty front and for a direction that is negative somewhere or 0 everywhere.
+    """
+    values = np.atleast_2d(np.asarray(points, dtype=float))
+    wanted = np.asarray(direction, dtype=float)
+    if values.size == 0:
+        raise ValueError("an empty front has no point along a direction")
+    if not (np.isfinite(wanted) & (wanted >= 0)).all() or not wanted.any():
+        raise ValueError(f"direction {list(direction)} must be numbers of at least 0, not all 0")
+    spread = np.ptp(values, axis=0)
+    gains = (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0)
+    counted = wanted > 0
+    reach = gains[:, counted] / wanted[counted]
+    return int(np.argmax(reach.min(axis=1) + 1e-3 * reach.mean(axis=1)))
+
+
+def epsilon_better(points: ArrayLike, epsilon: float | Sequence[float]) -> NDArray[np.bool_]:
+    """Whether one of ``n x m`` maximised points is better than another by more than ``epsilon`` anywhere: ``n x n``.
+
+    ``epsilon`` is one number for all objectives, or one for each.
+    """
+    values = np.atleast_2d(np.asarray(points, dtype=float))
+    ahead = values[:, None, :] - values[None, :, :] > np.asarray(epsilon, dtype=float)
+    return np.asarray(ahead.any(axis=2), dtype=bool)
+
+
+def distinct(better: ArrayLike, order: Sequence[int]) -> NDArray[np.bool_]:
+    """A subset of ``n`` points, each better than every other one of it in something: ``n``.
+
+    ``better[i, j]`` says that i is better than j in some objective by more than a tolerance or noise. Points are taken
+    in ``order``; one is left out when one that is kept epsilon-dominates it, that is, when it is better than that one
+    in nothing (Laumanns et al. 2002). So every point left out has a stand-in that is kept.
+    """
+    ahead = np.asarray(better, dtype=bool)
+    kept: list[int] = []
+    for index in order:
+        if all(ahead[index, other] for other in kept):
+            kept.append(index)
+    chosen = np.zeros(len(ahead), dtype=bool)
+    chosen[kept] = True
+    return chosen

@@ -11,6 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mergefront import words
+from mergefront.optimizer.constraints import feasible
 from mergefront.optimizer.evaluation import checked_scores
 from mergefront.optimizer.objectives import Normaliser, Objective
 
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class SearchState:
-    """What is known about a search under way. ``rows`` are raw scores (``n x m``) of what finished."""
+    """What is known about a search under way. ``rows`` are raw scores (``n x m``) of what satisfies constraints."""
 
     objectives: Sequence[Objective]
     budget: int
     done: int = 0
     failed: int = 0
+    infeasible: int = 0
     rows: list[list[float]] = field(default_factory=list)
     anchors: list[list[float]] = field(default_factory=list)
     merges: int = 0
@@ -42,7 +44,8 @@ class SearchState:
         self.done = study.finished_count()
         self.failed = len(study.failures())
         for candidate in study.candidates():
-            self._add([candidate.scores[objective.name] for objective in self.objectives], candidate.anchor)
+            row = [candidate.scores[objective.name] for objective in self.objectives]
+            self._add(row, candidate.anchor, candidate.feasible)
         self._measure()
 
     def start(self, number: int, anchor: str | None) -> None:
@@ -60,11 +63,14 @@ class SearchState:
             return
         names = [objective.name for objective in self.objectives]
         scores = checked_scores(outcome.evaluation, names)
-        self._add([scores[name] for name in names], outcome.anchor)
+        self._add([scores[name] for name in names], outcome.anchor, feasible(outcome.violations))
         self._measure()
 
-    def _add(self, row: list[float], anchor: str | None) -> None:
-        self.rows.append(row)
+    def _add(self, row: list[float], anchor: str | None, allowed: bool) -> None:
+        if allowed:
+            self.rows.append(row)
+        else:
+            self.infeasible += 1
         if anchor is None:
             self.merges += 1
         else:
@@ -98,6 +104,8 @@ class SearchState:
         best = ", ".join(f"{name} {words.number(value)}" for name, value in self.best())
         if best:
             parts.append(f"best {best}")
+        if self.infeasible:
+            parts.append(f"{self.infeasible} infeasible")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return " · ".join(parts)
@@ -209,4 +217,6 @@ def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> st
         f"{objective.name} {words.score(float(found[objective.name]), errors.get(objective.name))}"
         for objective in objectives
     )
-    return f"{who}: {scores}" + (", known already" if outcome.reused else "")
+    notes = ["violates a constraint"] if not feasible(outcome.violations) else []
+    notes += ["known already"] if outcome.reused else []
+    return ", ".join([f"{who}: {scores}", *notes])

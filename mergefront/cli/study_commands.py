@@ -184,7 +184,7 @@ def _status(study: Study) -> dict[str, Any]:
         candidate.evaluation.seconds["total"] for candidate in candidates if "total" in candidate.evaluation.seconds
     ]
     best = {}
-    for objective in study.objectives if candidates else ():
+    for objective in study.objectives if any(candidate.feasible for candidate in candidates) else ():
         found = study.best(objective.name)
         best[objective.name] = {
             "trial": found.number,

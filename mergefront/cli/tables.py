@@ -43,21 +43,27 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     failed = len(study.failures())
     front = study.front()
     evaluated = f"{study.finished_count()} evaluations" + (f", {failed} failed" if failed else "")
+    infeasible = sum(1 for candidate in candidates if not candidate.feasible)
     screen.print(
         Text(
             f"Study {study.name}: {evaluated}, {len(front)} on the front, "
-            f"hypervolume {words.number(study.hypervolume())}",
+            + (f"{infeasible} violate a constraint, " if infeasible else "")
+            + f"hypervolume {words.number(study.hypervolume())}",
             style="bold",
         )
     )
     if not candidates:
         screen.print("No evaluation has finished yet.")
         return
+    if study.constraints:
+        _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
+    if not front:
+        _print_wrapped(screen, words.nothing_feasible(study.nearest_to_feasible()))
     screen.print(front_table(study, front, screen.width))
     legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
     if any(candidate.anchor is None for candidate in front):
         screen.print(Text(legend, style="dim"))
-    if not verdicts and any(candidate.anchor is None for candidate in candidates):
+    if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
         _print_wrapped(screen, "No merge beats the best anchor: the front holds anchors only.")
     for found in verdicts:
@@ -127,7 +133,7 @@ def front_table(
         overflow="ellipsis",
         max_width=room if with_coefficients else None,
     )
-    knee = study.knee().number
+    knee = study.knee().number if front else None
     on_front = {candidate.recipe.digest for candidate in front}
     for candidate in merges:
         if candidate.number in cells:
@@ -145,6 +151,8 @@ def front_table(
             name = Text(f"{candidate.anchor}")
             if candidate.recipe.digest in on_front:
                 name.append(" (on the front)", style="dim")
+            elif not candidate.feasible:
+                name.append(" (violates a constraint)", style="dim")
             table.add_row(_trial(candidate.number, knee), *cells[candidate.number], name, style="cyan")
     return table
 
@@ -171,7 +179,7 @@ def _scores(objectives: Sequence[Objective], candidate: Candidate, rows: Mapping
     return [words.score(float(scores[objective.name]), errors.get(objective.name)) for objective in objectives]
 
 
-def _trial(number: int, knee: int) -> str:
+def _trial(number: int, knee: int | None) -> str:
     return f"◆ {number}" if number == knee else str(number)
 
 

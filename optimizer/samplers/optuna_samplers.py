@@ -138,7 +138,9 @@ class _StudyView:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=use_cache)
+        # Optuna's cache is refreshed by study.ask(), which the search loop goes round: a sampler that reads trials
+        # from it (TPE) would see those of the first proposal for ever.
+        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=False)
         return [self._shown(trial) for trial in trials if not is_outside_space(trial)]
 
     def _shown(self, trial: FrozenTrial) -> FrozenTrial:

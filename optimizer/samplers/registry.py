@@ -62,11 +62,15 @@ class SamplerSpec:
     summary: str
     make: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
     max_objectives: int | None = None
+    takes_constraints: bool = True
     options: Mapping[str, SamplerOption] | None = None
 
 
-def check_sampler(name: str, options: Mapping[str, Any], objectives: int) -> list[str]:
-    """Every problem with a choice of sampler for a number of objectives, each a sentence; empty when there is none."""
+def check_sampler(name: str, options: Mapping[str, Any], objectives: int, *, constrained: bool = False) -> list[str]:
+    """Every problem with a choice of sampler for a number of objectives, each a sentence; empty when there is none.
+
+    ``constrained`` says that the study has constraints.
+    """
     spec = SAMPLERS.get(name)
     if spec is None:
         return [f"sampler {name!r} is unknown {did_you_mean(name, SAMPLERS)}"]
@@ -77,6 +81,9 @@ def check_sampler(name: str, options: Mapping[str, Any], objectives: int) -> lis
             f"sampler {name!r} does {_counted(spec.max_objectives)}, but {objectives} are asked for; "
             f"any number do: {', '.join(able)}"
         )
+    if constrained and not spec.takes_constraints:
+        able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
+        problems.append(f"sampler {name!r} does not know constraints; these do: {', '.join(able)}")
     known = spec.options or {}
     for key, value in options.items():
         if key not in known:
@@ -211,6 +218,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "evo-merging",
             "pools of LoRAs: signed weights and densities by a surrogate in a trust region, or as published",
             _evo_merging,
+            takes_constraints=False,
             options={
                 "variant": SamplerOption(
                     str,
@@ -233,6 +241,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "map",
             "amortised Pareto fronts: a quadratic surrogate per objective, its front's members evaluated",
             _map,
+            takes_constraints=False,
             options={
                 "n_startup": SamplerOption(int, "trials before the first model", low=2),
                 "nested": SamplerOption(bool, "a tournament of pairs instead of the Sobol design, for many experts"),
@@ -280,6 +289,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "covariance matrix adaptation, numeric parameters only",
             _cma_es,
             max_objectives=1,
+            takes_constraints=False,
             options={
                 "sigma": SamplerOption(float, "initial standard deviation, as a share of each range", low=1e-6),
                 "population_size": _POPULATION,
