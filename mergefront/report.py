@@ -18,6 +18,8 @@ def report(
 ) -> int:
     """Score the study's front and anchors on the report items, as far as that is not done yet.
 
+    Tasks that are no objective are scored too: what merging forgets beside the search.
+
     Returns how many were scored. ``observe`` gets each candidate, its evaluation or why there is none,
     and how many are left. The scores never reach the sampler. Raises ``UserError`` for a study without
     report items.
@@ -28,6 +30,7 @@ def report(
     if description["type"] not in ("local", "server"):
         raise UserError(f"study {study.name!r} is scored by a function of its own, which has no report items")
     names = [objective.name for objective in study.objectives]
+    side = [name for name in description.get("tasks", {}) if name not in names]
     wanted: dict[str, Candidate] = {}
     for candidate in (*study.anchors(), *study.front()):
         if candidate.recipe.digest not in wanted and study.ledger.find(candidate.recipe, SPLIT) is None:
@@ -40,7 +43,7 @@ def report(
         for index, candidate in enumerate(wanted.values()):
             result: Evaluation | EvaluationError
             try:
-                result = evaluator.evaluate(candidate.recipe, EvaluationRequest(tuple(names), SPLIT))
+                result = evaluator.evaluate(candidate.recipe, EvaluationRequest((*names, *side), SPLIT))
                 checked_scores(result, names)
             except EvaluationError as error:
                 result = error

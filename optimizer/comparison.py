@@ -102,3 +102,27 @@ def _two_sided(ratio: float, degrees_of_freedom: float) -> float:
     from scipy.special import stdtr
 
     return float(2.0 * stdtr(degrees_of_freedom, -ratio))
+
+
+def mean_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the mean of item scores.
+
+    Wilson's (1927) for items that are right or wrong, which stays inside [0, 1] and has a width when all
+    agree; Student's otherwise. Raises ``ValueError`` for no items.
+    """
+    from scipy.special import ndtri, stdtrit
+
+    count = len(scores)
+    if count == 0:
+        raise ValueError("no items have no interval")
+    mean = math.fsum(scores) / count
+    if all(score in (0.0, 1.0) for score in scores):
+        z = float(ndtri(0.5 + level / 2))
+        centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
+        half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+        return max(0.0, centre - half), min(1.0, centre + half)
+    if count < 2:
+        return -math.inf, math.inf
+    variance = math.fsum((score - mean) ** 2 for score in scores) / (count - 1)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * math.sqrt(variance / count)
+    return mean - half, mean + half

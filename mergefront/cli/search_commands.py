@@ -127,8 +127,14 @@ def resume(session: Session, name: str, storage: str, evaluations: int | None) -
 @click.command(short_help="Score the front and the anchors on items that the search never saw.")
 @click.argument("name")
 @storage_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="Also write everything as one self-contained HTML page.",
+)
 @click.pass_obj
-def report(session: Session, name: str, storage: str) -> None:
+def report(session: Session, name: str, storage: str, out: Path | None) -> None:
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
 
     The report items are those that the tasks keep apart (report, report_fraction). What is scored
@@ -137,15 +143,21 @@ def report(session: Session, name: str, storage: str) -> None:
     \b
     Example:
       mergefront report skills
+      mergefront report skills --out report.html
     """
     from mergefront.api import load_study
     from mergefront.cli.demonstration import score_report
     from mergefront.cli.tables import print_front
+    from mergefront.report_page import write_report
     from mergefront.verdict import verdicts
 
     with terminable(), _quiet_libraries():
         study = load_study(name, storage=storage)
-        score_report(study)
+        if out is None or study.record.definition["evaluator"]["type"] in ("local", "server"):
+            score_report(study)
+        if out is not None:
+            write_report(study, out)
+            click.echo(f"Wrote {out}", err=True)
     print_front(study, verdicts(study))
 
 
