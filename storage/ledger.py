@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,18 +15,18 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.engine import Connection, Row
+from sqlalchemy.exc import IntegrityError
 
-from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
 from mergefront.storage.database import Database, insert_missing
-from mergefront.storage.optuna_tables import finish_trial, write_params, write_user_attributes
+from mergefront.storage.heart import Heart
+from mergefront.storage.optuna_tables import finish_trial, read_trial, write_params, write_user_attributes
 from mergefront.storage.patience import patiently
 from mergefront.storage.processes import is_alive, is_same_machine_started_again, machine_identity, process_identity
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
 
-_log = logging.getLogger("mergefront.storage")
 _LEASED = "leased"
 _NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "started": None}
 
@@ -55,6 +53,7 @@ class StudyLedger:
         # Ledgers of one process are told apart: each takes care of its own claims.
         self.process = f"{process_identity(os.getpid())}/{secrets.token_hex(4)}"
         self._open: set[int] = set()
+        self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
 
     def claim(self, budget: int) -> Claim | None:
         """See ``Ledger.claim``; atomic between processes and machines."""
@@ -137,7 +136,14 @@ class StudyLedger:
                 write_params(connection, trial._trial_id, params, distributions)
                 write_user_attributes(connection, trial._trial_id, changed)
 
-        patiently(write)
+        try:
+            patiently(write)
+        except IntegrityError:
+            # Written by a transaction whose success was never heard of, or by one who took this trial over.
+            with self.database.reading() as connection:
+                written = read_trial(connection, trial._trial_id).params
+            if any(written.get(name) != value for name, value in params.items()):
+                raise
 
     def finish(
         self,
@@ -183,22 +189,11 @@ class StudyLedger:
     @contextmanager
     def keep_alive(self, claim: Claim) -> Iterator[None]:
         """See ``Ledger.keep_alive``: a heartbeat from a thread of its own."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(HEARTBEAT_SECONDS):
-                try:
-                    self._beat(claim)
-                except StorageError as error:  # the search itself meets the same fault and tells the user
-                    _log.warning("no sign of life could be given for slot %s: %s", claim.slot, error)
-
-        thread = threading.Thread(target=beat, name="mergefront-heartbeat", daemon=True)
-        thread.start()
+        self._heart.add(claim.slot)
         try:
             yield
         finally:
-            stop.set()
-            thread.join()
+            self._heart.remove(claim.slot)
 
     def find(self, recipe: Recipe, split: str = "search") -> Evaluation | None:
         """The evaluation of an identical recipe in this study, or None."""
@@ -336,11 +331,11 @@ class StudyLedger:
         process = _LEASED if self.lease is not None else self.process
         return and_(self._slot(slot), claims.c.process == process)
 
-    def _beat(self, claim: Claim) -> None:
+    def _beat(self, slot: int) -> None:
         def write() -> None:
             with self.database.transaction() as connection:
                 now, _ = self.database.now(connection)
-                connection.execute(claims.update().where(self._own_slot(claim.slot)).values(heartbeat=now))
+                connection.execute(claims.update().where(self._own_slot(slot)).values(heartbeat=now))
 
         patiently(write)
 

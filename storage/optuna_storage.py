@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from mergefront.storage.optuna_tables import read_trials
+from mergefront.storage.optuna_tables import create_trial, read_trial, read_trials
 from mergefront.storage.patience import patiently
 
 READS = "mergefront_reads"
@@ -70,7 +69,6 @@ class PatientStorage(RDBStorage):  # type: ignore[misc]
     get_study_system_attrs = _reading("get_study_system_attrs")
     get_all_studies = _reading("get_all_studies")
     get_trial_id_from_study_id_trial_number = _reading("get_trial_id_from_study_id_trial_number")
-    get_trial = _reading("get_trial")
     set_study_user_attr = _repeatable("set_study_user_attr")
     set_study_system_attr = _repeatable("set_study_system_attr")
     set_trial_user_attr = _repeatable("set_trial_user_attr")
@@ -114,35 +112,17 @@ class PatientStorage(RDBStorage):  # type: ignore[misc]
         return self._patiently(attempt)
 
     def _made_trial(self, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
-        session = self.scoped_session()
-        try:
-            # Optuna numbers a study's trials by counting them, so only one may be made at a time.
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            trial = self._get_prepared_new_trial(study_id, template, session)
-            frozen = FrozenTrial(
-                number=trial.number,
-                state=trial.state,
-                value=None,
-                datetime_start=trial.datetime_start,
-                datetime_complete=None,
-                params={},
-                distributions={},
-                user_attrs={},
-                system_attrs={},
-                intermediate_values={},
-                trial_id=trial.trial_id,
-            )
-            if template is not None:
-                number, started, trial_id = frozen.number, frozen.datetime_start, frozen._trial_id
-                frozen = copy.deepcopy(template)
-                frozen.number, frozen.datetime_start, frozen._trial_id = number, started, trial_id
-            session.commit()
-            return frozen
-        except Exception:
-            session.rollback()
-            raise
-        finally:
-            session.close()
+        with self.engine.begin() as connection:
+            return create_trial(connection, study_id, template)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """One trial; raises ``KeyError`` for an unknown id."""
+
+        def attempt() -> FrozenTrial:
+            with self.reading_engine.begin() as connection:
+                return read_trial(connection, trial_id)
+
+        return self._patiently(attempt)
 
     def _trial_of_slot(self, study_id: int, slot: int) -> FrozenTrial | None:
         trials = self._get_trials(study_id, (TrialState.RUNNING,), set(), -1)

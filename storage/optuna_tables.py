@@ -8,6 +8,7 @@ Optuna's schema v3.2.0.a, which ``RDBStorage`` checks when a database is opened.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Select, Table, and_, select
+from sqlalchemy import ColumnElement, Select, Table, and_, func, select
 from sqlalchemy.engine import Connection
 
 _metadata = models.BaseModel.metadata
@@ -33,11 +34,66 @@ _LONGEST_LIST = 500  # databases limit the number of values in a statement
 
 def read_trials(connection: Connection, study_id: int, included: Collection[int], after: int) -> list[FrozenTrial]:
     """A study's trials with an id above ``after`` or among ``included``, by id."""
-    wanted = _TRIALS.c.trial_id > after
+    wanted: ColumnElement[bool] = _TRIALS.c.trial_id > after
     if included and after >= 0:
         few = len(included) <= _LONGEST_LIST
         wanted |= _TRIALS.c.trial_id.in_(list(included)) if few else _TRIALS.c.trial_id >= min(included)
-    chosen = and_(_TRIALS.c.study_id == study_id, wanted)
+    return _read_trials(connection, and_(_TRIALS.c.study_id == study_id, wanted))
+
+
+def read_trial(connection: Connection, trial_id: int) -> FrozenTrial:
+    """One trial; raises ``KeyError`` for an unknown id."""
+    found = _read_trials(connection, _TRIALS.c.trial_id == trial_id)
+    if not found:
+        raise KeyError(f"there is no trial with the id {trial_id}")
+    return found[0]
+
+
+def create_trial(connection: Connection, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
+    """A new trial, running unless ``template`` says otherwise, with everything that ``template`` holds.
+
+    Optuna numbers a study's trials by counting them, so only one may be made at a time.
+    """
+    studies = _metadata.tables["studies"]
+    connection.execute(select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()).one()
+    number = connection.execute(
+        select(func.count()).select_from(_TRIALS).where(_TRIALS.c.study_id == study_id)
+    ).scalar()
+    started = datetime.now(UTC).replace(tzinfo=None)
+    row: dict[str, Any] = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
+    if template is None:
+        row["datetime_start"] = started
+    else:
+        row |= {"state": template.state, "datetime_complete": template.datetime_complete}
+        row["datetime_start"] = template.datetime_start or (None if template.state == TrialState.WAITING else started)
+    key = connection.execute(_TRIALS.insert().values(**row)).inserted_primary_key
+    assert key is not None
+    trial_id = int(key[0])
+    if template is None:
+        return read_trial(connection, trial_id)
+    _fill(connection, trial_id, template)
+    made = copy.deepcopy(template)
+    made.number, made._trial_id, made.datetime_start = int(number or 0), trial_id, row["datetime_start"]
+    return made
+
+
+def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
+    write_params(connection, trial_id, template.params, template.distributions)
+    for table, attributes in ((_ATTRIBUTES, template.user_attrs), (_SYSTEM_ATTRIBUTES, template.system_attrs)):
+        if attributes:
+            rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(attributes[key])} for key in attributes]
+            connection.execute(table.insert(), rows)
+    for objective, value in enumerate(template.values or ()):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        connection.execute(_VALUES.insert().values(**row))
+    for step, value in template.intermediate_values.items():
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+        connection.execute(_INTERMEDIATE.insert().values(**row))
+
+
+def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[FrozenTrial]:
     rows = connection.execute(
         select(
             _TRIALS.c.trial_id, _TRIALS.c.number, _TRIALS.c.state, _TRIALS.c.datetime_start, _TRIALS.c.datetime_complete
@@ -107,22 +163,19 @@ def _attributes_of(connection: Connection, table: Table, ids: Select[Any]) -> di
 def write_params(
     connection: Connection, trial_id: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
 ) -> None:
-    """All parameters of a running trial at once; ``params`` are the values as users see them."""
-    if params:
-        # A repeated transaction may find them written.
-        connection.execute(
-            _PARAMS.delete().where(_PARAMS.c.trial_id == trial_id, _PARAMS.c.param_name.in_(list(params)))
-        )
-        rows = [
-            {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(distributions[name]),
-            }
-            for name, value in params.items()
-        ]
-        connection.execute(_PARAMS.insert(), rows)
+    """All parameters of a running trial at once, none of them written before, as users see them."""
+    if not params:
+        return
+    rows = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in params.items()
+    ]
+    connection.execute(_PARAMS.insert(), rows)
 
 
 def write_user_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:

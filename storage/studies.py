@@ -6,7 +6,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -88,7 +88,7 @@ def create_or_load(
 def check_same(known: StudyRecord, definition: Mapping[str, Any]) -> None:
     """Raises ``UserError``, showing the difference, when a stored study has another definition."""
     old, new = (
-        {key: value for key, value in side.items() if key != "runtime"}
+        {key: value for key, value in side.items() if key not in ("runtime", "stop")}
         for side in (known.definition, _as_stored(definition))
     )
     changes = differences(old, new)
@@ -133,6 +133,16 @@ def set_evaluations(database: Database, study_id: int, evaluations: int) -> None
     """Store the budget that was last asked for."""
     with database.transaction() as connection:
         connection.execute(studies.update().where(studies.c.study_id == study_id).values(evaluations=evaluations))
+
+
+def set_stop(database: Database, record: StudyRecord, stop: Mapping[str, Any]) -> StudyRecord:
+    """Store when runs shall stop, as last asked for; returns the changed record."""
+    definition = {**record.definition, "stop": dict(stop)}
+    with database.transaction() as connection:
+        connection.execute(
+            studies.update().where(studies.c.study_id == record.study_id).values(definition=definition)
+        )
+    return replace(record, definition=definition)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

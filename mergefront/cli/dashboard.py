@@ -1,12 +1,14 @@
 """optuna-dashboard on loopback.
 
-It has no log-in and no protection against other web pages, and it can delete studies. So it listens on
-127.0.0.1 only, and answers only requests that were addressed to this machine by name and did not come
-from another site's page (a rebound DNS name or a form would).
+It has no log-in and no protection against other web pages, and it can delete and rename studies under
+their workers. So it listens on 127.0.0.1 only, answers only requests that were addressed to this machine
+by name and did not come from another site's page (a rebound DNS name or a form would), and changes nothing
+but notes; 'mergefront rename' and 'mergefront delete' do the rest safely.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 _OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+_NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -43,8 +47,10 @@ def serve(database: Database, port: int) -> None:
     except ImportError:
         raise UserError('the dashboard needs the extra: pip install "mergefront[dashboard]"') from None
     from mergefront.cli.session import shown_storage
+    from mergefront.dashboard_view import ExplainedStorage, RecipeFiles
 
-    application = only_from_here(wsgi(database.optuna_storage))
+    storage = ExplainedStorage(database)
+    application = only_from_here(only_notes(wsgi(storage, RecipeFiles(storage))))
     try:
         server = make_server(HOST, port, application, server_class=_Server, handler_class=_QuietHandler)
     except OSError as error:
@@ -70,6 +76,19 @@ def only_from_here(application: Application) -> Application:
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"This server answers its own machine only.\n"]
         return application(environ, start_response)
+
+    return guarded
+
+
+def only_notes(application: Application) -> Application:
+    """``application``, refusing to change anything but notes."""
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = str(environ.get("PATH_INFO", ""))
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD") or _NOTE.fullmatch(path):
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/json")])
+        return [b'{"reason": "This dashboard only shows studies; rename, copy and delete them with mergefront."}']
 
     return guarded
 

@@ -1,0 +1,108 @@
+"""What storage costs a trial, and how long a large study takes to resume.
+
+    python benchmarks/service/storage_cost.py [--trials 300] [--resume 10000] [--storage URL]
+
+A trial here is everything but the evaluation and the sampler: the claim, the trial with 12 parameters, the
+evaluation with 3 objectives, 2 tasks of 200 item scores each, the tell. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mergefront as mf
+from mergefront.optimizer.evaluation import Evaluation, ItemScores
+
+NAMES = ("a", "b", "c", "d", "e", "f")
+ITEMS = tuple(f"item-{number}" for number in range(200))
+
+
+def space() -> mf.MergeSpace:
+    """Two coefficients for each of six models: 12 parameters."""
+    return mf.MergeSpace(list(NAMES), method="ties")
+
+
+def score(recipe: mf.Recipe) -> Evaluation:
+    """Scores that cost nothing, with item scores as a real task has."""
+    first, second = float(recipe.params["weight[a]"]), float(recipe.params["weight[b]"])
+    items = {"a": ItemScores(ITEMS, (first,) * 200), "b": ItemScores(ITEMS, (second,) * 200)}
+    return Evaluation({"a": first, "b": second, "c": 1 - first}, {"a": 0.01, "b": 0.01}, items, {"total": 0.0})
+
+
+def sampler_cost() -> float:
+    """Milliseconds of CPU that the random sampler, the recipe and the scores take of each trial."""
+    import optuna
+
+    study = optuna.create_study(directions=["maximize"] * 3)
+    begun = time.process_time()
+    for _ in range(100):
+        trial = study.ask(space().distributions())
+        score(space().recipe(trial.params)).items["a"].mean  # noqa: B018
+    return round(1e3 * (time.process_time() - begun) / 100, 2)
+
+
+def search(storage: str, trials: int, observe: Any = None) -> mf.Study:
+    extra = {} if observe is None else {"observe": observe}
+    return mf.search(
+        space=space(),
+        evaluate=score,
+        objectives=["a", "b", "c"],
+        sampler="random",
+        evaluations=trials,
+        storage=storage,
+        name="cost",
+        **extra,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--resume", type=int, default=0, help="also grow the study to so many trials and resume it")
+    parser.add_argument("--storage", help="default: SQLite in a temporary folder")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = arguments.storage or f"sqlite:///{Path(folder)}/cost.db"
+        search(storage, 20)
+        laps = [(time.perf_counter(), time.process_time())]
+        search(storage, arguments.trials, lambda outcome: laps.append((time.perf_counter(), time.process_time())))
+        result: dict[str, Any] = {"trials": arguments.trials, "sampler_ms": sampler_cost()}
+        for index, name in enumerate(("wall_ms_per_trial", "cpu_ms_per_trial")):
+            costs = [1e3 * (after[index] - before[index]) for before, after in itertools.pairwise(laps[5:])]
+            result[name] = {
+                "median": round(statistics.median(costs), 2),
+                "p95": round(statistics.quantiles(costs, n=20)[-1], 2),
+            }
+        if arguments.resume:
+            begun = time.perf_counter()
+            search(storage, arguments.resume)
+            grown = time.perf_counter() - begun
+            result["milliseconds_per_trial_while_growing"] = round(
+                1e3 * grown / (arguments.resume - arguments.trials), 2
+            )
+            times = []
+            for extra in (1, 2, 3):
+                begun = time.perf_counter()
+                search(storage, arguments.resume + extra)
+                times.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            study = mf.load_study("cost", storage=storage)
+            front = study.front()
+            result |= {
+                "resume_and_one_trial_seconds": [round(seconds, 2) for seconds in times],
+                "load_and_front_seconds": round(time.perf_counter() - begun, 2),
+                "trials_at_resume": arguments.resume,
+                "front": len(front),
+            }
+        print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
