@@ -20,6 +20,7 @@ from mergefront.optimizer.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from mergefront.adapters.merging.compression import TaskVectorForm
     from mergefront.adapters.merging.engine import MergeReport
     from mergefront.adapters.merging.sources import Source
 
@@ -31,7 +32,8 @@ class LocalBackend:
     checkpoint's path (an expert may be a PEFT LoRA folder). ``apply`` overwrites the model's weights:
     after a search it holds the last merge that was tried. With a ``tokenizer`` the model is a Hugging
     Face causal model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
-    ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32.
+    ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
+    or mergekit's own with ``compat_mergekit``. ``task_vectors``: see ``MergeEngine``.
 
     Raises ``UserError`` when the weights do not fit the model or each other.
     """
@@ -44,6 +46,8 @@ class LocalBackend:
         *,
         tokenizer: Any = None,
         dtype: torch.dtype | None = None,
+        compat_mergekit: bool = False,
+        task_vectors: TaskVectorForm = "exact",
     ) -> None:
         from mergefront.adapters.merging.engine import MergeEngine
 
@@ -56,6 +60,8 @@ class LocalBackend:
             {name: _apart(expert, places) for name, expert in experts.items()},
             "cpu" if device is None else device,
             dtype,
+            compat_mergekit=compat_mergekit,
+            task_vectors=task_vectors,
         )
         self._targets = _targets(live, self.engine.names, getattr(model, "base_model_prefix", ""))
         self._lock = threading.Lock()
@@ -75,6 +81,8 @@ class LocalBackend:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        compat_mergekit: bool = False,
+        task_vectors: TaskVectorForm = "exact",
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
@@ -92,7 +100,14 @@ class LocalBackend:
             parameter.requires_grad_(False)
         sources = {name: Path(path) for name, path in experts.items()}
         with torch.no_grad():
-            return cls(model, Path(base), sources, tokenizer=tokenizer)
+            return cls(
+                model,
+                Path(base),
+                sources,
+                tokenizer=tokenizer,
+                compat_mergekit=compat_mergekit,
+                task_vectors=task_vectors,
+            )
 
     @property
     def experts(self) -> tuple[str, ...]:

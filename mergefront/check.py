@@ -14,6 +14,7 @@ from mergefront.adapters.servers.settings import Section
 from mergefront.check_local import check_checkpoints, check_tasks, starts_by_importance
 from mergefront.definition import StudyDefinition
 from mergefront.evaluators import local_evaluator_description
+from mergefront.method_files import load_method_files
 from mergefront.optimizer.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
@@ -53,6 +54,7 @@ def check_study(path: str | Path) -> CheckReport:
     notes: list[str] = []
     root = path.resolve().parent
     directions: dict[str, str] | None
+    method_files = _method_files(file, root, problems)
     runtime: dict[str, Any]
     if isinstance(file.backend, FunctionBackendSection):
         evaluator = _check_function(file, root, problems)
@@ -92,6 +94,7 @@ def check_study(path: str | Path) -> CheckReport:
         )
         _check_stored(definition, problems)
         notes.append(
+            method_files=method_files,
             f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
             f"{file.search.evaluations} evaluations of {file.search.sampler}"
         )
@@ -100,6 +103,14 @@ def check_study(path: str | Path) -> CheckReport:
 
 def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
     from mergefront.adapters.servers.registry import answers_with_a_loss
+
+def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str, str]:
+    try:
+        return load_method_files(file.merge.method_files, root)
+    except UserError as error:
+        problems.append(f"merge.method_files: {error}")
+        return {}
+
 
     assert isinstance(file.backend, Section)
     if not answers_with_a_loss(file.backend):

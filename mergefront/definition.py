@@ -19,7 +19,8 @@ class StudyDefinition:
 
     ``evaluator`` is a JSON object from which the evaluator is made again on resume (see
     ``mergefront.evaluators``); ``root`` is the folder that relative paths in it start from;
-    ``runtime`` says where it runs ("device"). Storage, root, runtime and evaluations may change
+    ``runtime`` says where it runs ("device"); ``method_files`` are the user's own merge methods, content
+    hashes by path. Storage, root, runtime and evaluations may change
     between runs of one study; the rest must stay.
     """
 
@@ -38,8 +39,9 @@ class StudyDefinition:
     racing: RacingSettings | None = None
 
     def to_json(self) -> dict[str, Any]:
+    method_files: Mapping[str, str] = field(default_factory=dict)
         """What is stored: all that must stay the same while a study is continued, and ``runtime``."""
-        return {
+        made = {
             "space": self.space.to_json(),
             "objectives": [
                 {
@@ -56,3 +58,4 @@ class StudyDefinition:
             "runtime": dict(self.runtime),
             "racing": None if self.racing is None else self.racing.to_json(),
         }
+        return {**made, "method_files": dict(self.method_files)} if self.method_files else made

@@ -13,7 +13,7 @@ from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.space import MergeSpace
 from mergefront.server_backends import server_evaluator
-from mergefront.study_file import StudyFile
+from mergefront.study_file import LocalBackendSection, StudyFile
 
 
 @contextmanager
@@ -53,15 +53,21 @@ def local_evaluator_description(file: StudyFile, root: Path) -> dict[str, Any]:
     """What a study's definition keeps of a local backend, its tasks and the content of their files."""
     from mergefront.check_local import data_paths, fingerprints
 
+    assert isinstance(file.backend, LocalBackendSection)
     models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
     checkpoints = [str(file.merge.base_model), *models.values()]
     return {
         "type": "local",
-        "backend": file.backend.model_dump(exclude={"type", "device"}),
+        "backend": {"dtype": file.backend.dtype, **_unusual(file.backend)},
         "seed": file.seed,
         "tasks": {name: dict(config) for name, config in file.tasks.items()},
         "content": fingerprints([*checkpoints, *data_paths(file.tasks)], root),
     }
+
+
+def _unusual(backend: LocalBackendSection) -> dict[str, Any]:
+    """The local backend's other settings, where they are not the default."""
+    return backend.model_dump(include={"compat", "task_vectors"}, exclude_defaults=True)
 
 
 def _refuse_changed(description: Mapping[str, Any], root: Path) -> None:
@@ -92,6 +98,8 @@ def _local_evaluator(
         {name: root / path for name, path in space.models.items()},
         device=runtime.get("device", "auto"),
         dtype=description["backend"]["dtype"],
+        compat_mergekit=description["backend"].get("compat") == "mergekit",
+        task_vectors=description["backend"].get("task_vectors", "exact"),
     )
     return TaskEvaluator(backend, tasks)
 

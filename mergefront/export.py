@@ -45,6 +45,8 @@ def export_candidate(study: Study, candidate: Candidate, out: str | Path, *, con
     recipe = candidate.recipe
     references = export_references(recipe, study.space.base_model, root)
     config = recipe.to_mergekit(references)
+    if "compat" in study.record.definition["evaluator"].get("backend", {}):
+        config["compat"] = "mergekit"
     if not config_only:
         missing = [
             name or "base_model"
@@ -176,10 +178,10 @@ def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
     return "+".join(parts)
 
 
-def _merge(recipe: Recipe, references: Mapping[str, str], folder: Path) -> None:
+def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:
     from mergefront.adapters.merging.directory import merge_to_directory
 
-    config = {**recipe.to_mergekit(references), "seed": recipe.seed}
+    config = {**said, "seed": recipe.seed}
     if any("+" in reference for reference in references.values()):
         # A LoRA needs its base also under methods that do not merge the base.
         config.setdefault("base_model", references[""])

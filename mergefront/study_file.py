@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,20 +23,30 @@ class _Section(BaseModel):
 
 
 class MergeSection(_Section):
-    """What is merged, how, and which coefficients are searched."""
+    """What is merged, how, and which coefficients are searched.
+
+    ``method_files`` are Python files, run before anything else, that declare methods of the user's own.
+    """
 
     method: str | list[str]
     base_model: str | None = None
     models: dict[str, str] | list[str]
     space: dict[str, Any] = Field(default_factory=dict)
+    method_files: list[str] = Field(default_factory=list)
 
 
 class LocalBackendSection(_Section):
-    """Merges in memory and scores on this machine."""
+    """Merges in memory and scores on this machine.
+
+    ``compat: mergekit`` computes in the checkpoints' own dtype as mergekit does; ``task_vectors`` (exact,
+    int8, or a rank) is how the experts are held.
+    """
 
     type: Literal["local"] = "local"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compat: Literal["mergekit"] | None = None
+    task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = "exact"
 
 
 class FunctionBackendSection(_Section):

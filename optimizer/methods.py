@@ -87,6 +87,16 @@ class MergeMethod:
         """The parameter called ``name``, or None when this method has no such parameter."""
         return next((parameter for parameter in self.parameters if parameter.name == name), None)
 
+    def refuses(self, models: int) -> str | None:
+        """What is wrong with this number of models, or None."""
+        if models >= self.min_models and (self.max_models is None or models <= self.max_models):
+            return None
+        wanted = f"at least {self.min_models}"
+        if self.max_models is not None:
+            least = "" if self.min_models == self.max_models else f"{self.min_models} to "
+            wanted = f"{least}{self.max_models}"
+        return f"{self.name} takes {wanted} {'model' if self.max_models == 1 else 'models'}, not {models}"
+
     def load_kernel(self) -> Callable[..., Any]:
         """The kernel as a callable; raises ``UserError`` when its module does not have it."""
         return self._load(self.kernel)
@@ -458,10 +468,21 @@ class MethodRegistry(Mapping[str, MergeMethod]):
         return len(self._methods)
 
     def add(self, method: MergeMethod) -> None:
-        """Register a method of the user's own; the name must be free."""
-        if method.name in self._methods:
+        """Register a method of the user's own; its name must be free, or an earlier version's of the function."""
+        known = self._methods.get(method.name)
+        if known is not None and not _same_function(known.kernel, method.kernel):
             raise UserError(f"a merge method called {method.name!r} exists already; choose another name")
         self._methods[method.name] = method
+
+
+def _same_function(first: object, second: object) -> bool:
+    """Whether two functions are versions of one: the same name in the same file."""
+    places = [
+        (code.co_filename, code.co_qualname)
+        for function in (first, second)
+        if (code := getattr(function, "__code__", None)) is not None
+    ]
+    return len(places) == 2 and places[0] == places[1]
 
 
 METHODS = MethodRegistry(_METHODS)

@@ -47,10 +47,9 @@ class Recipe:
     def _problems(self) -> list[str]:
         method = METHODS[self.method]
         problems = []
-        count = len(self.models)
-        if count < method.min_models or (method.max_models is not None and count > method.max_models):
-            most = method.max_models if method.max_models is not None else "any number"
-            problems.append(f"{self.method} takes {method.min_models} to {most} models, not {count}")
+        refused = method.refuses(len(self.models))
+        if refused is not None:
+            problems.append(refused)
         for name, value in self.params.items():
             parsed = CoefficientName.parse(name, self.models, self.grouping.split)
             parameter = method.parameter(parsed.parameter)

@@ -162,6 +162,8 @@ class MergeSpace:
         self.grouping = _grouping(granularity, tuple(split), layers, problems)
         if not self.models:
             problems.append("models: at least one expert is needed")
+        refused = [method.refuses(len(self.models)) for method in self.methods if self.models]
+        problems.extend(f"models: {refusal}" for refusal in refused if refusal is not None)
         for name in self.models:
             if not name or any(character in name for character in "[],"):
                 problems.append(f"models: {name!r} is not a usable name; avoid brackets and commas")

@@ -202,7 +202,8 @@ class _Plan:
         self, model: str, places: Mapping[str, tuple[float, Mapping[str, str]]], base: str | None
     ) -> Checkpoint | Mapping[str, torch.Tensor]:
         names = {made: sources.get(model, made) for made, (_, sources) in places.items()}
-        if len(self.config.slices) == 1 and all(made == name for made, name in names.items()):
+        if all(made == name for made, (_, sources) in places.items() for name in sources.values()):
+            # Every layer stays where it is: the engine may have the whole checkpoint, a LoRA as a LoRA.
             return self.sources[model]
         return _Renamed(self.sources[model], names, None if base is None else self.sources[base])
 

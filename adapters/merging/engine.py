@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mergefront.adapters.merging.compression import TaskVectorForm
     from mergefront.adapters.merging.sources import Source
 
 _WORTH_COMPILING = 30_000_000
@@ -69,7 +70,9 @@ class MergeEngine:
     ("auto": if they take less than half of what is free). ``compile`` fuses the arithmetic with
     torch.compile ("auto": for models worth the seconds it takes, where a C++ compiler is at hand);
     eager arithmetic gives the same result. ``compat_mergekit`` computes as mergekit does, in the tensors' own
-    dtype; slower, for reproducing its merges bit for bit.
+    dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds the experts of a resident engine as
+    task vectors of eight bits ("int8") or of a rank (a number) where memory is short: approximations, whose
+    errors are in ``task_vector_errors``.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -85,12 +88,13 @@ class MergeEngine:
         compile: bool | Literal["auto"] = "auto",
         check: bool = True,
         compat_mergekit: bool = False,
+        task_vectors: TaskVectorForm = "exact",
     ) -> None:
         import torch
 
         self.device = torch.device(device)
         self._compat = compat_mergekit
-        self._pool = TensorPool(base, experts, self.device, dtype, resident, check)
+        self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors)
         self.experts = self._pool.experts
         self.names = self._pool.names
         self.resident = self._pool.resident
@@ -151,6 +155,10 @@ class MergeEngine:
             with torch.no_grad():
                 self._merge_tensor(name, reader(name), out)
             yield name, out
+
+    def task_vector_errors(self) -> dict[str, float]:
+        """By expert, |held - exact| / |exact| of its task vector, over the tensors that are held (Frobenius)."""
+        return self._pool.compression_errors()
 
     def forget(self) -> None:
         """Merge every tensor anew next time: the targets were changed by somebody else."""

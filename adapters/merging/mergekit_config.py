@@ -178,10 +178,9 @@ def _check_models(config: MergekitConfig) -> list[str]:
     if method.needs_base and config.base_model is None and not all(made.base_model for made in config.slices):
         problems.append(f"{method.name} needs a base_model")
     for made in config.slices:
-        count = len(merged_models(config, made))
-        if count < method.min_models or (method.max_models is not None and count > method.max_models):
-            most = "any number" if method.max_models is None else str(method.max_models)
-            problems.append(f"{method.name} takes {method.min_models} to {most} models, not {count}")
+        refused = method.refuses(len(merged_models(config, made)))
+        if refused is not None:
+            problems.append(refused)
     return problems
 
 

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints import Checkpoint
+from mergefront.adapters.merging.compression import (
+    CompressedDelta,
+    CompressionError,
+    TaskVectorForm,
+    check_form,
+    compress,
+)
 from mergefront.adapters.merging.sources import Entry, ExpertSource, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
 
@@ -33,9 +40,16 @@ class TensorPool:
         dtype: torch.dtype | None,
         resident: bool | Literal["auto"],
         check: bool,
+        form: TaskVectorForm = "exact",
     ) -> None:
         if not experts:
             raise UserError("a merge needs at least one expert")
+        check_form(form)
+        if form != "exact" and base is None:
+            raise UserError(f"task_vectors: {form} needs a base model")
+        self._form = form
+        self._compressed: dict[tuple[str, str], CompressedDelta] = {}
+        self._errors = {name: CompressionError() for name in experts}
         self.device = device
         self.dtype = dtype
         self._check = check
@@ -101,10 +115,16 @@ class TensorPool:
         """An expert's tensor as it is held, or None where it leaves the base as it is."""
         if (name, expert) in self._entries:
             return self._entries[name, expert]
+        if (name, expert) in self._compressed:
+            return Entry(self._compressed[name, expert].expand(), True)
         if self.resident:
             return self._keep(name, self._experts[expert])
         entry = self._read_entry(name, self._experts[expert])
         return None if entry is None else Entry(self._settle(entry.tensor, copy=False), entry.is_delta)
+
+    def compression_errors(self) -> dict[str, float]:
+        """Relative error of every expert's task vector as it is held (0 where it is exact)."""
+        return {name: error.relative for name, error in self._errors.items()}
 
     def is_lora(self, expert: str) -> bool:
         """Whether an expert is a PEFT LoRA folder."""
@@ -149,7 +169,9 @@ class TensorPool:
             opened = open_source(source)
             if isinstance(opened, Checkpoint):
                 sizes.append(one if opened.header.kind == "lora" else opened.header.bytes)
-        return sum(sizes) < free // 2
+        # Compressed task vectors take about half of bfloat16 at most.
+        needed = sum(sizes) if self._form == "exact" or not sizes else sizes[0] + sum(sizes[1:]) // 2
+        return needed < free // 2
 
     def _load(self, name: str) -> None:
         """Copy one tensor of the base and of every expert to where it stays."""
@@ -164,6 +186,14 @@ class TensorPool:
 
     def _keep(self, name: str, expert: ExpertSource) -> Entry | None:
         entry = self._read_entry(name, expert)
+        if entry is not None and self._form != "exact" and entry.tensor.is_floating_point():
+            delta = entry.tensor.to(self.device).float()
+            if not entry.is_delta:
+                delta = delta - self._base[name].float()
+            made = compress(delta, self._form)
+            self._errors[expert.name].add(delta, made)
+            self._compressed[name, expert.name] = made
+            return Entry(made.expand(), True)
         if entry is not None:
             entry = Entry(self._settle(entry.tensor, copy=isinstance(expert._source, Checkpoint)), entry.is_delta)
         self._entries[name, expert.name] = entry

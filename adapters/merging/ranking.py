@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Below the 32768 entries from which torch splits an operation over threads: on a busy machine waiting
 # for those threads costs more than they save.
 CHUNK = 3 << 13
+_ROWS_AT_ONCE = 1 << 19
 
 
 class Rank(NamedTuple):
@@ -115,6 +116,29 @@ def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
     return len(histogram) - 1 - place, k - before
 
 
+def ranks_in_rows(delta: DeltaChunk, shape: torch.Size) -> torch.Tensor:
+    """``row_ranks`` of a task vector that is read in stretches of rows, so that little of it is in memory at once."""
+    import torch
+
+    size = shape.numel()
+    if len(shape) != 2 or size <= _ROWS_AT_ONCE:
+        return row_ranks(delta(0, size).view(shape))
+    rows = max(1, _ROWS_AT_ONCE // shape[1])
+    ranks = torch.empty(size, dtype=rank_dtype(shape[1]))
+    for start in range(0, shape[0], rows):
+        end = min(start + rows, shape[0])
+        part = slice(start * shape[1], end * shape[1])
+        ranks[part] = row_ranks(delta(part.start, part.stop).view(end - start, shape[1])).cpu()
+    return ranks.to(delta(0, 1).device)
+
+
+def rank_dtype(row: int) -> torch.dtype:
+    """The smallest integer type that holds a rank within a row of ``row`` entries."""
+    import torch
+
+    return torch.int16 if row <= 1 << 15 else torch.int32
+
+
 def row_ranks(delta: torch.Tensor) -> torch.Tensor:
     """Rank of every entry's magnitude within its row, from 0, ascending (flat; int16 where it fits).
 
@@ -126,4 +150,4 @@ def row_ranks(delta: torch.Tensor) -> torch.Tensor:
     order = magnitudes.argsort(dim=1, stable=True)
     counting = torch.arange(order.shape[1], device=delta.device).view(1, -1, *([1] * (order.dim() - 2)))
     ranks = torch.empty_like(order).scatter_(1, order, counting.expand_as(order))
-    return ranks.to(torch.int16 if order.shape[1] <= 1 << 15 else torch.int32).contiguous().view(-1)
+    return ranks.to(rank_dtype(order.shape[1])).contiguous().view(-1)

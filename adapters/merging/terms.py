@@ -19,7 +19,7 @@ from mergefront.adapters.merging.ranking import (
     Rank,
     kept_count,
     rank_in_order,
-    row_ranks,
+    ranks_in_rows,
     select_rank,
     sort_magnitudes,
 )
@@ -130,7 +130,7 @@ class TermBuilder:
         row = entry.tensor.shape[1] if entry.tensor.dim() > 1 else tensor.numel()
         start, slope = (density - epsilon, 2 * epsilon / (row - 1)) if row > 1 else (density, 0.0)
         if (name, model) not in self._row_ranks or not self._pool.resident:
-            self._row_ranks[name, model] = row_ranks(delta(0, tensor.numel()).view(entry.tensor.shape))
+            self._row_ranks[name, model] = ranks_in_rows(delta, entry.tensor.shape)
         ranks = self._row_ranks[name, model] if self._pool.resident else self._row_ranks.pop((name, model))
         return Term(
             tensor,
