@@ -60,7 +60,7 @@ def export_candidate(study: Study, candidate: Candidate, out: str | Path, *, con
             )
     with new_folder(Path(out)) as folder:
         if not config_only:
-            _merge(recipe, references, folder)
+            _merge(recipe, references, config, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
         card = model_card(study, candidate, yaml_text(config), hub_names(recipe, study.space.base_model, root))
