@@ -14,6 +14,7 @@ from mergefront.optimizer.objectives import Objective, objectives_from
 from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.space import MergeSpace
+from mergefront.optimizer.stopping import StopRule
 from mergefront.study import Study
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def search(
     storage: str = DEFAULT_STORAGE,
     name: str | None = None,
     racing: bool | Mapping[str, float] = False,
+    stop: StopRule | Mapping[str, Any] | None = None,
     observe: Callable[[TrialOutcome], None] = _nothing,
 ) -> Study:
     """Search merges and return the study.
@@ -50,7 +52,9 @@ def search(
     ``"forgetting <= 0.02"``, bound an objective or anything else that an evaluation reports.
     ``evaluations`` is the study's whole budget, anchors included: an existing study of the same
     definition is continued up to it (default 30). ``racing`` (True, or a mapping as in a study file) asks each
-    candidate no more items than needed; the evaluator must score item by item. ``observe`` is called after each trial.
+    candidate no more items than needed; the evaluator must score item by item. ``stop`` (``{"hours": 2}``, or
+    ``{"improvement": 0.001, "asks": 5}``) ends the run before the budget is spent; ``Study.stopped`` then says why.
+    ``observe`` is called after each trial.
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
@@ -80,8 +84,10 @@ def search(
 
     wanted = objectives_from(objectives)
     options = dict(sampler_options or {})
-    bounds = constraints_from(constraints)
-    problems = check_sampler(sampler, options, len(wanted), constrained=bool(bounds))
+    bounds, rule = constraints_from(constraints), StopRule.read(stop)
+    problems = check_sampler(
+        sampler, options, len(wanted), constrained=bool(bounds), stops_by_improvement=rule.improvement is not None
+    )
     if problems:
         raise UserError("; ".join(problems))
     definition = StudyDefinition(
@@ -89,6 +95,7 @@ def search(
         space=space,
         objectives=wanted,
         constraints=bounds,
+        stop=rule,
         evaluator={"type": "python", "function": _function_name(evaluate)},
         sampler=sampler,
         sampler_options=options,
@@ -198,7 +205,7 @@ def _search(
 ) -> Study:
     from mergefront.optimizer.samplers.trial_attributes import write_search_space
     from mergefront.storage.database import Database
-    from mergefront.storage.studies import create_or_load, set_evaluations
+    from mergefront.storage.studies import create_or_load, set_evaluations, set_stop
     from mergefront.versions import versions
 
     budget = _budget(definition.evaluations)
@@ -212,6 +219,8 @@ def _search(
         evaluations=budget,
         versions=versions(),
     )
+    if record.definition["stop"] != definition.stop.to_json():
+        record = set_stop(database, record, definition.stop.to_json())
     study = Study(database, record)
     write_search_space(study.optuna, study.space.distributions())
     if record.evaluations != budget:
@@ -241,7 +250,14 @@ def plan_of(study: Study, budget: int) -> SearchPlan:
     racing = RacingSettings.read(study.record.definition["racing"])
     seed = study.record.definition["seed"]
     return SearchPlan(
-        study.space, study.objectives, tuple(anchors(study.space)), budget, racing, seed, study.constraints
+        study.space,
+        study.objectives,
+        tuple(anchors(study.space)),
+        budget,
+        racing,
+        seed,
+        stop=StopRule.read(study.record.definition["stop"]),
+        constraints=study.constraints,
     )
 
 

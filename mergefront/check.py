@@ -20,6 +20,7 @@ from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.space import MergeSpace
+from mergefront.optimizer.stopping import StopRule
 from mergefront.server_backends import check_server, server_description
 from mergefront.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
 
@@ -53,8 +54,8 @@ def check_study(path: str | Path) -> CheckReport:
     problems: list[str] = []
     notes: list[str] = []
     root = path.resolve().parent
-    directions: dict[str, str] | None
     method_files = _method_files(file, root, problems)
+    directions: dict[str, str] | None
     runtime: dict[str, Any]
     if isinstance(file.backend, FunctionBackendSection):
         evaluator = _check_function(file, root, problems)
@@ -69,6 +70,7 @@ def check_study(path: str | Path) -> CheckReport:
         evaluator = {} if problems else local_evaluator_description(file, root)
     objectives = _objectives(file, directions, problems)
     constraints = _constraints(file, directions, problems)
+    stop = _stop(file, problems)
     space = _space(file, layers, root, problems, notes)
     _check_sampler(file, problems)
     racing = _racing(file, problems)
@@ -90,19 +92,17 @@ def check_study(path: str | Path) -> CheckReport:
             root=root,
             runtime=runtime,
             constraints=constraints,
+            stop=stop,
             racing=racing,
+            method_files=method_files,
         )
         _check_stored(definition, problems)
         notes.append(
-            method_files=method_files,
             f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
             f"{file.search.evaluations} evaluations of {file.search.sampler}"
         )
     return CheckReport(str(path), problems, notes, None if problems else definition)
 
-
-def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
-    from mergefront.adapters.servers.registry import answers_with_a_loss
 
 def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str, str]:
     try:
@@ -111,6 +111,9 @@ def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str,
         problems.append(f"merge.method_files: {error}")
         return {}
 
+
+def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+    from mergefront.adapters.servers.registry import answers_with_a_loss
 
     assert isinstance(file.backend, Section)
     if not answers_with_a_loss(file.backend):
@@ -211,11 +214,23 @@ def _constraints(file: StudyFile, directions: Mapping[str, str] | None, problems
     return made
 
 
+def _stop(file: StudyFile, problems: list[str]) -> StopRule:
+    try:
+        return StopRule.read(file.stop)
+    except UserError as error:
+        problems.append(str(error))
+        return StopRule()
+
+
 def _check_sampler(file: StudyFile, problems: list[str]) -> None:
     from mergefront.optimizer.samplers.registry import check_sampler
 
     found = check_sampler(
-        file.search.sampler, file.search.options, len(file.objectives), constrained=bool(file.constraints)
+        file.search.sampler,
+        file.search.options,
+        len(file.objectives),
+        constrained=bool(file.constraints),
+        stops_by_improvement=file.stop.get("improvement") is not None,
     )
     problems.extend(f"search: {problem}" for problem in found)
 

@@ -11,6 +11,7 @@ from mergefront.optimizer.constraints import Constraint
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import RacingSettings
 from mergefront.optimizer.space import MergeSpace
+from mergefront.optimizer.stopping import NEVER, StopRule
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,11 @@ class StudyDefinition:
     root: Path = Path(".")
     runtime: Mapping[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
+    stop: StopRule = NEVER
     racing: RacingSettings | None = None
+    method_files: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-    method_files: Mapping[str, str] = field(default_factory=dict)
         """What is stored: all that must stay the same while a study is continued, and ``runtime``."""
         made = {
             "space": self.space.to_json(),
@@ -52,6 +54,7 @@ class StudyDefinition:
                 for objective in self.objectives
             ],
             "constraints": [str(constraint) for constraint in self.constraints],
+            "stop": self.stop.to_json(),
             "evaluator": dict(self.evaluator),
             "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
             "seed": self.seed,

@@ -19,6 +19,7 @@ from mergefront.optimizer.space import MergeSpace
 if TYPE_CHECKING:
     import optuna
 
+    from mergefront.optimizer.stopping import Stop
     from mergefront.storage.database import Database
     from mergefront.storage.ledger import StudyLedger
     from mergefront.storage.studies import StudyRecord
@@ -323,6 +324,14 @@ class Study:
                 if not candidate.feasible
             ]
         return content
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Why the last run ended; None while it is under way, or when it was interrupted or failed."""
+        from mergefront.optimizer.stopping import STOPPED, Stop
+
+        found = self.optuna.user_attrs.get(STOPPED)
+        return None if found is None else Stop(found["cause"], found["reason"])
 
     def finished_count(self) -> int:
         """How many trials of the budget are spent: scored or failed."""

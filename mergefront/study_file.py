@@ -101,6 +101,7 @@ class StudyFile(_Section):
     constraints: list[str | ConstraintSection] = Field(default_factory=list)
     racing: bool | dict[str, Any] = False
     search: SearchSection = Field(default_factory=SearchSection)
+    stop: dict[str, Any] = Field(default_factory=dict)
 
 
 def read_study_file(path: Path) -> StudyFile:

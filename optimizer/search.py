@@ -30,9 +30,11 @@ from mergefront.optimizer.samplers.trial_attributes import (
     CONSTRAINTS,
     OUTSIDE_SPACE,
     STANDARD_ERRORS,
+    expected_improvement,
     write_violations,
 )
 from mergefront.optimizer.space import MergeSpace
+from mergefront.optimizer.stopping import NEVER, STOPPED, Stop, StopRule, StopWatch
 
 SLOT = "mergefront:slot"
 """Trial user attribute: which slot of the budget the trial fills."""
@@ -158,6 +160,7 @@ class SearchPlan:
     racing: RacingSettings | None = None
     seed: int = 0
 
+    stop: StopRule = NEVER
     constraints: tuple[Constraint, ...] = ()
     """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
 
@@ -213,8 +216,8 @@ def run_search(
     before: Callable[[int, str | None], None] = lambda number, anchor: None,
     should_stop: Callable[[], bool] = lambda: False,
     wait_for_others: bool = False,
-) -> int:
-    """Fill the budget; returns the number of trials that this call finished.
+) -> Stop:
+    """Fill the budget, or as much of it as the plan's rule lets; returns why the call ended.
 
     ``before(trial number, anchor name)`` is called when an evaluation starts and ``observe`` when
     a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
@@ -222,11 +225,17 @@ def run_search(
     Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
     """
     failures = _Failures()
-    finished = 0
-    while not should_stop():
+    watch = StopWatch(plan.stop)
+    if STOPPED in study.user_attrs:
+        study.set_user_attr(STOPPED, None)
+    while (stop := watch.stop()) is None:
+        if should_stop():
+            stop = Stop("asked", "somebody asked to stop")
+            break
         claim = ledger.claim(plan.budget)
         if claim is None:
             if not (wait_for_others and ledger.others_at_work()):
+                stop = Stop("budget", f"the budget of {plan.budget} evaluations is spent")
                 break
             time.sleep(PATIENCE_SECONDS)
             continue
@@ -238,13 +247,15 @@ def run_search(
         finally:
             if not told:
                 ledger.release(claim)
-        finished += 1
+        if plan.stop.improvement is not None:
+            watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
         observe(outcome)
         if outcome.failure is None:
             failures.row.clear()
         else:
             failures.add(outcome.failure)
-    return finished
+    study.set_user_attr(STOPPED, {"cause": stop.cause, "reason": stop.reason})
+    return stop
 
 
 def _fill(
@@ -277,13 +288,13 @@ def _fill(
 def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> EvaluationRequest:
     """What to ask of the evaluator; in a racing search, with everything that was evaluated so far."""
     if plan.racing is None:
-        return EvaluationRequest(plan.objective_names)
+        return EvaluationRequest(plan.requested)
     finished = ledger.evaluations(items=True)
     order = [anchor.recipe.digest for anchor in plan.anchors]
     anchors = tuple(finished[digest] for digest in dict.fromkeys(order) if digest in finished)
     others = tuple(evaluation for digest, evaluation in finished.items() if digest not in order)
     race = Race(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
-    return EvaluationRequest(plan.objective_names, race=race)
+    return EvaluationRequest(plan.requested, race=race)
 
 
 def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:

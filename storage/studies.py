@@ -139,9 +139,7 @@ def set_stop(database: Database, record: StudyRecord, stop: Mapping[str, Any]) -
     """Store when runs shall stop, as last asked for; returns the changed record."""
     definition = {**record.definition, "stop": dict(stop)}
     with database.transaction() as connection:
-        connection.execute(
-            studies.update().where(studies.c.study_id == record.study_id).values(definition=definition)
-        )
+        connection.execute(studies.update().where(studies.c.study_id == record.study_id).values(definition=definition))
     return replace(record, definition=definition)
 
 

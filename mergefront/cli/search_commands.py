@@ -199,6 +199,9 @@ def finish(study: Study) -> None:
     print_front(study, verdicts(study))
     where = storage_argument(study.database.url)
     name = shlex.quote(study.name)
+    stopped = study.stopped
+    if stopped is not None and stopped.cause != "budget":
+        click.echo(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.", err=True)
     for line in (
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",

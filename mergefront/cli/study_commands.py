@@ -99,6 +99,8 @@ def status(name: str, storage: str, as_json: bool) -> None:
         lines += [
             f"    {entry['count']} x {entry['reason']} ({trials(entry['trials'])})" for entry in facts["failures"]
         ]
+    if facts["stopped"] is not None:
+        lines.append(f"  stopped       {facts['stopped']['reason']}")
     lines.append(
         "  to continue   " + facts["resume"]
         if facts["resume"]
@@ -193,6 +195,7 @@ def _status(study: Study) -> dict[str, Any]:
             "standard_error": found.standard_errors.get(objective.name),
         }
     failures = study.failures()
+    stopped = study.stopped
     counts = Counter(failure.reason for failure in failures)
     done, budget = study.finished_count(), study.record.evaluations
     running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -213,5 +216,6 @@ def _status(study: Study) -> dict[str, Any]:
             }
             for reason, count in counts.most_common()
         ],
+        "stopped": None if stopped is None else {"cause": stopped.cause, "reason": stopped.reason},
         "resume": command if done < budget else None,
     }

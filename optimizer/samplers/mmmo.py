@@ -24,7 +24,14 @@ from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.history import History, read_history
 from mergefront.optimizer.samplers.initial_design import startup_size
-from mergefront.optimizer.samplers.proposals import Situation, fit, fresh_point, propose, propose_paper_round
+from mergefront.optimizer.samplers.proposals import (
+    Proposed,
+    Situation,
+    fit,
+    fresh_point,
+    propose,
+    propose_paper_round,
+)
 from mergefront.optimizer.samplers.screening import FisherScreen
 from mergefront.optimizer.samplers.surrogate import Surrogate
 from mergefront.optimizer.samplers.trial_attributes import (
@@ -148,8 +155,8 @@ class MMMOSampler(BaseSampler):
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
-        stage, params = self._propose(study, trial.number, encoder)
-        write_proposal(study, trial, stage, params)
+        stage, params, improvement = self._propose(study, trial.number, encoder)
+        write_proposal(study, trial, stage, params, improvement)
         return params
 
     def sample_independent(
@@ -159,7 +166,8 @@ class MMMOSampler(BaseSampler):
         encoder = Encoder({param_name: param_distribution})
         return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
 
-    def _propose(self, study: Study, number: int, encoder: Encoder) -> tuple[str, dict[str, Any]]:
+    def _propose(self, study: Study, number: int, encoder: Encoder) -> tuple[str, dict[str, Any], float | None]:
+        """Stage, parameters and, from a model, the expected improvement of the hypervolume."""
         trials = study.get_trials(deepcopy=False)
         startup = self._startup(trials, number, encoder)
         initial = len(self._anchors) + startup
@@ -167,21 +175,21 @@ class MMMOSampler(BaseSampler):
         if history.position < len(self._anchors):
             anchor = self._anchors[history.position]
             if encoder.contains(anchor):
-                return "anchor", encoder.decode(encoder.encode(anchor))
+                return "anchor", encoder.decode(encoder.encode(anchor)), None
             logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
         situation = self._situation(study, history, encoder)
         if history.position >= initial and len(situation.x) >= 2:
             try:
                 situation = replace(situation, feasibility=self._feasibility(history, encoder))
-                point = self._model_point(situation, history)
+                proposed = self._model_point(situation, history)
             except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
                 logger.warning("trial %d: no surrogate could be fitted (%s), a Sobol point instead", number, error)
             else:
-                if point is not None:
-                    return "model", encoder.decode(point)
+                if proposed is not None:
+                    return "model", encoder.decode(proposed.point), proposed.improvement
         stage = "sobol" if history.position < initial else "fallback"
         index = max(history.position - len(self._anchors), 0)
-        return stage, encoder.decode(fresh_point(situation, self._seed, index))
+        return stage, encoder.decode(fresh_point(situation, self._seed, index)), None
 
     def _startup(self, trials: Sequence[FrozenTrial], number: int, encoder: Encoder) -> int:
         if self._n_startup is not None:
@@ -191,14 +199,14 @@ class MMMOSampler(BaseSampler):
         flagged = sum(1 for trial in trials if trial.number < number and is_anchor(trial))
         return startup_size(encoder.parameters, flagged + len(self._anchors))
 
-    def _model_point(self, situation: Situation, history: History) -> Array | None:
+    def _model_point(self, situation: Situation, history: History) -> Proposed | None:
         surrogate = self._surrogate(situation)
         if self._variant == "default":
             seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
             return propose(situation, surrogate, self._budget, self._fisher_screen, seed)
         seed = derive_seed(self._seed, history.round_start, "round")
         points = self._paper_round(situation, surrogate, history, seed)
-        return points[history.slot] if history.slot < len(points) else None
+        return Proposed(points[history.slot]) if history.slot < len(points) else None
 
     def _surrogate(self, situation: Situation) -> Surrogate:
         key = _digest(situation.x, situation.y, situation.noise_variance, situation.reference)

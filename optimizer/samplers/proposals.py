@@ -68,15 +68,24 @@ def fit(situation: Situation) -> Surrogate:
     return fit_surrogate(situation.x, compress_tail(situation.y, situation.reference), situation.noise_variance)
 
 
+@dataclass(frozen=True)
+class Proposed:
+    """A point (``d``) and the hypervolume that it is expected to add; None where that is not what was maximised."""
+
+    point: Array
+    improvement: float | None = None
+
+
 def propose(
     situation: Situation, surrogate: Surrogate, budget: SearchBudget, fisher_screen: FisherScreen, seed: int
-) -> Array | None:
-    """The default variant's next point (``d``); None when every candidate is taken.
+) -> Proposed | None:
+    """The default variant's next point; None when every candidate is taken.
 
     Optima of the acquisition compete with offspring of the elites on acquisition value. Among those that are
     as good as the best, and while others are pending, the Fisher screen picks the least known.
     """
     rng = np.random.default_rng(seed)
+    objectives = situation.y.shape[1]
     situation, surrogate = _scalarised(situation, surrogate, rng)
     acquisition = weighted(situation, acquisition_of(situation, surrogate, budget, rng))
     offspring = _offspring(situation, rng)
@@ -91,10 +100,11 @@ def propose(
     values = acquisition.values(candidates)
     order = np.argsort(-values, kind="stable")
     shortlist = candidates[order[values[order] >= values.max() - SHORTLIST_TOLERANCE]]
+    improvement = float(np.exp(values.max())) if _is_improvement(situation, objectives) else None
     if not len(situation.pending):
-        return np.asarray(shortlist[0])
+        return Proposed(np.asarray(shortlist[0]), improvement)
     information = fisher_information(surrogate.with_pending(situation.pending).posterior(shortlist)[1])
-    return np.asarray(shortlist[screen(information, 1, fisher_screen)[0]])
+    return Proposed(np.asarray(shortlist[screen(information, 1, fisher_screen)[0]]), improvement)
 
 
 def propose_paper_round(
@@ -164,8 +174,18 @@ def weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
     known = situation.feasibility
     if known is None:
         return acquisition
-    improves = known.feasible.any() or len(situation.outside) > 0
-    return FeasibilityWeighted(known.processes, acquisition if improves else None)
+    return FeasibilityWeighted(known.processes, acquisition if _front_is_known(situation) else None)
+
+
+def _front_is_known(situation: Situation) -> bool:
+    """Whether anything that was told satisfies the constraints."""
+    known = situation.feasibility
+    return known is None or bool(known.feasible.any()) or len(situation.outside) > 0
+
+
+def _is_improvement(situation: Situation, objectives: int) -> bool:
+    """Whether the acquisition is the logarithm of an improvement of the study's hypervolume."""
+    return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(situation)
 
 
 def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:

@@ -63,13 +63,22 @@ class SamplerSpec:
     make: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
     max_objectives: int | None = None
     takes_constraints: bool = True
+    expects_improvement: bool = False
     options: Mapping[str, SamplerOption] | None = None
 
 
-def check_sampler(name: str, options: Mapping[str, Any], objectives: int, *, constrained: bool = False) -> list[str]:
+def check_sampler(
+    name: str,
+    options: Mapping[str, Any],
+    objectives: int,
+    *,
+    constrained: bool = False,
+    stops_by_improvement: bool = False,
+) -> list[str]:
     """Every problem with a choice of sampler for a number of objectives, each a sentence; empty when there is none.
 
-    ``constrained`` says that the study has constraints.
+    ``constrained`` says that the study has constraints, ``stops_by_improvement`` that runs end when the sampler
+    expects little improvement.
     """
     spec = SAMPLERS.get(name)
     if spec is None:
@@ -84,6 +93,12 @@ def check_sampler(name: str, options: Mapping[str, Any], objectives: int, *, con
     if constrained and not spec.takes_constraints:
         able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
         problems.append(f"sampler {name!r} does not know constraints; these do: {', '.join(able)}")
+    if stops_by_improvement and not (spec.expects_improvement and options.get("variant", "default") == "default"):
+        able = [other.name for other in SAMPLERS.values() if other.expects_improvement]
+        problems.append(
+            f"sampler {name!r} does not say what improvement it expects, so stop.improvement has no meaning; "
+            f"these do, in their default variant: {', '.join(able)}"
+        )
     known = spec.options or {}
     for key, value in options.items():
         if key not in known:
@@ -206,6 +221,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "mm-mo",
             "multi-objective Bayesian optimisation of merges: anchors, Gaussian processes, hypervolume improvement",
             _mm_mo,
+            expects_improvement=True,
             options={
                 "variant": SamplerOption(str, "our default, or the published loop", choices=("default", "paper")),
                 "n_startup": SamplerOption(int, "Sobol points after the anchors", low=0),

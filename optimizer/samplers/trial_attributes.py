@@ -9,7 +9,7 @@
 | trial, user | ``mergefront:constraint_errors`` | search loop | one per constraint, null where unknown or exact |
 | trial, system | ``constraints`` | search loop | violations, at most 0 where satisfied, in the constraints' order |
 | study, user | ``mergefront:search_space`` | search loop | parameter name to Optuna's JSON of its distribution |
-| trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, before the first suggest |
+| trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, ``"improvement"`` |
 
 The list under ``constraints`` is Optuna's older form: its samplers read it as ``trial.constraints``, in this order and
 named by index, and it is the only form that optuna-dashboard 0.21 knows.
@@ -93,13 +93,18 @@ def read_search_space(study: Study) -> dict[str, BaseDistribution] | None:
     return {name: json_to_distribution(text) for name, text in stored.items()}
 
 
-def write_proposal(study: Study, trial: FrozenTrial, stage: str, params: Mapping[str, Any]) -> None:
-    """Publishes the whole proposal at once.
+def write_proposal(
+    study: Study, trial: FrozenTrial, stage: str, params: Mapping[str, Any], improvement: float | None = None
+) -> None:
+    """Publishes the whole proposal at once; ``improvement`` is what it is expected to add to the hypervolume.
 
     Optuna commits a running trial's parameters one by one, so that other workers would see half a point.
     """
     # Optuna has no public way to write a system attribute since 5.0; its own samplers do the same.
-    study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, {"stage": stage, "params": dict(params)})
+    content: dict[str, Any] = {"stage": stage, "params": dict(params)}
+    if improvement is not None:
+        content["improvement"] = improvement
+    study._storage.set_trial_system_attr(trial._trial_id, PROPOSAL, content)
 
 
 def proposed_params(trial: FrozenTrial) -> dict[str, Any]:
@@ -114,6 +119,13 @@ def proposed_params(trial: FrozenTrial) -> dict[str, Any]:
     params.update(trial.system_attrs.get("fixed_params", {}))
     params.update(trial.params)
     return params
+
+
+def expected_improvement(trial: FrozenTrial) -> float | None:
+    """The hypervolume that the trial was expected to add when it was proposed; None where its sampler did not say."""
+    published = trial.system_attrs.get(PROPOSAL)
+    found = None if published is None else published.get("improvement")
+    return None if found is None else float(found)
 
 
 def proposal_stage(trial: FrozenTrial) -> str | None:

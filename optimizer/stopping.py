@@ -1,0 +1,98 @@
+"""When a search ends before its budget is spent: after some time, or when little is to be expected of going on.
+
+A rule holds for one run of one process: time counts from its start, and so do proposals. A study that has stopped goes
+on when it is run again, for at least as many proposals as the rule waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mergefront.optimizer.errors import UserError, did_you_mean
+
+STOPPED = "mergefront:stopped"
+"""Study user attribute: why the last run to end did, ``{"cause": ..., "reason": ...}``."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """Ends a run after ``hours`` of wall time, or when ``asks`` proposals in a row promise less than ``improvement``.
+
+    ``improvement`` is of the hypervolume in the unit in which it is reported, by the sampler's own expectation; None
+    means never. Raises ``UserError`` for an argument out of its range.
+    """
+
+    hours: float | None = None
+    improvement: float | None = None
+    asks: int = 5
+
+    def __post_init__(self) -> None:
+        for name, least in (("hours", 0.0), ("improvement", 0.0), ("asks", 1)):
+            value = getattr(self, name)
+            if value is None and name != "asks":
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value < float("inf") or (name == "asks" and value != int(value)):
+                kind = "a whole number of at least 1" if name == "asks" else "a number of at least 0"
+                raise UserError(f"stop: {name} is {value!r}; it must be {kind}")
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any] | StopRule | None) -> StopRule:
+        """From a mapping as in a study file; raises ``UserError`` for an unknown key."""
+        if isinstance(given, StopRule):
+            return given
+        known = ("hours", "improvement", "asks")
+        for key in given or {}:
+            if key not in known:
+                raise UserError(f"stop: unknown key {key!r} {did_you_mean(key, known)}")
+        return cls(**dict(given or {}))
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``read`` reads."""
+        return asdict(self)
+
+
+NEVER = StopRule()
+"""Only the budget ends a run."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a run ended. ``cause``: "budget", "time", "improvement" or "asked"."""
+
+    cause: str
+    reason: str
+
+
+class StopWatch:
+    """Follows one run. ``clock`` gives seconds."""
+
+    def __init__(self, rule: StopRule, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rule = rule
+        self._clock = clock
+        self._began = clock()
+        self._low: list[float] = []
+
+    def proposed(self, expected_improvement: float | None) -> None:
+        """A trial was proposed; None where its sampler expects nothing in particular (an anchor, a Sobol point)."""
+        limit = self._rule.improvement
+        if limit is None or expected_improvement is None or expected_improvement >= limit:
+            self._low.clear()
+        else:
+            self._low.append(expected_improvement)
+
+    def stop(self) -> Stop | None:
+        """Why the run has to end now, or None."""
+        hours, limit = self._rule.hours, self._rule.improvement
+        if hours is not None and self._clock() - self._began >= 3600.0 * hours:
+            return Stop("time", f"the run has taken {hours:g} hours")
+        if limit is not None and len(self._low) >= self._rule.asks:
+            return Stop(
+                "improvement",
+                f"{len(self._low)} proposals in a row were expected to add less than {limit:g} to the hypervolume "
+                f"(the last one {self._low[-1]:.2g})",
+            )
+        return None
