@@ -249,6 +249,19 @@ class MergeSpace:
         """The number of searched coefficients."""
         return len(self.searched)
 
+    @property
+    def weights_are_proportions(self) -> bool:
+        """Whether every recipe divides by the sum of its weights, which are all searched."""
+        fixed = {name.partition("[")[0] for name in self.fixed}
+        searched = {name.partition("[")[0] for name in self.searched}
+        if "weight" not in searched or "weight" in fixed or "normalize" in searched:
+            return False
+        return all(
+            (parameter := method.parameter("normalize")) is not None
+            and self.fixed.get("normalize", parameter.default) is True
+            for method in self.methods
+        )
+
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions of the searched coefficients, by the names that Optuna shows."""
         return {name: searched.distribution() for name, searched in self.searched.items()}

@@ -142,6 +142,16 @@ class Encoder:
         for parameter in parameters:
             self.continuous[parameter.columns] = parameter.searched_continuously
 
+    @property
+    def numeric_columns(self) -> dict[str, tuple[int, float, float]]:
+        """Column, low and high of every numeric parameter on a linear scale."""
+        found = {}
+        for parameter in self._parameters:
+            distribution = parameter.distribution
+            if isinstance(distribution, FloatDistribution | IntDistribution) and not distribution.log:
+                found[parameter.name] = (parameter.columns.start, float(distribution.low), float(distribution.high))
+        return found
+
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value inside the current distribution for every parameter."""
         for parameter in self._parameters:

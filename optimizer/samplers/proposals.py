@@ -15,7 +15,11 @@ from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.acquisition_search import Acquisition, SearchBudget, maximise
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, FeasibilityWeighted
+from mergefront.optimizer.samplers.gaussian_improvement import GaussianImprovement
 from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.item_components import ItemComponents
+from mergefront.optimizer.samplers.item_surrogate import ItemSurrogate, ScoreUnit, fit_item_surrogate
+from mergefront.optimizer.samplers.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.screening import FisherScreen, fisher_information, screen
 from mergefront.optimizer.samplers.surrogate import Surrogate, fit_surrogate
@@ -36,6 +40,8 @@ ELITES = 8
 OFFSPRING = 64
 SHORTLIST_TOLERANCE = 0.05
 """Candidates whose log acquisition lies this close to the best (5% of the improvement) are equally good."""
+DIGITS = 6
+"""Features that agree in so many digits are of the same merge."""
 PAPER_ELITES = 5
 PAPER_CANDIDATES_PER_EVALUATION = 2
 
@@ -45,6 +51,8 @@ class Situation:
     """What a proposal depends on: points in the unit cube, values normalised and maximised."""
 
     encoder: Encoder
+    features: MergeFeatures
+    """What of a point the surrogate sees."""
     x: Array
     """Told points, ``n x d``."""
     y: Array
@@ -61,11 +69,18 @@ class Situation:
     """Reference point, ``m``."""
     feasibility: Feasibility | None = None
     """What is known of the constraints; None where there are none."""
+    items: ItemComponents | None = None
+    """What the told points' items have in common; None where nothing is known of them."""
+    units: tuple[ScoreUnit, ...] = ()
+    """From scores to ``y``, ``m``; of use with ``items``."""
 
 
-def fit(situation: Situation) -> Surrogate:
-    """The surrogate of the told values, collapsed ones pulled in."""
-    return fit_surrogate(situation.x, compress_tail(situation.y, situation.reference), situation.noise_variance)
+def fit(situation: Situation) -> Surrogate | ItemSurrogate:
+    """The surrogate of the told values, collapsed ones pulled in; of their items where these are known."""
+    seen, y = situation.features(situation.x), compress_tail(situation.y, situation.reference)
+    if situation.items is not None:
+        return fit_item_surrogate(seen, y, situation.noise_variance, situation.items, situation.units)
+    return fit_surrogate(seen, y, situation.noise_variance)
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,11 @@ class Proposed:
 
 
 def propose(
-    situation: Situation, surrogate: Surrogate, budget: SearchBudget, fisher_screen: FisherScreen, seed: int
+    situation: Situation,
+    surrogate: Surrogate | ItemSurrogate,
+    budget: SearchBudget,
+    fisher_screen: FisherScreen,
+    seed: int,
 ) -> Proposed | None:
     """The default variant's next point; None when every candidate is taken.
 
@@ -90,11 +109,11 @@ def propose(
     acquisition = weighted(situation, acquisition_of(situation, surrogate, budget, rng))
     offspring = _offspring(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
-    starts = _untaken(np.concatenate([offspring, sobol]), situation.taken)
+    starts = _untaken(np.concatenate([offspring, sobol]), situation)
     if not len(starts):
         return None
     optima, _ = maximise(acquisition, starts, situation.encoder, budget)
-    candidates = _untaken(np.concatenate([optima, offspring]), situation.taken)
+    candidates = _untaken(np.concatenate([optima, offspring]), situation)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
@@ -103,13 +122,13 @@ def propose(
     improvement = float(np.exp(values.max())) if _is_improvement(situation, objectives) else None
     if not len(situation.pending):
         return Proposed(np.asarray(shortlist[0]), improvement)
-    information = fisher_information(surrogate.with_pending(situation.pending).posterior(shortlist)[1])
+    information = _information(situation, surrogate, shortlist)
     return Proposed(np.asarray(shortlist[screen(information, 1, fisher_screen)[0]]), improvement)
 
 
 def propose_paper_round(
     situation: Situation,
-    surrogate: Surrogate,
+    surrogate: Surrogate | ItemSurrogate,
     budget: SearchBudget,
     fisher_screen: FisherScreen,
     seed: int,
@@ -135,38 +154,65 @@ def propose_paper_round(
     tasks = situation.y[:, list(task_objectives)]
     elites = _elites(situation, PAPER_ELITES, lambda rows: elites_by_sum(tasks[rows], PAPER_ELITES))
     strong = situation.encoder.snap(_crossed(elites, weak, rng))
-    candidates = _untaken(strong, situation.taken)
+    candidates = _untaken(strong, situation)
     if not len(candidates):
         return candidates
-    information = fisher_information(surrogate.with_pending(situation.pending).posterior(candidates)[1])
+    information = _information(situation, surrogate, candidates)
     return np.asarray(candidates[screen(information, batch, fisher_screen)])
 
 
 def acquisition_of(
-    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
+    situation: Situation, surrogate: Surrogate | ItemSurrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
     """The acquisition function of a situation, in the surrogate's unit."""
-    if budget.engine == "botorch":
+    pending = situation.features(situation.pending)
+    in_front = None if situation.feasibility is None else situation.feasibility.in_front(situation.pending)
+    inner: Acquisition
+    if isinstance(surrogate, ItemSurrogate):
+        points = np.concatenate([surrogate.x, pending])
+        expected = surrogate.posterior(points if in_front is None else points[in_front])[0]
+        front = np.concatenate([expected, situation.outside])
+        inner = GaussianImprovement(surrogate.with_pending(pending), front, situation.reference)
+    elif budget.engine == "botorch":
         from mergefront.optimizer.samplers.botorch_engine import BoTorchImprovement
 
-        y = compress_tail(situation.y, situation.reference)
-        return BoTorchImprovement(
-            situation.x,
-            y,
+        inner = BoTorchImprovement(
+            situation.features(situation.x),
+            compress_tail(situation.y, situation.reference),
             situation.noise_variance,
-            situation.pending,
+            pending,
             situation.reference,
             budget.samples,
             int(rng.integers(2**31)),
             None if situation.feasibility is None else situation.feasibility.feasible,
         )
-    points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
-    half = rng.standard_normal((budget.samples // 2, points, objectives))
-    normals = np.concatenate([half, -half])
-    in_front = None if situation.feasibility is None else situation.feasibility.in_front(situation.pending)
-    return HypervolumeImprovement(
-        surrogate, situation.pending, situation.reference, situation.outside, normals, in_front
-    )
+    else:
+        points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
+        half = rng.standard_normal((budget.samples // 2, points, objectives))
+        normals = np.concatenate([half, -half])
+        inner = HypervolumeImprovement(surrogate, pending, situation.reference, situation.outside, normals, in_front)
+    return inner if situation.features.identity else _OfFeatures(inner, situation.features)
+
+
+@dataclass(frozen=True)
+class _OfFeatures:
+    """An acquisition over features as one over points."""
+
+    inner: Acquisition
+    features: MergeFeatures
+
+    def values(self, points: Array) -> Array:
+        return self.inner.values(self.features(points))
+
+    def value_and_gradient(self, point: Array) -> tuple[float, Array]:
+        value, gradient = self.inner.value_and_gradient(self.features(point[None, :])[0])
+        return value, gradient @ self.features.jacobian(point)
+
+
+def _information(situation: Situation, surrogate: Surrogate | ItemSurrogate, points: Array) -> Array:
+    """Fisher information (``n``) of what the surrogate knows about points (``n x d``), pending ones counted."""
+    known = surrogate.with_pending(situation.features(situation.pending))
+    return fisher_information(known.posterior(situation.features(points))[1])
 
 
 def weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
@@ -188,7 +234,9 @@ def _is_improvement(situation: Situation, objectives: int) -> bool:
     return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(situation)
 
 
-def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:
+def _scalarised(
+    situation: Situation, surrogate: Surrogate | ItemSurrogate, rng: np.random.Generator
+) -> tuple[Situation, Surrogate | ItemSurrogate]:
     """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
     m = situation.y.shape[1]
     if m <= HYPERVOLUME_OBJECTIVES:
@@ -203,7 +251,7 @@ def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Gener
         outside=outside,
         reference=np.array([min(float(y.min()), -1.0) - 1.0]),
     )
-    return single, fit_surrogate(single.x, single.y, single.noise_variance)
+    return single, fit_surrogate(single.features(single.x), single.y, single.noise_variance)
 
 
 def _offspring(situation: Situation, rng: np.random.Generator) -> Array:
@@ -237,11 +285,11 @@ def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
     return binomial_crossover(mutants(elites, len(targets), rng), targets, rng)
 
 
-def _untaken(points: Array, taken: Array) -> Array:
-    """The distinct rows of ``points`` (``n x d``), in order, that are none of ``taken`` (``a x d``)."""
-    seen = {row.tobytes() for row in _rounded(taken)}
+def _untaken(points: Array, situation: Situation) -> Array:
+    """The distinct merges among ``points`` (``n x d``), in order, that are none of those taken."""
+    seen = {row.tobytes() for row in _rounded(situation.features(situation.taken))}
     keep = []
-    for i, row in enumerate(_rounded(points)):
+    for i, row in enumerate(_rounded(situation.features(points))):
         key = row.tobytes()
         if key not in seen:
             seen.add(key)
@@ -250,11 +298,11 @@ def _untaken(points: Array, taken: Array) -> Array:
 
 
 def _rounded(points: Array) -> Array:
-    return np.round(points, 9) + 0.0  # + 0.0 turns -0.0 into 0.0, whose bytes differ
+    return np.round(points, DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0, whose bytes differ
 
 
 def fresh_point(situation: Situation, seed: int, first: int) -> Array:
     """A Sobol point that is not taken, starting at index ``first``; a taken one when the whole space is."""
     points = sobol_points(situation.encoder, seed, first, 64)
-    untaken = _untaken(points, situation.taken)
+    untaken = _untaken(points, situation)
     return np.asarray(untaken[0] if len(untaken) else points[0])

@@ -52,6 +52,8 @@ class SamplerContext:
     seed: int
     search_space: Mapping[str, BaseDistribution] | None
     objectives: tuple[Objective, ...]
+    proportions: bool = False
+    """Whether the merge divides by the sum of its weights, which are all searched."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,17 @@ def make_sampler(
     search_space: Mapping[str, BaseDistribution] | None = None,
     objectives: Sequence[Objective],
     options: Mapping[str, Any] | None = None,
+    proportions: bool = False,
 ) -> BaseSampler:
-    """The sampler of that name; raises ``UserError`` with everything that ``check_sampler`` finds."""
+    """The sampler of that name; raises ``UserError`` with everything that ``check_sampler`` finds.
+
+    ``proportions`` says that the merge divides by the sum of its weights, which are all searched
+    (``MergeSpace.weights_are_proportions``).
+    """
     problems = check_sampler(name, options or {}, len(objectives))
     if problems:
         raise UserError("; ".join(problems))
-    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives)), options or {})
+    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives), proportions), options or {})
 
 
 def _counted(objectives: int) -> str:
@@ -137,6 +144,7 @@ def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
         search_space=context.search_space,
         ranges=[objective.range for objective in context.objectives],
         task_objectives=tasks or None,
+        proportions=context.proportions,
         **options,
     )
 

@@ -22,6 +22,7 @@ from mergefront.optimizer.pareto import hypervolume
 from mergefront.optimizer.samplers import MMMOSampler
 from mergefront.optimizer.samplers.acquisition_search import BUDGETS
 from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.proposals import Situation, acquisition_of, fit
 from mergefront.optimizer.samplers.trial_attributes import (
     ANCHOR,
@@ -79,7 +80,8 @@ class TestOneUnitSystem:
         y = normalise(normaliser_for([True, True, False], raw), raw)
         none = np.zeros((0, len(SPACE)))
         situation = Situation(
-            encoder=Encoder(SPACE), x=x, y=y, noise_variance=np.full(y.shape, np.nan), outside=np.zeros((0, 3)),
+            encoder=Encoder(SPACE), features=MergeFeatures(Encoder(SPACE), False), x=x, y=y,
+            noise_variance=np.full(y.shape, np.nan), outside=np.zeros((0, 3)),
             pending=none, taken=none, reference=np.full(3, -0.1),
         )  # fmt: skip
         values = acquisition_of(situation, fit(situation), BUDGETS["fast"], rng).values(rng.random((200, len(SPACE))))

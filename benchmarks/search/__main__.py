@@ -1,0 +1,59 @@
+"""``python -m benchmarks.search run`` makes the runs (resumable), ``tables`` prints what they say."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks.search.peers import PEERS
+from benchmarks.search.problems import PROBLEMS
+from benchmarks.search.runs import Items, append, read, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
+    parser.add_argument("what", choices=["run", "tables"])
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/search/results"))
+    parser.add_argument("--problems", nargs="*", default=[], help="substrings of names; all without")
+    parser.add_argument("--samplers", nargs="*", default=[], help="exact names; all without")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--evaluations", type=int, help="at most that many; each sampler's own limit without")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no run after that")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    results = arguments.folder / "runs.jsonl"
+    if arguments.what == "tables":
+        from benchmarks.search.tables import write_tables
+
+        write_tables(list(read(results)), arguments.folder)
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    problems = [name for name in PROBLEMS if not arguments.problems or any(p in name for p in arguments.problems)]
+    samplers = arguments.samplers or list(PEERS)
+    made = {name: PROBLEMS[name](arguments.folder / "pools") for name in problems}
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        for problem in problems:
+            for sampler in samplers:
+                peer = PEERS[sampler]
+                evaluations = min(peer.evaluations, arguments.evaluations or peer.evaluations)
+                done = {(r.problem, r.sampler, r.seed) for r in read(results) if len(r.hypervolumes) >= evaluations}
+                if (problem, sampler, seed) in done:
+                    continue
+                if time.monotonic() - started > 60 * arguments.minutes:
+                    return
+                items = Items()
+                finished = run(made[problem], peer.make(made[problem], seed, items), sampler, seed, evaluations, items)
+                append(results, finished)
+                marks = " ".join(
+                    f"{n}:{finished.hypervolumes[n - 1]:.4f}" for n in (15, 30, 60, 120) if n <= evaluations
+                )
+                print(f"{problem} | {sampler} | {seed} | {marks} | ask {sum(finished.ask_seconds):.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

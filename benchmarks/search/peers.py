@@ -1,0 +1,250 @@
+"""Who is compared: our samplers, Optuna's, BoTorch's, pymoo's, and the loops of published programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from benchmarks.search.problems import Problem
+from benchmarks.search.runs import Items
+from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.samplers.surrogate import fit_surrogate
+from mergefront.optimizer.samplers.trial_attributes import is_anchor, is_outside_space
+from mergefront.optimizer.samplers.variation import binomial_crossover, mutants
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A sampler by the name in the tables; ``evaluations`` is as far as its cost lets it be run."""
+
+    make: Callable[[Problem, int, Items], BaseSampler]
+    evaluations: int = 120
+
+
+class _Relative(BaseSampler):
+    """A sampler of points in the unit cube: subclasses give ``point``, the rest is Optuna's protocol."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.problem, self.seed = problem, seed
+        self.space = problem.space.distributions()
+        self.encoder = Encoder(self.space)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self.space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        told = list(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+        return self.encoder.decode(self.encoder.snap(self.point(trial.number, told)[None, :])[0])
+
+    def sample_independent(self, *_: Any) -> Any:
+        raise AssertionError("every parameter is sampled together")
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        raise NotImplementedError
+
+    def data(self, told: list[FrozenTrial]) -> tuple[Array, Array, Array]:
+        """Points of the space (``n x d``), their normalised values and those outside."""
+        inside = [t for t in told if not is_outside_space(t)]
+        outside = [t for t in told if is_outside_space(t)]
+        x = np.array([self.encoder.encode(t.params) for t in inside]).reshape(-1, self.encoder.dimension)
+        values = [[self.problem.normaliser.normalise(t.values) for t in some] for some in (inside, outside)]
+        m = len(self.problem.objectives)
+        return x, np.array(values[0]).reshape(-1, m), np.array(values[1]).reshape(-1, m)
+
+
+class PlainBoTorch(_Relative):
+    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults (10 restarts, 512 raw samples, 128 Monte Carlo samples)
+    after the anchors and as many Sobol points as MM-MO takes."""
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        import torch
+        from botorch.acquisition.multi_objective import logei
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.models import SingleTaskGP
+        from botorch.models.transforms import Standardize
+        from botorch.optim import optimize_acqf
+        from botorch.sampling.normal import SobolQMCNormalSampler
+        from gpytorch.mlls import ExactMarginalLogLikelihood
+
+        anchors = sum(is_anchor(trial) for trial in told)
+        startup = 2 if anchors >= 3 else min(self.encoder.parameters + 1, 12)
+        if number - anchors < startup:
+            return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
+        logei._load_attempted = True  # or the first use compiles C++ for half a minute
+        x, y, _ = self.data(told)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, number) % 2**31)
+            points, values = torch.from_numpy(x), torch.from_numpy(y)
+            model = SingleTaskGP(points, values, outcome_transform=Standardize(values.shape[1]))
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            function = logei.qLogNoisyExpectedHypervolumeImprovement(
+                model,
+                [-0.1] * values.shape[1],
+                points,
+                sampler=SobolQMCNormalSampler(torch.Size([128])),
+                prune_baseline=True,
+            )
+            bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
+            found, _ = optimize_acqf(function, bounds, q=1, num_restarts=10, raw_samples=512)
+        return np.asarray(found[0].numpy())
+
+
+class ReleasedMMMO(_Relative):
+    """What the released MM-MO program does: its reference point lies in raw units under standardised scores, so the
+    improvement is zero everywhere and its candidates are random; then differential evolution and variance screening."""
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        anchors = sum(is_anchor(trial) for trial in told)
+        if number - anchors < 10:
+            return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
+        slot = (number - anchors - 10) % 5
+        known = [trial for trial in told if trial.number < number - slot]
+        rng = np.random.default_rng(derive_seed(self.seed, "round", number - slot))
+        x, y, _ = self.data(known)
+        elites = x[np.argsort(-y.sum(1), kind="stable")[:5]]
+        candidates = rng.random((10, x.shape[1]))
+        candidates = binomial_crossover(mutants(elites, 10, rng), candidates, rng)
+        variance = fit_surrogate(x, y, np.full(y.shape, np.nan)).posterior(candidates)[1]
+        return np.asarray(candidates[np.argsort((1 / variance).sum(1), kind="stable")[slot]])
+
+
+class PymooNSGA2(_Relative):
+    """pymoo's NSGA-II with its default variation, a population of 20 and the anchors in the first one."""
+
+    POPULATION = 20
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        super().__init__(problem, seed)
+        self.waiting: list[Any] = []
+        self.asked: list[Any] = []
+        self.algorithm: Any = None
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        from pymoo.algorithms.moo.nsga2 import NSGA2
+        from pymoo.core.problem import Problem as PymooProblem
+        from pymoo.problems.static import StaticProblem
+
+        x, y, _ = self.data(told)
+        if self.algorithm is None:
+            d, m = self.encoder.dimension, y.shape[1] if len(y) else len(self.problem.objectives)
+            random = sobol_points(self.encoder, derive_seed(self.seed, "startup"), 0, self.POPULATION)
+            first = np.concatenate([x, random])[: self.POPULATION]
+            self.known = len(x)
+            self.target = PymooProblem(n_var=d, n_obj=m, xl=np.zeros(d), xu=np.ones(d))
+            self.algorithm = NSGA2(pop_size=self.POPULATION, sampling=first)
+            self.algorithm.setup(self.target, termination=("n_gen", 10**6), seed=self.seed + 1, verbose=False)
+            self._ask()
+            self.done = self.known
+        results = y
+        if self.done == len(self.population):
+            values = results[-len(self.population) :] if self.generation else results[: len(self.population)]
+            self.algorithm.evaluator.eval(StaticProblem(self.target, F=-values), self.population)
+            self.algorithm.tell(infills=self.population)
+            self.generation += 1
+            self._ask()
+            self.done = 0
+        point = self.population[self.done].X
+        self.done += 1
+        return np.asarray(point)
+
+    generation = 0
+
+    def _ask(self) -> None:
+        self.population = self.algorithm.ask()
+
+
+def _ours(**options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
+    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
+        from mergefront.optimizer.samplers.mmmo import MMMOSampler
+
+        return MMMOSampler(
+            seed=seed,
+            search_space=problem.space.distributions(),
+            ranges=problem.ranges,
+            proportions=problem.space.weights_are_proportions,
+            **options,
+        )
+
+    return make
+
+
+def _with_items(**options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
+    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
+        names = [objective.name for objective in problem.objectives]
+        return _ours(items=items, objectives=names, **options)(problem, seed, items)
+
+    return make
+
+
+def _named(name: str, **options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
+    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
+        return make_sampler(
+            name,
+            seed=seed,
+            search_space=problem.space.distributions(),
+            objectives=problem.objectives,
+            options=options,
+        )
+
+    return make
+
+
+class WeightedSumCmaEs(_Relative):
+    """CMA-ES on the mean of the normalised objectives, as mergekit-evolve searches, from the uniform average."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        super().__init__(problem, seed)
+        from cmaes import CMA
+
+        self.engine = CMA(
+            mean=np.full(self.encoder.dimension, 0.5),
+            sigma=0.3,
+            bounds=np.tile([0.0, 1.0], (self.encoder.dimension, 1)),
+            seed=derive_seed(seed, "cma") % 2**31,
+        )
+        self.generation: list[tuple[Array, float]] = []
+        self.last: Array | None = None
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        if self.last is not None:
+            value = float(np.mean(self.problem.normaliser.normalise(told[-1].values)))
+            self.generation.append((self.last, -value))
+            if len(self.generation) == self.engine.population_size:
+                self.engine.tell(self.generation)
+                self.generation = []
+        self.last = self.engine.ask()
+        return self.last
+
+
+PEERS: Mapping[str, Peer] = {
+    "random": Peer(_named("random")),
+    "Sobol": Peer(_named("sobol")),
+    "TPE": Peer(_named("tpe")),
+    "TPE multivariate": Peer(_named("tpe-multivariate")),
+    "NSGA-II": Peer(_named("nsga2"), 300),
+    "pymoo NSGA-II": Peer(lambda problem, seed, items: PymooNSGA2(problem, seed)),
+    "CMA-ES, weighted sum": Peer(lambda problem, seed, items: WeightedSumCmaEs(problem, seed)),
+    "released MM-MO": Peer(lambda problem, seed, items: ReleasedMMMO(problem, seed)),
+    "Optuna GP": Peer(_named("gp"), 30),
+    "BoTorch qLogNEHVI": Peer(lambda problem, seed, items: PlainBoTorch(problem, seed), 30),
+    "MM-MO paper": Peer(_ours(variant="paper"), 60),
+    "MM-MO coefficients": Peer(_ours(merge_features=False)),
+    "MM-MO scores": Peer(_ours()),
+    "MM-MO": Peer(_with_items()),
+    "MM-MO items, coefficients": Peer(_with_items(merge_features=False)),
+}

@@ -1,0 +1,210 @@
+"""What is searched: merges of the networks of ``experts``, and two analytic functions for sanity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.search.experts import Pool, PoolSpec, margins, trained_pool
+from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.optimizer.anchors import Anchor, anchors
+from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.objectives import REFERENCE, Normaliser, Objective
+from mergefront.optimizer.pareto import hypervolume
+from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.seeding import derive_seed
+from mergefront.optimizer.space import MergeSpace
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a sampler is told of one recipe, and what is true of it (the two differ when items are drawn)."""
+
+    told: Evaluation
+    true: tuple[float, ...]
+
+
+@dataclass
+class Problem:
+    """One landscape: ``evaluate(recipe, seed of the run, number of the trial)``."""
+
+    name: str
+    space: MergeSpace
+    objectives: tuple[Objective, ...]
+    anchors: tuple[Anchor, ...]
+    evaluate: Callable[[Recipe, int, int], Scored]
+    ranges: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.ranges is None:
+            known = [self.evaluate(anchor.recipe, 0, i).true for i, anchor in enumerate(self.anchors)]
+            self.normaliser = Normaliser.from_anchors(self.objectives, known)
+        else:
+            fixed = [Objective(o.name, o.direction, r) for o, r in zip(self.objectives, self.ranges, strict=True)]
+            self.normaliser = Normaliser.from_anchors(fixed, [])
+
+    def hypervolume(self, values: Sequence[Sequence[float]]) -> float:
+        """Of true values (``n x m``), normalised by the anchors."""
+        normalised = [self.normaliser.normalise(row) for row in values]
+        return hypervolume(normalised, [REFERENCE] * len(self.objectives))
+
+
+class _Merges:
+    """Merges of one pool. ``groups`` are the tasks whose mean score is one objective."""
+
+    def __init__(self, pool: Pool, groups: Sequence[Sequence[str]], drawn_items: int | None) -> None:
+        self.pool, self.groups, self.drawn = pool, groups, drawn_items
+        self.engine = MergeEngine(pool.base, pool.experts, compile=False)
+        self.merged = {name: tensor.clone() for name, tensor in pool.base.items()}
+        self.seen: dict[str, list[Array]] = {}
+
+    def margins(self, recipe: Recipe) -> list[Array]:
+        if recipe.digest not in self.seen:
+            self.engine.merge_into(recipe, self.merged)
+            found = margins(self.pool, self.merged)
+            self.seen[recipe.digest] = [
+                torch.cat([found[task] for task in group]).double().numpy() for group in self.groups
+            ]
+        return self.seen[recipe.digest]
+
+    def evaluate(self, recipe: Recipe, seed: int, number: int) -> Scored:
+        found = self.margins(recipe)
+        scores, errors, items = {}, {}, {}
+        for j, values in enumerate(found):
+            chosen = np.arange(len(values))
+            if self.drawn is not None:
+                rng = np.random.default_rng(derive_seed(seed, "items", number, j))
+                chosen = np.sort(rng.choice(len(values), self.drawn, replace=False))
+            right = (values[chosen] > 0).astype(float)
+            name = objective_name(j)
+            items[name] = ItemScores(
+                tuple(f"{j}:{i}" for i in chosen), tuple(right.tolist()), tuple(values[chosen].tolist())
+            )
+            scores[name] = items[name].mean
+            if self.drawn is not None:
+                errors[name] = items[name].standard_error
+        return Scored(Evaluation(scores, errors, items), tuple(float((values > 0).mean()) for values in found))
+
+
+def objective_name(index: int) -> str:
+    return f"skill{index}"
+
+
+def _merges(
+    name: str,
+    spec: PoolSpec,
+    folder: Path,
+    *,
+    groups: int | None = None,
+    drawn_items: int | None = None,
+    **space: Any,
+) -> Problem:
+    pool = trained_pool(spec, folder)
+    tasks = list(pool.experts)
+    count = groups or len(tasks)
+    grouped = [tasks[i * len(tasks) // count : (i + 1) * len(tasks) // count] for i in range(count)]
+    made = MergeSpace(tasks, base_model="base", **space)
+    merges = _Merges(pool, grouped, drawn_items)
+    return Problem(
+        name, made, tuple(Objective(objective_name(j)) for j in range(count)), tuple(anchors(made)), merges.evaluate
+    )
+
+
+def _analytic(name: str, dimension: int, objectives: int, function: Callable[[Array], Array], folder: Path) -> Problem:
+    space = MergeSpace(
+        [f"x{i}" for i in range(dimension)], method="task_arithmetic", base_model="base", parameters={"weight": [0, 1]}
+    )
+
+    def evaluate(recipe: Recipe, seed: int, number: int) -> Scored:
+        x = np.array([float(recipe.params[f"weight[x{i}]"]) for i in range(dimension)])
+        values = function(x)
+        return Scored(
+            Evaluation({objective_name(j): float(value) for j, value in enumerate(values)}), tuple(values.tolist())
+        )
+
+    made = tuple(Objective(objective_name(j), "minimize") for j in range(objectives))
+    return Problem(name, space, made, (), evaluate, tuple((1.0, 0.0) for _ in made))
+
+
+def dtlz2(x: Array) -> Array:
+    """Three objectives, minimised; the front is an eighth of the unit sphere (Deb et al. 2002)."""
+    g = float(((x[2:] - 0.5) ** 2).sum())
+    a, b = 0.5 * math.pi * x[0], 0.5 * math.pi * x[1]
+    return (1 + g) * np.array([math.cos(a) * math.cos(b), math.cos(a) * math.sin(b), math.sin(a)])
+
+
+def zdt1(x: Array) -> Array:
+    """Two objectives, minimised; the front is 1 - sqrt(x0) (Zitzler, Deb, Thiele 2000)."""
+    g = 1 + 9 * float(x[1:].mean())
+    return np.array([x[0], g * (1 - math.sqrt(x[0] / g))])
+
+
+THREE = PoolSpec("residual", 3, 4, 200, (60, 200))
+_WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
+
+PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
+    "residual ties 6-d": lambda folder: _merges(
+        "residual ties 6-d", THREE, folder, method="ties", parameters=_WEIGHT_DENSITY
+    ),
+    "attention ties 6-d": lambda folder: _merges(
+        "attention ties 6-d",
+        PoolSpec("attention", 3, 2, 100, (60, 150)),
+        folder,
+        method="ties",
+        parameters=_WEIGHT_DENSITY,
+    ),
+    "residual ties 10-d": lambda folder: _merges(
+        "residual ties 10-d",
+        PoolSpec("residual", 5, 4, 120, (60, 200)),
+        folder,
+        groups=2,
+        method="ties",
+        parameters=_WEIGHT_DENSITY,
+    ),
+    "residual ties 6-d, 60 drawn items": lambda folder: _merges(
+        "residual ties 6-d, 60 drawn items",
+        PoolSpec("residual", 3, 4, 600, (60, 200)),
+        folder,
+        drawn_items=60,
+        method="ties",
+        parameters=_WEIGHT_DENSITY,
+    ),
+    "residual layers 24-d": lambda folder: _merges(
+        "residual layers 24-d",
+        PoolSpec("residual", 3, 8, 200, (60, 200)),
+        folder,
+        method="task_arithmetic",
+        parameters={"weight": [0, 1]},
+        granularity="layers",
+        layers=8,
+    ),
+    "residual layers 64-d": lambda folder: _merges(
+        "residual layers 64-d",
+        PoolSpec("residual", 4, 16, 150, (60, 200)),
+        folder,
+        method="task_arithmetic",
+        parameters={"weight": [0, 1]},
+        granularity="layers",
+        layers=16,
+    ),
+    "residual 16 experts": lambda folder: _merges(
+        "residual 16 experts",
+        PoolSpec("residual", 16, 4, 60, (200, 60)),
+        folder,
+        groups=4,
+        method="task_arithmetic",
+        parameters={"weight": [0, 1]},
+    ),
+    "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
+    "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
+}

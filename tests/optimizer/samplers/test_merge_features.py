@@ -1,0 +1,121 @@
+"""A surrogate that took two names of one merge for two merges would waste evaluations, the costly thing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.merge_features import MergeFeatures
+from mergefront.optimizer.space import MergeSpace
+
+SPACE = {
+    "weight[maths]": FloatDistribution(0.0, 2.0),
+    "weight[code]": FloatDistribution(0.0, 2.0),
+    "density[maths]": FloatDistribution(0.1, 1.0),
+    "density[code]": FloatDistribution(0.1, 1.0),
+    "lambda": FloatDistribution(0.5, 1.5),
+}
+ENCODER = Encoder(SPACE)
+unit = st.floats(0.05, 1.0)
+
+
+def features(proportions: bool, **params: float) -> np.ndarray:
+    given = {"lambda": 1.0} | {name.replace("_of_", "[") + "]": value for name, value in params.items()}
+    return MergeFeatures(ENCODER, proportions)(ENCODER.encode(given)[None, :])[0]
+
+
+@given(unit, unit, st.floats(0.1, 1.0), st.floats(0.1, 1.0), st.floats(0.1, 1.9))
+def test_where_the_merge_divides_by_the_weights_only_their_proportions_count(
+    a: float, b: float, density_a: float, density_b: float, factor: float
+) -> None:
+    def at(scale: float) -> np.ndarray:
+        return features(
+            True,
+            weight_of_maths=a * scale, weight_of_code=b * scale,
+            density_of_maths=density_a, density_of_code=density_b,
+        )  # fmt: skip
+
+    np.testing.assert_allclose(at(1.0), at(factor), atol=1e-12)
+
+
+@given(st.booleans(), st.floats(0.1, 1.0), st.floats(0.1, 1.0))
+def test_the_density_of_an_expert_without_weight_does_not_count(proportions: bool, one: float, other: float) -> None:
+    def at(density: float) -> np.ndarray:
+        return features(
+            proportions, weight_of_maths=0.0, weight_of_code=0.7, density_of_maths=density, density_of_code=0.5
+        )
+
+    np.testing.assert_array_equal(at(one), at(other))
+
+
+def test_without_division_the_size_of_the_weights_counts() -> None:
+    small, large = (
+        features(False, weight_of_maths=w, weight_of_code=w, density_of_maths=1.0, density_of_code=1.0)
+        for w in (0.4, 0.8)
+    )
+    assert np.abs(small - large).max() > 0.1
+
+
+def test_all_weights_zero_is_the_base_and_like_no_other_merge() -> None:
+    base = features(True, weight_of_maths=0.0, weight_of_code=0.0, density_of_maths=1.0, density_of_code=0.3)
+    np.testing.assert_array_equal(base[:4], np.zeros(4))
+
+
+@given(st.lists(st.floats(0.1, 0.98), min_size=5, max_size=5), st.booleans())
+def test_the_jacobian_is_that_of_the_map(point: list[float], proportions: bool) -> None:
+    x = np.array(point)
+    if abs(x[0] - x[1]) < 1e-3:
+        return  # a kink: the larger weight changes
+    made = MergeFeatures(ENCODER, proportions)
+    step = 1e-5
+    for i in range(len(x)):
+        ahead, behind = x.copy(), x.copy()
+        ahead[i] += step
+        behind[i] -= step
+        slope = (made(ahead[None, :])[0] - made(behind[None, :])[0]) / (2 * step)
+        np.testing.assert_allclose(made.jacobian(x)[:, i], slope, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_of_layers_have_proportions_of_their_own() -> None:
+    space = {
+        f"weight[{expert}, block {block}]": FloatDistribution(0.0, 1.0) for expert in ("a", "b") for block in (0, 1)
+    }
+    encoder = Encoder(space)
+    point = encoder.encode(
+        {"weight[a, block 0]": 0.2, "weight[b, block 0]": 0.1, "weight[a, block 1]": 0.5, "weight[b, block 1]": 1.0}
+    )
+    found = MergeFeatures(encoder, True)(point[None, :])[0]
+    assert dict(zip(space, found, strict=True)) == pytest.approx(
+        {"weight[a, block 0]": 1.0, "weight[b, block 0]": 0.5, "weight[a, block 1]": 0.5, "weight[b, block 1]": 1.0}
+    )
+
+
+@pytest.mark.parametrize(
+    "name,distribution",
+    [("weight[a]", FloatDistribution(-1.0, 1.0)), ("x", FloatDistribution(0.0, 1.0)),
+     ("method", CategoricalDistribution(("ties", "dare_ties")))],
+)  # fmt: skip
+def test_anything_else_is_left_as_it_is(name: str, distribution: FloatDistribution) -> None:
+    encoder = Encoder({name: distribution, "weight[b]": FloatDistribution(-1.0, 1.0)})
+    points = np.random.default_rng(0).random((5, encoder.dimension))
+    np.testing.assert_array_equal(MergeFeatures(encoder, True)(points), points)
+
+
+@pytest.mark.parametrize(
+    "method,parameters,expected",
+    [
+        ("ties", {"weight": [0, 1], "density": [0.1, 1]}, True),
+        ("ties", {"weight": [0, 1], "normalize": False}, False),
+        ("ties", {"weight": [0, 1], "weight[a]": 0.5}, False),
+        ("linear", {"weight": [0, 1]}, True),
+        ("task_arithmetic", {"weight": [0, 1]}, False),
+        (["ties", "task_arithmetic"], {"weight": [0, 1]}, False),
+    ],
+)
+def test_a_space_knows_whether_its_weights_are_proportions(method: object, parameters: dict, expected: bool) -> None:
+    space = MergeSpace(["a", "b"], method=method, base_model="base", parameters=parameters)  # type: ignore[arg-type]
+    assert space.weights_are_proportions is expected
