@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Container
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -54,14 +55,19 @@ class ExplainedStorage(_CachedStorage):  # type: ignore[misc]
         super().__init__(database.optuna_storage)
         self.database = database
         self._shown: dict[int, _Shown] = {}
+        self.looked_at: ContextVar[int | None] = ContextVar("study that is looked at", default=None)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
         """Stored attributes, and ours where nothing is stored."""
         return self._explained(study_id) | super().get_study_system_attrs(study_id)
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """Every study as it is stored, by id."""
-        return sorted(super().get_all_studies(), key=lambda study: study._study_id)
+        """Every study, by id; only the one that is looked at is explained, since that costs a while."""
+        studies = sorted(super().get_all_studies(), key=lambda study: study._study_id)
+        for study in studies:
+            if study._study_id == self.looked_at.get():
+                study.system_attrs = self._explained(study._study_id) | study.system_attrs
+        return studies
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """One trial, with its recipe as an artifact."""

@@ -1,7 +1,8 @@
 """A study's life: rename, copy, delete, and move between databases.
 
 A copy carries everything: Optuna's trials with their attributes, claims, evaluations, item scores. It
-is how a study is exported to one portable SQLite file, imported from it, or moved to PostgreSQL.
+is how a study is exported to one portable SQLite file, imported from it, or moved to PostgreSQL. What
+servers answered goes along for studies that ask servers, so that nothing is paid for twice.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import uuid
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -17,10 +19,10 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import UserError
-from mergefront.storage.database import Database
+from mergefront.storage.database import Database, insert_missing
 from mergefront.storage.optuna_tables import delete_study as delete_optuna_study
 from mergefront.storage.optuna_tables import rename_study as rename_optuna_study
-from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
+from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, responses, studies
 from mergefront.storage.studies import StudyRecord, find, load
 
 _ROWS_AT_ONCE = 500
@@ -39,7 +41,10 @@ def rename(database: Database, name: str, new_name: str) -> None:
 
 
 def delete(database: Database, name: str) -> None:
-    """Remove a study with all its trials and evaluations, all or nothing."""
+    """Remove a study with all its trials and evaluations, all or nothing.
+
+    What servers answered stays, since other studies may ask the same.
+    """
     record = load(database, name)
     with database.transaction() as connection:
         own = select(evaluations.c.id).where(evaluations.c.study_id == record.study_id)
@@ -47,8 +52,10 @@ def delete(database: Database, name: str) -> None:
         connection.execute(evaluations.delete().where(evaluations.c.study_id == record.study_id))
         connection.execute(claims.delete().where(claims.c.study_id == record.study_id))
         connection.execute(studies.delete().where(studies.c.study_id == record.study_id))
-        connection.execute(item_sets.delete().where(item_sets.c.digest.not_in(select(item_scores.c.item_set))))
         delete_optuna_study(connection, record.study_id)
+    # A worker of another study may be about to use a set again; then the sets stay until a later deletion.
+    with suppress(IntegrityError), database.transaction() as connection:
+        connection.execute(item_sets.delete().where(item_sets.c.digest.not_in(select(item_scores.c.item_set))))
 
 
 def copy(source: Database, name: str, target: Database, new_name: str | None = None) -> StudyRecord:
@@ -96,7 +103,24 @@ def copy(source: Database, name: str, target: Database, new_name: str | None = N
         _insert(
             connection, item_scores, [{**row._asdict(), "evaluation_id": new_ids[row.evaluation_id]} for row in scores]
         )
+    if target.url != source.url and record.definition["evaluator"]["type"] == "server":
+        _copy_responses(source, target)
     return made
+
+
+def _copy_responses(source: Database, target: Database) -> None:
+    last = ""
+    while True:
+        with source.reading() as connection:
+            found = connection.execute(
+                select(responses).where(responses.c.key > last).order_by(responses.c.key).limit(_ROWS_AT_ONCE)
+            ).all()
+        if not found:
+            return
+        last = found[-1].key
+        with target.transaction() as connection:
+            for row in found:
+                insert_missing(connection, responses, row._asdict())
 
 
 def _check_free(database: Database, name: str) -> None:

@@ -13,7 +13,7 @@ from mergefront.cli.model_commands import export, merge
 from mergefront.cli.search_commands import check, demo, report, resume, run
 from mergefront.cli.session import Session
 from mergefront.cli.study_commands import dashboard, front, status, studies
-from mergefront.cli.team_commands import ask, copy, delete, rename, tell, worker
+from mergefront.cli.team_commands import ask, copy, delete, rename, tell, upgrade, worker
 
 
 class Application(click.Group):
@@ -92,5 +92,6 @@ for _command in (
     rename,
     copy,
     delete,
+    upgrade,
 ):
     cli.add_command(_command)

@@ -21,11 +21,13 @@ import click
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
+    from mergefront.dashboard_view import ExplainedStorage
     from mergefront.storage.database import Database
 
 HOST = "127.0.0.1"
 _OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
+_STUDY = re.compile(r"/api/studies/(\d{1,18})(?:/|$)")
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -40,17 +42,23 @@ class _QuietHandler(WSGIRequestHandler):
         """One line per poll would bury everything else."""
 
 
-def serve(database: Database, port: int) -> None:
-    """Serve until interrupted; raises ``UserError`` without the extra and for a port in use."""
+def dashboard_application(database: Database) -> Application:
+    """optuna-dashboard with our explanations, closed to others and to changes; ``UserError`` without the extra."""
     try:
         from optuna_dashboard import wsgi
     except ImportError:
         raise UserError('the dashboard needs the extra: pip install "mergefront[dashboard]"') from None
-    from mergefront.cli.session import shown_storage
     from mergefront.dashboard_view import ExplainedStorage, RecipeFiles
 
     storage = ExplainedStorage(database)
-    application = only_from_here(only_notes(wsgi(storage, RecipeFiles(storage))))
+    return only_from_here(only_notes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
+
+
+def serve(database: Database, port: int) -> None:
+    """Serve until interrupted; raises ``UserError`` without the extra and for a port in use."""
+    from mergefront.cli.session import shown_storage
+
+    application = dashboard_application(database)
     try:
         server = make_server(HOST, port, application, server_class=_Server, handler_class=_QuietHandler)
     except OSError as error:
@@ -78,6 +86,20 @@ def only_from_here(application: Application) -> Application:
         return application(environ, start_response)
 
     return guarded
+
+
+def explained(application: Application, storage: ExplainedStorage) -> Application:
+    """``application``, telling ``storage`` which study is looked at."""
+
+    def telling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        found = _STUDY.match(str(environ.get("PATH_INFO", "")))
+        token = storage.looked_at.set(int(found[1]) if found else None)
+        try:
+            return application(environ, start_response)
+        finally:
+            storage.looked_at.reset(token)
+
+    return telling
 
 
 def only_notes(application: Application) -> Application:

@@ -201,7 +201,29 @@ def copy(name: str, new_name: str | None, to: str | None, storage: str) -> None:
     source = Database(storage, create=False)
     target = source if to is None else Database(to)
     made = copy_study(source, name, target, new_name)
+    # Closed, an SQLite database is one file again, fit to be sent around.
+    target.close()
     click.echo(f"Study {made.name} is now in {shown_storage(target.url)}.", err=True)
+
+
+@click.command(short_help="Bring a database of an older version up to date.")
+@storage_option
+def upgrade(storage: str) -> None:
+    """Bring the tables of an older version up to date, after a copy of them was put aside.
+
+    An SQLite file is upgraded whenever it is opened; on a server it takes this command, when no worker of the
+    older version is at work any more.
+
+    \b
+    Example:
+      mergefront upgrade --storage postgresql+psycopg://me@db/merges
+    """
+    from mergefront.storage.database import Database
+
+    kept = Database(storage, create=False, may_upgrade=True).upgraded
+    click.echo(
+        "The tables are up to date." if kept is None else f"Upgraded; a copy of the old tables: {kept}", err=True
+    )
 
 
 @click.command(short_help="Delete a study with all its evaluations.")
