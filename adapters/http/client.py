@@ -68,6 +68,20 @@ class _Fault(Exception):
         self.wait = wait
 
 
+@dataclass(frozen=True)
+class _Question(Generic[T]):
+    """One request, and how its answer is understood."""
+
+    method: str
+    path: str
+    body: Body
+    parse: Callable[[str], Any]
+    read: Callable[[Any], Reply[T]]
+
+    def understood(self, text: str) -> Reply[T]:
+        return self.read(self.parse(text))
+
+
 class HttpClient:
     """A client of one server.
 
@@ -152,23 +166,28 @@ class HttpClient:
         cached: bool = True,
         state: str = "",
         lasting_path: str | None = None,
+        lasting_body: Body = None,
+        parse: Callable[[str], Any] = parse_json,
     ) -> T:
         """The answer to one request as ``read`` understands it.
 
-        ``read`` gets the parsed JSON; it raises ``MalformedAnswerError`` for an answer that may have been
-        damaged (asked again) and ``EvaluationError`` for one that is wrong (final). Only answers that were
-        read are cached. Equal requests under way at once are sent once. ``state`` names what the answer
-        depends on besides the request, such as settings that an earlier request made; ``lasting_path`` stands
-        for the path in the cache where the path has a passing name in it, such as a session's.
+        ``read`` gets the parsed JSON (or what ``parse`` makes of the text); it raises ``MalformedAnswerError``
+        for an answer that may have been damaged (asked again) and ``EvaluationError`` for one that is wrong
+        (final). Only answers that were read are cached. Equal requests under way at once are sent once.
+        ``state`` names what the answer depends on besides the request, such as settings that an earlier request
+        made; ``lasting_path`` and ``lasting_body`` stand for the path and body in the cache where those have a
+        passing name in them, such as a session's.
 
         Raises ``EvaluationError`` (kinds "http <status>", "timeout", "connection", "malformed response",
         "response too large"), ``BudgetExhaustedError``, and ``SearchStoppedError`` when the server refuses
         the key or is gone.
         """
+        question = _Question(method, path, body, parse, read)
         if not cached:
-            text = await self._answered(method, path, body, read, None)
-            return read(parse_json(text)).value
-        key = request_key(self.server, method, lasting_path or path, body, state)
+            return await self._answered(question, None)
+        key = request_key(
+            self.server, method, lasting_path or path, body if lasting_body is None else lasting_body, state
+        )
         while (pending := self._under_way.get(key)) is not None:
             await asyncio.wait([pending])
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -177,24 +196,17 @@ class HttpClient:
             found = await self._in_files(self.cache.find, key)
             if found is not None:
                 with contextlib.suppress(MalformedAnswerError):  # kept by a version that read it otherwise
-                    value = read(parse_json(found)).value
+                    value = question.understood(found).value
                     self._hits += 1
                     return value
-            text = await self._answered(method, path, body, read, key)
-            return read(parse_json(text)).value
+            return await self._answered(question, key)
         finally:
             del self._under_way[key]
             done.cancel()
 
-    async def _answered(
-        self,
-        method: str,
-        path: str,
-        body: Body,
-        read: Callable[[Any], Reply[T]],
-        key: str | None,
-    ) -> str:
-        """Send until there is an answer that ``read`` understands."""
+    async def _answered(self, question: _Question[T], key: str | None) -> T:
+        """Send until there is an answer that is understood."""
+        method, path = question.method, question.path
         purpose = key or f"{method} {path}"
         policy = self.policy.retry
         attempt = 0
@@ -202,8 +214,8 @@ class HttpClient:
             attempt += 1
             try:
                 async with self._gate, self._breaker.passage():
-                    sent = self._attempt(method, path, body, read, key, fresh=attempt > 1)
-                    text, kept = await self._to_its_end(sent)
+                    sent = self._attempt(question, key, fresh=attempt > 1)
+                    value, kept = await self._to_its_end(sent)
                     self._breaker.answered()
             except EvaluationError:
                 self._breaker.answered()
@@ -217,8 +229,9 @@ class HttpClient:
                 await asyncio.sleep(self._pause(attempt, purpose, fault))
                 continue
             # The next request is on its way while this one's answer is written.
-            await asyncio.shield(kept)
-            return text
+            if kept is not None:
+                await asyncio.shield(kept)
+            return value
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What was sent is paid for: its answer is kept even if nobody waits for it any more."""
@@ -247,32 +260,24 @@ class HttpClient:
         return max(wait, fault.wait)
 
     async def _attempt(
-        self,
-        method: str,
-        path: str,
-        body: Body,
-        read: Callable[[Any], Reply[Any]],
-        key: str | None,
-        *,
-        fresh: bool,
-    ) -> tuple[str, asyncio.Future[None]]:
-        """Send once; returns the answer, and the end of keeping it under ``key`` once it was understood."""
+        self, question: _Question[T], key: str | None, *, fresh: bool
+    ) -> tuple[T, asyncio.Future[None] | None]:
+        """Send once; returns what was understood, and the end of keeping the answer under ``key``."""
         self.policy.budget.check(self._before + self._sent, self.policy.price)
         self._sent = self._sent + Usage(requests=1)
-        status, headers, text = await self._exchange(method, path, body, fresh)
+        status, headers, text = await self._exchange(question.method, question.path, question.body, fresh)
         if status >= 300:
-            raise self._refusal(method, path, status, headers, text)
+            raise self._refusal(question.method, question.path, status, headers, text)
         try:
-            reply = read(parse_json(text))
+            reply = question.understood(text)
         except MalformedAnswerError as error:
             raise _Fault("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
         spent = Usage(0, reply.input_tokens, reply.output_tokens)
         self._sent = self._sent + spent
-        return text, self._in_background(self._keep(key, text, Usage(1) + spent))
-
-    async def _keep(self, key: str | None, text: str, spent: Usage) -> None:
-        if key is not None:
-            await self._in_files(self.cache.keep, key, self.server, text, dataclasses.astuple(spent))
+        if key is None:
+            return reply.value, None
+        cost = dataclasses.astuple(Usage(1) + spent)
+        return reply.value, self._in_background(self._in_files(self.cache.keep, key, self.server, text, cost))
 
     async def _exchange(self, method: str, path: str, body: Body, fresh: bool) -> tuple[int, httpx.Headers, str]:
         # After a fault the connection, and others of its age, may be dead: a repeated attempt opens its own.

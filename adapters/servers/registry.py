@@ -19,6 +19,7 @@ from mergefront.adapters.servers.settings import (
     MergeServiceSection,
     OpenAISection,
     ServerSection,
+    VllmSection,
 )
 from mergefront.adapters.tasks import Task
 from mergefront.optimizer.errors import MergefrontError, UserError
@@ -38,6 +39,13 @@ def _llama_server(
     from mergefront.adapters.servers.llama_server import LlamaServerBackend
 
     return LlamaServerBackend(settings, space.models, cache, seed=space.seed)
+
+
+def _vllm(settings: VllmSection, space: MergeSpace, root: Path, cache: ResponseCache | None) -> ServerBackend:
+    from mergefront.adapters.servers.vllm_server import VllmBackend
+
+    loras = {name: root / path for name, path in space.models.items()}
+    return VllmBackend(settings, loras, root, cache, seed=space.seed)
 
 
 def _openai(settings: OpenAISection, space: MergeSpace, root: Path, cache: ResponseCache | None) -> ServerBackend:
@@ -64,6 +72,7 @@ def _merge_service(
 
 BACKENDS: Mapping[str, Callable[..., ServerBackend]] = {
     "llama_server": _llama_server,
+    "vllm": _vllm,
     "openai": _openai,
     "ensemble": _ensemble,
     "merge_service": _merge_service,

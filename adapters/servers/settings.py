@@ -60,6 +60,21 @@ class LlamaServerSection(ConnectionSection):
     prompt_cache: bool = False
 
 
+class VllmSection(ConnectionSection):
+    """A vLLM server that takes LoRAs at run time; ``url`` is its address without ``/v1``.
+
+    Merged LoRAs are written to ``lora_folder``, which the server sees as ``server_folder`` (default: under the
+    same path). ``base_model`` is the base's name at the server (default: the first that it serves), ``max_rank``
+    the server's ``--max-lora-rank``.
+    """
+
+    type: Literal["vllm"]
+    lora_folder: str
+    server_folder: str | None = None
+    base_model: str | None = None
+    max_rank: int | None = Field(default=None, ge=1)
+
+
 class OpenAISection(ConnectionSection):
     """An OpenAI-compatible endpoint (``url`` ends where ``/completions`` or ``/chat/completions`` begins).
 
@@ -97,13 +112,14 @@ class MergeServiceSection(ConnectionSection):
 
 
 ServerSection = Annotated[
-    LlamaServerSection | OpenAISection | EnsembleSection | MergeServiceSection,
+    LlamaServerSection | VllmSection | OpenAISection | EnsembleSection | MergeServiceSection,
     Field(discriminator="type"),
 ]
 """Any backend over HTTP, told apart by ``type``."""
 
 SERVER_SECTIONS: Mapping[str, type[Section]] = {
     "llama_server": LlamaServerSection,
+    "vllm": VllmSection,
     "openai": OpenAISection,
     "ensemble": EnsembleSection,
     "merge_service": MergeServiceSection,
@@ -112,7 +128,7 @@ SERVER_SECTIONS: Mapping[str, type[Section]] = {
 
 RUNTIME_KEYS = frozenset(
     {"url", "api_key_env", "allow_plain_http", "concurrency", "timeout", "attempts", "longest_wait", "give_up"}
-    | {"budget", "price"}
+    | {"budget", "price", "lora_folder", "server_folder"}
 )
 """Keys that say how the work is done and not what is measured: a study may be continued with others."""
 

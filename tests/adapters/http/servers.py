@@ -110,6 +110,8 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self.calls = 0
         self.damaged: dict[str, int] = dict.fromkeys(faults, 0)
+        self.answered: list[tuple[bytes, bytes]] = []
+        """Head and body of the requests whose whole answers were passed on."""
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -159,6 +161,10 @@ class FaultyProxy:
                 if fault == "truncate":
                     body = body[: len(body) // 2]
                 connection.sendall(head + b"\r\n\r\n" + body)
+                if fault in (None, "delay"):
+                    asked, _, content = request.partition(b"\r\n\r\n")
+                    with self._lock:
+                        self.answered.append((asked, content))
             except OSError:
                 return
 
