@@ -1,4 +1,5 @@
-"""The benchmark's page: medians with the range of the middle half, and how many evaluations a loss takes."""
+"""The benchmark's page: medians with the range of the middle half, paired differences with bootstrap intervals, how
+many evaluations a loss takes, and a plot of all runs."""
 
 from __future__ import annotations
 
@@ -8,21 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import PoolPlan
 from benchmarks.lora_pool.procedures import OURS, PROCEDURES, RELEASED, Run
 
+PLOT = "benchmarks-evo.png"
+BOOTSTRAP = 10_000
 WANTED_SEEDS = 10
 MARKS = (40, 100, 200, 300, 600, 1200)
 
 
 def write_report(path: Path, plan: PoolPlan, model: MergedModel, runs: Sequence[Run]) -> None:
     """Writes the page about the finished ``runs``."""
-    path.write_text("\n".join(_page(plan, model, runs)) + "\n")
+    path.write_text("\n".join(_page(plan, model, runs, path.with_name(PLOT).name)) + "\n")
+    _plot(path.with_name(PLOT), runs)
 
 
-def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run]) -> list[str]:
+def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run], plot: str) -> list[str]:
     count = len(model.names)
     whole = np.ones(count)
     alone = min(model.loss(whole, row) for row in np.eye(count))
@@ -63,7 +68,7 @@ def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run]) -> list[str]:
         lines.append("| " + " | ".join(row) + " |")
     if _fewest(runs) < WANTED_SEEDS:
         lines += ["", f"**Incomplete**: fewer than {WANTED_SEEDS} seeds; the same command continues where it stopped."]
-    return [*lines, "", *_verdicts(runs)]
+    return [*lines, "", f"![Lowest loss so far over evaluations]({plot})", "", *_verdicts(runs)]
 
 
 def _fewest(runs: Sequence[Run]) -> int:
@@ -71,40 +76,92 @@ def _fewest(runs: Sequence[Run]) -> int:
 
 
 def _verdicts(runs: Sequence[Run]) -> list[str]:
-    """What the table says about the aims, in so many words."""
+    """What the table says about the aims: differences seed by seed, and evaluations needed."""
     ours = {run.seed: run for run in runs if run.procedure == OURS}
     if not ours:
         return []
-    said = []
     budget = len(next(iter(ours.values())).best)
+    said = [
+        "Theirs minus ours, seed by seed: mean with its 95% bootstrap interval, and in how many seeds ours is lower.",
+        "",
+        f"| procedure | both at 40 | both at {budget} | theirs at their end, ours at {budget} | report items |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for procedure in PROCEDURES:
         theirs = {run.seed: run for run in runs if run.procedure == procedure.name and run.seed in ours}
         if procedure.name == OURS or not theirs:
             continue
-        equal = min(budget, procedure.evaluations)
-        wins = sum(ours[seed].best[equal - 1] < theirs[seed].best[equal - 1] for seed in theirs)
-        late = sum(ours[seed].best[-1] < theirs[seed].best[-1] for seed in theirs)
-        said.append(
-            f"- Against {procedure.name}: lower loss at {equal} evaluations each in {wins} of {len(theirs)} seeds; "
-            f"ours at {budget} is lower than theirs at {procedure.evaluations} in {late} of {len(theirs)}."
-        )
-    released = [run.best[-1] for run in runs if run.procedure == RELEASED]
-    first = [(run.best[0], run.best[399]) for run in runs if run.procedure == RELEASED]
-    if released:
-        before, after = np.median(np.array(first), axis=0)
-        said.append(
-            f"- The released first stage, 400 evaluations of densities at equal weights, takes the loss from "
-            f"{before:.4f} to {after:.4f} (medians): what denoising before scaling is worth here."
-        )
-        aim = float(np.median(released))
-        reached = [next((i + 1 for i, loss in enumerate(run.best) if loss <= aim), None) for run in ours.values()]
-        counted = sorted(r for r in reached if r is not None)
-        said.append(
-            f"- The released procedure's median final loss, {aim:.4f} after 1200 evaluations, was reached by ours in "
-            f"{len(counted)} of {len(reached)} seeds within {budget} evaluations"
-            + (f", after {int(np.median(counted))} in the median (at most {counted[-1]})." if counted else ".")
-        )
-    return said
+        cells = []
+        for mark in (40, budget):
+            known = mark <= procedure.evaluations
+            cells.append(
+                _difference([(run.best[mark - 1], ours[seed].best[mark - 1]) for seed, run in theirs.items()])
+                if known
+                else ""
+            )
+        cells.append(_difference([(run.best[-1], ours[seed].best[-1]) for seed, run in theirs.items()]))
+        cells.append(_difference([(run.report, ours[seed].report) for seed, run in theirs.items()]))
+        said.append("| " + " | ".join([procedure.name, *cells]) + " |")
+    return [*said, "", *_evaluations_needed(runs, list(ours.values()), budget)]
+
+
+def _evaluations_needed(runs: Sequence[Run], ours: Sequence[Run], budget: int) -> list[str]:
+    """How soon ours reached what the released procedure ended with, and what its first stage was worth."""
+    released = [run for run in runs if run.procedure == RELEASED]
+    if not released:
+        return []
+    before, after = np.median(np.array([(run.best[0], run.best[399]) for run in released]), axis=0)
+    aim = float(np.median([run.best[-1] for run in released]))
+    reached = [next((i + 1 for i, loss in enumerate(run.best) if loss <= aim), None) for run in ours]
+    counted = sorted(number for number in reached if number is not None)
+    low, high = _interval(counted) if counted else (0.0, 0.0)
+    return [
+        f"- The released first stage, 400 evaluations of densities at equal weights, takes the loss from "
+        f"{before:.4f} to {after:.4f} (medians): what denoising before scaling is worth here.",
+        f"- The released procedure's median final loss, {aim:.4f} after 1200 evaluations, was reached by ours in "
+        f"{len(counted)} of {len(reached)} seeds within {budget} evaluations"
+        + (
+            f", after {int(np.median(counted))} in the median (mean {np.mean(counted):.0f}, 95% interval {low:.0f} to "
+            f"{high:.0f}; at most {counted[-1]}). A quarter of its evaluations are 300."
+            if counted
+            else "."
+        ),
+    ]
+
+
+def _difference(pairs: Sequence[tuple[float, float]]) -> str:
+    """Mean of theirs minus ours with its interval, and the count of seeds in which ours is lower."""
+    differences = np.array([theirs - ours for theirs, ours in pairs])
+    low, high = _interval(differences)
+    return f"{differences.mean():+.4f} ({low:+.4f} to {high:+.4f}), {int((differences > 0).sum())}/{len(pairs)}"
+
+
+def _interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """95% percentile bootstrap interval of a mean; the resamples are always the same."""
+    drawn = np.random.default_rng(0).choice(np.asarray(values, dtype=float), size=(BOOTSTRAP, len(values)))
+    low, high = np.quantile(drawn.mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _plot(path: Path, runs: Sequence[Run]) -> None:
+    """Median of the lowest loss so far over evaluations, with the middle half of the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for procedure in PROCEDURES:
+        own = [run.best for run in runs if run.procedure == procedure.name]
+        if not own or procedure.operator == "factor":
+            continue
+        low, middle, high = np.quantile(np.array(own), [0.25, 0.5, 0.75], axis=0)
+        at = np.arange(1, len(middle) + 1)
+        width = 2.2 if procedure.name == OURS else 1.2
+        (line,) = axes.plot(at, middle, label=procedure.name, linewidth=width)
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set(xscale="log", xlabel="evaluations", ylabel="lowest loss so far (nats per symbol)")
+    axes.axvline(300, color="gray", linewidth=0.8, linestyle=":")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
 
 
 def _spread(values: Sequence[float]) -> str:
