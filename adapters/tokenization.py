@@ -13,6 +13,9 @@ from mergefront.optimizer.errors import UserError
 
 Tokens = tuple[int, ...]
 
+MOST_REMEMBERED = 50_000_000
+"""Characters of texts that are remembered; beyond it, everything is forgotten and read anew."""
+
 
 class Tokenization:
     """A tokenizer with a memory: requests repeat for every merge, their tokens do not change.
@@ -34,14 +37,17 @@ class Tokenization:
         self._plain: dict[str, Tokens] = {}
         self._pairs: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._may_end: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self._remembered = 0
 
     def texts(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of prompts; an empty one is the prefix token alone."""
+        self._make_room()
         self._read(texts)
         return [self._texts[text] or (self._prefix_token(),) for text in texts]
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
         """Context and continuation of each pair in tokens; a context has at least one token."""
+        self._make_room()
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._pairs]
         moved = {pair: _move_spaces(*pair) for pair in new}
         self._read(
@@ -51,6 +57,12 @@ class Tokenization:
         for pair, (context, continuation) in moved.items():
             self._pairs[pair] = self._split(context, continuation)
         return [self._pairs[pair] for pair in pairs]
+
+    def _make_room(self) -> None:
+        if self._remembered > MOST_REMEMBERED:
+            for memory in (self._texts, self._plain, self._pairs, self._may_end):
+                memory.clear()
+            self._remembered = 0
 
     def _split(self, context: str, continuation: str) -> tuple[Tokens, Tokens]:
         if not context:
@@ -96,6 +108,7 @@ class Tokenization:
     def _encode(self, texts: list[str], special: bool | None) -> list[Tokens]:
         if not texts:
             return []
+        self._remembered += sum(map(len, texts))
         options = {} if special is None else {"add_special_tokens": special}
         encoded = [tuple(tokens) for tokens in self._tokenizer(texts, **options)["input_ids"]]
         if self._ending is None or special is False:

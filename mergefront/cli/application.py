@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
+from mergefront.cli.logs import configure_log
 from mergefront.cli.model_commands import export, merge
 from mergefront.cli.search_commands import check, demo, report, resume, run
+from mergefront.cli.serve_command import serve
 from mergefront.cli.session import Session
 from mergefront.cli.study_commands import dashboard, front, status, studies
 from mergefront.cli.team_commands import ask, copy, delete, rename, tell, upgrade, worker
@@ -53,6 +55,15 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
 @click.group(cls=Application, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
 @click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="MERGEFRONT_LOG_FORMAT",
+    show_envvar=True,
+    help="The log on stderr, for people or for programs (one JSON object a line).",
+)
+@click.option(
     "--version",
     is_flag=True,
     is_eager=True,
@@ -61,7 +72,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
     help="Show the version and exit.",
 )
 @click.pass_obj
-def cli(session: Session, debug: bool) -> None:
+def cli(session: Session, debug: bool, log_format: str) -> None:
     """Find the Pareto front of language model merges in as few evaluations as possible.
 
     \b
@@ -72,6 +83,8 @@ def cli(session: Session, debug: bool) -> None:
       mergefront export NAME --knee --out merged
     """
     session.debug = debug
+    session.log_format = log_format
+    configure_log(log_format)
 
 
 for _command in (
@@ -87,6 +100,7 @@ for _command in (
     export,
     merge,
     dashboard,
+    serve,
     ask,
     tell,
     rename,
