@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -33,6 +34,16 @@ _NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "st
 LEASE_SECONDS = 120.0
 """A worker on another machine that has not been heard of for so long is taken for dead."""
 HEARTBEAT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Somebody at work on a trial (None: not opened yet) for so many ``seconds``; ``name`` is host:process."""
+
+    name: str
+    trial: int | None
+    seconds: float | None
+    abandoned: bool
 
 
 class StudyLedger:
@@ -117,6 +128,37 @@ class StudyLedger:
                 return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
 
         return patiently(look)
+
+    def finished_count(self) -> int:
+        """How many slots of the budget are spent, by whomever."""
+
+        def count() -> int:
+            query = (
+                select(func.count())
+                .select_from(claims)
+                .where(claims.c.study_id == self.study_id, claims.c.finished.is_(True))
+            )
+            with self.database.reading() as connection:
+                return int(connection.execute(query).scalar_one())
+
+        return patiently(count)
+
+    def workers(self) -> list[Worker]:
+        """Who works on what; claims of the dead and of expired leases are marked as abandoned."""
+        with self.database.reading() as connection:
+            now = self.database.now(connection)
+            return [
+                Worker(
+                    "asked"
+                    if row.process == _LEASED
+                    else f"{(row.host or '?').split('/')[0]}:{row.process.split('/')[0]}",
+                    row.trial_number,
+                    None if row.started is None else max(0.0, now[0] - row.started),
+                    self._is_abandoned(row, now),
+                )
+                for row in self._unfinished(connection)
+                if row.process is not None
+            ]
 
     def bind(
         self,

@@ -79,7 +79,8 @@ def soak(arguments: argparse.Namespace, folder: Path, url: str, server: Postgres
     study_file = folder / "study.yaml"
     study_file.write_text(STUDY.format(storage=url, trials=arguments.trials))
     sys.path.insert(0, str(folder))
-    mf.search(study_file, evaluations=1)
+    if not (folder / "calls.txt").exists():
+        mf.search(study_file, evaluations=1)
     from mergefront.storage.studies import load, set_evaluations
 
     database = Database(url)
@@ -97,11 +98,15 @@ def soak(arguments: argparse.Namespace, folder: Path, url: str, server: Postgres
         time.sleep(0.1)
         done = max(done, finished(engine))
         alive = [number for number, worker in workers.items() if worker.poll() is None]
-        if not alive:
+        for number in set(workers) - set(alive):
+            if workers[number].returncode not in (0, None):  # as a supervisor does
+                codes[workers[number].returncode] += 1
+                workers[number] = start_worker(folder, url, number)
+        if not alive and all(worker.returncode == 0 for worker in workers.values()):
             break
         now = time.monotonic()
         if now > next_kill and done < arguments.trials * 0.97:
-            victim = moments.choice(alive)
+            victim = moments.choice(alive or list(workers))
             workers[victim].send_signal(moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
             codes[workers[victim].wait()] += 1
             kills += 1
@@ -175,7 +180,7 @@ def main() -> int:
     parser.add_argument("--restart-every", type=float, default=20.0, help="seconds between two database restarts")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="keeps an SQLite study between calls")
+    parser.add_argument("--folder", type=Path, help="keeps the study between calls")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="mergefront-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,13 +190,22 @@ def main() -> int:
         found = binaries()
         if found is None:
             parser.error("PostgreSQL is not installed")
-        server = PostgresServer(found)
-        url = server.new_database()
+        if arguments.folder is None:
+            server = PostgresServer(found)
+            url = server.new_database()
+        else:
+            server = PostgresServer(found, Path(f"{folder.resolve()}-server"))
+            name = folder / "database.txt"
+            if not name.exists():
+                name.write_text(server.new_database().rpartition("/")[2])
+            url = server.url(name.read_text())
     try:
         result = soak(arguments, folder.resolve(), url, server)
     finally:
-        if server is not None:
+        if server is not None and arguments.folder is None:
             server.remove()
+        elif server is not None:
+            server.stop()
     print(json.dumps(result, indent=1))
     must_be_zero = ("duplicate_slots", "duplicate_trials_of_a_slot", "duplicate_evaluations", "missing_item_scores")
     must_be_zero += ("evaluations_without_trial", "overshoot", "tracebacks", "locked", "deadlocks")

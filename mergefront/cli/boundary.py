@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import logging
 import signal
 import sys
 import traceback
@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from mergefront.cli.logs import without_secrets
 from mergefront.cli.session import Session
 from mergefront.optimizer.errors import MergefrontError
 
@@ -25,25 +26,26 @@ def guarded(action: Callable[[], Any], session: Session) -> int:
         result = action()
         sys.stdout.flush()
     except click.Abort:
-        _say("Interrupted.", session.resume_hint())
+        _say(session, "Interrupted.", session.resume_hint())
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except MergefrontError as error:
         if session.debug:
-            traceback.print_exc()
-        _say(f"Error: {_without_secrets(str(error))}", session.resume_hint() if error.exit_code != 2 else None)
+            _print_traceback()
+        _say(session, f"Error: {without_secrets(str(error))}", session.resume_hint() if error.exit_code != 2 else None)
         return error.exit_code
     except BrokenPipeError:
         return _quiet_pipe()
     except Exception as error:
         if session.debug:
-            traceback.print_exc()
-            _say(None, session.resume_hint())
+            _print_traceback()
+            _say(session, session.resume_hint())
         else:
-            line = _without_secrets(" ".join(str(error).split())) or "no message"
+            line = without_secrets(" ".join(str(error).split())) or "no message"
             _say(
+                session,
                 f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)",
                 session.resume_hint(),
             )
@@ -69,14 +71,15 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say(*lines: str | None) -> None:
+def _say(session: Session, *lines: str | None) -> None:
     for line in lines:
         if line is not None:
-            click.echo(line, err=True)
+            session.say(line, logging.ERROR)
 
 
-def _without_secrets(text: str) -> str:
-    return re.sub(r"(\w+://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
+def _print_traceback() -> None:
+    """The traceback of the error under way, without the secrets that its message may hold."""
+    click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
 
 
 def _quiet_pipe() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,7 @@ class SearchState:
 
 Observe = Callable[["TrialOutcome"], None]
 Before = Callable[[int, "str | None"], None]
+Show = Callable[["SearchState", Callable[["TrialOutcome"], float]], AbstractContextManager["tuple[Observe, Before]"]]
 
 
 @contextmanager
@@ -136,10 +137,13 @@ def search_progress(
     def finish(outcome: TrialOutcome) -> float:
         seconds = clock.lap()
         state.finish(outcome, seconds)
+        if study is not None:
+            state.done = study.ledger.finished_count()  # other workers have done some of it
         session.kept = state.done
         return seconds
 
-    show = _live if sys.stderr.isatty() else _lines
+    for_people = _live if sys.stderr.isatty() else _lines
+    show = _events(name) if session.log_format == "json" else for_people
     with show(state, finish) as callbacks:
         yield callbacks
     session.study = None
@@ -169,6 +173,38 @@ def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Itera
         print(" | ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     yield observe, state.start
+
+
+def _events(name: str) -> Show:
+    """One JSON event when the search begins, for each trial, and at the end."""
+    from mergefront.cli.logs import log_event
+
+    @contextmanager
+    def show(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
+        def observe(outcome: TrialOutcome) -> None:
+            seconds = finish(outcome)
+            evaluation = outcome.evaluation
+            log_event(
+                "trial",
+                study=name,
+                trial=outcome.number,
+                anchor=outcome.anchor,
+                seconds=round(seconds, 3),
+                scores=None if evaluation is None else dict(evaluation.scores),
+                failure=None if outcome.failure is None else str(outcome.failure),
+                reused=outcome.reused,
+                done=state.done,
+                budget=state.budget,
+                failed=state.failed,
+                hypervolume=state.hypervolume,
+                seconds_left=state.seconds_left,
+            )
+
+        log_event("search", study=name, done=state.done, budget=state.budget)
+        yield observe, state.start
+        log_event("end", study=name, done=state.done, budget=state.budget, failed=state.failed)
+
+    return show
 
 
 @contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from dataclasses import dataclass
+
+import click
 
 STORAGE_VARIABLE = "MERGEFRONT_STORAGE"
 DEFAULT_STORAGE = "sqlite:///mergefront.db"
@@ -15,9 +18,17 @@ class Session:
     """The state of one call. ``study`` is (name, storage URL) while a search runs."""
 
     debug: bool = False
+    log_format: str = "text"
     study: tuple[str, str] | None = None
     kept: int = 0
     budget: int = 0
+
+    def say(self, line: str, level: int = logging.INFO) -> None:
+        """A line for whoever watches stderr, in the format that was asked for."""
+        if self.log_format == "json":
+            logging.getLogger("mergefront").log(level, line)
+        else:
+            click.echo(line, err=True)
 
     def resume_hint(self) -> str | None:
         """What is kept and the command that continues, or None when no search was under way."""

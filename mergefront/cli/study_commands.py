@@ -85,9 +85,19 @@ def status(name: str, storage: str, as_json: bool) -> None:
         f"  hypervolume   {number(facts['hypervolume'])}",
     ]
     if facts["seconds_per_evaluation"] is not None:
-        left = max(done["budget"] - done["done"], 0) * facts["seconds_per_evaluation"]
-        more = f", about {duration(left)} left for one process" if left else ""
-        lines.append(f"  speed         {duration(facts['seconds_per_evaluation'])} per evaluation{more}")
+        lines.append(f"  speed         {duration(facts['seconds_per_evaluation'])} per evaluation")
+    if facts["per_hour"] is not None:
+        more = f", about {duration(facts['seconds_left'])} left" if facts["seconds_left"] else ""
+        lines.append(f"  throughput    {number(facts['per_hour'])} evaluations per hour{more}")
+    if any(facts["spent"].values()):
+        spent = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["spent"].items())
+        rest = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["cost_left"].items())
+        lines.append(f"  spent         {spent}" + (f"; about {rest} to come" if rest else ""))
+    for entry in facts["workers"]:
+        since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
+        trial = "starting" if entry["trial"] is None else f"trial {entry['trial']}"
+        state = " (gone; its trial is taken over)" if entry["abandoned"] else ""
+        lines.append(f"  worker        {entry['name']}: {trial}{since}{state}")
     for index, objective in enumerate(study.objectives):
         best = facts["best"].get(objective.name)
         if best is not None:
@@ -177,9 +187,12 @@ def _study_row(study: Study) -> dict[str, Any]:
 
 
 def _status(study: Study) -> dict[str, Any]:
+    from dataclasses import asdict
     from statistics import median
 
     from optuna.trial import TrialState
+
+    from mergefront.throughput import throughput
 
     candidates = study.candidates()
     seconds = [
@@ -200,6 +213,12 @@ def _status(study: Study) -> dict[str, Any]:
     done, budget = study.finished_count(), study.record.evaluations
     running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     command = f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
+    finished = study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    speed = throughput(
+        [(t.datetime_start, t.datetime_complete) for t in finished if t.datetime_start and t.datetime_complete],
+        [candidate.evaluation.cost for candidate in candidates],
+        max(budget - done, 0),
+    )
     return {
         "study": study.name,
         "storage": shown_storage(study.database.url),
@@ -207,6 +226,11 @@ def _status(study: Study) -> dict[str, Any]:
         "running": [trial.number for trial in running],
         "hypervolume": study.hypervolume(candidates),
         "seconds_per_evaluation": median(seconds) if seconds else None,
+        "per_hour": speed.per_hour,
+        "seconds_left": speed.seconds_left,
+        "spent": dict(speed.spent),
+        "cost_left": dict(speed.cost_left),
+        "workers": [asdict(worker) for worker in study.ledger.workers()],
         "best": best,
         "failures": [
             {

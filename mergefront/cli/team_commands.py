@@ -35,22 +35,22 @@ def worker(session: Session, name: str, storage: str, device: str | None) -> Non
     known = api.load_study(name, storage=storage)
     budget = known.record.evaluations
     with (
-        draining() as should_stop,
+        draining(session) as should_stop,
         search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before),
     ):
         study = api.work(name, storage=storage, device=device, observe=observe, before=before, should_stop=should_stop)
-    click.echo(f"{study.finished_count()} of {budget} evaluations are finished.", err=True)
+    session.say(f"{study.finished_count()} of {budget} evaluations are finished.")
 
 
 @contextmanager
-def draining() -> Iterator[Callable[[], bool]]:
+def draining(session: Session) -> Iterator[Callable[[], bool]]:
     """While entered, SIGTERM only asks to stop: the yielded function then returns True."""
     asked = False
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        click.echo("Stopping after the evaluation under way.", err=True)
+        session.say("Stopping after the evaluation under way.")
 
     try:
         before = signal.signal(signal.SIGTERM, stop)

@@ -27,15 +27,24 @@ def binaries() -> Path | None:
 class PostgresServer:
     """Runs until ``stop``; PostgreSQL refuses to run as root, so root starts it as another user."""
 
-    def __init__(self, bin_folder: Path) -> None:
+    def __init__(self, bin_folder: Path, folder: Path | None = None) -> None:
+        """``folder`` is one that an earlier server left; by default a new one."""
         self.bin = bin_folder
-        self.folder = Path(tempfile.mkdtemp(prefix="mergefront-postgres-"))
+        known = folder is not None and (folder / "data").is_dir()
+        if folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="mergefront-postgres-"))
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
         self.user: str | None = _unprivileged() if os.getuid() == 0 else None
         if self.user is not None:
             shutil.chown(self.folder, self.user)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
+        if known:
+            (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+            self.start()
+            return
         self._call(
             "initdb", "-D", self.data, "-U", "mergefront", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"
         )

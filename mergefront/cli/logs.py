@@ -1,0 +1,69 @@
+"""The log on stderr, for people or for programs: one JSON object a line with ``--log-format json``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+FORMATS = ("text", "json")
+_SECRETS = (
+    (re.compile(r"(\w+://[^:/@\s]*):[^@/\s]*@"), r"\1:***@"),
+    (re.compile(r"(?i)(bearer\s+)[^\s\"',;]+"), r"\1***"),
+    (re.compile(r"\b(sk|hf|ghp)[-_][A-Za-z0-9_-]{8,}"), r"\1-***"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with passwords in URLs and what looks like a token blotted out."""
+    for pattern, instead in _SECRETS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+def configure_log(style: str) -> None:
+    """Send mergefront's log records to stderr, as text or JSON (``FORMATS``)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines() if style == "json" else _Text())
+    logger = logging.getLogger("mergefront")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if style == "json" else logging.WARNING)
+
+
+def log_event(event: str, **facts: Any) -> None:
+    """A line of the JSON log that is an event with facts; nothing in a log for people."""
+    logging.getLogger("mergefront.events").info(event, extra={"facts": facts})
+
+
+def log_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """A log record as data: time (UTC), level, worker, message or event, and the event's facts."""
+    facts: Mapping[str, Any] = getattr(record, "facts", {})
+    is_event = record.name == "mergefront.events"
+    return {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "event" if is_event else "message": without_secrets(record.getMessage()),
+        **({} if is_event else {"logger": record.name}),
+        **facts,
+    }
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = log_fields(record)
+        if record.exc_info:
+            fields["traceback"] = without_secrets(self.formatException(record.exc_info))
+        return without_secrets(json.dumps(fields, ensure_ascii=False, default=str))
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.capitalize()}: {without_secrets(record.getMessage())}"

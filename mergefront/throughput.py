@@ -1,0 +1,59 @@
+"""How fast a study gets on, by all its workers together, and what the rest of it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+RECENT = 30
+"""So many of the last evaluations tell the present speed."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Evaluations ``per_hour``, None before two have finished; what the rest of the budget takes at that speed.
+
+    ``spent`` sums what evaluations cost, by kind ("items", "requests", "tokens"); ``cost_left`` goes on at the
+    mean of those that cost something.
+    """
+
+    per_hour: float | None
+    seconds_left: float | None
+    spent: Mapping[str, float]
+    cost_left: Mapping[str, float]
+
+
+def throughput(
+    spans: Sequence[tuple[datetime, datetime]], costs: Iterable[Mapping[str, float]], left: int
+) -> Throughput:
+    """``spans`` are (start, end) of each finished trial, ``left`` is the number of trials to come.
+
+    Pauses in which nobody worked do not count: the speed is the last trials' number over the time that at
+    least one of them was under way.
+    """
+    recent = sorted(spans, key=lambda span: span[1])[-RECENT:]
+    busy = _covered(recent)
+    per_hour = 3600.0 * len(recent) / busy if len(recent) > 1 and busy > 0 else None
+    spent: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for cost in costs:
+        for kind, value in cost.items():
+            spent[kind] = spent.get(kind, 0.0) + float(value)
+            counts[kind] = counts.get(kind, 0) + 1
+    cost_left = {kind: left * total / counts[kind] for kind, total in spent.items()} if left else {}
+    return Throughput(per_hour, None if per_hour is None else 3600.0 * left / per_hour, spent, cost_left)
+
+
+def _covered(spans: Sequence[tuple[datetime, datetime]]) -> float:
+    """Seconds that at least one span covers."""
+    total = 0.0
+    end: datetime | None = None
+    for start, stop in sorted(spans):
+        if end is None or start > end:
+            total += max((stop - start).total_seconds(), 0.0)
+            end = stop
+        elif stop > end:
+            total += (stop - end).total_seconds()
+            end = stop
+    return total
