@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.search.peers import PEERS
 from benchmarks.search.problems import PROBLEMS
-from benchmarks.search.runs import Items, append, read, run
+from benchmarks.search.runs import append, read, run
 
 
 def main() -> None:
@@ -46,8 +46,7 @@ def main() -> None:
                     continue
                 if time.monotonic() - started > 60 * arguments.minutes:
                     return
-                items = Items()
-                finished = run(made[problem], peer.make(made[problem], seed, items), sampler, seed, evaluations, items)
+                finished = run(made[problem], peer.make(made[problem], seed), sampler, seed, evaluations, peer.anchors)
                 append(results, finished)
                 marks = " ".join(
                     f"{n}:{finished.hypervolumes[n - 1]:.4f}" for n in (15, 30, 60, 120) if n <= evaluations

@@ -14,7 +14,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.search.problems import Problem
-from benchmarks.search.runs import Items
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.initial_design import sobol_points
 from mergefront.optimizer.samplers.registry import make_sampler
@@ -28,10 +27,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Peer:
-    """A sampler by the name in the tables; ``evaluations`` is as far as its cost lets it be run."""
+    """A sampler by the name in the tables.
 
-    make: Callable[[Problem, int, Items], BaseSampler]
+    ``evaluations`` is as far as its cost lets it be run; ``anchors`` False leaves the anchors out.
+    """
+
+    make: Callable[[Problem, int], BaseSampler]
     evaluations: int = 120
+    anchors: bool = True
 
 
 class _Relative(BaseSampler):
@@ -168,8 +171,8 @@ class PymooNSGA2(_Relative):
         self.population = self.algorithm.ask()
 
 
-def _ours(**options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
-    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
+def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
+    def make(problem: Problem, seed: int) -> BaseSampler:
         from mergefront.optimizer.samplers.mmmo import MMMOSampler
 
         return MMMOSampler(
@@ -183,16 +186,8 @@ def _ours(**options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
     return make
 
 
-def _with_items(**options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
-    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
-        names = [objective.name for objective in problem.objectives]
-        return _ours(items=items, objectives=names, **options)(problem, seed, items)
-
-    return make
-
-
-def _named(name: str, **options: Any) -> Callable[[Problem, int, Items], BaseSampler]:
-    def make(problem: Problem, seed: int, items: Items) -> BaseSampler:
+def _named(name: str, **options: Any) -> Callable[[Problem, int], BaseSampler]:
+    def make(problem: Problem, seed: int) -> BaseSampler:
         return make_sampler(
             name,
             seed=seed,
@@ -237,14 +232,13 @@ PEERS: Mapping[str, Peer] = {
     "TPE": Peer(_named("tpe")),
     "TPE multivariate": Peer(_named("tpe-multivariate")),
     "NSGA-II": Peer(_named("nsga2"), 300),
-    "pymoo NSGA-II": Peer(lambda problem, seed, items: PymooNSGA2(problem, seed)),
-    "CMA-ES, weighted sum": Peer(lambda problem, seed, items: WeightedSumCmaEs(problem, seed)),
-    "released MM-MO": Peer(lambda problem, seed, items: ReleasedMMMO(problem, seed)),
+    "pymoo NSGA-II": Peer(PymooNSGA2),
+    "CMA-ES, weighted sum": Peer(WeightedSumCmaEs),
+    "released MM-MO": Peer(ReleasedMMMO),
     "Optuna GP": Peer(_named("gp"), 30),
-    "BoTorch qLogNEHVI": Peer(lambda problem, seed, items: PlainBoTorch(problem, seed), 30),
+    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 30),
     "MM-MO paper": Peer(_ours(variant="paper"), 60),
-    "MM-MO coefficients": Peer(_ours(merge_features=False)),
-    "MM-MO scores": Peer(_ours()),
-    "MM-MO": Peer(_with_items()),
-    "MM-MO items, coefficients": Peer(_with_items(merge_features=False)),
+    "MM-MO": Peer(_ours()),
+    "MM-MO coefficients": Peer(_ours(merge_features=False), 30),
+    "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False),
 }

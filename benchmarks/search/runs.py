@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from benchmarks.search.problems import Problem
 from mergefront.optimizer.anchors import expert_anchor, metric_weighted
-from mergefront.optimizer.evaluation import ItemScores
 from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
 
 HORIZONS = (15, 30, 60, 120)
@@ -32,17 +31,9 @@ class Run:
     distinct: int
 
 
-class Items:
-    """The item scores of a run's trials by number: what storage is to a study."""
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, Mapping[str, ItemScores]] = {}
-
-    def __call__(self, trials: Sequence[FrozenTrial]) -> list[Mapping[str, ItemScores]]:
-        return [self.by_number.get(trial.number, {}) for trial in trials]
-
-
-def run(problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluations: int, items: Items) -> Run:
+def run(
+    problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluations: int, with_anchors: bool = True
+) -> Run:
     """The anchors, then the sampler's proposals, until ``evaluations`` were made."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=[o.direction for o in problem.objectives], sampler=sampler)
@@ -52,7 +43,7 @@ def run(problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluatio
     asked: list[float] = []
     digests: set[str] = set()
     hypervolumes: list[float] = []
-    anchors = list(problem.anchors)
+    anchors = list(problem.anchors) if with_anchors else []
     while len(true) < evaluations:
         number = len(true)
         if anchors and number == len(problem.anchors):
@@ -67,7 +58,6 @@ def run(problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluatio
             recipe = anchor.recipe
             scored = problem.evaluate(recipe, seed, number)
             errors = [scored.told.standard_errors.get(o.name) for o in problem.objectives]
-            items.by_number[number] = scored.told.items
             study.add_trial(
                 create_trial(
                     state=TrialState.COMPLETE,
@@ -85,7 +75,6 @@ def run(problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluatio
             scored = problem.evaluate(recipe, seed, number)
             errors = [scored.told.standard_errors.get(o.name) for o in problem.objectives]
             trial.set_user_attr(STANDARD_ERRORS, errors)
-            items.by_number[number] = scored.told.items
             study.tell(trial, [scored.told.scores[o.name] for o in problem.objectives])
         digests.add(recipe.digest)
         true.append(scored.true)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,15 +18,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.evaluation import ItemScores
-from mergefront.optimizer.objectives import REFERENCE, Normaliser
+from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.samplers.acquisition_search import BUDGETS, Preset
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.history import History, read_history
 from mergefront.optimizer.samplers.initial_design import startup_size
-from mergefront.optimizer.samplers.item_components import ItemComponents, item_table, reduce_items
-from mergefront.optimizer.samplers.item_surrogate import ItemSurrogate, ScoreUnit
 from mergefront.optimizer.samplers.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.proposals import (
     Proposed,
@@ -53,8 +50,6 @@ from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
 Variant = Literal["default", "paper"]
-ItemSource = Callable[[Sequence[FrozenTrial]], Sequence[Mapping[str, ItemScores]]]
-"""The item scores of trials, by objective; an empty mapping where none are known."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +63,7 @@ class MMMOSampler(BaseSampler):
     >>> study = optuna.create_study(directions=["maximize"] * 3, sampler=MMMOSampler(seed=0))
 
     The default variant proposes the anchors, then scrambled Sobol points, then the maximiser of log noisy expected
-    hypervolume improvement over Gaussian processes, in which offspring of the elites compete. The variant
+    hypervolume improvement over Gaussian processes that see coefficients as the merge does. The variant
     "paper" follows the published loop. Any number of objectives works: one is noisy expected
     improvement, more than four are scalarised at random.
 
@@ -98,9 +93,6 @@ class MMMOSampler(BaseSampler):
             variant screens a round's candidates, the default one breaks near ties while trials are pending.
         budget: how much work one proposal may be: "fast", "quality", or "botorch" for the same loop on BoTorch's
             own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
-        items: gives the item scores of finished trials, a mapping from objectives' names to ``ItemScores`` for each;
-            with them the surrogate models what the items have in common (``item_surrogate``). Needs ``objectives``.
-        objectives: the objectives' names, in the study's order, by which ``items`` are looked up.
         proportions: the merge divides by the sum of its weights, which are all searched.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -123,8 +115,6 @@ class MMMOSampler(BaseSampler):
         task_objectives: Sequence[int] | None = None,
         fisher_screen: FisherScreen = "low",
         budget: Preset = "fast",
-        items: ItemSource | None = None,
-        objectives: Sequence[str] = (),
         proportions: bool = False,
         merge_features: bool = True,
     ) -> None:
@@ -146,12 +136,10 @@ class MMMOSampler(BaseSampler):
         self._task_objectives = task_objectives
         self._fisher_screen = fisher_screen
         self._budget = BUDGETS[budget]
-        self._items = items
-        self._objectives = tuple(objectives)
         self._proportions = proportions
         self._merge_features = merge_features and variant == "default"
         # Results of the last round by the content they were computed from; a miss computes the same again.
-        self._last_surrogate: tuple[str, Surrogate | ItemSurrogate] | None = None
+        self._last_surrogate: tuple[str, Surrogate] | None = None
         self._last_paper_round: tuple[str, Array] | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -228,19 +216,15 @@ class MMMOSampler(BaseSampler):
         points = self._paper_round(situation, surrogate, history, seed)
         return Proposed(points[history.slot]) if history.slot < len(points) else None
 
-    def _surrogate(self, situation: Situation) -> Surrogate | ItemSurrogate:
+    def _surrogate(self, situation: Situation) -> Surrogate:
         key = _digest(situation.x, situation.y, situation.noise_variance, situation.reference)
-        if situation.items is not None:
-            key += _digest(situation.items.components)
         cached = self._last_surrogate
         if cached is None or cached[0] != key:
             cached = (key, fit(situation))
             self._last_surrogate = cached
         return cached[1]
 
-    def _paper_round(
-        self, situation: Situation, surrogate: Surrogate | ItemSurrogate, history: History, seed: int
-    ) -> Array:
+    def _paper_round(self, situation: Situation, surrogate: Surrogate, history: History, seed: int) -> Array:
         """The round's points, the same for every member: what happened since it began is left out."""
         mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
         before = self._points([t for t in history.pending if t.number not in mates], situation.encoder)
@@ -282,24 +266,7 @@ class MMMOSampler(BaseSampler):
             pending=self._points(history.pending, encoder),
             taken=self._points(history.earlier, encoder),
             reference=reference,
-            items=self._item_components(inside, outside),
-            units=_units(normaliser),
         )
-
-    def _item_components(self, inside: Sequence[FrozenTrial], outside: Sequence[FrozenTrial]) -> ItemComponents | None:
-        """Of the told points; trials outside the space say what items have in common, but are no points."""
-        if self._items is None or self._variant != "default" or self._budget.engine != "closed form":
-            return None
-        known = self._items([*inside, *outside])
-        tables = {}
-        for j, name in enumerate(self._objectives):
-            if any(name not in scores for scores in known[: len(inside)]):
-                continue  # without items for every point the components would have no value at some of them
-            table = item_table([scores.get(name) for scores in known])
-            if table is not None:
-                tables[j] = table
-        reduced = reduce_items(tables) if tables else None
-        return None if reduced is None else ItemComponents(reduced.components[: len(inside)], reduced.links)
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
         inside = [trial for trial in history.told if _inside(trial, encoder)]
@@ -324,12 +291,6 @@ class MMMOSampler(BaseSampler):
 
 def _inside(trial: FrozenTrial, encoder: Encoder) -> bool:
     return not is_outside_space(trial) and encoder.contains(proposed_params(trial))
-
-
-def _units(normaliser: Normaliser) -> tuple[ScoreUnit, ...]:
-    return tuple(
-        ScoreUnit(*numbers) for numbers in zip(normaliser.signs, normaliser.lows, normaliser.scales, strict=True)
-    )
 
 
 def _values(trials: Sequence[FrozenTrial], objectives: int) -> Array:

@@ -15,10 +15,7 @@ from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.acquisition_search import Acquisition, SearchBudget, maximise
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, FeasibilityWeighted
-from mergefront.optimizer.samplers.gaussian_improvement import GaussianImprovement
 from mergefront.optimizer.samplers.initial_design import sobol_points
-from mergefront.optimizer.samplers.item_components import ItemComponents
-from mergefront.optimizer.samplers.item_surrogate import ItemSurrogate, ScoreUnit, fit_item_surrogate
 from mergefront.optimizer.samplers.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.screening import FisherScreen, fisher_information, screen
@@ -37,7 +34,10 @@ Indexes = NDArray[np.int_]
 HYPERVOLUME_OBJECTIVES = 4
 """With more objectives the boxes become too many, and random scalarisations take over (ParEGO)."""
 ELITES = 8
-OFFSPRING = 64
+NEAR_ELITES = 64
+MOVE = 0.15
+MOVED_COORDINATES, MOVED_SHARE = 4, 0.2
+"""Near an elite about so many coordinates are moved, but not less than that share of all."""
 SHORTLIST_TOLERANCE = 0.05
 """Candidates whose log acquisition lies this close to the best (5% of the improvement) are equally good."""
 DIGITS = 6
@@ -69,17 +69,11 @@ class Situation:
     """Reference point, ``m``."""
     feasibility: Feasibility | None = None
     """What is known of the constraints; None where there are none."""
-    items: ItemComponents | None = None
-    """What the told points' items have in common; None where nothing is known of them."""
-    units: tuple[ScoreUnit, ...] = ()
-    """From scores to ``y``, ``m``; of use with ``items``."""
 
 
-def fit(situation: Situation) -> Surrogate | ItemSurrogate:
-    """The surrogate of the told values, collapsed ones pulled in; of their items where these are known."""
+def fit(situation: Situation) -> Surrogate:
+    """The surrogate of the told values, collapsed ones pulled in."""
     seen, y = situation.features(situation.x), compress_tail(situation.y, situation.reference)
-    if situation.items is not None:
-        return fit_item_surrogate(seen, y, situation.noise_variance, situation.items, situation.units)
     return fit_surrogate(seen, y, situation.noise_variance)
 
 
@@ -93,27 +87,27 @@ class Proposed:
 
 def propose(
     situation: Situation,
-    surrogate: Surrogate | ItemSurrogate,
+    surrogate: Surrogate,
     budget: SearchBudget,
     fisher_screen: FisherScreen,
     seed: int,
 ) -> Proposed | None:
     """The default variant's next point; None when every candidate is taken.
 
-    Optima of the acquisition compete with offspring of the elites on acquisition value. Among those that are
+    The acquisition is climbed from the best of Sobol points and of points near the elites. Among candidates that are
     as good as the best, and while others are pending, the Fisher screen picks the least known.
     """
     rng = np.random.default_rng(seed)
     objectives = situation.y.shape[1]
     situation, surrogate = _scalarised(situation, surrogate, rng)
     acquisition = weighted(situation, acquisition_of(situation, surrogate, budget, rng))
-    offspring = _offspring(situation, rng)
+    near = _near_elites(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
-    starts = _untaken(np.concatenate([offspring, sobol]), situation)
+    starts = _untaken(np.concatenate([near, sobol]), situation)
     if not len(starts):
         return None
     optima, _ = maximise(acquisition, starts, situation.encoder, budget)
-    candidates = _untaken(np.concatenate([optima, offspring]), situation)
+    candidates = _untaken(np.concatenate([optima, near]), situation)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
@@ -128,7 +122,7 @@ def propose(
 
 def propose_paper_round(
     situation: Situation,
-    surrogate: Surrogate | ItemSurrogate,
+    surrogate: Surrogate,
     budget: SearchBudget,
     fisher_screen: FisherScreen,
     seed: int,
@@ -162,18 +156,13 @@ def propose_paper_round(
 
 
 def acquisition_of(
-    situation: Situation, surrogate: Surrogate | ItemSurrogate, budget: SearchBudget, rng: np.random.Generator
+    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
     """The acquisition function of a situation, in the surrogate's unit."""
     pending = situation.features(situation.pending)
     in_front = None if situation.feasibility is None else situation.feasibility.in_front(situation.pending)
     inner: Acquisition
-    if isinstance(surrogate, ItemSurrogate):
-        points = np.concatenate([surrogate.x, pending])
-        expected = surrogate.posterior(points if in_front is None else points[in_front])[0]
-        front = np.concatenate([expected, situation.outside])
-        inner = GaussianImprovement(surrogate.with_pending(pending), front, situation.reference)
-    elif budget.engine == "botorch":
+    if budget.engine == "botorch":
         from mergefront.optimizer.samplers.botorch_engine import BoTorchImprovement
 
         inner = BoTorchImprovement(
@@ -209,7 +198,7 @@ class _OfFeatures:
         return value, gradient @ self.features.jacobian(point)
 
 
-def _information(situation: Situation, surrogate: Surrogate | ItemSurrogate, points: Array) -> Array:
+def _information(situation: Situation, surrogate: Surrogate, points: Array) -> Array:
     """Fisher information (``n``) of what the surrogate knows about points (``n x d``), pending ones counted."""
     known = surrogate.with_pending(situation.features(situation.pending))
     return fisher_information(known.posterior(situation.features(points))[1])
@@ -234,9 +223,7 @@ def _is_improvement(situation: Situation, objectives: int) -> bool:
     return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(situation)
 
 
-def _scalarised(
-    situation: Situation, surrogate: Surrogate | ItemSurrogate, rng: np.random.Generator
-) -> tuple[Situation, Surrogate | ItemSurrogate]:
+def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:
     """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
     m = situation.y.shape[1]
     if m <= HYPERVOLUME_OBJECTIVES:
@@ -254,15 +241,18 @@ def _scalarised(
     return single, fit_surrogate(single.features(single.x), single.y, single.noise_variance)
 
 
-def _offspring(situation: Situation, rng: np.random.Generator) -> Array:
-    """Crossovers (``OFFSPRING x d``, or none) of the elites with mutants of themselves."""
+def _near_elites(situation: Situation, rng: np.random.Generator) -> Array:
+    """Points (``NEAR_ELITES x d``, or none) that differ from an elite in a few coordinates, and by little."""
     elites = _elites(
         situation, ELITES, lambda rows: elites_by_hypervolume(situation.y[rows], situation.reference, ELITES)
     )
-    if len(elites) < 3:
-        return np.zeros((0, situation.encoder.dimension))
-    targets = elites[rng.integers(len(elites), size=OFFSPRING)]
-    return situation.encoder.snap(_crossed(elites, targets, rng))
+    d = situation.encoder.dimension
+    if not len(elites):
+        return np.zeros((0, d))
+    chosen = elites[rng.integers(len(elites), size=NEAR_ELITES)]
+    moved = rng.random(chosen.shape) < min(1.0, max(MOVED_COORDINATES / d, MOVED_SHARE))
+    moved[np.arange(NEAR_ELITES), rng.integers(d, size=NEAR_ELITES)] = True
+    return situation.encoder.snap(np.clip(chosen + moved * rng.normal(0.0, MOVE, chosen.shape), 0.0, 1.0))
 
 
 def _elites(situation: Situation, count: int, ranked: Callable[[Indexes], Indexes]) -> Array:

@@ -127,12 +127,6 @@ class GaussianProcess:
         variance = np.maximum(1.0 - (half**2).sum(0), 1e-12)
         return self.mean + self.scale * mean, self.scale**2 * variance
 
-    def leave_one_out(self) -> tuple[Array, Array]:
-        """Mean and variance (each ``n``) of every observation given the others (Rasmussen and Williams 2006, 5.12)."""
-        precision = np.diag(cho_solve((self.cholesky, True), np.eye(len(self.x))))
-        mean = self.standardised - self.weights / precision
-        return self.mean + self.scale * mean, self.scale**2 / precision
-
     def with_pending(self, pending: Array) -> GaussianProcess:
         """The process as if ``pending`` (``p x d``) had been told at their expected values: only variances shrink."""
         if not len(pending):

@@ -5,6 +5,8 @@
 | trial, user | ``mergefront:anchor`` | search loop | name of the anchor that this trial evaluates |
 | trial, user | ``mergefront:outside_space`` | search loop | true: the recipe is no point of the space |
 | trial, user | ``mergefront:standard_errors`` | search loop | one per objective, null where unknown or exact |
+| trial, user | ``mergefront:seed`` | search loop | name of the warm start's recipe that this trial evaluates |
+| trial, user | ``mergefront:from`` | warm start | "study/trial" that this trial was taken over from |
 | trial, user | ``mergefront:constraints`` | search loop | constraint as written to the number it bounds |
 | trial, user | ``mergefront:constraint_errors`` | search loop | one per constraint, null where unknown or exact |
 | trial, system | ``constraints`` | search loop | violations, at most 0 where satisfied, in the constraints' order |
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 ANCHOR = "mergefront:anchor"
 OUTSIDE_SPACE = "mergefront:outside_space"
 STANDARD_ERRORS = "mergefront:standard_errors"
+SEED = "mergefront:seed"
+WARM_START = "mergefront:from"
 CONSTRAINTS = "mergefront:constraints"
 CONSTRAINT_ERRORS = "mergefront:constraint_errors"
 VIOLATIONS = "constraints"

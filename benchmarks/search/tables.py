@@ -1,0 +1,145 @@
+"""What the runs say: medians with intervals, evaluations saved, seconds per proposal; as Markdown and as plots."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.search.runs import HORIZONS, Run
+
+OURS = "MM-MO"
+RIVAL = "NSGA-II"
+RIVAL_EVALUATIONS = 300
+RESAMPLES = 2000
+
+Grouped = Mapping[str, Mapping[str, Sequence[Run]]]
+
+
+def grouped(runs: Sequence[Run]) -> Grouped:
+    """Runs by problem and sampler, the longest of every seed."""
+    found: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in runs:
+        known = found[run.problem][run.sampler].get(run.seed)
+        if known is None or len(run.hypervolumes) > len(known.hypervolumes):
+            found[run.problem][run.sampler][run.seed] = run
+    return {
+        problem: {sampler: [seeds[seed] for seed in sorted(seeds)] for sampler, seeds in samplers.items()}
+        for problem, samplers in found.items()
+    }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and its 90% bootstrap interval."""
+    rng = np.random.default_rng(0)
+    array = np.asarray(values, dtype=float)
+    medians = np.median(array[rng.integers(len(array), size=(RESAMPLES, len(array)))], axis=1)
+    low, high = np.quantile(medians, [0.05, 0.95])
+    return float(np.median(array)), float(low), float(high)
+
+
+def at(runs: Sequence[Run], evaluations: int) -> list[float]:
+    """Hypervolumes after so many evaluations, of the runs that got so far."""
+    return [run.hypervolumes[evaluations - 1] for run in runs if len(run.hypervolumes) >= evaluations]
+
+
+def evaluations_to(run: Run, target: float) -> float:
+    """How many evaluations it took to reach a hypervolume; infinity when it was not reached."""
+    return next((i + 1.0 for i, value in enumerate(run.hypervolumes) if value >= target), float("inf"))
+
+
+def problem_table(samplers: Mapping[str, Sequence[Run]]) -> str:
+    lines = [
+        "| sampler | seeds | " + " | ".join(f"at {n}" for n in HORIZONS) + f" | to reach {RIVAL} at 300 | s per ask |",
+        "| --- " * (len(HORIZONS) + 4) + "|",
+    ]
+    target = np.median(at(samplers.get(RIVAL, []), RIVAL_EVALUATIONS) or [float("nan")])
+    best = {n: max((np.median(at(runs, n)) for runs in samplers.values() if at(runs, n)), default=0) for n in HORIZONS}
+    for name, runs in sorted(samplers.items(), key=lambda entry: -np.median(at(entry[1], 30) or [0.0])):
+        cells = []
+        for n in HORIZONS:
+            values = at(runs, n)
+            if not values:
+                cells.append("")
+                continue
+            median, low, high = median_interval(values)
+            shown = f"**{median:.3f}**" if median == best[n] else f"{median:.3f}"
+            cells.append(f"{shown} ({low:.3f} to {high:.3f})")
+        reached = float(np.median([evaluations_to(run, float(target)) for run in runs]))
+        longest = max(len(run.hypervolumes) for run in runs)
+        needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {longest}")
+        seconds = np.median([second for run in runs for second in run.ask_seconds])
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {seconds:.3f} |")
+    return "\n".join(lines)
+
+
+def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
+    """For every problem: ours, and the best peer with its name."""
+    header = "| problem | " + " | ".join(f"{OURS} at {n} | best peer at {n}" for n in horizons) + " |"
+    lines = [header, "| --- " * (2 * len(horizons) + 1) + "|"]
+    for problem, samplers in problems.items():
+        cells = []
+        for n in horizons:
+            ours = at(samplers.get(OURS, []), n)
+            peers = {
+                name: float(np.median(at(runs, n)))
+                for name, runs in samplers.items()
+                if not name.startswith("MM-MO") and at(runs, n)
+            }
+            if not ours or not peers:
+                cells += ["", ""]
+                continue
+            best = max(peers, key=lambda name: peers[name])
+            median = float(np.median(ours))
+            mark = "**" if median > peers[best] else ""
+            cells += [f"{mark}{median:.3f}{mark}", f"{peers[best]:.3f} ({best})"]
+        lines.append(f"| {problem} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_tables(runs: Sequence[Run], folder: Path) -> None:
+    """``tables.md`` and one picture of all problems in ``folder``."""
+    problems = grouped(runs)
+    parts = [summary_table(problems)]
+    for problem, samplers in problems.items():
+        parts += [f"### {problem}", problem_table(samplers)]
+    (folder / "tables.md").write_text("\n\n".join(parts) + "\n")
+    plot(problems, folder / "hypervolume.png")
+    print(f"{folder / 'tables.md'} and {folder / 'hypervolume.png'}")
+
+
+def plot(problems: Grouped, path: Path) -> None:
+    """Median hypervolume against evaluations, a panel a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = sorted({name for samplers in problems.values() for name in samplers}, key=lambda name: (name != OURS, name))
+    colours = dict(zip(names, pyplot.get_cmap("tab20").colors * 2, strict=False))
+    columns = 3
+    rows = -(-len(problems) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)
+    for axis, (problem, samplers) in zip(axes.flat, problems.items(), strict=False):
+        for name in names:
+            if name not in samplers:
+                continue
+            length = min(min(len(run.hypervolumes) for run in samplers[name]), HORIZONS[-1])
+            curve = np.median([run.hypervolumes[:length] for run in samplers[name]], axis=0)
+            axis.plot(
+                range(1, length + 1), curve, label=name, color=colours[name],
+                linewidth=2.6 if name == OURS else 1.2, zorder=3 if name == OURS else 2,
+            )  # fmt: skip
+        axis.set_title(problem, fontsize=10)
+        axis.set_xlabel("evaluations")
+        axis.set_ylabel("normalised hypervolume")
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(problems) :]:
+        axis.axis("off")
+    handles = [pyplot.Line2D([], [], color=colours[name], label=name) for name in names]
+    figure.legend(handles=handles, loc="lower center", ncol=5, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
