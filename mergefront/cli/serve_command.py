@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 import click
 
+from mergefront.cli.options import storage_option
+from mergefront.cli.session import shown_storage
 from mergefront.optimizer.errors import UserError
 
+_TOKEN_VARIABLE = "MERGEFRONT_STUDIES_TOKEN"
 
-@click.command(short_help="Serve a pool of models: users send recipes, get scores and texts.")
-@click.argument("pool_file", type=click.Path(path_type=Path, dir_okay=False))
+
+@click.command(short_help="Serve a pool of models, or studies, to others over HTTP.")
+@click.argument("pool_file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--studies", is_flag=True, help="Serve ask and tell for the studies of --storage instead of a pool.")
+@storage_option
 @click.option("--host", metavar="ADDRESS", help="Listen here instead of the file's host (127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Listen here instead of the file's port.")
-def serve(pool_file: Path, host: str | None, port: int | None) -> None:
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="N", help="Listen here instead of the file's port (studies: 8281)."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Studies only: the bearer token that clients have to send; also from MERGEFRONT_STUDIES_TOKEN.",
+)
+def serve(
+    pool_file: Path | None, studies: bool, storage: str, host: str | None, port: int | None, token_file: Path | None
+) -> None:
     """Load the base model and the experts of POOL_FILE once, and answer what clients ask of their merges.
+    Or, with --studies, let any harness ask for recipes and tell their scores.
 
     A study's backend `{type: merge_service, url: ..., pool: NAME}` talks to it. It listens on this machine only
     unless the file declares clients with tokens. SIGTERM ends it cleanly; sessions survive a restart.
@@ -25,6 +43,7 @@ def serve(pool_file: Path, host: str | None, port: int | None) -> None:
     Examples:
       mergefront serve pool.yaml
       mergefront serve pool.yaml --port 9000
+      mergefront serve --studies --storage skills.db
     """
     try:
         import fastapi
@@ -32,6 +51,13 @@ def serve(pool_file: Path, host: str | None, port: int | None) -> None:
     except ImportError:
         raise UserError('serving needs the extra: pip install "mergefront[serve,local]"') from None
     del fastapi, uvicorn
+    if studies == (pool_file is not None):
+        raise click.UsageError("give a pool file, or --studies")
+    if pool_file is None:
+        _serve_studies(storage, host or "127.0.0.1", 8281 if port is None else port, token_file)
+        return
+    if token_file is not None:
+        raise click.UsageError("--token-file goes with --studies; a pool file declares its clients itself")
     from mergefront.adapters.merge_server.process import bound_socket, run_service
     from mergefront.pool_file import load_service, read_pool_file
 
@@ -44,6 +70,29 @@ def serve(pool_file: Path, host: str | None, port: int | None) -> None:
         service = load_service(file, pool_file.resolve().parent)
         _log_to_stderr()
         run_service(service, bound, lambda url: _say_ready(file.pool, url))
+    click.echo("The service has ended.", err=True)
+
+
+def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) -> None:
+    from mergefront.storage.database import Database
+    from mergefront.study_server import checked_token, serve_studies
+
+    given, source = os.environ.get(_TOKEN_VARIABLE), f"the environment variable {_TOKEN_VARIABLE}"
+    if token_file is not None:
+        source = str(token_file)
+        try:
+            given = token_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--token-file {token_file}: cannot be read: {type(error).__name__}") from None
+    token = None if given is None else checked_token(given, source)
+    database = Database(storage, create=False)
+    where = shown_storage(database.url)
+
+    def ready(url: str) -> None:
+        click.echo(f"The studies of {where} are served at {url} (Ctrl-C ends)", err=True)
+        sys.stderr.flush()
+
+    serve_studies(database, host, port, token, ready)
     click.echo("The service has ended.", err=True)
 
 
