@@ -70,7 +70,8 @@ class LanguageModel(Protocol):
 class CountedModel:
     """A language model that counts what was asked of the one inside it.
 
-    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` add up over all calls.
+    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` add up over all calls. It lives
+    as long as one merge: generation is greedy, so that a prompt has one answer.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -78,6 +79,7 @@ class CountedModel:
         self.requests = 0
         self.scored_tokens = 0
         self.generated_tokens = 0
+        self._written: dict[GenerationRequest, Generation] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         answers = self.model.loglikelihood(requests)
@@ -86,7 +88,11 @@ class CountedModel:
         return answers
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        answers = self.model.generate(requests)
-        self.requests += len(answers)
-        self.generated_tokens += sum(answer.tokens for answer in answers)
-        return answers
+        """As the model; what was asked before is not asked again, so that two tasks may read one answer."""
+        new = [request for request in dict.fromkeys(requests) if request not in self._written]
+        if new:
+            answers = self.model.generate(new)
+            self._written.update(zip(new, answers, strict=True))
+            self.requests += len(answers)
+            self.generated_tokens += sum(answer.tokens for answer in answers)
+        return [self._written[request] for request in requests]

@@ -118,7 +118,9 @@ def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
 
 def data_paths(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Every data file that tasks name."""
-    return [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
+    return named + [task for task in harness if task.endswith((".yaml", ".yml"))]
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -36,7 +36,7 @@ def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[
 
     assert isinstance(file.backend, Section)
     tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
-    verbs = sorted({verb for task in tasks if (verb := getattr(getattr(task, "metric", None), "verb", None))})
+    verbs = sorted({task.verb for task in tasks})
     problems.extend(f"backend: {line}" for line in backend_problems(file.backend, space, root, verbs))
     notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.jsonl import JsonlTask, read_jsonl_task
+from mergefront.adapters.tasks.lm_eval_task import LmEvalTask, read_lm_eval_task
 from mergefront.adapters.tasks.metrics import METRICS, MetricOptions, MetricSpec
 from mergefront.adapters.tasks.task import SPLITS, Task
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -23,6 +24,7 @@ __all__ = [
     "TASK_TYPES",
     "Item",
     "JsonlTask",
+    "LmEvalTask",
     "MetricOptions",
     "MetricSpec",
     "Task",
@@ -46,6 +48,7 @@ class TaskType:
 
 TASK_TYPES: Mapping[str, TaskType] = {
     "jsonl": TaskType("jsonl", read_jsonl_task),
+    "lm_eval": TaskType("lm_eval", read_lm_eval_task),
 }
 
 

@@ -3,6 +3,7 @@
     {"prompt": "2 + 2 =", "answer": "4"}                     or a list of accepted answers
     {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}    the index or the text of the right choice
     {"text": "All of this is scored."}
+    {"prompt": "def double(x):", "tests": "assert double(2) == 4"}     a program to write, and what it must pass
 
 Other keys are allowed and ignored.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from mergefront.optimizer.errors import did_you_mean
 
-KEYS = ("prompt", "answer", "choices", "text")
+KEYS = ("prompt", "answer", "choices", "text", "tests")
 MOST_PROBLEMS = 10
 
 
@@ -29,6 +30,7 @@ class Item:
     ``id`` is a hash of the content (16 hexadecimal characters), so that the same question has the
     same id in every file and study. ``answers`` are the accepted answers; with ``choices``, ``right``
     holds the indices of the right ones. A text to score whole has an empty prompt and itself as answer.
+    ``tests`` is the program that a generated one has to pass. Prompts that only measure have no answers.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Item:
     answers: tuple[str, ...]
     choices: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
+    tests: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,14 @@ def parse_item(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]
         raise ValueError(f"'prompt' is a {_kind(prompt)}; it must be a string")
     if "choices" in content:
         return _choices_item(digest, prompt, content["choices"], content.get("answer"))
-    given = content.get("answer")
+    tests = _text("tests", content["tests"]) if "tests" in content else ""
+    if "answer" not in content:
+        return Item(digest, prompt, (), tests=tests)
+    given = content["answer"]
     answers = given if isinstance(given, list) else [given]
     if not answers:
         raise ValueError("'answer' is an empty list; give at least one answer")
-    return Item(digest, prompt, tuple(_text("answer", answer) for answer in answers))
+    return Item(digest, prompt, tuple(_text("answer", answer) for answer in answers), tests=tests)
 
 
 def _choices_item(digest: str, prompt: str, choices: Any, answer: Any) -> Item:

@@ -8,12 +8,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
 from mergefront.adapters.tasks.metrics import METRICS, MetricOptions, MetricSpec
 from mergefront.adapters.tasks.options import Option, check_options
 from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
+from mergefront.adapters.tasks.user_metric import is_user_metric, user_metric
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import ItemScores
 
@@ -21,7 +22,7 @@ OPTIONS = (
     Option("path", option.is_path, required=True),
     Option(
         "metric",
-        lambda name: None if name in METRICS else f"a metric {did_you_mean(str(name), METRICS)}",
+        lambda name: None if is_user_metric(name) or name in METRICS else _unknown_metric(name),
         required=True,
     ),
     Option("report", option.is_path),
@@ -33,6 +34,10 @@ OPTIONS = (
     Option("delimiter", option.is_any_text),
     Option("length_normalised", option.is_switch),
     Option("margins", option.is_switch),
+    Option("normalise", option.is_switch),
+    Option("tolerance", option.is_tolerance, read=float),
+    Option("seconds", option.is_positive, read=float),
+    Option("memory_mb", option.is_count),
 )
 
 DEFAULT_REPORT_FRACTION = 0.5
@@ -68,6 +73,11 @@ class JsonlTask:
     def direction(self) -> Literal["maximize", "minimize"]:
         return self.metric.direction
 
+    @property
+    def verb(self) -> Verb:
+        """What a model must be able to do."""
+        return self.metric.verb
+
     def items(self, split: str) -> Sequence[Item]:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
@@ -90,7 +100,13 @@ def read_jsonl_task(
     sound, problems = check_options(config, OPTIONS)
     if "path" not in sound or "metric" not in sound:
         return None, problems
-    metric = METRICS[sound["metric"]]
+    try:
+        metric = user_metric(sound["metric"], folder) if is_user_metric(sound["metric"]) else METRICS[sound["metric"]]
+    except UserError as error:
+        return None, [*problems, str(error)]
+    missing = metric.missing()
+    if missing is not None:
+        problems.append(f"metric {metric.name!r}: {missing}")
     if "report" in sound and "report_fraction" in sound:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
     read = _file(sound["path"], folder, metric)
@@ -115,6 +131,10 @@ def read_jsonl_task(
     options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
     frozen = {split: tuple(items) for split, items in splits.items()}
     return JsonlTask(name, metric, MetricOptions(**options), frozen), problems
+
+
+def _unknown_metric(name: Any) -> str:
+    return f"a metric, or a function of your own as module:name {did_you_mean(str(name), METRICS)}"
 
 
 def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:

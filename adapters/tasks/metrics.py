@@ -8,55 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from mergefront.adapters.language_model import GenerationRequest, LanguageModel, LogLikelihood, ScoringRequest, Verb
+from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
+from mergefront.adapters.tasks.generation_metrics import (
+    code,
+    f1,
+    generations,
+    is_answer,
+    latency,
+    numeric,
+    output_tokens,
+)
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.metric_spec import MetricOptions, MetricSpec, Scored
+from mergefront.adapters.tasks.sandbox import missing_sandbox
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 
-Scored = tuple[list[float], list[float] | None]
-"""Scores and margins (None: the metric has none), one number per item."""
-
-
-@dataclass(frozen=True)
-class MetricOptions:
-    """How items are put to the model.
-
-    ``delimiter`` stands between prompt and answer (as in lm-eval); ``stop`` ends a generation of at
-    most ``max_new_tokens``. ``length_normalised`` divides a choice's log-likelihood by its number of
-    characters (lm-eval's acc_norm). ``margins`` asks for the margins of metrics that pay extra for them.
-    """
-
-    max_new_tokens: int = 32
-    stop: tuple[str, ...] = ("\n",)
-    delimiter: str = " "
-    length_normalised: bool = False
-    margins: bool = False
-
-
-@dataclass(frozen=True)
-class MetricSpec:
-    """One row of the registry: ``verb`` is what a model must be able to do, ``required`` the sets of
-    keys of which every item must have one."""
-
-    name: str
-    verb: Verb
-    direction: Literal["maximize", "minimize"]
-    required: tuple[tuple[str, ...], ...]
-    summary: str
-    score: Callable[[LanguageModel, Sequence[Item], MetricOptions], Scored]
-    always_margins: bool = False
+__all__ = ["METRICS", "MetricOptions", "MetricRegistry", "MetricSpec", "Scored"]
 
 
 def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """1 where the greedy continuation, stripped of surrounding white space, is an accepted answer, else 0.
 
-    The margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
+    With ``normalise`` case, punctuation and articles do not count. The
+    margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
     """
-    answers = model.generate([GenerationRequest(item.prompt, options.max_new_tokens, options.stop) for item in items])
-    accepted = [{answer.strip() for answer in item.answers} for item in items]
-    scores = [float(answer.text.strip() in right) for answer, right in zip(answers, accepted, strict=True)]
+    answers = generations(model, items, options)
+    scores = [float(is_answer(said.text, item, options.normalise)) for said, item in zip(answers, items, strict=True)]
     if not options.margins:
         return scores, None
     return scores, [max(per_token(one) for one in several) for several in _likelihoods(model, items, options, _answers)]
@@ -82,6 +60,26 @@ def loss(model: LanguageModel, items: Sequence[Item], options: MetricOptions) ->
     likelihoods = _likelihoods(model, items, options, _answers)
     margins = [max(per_token(one) for one in several) for several in likelihoods]
     return [-margin for margin in margins], margins
+
+
+def perplexity(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """exp of an item's loss per token: how many tokens the model hesitates between. Its mean over items is
+    ruled by the worst ones; ``loss`` is the steadier objective."""
+    losses, margins = loss(model, items, options)
+    return [math.exp(min(value, _LARGEST_LOSS)) for value in losses], margins
+
+
+def bits_per_byte(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """Negative log2-likelihood per UTF-8 byte of the text or answer: comparable between tokenizers."""
+    scores = []
+    for item, several in zip(items, _likelihoods(model, items, options, _answers), strict=True):
+        sizes = [len(text.encode("utf-8")) for text in item.answers]
+        scores.append(min(-one.logprob / (math.log(2) * size) for one, size in zip(several, sizes, strict=True)))
+    return scores, [-score for score in scores]
+
+
+_LARGEST_LOSS = 300.0
+"""exp of more overflows a mean; such a model has no perplexity worth telling apart."""
 
 
 def per_token(likelihood: LogLikelihood) -> float:
@@ -171,6 +169,60 @@ METRICS = MetricRegistry(
             "mean negative log-likelihood per token of the answer or text",
             loss,
             always_margins=True,
+        ),
+        MetricSpec(
+            "perplexity",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean over items of exp(loss per token)",
+            perplexity,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "bits_per_byte",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean negative log2-likelihood per byte of the answer or text",
+            bits_per_byte,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "f1",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "mean word F1 of the continuation against the nearest answer",
+            f1,
+        ),
+        MetricSpec(
+            "numeric",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "fraction of items whose last number is the answer's",
+            numeric,
+        ),
+        MetricSpec(
+            "code",
+            "generate",
+            "maximize",
+            (("prompt", "tests"),),
+            "fraction of programs that pass the item's tests in a sandbox",
+            code,
+            missing=missing_sandbox,
+        ),
+        MetricSpec(
+            "output_tokens",
+            "generate",
+            "minimize",
+            (("prompt",),),
+            "mean number of tokens written",
+            output_tokens,
+        ),
+        MetricSpec(
+            "latency", "generate", "minimize", (("prompt",),), "mean seconds for an item asked by itself", latency
         ),
     )
 )

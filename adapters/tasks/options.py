@@ -57,6 +57,20 @@ def is_count(value: Any) -> str | None:
     return None if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else "an integer of at least 1"
 
 
+def is_tolerance(value: Any) -> str | None:
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+    return None if sound else "a number of at least 0"
+
+
+def is_positive(value: Any) -> str | None:
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return None if sound else "a number above 0"
+
+
+def is_natural(value: Any) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "an integer of at least 0"
+
+
 def is_fraction(value: Any) -> str | None:
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
     return None if sound else "a number in [0, 1)"

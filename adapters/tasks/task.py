@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.items import Item
 from mergefront.optimizer.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
@@ -17,9 +17,9 @@ SPLITS = ("search", "report")
 class Task(Protocol):
     """A task scores a model on items.
 
-    ``direction`` says whether the mean score is better large or small. ``items`` returns the items of
-    the split "search" (what a search optimises on) or "report" (what its result is measured on);
-    the two never share an item. Raises ``UserError`` for another split or one without items.
+    ``direction`` says whether the mean score is better large or small, ``verb`` what a model must be able to do.
+    ``items`` returns the items of the split "search" (what a search optimises on) or "report" (what its result
+    is measured on); the two never share an item. Raises ``UserError`` for another split or one without items.
     """
 
     @property
@@ -27,6 +27,9 @@ class Task(Protocol):
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]: ...
+
+    @property
+    def verb(self) -> Verb: ...
 
     def items(self, split: str) -> Sequence[Item]: ...
 

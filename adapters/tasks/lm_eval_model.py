@@ -1,0 +1,49 @@
+"""The LM evaluation harness' model interface over ours, so that its tasks ask any backend (lm-eval 0.4.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.model import LM
+
+from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.optimizer.errors import EvaluationError
+
+DEFAULT_NEW_TOKENS = 256
+"""What the harness' own Hugging Face model generates at most where a task does not say."""
+
+
+class HarnessModel(LM):  # type: ignore[misc]
+    """Answers the harness' requests with a ``LanguageModel``; never reloads anything.
+
+    Sampling is refused: a search compares merges, not draws.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        answers = self.model.loglikelihood([ScoringRequest(*request.args[:2]) for request in requests])
+        return [(answer.logprob, answer.is_greedy) for answer in answers]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        """The log-likelihood of whole texts, window by window where they are longer than the model reads."""
+        answers = self.model.loglikelihood([ScoringRequest("", request.args[0]) for request in requests])
+        return [answer.logprob for answer in answers]
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        answers = self.model.generate([_generation(*request.args[:2]) for request in requests])
+        return [answer.text for answer in answers]
+
+
+def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
+    if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0:
+        raise EvaluationError(
+            "this task samples (do_sample, temperature); only greedy answers are compared", kind="task"
+        )
+    until: str | Sequence[str] | None = settings.get("until")
+    stop = (until,) if isinstance(until, str) else tuple(until or ())
+    longest = settings.get("max_gen_toks", settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))
+    return GenerationRequest(prompt, int(longest), tuple(text for text in stop if text))
