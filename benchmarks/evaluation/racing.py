@@ -153,6 +153,7 @@ def table(runs: list[Run]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.racing", description=__doc__)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--minutes", type=float, default=60.0, help="start no run after so many minutes")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
     parser.add_argument("--problem", type=int, help="only this problem")
@@ -167,7 +168,14 @@ def main() -> None:
     begun = time.monotonic()
     chosen = list(PROBLEMS.values()) if arguments.problem is None else [list(PROBLEMS.values())[arguments.problem]]
     planned = (
-        [] if arguments.table else [(p, s, a) for p in chosen for s in range(arguments.seeds) for a in arguments.arms]
+        []
+        if arguments.table
+        else [
+            (p, s, a)
+            for p in chosen
+            for s in range(arguments.first, arguments.first + arguments.seeds)
+            for a in arguments.arms
+        ]
     )
     for problem, seed, arm in planned:
         if (problem.name, arm, seed) in done:

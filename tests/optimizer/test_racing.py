@@ -83,7 +83,8 @@ def test_a_winner_gets_all_items_once_early_stops_have_paid_for_them(field: Any)
 
 def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(field: Any) -> None:
     """The stated confidence: at most 5 in 100 may be dropped that are not worse."""
-    settings, known = field
+    known = field[1]
+    settings = RacingSettings(items=0.25, confidence=0.95)
     dropped = sum(
         run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.7, "french": 0.7}, salt).details[DETAILS]["stopped"]
         == "dominated"

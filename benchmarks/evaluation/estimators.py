@@ -1,0 +1,87 @@
+"""What a part of the items says about all of them:  python -m benchmarks.evaluation.estimators
+
+Random merges of a problem are scored on all 1,000 items of each task once (kept in the cache). Then a
+few items of each are drawn, and the mean over all items is estimated: by the plain mean, by strata and
+regression on the anchors (what racing does), and by item response theory with the anchors as parents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from benchmarks.evaluation.problems import PROBLEMS, Problem, build
+from mergefront.optimizer.anchors import anchors
+from mergefront.optimizer.evaluation import EvaluationRequest
+from mergefront.optimizer.item_response import fit_items, response_estimate
+from mergefront.optimizer.item_sampling import estimate, informative_order, strata
+
+MERGES = 40
+DRAWS = 5
+SIZES = (16, 32, 64, 128, 200)
+ESTIMATES = ("plain mean", "strata and regression", "mp-IRT", "gmp-IRT")
+
+
+def bank(problem: Problem, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Item scores of the anchors and of random merges: a x tasks x n and m x tasks x n."""
+    kept = cache / f"bank-{problem.seed}-{problem.method}.npz"
+    if not kept.exists():
+        space, evaluator = build(problem, cache)
+        names = tuple(evaluator.tasks)
+        rng = np.random.default_rng(0)
+        known = [anchor.recipe for anchor in anchors(space)]
+        drawn = [
+            space.recipe({name: searched.at(float(rng.random())) for name, searched in space.searched.items()})
+            for _ in range(MERGES)
+        ]
+        rows = []
+        for recipe in [*known, *drawn]:
+            items = evaluator.evaluate(recipe, EvaluationRequest(names)).items
+            rows.append([items[name].scores for name in names])
+        np.savez(kept, rows=np.array(rows), anchors=len(known))
+    loaded = np.load(kept)
+    count = int(loaded["anchors"])
+    return loaded["rows"][:count], loaded["rows"][count:]
+
+
+def errors(known: np.ndarray, merges: np.ndarray) -> dict[int, list[float]]:
+    """Root mean squared error of each estimate by number of items, over tasks, merges and draws."""
+    tasks, items = known.shape[1:]
+    squares: dict[int, list[list[float]]] = {size: [] for size in SIZES}
+    for task in range(tasks):
+        references = known[:, task]
+        labels, model = strata(references), fit_items(references)
+        for number, merge in enumerate(merges[:, task]):
+            for draw in range(DRAWS):
+                base = np.random.default_rng([task, number, draw]).permutation(items)
+                order, _ = informative_order(references, list(base))
+                for size in SIZES:
+                    plain, informed = base[:size], np.array(order[:size])
+                    fitted = response_estimate(references, merge[plain], plain, model)
+                    regressed = estimate(merge[informed], informed, labels, references, items).mean
+                    several = (fitted.mean, regressed, fitted.mp, fitted.gmp)
+                    squares[size].append([(one - merge.mean()) ** 2 for one in several])
+    return {size: np.sqrt(np.mean(rows, axis=0)).tolist() for size, rows in squares.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.estimators", description=__doc__)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_benchmark")
+    parser.add_argument("--problem", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = errors(*bank(list(PROBLEMS.values())[arguments.problem], arguments.cache))
+    print(f"| items of 1,000 | {' | '.join(ESTIMATES)} |\n|{' --- |' * (len(ESTIMATES) + 1)}")
+    for size, row in found.items():
+        print(f"| {size} | {' | '.join(f'{value:.4f}' for value in row)} |")
+
+
+if __name__ == "__main__":
+    main()

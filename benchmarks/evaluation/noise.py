@@ -1,0 +1,100 @@
+"""How often a study claims a winner when there is none:  python -m benchmarks.evaluation.noise
+
+Every recipe is equally good: whatever the weights, an item is answered rightly with the item's own
+probability, by a coin of the recipe's own. A search of 30 candidates then picks the luckiest ones, and the verdict
+has to see through that. Any claim is false: that the best merge beats the best anchor, or that some
+merge beats some anchor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import mergefront as mf
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.seeding import derive_seed
+from mergefront.optimizer.space import MergeSpace
+from mergefront.verdict import verdict
+
+OBJECTIVES = ("maths", "french")
+ITEMS = 300
+CANDIDATES = 30
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a study of pure noise claims, on the items that it optimised on and on the report items."""
+
+    search_best: bool
+    search_any: bool
+    report_best: bool
+    report_any: bool
+
+
+class PureNoise:
+    """Equally good recipes: item scores by coins whose bias is the item's."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        items = {name: self._items(recipe, name, request.split) for name in request.objectives}
+        return Evaluation(
+            {name: scored.mean for name, scored in items.items()},
+            {name: scored.standard_error for name, scored in items.items()},
+            items,
+        )
+
+    def _items(self, recipe: Recipe, name: str, split: str) -> ItemScores:
+        chances = np.random.default_rng(derive_seed(self.seed, name, split)).beta(1.0, 1.0, ITEMS)
+        coins = np.random.default_rng(derive_seed(self.seed, name, split, recipe.digest)).random(ITEMS)
+        ids = tuple(f"{split} {name} {number}" for number in range(ITEMS))
+        return ItemScores(ids, tuple((coins < chances).astype(float).tolist()))
+
+
+def claims(seed: int, sampler: str = "random", candidates: int = CANDIDATES) -> Claims:
+    """What one study claims."""
+    evaluator = PureNoise(seed)
+    space = MergeSpace(OBJECTIVES, method="task_arithmetic", parameters={"weight": [0, 1]})
+    with tempfile.TemporaryDirectory() as folder:
+        study = mf.search(
+            space=space,
+            evaluate=evaluator,
+            objectives=OBJECTIVES,
+            sampler=sampler,
+            evaluations=candidates,
+            seed=seed,
+            storage=f"sqlite:///{Path(folder) / 'study.db'}",
+            name="noise",
+        )
+        for candidate in {one.recipe.digest: one for one in (*study.anchors(), *study.front())}.values():
+            evaluation = evaluator.evaluate(candidate.recipe, EvaluationRequest(OBJECTIVES, "report"))
+            study.ledger.record(candidate.recipe, evaluation, "report")
+        found = [verdict(study, split) for split in ("search", "report")]
+        study.database.close()
+    said = [
+        (False, False) if one is None else (one.overall.beats, any(match.beats for match in one.matches))
+        for one in found
+    ]
+    return Claims(*said[0], *said[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.noise", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--sampler", default="random")
+    arguments = parser.parse_args()
+    several = [claims(seed, arguments.sampler) for seed in range(arguments.first, arguments.first + arguments.seeds)]
+    for name in ("search_best", "search_any", "report_best", "report_any"):
+        print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Scoring throughput against the LM evaluation harness' own Hugging Face model:
+
+    python -m benchmarks.evaluation.throughput --model FOLDER [--items 40]
+
+The same model, the same items, one after the other, several times in turn; both sides build their
+requests beforehand. Answers and log-likelihoods are compared. Two kinds of items: questions with four
+choices of several tokens, and greedy answers. The harness' model runs with each of the batch sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mergefront.adapters.huggingface import HuggingFaceModel
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+
+WORDS = (
+    "river",
+    "stone",
+    "garden",
+    "engine",
+    "window",
+    "paper",
+    "silver",
+    "morning",
+    "letter",
+    "bridge",
+    "forest",
+    "winter",
+    "candle",
+    "market",
+    "harbour",
+    "copper",
+)
+BATCHES = (1, 16)
+
+
+def questions(count: int, rng: random.Random) -> list[tuple[str, list[str]]]:
+    """Questions of 30 to 90 words with four answers of three to six words."""
+    made = []
+    for _ in range(count):
+        text = " ".join(rng.choices(WORDS, k=rng.randint(30, 90)))
+        choices = [" " + " ".join(rng.choices(WORDS, k=rng.randint(3, 6))) for _ in range(4)]
+        made.append((f"Passage: {text}\nQuestion: which words come next?\nAnswer:", choices))
+    return made
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    answer = call()
+    return time.perf_counter() - begun, answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.throughput", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--generate", action="store_true", help="greedy answers instead of choices")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    asked = questions(arguments.items, random.Random(0))
+    theirs = {
+        size: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, backend="causal", device="cpu")
+        for size in BATCHES
+    }
+    ours = HuggingFaceModel(model, tokenizer)
+    calls = _calls(ours, theirs, asked, arguments.generate)
+    runs: dict[str, list[float]] = {name: [] for name in calls}
+    answers: dict[str, Any] = {}
+    for _ in range(arguments.repeats):
+        for name, call in calls.items():
+            seconds, answers[name] = timed(call)
+            runs[name].append(seconds)
+    own = answers["ours"]
+    for name, seconds in runs.items():
+        best = min(seconds)
+        print(
+            f"{name:18}  {arguments.items / best:6.2f} items/s (best of {len(seconds)}, "
+            f"median {statistics.median(seconds):.2f} s)  {best / min(runs['ours']):.2f} x our time  "
+            f"{_agreement(own, answers[name], arguments.generate)}"
+        )
+
+
+def _calls(
+    ours: HuggingFaceModel, theirs: dict[int, HFLM], asked: list[tuple[str, list[str]]], generate: bool
+) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    if generate:
+        requests = [GenerationRequest(text, 24, ("\n",)) for text, _ in asked]
+        own = partial(ours.generate, requests)
+        others = {size: partial(_generate, model, asked) for size, model in theirs.items()}
+    else:
+        scoring = [ScoringRequest(text, one) for text, several in asked for one in several]
+        own = partial(ours.loglikelihood, scoring)
+        others = {size: partial(_score, model, asked) for size, model in theirs.items()}
+    return {"ours": own, **{f"harness, batch {size}": call for size, call in others.items()}}
+
+
+def _score(model: HFLM, asked: list[tuple[str, list[str]]]) -> Any:
+    return model.loglikelihood(_choices(asked), disable_tqdm=True)
+
+
+def _generate(model: HFLM, asked: list[tuple[str, list[str]]]) -> Any:
+    return model.generate_until(_generations(asked), disable_tqdm=True)
+
+
+def _choices(asked: list[tuple[str, list[str]]]) -> list[Instance]:
+    return [
+        Instance("loglikelihood", {}, (text, one), number)
+        for text, several in asked
+        for number, one in enumerate(several)
+    ]
+
+
+def _generations(asked: list[tuple[str, list[str]]]) -> list[Instance]:
+    settings = {"until": ["\n"], "max_gen_toks": 24, "do_sample": False}
+    return [Instance("generate_until", {}, (text, dict(settings)), 0) for text, _ in asked]
+
+
+def _agreement(ours: Any, theirs: Any, generated: bool) -> str:
+    if generated:
+        texts = [one if isinstance(one, str) else one.text for one in theirs]
+        same = sum(a.text.strip() == b.strip() for a, b in zip(ours, texts, strict=True))
+        return f"{same} of {len(texts)} answers the same"
+    values = [one[0] if isinstance(one, tuple) else one.logprob for one in theirs]
+    gap = max(abs(a.logprob - b) for a, b in zip(ours, values, strict=True))
+    chosen = [
+        [max(range(4), key=lambda k, at=at, source=source: source[at + k]) for at in range(0, len(values), 4)]
+        for source in ([one.logprob for one in ours], values)
+    ]
+    same = sum(a == b for a, b in zip(*chosen, strict=True))
+    return f"{same} of {len(chosen[0])} choices the same, log-likelihoods within {gap:.1e}"
+
+
+if __name__ == "__main__":
+    main()
