@@ -1,7 +1,7 @@
 """Seconds per candidate merge: the resident engine, a plain pass over memory, and mergekit, in one run.
 
     python benchmarks/merge_speed.py [--methods ties ...] [--mergekit-python /path/to/venv/bin/python]
-        [--repeat 7] [--results benchmarks/merge_speed.json] [--document docs/benchmarks-merge.md]
+        [--repeat 7] [--results benchmarks/merge_speed.json] [--document FILE]
 
 Checkpoints are random bf16 tensors in the shapes of SmolLM2-135M (base and 3 experts). "plain pass"
 reads K + 1 tensors and writes one by a single compiled addition: what memory allows. mergekit runs
@@ -41,7 +41,7 @@ CONFIG = {
 }  # fmt: skip
 HEAD = """# Merging: seconds per candidate
 
-Written by `python benchmarks/merge_speed.py --document docs/benchmarks-merge.md`; do not edit.
+Written by `python benchmarks/merge_speed.py --document FILE`; do not edit.
 
 Random bf16 checkpoints in the shapes of SmolLM2-135M (134.5 million entries, tied embeddings), base and 3 experts,
 2 threads. A candidate has new weights and densities. "plain pass" is a compiled addition that reads the same K + 1

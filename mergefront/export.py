@@ -33,9 +33,12 @@ _LORA_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
-def export_candidate(study: Study, candidate: Candidate, out: str | Path, *, config_only: bool = False) -> Path:
+def export_candidate(
+    study: Study, candidate: Candidate, out: str | Path, *, config_only: bool = False, as_lora: bool = False
+) -> Path:
     """Write one evaluated candidate to ``out``, a new or empty folder, and return it.
 
+    ``as_lora`` writes a candidate of a LoRA method as one PEFT LoRA instead of folding it into the base.
     The folder appears whole or not at all. Raises ``UserError`` when ``out`` is in use, or when the
     study knows its models by name only, so that there are no weights to merge.
     """
@@ -59,7 +62,9 @@ def export_candidate(study: Study, candidate: Candidate, out: str | Path, *, con
                 "write the configuration alone with --config-only"
             )
     with new_folder(Path(out)) as folder:
-        if not config_only:
+        if as_lora:
+            _merge_lora(recipe, root, folder)
+        elif not config_only:
             _merge(recipe, references, config, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -176,6 +181,13 @@ def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
         )
         parts.append(part if found is None else str(found.resolve()))
     return "+".join(parts)
+
+
+def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
+    from mergefront.adapters.merging.lora_pool import merge_lora_recipe, write_lora
+
+    loras = {name: _resolve(reference, (root,)) for name, reference in recipe.models.items()}
+    write_lora(merge_lora_recipe(recipe, loras), folder, next(iter(loras.values())))
 
 
 def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:

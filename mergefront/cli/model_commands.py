@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 @click.option("--prefer", metavar="NAME=WEIGHT,...", help="The front member for these weights of the objectives.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
 @click.option("--config-only", is_flag=True, help="No weights: mergekit YAML, recipe and model card only.")
+@click.option("--as-lora", is_flag=True, help="A merge of LoRAs as one PEFT LoRA, not folded into the base model.")
 def export(
-    name: str, storage: str, trial: int | None, knee: bool, prefer: str | None, out: Path, config_only: bool
+    name: str,
+    storage: str,
+    trial: int | None,
+    knee: bool,
+    prefer: str | None,
+    out: Path,
+    config_only: bool,
+    as_lora: bool,
 ) -> None:
     """Write one merge of study NAME to a folder, with a model card that says how it was found.
 
@@ -36,12 +44,14 @@ def export(
     from mergefront.api import load_study
     from mergefront.export import export_candidate
 
+    if config_only and as_lora:
+        raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")
     if [trial is not None, knee, prefer is not None].count(True) != 1:
         raise UserError("export: choose one of --trial N, --knee and --prefer maths=0.7,french=0.3")
     preferences = None if prefer is None else parse_preferences(prefer)
     study = load_study(name, storage=storage)
     candidate = _chosen(study, trial, preferences)
-    export_candidate(study, candidate, out, config_only=config_only)
+    export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
     click.echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
     click.echo(str(out))
 

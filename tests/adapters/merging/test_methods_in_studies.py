@@ -15,6 +15,7 @@ from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.export import export_candidate
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.methods import METHODS
+from mergefront.optimizer.recipe import Recipe
 
 STUDY = """
 study: one
@@ -157,6 +158,24 @@ def test_loras_are_weighted_by_layer_and_switched_by_module(workspace: Path, tmp
     assert study.failures() == []
     assert {"weight[lora_one, self_attn, block 1]", "active[lora_two, self_attn, block 0]"} <= set(study.space.searched)
     export_candidate(study, study.candidates()[-1], tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["lora_cat", "lora_svd"])
+def test_a_merge_of_loras_is_exported_as_one_lora(workspace: Path, tmp_path: Path, method: str) -> None:
+    study = mf.search(write_study(workspace, tmp_path, method, 7))
+    chosen = study.candidates()[-1]
+    out = export_candidate(study, chosen, tmp_path / "out", as_lora=True)
+    assert (out / "adapter_config.json").exists() and not (out / "model.safetensors").exists()
+    folded = MergeEngine(workspace / "base", {"out": out})
+    one = Recipe("lora_cat", {"out": "out"}, {"weight[out]": 1.0}, "base")
+    experts = {name: workspace / path for name, path in chosen.recipe.models.items()}
+    exact = dict(MergeEngine(workspace / "base", experts).iterate(chosen.recipe))
+    for name, tensor in folded.iterate(one):
+        assert torch.allclose(tensor, exact[name], atol=1e-5), name
+    dense = [candidate for candidate in study.candidates() if candidate.recipe.method == "task_arithmetic"]
+    for candidate in dense:
+        with pytest.raises(UserError, match="does not merge LoRAs as LoRAs"):
+            export_candidate(study, candidate, tmp_path / "no", as_lora=True)
 
 
 METHOD_FILE = '''
