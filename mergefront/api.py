@@ -16,6 +16,7 @@ from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.space import MergeSpace
 from mergefront.optimizer.stopping import StopRule
 from mergefront.study import Study
+from mergefront.warm_start import begin, entries, read_warm_start, seeds_of
 
 if TYPE_CHECKING:
     from mergefront.optimizer.search import SearchPlan, TrialOutcome
@@ -42,6 +43,7 @@ def search(
     name: str | None = None,
     racing: bool | Mapping[str, float] = False,
     stop: StopRule | Mapping[str, Any] | None = None,
+    warm_start: Sequence[str | Path | Mapping[str, str]] = (),
     observe: Callable[[TrialOutcome], None] = _nothing,
 ) -> Study:
     """Search merges and return the study.
@@ -54,7 +56,8 @@ def search(
     definition is continued up to it (default 30). ``racing`` (True, or a mapping as in a study file) asks each
     candidate no more items than needed; the evaluator must score item by item. ``stop`` (``{"hours": 2}``, or
     ``{"improvement": 0.001, "asks": 5}``) ends the run before the budget is spent; ``Study.stopped`` then says why.
-    ``observe`` is called after each trial.
+    ``warm_start`` names what is known already: paths of mergekit YAML, ``{"study": NAME, "storage": URL}``
+    (see ``mergefront.warm_start``). ``observe`` is called after each trial.
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
@@ -96,6 +99,7 @@ def search(
         objectives=wanted,
         constraints=bounds,
         stop=rule,
+        warm_start=entries(warm_start),
         evaluator={"type": "python", "function": _function_name(evaluate)},
         sampler=sampler,
         sampler_options=options,
@@ -104,6 +108,7 @@ def search(
         evaluations=30 if evaluations is None else evaluations,
         racing=RacingSettings.read(racing),
     )
+    read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
     return _search(definition, evaluator, observe, _nothing)
 
@@ -223,6 +228,7 @@ def _search(
         record = set_stop(database, record, definition.stop.to_json())
     study = Study(database, record)
     write_search_space(study.optuna, study.space.distributions())
+    begin(study, definition)
     if record.evaluations != budget:
         set_evaluations(database, record.study_id, budget)
     return _continue(study, evaluator, budget, observe, before)
@@ -258,6 +264,7 @@ def plan_of(study: Study, budget: int) -> SearchPlan:
         seed,
         stop=StopRule.read(study.record.definition["stop"]),
         constraints=study.constraints,
+        seeds=seeds_of(study),
     )
 
 

@@ -23,6 +23,7 @@ from mergefront.optimizer.space import MergeSpace
 from mergefront.optimizer.stopping import StopRule
 from mergefront.server_backends import check_server, server_description
 from mergefront.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
+from mergefront.warm_start import entries, read_warm_start
 
 SPARSITY = "delta_l1"
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
@@ -71,6 +72,7 @@ def check_study(path: str | Path) -> CheckReport:
     objectives = _objectives(file, directions, problems)
     constraints = _constraints(file, directions, problems)
     stop = _stop(file, problems)
+    warm_start = _warm_start(file, root, problems)
     space = _space(file, layers, root, problems, notes)
     _check_sampler(file, problems)
     racing = _racing(file, problems)
@@ -93,10 +95,13 @@ def check_study(path: str | Path) -> CheckReport:
             runtime=runtime,
             constraints=constraints,
             stop=stop,
+            warm_start=warm_start,
             racing=racing,
             method_files=method_files,
         )
         _check_stored(definition, problems)
+        if not problems:
+            _check_warm_start(definition, problems, notes)
         notes.append(
             f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
             f"{file.search.evaluations} evaluations of {file.search.sampler}"
@@ -222,6 +227,29 @@ def _stop(file: StudyFile, problems: list[str]) -> StopRule:
         return StopRule()
 
 
+def _warm_start(file: StudyFile, root: Path, problems: list[str]) -> tuple[dict[str, str], ...]:
+    try:
+        made = entries(file.warm_start)
+    except UserError as error:
+        problems.append(str(error))
+        return ()
+    return tuple(
+        {**entry, "storage": _absolute_storage(entry["storage"], root, problems)} if "storage" in entry else entry
+        for entry in made
+    )
+
+
+def _check_warm_start(definition: StudyDefinition, problems: list[str], notes: list[str]) -> None:
+    if not definition.warm_start:
+        return
+    try:
+        found = read_warm_start(definition)
+    except UserError as error:
+        problems.append(str(error))
+        return
+    notes.append(f"warm start: {len(found.known)} evaluations are known, {len(found.seeds)} recipes come first")
+
+
 def _check_sampler(file: StudyFile, problems: list[str]) -> None:
     from mergefront.optimizer.samplers.registry import check_sampler
 
@@ -247,14 +275,18 @@ def _racing(file: StudyFile, problems: list[str]) -> RacingSettings | None:
 
 
 def _storage(file: StudyFile, root: Path, problems: list[str]) -> str:
+    return _absolute_storage(file.storage, root, problems)
+
+
+def _absolute_storage(given: str, root: Path, problems: list[str]) -> str:
     """The storage URL with a relative SQLite path made absolute from the file's folder."""
     from mergefront.storage.database import normalised_url, sqlite_path
 
     try:
-        url = normalised_url(file.storage)
+        url = normalised_url(given)
     except UserError as error:
         problems.append(str(error))
-        return file.storage
+        return given
     relative = sqlite_path(url)
     return url if relative is None or relative.is_absolute() else f"sqlite:///{root / relative}"
 

@@ -38,6 +38,7 @@ class StudyDefinition:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
     stop: StopRule = NEVER
+    warm_start: tuple[Mapping[str, str], ...] = ()
     racing: RacingSettings | None = None
     method_files: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class StudyDefinition:
             ],
             "constraints": [str(constraint) for constraint in self.constraints],
             "stop": self.stop.to_json(),
+            "warm_start": [dict(entry) for entry in self.warm_start],
             "evaluator": dict(self.evaluator),
             "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
             "seed": self.seed,

@@ -338,7 +338,10 @@ class Study:
         """How many trials of the budget are spent: scored or failed."""
         from optuna.trial import TrialState
 
-        return len(self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)))
+        from mergefront.optimizer.samplers.trial_attributes import WARM_START
+
+        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return sum(1 for trial in finished if WARM_START not in trial.user_attrs)
 
     def _row(self, candidate: Candidate) -> list[float]:
         return [candidate.scores[objective.name] for objective in self.objectives]

@@ -102,6 +102,7 @@ class StudyFile(_Section):
     racing: bool | dict[str, Any] = False
     search: SearchSection = Field(default_factory=SearchSection)
     stop: dict[str, Any] = Field(default_factory=dict)
+    warm_start: list[str | dict[str, str]] = Field(default_factory=list)
 
 
 def read_study_file(path: Path) -> StudyFile:

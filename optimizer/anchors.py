@@ -39,6 +39,8 @@ class Anchor:
     recipe: Recipe
     params: Mapping[str, ParameterValue]
     outside_space: bool
+    baseline: bool = True
+    """False for a recipe that is evaluated first without being one to compare with: a seed of a warm start."""
 
 
 def expert_anchor(expert: str) -> str:

@@ -29,6 +29,7 @@ from mergefront.optimizer.samplers.trial_attributes import (
     CONSTRAINT_ERRORS,
     CONSTRAINTS,
     OUTSIDE_SPACE,
+    SEED,
     STANDARD_ERRORS,
     expected_improvement,
     write_violations,
@@ -161,6 +162,8 @@ class SearchPlan:
     seed: int = 0
 
     stop: StopRule = NEVER
+    seeds: tuple[Anchor, ...] = ()
+    """Recipes of a warm start, evaluated after the anchors."""
     constraints: tuple[Constraint, ...] = ()
     """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
 
@@ -311,7 +314,7 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
-    return Proposal(claim, frozen, recipe, None if anchor is None else anchor.name)
+    return Proposal(claim, frozen, recipe, anchor.name if anchor is not None and anchor.baseline else None)
 
 
 def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -347,14 +350,9 @@ def complete(
     """
     scores = checked_scores(evaluation, plan.objective_names)
     values = [scores[name] for name in plan.objective_names]
-    attributes: dict[str, Any] = {REUSED: True} if reused else {}
-    errors = [evaluation.standard_errors.get(name) for name in plan.objective_names]
-    if any(error is not None for error in errors):
-        attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
-    violations = checked_violations(evaluation, plan.constraints)
-    if violations:
-        attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in plan.constraints}
-        attributes[CONSTRAINT_ERRORS] = [_finite(evaluation.standard_errors.get(c.name)) for c in plan.constraints]
+    attributes, violations = told_attributes(plan.objectives, plan.constraints, evaluation)
+    if reused:
+        attributes[REUSED] = True
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
     if violations:
@@ -371,6 +369,24 @@ def complete(
     )
 
 
+def told_attributes(
+    objectives: Sequence[Objective], constraints: Sequence[Constraint], evaluation: Evaluation
+) -> tuple[dict[str, Any], list[float]]:
+    """What a trial keeps of its evaluation beside the values: user attributes, and the constraints' violations.
+
+    Raises ``EvaluationError`` for a constrained number that is missing or not finite.
+    """
+    attributes: dict[str, Any] = {}
+    errors = [evaluation.standard_errors.get(objective.name) for objective in objectives]
+    if any(error is not None for error in errors):
+        attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
+    violations = checked_violations(evaluation, constraints)
+    if violations:
+        attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in constraints}
+        attributes[CONSTRAINT_ERRORS] = [_finite(evaluation.standard_errors.get(c.name)) for c in constraints]
+    return attributes, violations
+
+
 def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:
     """Keep why a recipe could not be scored and tell the trial as failed, all or nothing."""
     claim, trial = proposal.claim, proposal.trial
@@ -383,13 +399,15 @@ def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[in
     """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
     found = _trial_of(study, claim)
     if found is not None:
+        if SEED in found.user_attrs:
+            return found._trial_id, next(seed for seed in plan.seeds if seed.name == found.user_attrs[SEED])
         return found._trial_id, _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
     anchor = _anchor_for(plan, study, claim.slot)
     attributes: dict[str, Any] = {SLOT: claim.slot}
     params: Mapping[str, Any] = {}
     distributions: Mapping[str, BaseDistribution] = {}
     if anchor is not None:
-        attributes[ANCHOR] = anchor.name
+        attributes[ANCHOR if anchor.baseline else SEED] = anchor.name
         if anchor.outside_space:
             attributes[OUTSIDE_SPACE] = True
         params, distributions = anchor.params, plan.space.distributions()
@@ -414,7 +432,8 @@ def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> Anchor | No
         return plan.anchors[slot]
     if slot == len(plan.anchors):
         return _metric_weighted(plan, study)
-    return None
+    seed = slot - len(plan.anchors) - 1
+    return plan.seeds[seed] if seed < len(plan.seeds) else None
 
 
 def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> Anchor | None:

@@ -131,7 +131,20 @@ def status(name: str, storage: str, as_json: bool) -> None:
     metavar="FILE",
     help="Also draw the front: FILE.png, or FILE.html to look at in a browser.",
 )
-def front(name: str, storage: str, as_json: bool, plot: Path | None) -> None:
+@click.option("--distinct", is_flag=True, help="Which merges are better than each other one in something beyond noise.")
+@click.option("--epsilon", type=float, metavar="E", help="The same, by more than E of the anchors' range.")
+@click.option("--prefer", metavar="NAME=WEIGHT,...", help="The member for these weights of the objectives.")
+@click.option("--direction", metavar="NAME=SHARE,...", help="The member farthest from the worst values this way.")
+def front(
+    name: str,
+    storage: str,
+    as_json: bool,
+    plot: Path | None,
+    distinct: bool,
+    epsilon: float | None,
+    prefer: str | None,
+    direction: str | None,
+) -> None:
     """Show the front of study NAME against the anchors, and which merges beat them beyond noise.
 
     \b
@@ -139,10 +152,12 @@ def front(name: str, storage: str, as_json: bool, plot: Path | None) -> None:
       mergefront front skills
       mergefront front skills --plot front.html
       mergefront front skills --json | jq '.front[].scores'
+      mergefront front skills --distinct --prefer maths=0.7,french=0.3
     """
     from mergefront.api import load_study
     from mergefront.cli.tables import print_front
     from mergefront.verdict import verdicts
+    from mergefront.words import trials
 
     study = load_study(name, storage=storage)
     if plot is not None:
@@ -150,10 +165,30 @@ def front(name: str, storage: str, as_json: bool, plot: Path | None) -> None:
 
         save_front(study, plot)
         click.echo(f"Wrote {plot}", err=True)
+    chosen = _chosen(study, distinct, epsilon, prefer, direction)
     if as_json:
-        print_json(study.to_json())
-    else:
-        print_front(study, verdicts(study))
+        print_json({**study.to_json(), **chosen})
+        return
+    print_front(study, verdicts(study))
+    for what, found in chosen.items():
+        numbers = found if isinstance(found, list) else [found]
+        click.echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
+
+
+def _chosen(
+    study: Study, distinct: bool, epsilon: float | None, prefer: str | None, direction: str | None
+) -> dict[str, list[int] | int]:
+    """Trials of the front by what was asked for: "distinct", "preferred", "along"."""
+    from mergefront.cli.model_commands import parse_preferences
+
+    found: dict[str, list[int] | int] = {}
+    if distinct or epsilon is not None:
+        found["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
+    if prefer is not None:
+        found["preferred"] = study.preferred(parse_preferences(prefer)).number
+    if direction is not None:
+        found["along"] = study.along(parse_preferences(direction)).number
+    return found
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")
