@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SMALLEST_SUM = 1e-8
+# The compiler makes a kernel of its own for sums of no more entries than this; merging those eagerly
+# costs less than compiling twice.
+_SMALLEST_COMPILED = 4096
 
 
 class TaskVectorMerger:
@@ -71,7 +74,7 @@ class TaskVectorMerger:
         return norm
 
     def _kernel(self, fusion: Fusion, size: int) -> Kernel:
-        if not self.compile or size < 2:
+        if not self.compile or size <= _SMALLEST_COMPILED:
             return eager_kernel(fusion)
 
         def guarded(*arguments: object) -> torch.Tensor:

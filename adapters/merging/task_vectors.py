@@ -229,4 +229,6 @@ def compiled_kernel(fusion: Fusion) -> Kernel:
         out.copy_(merged)
         return norm
 
+    # torch.compile counts recompilations per code object and gives up after a few: every fusion gets its own.
+    kernel.__code__ = kernel.__code__.replace(co_name=f"merge_{len(fusion.modes)}_{abs(hash(fusion)):x}")
     return torch.compile(kernel, dynamic=True, fullgraph=True)
