@@ -25,6 +25,7 @@ from mergefront.optimizer.racing import DETAILS
 from mergefront.verdict import LEVEL, Match, Verdict, oriented_items, verdict
 
 if TYPE_CHECKING:
+    from mergefront.adapters.tasks import Task
     from mergefront.study import Candidate, Study
 
 BASELINES = (UNIFORM, TASK_ARITHMETIC)
@@ -83,6 +84,7 @@ def contents(study: Study) -> Contents:
     of_anchors = {candidate.recipe.digest for candidate in anchors}
     front = [candidate for candidate in study.front() if candidate.recipe.digest not in of_anchors]
     on_report = verdict(study, "report")
+    tasks = _tasks(study)
     return Contents(
         study,
         front,
@@ -91,23 +93,25 @@ def contents(study: Study) -> Contents:
         _hypervolumes(study, candidates),
         study.hypervolume(anchors) if anchors else 0.0,
         importances(study),
-        side_tasks(study),
+        _side_tasks(study, tasks),
         _cost(study, candidates),
-        _warnings(study, on_report),
+        _warnings(study, on_report, tasks),
     )
 
 
-def side_tasks(study: Study) -> list[Objective]:
-    """The tasks that are no objective: what is measured beside the search, to see what merging forgets."""
+def _tasks(study: Study) -> list[Task]:
+    """The study's tasks, objectives or not; none where a function scores."""
     from mergefront.adapters.tasks import build_task
 
     described = study.record.definition["evaluator"]
-    wanted = {objective.name for objective in study.objectives}
-    side = {name: config for name, config in described.get("tasks", {}).items() if name not in wanted}
     root = Path(study.record.root)
-    return [
-        Objective(name, build_task(name, config, root, described["seed"]).direction) for name, config in side.items()
-    ]
+    return [build_task(name, config, root, described["seed"]) for name, config in described.get("tasks", {}).items()]
+
+
+def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
+    """The tasks that are no objective: what is measured beside the search, to see what merging forgets."""
+    wanted = {objective.name for objective in study.objectives}
+    return [Objective(task.name, task.direction) for task in tasks if task.name not in wanted]
 
 
 def _hypervolumes(study: Study, candidates: Sequence[Candidate]) -> list[tuple[int, float]]:
@@ -132,7 +136,7 @@ def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
     return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
 
 
-def _warnings(study: Study, on_report: Verdict | None) -> list[str]:
+def _warnings(study: Study, on_report: Verdict | None, tasks: Sequence[Task]) -> list[str]:
     said = []
     if on_report is None:
         remedy = "run `mergefront report` first" if "tasks" in study.record.definition["evaluator"] else ""
@@ -140,21 +144,8 @@ def _warnings(study: Study, on_report: Verdict | None) -> list[str]:
             "The scores below are those that the search optimised on: the best of many trials looks better than it "
             f"is{f' ({remedy})' if remedy else ''}."
         )
-    for name, config in study.record.definition["evaluator"].get("tasks", {}).items():
-        announced = known_benchmark(name, config)
-        if announced:
-            said.append(announced)
+    said += [text for task in tasks if (text := getattr(task, "announcement", None)) is not None]
     return said
-
-
-def known_benchmark(name: str, config: Mapping[str, object]) -> str | None:
-    """A warning when a task's items are a published benchmark's test items, which this search then optimised on."""
-    if config.get("type") != "lm_eval":
-        return None
-    return (
-        f"Task {name} takes its items from {config.get('task')} of the LM evaluation harness. A merge that was "
-        "searched on a published benchmark's items must not be compared with others by it, report items included."
-    )
 
 
 def page(shown: Contents) -> str:
@@ -320,7 +311,7 @@ def _significance(shown: Contents) -> str:
     how = "paired item by item" if judged.paired else "from standard errors"
     note = (
         f"<p>Difference to the baseline, {how}, with p-values after Holm's correction over all comparisons of the "
-        f"front. Bold: better beyond noise (p &lt; {LEVEL:g}); struck through: worse (p &lt; {LEVEL:g}, uncorrected). "
+        f"front. Bold: better beyond noise (p &lt; {LEVEL:g}); red: worse (p &lt; {LEVEL:g}, uncorrected). "
         "Overall: the mean of the normalised objectives, p not corrected.</p>"
     )
     return note + _table(headings, rows, raw=True)
@@ -346,7 +337,7 @@ def _change(match: Match, objective: Objective) -> str:
     said = f"{escape(words.difference(part, objective))} <small>p {_p(match.corrected[objective.name])}</small>"
     if objective.name in match.better:
         return f"<b>{said}</b>"
-    return f"<s>{said}</s>" if objective.name in match.worse else said
+    return f'<span class="worse">{said}</span>' if objective.name in match.worse else said
 
 
 def _overall(match: Match) -> str:
@@ -482,7 +473,7 @@ table {{ border-collapse: collapse; font-size: 0.9rem; }} td, th {{ padding: 0.3
 border-bottom: 1px solid #e9ecef; vertical-align: top; }} th {{ background: #f8f9fa; }}
 .wide {{ overflow-x: auto; }} small {{ color: #6c757d; }} pre {{ background: #f8f9fa; padding: 0.7rem; }}
 .verdict {{ font-size: 1.05rem; padding: 0.7rem; border-left: 4px solid #adb5bd; background: #f8f9fa; }}
-.beats {{ border-color: #009e73; }} .line {{ margin: 0.15rem 0; }}
+.worse {{ color: #b02a37; }} .beats {{ border-color: #009e73; }} .line {{ margin: 0.15rem 0; }}
 .warning {{ padding: 0.6rem; background: #fff3cd; border-left: 4px solid #e69f00; }}
 details {{ margin: 0.4rem 0; }} summary {{ cursor: pointer; }}
 </style></head>

@@ -78,7 +78,8 @@ class Overall:
 class Verdict:
     """Every front merge against every anchor on one split ("search" or "report").
 
-    ``rows`` are the candidates' evaluations on that split, by trial number.
+    ``rows`` are the candidates' evaluations on that split, by trial number. ``comparisons`` is how many the p-values
+    are corrected for: on the search items those of every merge tried, as the front was picked on the same items.
     """
 
     split: str
@@ -87,6 +88,7 @@ class Verdict:
     rows: Mapping[int, Evaluation]
     matches: tuple[Match, ...]
     overall: Overall
+    comparisons: int
 
     @cached_property
     def paired(self) -> bool:
@@ -130,7 +132,8 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:
         return None
-    return _judge(study.objectives, split, merges, anchors, rows, picked)
+    picked_from = len(candidates) - len(anchors) if split == "search" else len(merges)
+    return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
 
 
 def _judge(
@@ -140,6 +143,7 @@ def _judge(
     anchors: Sequence[Candidate],
     rows: Mapping[int, Evaluation],
     picked: int | None,
+    picked_from: int,
 ) -> Verdict:
     names = [objective.name for objective in objectives]
     scores = {number: checked_scores(row, names) for number, row in rows.items()}
@@ -155,7 +159,8 @@ def _judge(
                 for objective in objectives
             }
             compared.append((merge, anchor, parts))
-    flat = holm([part.p_value for _, _, parts in compared for part in parts.values()])
+    comparisons = picked_from * len(anchors) * len(names)
+    flat = holm([part.p_value for _, _, parts in compared for part in parts.values()], comparisons)
     matches = []
     for index, (merge, anchor, parts) in enumerate(compared):
         corrected = dict(zip(parts, flat[index * len(names) : (index + 1) * len(names)], strict=True))
@@ -171,18 +176,23 @@ def _judge(
         {str(anchor.anchor): anchor.number for anchor in anchors},
         rows,
         tuple(matches),
-        _overall(matches, anchors, means, picked),
+        _overall(matches, anchors, means, picked, picked_from),
+        comparisons,
     )
 
 
 def _overall(
-    matches: Sequence[Match], anchors: Sequence[Candidate], means: Mapping[int, float], picked: int | None
+    matches: Sequence[Match],
+    anchors: Sequence[Candidate],
+    means: Mapping[int, float],
+    picked: int | None,
+    picked_from: int,
 ) -> Overall:
     # Who violates a constraint is no alternative to a merge that satisfies it.
     anchors = [anchor for anchor in anchors if anchor.feasible] or anchors
     best_anchor = max(anchors, key=lambda anchor: means[anchor.number])
     against_best = [match for match in matches if match.anchor == best_anchor.anchor]
-    corrected = holm([match.overall.p_value for match in against_best])
+    corrected = holm([match.overall.p_value for match in against_best], picked_from)
     known = {match.merge: index for index, match in enumerate(against_best)}
     if picked in known:
         best = known[picked]

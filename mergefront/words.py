@@ -128,7 +128,7 @@ def basis(found: Verdict) -> str:
     if not found.noise_known:
         return "Beaten = better somewhere, worse nowhere (the scores come without noise and are taken as exact):"
     how = "item by item" if found.paired else "by standard errors"
-    count = sum(len(match.by_objective) for match in found.matches)
+    count = found.comparisons
     corrected = f", Holm-corrected over {count} comparisons" if count > 1 else ""
     return f"Beaten = better somewhere and worse nowhere beyond noise ({how}, p < {LEVEL:g}{corrected}):"
 

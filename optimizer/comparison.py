@@ -81,14 +81,15 @@ def weighted_sum(differences: Sequence[Difference], weights: Sequence[float]) ->
     return Difference(mean, math.sqrt(variance), freedom, sum(counts) if counts and not noisy_unpaired else None)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[float]:
     """p-values corrected for their number, in the given order (Holm 1979).
 
-    Rejecting those below a level keeps the chance of any false rejection below that level.
+    Rejecting those below a level keeps the chance of any false rejection below that level. ``comparisons`` is the
+    number of comparisons that these were picked from, where it is larger: those left out count as not rejected.
     """
-    count = len(p_values)
-    order = sorted(range(count), key=lambda index: p_values[index])
-    corrected = [0.0] * count
+    count = max(len(p_values), comparisons or 0)
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected = [0.0] * len(p_values)
     largest = 0.0
     for rank, index in enumerate(order):
         largest = max(largest, min(1.0, (count - rank) * p_values[index]))
