@@ -53,14 +53,20 @@ class HuggingFaceModel:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
+        self._continues = self._takes_positions and "past_key_values" in parameters
         self._ends = _end_tokens(model, tokenizer)
         model.eval()
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
-        """Exact log-likelihoods; requests that read the same tokens share one pass (choices of one token)."""
+        """Exact log-likelihoods. Requests that read the same tokens share one pass (choices of one token), and
+        several continuations of one context share its reading."""
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
-        windows = [list(self._windows(context, continuation)) for context, continuation in encoded]
+        shared = self._shared(encoded)
+        windows = [
+            [] if context in shared and continuation in shared[context] else list(self._windows(context, continuation))
+            for context, continuation in encoded
+        ]
         wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]] = {}
         for inputs, targets in (window for several in windows for window in several):
             wanted.setdefault(inputs, {})[targets] = (0.0, True)
@@ -68,8 +74,15 @@ class HuggingFaceModel:
         longest = [max(len(targets) for targets in wanted[row]) for row in rows]
         for start, end in self._batches([len(row) for row in rows], longest):
             self._halving(rows[start:end], lambda part: self._score(part, wanted))
+        contexts = sorted(shared, key=len, reverse=True)
+        for start, end in self._shared_batches(contexts, shared):
+            self._halving(contexts[start:end], lambda part: self._score_shared(part, shared))
         answers = []
-        for several in windows:
+        for (context, continuation), several in zip(encoded, windows, strict=True):
+            if not several and continuation:
+                logprob, is_greedy = shared[context][continuation]
+                answers.append(LogLikelihood(logprob, len(continuation), is_greedy))
+                continue
             parts = [wanted[inputs][targets] for inputs, targets in several]
             answers.append(
                 LogLikelihood(
@@ -87,6 +100,73 @@ class HuggingFaceModel:
             targets = continuation[start : start + self.max_length]
             end = len(context) + start + len(targets) - 1
             yield tokens[max(0, end - self.max_length) : end], targets
+
+    def _shared(self, encoded: Sequence[tuple[Tokens, Tokens]]) -> dict[Tokens, dict[Tokens, tuple[float, bool]]]:
+        """Contexts worth reading once for several continuations, with those continuations (results to come)."""
+        if not self._continues:
+            return {}
+        of_context: dict[Tokens, dict[Tokens, tuple[float, bool]]] = {}
+        for context, continuation in encoded:
+            if continuation and len(context) + len(continuation) - 1 <= self.max_length:
+                of_context.setdefault(context, {})[continuation] = (0.0, True)
+        return {
+            context: continuations
+            for context, continuations in of_context.items()
+            if len({continuation[:-1] for continuation in continuations}) > 1 and len(context) >= _SHORTEST_SHARED
+        }
+
+    def _shared_batches(
+        self, contexts: Sequence[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]]
+    ) -> Iterator[tuple[int, int]]:
+        """Slices of contexts (longest first) whose continuations together fit into a batch."""
+        start = 0
+        while start < len(contexts):
+            end, rows, longest = start, 0, 0
+            while end < len(contexts):
+                rows += len(shared[contexts[end]])
+                longest = max(longest, *(len(continuation) for continuation in shared[contexts[end]]))
+                tokens = rows * (len(contexts[start]) + longest)
+                if end > start and (rows > 2 * self.max_rows or tokens > self.max_tokens):
+                    break
+                end += 1
+            yield start, end
+            start = end
+
+    def _score_shared(self, contexts: list[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]]) -> None:
+        """Fill in the continuations of each context: the contexts in one pass, all that follows in another."""
+        device = self.model.device
+        length = max(len(context) for context in contexts)
+        tokens = torch.tensor([row[:1] * (length - len(row)) + row for row in contexts], device=device)
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in contexts], device=device)
+        output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **self._positions(mask, length))
+        places = [(row, context, one) for row, context in enumerate(contexts) for one in shared[context]]
+        owners = torch.tensor([row for row, _, _ in places], device=device)
+        logits = output.logits[:, -1:][owners]
+        longest = max(len(one) for _, _, one in places)
+        if longest > 1:
+            cache = output.past_key_values
+            cache.batch_select_indices(owners)
+            # The filler comes after what is read, so that nothing attends to it.
+            read = [one[:-1] + one[-1:] * (longest - len(one)) for _, _, one in places]
+            following = torch.tensor(read, device=device)
+            mask = torch.cat([mask[owners], mask.new_ones(len(places), longest - 1)], 1)
+            every = torch.arange(longest - 1, device=device)
+            more = self._positions(mask, longest - 1)
+            output = self._forward(following, every, attention_mask=mask, use_cache=True, past_key_values=cache, **more)
+            logits = torch.cat([logits, output.logits], 1)
+        at_row = [row for row, (_, _, one) in enumerate(places) for _ in one]
+        at_place = [place for _, _, one in places for place in range(len(one))]
+        chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
+        logprobs, greedy = _token_scores(chosen, [token for _, _, one in places for token in one])
+        start = 0
+        for _, context, one in places:
+            end = start + len(one)
+            shared[context][one] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
+            start = end
+
+    def _positions(self, mask: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """Positions of the last ``length`` tokens under a mask, where the model takes them."""
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]} if self._takes_positions else {}
 
     def _batches(self, lengths: Sequence[int], targets: Sequence[int] | None = None) -> Iterator[tuple[int, int]]:
         """Slices of rows sorted by length, longest first.
@@ -133,11 +213,7 @@ class HuggingFaceModel:
         at_row = [index[row] for row, targets in places for _ in targets]
         at_place = [len(row) - len(targets) + k - first for row, targets in places for k in range(len(targets))]
         chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
-        target = torch.tensor([token for _, targets in places for token in targets], device=device)
-        logprobs = (chosen.gather(1, target[:, None])[:, 0] - chosen.logsumexp(1)).double().cpu()
-        greedy = (chosen.argmax(1) == target).cpu()
-        if not bool(torch.isfinite(logprobs).all()):
-            raise EvaluationError("the merged model's log-probabilities are not finite", kind="not finite")
+        logprobs, greedy = _token_scores(chosen, [token for _, targets in places for token in targets])
         start = 0
         for row, targets in places:
             end = start + len(targets)
@@ -187,8 +263,7 @@ class HuggingFaceModel:
             more: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
             if cache is not None:
                 more["past_key_values"] = cache
-            if self._takes_positions:
-                more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            more.update(self._positions(mask, tokens.shape[1]))
             output = self._forward(tokens, 1, **more)
             cache = output.past_key_values
             # A step's largest logit is NaN as soon as one of them is.
@@ -233,6 +308,17 @@ class HuggingFaceModel:
         return (text[: min(found)], True) if found else (text, False)
 
 
+def _token_scores(logits: torch.Tensor, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target (``n``, from logits ``n x vocabulary``), and whether it is the likeliest token."""
+    target = torch.tensor(targets, device=logits.device)
+    logprobs = (logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(1)).double().cpu()
+    if not bool(torch.isfinite(logprobs).all()):
+        raise EvaluationError("the merged model's log-probabilities are not finite", kind="not finite")
+    return logprobs, (logits.argmax(1) == target).cpu()
+
+
+_SHORTEST_SHARED = 8
+"""Tokens of a context from which reading it once pays for a second pass."""
 _MAX_LOGITS = 2**27
 """Most float32 logits that one scoring batch gathers: 512 MiB."""
 

@@ -200,3 +200,23 @@ def test_a_tokenizer_that_adds_bos_and_end_tokens_is_split_at_the_right_place(ti
     expected, _ = by_hand(tiny_llama, [framed.bos_token_id, *context], continuation)
     assert answer.logprob == pytest.approx(expected, abs=1e-4)
     assert answer.tokens == len(continuation)
+
+
+def test_several_continuations_of_one_context_share_its_reading(tiny_llama: Any, tokenizer: Any) -> None:
+    contexts = ["Question: what is two plus two, as a word in English? Answer:", "Sort these numbers, 23 43 83 44 38:"]
+    choices = [" four", " twenty-two of them", " none of the above", " 1 2 3 4 5 6"]
+    requests = [ScoringRequest(context, choice) for choice in choices for context in contexts]
+    requests.append(ScoringRequest("A", "b"))
+    read: list[int] = []
+    tiny_llama.register_forward_hook(
+        lambda module, args, kwargs, output: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    answers = HuggingFaceModel(tiny_llama, tokenizer).loglikelihood(requests)
+    together = sum(read)
+    read.clear()
+    single = HuggingFaceModel(tiny_llama, tokenizer)
+    for request, answer in zip(requests, answers, strict=True):
+        (alone,) = single.loglikelihood([request])
+        assert answer.logprob == pytest.approx(alone.logprob, abs=1e-4)
+        assert (answer.tokens, answer.is_greedy) == (alone.tokens, alone.is_greedy)
+    assert together < 0.7 * sum(read)
