@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,24 +190,24 @@ def _load(task: str, folder: Path, include_path: Any) -> tuple[Any, bool]:
             raise UserError(f"task {task!r} is a group of tasks; name its tasks one by one")
         raise UserError(f"unknown task {task!r} of the LM evaluation harness {did_you_mean(task, known)}")
     own = include_path is not None and task in _manager(folder / include_path, defaults=False).all_subtasks
-    return _built(manager, task, task), not own
+    return _loaded(lambda: next(iter(manager.load([task])["tasks"].values())), task), not own
 
 
 def _from_file(path: Path) -> Any:
     """The task that a YAML file defines; its data files are relative to it."""
-    import yaml
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
 
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_tolerant_loader())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"task {path}: cannot be read ({error})") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("task"), str):
-        raise UserError(f"task {path}: must be a mapping with the key 'task', as the harness has it")
-    overrides: dict[str, Any] = {"task": raw["task"]}
-    arguments = raw.get("dataset_kwargs")
-    if isinstance(arguments, dict) and "data_files" in arguments:
-        overrides["dataset_kwargs"] = {**arguments, "data_files": _beside(arguments["data_files"], path.parent)}
-    return _built(_manager(path.parent, defaults=False), overrides, str(path))
+    def build() -> Any:
+        config = dict(load_yaml(path, resolve_func=True))
+        for key in ("tag", "group", "task_list"):
+            config.pop(key, None)
+        arguments = config.get("dataset_kwargs") or {}
+        if "data_files" in arguments:
+            config["dataset_kwargs"] = {**arguments, "data_files": _beside(arguments["data_files"], path.parent)}
+        return ConfigurableTask(config=config)
+
+    return _loaded(build, str(path))
 
 
 def _beside(files: Any, folder: Path) -> Any:
@@ -218,15 +218,14 @@ def _beside(files: Any, folder: Path) -> Any:
     return str(folder / files) if isinstance(files, str) and "://" not in files else files
 
 
-def _built(manager: TaskManager, spec: Any, label: str) -> Any:
+def _loaded(build: Callable[[], Any], label: str) -> Any:
+    """What ``build`` makes. Whatever a benchmark's own code or data raises becomes ``UserError``."""
     try:
         with _quiet():
-            tasks = manager.load([spec])["tasks"]
+            return build()
     except Exception as error:
-        # Whatever a benchmark's own code and the download of its data raise.
         said = " ".join(str(error).split())[:300]
         raise UserError(f"task {label!r}: the harness could not load it ({type(error).__name__}: {said})") from None
-    return next(iter(tasks.values()))
 
 
 def _metric(harness: Any, task: str, wanted: str | None) -> tuple[str, Literal["maximize", "minimize"]]:
@@ -275,17 +274,6 @@ def _manager(include_path: Path | None, defaults: bool = True) -> TaskManager:
 
     with _quiet():
         return TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=defaults)
-
-
-def _tolerant_loader() -> type:
-    """Reads the harness' YAML without running what its tags name."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
-    return Loader
 
 
 @contextmanager
