@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.grouping import layer_of
 from mergefront.study_file import StudyFile
+
+if TYPE_CHECKING:
+    from mergefront.adapters.tasks import Item, Task
 
 _WHOLE_FILE_UP_TO = 64 * 1024 * 1024
 _SAMPLE = 1024 * 1024
@@ -72,19 +75,40 @@ def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[st
     from mergefront.adapters.tasks import build_task, problems_of
 
     directions: dict[str, str] = {}
+    sound: dict[str, Task] = {}
     for name, config in file.tasks.items():
         found = problems_of(config, root, file.seed)
         problems.extend(f"tasks.{name}: {problem}" for problem in found)
         if found:
             directions[name] = "maximize"  # its objective is then no second problem
             continue
-        task = build_task(name, config, root, file.seed)
+        task = sound[name] = build_task(name, config, root, file.seed)
         directions[name] = task.direction
+        announcement = getattr(task, "announcement", None)
+        if announcement is not None:
+            notes.append(announcement)
         counts = {split: _count(task, split) for split in ("search", "report")}
         notes.append(f"task {name}: {counts['search']} search items, {counts['report']} report items")
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
+    problems.extend(_leaks(sound))
     return directions
+
+
+def _leaks(tasks: Mapping[str, Task]) -> list[str]:
+    """Report items of one task that the search optimises on in another: their report would be no report."""
+    search = {name: {item.id for item in _items(task, "search")} for name, task in tasks.items()}
+    found = []
+    for name, task in tasks.items():
+        report = {item.id for item in _items(task, "report")}
+        for other, ids in search.items():
+            shared = len(report & ids) if other != name else 0
+            if shared:
+                found.append(
+                    f"tasks.{name}: the search optimises on {shared} of its report items, as search items of task "
+                    f"{other}; give both tasks the same files and report_fraction, or remove the items from one"
+                )
+    return found
 
 
 def _no_lora(file: StudyFile, kind: str) -> list[str]:
@@ -140,11 +164,15 @@ def _content(file: Path) -> bytes:
         return hashlib.sha256(head + stream.read(_SAMPLE)).digest()
 
 
-def _count(task: Any, split: str) -> int:
+def _count(task: Task, split: str) -> int:
+    return len(_items(task, split))
+
+
+def _items(task: Task, split: str) -> Sequence[Item]:
     try:
-        return len(task.items(split))
+        return task.items(split)
     except UserError:
-        return 0
+        return ()
 
 
 def _hinted(error: UserError, root: Path) -> str:

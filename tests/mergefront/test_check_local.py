@@ -123,3 +123,15 @@ def test_changed_data_is_another_study(study: Path) -> None:
     with (study.parent / "data/maths.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "new", "answer": "item"}) + "\n")
     assert check_study(study).definition_or_raise().to_json() != first
+
+
+def test_report_items_of_one_task_may_not_be_search_items_of_another(study: Path) -> None:
+    data = study.parent / "data"
+    (data / "copy.jsonl").write_text((data / "maths.jsonl").read_text())
+    shared = "  copy: {type: jsonl, path: data/copy.jsonl, metric: exact_match%s}\n"
+    text = study.read_text()
+    study.write_text(text.replace("  french:", shared % "" + "  french:"))
+    assert check_study(study).problems == [], "alike split, the copies leak nothing"
+    study.write_text(text.replace("  french:", shared % ", report_fraction: 0.9" + "  french:"))
+    (problem,) = check_study(study).problems
+    assert problem.startswith("tasks.copy: the search optimises on") and "task maths" in problem
