@@ -25,9 +25,11 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "runs.jsonl"
     if arguments.what == "tables":
+        from benchmarks.search.known_front import known
         from benchmarks.search.tables import write_tables
 
-        write_tables(list(read(results)), arguments.folder)
+        fronts = {name: known(make(arguments.folder / "pools"), arguments.folder) for name, make in PROBLEMS.items()}
+        write_tables(list(read(results)), fronts, arguments.folder)
         return
     import torch
 

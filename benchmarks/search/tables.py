@@ -50,10 +50,12 @@ def evaluations_to(run: Run, target: float) -> float:
     return next((i + 1.0 for i, value in enumerate(run.hypervolumes) if value >= target), float("inf"))
 
 
-def problem_table(samplers: Mapping[str, Sequence[Run]]) -> str:
+def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
     lines = [
-        "| sampler | seeds | " + " | ".join(f"at {n}" for n in HORIZONS) + f" | to reach {RIVAL} at 300 | s per ask |",
-        "| --- " * (len(HORIZONS) + 4) + "|",
+        "| sampler | seeds | "
+        + " | ".join(f"at {n}" for n in HORIZONS)
+        + f" | to reach {RIVAL} at 300 | of the best 24, at 60 | s per ask |",
+        "| --- " * (len(HORIZONS) + 5) + "|",
     ]
     target = np.median(at(samplers.get(RIVAL, []), RIVAL_EVALUATIONS) or [float("nan")])
     best = {n: max((np.median(at(runs, n)) for runs in samplers.values() if at(runs, n)), default=0) for n in HORIZONS}
@@ -71,7 +73,8 @@ def problem_table(samplers: Mapping[str, Sequence[Run]]) -> str:
         longest = max(len(run.hypervolumes) for run in runs)
         needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {longest}")
         seconds = np.median([second for run in runs for second in run.ask_seconds])
-        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {seconds:.3f} |")
+        share = f"{np.median(at(runs, 60)) / front:.0%}" if at(runs, 60) else ""
+        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {share} | {seconds:.3f} |")
     return "\n".join(lines)
 
 
@@ -99,12 +102,12 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
-def write_tables(runs: Sequence[Run], folder: Path) -> None:
+def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], folder: Path) -> None:
     """``tables.md`` and one picture of all problems in ``folder``."""
     problems = grouped(runs)
     parts = [summary_table(problems)]
     for problem, samplers in problems.items():
-        parts += [f"### {problem}", problem_table(samplers)]
+        parts += [f"### {problem}", problem_table(samplers, fronts[problem])]
     (folder / "tables.md").write_text("\n\n".join(parts) + "\n")
     plot(problems, folder / "hypervolume.png")
     print(f"{folder / 'tables.md'} and {folder / 'hypervolume.png'}")

@@ -1,0 +1,40 @@
+"""A change that made the default sampler no better than chance on real merges would be seen here, within a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from benchmarks.search.peers import PEERS
+from benchmarks.search.problems import PROBLEMS
+from benchmarks.search.runs import run
+from benchmarks.search.tables import evaluations_to, median_interval
+
+EVALUATIONS = 24
+SEEDS = 3
+
+
+@pytest.mark.slow
+def test_the_default_sampler_beats_random_search_on_merges_of_trained_networks(tmp_path: Path) -> None:
+    problem = PROBLEMS["residual ties 6-d"](tmp_path)
+    reached = {
+        name: [
+            run(problem, PEERS[name].make(problem, seed), name, seed, EVALUATIONS).hypervolumes[-1]
+            for seed in range(SEEDS)
+        ]
+        for name in ("MM-MO", "random")
+    }
+    assert mean(reached["MM-MO"]) > mean(reached["random"])
+    assert min(reached["MM-MO"]) > min(reached["random"])
+
+
+def test_what_a_table_says_of_a_run() -> None:
+    from benchmarks.search.runs import Run
+
+    finished = Run("p", "s", 0, [0.1, 0.1, 0.3, 0.5], [0.0], 4)
+    assert evaluations_to(finished, 0.2) == 3
+    assert evaluations_to(finished, 0.6) == float("inf")
+    median, low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert median == 3.0 and 1.0 <= low < 3.0 < high <= 5.0
