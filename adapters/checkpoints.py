@@ -109,8 +109,12 @@ def read_header(path: str | Path) -> CheckpointHeader:
     Raises ``UserError`` for a path that is missing, pickled, incomplete or malformed.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: there is no such file or folder") from None
+    except (OSError, ValueError) as error:  # too long, no permission, a NUL inside
+        raise UserError(f"{str(path)[:200]!r}: no usable path: {getattr(error, 'strerror', None) or error}") from None
     if path.is_file():
         _refuse_pickle(path)
         if path.suffix != ".safetensors":
@@ -203,6 +207,8 @@ def lora_settings(header: CheckpointHeader) -> LoraSettings:
 
 def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
     """Names, shapes, dtypes and absolute byte ranges of one safetensors file; nothing is trusted."""
+    if not file.is_file():
+        raise UserError(f"{file}: this is no file; fetch the checkpoint again")
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -236,7 +242,7 @@ def _tensor_info(file: Path, name: str, entry: Any, start: int, size: int) -> Te
         integers = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         integers, dtype, shape, begin, end = False, None, (), 0, 0
-    if not integers:
+    if not integers or not isinstance(dtype, str):
         raise UserError(f"{file}: tensor {name!r}: the header's entry is malformed; the file is damaged")
     if dtype not in DTYPE_BYTES:
         raise UserError(
@@ -257,7 +263,7 @@ def _refuse_pickle(file: Path) -> None:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: it must be a JSON object")

@@ -137,6 +137,8 @@ def load_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise StudyFileError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
+    except ValueError as error:  # a number of thousands of digits, a date that does not exist
+        raise StudyFileError(source, [f"not valid YAML: {error}"]) from None
     except RecursionError:
         raise StudyFileError(source, ["not valid YAML: nested too deeply"]) from None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.grouping import CoefficientName, Grouping, knots_of
+from mergefront.optimizer.mergekit_structure import check_structure
 from mergefront.optimizer.methods import METHODS, MergeMethod
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
         try:
             config = yaml.safe_load(config)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UserError(f"mergekit configuration: not valid YAML: {error}") from None
     if not isinstance(config, Mapping):
         raise UserError("mergekit configuration: it must be a mapping with 'merge_method' and 'models'")
@@ -145,6 +146,7 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
             raise UserError(
                 f"mergekit configuration: the key {key!r} is not supported {did_you_mean(str(key), _KNOWN_KEYS)}"
             )
+    check_structure(config)
     return config
 
 
@@ -218,6 +220,8 @@ class _Reader:
                     f"mergekit configuration: {self.method.name} has no parameter {parameter!r} "
                     f"{did_you_mean(parameter, known)}"
                 )
+            if isinstance(value, Mapping):
+                value = [value]
             is_rules = isinstance(value, list) and value and isinstance(value[0], Mapping)
             for rule in value if is_rules else [{"value": value}]:
                 kind = rule.get("filter")

@@ -77,7 +77,7 @@ def _content(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any],
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: a merge configuration must be a mapping with 'merge_method' and 'models'")

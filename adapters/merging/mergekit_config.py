@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.mergekit_structure import check_structure
 from mergefront.optimizer.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 
 _SUPPORTED = {
@@ -74,6 +75,7 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     ]
     if "merge_method" not in content:
         raise UserError("mergekit configuration: the key 'merge_method' is missing")
+    check_structure(content)
     method = METHODS[content["merge_method"]]
     base = content.get("base_model")
     if ("models" in content) == ("slices" in content):

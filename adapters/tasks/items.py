@@ -62,8 +62,8 @@ def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) ->
         return ReadItems((), (), (f"{label}: there is no such file",))
     except IsADirectoryError:
         return ReadItems((), (), (f"{label}: is a folder; a JSONL file is needed",))
-    except OSError as error:
-        return ReadItems((), (), (f"{label}: cannot be read ({error.strerror or error})",))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        return ReadItems((), (), (f"{label[:200]}: cannot be read ({getattr(error, 'strerror', None) or error})",))
     items: list[Item] = []
     lines: list[int] = []
     problems: list[str] = []

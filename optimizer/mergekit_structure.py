@@ -1,0 +1,105 @@
+"""The structure of a mergekit configuration: which of its parts are mappings, lists, words.
+
+What the parts mean is checked by those who read them; they may rely on the structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mergefront.optimizer.errors import UserError
+
+_WORDS = ("merge_method", "base_model")
+_SHOWN = 60
+
+
+def check_structure(content: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` with every part of a configuration that has the wrong shape."""
+    problems = list(_problems(content))
+    if problems:
+        raise UserError("mergekit configuration:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+def _problems(content: Mapping[str, Any]) -> Iterator[str]:
+    for key in _WORDS:
+        value = content.get(key)
+        if value is not None and not _is_reference(value):
+            yield f"{key} is {_short(value)}; it must be a name or path"
+    if "merge_method" in content and content["merge_method"] is None:
+        yield "merge_method is empty; it must be the name of a method"
+    seed = content.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        yield f"seed is {_short(seed)}; it must be a whole number of at least 0"
+    yield from _parameters("parameters", content.get("parameters"))
+    yield from _models("models", content.get("models"))
+    slices = content.get("slices")
+    if slices is not None and not isinstance(slices, list):
+        yield f"slices is {_short(slices)}; it must be a list"
+        return
+    for number, made in enumerate(slices or ()):
+        if not isinstance(made, Mapping):
+            yield f"slice {number} is {_short(made)}; it must be a mapping"
+            continue
+        yield from _models(f"slice {number}: sources", made.get("sources"))
+        yield from _parameters(f"slice {number}: parameters", made.get("parameters"))
+        base = made.get("base_model")
+        if base is not None and not _is_reference(base):
+            yield f"slice {number}: base_model is {_short(base)}; it must be a name or path"
+
+
+def _models(where: str, models: Any) -> Iterator[str]:
+    if models is None:
+        return
+    if not isinstance(models, list):
+        yield f"{where} is {_short(models)}; it must be a list"
+        return
+    for entry in models:
+        if not isinstance(entry, Mapping) or "model" not in entry:
+            yield f"{where}: {_short(entry)} must be a mapping with the key 'model'"
+            continue
+        model = entry["model"]
+        if not _is_reference(model):
+            yield f"{where}: the model {_short(model)} must be a name or path"
+        yield from _parameters(f"{where}: {_short(model)}", entry.get("parameters"))
+        layers = entry.get("layer_range")
+        if layers is not None and not isinstance(layers, list):
+            yield f"{where}: layer_range is {_short(layers)}; it must be [first, end)"
+
+
+def _parameters(where: str, parameters: Any) -> Iterator[str]:
+    if parameters is None:
+        return
+    if not isinstance(parameters, Mapping):
+        yield f"{where}: {_short(parameters)} must be a mapping of parameters"
+        return
+    for name, value in parameters.items():
+        if not isinstance(name, str):
+            yield f"{where}: the parameter {_short(name)} must be a word"
+        rules = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and not value:
+            yield f"{where}: {name} is an empty list; it must be a number, a gradient or rules"
+        with_rules = any(isinstance(rule, Mapping) for rule in rules)
+        for rule in rules:
+            if isinstance(rule, Mapping):
+                inner = rule.get("value")
+                if inner is None or isinstance(inner, Mapping) or not set(rule) <= {"filter", "value"}:
+                    yield f"{where}: {name}: {_short(rule)} must be a rule, {{filter: ..., value: ...}}"
+                elif isinstance(inner, list) and (not inner or any(isinstance(k, (list, Mapping)) for k in inner)):
+                    yield f"{where}: {name}: {_short(inner)} must be a gradient, a list of numbers"
+                elif not isinstance(rule.get("filter"), (str, type(None))):
+                    yield f"{where}: {name}: the filter {_short(rule['filter'])} must be a word"
+            elif with_rules or isinstance(rule, list) or rule is None:
+                yield f"{where}: {name}: {_short(rule)} must be a number, or a rule {{filter: ..., value: ...}}"
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether it can be a name or path: no system has longer ones, nor any with a NUL."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    return all(len(part.encode("utf-8", "replace")) <= 255 for part in value.split("/")) and len(value) <= 4000
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
