@@ -299,7 +299,7 @@ def _significance(shown: Contents) -> str:
     if judged is None:
         return ""
     best = _best_expert(shown, judged)
-    wanted = [name for name in (best, *BASELINES) if name in judged.anchors]
+    wanted = [name for name in (best, *BASELINES) if name is not None and name in judged.anchors]
     headings = ["merge", "against", *(words.heading(objective) for objective in shown.study.objectives), "overall"]
     rows = []
     for merge in judged.merges:

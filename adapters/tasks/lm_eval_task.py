@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -269,7 +270,9 @@ def _documents(harness: Any, split: str) -> Iterator[tuple[Item, Any]]:
             yield Item(digest, "", ()), document
 
 
+@lru_cache(maxsize=4)
 def _manager(include_path: Path | None, defaults: bool = True) -> TaskManager:
+    """The harness' index of tasks; reading its ten thousand files takes seconds."""
     from lm_eval.tasks import TaskManager
 
     with _quiet():
