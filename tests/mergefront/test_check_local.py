@@ -135,3 +135,15 @@ def test_report_items_of_one_task_may_not_be_search_items_of_another(study: Path
     study.write_text(text.replace("  french:", shared % ", report_fraction: 0.9" + "  french:"))
     (problem,) = check_study(study).problems
     assert problem.startswith("tasks.copy: the search optimises on") and "task maths" in problem
+
+
+def test_racing_is_one_line_of_the_study_file(study: Path) -> None:
+    text = study.read_text()
+    assert check_study(study).definition_or_raise().racing is None
+    study.write_text(text + "racing: true\n")
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.2, "confidence": 0.8}
+    study.write_text(text + "racing: {items: 0.5}\n")
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.5, "confidence": 0.8}
+    study.write_text(text + "racing: {item: 0.5}\n")
+    (problem,) = check_study(study).problems
+    assert "did you mean 'items'" in problem
