@@ -175,10 +175,9 @@ def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
     """The absolute path of a reference that exists in one of the folders; else the reference itself."""
     parts = []
     for part in reference.split("+"):
-        found = next(
-            (folder / Path(part).expanduser() for folder in folders if (folder / Path(part).expanduser()).exists()),
-            None,
-        )
+        # os.path answers False where Path raises: for a path that is too long or has an unknown user in it.
+        candidates = (folder / os.path.expanduser(part) for folder in folders)
+        found = next((path for path in candidates if os.path.exists(path)), None)
         parts.append(part if found is None else str(found.resolve()))
     return "+".join(parts)
 

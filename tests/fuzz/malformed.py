@@ -55,6 +55,7 @@ WRONG_VALUES: tuple[Any, ...] = (
     "",
     "x" * 5000,
     "../../../etc/passwd",
+    "~nobody-of-this-name/x",
     "nul\0inside",
     "'; DROP TABLE trials; --",
     [],

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,7 +43,10 @@ class PostgresServer:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         if known:
-            (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
+            if (folder / "data" / "postmaster.pid").exists():
+                with suppress(RuntimeError):  # its process may be gone
+                    self.stop("immediate")
+                (folder / "data" / "postmaster.pid").unlink(missing_ok=True)
             self.start()
             return
         self._call(
