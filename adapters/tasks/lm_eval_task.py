@@ -7,13 +7,12 @@ as for any other task: a metric must therefore be a mean over items.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,7 +82,7 @@ class LmEvalTask:
         """Ask the model what the harness would ask it about the items, and score its answers as the harness does."""
         from mergefront.adapters.tasks.lm_eval_model import HarnessModel
 
-        asked = [copy.deepcopy(self._request(item)) for item in items]
+        asked = [[replace(one, resps=[], filtered_resps={}) for one in self._request(item)] for item in items]
         flat = [instance for several in asked for instance in several]
         harness_model = HarnessModel(model)
         for kind in dict.fromkeys(instance.request_type for instance in flat):
