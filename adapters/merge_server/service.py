@@ -16,7 +16,7 @@ from mergefront.adapters.merge_server.pool import MergePool, Worked
 from mergefront.adapters.merge_server.queueing import FairQueue, QueueClosedError, QueueFullError
 from mergefront.adapters.merge_server.settings import PoolFile
 from mergefront.adapters.merge_server.state import ServiceSession, ServiceState
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, MergefrontError
 from mergefront.optimizer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class MergeService:
 
         try:
             worked: Worked[T] = await self.queue.ask(
-                client.name, session.id, cost, lambda: self.pool.run(recipe, work), wanted
+                client.name, session.id, cost, lambda: self._run(recipe, work), wanted
             )
         except (QueueClosedError, QueueFullError):
             self.quotas.give_back(client, period, items)
@@ -117,6 +117,18 @@ class MergeService:
             client.name, session.id, verb, items, answered, worked.merge_seconds, worked.seconds,
         )  # fmt: skip
         return worked.value
+
+    def _run(self, recipe: Recipe, work: Callable[[HuggingFaceModel], T]) -> Worked[T]:
+        """In the thread: whatever goes wrong with a candidate is the candidate's failure, not to be asked again."""
+        try:
+            return self.pool.run(recipe, work)
+        except MergefrontError:
+            raise
+        except Exception as error:
+            _log.exception("a job failed")
+            name = type(error).__name__
+            kind = "out of memory" if "OutOfMemory" in name or isinstance(error, MemoryError) else name
+            raise EvaluationError(f"the merge could not be made or asked ({name})", kind=kind) from error
 
     def cost(self, read: int, written: int = 0) -> float:
         """What a job weighs in the queue: characters that are read (about four a token), tokens generated."""

@@ -238,7 +238,7 @@ def test_what_is_wrong_or_too_large_is_refused_with_its_reason(
     body = {"recipe": good, "requests": [item]}
     first, second = (ask(served, "POST", path, json=body).json() for _ in range(2))
     assert first == second and first["answers"][0]["logprob"] < 0
-    overflowing = backend(served.url).apply(Recipe("ties", {"whole": "w"}, {"weight[whole]": 1e300}))
+    overflowing = backend(served.url).apply(Recipe("task_arithmetic", {"whole": "w"}, {"weight[whole]": 1e300}, "x"))
     with overflowing as model, pytest.raises(EvaluationError, match="not finite"):
         model.loglikelihood(SCORED[:1])
 
