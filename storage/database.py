@@ -27,6 +27,8 @@ from mergefront.storage.patience import PassingError, passes, patiently
 DEFAULT_URL = "sqlite:///mergefront.db"
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
+DURABLE = "mergefront_durable"
+"""Execution option of a connection whose commits wait for the disk."""
 _log = logging.getLogger("mergefront.storage")
 _REMEDIES = (
     ("database or disk is full", "free some space, then resume"),
@@ -148,13 +150,14 @@ class Database:
         return self.optuna_storage.engine  # type: ignore[no-any-return]
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = False) -> Iterator[Connection]:
         """A transaction that commits on success; a database fault becomes a ``StorageError``.
 
-        A violated constraint stays SQLAlchemy's ``IntegrityError``.
+        What a ``durable`` one committed outlasts a power cut too; SQLite writes others to the disk a little later,
+        in their order. A violated constraint stays SQLAlchemy's ``IntegrityError``.
         """
         try:
-            with self.engine.begin() as connection:
+            with self.engine.execution_options(**{DURABLE: durable}).begin() as connection:
                 yield connection
         except sqlalchemy.exc.IntegrityError:
             raise
@@ -253,14 +256,18 @@ def _make_sqlite_safe(engine: Engine) -> None:
         cursor = connection.cursor()
         # SQLite does not wait for a lock here, and a file that another process opens first needs one.
         patiently(lambda: cursor.execute("PRAGMA journal_mode=WAL"), _BUSY_SECONDS)
-        cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get(READS)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get(READS):
+            connection.exec_driver_sql("BEGIN")
+            return
+        # Waiting for the disk at every commit would cost a trial four waits instead of one.
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if options.get(DURABLE) else 'NORMAL'}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _was_made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:

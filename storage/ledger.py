@@ -200,7 +200,7 @@ class StudyLedger:
         """See ``Ledger.finish``."""
 
         def write() -> None:
-            with self.database.transaction() as connection:
+            with self.database.transaction(durable=True) as connection:
                 if finish_trial(connection, trial._trial_id, values):
                     write_user_attributes(connection, trial._trial_id, attributes)
                     if keep:
@@ -260,7 +260,7 @@ class StudyLedger:
         moment = _utc_now()
 
         def write() -> None:
-            with self.database.transaction() as connection:
+            with self.database.transaction(durable=True) as connection:
                 of_this_call = select(evaluations.c.id).where(
                     evaluations.c.study_id == self.study_id,
                     evaluations.c.digest == recipe.digest,

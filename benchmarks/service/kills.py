@@ -136,7 +136,8 @@ def closed_models(received: list[str]) -> Iterator[str]:
 
     def chat(request: Received) -> Answer:
         body = request.json
-        received.append(json.dumps(body, sort_keys=True))
+        if "Capital of" in body["messages"][-1]["content"]:  # not what is asked to find out what the server can do
+            received.append(json.dumps(body, sort_keys=True))
         country = body["messages"][-1]["content"].split()[-1]
         known = country in knows[body["model"]]
         answer = f" {COUNTRIES[country]}" if known else f"city of {body['model']}"

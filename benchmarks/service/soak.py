@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -58,10 +57,43 @@ def score(recipe):
 """
 
 
-def start_worker(folder: Path, url: str, number: int) -> subprocess.Popen[bytes]:
-    log = (folder / f"worker{number}.log").open("ab")
-    command = [sys.executable, "-m", "mergefront", "worker", "soak", "--storage", url]
-    return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+class Worker:
+    """``mergefront worker`` in a process of its own, forked so that many start at once on a small machine."""
+
+    def __init__(self, folder: Path, url: str, number: int) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                log = os.open(folder / f"worker{number}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                from mergefront.cli.application import cli
+
+                code = cli.main(["worker", "soak", "--storage", url], "mergefront", standalone_mode=False)
+                sys.stderr.flush()
+            finally:
+                os._exit(code)  # nothing of the parent's is closed or flushed here
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, seconds: float = 1e9) -> int:
+        ends = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > ends:
+                self.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
 
 
 def finished(engine: sqlalchemy.Engine) -> int:
@@ -85,23 +117,25 @@ def soak(arguments: argparse.Namespace, folder: Path, url: str, server: Postgres
 
     database = Database(url)
     set_evaluations(database, load(database, "soak").study_id, arguments.trials)
-    engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
+    database.close()
+    # No connection is open when a worker is forked.
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
     started = time.monotonic()
     begun_with = finished(engine)
-    workers = {number: start_worker(folder, url, number) for number in range(arguments.workers)}
+    workers = {number: Worker(folder, url, number) for number in range(arguments.workers)}
     kills = restarts = 0
     codes: Counter[int] = Counter()
     next_kill = time.monotonic() + arguments.kill_every
     next_restart = time.monotonic() + arguments.restart_every
     done = begun_with
     while time.monotonic() - started < arguments.seconds:
-        time.sleep(0.1)
+        time.sleep(0.3)
         done = max(done, finished(engine))
         alive = [number for number, worker in workers.items() if worker.poll() is None]
         for number in set(workers) - set(alive):
             if workers[number].returncode not in (0, None):  # as a supervisor does
                 codes[workers[number].returncode] += 1
-                workers[number] = start_worker(folder, url, number)
+                workers[number] = Worker(folder, url, number)
         if not alive and all(worker.returncode == 0 for worker in workers.values()):
             break
         now = time.monotonic()
@@ -110,7 +144,7 @@ def soak(arguments: argparse.Namespace, folder: Path, url: str, server: Postgres
             workers[victim].send_signal(moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
             codes[workers[victim].wait()] += 1
             kills += 1
-            workers[victim] = start_worker(folder, url, victim)
+            workers[victim] = Worker(folder, url, victim)
             next_kill = now + arguments.kill_every * moments.uniform(0.5, 1.5)
         if server is not None and now > next_restart and done < arguments.trials * 0.97:
             server.stop(moments.choice(["fast", "immediate"]))
@@ -121,9 +155,9 @@ def soak(arguments: argparse.Namespace, folder: Path, url: str, server: Postgres
     seconds = time.monotonic() - started
     for worker in workers.values():
         if worker.poll() is None:
-            worker.terminate()
+            worker.send_signal(signal.SIGTERM)
     for worker in workers.values():
-        codes[worker.wait()] += 1
+        codes[worker.wait(15)] += 1
     return report(folder, url, arguments) | {
         "kills": kills,
         "restarts": restarts,
