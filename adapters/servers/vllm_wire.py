@@ -7,14 +7,16 @@ when a LoRA is in use and more than one request is in its batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mergefront.adapters.http.client import HttpClient, Reply
 from mergefront.adapters.http.json_answers import MalformedAnswerError, count, field, logprob
 from mergefront.adapters.language_model import Generation
 from mergefront.optimizer.errors import EvaluationError
+
+T = TypeVar("T")
 
 _FORCE = 100.0
 """The largest bias that vLLM takes."""
@@ -107,7 +109,7 @@ class VllmWire:
 
         return await self._complete(body, read, state, True)
 
-    async def _complete(self, body: dict[str, Any], read: Any, state: str, cached: bool) -> Any:
+    async def _complete(self, body: dict[str, Any], read: Callable[[Any], Reply[T]], state: str, cached: bool) -> T:
         # The name of a loaded LoRA passes; what decides the answer is what was merged into it.
         lasting = {**body, "model": ""}
         return await self.client.ask(
