@@ -64,8 +64,13 @@ async def by_bare_sockets(url: str, asked: Sequence[list[int]], concurrency: int
     async def worker() -> None:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         for request in left:
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
+            try:
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionError):  # servers end a connection after some requests
+                reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(head.decode())
             length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
