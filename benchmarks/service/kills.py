@@ -74,7 +74,7 @@ STUDIES: dict[str, dict[str, Any]] = {
             "space": {"weight": [0, 1]},
         },
         "backend": {"type": "local", "device": "cpu"},
-        "tasks": {"t": {"type": "jsonl", "path": "items.jsonl", "metric": "loglikelihood"}},
+        "tasks": {"t": {"type": "jsonl", "path": "items.jsonl", "metric": "loss"}},
         "objectives": ["t"],
         "search": {"sampler": "sobol", "evaluations": 12},
     },
