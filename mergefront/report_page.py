@@ -1,6 +1,6 @@
 """The report of a study as one HTML page that needs nothing else.
 
-What stands in it is collected first (``contents``), then written. The verdict comes from the report items
+``report_contents`` collects what stands in it. The verdict comes from the report items
 where they were scored; the page says so when it had to use the items that the search optimised on.
 """
 
@@ -9,55 +9,25 @@ from __future__ import annotations
 import base64
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergefront import words
-from mergefront.importance import importances
 from mergefront.optimizer.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
 from mergefront.optimizer.comparison import mean_interval
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.evaluation import Evaluation
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import DETAILS
-from mergefront.verdict import LEVEL, Match, Verdict, oriented_items, verdict
+from mergefront.report_contents import Contents, contents
+from mergefront.verdict import LEVEL, Match, Verdict, oriented_items
 
 if TYPE_CHECKING:
-    from mergefront.adapters.tasks import Task
     from mergefront.study import Candidate, Study
 
 BASELINES = (UNIFORM, TASK_ARITHMETIC)
 EXTRA = 'the report page needs the extra: pip install "mergefront[plots]"'
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a study has spent: items answered and items of a full evaluation of every candidate, and the rest."""
-
-    evaluations: int
-    failed: int
-    items: int
-    items_in_full: int
-    totals: Mapping[str, float]
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Everything that the page says. ``judged`` is the verdict that it rests on, on the split that it names."""
-
-    study: Study
-    front: Sequence[Candidate]
-    anchors: Sequence[Candidate]
-    judged: Verdict | None
-    hypervolumes: Sequence[tuple[int, float]]
-    anchor_hypervolume: float
-    importances: Mapping[str, Mapping[str, float]]
-    side_tasks: Sequence[Objective]
-    cost: Cost
-    warnings: Sequence[str]
 
 
 def write_report(study: Study, path: str | Path) -> Path:
@@ -73,79 +43,6 @@ def write_report(study: Study, path: str | Path) -> Path:
         raise UserError(EXTRA) from None
     path.write_text(page(contents(study)), encoding="utf-8")
     return path
-
-
-def contents(study: Study) -> Contents:
-    """Collect what the page says. Raises ``UserError`` for a study without a finished evaluation."""
-    candidates = study.candidates()
-    if not candidates:
-        raise UserError(f"study {study.name!r} has no finished evaluation yet; run or resume it first")
-    anchors = [candidate for candidate in candidates if candidate.anchor is not None]
-    of_anchors = {candidate.recipe.digest for candidate in anchors}
-    front = [candidate for candidate in study.front() if candidate.recipe.digest not in of_anchors]
-    on_report = verdict(study, "report")
-    tasks = _tasks(study)
-    return Contents(
-        study,
-        front,
-        anchors,
-        on_report or verdict(study, "search"),
-        _hypervolumes(study, candidates),
-        study.hypervolume(anchors) if anchors else 0.0,
-        importances(study),
-        _side_tasks(study, tasks),
-        _cost(study, candidates),
-        _warnings(study, on_report, tasks),
-    )
-
-
-def _tasks(study: Study) -> list[Task]:
-    """The study's tasks, objectives or not; none where a function scores."""
-    from mergefront.adapters.tasks import build_task
-
-    described = study.record.definition["evaluator"]
-    root = Path(study.record.root)
-    return [build_task(name, config, root, described["seed"]) for name, config in described.get("tasks", {}).items()]
-
-
-def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
-    """The tasks that are no objective: what is measured beside the search, to see what merging forgets."""
-    wanted = {objective.name for objective in study.objectives}
-    return [Objective(task.name, task.direction) for task in tasks if task.name not in wanted]
-
-
-def _hypervolumes(study: Study, candidates: Sequence[Candidate]) -> list[tuple[int, float]]:
-    """Trial number and hypervolume of everything up to it, by trial."""
-    return [
-        (candidate.number, study.hypervolume(list(candidates[: index + 1])))
-        for index, candidate in enumerate(candidates)
-    ]
-
-
-def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
-    rows = list(study.ledger.evaluations().values())
-    totals: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    in_full = 0
-    for row in rows:
-        for name, value in row.cost.items():
-            totals[name] = totals.get(name, 0.0) + value
-        for name, value in row.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-        in_full += int(sum(row.details.get(DETAILS, {}).get("of", {}).values()) or row.cost.get("items", 0))
-    return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
-
-
-def _warnings(study: Study, on_report: Verdict | None, tasks: Sequence[Task]) -> list[str]:
-    said = []
-    if on_report is None:
-        remedy = "run `mergefront report` first" if "tasks" in study.record.definition["evaluator"] else ""
-        said.append(
-            "The scores below are those that the search optimised on: the best of many trials looks better than it "
-            f"is{f' ({remedy})' if remedy else ''}."
-        )
-    said += [text for task in tasks if (text := getattr(task, "announcement", None)) is not None]
-    return said
 
 
 def page(shown: Contents) -> str:

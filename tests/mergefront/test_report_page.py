@@ -15,7 +15,8 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.space import MergeSpace
-from mergefront.report_page import contents, page, write_report
+from mergefront.report_contents import contents
+from mergefront.report_page import page, write_report
 
 NAMES = ("maths", "french")
 
