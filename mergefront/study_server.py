@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergefront.adapters.merge_server.guard import Guard
@@ -29,6 +29,7 @@ LARGEST_BODY = 256 * 1024
 SHORTEST_TOKEN = 16
 _LONGEST_LEASE = 366 * 24 * 3600.0
 _SHOWN_PROBLEMS = 5
+_METRIC = "mergefront_study_"
 _log = logging.getLogger("mergefront.serve")
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
@@ -147,6 +148,21 @@ def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+@routes.get(
+    "/metrics", response_class=PlainTextResponse, summary="How far the studies are, in Prometheus' text format."
+)
+def metrics(server: Served) -> PlainTextResponse:
+    lines = []
+    shown = [_shown(Study(server.database, record)) for record in all_studies(server.database)]
+    for name, meaning, value in (
+        ("budget", "Evaluations that a study may spend.", lambda study: study.evaluations),
+        ("finished", "Evaluations that are spent, failures included.", lambda study: study.done),
+    ):
+        lines += [f"# HELP {_METRIC}{name} {meaning}", f"# TYPE {_METRIC}{name} gauge"]
+        lines += [f'{_METRIC}{name}{{study="{_label(study.name)}"}} {value(study)}' for study in shown]
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
 @routes.get("/v1/studies", summary="The studies and how far they are.")
 def studies(server: Served) -> list[StudyShown]:
     return [_shown(Study(server.database, record)) for record in all_studies(server.database)]
@@ -199,6 +215,10 @@ def tell(name: Name, trial: Trial, body: Tell, server: Served) -> None:
 )
 def fail(name: Name, trial: Trial, body: Fail, server: Served) -> None:
     fail_study(server.study(name), trial, body.reason)
+
+
+def _label(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _shown(study: Study) -> StudyShown:

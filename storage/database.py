@@ -63,6 +63,7 @@ class Database:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             self.optuna_storage = self._open(create)
+            self._durable_engine = self.engine.execution_options(**{DURABLE: True})
         except StorageError as error:
             raise UserError(str(error)) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -157,7 +158,7 @@ class Database:
         in their order. A violated constraint stays SQLAlchemy's ``IntegrityError``.
         """
         try:
-            with self.engine.execution_options(**{DURABLE: durable}).begin() as connection:
+            with (self._durable_engine if durable else self.engine).begin() as connection:
                 yield connection
         except sqlalchemy.exc.IntegrityError:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
+from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
@@ -29,6 +30,7 @@ from mergefront.storage.processes import is_alive, is_same_machine_started_again
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
 
 _LEASED = "leased"
+_RELEASE_SECONDS = 1.0
 _NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "started": None}
 
 LEASE_SECONDS = 120.0
@@ -225,8 +227,10 @@ class StudyLedger:
 
     def release(self, claim: Claim) -> None:
         """See ``Ledger.release``."""
-        self._update(self._own_slot(claim.slot), **_NOBODY)
         self._open.discard(claim.slot)
+        # Not waited for: whoever gives back is about to end, and the claim of an ended process is free anyhow.
+        with suppress(StorageError):
+            self._update(self._own_slot(claim.slot), _RELEASE_SECONDS, **_NOBODY)
 
     @contextmanager
     def keep_alive(self, claim: Claim) -> Iterator[None]:
@@ -381,12 +385,12 @@ class StudyLedger:
 
         patiently(write)
 
-    def _update(self, where: ColumnElement[bool], **values: Any) -> None:
+    def _update(self, where: ColumnElement[bool], patience: float | None = None, **values: Any) -> None:
         def write() -> None:
             with self.database.transaction() as connection:
                 connection.execute(claims.update().where(where).values(**values))
 
-        patiently(write)
+        patiently(write, patience)
 
 
 def _process_of(owner: str) -> str:

@@ -97,6 +97,7 @@ def test_a_client_spends_the_budget_and_never_more(running: Running) -> None:
     assert len(trials) == len(set(trials)) <= 11
     assert running.client.get("/v1/studies/remote").json()["done"] == 12
     assert running.client.get("/v1/studies/remote/front").json()["evaluations"] == 12
+    assert 'mergefront_study_finished{study="remote"} 12' in running.client.get("/metrics").text.splitlines()
 
 
 def test_telling_twice_is_telling_once_and_another_story_is_refused(running: Running) -> None:
@@ -127,7 +128,7 @@ def test_a_lease_that_ends_hands_the_trial_out_again(running: Running) -> None:
 def test_nobody_without_the_token_sees_anything(running: Running, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
     with httpx.Client(base_url=running.client.base_url) as stranger:
-        for path in ("/v1/studies", "/v1/studies/remote", "/v1/studies/remote/front", "/v1/studies/none"):
+        for path in ("/v1/studies", "/v1/studies/remote", "/v1/studies/remote/front", "/v1/studies/none", "/metrics"):
             answer = stranger.get(path, headers=headers)
             assert answer.status_code == 401 and "remote" not in answer.text
         assert stranger.post("/v1/studies/remote/ask", json={}, headers=headers).status_code == 401
