@@ -119,23 +119,23 @@ class HttpClient:
         self._log_filter = None if api_key is None else KeyFilter(api_key)
         if self._log_filter is not None:
             self._log_filter.install()
-        self._pooled = self._new_client(keep_alive=True)
-        self._single_use = self._new_client(keep_alive=False)
+        self._addresses: dict[str, httpx.URL] = {}
+        self._pooled = self._new_sender(keep_alive=True)
+        self._single_use = self._new_sender(keep_alive=False)
 
-    def _new_client(self, *, keep_alive: bool) -> httpx.AsyncClient:
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "mergefront"}
-        if self._key is not None:
-            headers["Authorization"] = self._key.header()
+    def _headers(self) -> list[tuple[str, str]]:
+        headers = [("Accept", "application/json"), ("Accept-Encoding", "identity"), ("User-Agent", "mergefront")]
+        return headers if self._key is None else [*headers, ("Authorization", self._key.header())]
+
+    def _new_sender(self, *, keep_alive: bool) -> httpx.AsyncClient | httpx.AsyncHTTPTransport:
         connections = self.policy.concurrency
-        return httpx.AsyncClient(
-            headers=headers,
-            timeout=httpx.Timeout(self.policy.timeout),
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=connections if keep_alive else 0
-            ),
-            follow_redirects=False,
-            trust_env=not is_loopback(self.url),
-        )
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections if keep_alive else 0)
+        # On this machine there are no proxies to ask the environment for, and what else httpx's client does (cookies,
+        # redirections) is not wanted here; it takes longer than a small model's answer.
+        if is_loopback(self.url):
+            return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        # The whole exchange has a limit, see _exchange.
+        return httpx.AsyncClient(timeout=None, limits=limits, follow_redirects=False)
 
     def identify(self, server: str) -> None:
         """Say whose answers these are: the cache's entries and the budget belong to this identity."""
@@ -281,17 +281,20 @@ class HttpClient:
 
     async def _exchange(self, method: str, path: str, body: Body, fresh: bool) -> tuple[int, httpx.Headers, str]:
         # After a fault the connection, and others of its age, may be dead: a repeated attempt opens its own.
-        client = self._single_use if fresh else self._pooled
-        content = None if body is None else json.dumps(body, allow_nan=False).encode()
-        headers = {} if content is None else {"Content-Type": "application/json"}
+        sender = self._single_use if fresh else self._pooled
+        request = self._request(method, path, body)
         try:
-            # httpx limits each read; this limits the exchange, so that a trickle cannot hold it for ever.
-            async with (
-                asyncio.timeout(self.policy.timeout),
-                client.stream(method, self.url + path, content=content, headers=headers) as response,
-            ):
-                raw = await self._body(response)
-        except (TimeoutError, httpx.TimeoutException):
+            # httpx could limit each read; this limits the exchange, so that a trickle cannot hold it for ever.
+            async with asyncio.timeout(self.policy.timeout):
+                if isinstance(sender, httpx.AsyncHTTPTransport):
+                    response = await sender.handle_async_request(request)
+                else:
+                    response = await sender.send(request, stream=True)
+                try:
+                    raw = await self._body(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
             raise _Fault("timeout", f"no answer within {self.policy.timeout:g} seconds") from None
         except httpx.TransportError as error:
             raise _Fault("connection", f"{type(error).__name__}: {self._scrub(excerpt(str(error)))}") from None
@@ -302,6 +305,17 @@ class HttpClient:
                 raise _Fault("malformed response", "the answer is not UTF-8") from None
             text = raw.decode("utf-8", "replace")
         return response.status_code, response.headers, self._scrub(text)
+
+    def _request(self, method: str, path: str, body: Body) -> httpx.Request:
+        """Made here, because httpx's own way parses the address and joins the headers anew each time."""
+        if path not in self._addresses:
+            self._addresses[path] = httpx.URL(self.url + path)
+        headers = self._headers()
+        if body is None:
+            return httpx.Request(method, self._addresses[path], headers=headers)
+        headers.append(("Content-Type", "application/json"))
+        content = json.dumps(body, allow_nan=False).encode()
+        return httpx.Request(method, self._addresses[path], headers=headers, content=content)
 
     async def _body(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
@@ -343,6 +357,8 @@ class HttpClient:
 
     async def _in_files(self, function: Callable[..., T], *arguments: Any) -> T:
         """The cache may wait for a database's lock, which must not stop the requests under way."""
+        if isinstance(self.cache, MemoryCache):
+            return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._files, function, *arguments)
 
     def close(self) -> None:

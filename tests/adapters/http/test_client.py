@@ -60,6 +60,21 @@ def test_thirty_percent_of_calls_failing_changes_no_answer():
     assert all(times > 0 for times in proxy.damaged.values()), proxy.damaged
 
 
+def test_a_server_elsewhere_is_asked_like_one_on_this_machine(monkeypatch: pytest.MonkeyPatch):
+    """Other machines are reached by way of proxies that the environment names, this one is not."""
+    monkeypatch.setenv("NO_PROXY", "0.0.0.0")
+    with serve(squares) as server:
+        elsewhere = server.url.replace("127.0.0.1", "0.0.0.0")  # reaches this machine, but is no loopback address
+        with HttpClient(elsewhere, policy()) as client:
+            assert ask_all(client, 20) == [n**2 + 0.5 for n in range(20)]
+        with faulty_proxy(server.url, 0.0) as proxy:
+            monkeypatch.setenv("NO_PROXY", "")
+            monkeypatch.setenv("http_proxy", proxy.url)
+            with HttpClient("http://far.example", policy(retry=RetryPolicy(attempts=1))) as client:
+                assert ask_all(client, 3) == [0.5, 1.5, 4.5]
+            assert proxy.calls == 3
+
+
 def test_equal_requests_are_sent_once_and_kept_for_the_next_run(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     with serve(squares) as server:
