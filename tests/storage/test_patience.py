@@ -1,0 +1,140 @@
+"""A database that goes away for a moment costs time, never an evaluation, and nothing is done twice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy
+
+import mergefront as mf
+from mergefront.optimizer.errors import StorageError
+from mergefront.storage.database import Database
+from mergefront.storage.heart import Heart
+from mergefront.storage.patience import PassingError, passes, patiently
+
+if TYPE_CHECKING:
+    from postgres_server import PostgresServer
+
+
+def test_only_faults_that_go_away_are_waited_out() -> None:
+    calls = []
+
+    def fails(error: Exception) -> None:
+        calls.append(error)
+        raise error
+
+    with pytest.raises(StorageError):
+        patiently(lambda: fails(StorageError("disk full")))
+    assert len(calls) == 1
+    begun = time.monotonic()
+    with pytest.raises(PassingError):
+        patiently(lambda: fails(PassingError("restarting")), 0.4)
+    assert len(calls) > 2 and time.monotonic() - begun < 5
+    assert not passes(ValueError("no database at all"))
+    syntax = sqlalchemy.exc.OperationalError("SELEC 1", {}, Exception('near "SELEC": syntax error'))
+    assert not passes(syntax)
+
+
+def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
+    left = [PassingError("away"), PassingError("away")]
+
+    def action() -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    assert patiently(action) == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode: str) -> None:
+    url = postgres.new_database()
+    seen: list[str] = []
+
+    def restart() -> None:
+        postgres.stop(mode)
+        time.sleep(0.5)
+        postgres.start()
+
+    def score(recipe: mf.Recipe) -> float:
+        seen.append(recipe.digest)
+        if len(seen) in (4, 9):
+            restart()
+        elif len(seen) == 7:  # while the search talks to it
+            threading.Thread(target=restart).start()
+        return float(recipe.params["weight[a]"])
+
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties"),
+        evaluate=score,
+        objectives=["score"],
+        sampler="random",
+        evaluations=16,
+        storage=url,
+        name="restarted",
+    )
+    trials = study.optuna.get_trials(deepcopy=False)
+    assert [trial.number for trial in trials] == list(range(16))
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    assert len(seen) == len(set(seen)), "no recipe is evaluated twice"
+
+
+def test_a_commit_whose_answer_got_lost_makes_no_second_trial(database_url: str) -> None:
+    """The first try is committed, and its connection is lost before the answer comes."""
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties"),
+        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
+        objectives=["score"],
+        sampler="random",
+        evaluations=3,
+        storage=database_url,
+        name="lost",
+    )
+
+    class LosesOneAnswer(type(study.database.optuna_storage)):  # type: ignore[misc]
+        lost = False
+
+        def _made_trial(self, study_id: int, template: object) -> object:
+            made = super()._made_trial(study_id, template)
+            if not self.lost:
+                self.lost = True
+                raise PassingError("the connection is gone")
+            return made
+
+    from optuna.trial import TrialState, create_trial
+
+    database = Database(database_url)
+    storage = database.optuna_storage
+    storage.__class__ = LosesOneAnswer
+    template = create_trial(state=TrialState.RUNNING, user_attrs={"mergefront:slot": 3})
+    made = storage.create_new_trial(study.record.study_id, template)
+    trials = storage.get_all_trials(study.record.study_id)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert trials[-1]._trial_id == made
+
+
+def test_signs_of_life_go_on_after_a_fault_and_stop_with_the_work() -> None:
+    beats: list[int] = []
+    beaten = threading.Event()
+
+    def beat(slot: int) -> None:
+        beats.append(slot)
+        if len(beats) >= 4:
+            beaten.set()
+        if len(beats) == 2:
+            raise StorageError("away")
+
+    heart = Heart(beat, 0.01)
+    heart.add(1)
+    heart.add(2)
+    assert beaten.wait(10)
+    heart.remove(1)
+    heart.remove(2)
+    time.sleep(0.1)
+    count = len(beats)
+    time.sleep(0.1)
+    assert len(beats) == count and set(beats) == {1, 2}
