@@ -48,7 +48,7 @@ class _Shown:
     recipes: dict[str, Recipe]
 
 
-class ExplainedStorage(_CachedStorage):  # type: ignore[misc]
+class ExplainedStorage(_CachedStorage):
     """Optuna's storage of a database with mergefront's explanations among the attributes. Not for searching."""
 
     def __init__(self, database: Database) -> None:

@@ -154,12 +154,15 @@ def health() -> dict[str, str]:
 def metrics(server: Served) -> PlainTextResponse:
     lines = []
     shown = [_shown(Study(server.database, record)) for record in all_studies(server.database)]
-    for name, meaning, value in (
-        ("budget", "Evaluations that a study may spend.", lambda study: study.evaluations),
-        ("finished", "Evaluations that are spent, failures included.", lambda study: study.done),
+    for name, meaning, values in (
+        ("budget", "Evaluations that a study may spend.", [study.evaluations for study in shown]),
+        ("finished", "Evaluations that are spent, failures included.", [study.done for study in shown]),
     ):
         lines += [f"# HELP {_METRIC}{name} {meaning}", f"# TYPE {_METRIC}{name} gauge"]
-        lines += [f'{_METRIC}{name}{{study="{_label(study.name)}"}} {value(study)}' for study in shown]
+        lines += [
+            f'{_METRIC}{name}{{study="{_label(study.name)}"}} {value}'
+            for study, value in zip(shown, values, strict=True)
+        ]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 

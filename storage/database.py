@@ -148,7 +148,7 @@ class Database:
 
     @property
     def engine(self) -> Engine:
-        return self.optuna_storage.engine  # type: ignore[no-any-return]
+        return self.optuna_storage.engine
 
     @contextmanager
     def transaction(self, *, durable: bool = False) -> Iterator[Connection]:

@@ -43,7 +43,7 @@ def _repeatable(name: str) -> Callable[..., Any]:
     return method
 
 
-class PatientStorage(RDBStorage):  # type: ignore[misc]
+class PatientStorage(RDBStorage):
     """``RDBStorage`` that repeats what was cut off by a lost connection, without doing anything twice.
 
     ``fault`` turns a database error into the error that users see.

@@ -88,8 +88,8 @@ def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
         row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
         connection.execute(_VALUES.insert().values(**row))
     for step, value in template.intermediate_values.items():
-        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
-        row = {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+        stored, its_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        row = {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": its_type}
         connection.execute(_INTERMEDIATE.insert().values(**row))
 
 
