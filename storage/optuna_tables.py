@@ -85,7 +85,7 @@ def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
             connection.execute(table.insert(), rows)
     for objective, value in enumerate(template.values or ()):
         stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-        row = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        row: dict[str, Any] = {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
         connection.execute(_VALUES.insert().values(**row))
     for step, value in template.intermediate_values.items():
         stored, its_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
