@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _SMALLEST_SUM = 1e-8
-# The compiler makes a kernel of its own for sums of no more entries than this; merging those eagerly
-# costs less than compiling twice.
-_SMALLEST_COMPILED = 4096
 
 
 class TaskVectorMerger:
@@ -59,7 +56,7 @@ class TaskVectorMerger:
             normalize,
         )
         numbers, integers = pack(terms, scale, divisor, base.device)
-        kernel = self._kernel(fusion, base.numel())
+        kernel = self._kernel(fusion)
         norm = kernel(
             _flat(base),
             [_flat(term.tensor) for term in terms],
@@ -73,8 +70,8 @@ class TaskVectorMerger:
             out.view(-1).copy_(whole)
         return norm
 
-    def _kernel(self, fusion: Fusion, size: int) -> Kernel:
-        if not self.compile or size <= _SMALLEST_COMPILED:
+    def _kernel(self, fusion: Fusion) -> Kernel:
+        if not self.compile:
             return eager_kernel(fusion)
 
         def guarded(*arguments: object) -> torch.Tensor:
