@@ -1,0 +1,101 @@
+"""Seconds per proposal at 60 finished trials of 12 parameters and 3 objectives, each sampler in a process of its own.
+
+``python -m benchmarks.search.ask_speed`` prints a Markdown table: the first ask of a process, imports apart, and the
+median of the following ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+SAMPLERS = ("MM-MO", "MM-MO quality", "MM-MO botorch", "Optuna GP", "BoTorch qLogNEHVI", "TPE multivariate")
+TRIALS, ASKS = 60, 7
+
+
+def measure(name: str) -> dict[str, float]:
+    import numpy as np
+    import optuna
+    import torch
+
+    from benchmarks.search.peers import PlainBoTorch
+    from mergefront.optimizer.objectives import Objective
+    from mergefront.optimizer.samplers.registry import make_sampler
+    from mergefront.optimizer.space import MergeSpace
+
+    torch.set_num_threads(2)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = MergeSpace(
+        [f"expert{i}" for i in range(6)],
+        method="ties",
+        base_model="base",
+        parameters={"weight": [0, 1], "density": [0.1, 1]},
+    )
+    distributions = space.distributions()
+    objectives = tuple(Objective(name) for name in ("a", "b", "c"))
+    centres = np.random.default_rng(1).random((3, 12))
+
+    class Plain:
+        """What ``PlainBoTorch`` needs of a problem."""
+
+        def __init__(self) -> None:
+            from mergefront.optimizer.objectives import Normaliser
+
+            self.space, self.objectives = space, objectives
+            self.normaliser = Normaliser.from_anchors(objectives, [[-2.0] * 3, [0.0] * 3])
+
+    makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
+        "BoTorch qLogNEHVI": lambda: PlainBoTorch(Plain(), 0),  # type: ignore[arg-type]
+    }
+    options = {"MM-MO quality": {"budget": "quality"}, "MM-MO botorch": {"budget": "botorch"}}
+    registered = {"Optuna GP": "gp", "TPE multivariate": "tpe-multivariate"}
+    make = makers.get(
+        name,
+        lambda: make_sampler(
+            registered.get(name, "mm-mo"),
+            seed=0,
+            search_space=distributions,
+            objectives=objectives,
+            options=options.get(name, {}),
+            **({} if name in registered else {"proportions": True}),
+        ),
+    )
+    study = optuna.create_study(directions=["maximize"] * 3, sampler=make())
+    rng = np.random.default_rng(0)
+    for _ in range(TRIALS):
+        x = np.round(rng.random(12), 4)
+        params = {
+            key: float(d.low + u * (d.high - d.low)) for (key, d), u in zip(distributions.items(), x, strict=True)
+        }
+        values = [-float(((x - centre) ** 2).sum()) for centre in centres]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, values=values))
+    seconds = []
+    for _ in range(ASKS):
+        started = time.perf_counter()
+        trial = study.ask(distributions)
+        seconds.append(time.perf_counter() - started)
+        x = np.array([trial.params[key] for key in distributions])
+        study.tell(trial, [-float(((x - centre) ** 2).sum()) for centre in centres])
+    return {"first": seconds[0], "median": median(seconds[1:])}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+        return
+    print("| sampler | first ask of a process, s | median of the next, s |\n| --- | --- | --- |")
+    for name in SAMPLERS:
+        answer = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.search.ask_speed", name],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        numbers = json.loads(answer.stdout.splitlines()[-1])
+        print(f"| {name} | {numbers['first']:.2f} | {numbers['median']:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
