@@ -52,10 +52,10 @@ class MergeFeatures:
         self._groups: list[tuple[NDArray[np.int_], Array, Array]] = []
         for members in weights.values():
             index = np.array([column for column, _, _ in members])
-            low = np.array([low for _, low, _ in members])
-            high = np.array([high for _, _, high in members])
-            if normalised and len(members) > 1 and (low >= 0.0).all():
-                self._groups.append((index, low, high))
+            lowest = np.array([low for _, low, _ in members])
+            highest = np.array([high for _, _, high in members])
+            if normalised and len(members) > 1 and (lowest >= 0.0).all():
+                self._groups.append((index, lowest, highest))
         scaled = {column for index, _, _ in self._groups for column in index}
         self._densities: list[tuple[int, int, float, float]] = []
         lows = {column: (low, high) for column, low, high in columns.values()}
