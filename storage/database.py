@@ -67,6 +67,8 @@ class Database:
         except StorageError as error:
             raise UserError(str(error)) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            if passes(error) and not self.is_sqlite:  # right, perhaps, and away: starting again may help
+                raise StorageError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
             if "file is not a database" in str(error):
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.objectives import Objective
 from mergefront.storage.database import Database
+from mergefront.storage.patience import patiently
 from mergefront.storage.schema import studies
 
 
@@ -107,9 +108,13 @@ def _as_stored(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def find(database: Database, name: str) -> StudyRecord | None:
     """The study of this name, or None."""
-    with database.transaction() as connection:
-        row = connection.execute(select(studies).where(studies.c.name == name)).first()
-    return None if row is None else StudyRecord(**row._mapping)
+
+    def look() -> StudyRecord | None:
+        with database.reading() as connection:
+            row = connection.execute(select(studies).where(studies.c.name == name)).first()
+        return None if row is None else StudyRecord(**row._mapping)
+
+    return patiently(look)
 
 
 def load(database: Database, name: str) -> StudyRecord:
