@@ -16,6 +16,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.blas_threads import one_blas_thread
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.history import is_told
 from mergefront.optimizer.samplers.lora_coefficients import Coefficients, read_coefficients
@@ -160,7 +161,8 @@ class EvoMergingSampler(BaseSampler):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
         numeric = _numeric(search_space)
-        stage, params = self._propose(study, trial, numeric) if numeric else ("random", {})
+        with one_blas_thread():
+            stage, params = self._propose(study, trial, numeric) if numeric else ("random", {})
         for name, distribution in search_space.items():
             if name not in params:
                 params[name] = self.sample_independent(study, trial, name, distribution)

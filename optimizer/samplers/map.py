@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.pareto import nondominated
+from mergefront.optimizer.samplers.blas_threads import one_blas_thread
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.history import is_told
 from mergefront.optimizer.samplers.hypercells import improvement_cells
@@ -114,7 +115,8 @@ class MAPSampler(BaseSampler):
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
-        stage, point = self._propose(study, trial.number, search_space, encoder)
+        with one_blas_thread():
+            stage, point = self._propose(study, trial.number, search_space, encoder)
         params = encoder.decode(point)
         write_proposal(study, trial, stage, params)
         return params

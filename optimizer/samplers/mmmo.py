@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.samplers.acquisition_search import BUDGETS, Preset
+from mergefront.optimizer.samplers.blas_threads import one_blas_thread
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.history import History, read_history
@@ -163,7 +164,8 @@ class MMMOSampler(BaseSampler):
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
-        stage, params, improvement = self._propose(study, trial.number, encoder)
+        with one_blas_thread():
+            stage, params, improvement = self._propose(study, trial.number, encoder)
         write_proposal(study, trial, stage, params, improvement)
         return params
 
