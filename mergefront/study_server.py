@@ -86,9 +86,10 @@ class StudyShown(_Body):
 
 
 class Problem(_Body):
-    """What is wrong, in a sentence."""
+    """What is wrong, in a sentence; ``kind`` "refused" for what no route has seen."""
 
     detail: str
+    kind: str = ""
 
 
 class StudyServer:
@@ -129,6 +130,7 @@ Trial = Annotated[int, Path(ge=0, lt=2**31)]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
     for status, description in {
+        400: "the body cannot be read",
         401: "no valid token",
         403: "a web page, or another machine without a token",
         404: "no such study or trial",
@@ -149,7 +151,10 @@ def health() -> dict[str, str]:
 
 
 @routes.get(
-    "/metrics", response_class=PlainTextResponse, summary="How far the studies are, in Prometheus' text format."
+    "/metrics",
+    summary="How far the studies are, in Prometheus' text format.",
+    response_model=None,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(server: Served) -> PlainTextResponse:
     lines = []
