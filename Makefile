@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 # mypy does not follow editable installs whose folders are mapped, so it gets the package laid out with links.
-types: setup
+types: setup-tests
 	mkdir -p $(TYPED)/mergefront
 	ln -sfn $(CURDIR)/mergefront/* $(TYPED)/mergefront/
 	ln -sfn $(CURDIR)/optimizer $(CURDIR)/adapters $(CURDIR)/storage $(TYPED)/mergefront/
