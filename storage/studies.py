@@ -49,6 +49,8 @@ def create_or_load(
 
     Raises ``UserError``, showing the difference, when a study of this name has another definition.
     """
+    if "\0" in name:
+        raise UserError(f"study {name!r}: a name cannot hold a NUL character; use another name")
     known = find(database, name)
     if known is not None:
         check_same(known, definition)
@@ -108,6 +110,8 @@ def _as_stored(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def find(database: Database, name: str) -> StudyRecord | None:
     """The study of this name, or None."""
+    if "\0" in name:
+        return None  # no study has such a name, and PostgreSQL answers the question with an error
 
     def look() -> StudyRecord | None:
         with database.reading() as connection:
