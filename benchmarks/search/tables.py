@@ -144,5 +144,5 @@ def plot(problems: Grouped, path: Path) -> None:
     handles = [pyplot.Line2D([], [], color=colours[name], label=name) for name in names]
     figure.legend(handles=handles, loc="lower center", ncol=5, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)
