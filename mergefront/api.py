@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ def search(
     racing: bool | Mapping[str, float] = False,
     stop: StopRule | Mapping[str, Any] | None = None,
     warm_start: Sequence[str | Path | Mapping[str, str]] = (),
+    launcher: str | None = None,
+    workers: int | None = None,
     observe: Callable[[TrialOutcome], None] = _nothing,
 ) -> Study:
     """Search merges and return the study.
@@ -59,6 +62,9 @@ def search(
     ``warm_start`` names what is known already: paths of mergekit YAML, ``{"study": NAME, "storage": URL}``
     (see ``mergefront.warm_start``). ``observe`` is called after each trial.
 
+    ``launcher="ray"`` searches with ``workers`` processes of a Ray cluster (by default one per GPU, else one per CPU;
+    see ``mergefront.ray_launcher``) instead of in this process.
+
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
     if study is not None:
@@ -72,7 +78,7 @@ def search(
         extra = [key for key, value in given.items() if value is not None]
         if extra:
             raise UserError(f"search: {', '.join(extra)} cannot be combined with a study file; write it into the file")
-        return run(study, evaluations=evaluations, observe=observe)
+        return run(study, evaluations=evaluations, launcher=launcher, workers=workers, observe=observe)
     missing = [
         key
         for key, value in {"space": space, "evaluate": evaluate, "objectives": objectives, "name": name}.items()
@@ -108,19 +114,27 @@ def search(
         evaluations=30 if evaluations is None else evaluations,
         racing=RacingSettings.read(racing),
     )
+    check_launcher(launcher, workers)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
-    return _search(definition, evaluator, observe, _nothing)
+    begun = _begin(definition)
+    if launcher is not None:
+        return _launch(begun, evaluator, workers, observe, _nothing)
+    return _continue(begun, evaluator, definition.evaluations, observe, _nothing)
 
 
 def run(
     path: str | Path,
     *,
     evaluations: int | None = None,
+    launcher: str | None = None,
+    workers: int | None = None,
     observe: Callable[[TrialOutcome], None] = _nothing,
     before: Callable[[int, str | None], None] = _nothing,
 ) -> Study:
     """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
+
+    ``launcher`` and ``workers`` are those of ``search``.
 
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
@@ -129,14 +143,17 @@ def run(
     from mergefront.check import check_study
     from mergefront.evaluators import make_evaluator
 
+    check_launcher(launcher, workers)
     report = check_study(path)
     definition = report.definition_or_raise()
     if evaluations is not None:
         definition = replace(definition, evaluations=_budget(evaluations))
+    if launcher is not None:
+        return _launch(_begin(definition), None, workers, observe, before)
     with make_evaluator(
         definition.evaluator, definition.space, definition.root, definition.runtime, definition.storage
     ) as evaluator:
-        return _search(definition, evaluator, observe, before)
+        return _continue(_begin(definition), evaluator, definition.evaluations, observe, before)
 
 
 def resume(
@@ -144,13 +161,19 @@ def resume(
     *,
     storage: str = DEFAULT_STORAGE,
     evaluations: int | None = None,
+    launcher: str | None = None,
+    workers: int | None = None,
     observe: Callable[[TrialOutcome], None] = _nothing,
     before: Callable[[int, str | None], None] = _nothing,
 ) -> Study:
-    """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage."""
+    """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
+
+    ``launcher`` and ``workers`` are those of ``search``.
+    """
     from mergefront.evaluators import make_evaluator
     from mergefront.storage.studies import set_evaluations
 
+    check_launcher(launcher, workers)
     study = load_study(name, storage=storage)
     if evaluations is not None:
         set_evaluations(study.database, study.record.study_id, _budget(evaluations))
@@ -158,6 +181,8 @@ def resume(
     if study.finished_count() >= budget:
         return study
     stored = study.record.definition
+    if launcher is not None:
+        return _launch(load_study(name, storage=storage), None, workers, observe, before)
     with make_evaluator(
         stored["evaluator"], study.space, Path(study.record.root), stored["runtime"], study.database.url
     ) as made:
@@ -169,6 +194,7 @@ def work(
     *,
     storage: str = DEFAULT_STORAGE,
     device: str | None = None,
+    evaluator: Evaluator | None = None,
     observe: Callable[[TrialOutcome], None] = _nothing,
     before: Callable[[int, str | None], None] = _nothing,
     should_stop: Callable[[], bool] = lambda: False,
@@ -176,8 +202,8 @@ def work(
     """One more process on a stored study, here or on another machine, until its budget is spent.
 
     Workers share the budget and never overshoot it; what a worker leaves unfinished when it dies is
-    taken over by another, once. ``device`` overrides the study's ("cuda:1"); ``should_stop`` is asked
-    between two trials.
+    taken over by another, once. ``device`` overrides the study's ("cuda:1"); ``evaluator`` scores for a study of a
+    Python function, which no definition can name; ``should_stop`` is asked between two trials.
     """
     from mergefront.evaluators import make_evaluator
     from mergefront.optimizer.search import run_search
@@ -185,11 +211,14 @@ def work(
     study = load_study(name, storage=storage)
     stored = study.record.definition
     runtime = {**stored["runtime"], **({} if device is None else {"device": device})}
-    with make_evaluator(
-        stored["evaluator"], study.space, Path(study.record.root), runtime, study.database.url
-    ) as evaluator:
+    scoring: AbstractContextManager[Evaluator] = (
+        nullcontext(evaluator)
+        if evaluator is not None
+        else make_evaluator(stored["evaluator"], study.space, Path(study.record.root), runtime, study.database.url)
+    )
+    with scoring as made:
         plan = plan_of(study, study.record.evaluations)
-        run_search(plan, study.optuna, study.ledger, evaluator, observe, before, should_stop, wait_for_others=True)
+        run_search(plan, study.optuna, study.ledger, made, observe, before, should_stop, wait_for_others=True)
     return load_study(name, storage=study.database.url)
 
 
@@ -202,12 +231,26 @@ def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
     return Study(database, load(database, name))
 
 
-def _search(
-    definition: StudyDefinition,
-    evaluator: Evaluator,
-    observe: Callable[[TrialOutcome], None],
-    before: Callable[[int, str | None], None],
-) -> Study:
+def check_launcher(launcher: str | None, workers: int | None) -> None:
+    """Raises ``UserError`` for an unknown launcher, one that is not installed, and a wrong number of workers."""
+    if launcher not in (None, "ray"):
+        raise UserError(f"launcher {launcher!r} is not known; there is 'ray', and without one this process searches")
+    if workers is not None and launcher is None:
+        raise UserError(
+            f"workers={workers} needs a launcher, such as 'ray'; or start 'mergefront worker NAME' so many times"
+        )
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise UserError(f"workers is {workers!r}; it must be a whole number of at least 1")
+    if launcher is not None:
+        from mergefront.ray_launcher import imported_ray
+
+        imported_ray()
+
+
+def _begin(definition: StudyDefinition) -> Study:
+    """The stored study of this definition, made if there is none, with its budget and warm start."""
+    from dataclasses import replace
+
     from mergefront.optimizer.samplers.trial_attributes import write_search_space
     from mergefront.storage.database import Database
     from mergefront.storage.studies import create_or_load, set_evaluations, set_stop
@@ -231,7 +274,22 @@ def _search(
     begin(study, definition)
     if record.evaluations != budget:
         set_evaluations(database, record.study_id, budget)
-    return _continue(study, evaluator, budget, observe, before)
+        study.record = replace(record, evaluations=budget)
+    return study
+
+
+def _launch(
+    study: Study,
+    evaluator: Evaluator | None,
+    workers: int | None,
+    observe: Callable[[TrialOutcome], None],
+    before: Callable[[int, str | None], None],
+) -> Study:
+    from mergefront.ray_launcher import work_on_ray
+
+    study.ledger.forgive()
+    work_on_ray(study, evaluator, workers, observe, before)
+    return load_study(study.name, storage=study.database.url)
 
 
 def _continue(

@@ -44,6 +44,14 @@ class Recipe:
         if problems:
             raise UserError("recipe: " + "; ".join(problems))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For processes that hand recipes to each other: read-only views cannot be pickled."""
+        return {**self.__dict__, "models": dict(self.models), "params": dict(self.params)}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, MappingProxyType(value) if isinstance(value, dict) else value)
+
     def _problems(self) -> list[str]:
         method = METHODS[self.method]
         problems = []

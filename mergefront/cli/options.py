@@ -41,6 +41,20 @@ def evaluations_option(command: Command) -> Command:
     )(command)
 
 
+def launcher_options(command: Command) -> Command:
+    """``--launcher NAME --workers N``: search with many processes at once."""
+    launcher = click.option(
+        "--launcher", type=click.Choice(["ray"]), help="Search with workers on a Ray cluster, not in this process."
+    )
+    workers = click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="How many of them. Default: one per GPU, or per CPU where there are no GPUs.",
+    )
+    return launcher(workers(command))
+
+
 def print_json(value: Any) -> None:
     """One JSON value on stdout; strict JSON (no NaN)."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergefront.cli.boundary import terminable
-from mergefront.cli.options import evaluations_option, json_option, print_json, storage_option
+from mergefront.cli.options import evaluations_option, json_option, launcher_options, print_json, storage_option
 from mergefront.cli.session import Session, shown_storage, storage_argument
 
 if TYPE_CHECKING:
@@ -80,23 +80,28 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
 @click.command(short_help="Search as a study file says; continues an existing study.")
 @click.argument("study_file", type=STUDY_FILE)
 @evaluations_option
+@launcher_options
 @click.pass_obj
-def run(session: Session, study_file: Path, evaluations: int | None) -> None:
+def run(session: Session, study_file: Path, evaluations: int | None, launcher: str | None, workers: int | None) -> None:
     """Search the merges that STUDY_FILE declares until its budget of evaluations is spent.
 
-    A study of the same name and definition is continued. Ctrl-C keeps everything that is finished.
+    A study of the same name and definition is continued. Ctrl-C keeps everything that is finished. With --launcher ray
+    many workers of a cluster search; it needs the extra: pip install "mergefront[ray]".
 
     \b
     Examples:
       mergefront run study.yaml
       mergefront run study.yaml --evaluations 60     (more budget for a study that is done)
+      mergefront run study.yaml --launcher ray --workers 8
     """
+    from mergefront.api import check_launcher
     from mergefront.check import check_study
 
     with terminable(), _quiet_libraries():
         definition = check_study(study_file).definition_or_raise()
         budget = definition.evaluations if evaluations is None else evaluations
-        study = search_file(session, definition, study_file, budget)
+        check_launcher(launcher, workers)
+        study = search_file(session, definition, study_file, budget, launcher, workers)
     finish(study)
 
 
@@ -104,8 +109,11 @@ def run(session: Session, study_file: Path, evaluations: int | None) -> None:
 @click.argument("name")
 @storage_option
 @evaluations_option
+@launcher_options
 @click.pass_obj
-def resume(session: Session, name: str, storage: str, evaluations: int | None) -> None:
+def resume(
+    session: Session, name: str, storage: str, evaluations: int | None, launcher: str | None, workers: int | None
+) -> None:
     """Continue study NAME up to its budget, or up to --evaluations.
 
     \b
@@ -117,10 +125,19 @@ def resume(session: Session, name: str, storage: str, evaluations: int | None) -
     from mergefront.cli.progress import search_progress
 
     with terminable(), _quiet_libraries():
+        api.check_launcher(launcher, workers)
         known = api.load_study(name, storage=storage)
         budget = known.record.evaluations if evaluations is None else evaluations
         with search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before):
-            study = api.resume(name, storage=storage, evaluations=evaluations, observe=observe, before=before)
+            study = api.resume(
+                name,
+                storage=storage,
+                evaluations=evaluations,
+                launcher=launcher,
+                workers=workers,
+                observe=observe,
+                before=before,
+            )
     finish(study)
 
 
@@ -161,7 +178,14 @@ def report(session: Session, name: str, storage: str, out: Path | None) -> None:
     print_front(study, verdicts(study))
 
 
-def search_file(session: Session, definition: StudyDefinition, study_file: Path, budget: int) -> Study:
+def search_file(
+    session: Session,
+    definition: StudyDefinition,
+    study_file: Path,
+    budget: int,
+    launcher: str | None = None,
+    workers: int | None = None,
+) -> Study:
     """Run a checked study file with progress."""
     from mergefront.api import run as run_file
     from mergefront.cli.progress import search_progress
@@ -171,7 +195,9 @@ def search_file(session: Session, definition: StudyDefinition, study_file: Path,
         observe,
         before,
     ):
-        return run_file(study_file, evaluations=budget, observe=observe, before=before)
+        return run_file(
+            study_file, evaluations=budget, launcher=launcher, workers=workers, observe=observe, before=before
+        )
 
 
 def existing(name: str, storage: str) -> Study | None:
