@@ -20,6 +20,8 @@ def test_every_package_folder_is_installed() -> None:
             parts = init.parent.relative_to(ROOT / name).parts
             found.add(".".join((prefix, *parts)))
     assert set(setup["packages"]) == found
+    assert {"fused_merge.c"} == set(setup["package-data"]["mergefront.adapters.merging"])
+    assert [path.name for path in (ROOT / "adapters").rglob("*.c")] == ["fused_merge.c"]
 
 
 def test_importing_mergefront_and_its_help_load_nothing_heavy() -> None:

@@ -191,7 +191,6 @@ class _Plan:
                 self.device,
                 dtype,
                 resident=False,
-                compile=False,
                 compat_mergekit=self.config.compat,
             )
             for name in places:

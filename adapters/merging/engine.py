@@ -7,7 +7,6 @@ streams: with ``resident=False`` tensors come from memory-mapped files one at a 
 
 from __future__ import annotations
 
-import shutil
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
 from mergefront.adapters.merging.family import TaskVectorMerger
+from mergefront.adapters.merging.fused import FusedBatch, PendingNorm
 from mergefront.adapters.merging.kernel_methods import KernelMerger
 from mergefront.adapters.merging.lora_merge import LoraMerger
 from mergefront.adapters.merging.pool import TensorPool
@@ -67,12 +67,12 @@ class MergeEngine:
     ``base`` and every expert are a path, a ``Checkpoint`` or tensors by name; an expert may be a PEFT
     LoRA folder. ``base`` may be None for methods that need none. ``dtype`` is what they are held in
     (default: as stored). ``resident`` copies memory-mapped checkpoints into memory on ``device``
-    ("auto": if they take less than half of what is free). ``compile`` fuses the arithmetic with
-    torch.compile ("auto": for models worth the seconds it takes, where a C++ compiler is at hand);
-    eager arithmetic gives the same result. ``compat_mergekit`` computes as mergekit does, in the tensors' own
-    dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds the experts of a resident engine as
-    task vectors of eight bits ("int8") or of a rank (a number) where memory is short: approximations, whose
-    errors are in ``task_vector_errors``.
+    ("auto": if they take less than half of what is free). ``compile`` fuses the arithmetic: on a CPU by a kernel
+    that the machine's C compiler makes once, elsewhere by torch.compile ("auto": there for models worth the
+    seconds it takes). Without a compiler torch's operations give the same result. ``compat_mergekit`` computes as
+    mergekit does, in the tensors' own dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds
+    the experts of a resident engine as task vectors of eight bits ("int8") or of a rank (a number) where memory is
+    short: approximations, whose errors are in ``task_vector_errors``.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -116,7 +116,8 @@ class MergeEngine:
         started = time.perf_counter()
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
-        norms: list[torch.Tensor | float] = []
+        norms: list[torch.Tensor | PendingNorm | float] = []
+        batch = self._family.batch()
         updates: list[tuple[tuple[int, str], Coefficients, torch.Tensor]] = []
         with torch.no_grad():
             for name, target in self._distinct(targets).items():
@@ -127,8 +128,10 @@ class MergeEngine:
                     norms.append(known.norm)
                     continue
                 self._written.pop(place, None)
-                norms.append(self._merge_tensor(name, coefficients, target))
+                norms.append(self._merge_tensor(name, coefficients, target, batch))
                 updates.append((place, coefficients, target))
+            if batch is not None:
+                batch.run()
         values = [float(norm) for norm in norms]
         written = iter(value for value, norm in zip(values, norms, strict=True) if not isinstance(norm, float))
         for (place, coefficients, target), value in zip(updates, written, strict=True):
@@ -145,6 +148,7 @@ class MergeEngine:
 
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
+        batch = self._family.batch()
         for name in names if names is not None else self.names:
             origin = self._pool.origin(name)
             out = torch.empty(
@@ -153,7 +157,9 @@ class MergeEngine:
                 device=origin.device,
             )
             with torch.no_grad():
-                self._merge_tensor(name, reader(name), out)
+                self._merge_tensor(name, reader(name), out, batch)
+                if batch is not None:
+                    batch.run()
             yield name, out
 
     def task_vector_errors(self) -> dict[str, float]:
@@ -195,8 +201,10 @@ class MergeEngine:
             raise UserError(f"target {stray[0]!r} is no tensor of the checkpoint {did_you_mean(stray[0], self.names)}")
         return {name: targets[name] for name in chosen.values()}
 
-    def _merge_tensor(self, name: str, coefficients: Coefficients, out: torch.Tensor) -> torch.Tensor:
-        """Merge one tensor into ``out``; returns the L1 norm of merged - base (float64 scalar)."""
+    def _merge_tensor(
+        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch | None
+    ) -> torch.Tensor | PendingNorm:
+        """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base."""
         import torch
 
         base = self._pool.base(name)
@@ -207,6 +215,7 @@ class MergeEngine:
             out.copy_(self._pool.origin(name))
             return torch.zeros((), dtype=torch.float64)
         method = METHODS[coefficients.method]
+        norm: torch.Tensor | PendingNorm
         written = (
             out
             if out.is_contiguous() and out.device == self.device
@@ -217,17 +226,23 @@ class MergeEngine:
             norm = self._loras.merge(name, method, coefficients, base, written)
         elif method.consensus is not None and not self._compat:
             assert base is not None
-            norm = self._family.merge(name, method, coefficients, base, written)
+            norm = self._family.merge(name, method, coefficients, base, written, batch)
         else:
             norm = self._kernels.merge(name, method, coefficients, base, written)
+        if isinstance(norm, PendingNorm):
+            assert batch is not None
+            if written is not out:
+                batch.copy_afterwards(written, out)
+            if not self._pool.holds_entries:
+                batch.run()
+            return norm
         if written is not out:
             out.copy_(written)
         return norm.double()
 
     def _worth_compiling(self) -> bool:
-        if self.device.type == "cpu" and shutil.which("g++") is None and shutil.which("clang++") is None:
-            return False
-        return self.resident and self._pool.size >= _WORTH_COMPILING
+        """The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes."""
+        return self.device.type == "cpu" or (self.resident and self._pool.size >= _WORTH_COMPILING)
 
 
 def _version(tensor: torch.Tensor) -> int | None:

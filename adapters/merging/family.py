@@ -1,4 +1,4 @@
-"""Merging one tensor by a method of the task-vector family: terms, then one pass of a fused kernel."""
+"""Merging tensors by a method of the task-vector family: terms, then one pass of a fused kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.fused import FusedBatch, PendingNorm, kernel_dtype
 from mergefront.adapters.merging.masks import LEVELS
+from mergefront.adapters.merging.native import load_merge_pieces
 from mergefront.adapters.merging.pool import TensorPool
 from mergefront.adapters.merging.ranking import EVERY
 from mergefront.adapters.merging.task_vectors import Fusion, Kernel, Term, compiled_kernel, eager_kernel, pack
@@ -21,16 +23,32 @@ _SMALLEST_SUM = 1e-8
 
 
 class TaskVectorMerger:
-    """The task-vector family on a pool. ``compile`` turns off by itself where compiling fails."""
+    """The task-vector family on a pool.
+
+    ``compile``: on a CPU by the kernel of fused_merge.c, on other devices by torch.compile. Where compiling fails
+    torch's operations do the same.
+    """
 
     def __init__(self, pool: TensorPool, compile: bool) -> None:
-        self.compile = compile
-        self._terms = TermBuilder(pool, uniform=compile)
+        on_cpu = pool.device.type == "cpu"
+        self.native = load_merge_pieces() if compile and on_cpu else None
+        self.compile = compile and not on_cpu
+        self._terms = TermBuilder(pool, uniform=self.compile)
+
+    def batch(self) -> FusedBatch | None:
+        """An empty batch for ``merge``, or None where tensors are merged one by one."""
+        return None if self.native is None else FusedBatch(self.native)
 
     def merge(
-        self, name: str, method: MergeMethod, coefficients: Coefficients, base: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Merge one tensor into ``out`` (contiguous); returns the L1 norm of what was added (scalar)."""
+        self,
+        name: str,
+        method: MergeMethod,
+        coefficients: Coefficients,
+        base: torch.Tensor,
+        out: torch.Tensor,
+        batch: FusedBatch | None,
+    ) -> torch.Tensor | PendingNorm:
+        """Merge one tensor into ``out`` (contiguous), now or when ``batch`` runs; the L1 norm of what was added."""
         import torch
 
         weights = dict(zip(coefficients.models, coefficients.of_models("weight"), strict=True))
@@ -55,6 +73,14 @@ class TaskVectorMerger:
             method.consensus == "sign",
             normalize,
         )
+        whole = _whole_expert(terms, scale, divisor if normalize and method.consensus != "sign" else None, normalize)
+        if batch is not None and all(
+            kernel_dtype(tensor) is not None for tensor in (base, out, *(term.tensor for term in terms))
+        ):
+            pending = batch.add(fusion, base, terms, scale, divisor, out)
+            if whole is not None:
+                batch.copy_afterwards(whole, out.view(-1))
+            return pending
         numbers, integers = pack(terms, scale, divisor, base.device)
         kernel = self._kernel(fusion)
         norm = kernel(
@@ -65,7 +91,6 @@ class TaskVectorMerger:
             integers,
             _flat(out),
         )
-        whole = _whole_expert(terms, scale, divisor if normalize and method.consensus != "sign" else None, normalize)
         if whole is not None:
             out.view(-1).copy_(whole)
         return norm

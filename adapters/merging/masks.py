@@ -59,14 +59,36 @@ def entry_index(start: int, end: int, device: torch.device) -> torch.Tensor:
     return (torch.arange(start, end, dtype=torch.int64, device=device) & 0x7FFFFFFF).to(torch.int32)
 
 
-def norms_by_level(delta: Callable[[int, int], torch.Tensor], size: int, keys: tuple[int, int]) -> torch.Tensor:
-    """L1 norm kept by every threshold from 1 to 65536 (float32), so that a density costs one look-up."""
-    import torch
+class KeptNorms:
+    """The L1 norm that a random mask keeps of one task vector, for every threshold at the price of a look-up.
 
-    table = torch.zeros(LEVELS, dtype=torch.float64)
-    for start in range(0, size, _CHUNK):
-        magnitude = delta(start, min(start + _CHUNK, size)).abs()
-        index = entry_index(start, start + magnitude.numel(), magnitude.device)
-        levels = random_levels(index, *keys)
-        table += torch.bincount(levels.cpu(), weights=magnitude.double().cpu(), minlength=LEVELS)
-    return table.cumsum(0).float()
+    ``delta(start, end)`` returns entries of the task vector (n in all) as float32. Small task vectors keep
+    their entries' random numbers in order (n), large ones a sum for each of the 65536 thresholds.
+    """
+
+    def __init__(self, delta: Callable[[int, int], torch.Tensor], size: int, keys: tuple[int, int]) -> None:
+        import numpy as np
+
+        table = np.zeros(LEVELS if size > LEVELS else 0)
+        levels, magnitudes = np.zeros(0, dtype=np.int32), np.zeros(0)
+        for start in range(0, size, _CHUNK):
+            part = delta(start, min(start + _CHUNK, size)).abs().double()
+            index = entry_index(start, start + part.numel(), part.device)
+            drawn, kept = random_levels(index, *keys).cpu().numpy(), part.cpu().numpy()
+            if len(table):
+                table += np.bincount(drawn, weights=kept, minlength=LEVELS)
+            else:
+                levels, magnitudes = np.concatenate([levels, drawn]), np.concatenate([magnitudes, kept])
+        order = np.argsort(levels, kind="stable")
+        self._levels = None if len(table) else levels[order]
+        self._sums = np.concatenate([[0.0], np.cumsum(table if len(table) else magnitudes[order])]).astype(np.float32)
+
+    @property
+    def whole(self) -> float:
+        """L1 norm of the task vector."""
+        return float(self._sums[-1])
+
+    def below(self, threshold: int) -> float:
+        """L1 norm of the entries whose random number is below ``threshold``."""
+        place = threshold if self._levels is None else self._levels.searchsorted(threshold)
+        return float(self._sums[place])

@@ -13,6 +13,7 @@ from mergefront.adapters.merging.compression import (
     check_form,
     compress,
 )
+from mergefront.adapters.merging.memory import free_memory
 from mergefront.adapters.merging.sources import Entry, ExpertSource, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
 
@@ -80,6 +81,11 @@ class TensorPool:
     def has_base(self) -> bool:
         """Whether there is a base model."""
         return self._base_source is not None
+
+    @property
+    def holds_entries(self) -> bool:
+        """Whether ``entry`` returns tensors that are held anyway, rather than ones made for the asker."""
+        return self.resident and self._form == "exact"
 
     @property
     def size(self) -> int:
@@ -156,12 +162,6 @@ class TensorPool:
                     raise UserError(f"{name} is {shapes[0]} in expert {first.name!r} and {shapes[1]} in {other.name!r}")
 
     def _fits(self, experts: Mapping[str, Source]) -> bool:
-        if self.device.type != "cpu":
-            import torch
-
-            free, _ = torch.cuda.mem_get_info(self.device) if self.device.type == "cuda" else (1 << 62, 0)
-        else:
-            free = _free_memory()
         base = self._base_source
         sizes = [base.header.bytes] if isinstance(base, Checkpoint) else []
         one = sizes[0] if sizes else 0
@@ -171,7 +171,7 @@ class TensorPool:
                 sizes.append(one if opened.header.kind == "lora" else opened.header.bytes)
         # Compressed task vectors take about half of bfloat16 at most.
         needed = sum(sizes) if self._form == "exact" or not sizes else sizes[0] + sum(sizes[1:]) // 2
-        return needed < free // 2
+        return needed < free_memory(self.device) // 2
 
     def _load(self, name: str) -> None:
         """Copy one tensor of the base and of every expert to where it stays."""
@@ -219,15 +219,3 @@ class TensorPool:
     def _settle(self, tensor: torch.Tensor, copy: bool) -> torch.Tensor:
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
         return tensor.detach().to(device=self.device, dtype=dtype, copy=copy).contiguous()
-
-
-def _free_memory() -> int:
-    """Bytes of memory that are free, page cache included; a large number where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 40

@@ -2,15 +2,17 @@
 
 Ranks come from the order of a task vector's magnitudes (sorted once), the L1 norm that a random mask
 keeps from a table by density (summed once per seed): after the first candidates a new density costs
-a look-up. Nothing is kept when the pool streams.
+a look-up. Nothing is kept when the pool streams, and no order where memory is short.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.coefficients import Coefficients
-from mergefront.adapters.merging.masks import LEVELS, keep_threshold, mask_key, norms_by_level
+from mergefront.adapters.merging.masks import LEVELS, KeptNorms, keep_threshold, mask_key
+from mergefront.adapters.merging.memory import free_memory
 from mergefront.adapters.merging.pool import TensorPool
 from mergefront.adapters.merging.ranking import (
     EVERY,
@@ -31,21 +33,24 @@ if TYPE_CHECKING:
     import torch
 
 _SMALLEST_NORM = 1e-7
+_SORTING_BYTES = 12  # per entry: a key of eight while sorting, an index of four afterwards
 
 
 class TermBuilder:
     """Makes the terms of a pool's experts.
 
     ``uniform`` gives every expert the method's own mode, also where nothing is dropped, so that one
-    compiled kernel serves all recipes.
+    compiled kernel serves all recipes. ``room`` says whether so many more bytes may be taken (default: half of what
+    is free); where they may not, ranks are found anew for every candidate, in three passes over the task vector.
     """
 
-    def __init__(self, pool: TensorPool, uniform: bool) -> None:
+    def __init__(self, pool: TensorPool, uniform: bool, room: Callable[[int], bool] | None = None) -> None:
         self._pool = pool
+        self._room = self._half_of_free if room is None else room
         self.uniform = uniform
         self._orders: dict[tuple[str, str], torch.Tensor] = {}
         self._ranks: dict[tuple[str, str, int], Rank] = {}
-        self._mask_norms: dict[tuple[str, str, tuple[int, int]], torch.Tensor] = {}
+        self._mask_norms: dict[tuple[str, str], tuple[tuple[int, int], KeptNorms]] = {}
         self._row_ranks: dict[tuple[str, str], torch.Tensor] = {}
 
     def term(
@@ -146,15 +151,14 @@ class TermBuilder:
 
     def _norm_ratio(self, name: str, model: str, term: Term, delta: DeltaChunk, size: int) -> float:
         """L1 norm of the task vector over that of what is kept of it; 1 where either vanishes."""
-        if term.mode != "random" or not self._pool.resident or size < LEVELS:
+        if term.mode != "random" or not self._pool.resident:
             whole, kept = kept_norms(term, delta, size)
         else:
-            place = (name, model, term.keys)
-            if place not in self._mask_norms:
-                self._mask_norms = {known: table for known, table in self._mask_norms.items() if known[:2] != place[:2]}
-                self._mask_norms[place] = norms_by_level(delta, size, term.keys)
-            table = self._mask_norms[place]
-            whole, kept = float(table[-1]), float(table[term.threshold - 1])
+            keys, norms = self._mask_norms.get((name, model), (None, None))
+            if norms is None or keys != term.keys:
+                norms = KeptNorms(delta, size, term.keys)
+                self._mask_norms[name, model] = term.keys, norms
+            whole, kept = norms.whole, norms.below(term.threshold)
         return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
 
     def _rank(self, name: str, model: str, delta: DeltaChunk, size: int, k: int) -> Rank:
@@ -162,13 +166,16 @@ class TermBuilder:
         known = self._ranks.get((name, model, k))
         if known is not None:
             return known
-        if self._pool.resident and (name, model) not in self._orders:
+        if self._pool.resident and (name, model) not in self._orders and self._room(_SORTING_BYTES * size):
             self._orders[name, model] = sort_magnitudes(delta, size, self._pool.device)
         order = self._orders.get((name, model))
         rank = select_rank(delta, size, k) if order is None else rank_in_order(order, delta, k)
         if self._pool.resident:
             self._ranks[name, model, k] = rank
         return rank
+
+    def _half_of_free(self, needed: int) -> bool:
+        return needed < free_memory(self._pool.device) // 2
 
 
 def _delta_of(entry: Entry, base: torch.Tensor) -> DeltaChunk:
