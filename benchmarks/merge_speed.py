@@ -47,8 +47,8 @@ Random bf16 checkpoints in the shapes of SmolLM2-135M (134.5 million entries, ti
 2 threads. A candidate has new weights and densities. "plain pass" is a compiled addition that reads the same K + 1
 tensors and writes one: the share is its time over ours. mergekit 0.1.5 runs as its own program on the same files, bf16,
 reading, merging and writing, because that is what a candidate costs with it. "first" is the first candidate of
-a process: compiling and, for methods that drop, ranking or summing every task vector once. No GPU was at hand: nothing
-here says what one does.
+a process: for methods that drop, ranking or summing every task vector once. No GPU was at hand: nothing here says what
+one does.
 """
 
 
