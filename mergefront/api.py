@@ -157,7 +157,7 @@ def run(
 
 
 def resume(
-    name: str,
+    study: str | Study,
     *,
     storage: str = DEFAULT_STORAGE,
     evaluations: int | None = None,
@@ -168,21 +168,23 @@ def resume(
 ) -> Study:
     """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
 
-    ``launcher`` and ``workers`` are those of ``search``.
+    A study that is loaded already may stand for both. ``launcher`` and ``workers`` are those of ``search``.
     """
     from mergefront.evaluators import make_evaluator
     from mergefront.storage.studies import set_evaluations
 
     check_launcher(launcher, workers)
-    study = load_study(name, storage=storage)
+    if isinstance(study, str):
+        study = load_study(study, storage=storage)
     if evaluations is not None:
         set_evaluations(study.database, study.record.study_id, _budget(evaluations))
-    budget = study.record.evaluations if evaluations is None else evaluations
+        study.refresh()
+    budget = study.record.evaluations
     if study.finished_count() >= budget:
         return study
     stored = study.record.definition
     if launcher is not None:
-        return _launch(load_study(name, storage=storage), None, workers, observe, before)
+        return _launch(study, None, workers, observe, before)
     with make_evaluator(
         stored["evaluator"], study.space, Path(study.record.root), stored["runtime"], study.database.url
     ) as made:
@@ -190,7 +192,7 @@ def resume(
 
 
 def work(
-    name: str,
+    study: str | Study,
     *,
     storage: str = DEFAULT_STORAGE,
     device: str | None = None,
@@ -208,7 +210,8 @@ def work(
     from mergefront.evaluators import make_evaluator
     from mergefront.optimizer.search import run_search
 
-    study = load_study(name, storage=storage)
+    if isinstance(study, str):
+        study = load_study(study, storage=storage)
     stored = study.record.definition
     runtime = {**stored["runtime"], **({} if device is None else {"device": device})}
     scoring: AbstractContextManager[Evaluator] = (
@@ -219,7 +222,7 @@ def work(
     with scoring as made:
         plan = plan_of(study, study.record.evaluations)
         run_search(plan, study.optuna, study.ledger, made, observe, before, should_stop, wait_for_others=True)
-    return load_study(name, storage=study.database.url)
+    return study.refresh()
 
 
 def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
@@ -289,7 +292,7 @@ def _launch(
 
     study.ledger.forgive()
     work_on_ray(study, evaluator, workers, observe, before)
-    return load_study(study.name, storage=study.database.url)
+    return study.refresh()
 
 
 def _continue(
@@ -303,7 +306,7 @@ def _continue(
 
     study.ledger.forgive()
     run_search(plan_of(study, budget), study.optuna, study.ledger, evaluator, observe, before)
-    return load_study(study.name, storage=study.database.url)
+    return study.refresh()
 
 
 def plan_of(study: Study, budget: int) -> SearchPlan:

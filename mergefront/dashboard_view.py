@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -45,7 +45,7 @@ class _Shown:
     at: float
     finished: int
     attributes: dict[str, Any]
-    recipes: dict[str, Recipe]
+    recipes: Mapping[str, Recipe]
 
 
 class ExplainedStorage(_CachedStorage):
@@ -88,7 +88,7 @@ class ExplainedStorage(_CachedStorage):
         for record in all_studies(self.database):
             self._explained(record.study_id)
             shown = self._shown.get(record.study_id)
-            if shown is not None and digest in shown.recipes:
+            if shown is not None and digest is not None and digest in shown.recipes:
                 return shown.recipes[digest]
         return None
 
@@ -147,7 +147,7 @@ def yaml_of(recipe: Recipe) -> str:
         return f"# {error}\n" + yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
 
 
-def explanations(study: Study, trials: list[FrozenTrial], recipes: dict[str, Recipe]) -> dict[str, Any]:
+def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, Recipe]) -> dict[str, Any]:
     """Study attributes, in optuna-dashboard's format: plots, a note of the study, a note for each trial."""
     attributes = dict(_note(None, _study_note(study)))
     for trial in trials[-_MOST_NOTES:]:

@@ -77,12 +77,12 @@ def picture(study: Study) -> Picture:
     candidates = study.candidates()
     if not candidates:
         raise UserError(f"study {study.name!r} has no finished evaluation yet; there is nothing to plot")
-    on_front = {candidate.recipe.digest for candidate in study.front()}
-    anchor_digests = {candidate.recipe.digest for candidate in candidates if candidate.anchor is not None}
+    on_front = {candidate.digest for candidate in study.front()}
+    anchor_digests = {candidate.digest for candidate in candidates if candidate.anchor is not None}
     knee = study.knee() if on_front else None
     points = []
     for candidate in candidates:
-        if candidate.anchor is None and candidate.recipe.digest in anchor_digests:
+        if candidate.anchor is None and candidate.digest in anchor_digests:
             continue
         errors = [candidate.standard_errors.get(objective.name) for objective in study.objectives]
         points.append(
@@ -91,7 +91,7 @@ def picture(study: Study) -> Picture:
                 tuple(candidate.scores[objective.name] for objective in study.objectives),
                 tuple(None if error is None or error != error else error for error in errors),
                 candidate.anchor,
-                candidate.recipe.digest in on_front,
+                candidate.digest in on_front,
                 knee is not None and candidate.number == knee.number,
                 f"{candidate.recipe.method}: {words.coefficients(candidate.params, study.space.models)}",
             )

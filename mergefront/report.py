@@ -33,8 +33,8 @@ def report(
     side = [name for name in description.get("tasks", {}) if name not in names]
     wanted: dict[str, Candidate] = {}
     for candidate in (*study.anchors(), *study.front()):
-        if candidate.recipe.digest not in wanted and study.ledger.find(candidate.recipe, SPLIT) is None:
-            wanted[candidate.recipe.digest] = candidate
+        if candidate.digest not in wanted and study.ledger.find(candidate.recipe, SPLIT) is None:
+            wanted[candidate.digest] = candidate
     if not wanted:
         return 0
     scored = 0

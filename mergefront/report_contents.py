@@ -52,8 +52,8 @@ def contents(study: Study) -> Contents:
     if not candidates:
         raise UserError(f"study {study.name!r} has no finished evaluation yet; run or resume it first")
     anchors = [candidate for candidate in candidates if candidate.anchor is not None]
-    of_anchors = {candidate.recipe.digest for candidate in anchors}
-    front = [candidate for candidate in study.front() if candidate.recipe.digest not in of_anchors]
+    of_anchors = {candidate.digest for candidate in anchors}
+    front = [candidate for candidate in study.front() if candidate.digest not in of_anchors]
     on_report = verdict(study, "report")
     tasks = _tasks(study)
     return Contents(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from mergefront.optimizer.space import MergeSpace
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
     from mergefront.optimizer.stopping import Stop
     from mergefront.storage.database import Database
@@ -29,16 +30,23 @@ if TYPE_CHECKING:
 class Candidate:
     """One evaluated recipe of a study; ``number`` is its trial, ``anchor`` its name if it is an anchor.
 
-    ``violations`` says by how much it misses each constraint, at most 0 where it satisfies it.
+    ``digest`` tells its recipe from others, ``recipes`` has the recipe itself by its digest. ``violations`` says by
+    how much it misses each constraint, at most 0 where it satisfies it.
     """
 
     number: int
-    recipe: Recipe
+    digest: str
+    recipes: Mapping[str, Recipe] = field(repr=False, compare=False)
     evaluation: Evaluation
     scores: Mapping[str, float]
     standard_errors: Mapping[str, float]
     anchor: str | None = None
     violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The whole recipe; read when it is asked for, since most candidates of a large study are only counted."""
+        return self.recipes[self.digest]
 
     @property
     def feasible(self) -> bool:
@@ -65,10 +73,18 @@ class Study:
     def __init__(self, database: Database, record: StudyRecord) -> None:
         self.database = database
         self.record = record
+        self._known: tuple[tuple[int, int], list[Candidate]] | None = None
 
     @property
     def name(self) -> str:
         return self.record.name
+
+    def refresh(self) -> Study:
+        """This study with the name, budget and stop rule that the database has by now."""
+        from mergefront.storage.studies import reload
+
+        self.record = reload(self.database, self.record)
+        return self
 
     @cached_property
     def space(self) -> MergeSpace:
@@ -129,6 +145,14 @@ class Study:
         """Every evaluated candidate by trial number, anchors included, each recipe once."""
         from optuna.trial import TrialState
 
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # Both only grow while a study lives, so that equal counts mean equal contents.
+        counted = (len(trials), self.ledger.evaluation_count())
+        if self._known is None or self._known[0] != counted:
+            self._known = (counted, self._candidates_of(trials))
+        return list(self._known[1])
+
+    def _candidates_of(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
         from mergefront.optimizer.samplers.trial_attributes import ANCHOR
         from mergefront.optimizer.search import RECIPE
 
@@ -136,7 +160,7 @@ class Study:
         recipes = self.ledger.recipes()
         made = []
         seen = set()
-        for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        for trial in trials:
             digest = trial.user_attrs.get(RECIPE)
             if digest is None or digest not in evaluations or (digest in seen and ANCHOR not in trial.user_attrs):
                 continue
@@ -146,7 +170,8 @@ class Study:
             made.append(
                 Candidate(
                     trial.number,
-                    recipes[digest],
+                    digest,
+                    recipes,
                     evaluation,
                     scores,
                     evaluation.standard_errors,
@@ -198,8 +223,8 @@ class Study:
         front = []
         seen = set()
         for candidate, kept in zip(candidates, keep, strict=True):
-            if kept and candidate.recipe.digest not in seen:
-                seen.add(candidate.recipe.digest)
+            if kept and candidate.digest not in seen:
+                seen.add(candidate.digest)
                 front.append(candidate)
         return front
 

@@ -115,14 +115,10 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
 
     On the "report" split only the candidates that were evaluated on its items take part.
     """
-    picked = None
-    if split != "search":
-        on_search_items = verdict(study, "search")
-        picked = None if on_search_items is None else on_search_items.overall.merge
     candidates = study.candidates()
     anchors = [candidate for candidate in candidates if candidate.anchor is not None]
-    anchor_digests = {candidate.recipe.digest for candidate in anchors}
-    merges = [candidate for candidate in study.front() if candidate.recipe.digest not in anchor_digests]
+    anchor_digests = {candidate.digest for candidate in anchors}
+    merges = [candidate for candidate in study.front() if candidate.digest not in anchor_digests]
     rows: dict[int, Evaluation] = {}
     for candidate in (*merges, *anchors):
         found = study.ledger.find(candidate.recipe, split)
@@ -132,6 +128,8 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:
         return None
+    on_search_items = verdict(study, "search") if split != "search" else None
+    picked = None if on_search_items is None else on_search_items.overall.merge
     picked_from = len(candidates) - len(anchors) if split == "search" else len(merges)
     return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
 
@@ -224,7 +222,7 @@ def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> 
 def better_beyond_noise(study: Study, candidates: Sequence[Candidate], level: float = LEVEL) -> list[list[bool]]:
     """Whether candidate i beats candidate j in some objective beyond noise (``n x n``), on the search items."""
     kept = study.ledger.evaluations(items=True)
-    rows = [kept[candidate.recipe.digest] for candidate in candidates]
+    rows = [kept[candidate.digest] for candidate in candidates]
 
     def is_better(first: Evaluation, second: Evaluation) -> bool:
         parts = [_difference(objective, first, second) for objective in study.objectives]

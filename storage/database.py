@@ -76,7 +76,7 @@ class Database:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
 
     def _open(self, create: bool) -> PatientStorage:
-        kwargs: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": _from_json}
+        kwargs: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": from_json}
         if self.is_sqlite:
             kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
         else:
@@ -299,7 +299,8 @@ def _spelled_out(value: Any) -> Any:
     return value
 
 
-def _from_json(given: str | bytes) -> Any:
+def from_json(given: str | bytes) -> Any:
+    """The value of a JSON text that mergefront wrote, numbers that JSON does not know among it."""
     text = given if isinstance(given, str) else given.decode()
     return json.loads(text, object_hook=_number_or_mapping) if '{"number": "' in text else json.loads(text)
 

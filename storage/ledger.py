@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, Text, and_, cast, func, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
@@ -22,7 +22,7 @@ from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
-from mergefront.storage.database import Database, insert_missing
+from mergefront.storage.database import Database, from_json, insert_missing
 from mergefront.storage.heart import Heart
 from mergefront.storage.optuna_tables import finish_trial, read_trial, write_params, write_user_attributes
 from mergefront.storage.patience import patiently
@@ -46,6 +46,25 @@ class Worker:
     trial: int | None
     seconds: float | None
     abandoned: bool
+
+
+class StoredRecipes(Mapping[str, Recipe]):
+    """Recipes by their digests, each made of its JSON text when it is first asked for."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        self._made: dict[str, Recipe] = {}
+
+    def __getitem__(self, digest: str) -> Recipe:
+        if digest not in self._made:
+            self._made[digest] = Recipe.from_json(from_json(self._texts[digest]))
+        return self._made[digest]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
 
 class StudyLedger:
@@ -315,9 +334,10 @@ class StudyLedger:
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
+        columns = ("id", "digest", "scores", "standard_errors", "seconds", "cost", "details")
         with self.database.reading() as connection:
             rows = connection.execute(
-                select(evaluations)
+                select(*(evaluations.c[name] for name in columns))
                 .where(
                     evaluations.c.study_id == self.study_id,
                     evaluations.c.split == split,
@@ -330,13 +350,21 @@ class StudyLedger:
                 found.setdefault(row.digest, _read_evaluation(connection, row, items))
             return found
 
-    def recipes(self) -> dict[str, Recipe]:
+    def evaluation_count(self) -> int:
+        """How many evaluations are kept, of every split and failures included."""
+        query = select(func.count()).select_from(evaluations).where(evaluations.c.study_id == self.study_id)
+        with self.database.reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def recipes(self) -> Mapping[str, Recipe]:
         """Every recipe that was evaluated or failed, by its digest."""
         with self.database.reading() as connection:
             rows = connection.execute(
-                select(evaluations.c.digest, evaluations.c.recipe).where(evaluations.c.study_id == self.study_id)
+                select(evaluations.c.digest, cast(evaluations.c.recipe, Text).label("text")).where(
+                    evaluations.c.study_id == self.study_id
+                )
             ).all()
-        return {row.digest: Recipe.from_json(row.recipe) for row in rows}
+        return StoredRecipes({row.digest: row.text for row in rows})
 
     def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
         return connection.execute(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import optuna
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -112,10 +112,21 @@ def find(database: Database, name: str) -> StudyRecord | None:
     """The study of this name, or None."""
     if "\0" in name:
         return None  # no study has such a name, and PostgreSQL answers the question with an error
+    return _the_one(database, studies.c.name == name)
 
+
+def reload(database: Database, record: StudyRecord) -> StudyRecord:
+    """The same study as it is now, whatever its name is by now; raises ``UserError`` when it was deleted."""
+    found = _the_one(database, studies.c.study_id == record.study_id)
+    if found is None or found.uuid != record.uuid:
+        raise UserError(f"study {record.name!r} was deleted meanwhile")
+    return found
+
+
+def _the_one(database: Database, where: ColumnElement[bool]) -> StudyRecord | None:
     def look() -> StudyRecord | None:
         with database.reading() as connection:
-            row = connection.execute(select(studies).where(studies.c.name == name)).first()
+            row = connection.execute(select(studies).where(where)).first()
         return None if row is None else StudyRecord(**row._mapping)
 
     return patiently(look)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def score(recipe: mf.Recipe) -> Evaluation:
     return Evaluation({"a": first, "b": second, "c": 1 - first}, {"a": 0.01, "b": 0.01}, items, {"total": 0.0})
 
 
-def grow(study: mf.Study, trials: int) -> None:
+def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation]) -> None:
     """Fill a study up to so many trials, all rows at once, as the search would have written them."""
     from mergefront.optimizer.search import RECIPE, SLOT, Failure
     from mergefront.storage import optuna_tables, schema
@@ -68,6 +70,18 @@ def grow(study: mf.Study, trials: int) -> None:
             row = {"study_id": study.record.study_id, "slot": number, "trial_number": number}
             connection.execute(schema.claims.insert().values(**row, finished=True, deaths=0))
     study.database.close()
+
+
+def flush_cost(folder: Path) -> float:
+    """Milliseconds (median) that the disk takes to confirm four kilobytes: an evaluation's commit waits for that."""
+    times = []
+    with (folder / "flushed").open("wb", buffering=0) as file:
+        for _ in range(100):
+            file.write(b"x" * 4096)
+            begun = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - begun)
+    return round(1e3 * statistics.median(times), 2)
 
 
 def sampler_cost() -> float:
@@ -108,6 +122,7 @@ def main() -> None:
         laps = [(time.perf_counter(), time.process_time())]
         search(storage, arguments.trials, lambda outcome: laps.append((time.perf_counter(), time.process_time())))
         result: dict[str, Any] = {"trials": arguments.trials, "sampler_ms": sampler_cost()}
+        result["disk_flush_ms"] = flush_cost(Path(folder))
         for index, name in enumerate(("wall_ms_per_trial", "cpu_ms_per_trial")):
             costs = [1e3 * (after[index] - before[index]) for before, after in itertools.pairwise(laps[5:])]
             result[name] = {
@@ -115,7 +130,7 @@ def main() -> None:
                 "p95": round(statistics.quantiles(costs, n=20)[-1], 2),
             }
         if arguments.resume:
-            grow(mf.load_study("cost", storage=storage), arguments.resume)
+            grow(mf.load_study("cost", storage=storage), arguments.resume, score)
             times = []
             for extra in (1, 2, 3):
                 begun = time.perf_counter()

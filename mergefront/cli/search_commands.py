@@ -130,8 +130,7 @@ def resume(
         budget = known.record.evaluations if evaluations is None else evaluations
         with search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before):
             study = api.resume(
-                name,
-                storage=storage,
+                known,
                 evaluations=evaluations,
                 launcher=launcher,
                 workers=workers,

@@ -104,9 +104,9 @@ def front_table(
 
     first = study.objectives[0]
     anchors = study.anchors()
-    of_anchors = {candidate.recipe.digest for candidate in anchors}
+    of_anchors = {candidate.digest for candidate in anchors}
     merges = sorted(
-        (candidate for candidate in front if candidate.recipe.digest not in of_anchors),
+        (candidate for candidate in front if candidate.digest not in of_anchors),
         key=lambda candidate: -first.sign * candidate.scores[first.name],
     )
     cells = {
@@ -134,7 +134,7 @@ def front_table(
         max_width=room if with_coefficients else None,
     )
     knee = study.knee().number if front else None
-    on_front = {candidate.recipe.digest for candidate in front}
+    on_front = {candidate.digest for candidate in front}
     for candidate in merges:
         if candidate.number in cells:
             said = words.coefficients(_named(candidate), study.space.models, list(study.space.searched))
@@ -149,7 +149,7 @@ def front_table(
     for candidate in anchors:
         if candidate.number in cells:
             name = Text(f"{candidate.anchor}")
-            if candidate.recipe.digest in on_front:
+            if candidate.digest in on_front:
                 name.append(" (on the front)", style="dim")
             elif not candidate.feasible:
                 name.append(" (violates a constraint)", style="dim")

@@ -38,7 +38,7 @@ def worker(session: Session, name: str, storage: str, device: str | None) -> Non
         draining(session) as should_stop,
         search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before),
     ):
-        study = api.work(name, storage=storage, device=device, observe=observe, before=before, should_stop=should_stop)
+        study = api.work(known, device=device, observe=observe, before=before, should_stop=should_stop)
     session.say(f"{study.finished_count()} of {budget} evaluations are finished.")
 
 

@@ -35,6 +35,8 @@ class History:
     """On their way, or members of the same round."""
     earlier: tuple[FrozenTrial, ...]
     """All trials with a smaller number: what should not be proposed again."""
+    front_beyond: tuple[FrozenTrial, ...] = ()
+    """On the front of a long study, but left out of ``told`` (``representatives``)."""
 
 
 def read_history(trials: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:

@@ -34,6 +34,7 @@ from mergefront.optimizer.samplers.proposals import (
     propose,
     propose_paper_round,
 )
+from mergefront.optimizer.samplers.representatives import limited
 from mergefront.optimizer.samplers.screening import FisherScreen
 from mergefront.optimizer.samplers.surrogate import Surrogate
 from mergefront.optimizer.samplers.trial_attributes import (
@@ -69,7 +70,8 @@ class MMMOSampler(BaseSampler):
     improvement, more than four are scalarised at random.
 
     A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
-    that was killed and resumed, in any process, gets the proposals it would have got.
+    that was killed and resumed, in any process, gets the proposals it would have got. The processes are fitted to
+    256 told trials that stand for all when there are more (``representatives``).
 
     Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
     has to be likely to satisfy them, and only trials that do are on the front that it has to improve.
@@ -187,6 +189,7 @@ class MMMOSampler(BaseSampler):
             if encoder.contains(anchor):
                 return "anchor", encoder.decode(encoder.encode(anchor)), None
             logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
+        history = limited(history, [direction == StudyDirection.MAXIMIZE for direction in study.directions])
         situation = self._situation(study, history, encoder)
         if history.position >= initial and len(situation.x) >= 2:
             try:
@@ -257,6 +260,7 @@ class MMMOSampler(BaseSampler):
             reference = normalise(normaliser, np.array([self._reference_point], dtype=float))[0]
         inside = [trial for trial in history.told if _inside(trial, encoder)]
         outside = [trial for trial in history.told if is_outside_space(trial) and is_feasible(trial)]
+        outside.extend(history.front_beyond)
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
         return Situation(
             encoder=encoder,

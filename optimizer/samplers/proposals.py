@@ -60,7 +60,7 @@ class Situation:
     noise_variance: Array
     """Of ``y``, ``n x m``; NaN where unknown."""
     outside: Array
-    """Values (``k x m``) of told trials that are no points of the space; they belong to the front all the same."""
+    """Values (``k x m``) of told trials that are not among ``x``; they belong to the front all the same."""
     pending: Array
     """Points on their way, ``p x d``."""
     taken: Array

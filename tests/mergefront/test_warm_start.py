@@ -54,7 +54,7 @@ def test_an_earlier_study_is_told_and_nothing_in_it_is_evaluated_again(tmp_path:
         tmp_path, "new", scorer, ["second", "size"], 9, warm_start=[{"study": "old"}], constraints=["first >= 0.2"]
     )
     assert study.finished_count() == 9
-    known = {candidate.recipe.digest for candidate in earlier.candidates()}
+    known = {candidate.digest for candidate in earlier.candidates()}
     assert scorer.asked and not known & {recipe.digest for recipe in scorer.asked}
     trials = study.optuna.get_trials()
     taken_over = [trial for trial in trials if WARM_START in trial.user_attrs]
@@ -78,7 +78,7 @@ def test_of_a_study_that_was_scored_otherwise_only_the_best_recipes_are_tried(tm
     study = search(tmp_path, "new", other_scorer, ["first", "third"], 16, warm_start=[{"study": "old"}])
     assert not any(WARM_START in trial.user_attrs for trial in study.optuna.get_trials())
     seeds = [trial for trial in study.optuna.get_trials() if SEED in trial.user_attrs]
-    front = {candidate.recipe.digest: candidate for candidate in earlier.front() if candidate.anchor is None}
+    front = {candidate.digest: candidate for candidate in earlier.front() if candidate.anchor is None}
     assert 0 < len(seeds) <= 5
     assert {trial.user_attrs["mergefront:recipe"] for trial in seeds} <= set(front)
     # They are candidates like others, not anchors, and come right after these.

@@ -52,6 +52,34 @@ def test_a_copy_in_another_database_is_the_same_study_and_goes_on(tmp_path: Path
     assert original.finished_count() == 7
 
 
+def test_a_study_that_is_looked_at_shows_what_others_add(database_url: str) -> None:
+    watched = small_study(database_url)
+    assert [candidate.number for candidate in watched.candidates()] == [0, 2, 3, 4, 5, 6]
+    small_study(database_url, evaluations=9)
+    assert [candidate.number for candidate in watched.candidates()] == [0, 2, 3, 4, 5, 6, 7, 8]
+    candidate = watched.best("score")
+    assert candidate.recipe.digest == candidate.digest and score(candidate.recipe).scores == candidate.scores
+
+
+def test_a_search_outlasts_the_renaming_of_its_study(database_url: str) -> None:
+    small_study(database_url)
+
+    def rename_it(outcome: object) -> None:
+        rename(Database(database_url), "small", "renamed")
+
+    ended = mf.search(
+        space=SPACE,
+        evaluate=score,
+        objectives=["score"],
+        sampler="random",
+        evaluations=8,
+        storage=database_url,
+        name="small",
+        observe=rename_it,
+    )
+    assert (ended.name, ended.finished_count()) == ("renamed", 8)
+
+
 def test_rename_keeps_everything_and_refuses_a_taken_name(database_url: str) -> None:
     study = small_study(database_url)
     before = content(study)
