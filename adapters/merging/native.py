@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,10 +36,15 @@ def load_merge_pieces() -> MergePieces | None:
     """The compiled kernel, or None (with a warning in the log) where it cannot be had."""
     compiler = _compiler()
     if compiler is None:
-        _LOG.warning("no C compiler was found (gcc, cc or clang): merging is slower, with the same result")
+        _LOG.warning("no C compiler was found ($CC, gcc, cc or clang): merging is slower, with the same result")
         return None
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
+        folder = _cache_folder()
+        if folder is not None:
+            library = ctypes.CDLL(str(_compiled(compiler, folder)))
+        else:
+            with tempfile.TemporaryDirectory(prefix="mergefront-") as temporary:
+                library = ctypes.CDLL(str(_compiled(compiler, Path(temporary))))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         _LOG.warning("the merge kernel could not be compiled, merging is slower, with the same result: %s", detail)
@@ -49,19 +55,18 @@ def load_merge_pieces() -> MergePieces | None:
     return function
 
 
-def _compiler() -> str | None:
-    """The path of the C compiler: $CC, or the first that is found."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "cc", "clang"]
-    return next((path for name in names if (path := shutil.which(name))), None)
+def _compiler() -> tuple[str, ...] | None:
+    """The C compiler's command: $CC, with its options, or the first that is found."""
+    commands = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [["gcc"], ["cc"], ["clang"]]
+    return next((tuple(command) for command in commands if command and shutil.which(command[0])), None)
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: tuple[str, ...], folder: Path) -> Path:
     """The library's path; compiled now if nobody did before. Raises ``OSError`` or ``SubprocessError``."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True).stdout
     source = _SOURCE.read_bytes()
-    parts = (source, repr((_OPTIONS, _FOR_THIS_PROCESSOR)).encode(), compiler.encode(), version, _processor())
+    parts = (source, repr((compiler, _OPTIONS, _FOR_THIS_PROCESSOR)).encode(), version, _processor())
     name = f"merge-{hashlib.sha256(b'|'.join(parts)).hexdigest()[:20]}.so"
-    folder = _cache_folder()
     if (folder / name).exists():
         return folder / name
     # Written beside its place and moved there: another process never sees a part of it.
@@ -70,7 +75,7 @@ def _compiled(compiler: str) -> Path:
         for number, options in enumerate(_FOR_THIS_PROCESSOR, 1):
             try:
                 subprocess.run(
-                    [compiler, *_OPTIONS, *options, "-o", str(made), str(_SOURCE), "-lm"],
+                    [*compiler, *_OPTIONS, *options, "-o", str(made), str(_SOURCE), "-lm"],
                     capture_output=True,
                     text=True,
                     timeout=_SECONDS,
@@ -93,16 +98,14 @@ def _processor() -> bytes:
     return b"|".join(sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))}))
 
 
-def _cache_folder() -> Path:
-    """A folder that only this user can write to; a temporary one where the home folder does not serve."""
+def _cache_folder() -> Path | None:
+    """A folder that only this user can write to, or None where the home folder does not serve."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(home) / "mergefront"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-        foreign = hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022)
-        if not foreign and os.access(folder, os.W_OK):
-            return folder
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="mergefront-"))
+        return None
+    foreign = hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022)
+    return folder if not foreign and os.access(folder, os.W_OK) else None
