@@ -76,7 +76,6 @@ class PlainBoTorch(_Relative):
 
     def point(self, number: int, told: list[FrozenTrial]) -> Array:
         import torch
-        from botorch.acquisition.multi_objective import logei
         from botorch.fit import fit_gpytorch_mll
         from botorch.models import SingleTaskGP
         from botorch.models.transforms import Standardize
@@ -84,18 +83,19 @@ class PlainBoTorch(_Relative):
         from botorch.sampling.normal import SobolQMCNormalSampler
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
+        from benchmarks.search.botorch_peer import ImprovementInNumpy
+
         anchors = sum(is_anchor(trial) for trial in told)
         startup = 2 if anchors >= 3 else min(self.encoder.parameters + 1, 12)
         if number - anchors < startup:
             return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
-        logei._load_attempted = True  # or the first use compiles C++ for half a minute
         x, y, _ = self.data(told)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, number) % 2**31)
             points, values = torch.from_numpy(x), torch.from_numpy(y)
             model = SingleTaskGP(points, values, outcome_transform=Standardize(values.shape[1]))
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-            function = logei.qLogNoisyExpectedHypervolumeImprovement(
+            function = ImprovementInNumpy(
                 model,
                 [-0.1] * values.shape[1],
                 points,
@@ -235,9 +235,9 @@ PEERS: Mapping[str, Peer] = {
     "pymoo NSGA-II": Peer(PymooNSGA2),
     "CMA-ES, weighted sum": Peer(WeightedSumCmaEs),
     "released MM-MO": Peer(ReleasedMMMO),
-    "Optuna GP": Peer(_named("gp"), 30),
-    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 30),
-    "MM-MO paper": Peer(_ours(variant="paper"), 60),
+    "Optuna GP": Peer(_named("gp"), 60),
+    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60),
+    "MM-MO paper": Peer(_ours(variant="paper")),
     "MM-MO": Peer(_ours()),
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False),
