@@ -123,7 +123,7 @@ class Study:
                 search_space=self.space.distributions(),
                 objectives=self.objectives,
                 options=sampler["options"],
-                proportions=self.space.weights_are_proportions,
+                rule=self.space.merge_rule,
             ),
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.grouping import CoefficientName, Grouping
+from mergefront.optimizer.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 from mergefront.optimizer.recipe import Recipe
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 METHOD = "method"
+SPARSIFIERS: Mapping[str, Sparsifier] = {
+    "none": "none",
+    "magnitude": "magnitude",
+    "breadcrumbs": "magnitude",
+    "bernoulli": "bernoulli",
+    "rank": "bernoulli",
+}
+"""What the entries that a method drops are chosen by, as far as its density is concerned."""
 """The name under which the merge method itself is searched when a space has several."""
 
 
@@ -261,6 +270,26 @@ class MergeSpace:
             and self.fixed.get("normalize", parameter.default) is True
             for method in self.methods
         )
+
+    @property
+    def merge_rule(self) -> MergeRule:
+        """What of the arithmetic shows in the coefficients: of one method all, of several what they share."""
+        proportions = self.weights_are_proportions
+        method = self.methods[0]
+        if len(self.methods) > 1 or method.consensus is None or "normalize" in self.searched:
+            return MergeRule(proportions)
+        rescale = method.parameter("rescale")
+        return MergeRule(
+            proportions,
+            additive=proportions or self._given("normalize", method) is False,
+            sparsifier=SPARSIFIERS[method.sparsifier],
+            signs=method.consensus == "sign",
+            rescaled=rescale is not None and self._given("rescale", method) != "none",
+        )
+
+    def _given(self, name: str, method: MergeMethod) -> ParameterValue | None:
+        parameter = method.parameter(name)
+        return None if parameter is None else self.fixed.get(name, parameter.default)
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna distributions of the searched coefficients, by the names that Optuna shows."""

@@ -61,7 +61,7 @@ def measure(name: str) -> dict[str, float]:
             search_space=distributions,
             objectives=objectives,
             options=options.get(name, {}),
-            **({} if name in registered else {"proportions": True}),
+            **({} if name in registered else {"rule": space.merge_rule}),
         ),
     )
     study = optuna.create_study(directions=["maximize"] * 3, sampler=make())

@@ -179,7 +179,7 @@ def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
             seed=seed,
             search_space=problem.space.distributions(),
             ranges=problem.ranges,
-            proportions=problem.space.weights_are_proportions,
+            rule=problem.space.merge_rule,
             **options,
         )
 

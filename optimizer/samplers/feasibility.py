@@ -27,7 +27,8 @@ LARGEST = 1e150
 
 @dataclass(frozen=True)
 class Violations:
-    """What was told of one constraint: points ``n x d``, violations ``n`` and the variance of their noise (``n``).
+    """What was told of one constraint: points as a surrogate sees them (``n x f``), violations ``n`` and the variance
+    of their noise (``n``).
 
     Trials that report no such number are left out. The variance is NaN where unknown.
     """

@@ -18,6 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.samplers.acquisition_search import BUDGETS, Preset
 from mergefront.optimizer.samplers.blas_threads import one_blas_thread
@@ -96,7 +97,7 @@ class MMMOSampler(BaseSampler):
             variant screens a round's candidates, the default one breaks near ties while trials are pending.
         budget: how much work one proposal may be: "fast", "quality", or "botorch" for the same loop on BoTorch's
             own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
-        proportions: the merge divides by the sum of its weights, which are all searched.
+        rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
 
@@ -118,7 +119,7 @@ class MMMOSampler(BaseSampler):
         task_objectives: Sequence[int] | None = None,
         fisher_screen: FisherScreen = "low",
         budget: Preset = "fast",
-        proportions: bool = False,
+        rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
         _check_choice("variant", variant, ("default", "paper"))
@@ -139,7 +140,7 @@ class MMMOSampler(BaseSampler):
         self._task_objectives = task_objectives
         self._fisher_screen = fisher_screen
         self._budget = BUDGETS[budget]
-        self._proportions = proportions
+        self._rule = rule
         self._merge_features = merge_features and variant == "default"
         # Results of the last round by the content they were computed from; a miss computes the same again.
         self._last_surrogate: tuple[str, Surrogate] | None = None
@@ -264,7 +265,7 @@ class MMMOSampler(BaseSampler):
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
         return Situation(
             encoder=encoder,
-            features=MergeFeatures(encoder, self._proportions, self._merge_features),
+            features=self._features(encoder),
             x=self._points(inside, encoder),
             y=normalise(normaliser, _values(inside, m)),
             noise_variance=(errors / np.array(normaliser.scales)) ** 2,
@@ -284,9 +285,12 @@ class MMMOSampler(BaseSampler):
             reporting = [trial for trial in inside if name in trial.constraints]
             errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
             values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
-            told = Violations(self._points(reporting, encoder), values, errors**2)
+            told = Violations(self._features(encoder)(self._points(reporting, encoder)), values, errors**2)
             processes.append(fit_violations(told))
         return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
+
+    def _features(self, encoder: Encoder) -> MergeFeatures:
+        return MergeFeatures(encoder, self._rule, self._merge_features)
 
     @staticmethod
     def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:

@@ -100,7 +100,7 @@ def propose(
     rng = np.random.default_rng(seed)
     objectives = situation.y.shape[1]
     situation, surrogate = _scalarised(situation, surrogate, rng)
-    acquisition = weighted(situation, acquisition_of(situation, surrogate, budget, rng))
+    acquisition = acquisition_of(situation, surrogate, budget, rng)
     near = _near_elites(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
     starts = _untaken(np.concatenate([near, sobol]), situation)
@@ -141,7 +141,7 @@ def propose_paper_round(
         pending = np.array([*situation.pending, *acquired]).reshape(-1, situation.encoder.dimension)
         step = Situation(**{**situation.__dict__, "pending": pending})
         step, model = _scalarised(step, surrogate, rng)
-        acquisition = weighted(step, acquisition_of(step, model, budget, rng))
+        acquisition = acquisition_of(step, model, budget, rng)
         starts = sobol_points(situation.encoder, seed + i, 0, budget.raw_points)
         acquired.append(maximise(acquisition, starts, situation.encoder, budget)[0][0])
     weak = np.stack(acquired)
@@ -158,14 +158,21 @@ def propose_paper_round(
 def acquisition_of(
     situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
-    """The acquisition function of a situation, in the surrogate's unit."""
+    """The acquisition function of a situation, in the surrogate's unit; constraints, where there are any, weigh it."""
+    inner = _weighted(situation, _improvement(situation, surrogate, budget, rng))
+    return inner if situation.features.identity else _OfFeatures(inner, situation.features)
+
+
+def _improvement(
+    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
+) -> Acquisition:
+    """The logarithm of the improvement, over features."""
     pending = situation.features(situation.pending)
-    in_front = None if situation.feasibility is None else situation.feasibility.in_front(situation.pending)
-    inner: Acquisition
+    in_front = None if situation.feasibility is None else situation.feasibility.in_front(pending)
     if budget.engine == "botorch":
         from mergefront.optimizer.samplers.botorch_engine import BoTorchImprovement
 
-        inner = BoTorchImprovement(
+        return BoTorchImprovement(
             situation.features(situation.x),
             compress_tail(situation.y, situation.reference),
             situation.noise_variance,
@@ -175,12 +182,10 @@ def acquisition_of(
             int(rng.integers(2**31)),
             None if situation.feasibility is None else situation.feasibility.feasible,
         )
-    else:
-        points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
-        half = rng.standard_normal((budget.samples // 2, points, objectives))
-        normals = np.concatenate([half, -half])
-        inner = HypervolumeImprovement(surrogate, pending, situation.reference, situation.outside, normals, in_front)
-    return inner if situation.features.identity else _OfFeatures(inner, situation.features)
+    points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
+    half = rng.standard_normal((budget.samples // 2, points, objectives))
+    normals = np.concatenate([half, -half])
+    return HypervolumeImprovement(surrogate, pending, situation.reference, situation.outside, normals, in_front)
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,7 @@ def _information(situation: Situation, surrogate: Surrogate, points: Array) -> A
     return fisher_information(known.posterior(situation.features(points))[1])
 
 
-def weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
-    """The acquisition with regard to the constraints, where there are any."""
+def _weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
     known = situation.feasibility
     if known is None:
         return acquisition
@@ -265,7 +269,7 @@ def _elites(situation: Situation, count: int, ranked: Callable[[Indexes], Indexe
         return np.asarray(situation.x[ranked(np.arange(len(situation.x)))])
     good, bad = np.flatnonzero(known.feasible), np.flatnonzero(~known.feasible)
     order = good[ranked(good)] if len(good) else good
-    likeliest = bad[np.argsort(-known.log_probability(situation.x[bad]), kind="stable")]
+    likeliest = bad[np.argsort(-known.log_probability(situation.features(situation.x[bad])), kind="stable")]
     return np.asarray(situation.x[np.concatenate([order, likeliest])[:count]])
 
 

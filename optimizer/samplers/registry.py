@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.objectives import Objective
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class SamplerContext:
     seed: int
     search_space: Mapping[str, BaseDistribution] | None
     objectives: tuple[Objective, ...]
-    proportions: bool = False
-    """Whether the merge divides by the sum of its weights, which are all searched."""
+    rule: MergeRule = UNKNOWN
+    """The merge's arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +119,16 @@ def make_sampler(
     search_space: Mapping[str, BaseDistribution] | None = None,
     objectives: Sequence[Objective],
     options: Mapping[str, Any] | None = None,
-    proportions: bool = False,
+    rule: MergeRule = UNKNOWN,
 ) -> BaseSampler:
     """The sampler of that name; raises ``UserError`` with everything that ``check_sampler`` finds.
 
-    ``proportions`` says that the merge divides by the sum of its weights, which are all searched
-    (``MergeSpace.weights_are_proportions``).
+    ``rule`` is the merge's arithmetic (``MergeSpace.merge_rule``).
     """
     problems = check_sampler(name, options or {}, len(objectives))
     if problems:
         raise UserError("; ".join(problems))
-    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives), proportions), options or {})
+    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives), rule), options or {})
 
 
 def _counted(objectives: int) -> str:
@@ -144,7 +144,7 @@ def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
         search_space=context.search_space,
         ranges=[objective.range for objective in context.objectives],
         task_objectives=tasks or None,
-        proportions=context.proportions,
+        rule=context.rule,
         **options,
     )
 

@@ -89,7 +89,7 @@ class Covariance:
         return self.log_median + 0.5 * math.log(dimension)
 
 
-MATERN = Covariance(kernel_and_slope, 0.0, LENGTHSCALE_LOG_SD)
+MATERN = Covariance(kernel_and_slope, -0.5, LENGTHSCALE_LOG_SD)
 """For scores of merges over the whole space, which have plateaus and steps."""
 SMOOTH = Covariance(_squared_exponential, math.sqrt(2.0), math.sqrt(3.0))
 """For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""

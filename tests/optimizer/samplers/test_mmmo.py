@@ -80,7 +80,7 @@ class TestOneUnitSystem:
         y = normalise(normaliser_for([True, True, False], raw), raw)
         none = np.zeros((0, len(SPACE)))
         situation = Situation(
-            encoder=Encoder(SPACE), features=MergeFeatures(Encoder(SPACE), False), x=x, y=y,
+            encoder=Encoder(SPACE), features=MergeFeatures(Encoder(SPACE)), x=x, y=y,
             noise_variance=np.full(y.shape, np.nan), outside=np.zeros((0, 3)),
             pending=none, taken=none, reference=np.full(3, -0.1),
         )  # fmt: skip
