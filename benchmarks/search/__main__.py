@@ -42,13 +42,18 @@ def main() -> None:
         for problem in problems:
             for sampler in samplers:
                 peer = PEERS[sampler]
+                if peer.problems and not any(part in problem for part in peer.problems):
+                    continue
                 evaluations = min(peer.evaluations, arguments.evaluations or peer.evaluations)
                 done = {(r.problem, r.sampler, r.seed) for r in read(results) if len(r.hypervolumes) >= evaluations}
                 if (problem, sampler, seed) in done:
                     continue
                 if time.monotonic() - started > 60 * arguments.minutes:
                     return
-                finished = run(made[problem], peer.make(made[problem], seed), sampler, seed, evaluations, peer.anchors)
+                finished = run(
+                    made[problem], peer.make(made[problem], seed), sampler, seed, evaluations,
+                    anchors=peer.anchors, workers=peer.workers, constraints=peer.constraints,
+                )  # fmt: skip
                 append(results, finished)
                 marks = " ".join(
                     f"{n}:{finished.hypervolumes[n - 1]:.4f}" for n in (15, 30, 60, 120) if n <= evaluations

@@ -29,12 +29,16 @@ Array = NDArray[np.float64]
 class Peer:
     """A sampler by the name in the tables.
 
-    ``evaluations`` is as far as its cost lets it be run; ``anchors`` False leaves the anchors out.
+    ``evaluations`` is as far as its cost lets it be run; ``problems``: substrings of the problems that it is run on,
+    all without; the rest are options of ``runs.run``.
     """
 
     make: Callable[[Problem, int], BaseSampler]
     evaluations: int = 120
     anchors: bool = True
+    workers: int = 1
+    constraints: bool = True
+    problems: tuple[str, ...] = ()
 
 
 class _Relative(BaseSampler):
@@ -226,6 +230,9 @@ class WeightedSumCmaEs(_Relative):
         return self.last
 
 
+CONSTRAINED = ("at least",)
+SCREENED = ("residual ties 6-d", "residual layers 24-d", "residual 16 experts")
+
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random")),
     "Sobol": Peer(_named("sobol")),
@@ -241,4 +248,9 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO": Peer(_ours()),
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False),
+    "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
+    **{
+        f"MM-MO, 4 workers, screen {screen}": Peer(_ours(fisher_screen=screen), 60, workers=4, problems=SCREENED)
+        for screen in ("low", "high", "off")
+    },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ class Scored:
 
 @dataclass
 class Problem:
-    """One landscape: ``evaluate(recipe, seed of the run, number of the trial)``."""
+    """One landscape: ``evaluate(recipe, seed of the run, number of the trial)``.
+
+    ``least`` bounds scores that are no objective: at least so much of each name; what violates it adds no hypervolume.
+    """
 
     name: str
     space: MergeSpace
@@ -44,6 +47,7 @@ class Problem:
     anchors: tuple[Anchor, ...]
     evaluate: Callable[[Recipe, int, int], Scored]
     ranges: tuple[tuple[float, float], ...] | None = None
+    least: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ranges is None:
@@ -57,6 +61,20 @@ class Problem:
         """Of true values (``n x m``), normalised by the anchors."""
         normalised = [self.normaliser.normalise(row) for row in values]
         return hypervolume(normalised, [REFERENCE] * len(self.objectives))
+
+
+def constrained(problem: Problem, name: str, least: float) -> Problem:
+    """The problem with its last objective as a constraint instead: at least ``least`` of its normalised value."""
+    *kept, bound = problem.objectives
+    worst, scale = problem.normaliser.lows[-1], problem.normaliser.scales[-1]
+
+    def evaluate(recipe: Recipe, seed: int, number: int) -> Scored:
+        scored = problem.evaluate(recipe, seed, number)
+        return Scored(scored.told, scored.true[:-1])
+
+    return replace(
+        problem, name=name, objectives=tuple(kept), evaluate=evaluate, least={bound.name: worst + least * scale}
+    )
 
 
 class _Merges:
@@ -178,6 +196,9 @@ PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
         drawn_items=60,
         method="ties",
         parameters=_WEIGHT_DENSITY,
+    ),
+    "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(
+        PROBLEMS["residual ties 6-d"](folder), "residual ties 6-d, third skill at least 0.6", 0.6
     ),
     "residual layers 24-d": lambda folder: _merges(
         "residual layers 24-d",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from benchmarks.search.problems import Problem
-from mergefront.optimizer.anchors import expert_anchor, metric_weighted
+from benchmarks.search.problems import Problem, Scored
+from mergefront.optimizer.anchors import Anchor, expert_anchor, metric_weighted
 from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
 
 HORIZONS = (15, 30, 60, 120)
@@ -32,54 +32,87 @@ class Run:
 
 
 def run(
-    problem: Problem, sampler: BaseSampler, label: str, seed: int, evaluations: int, with_anchors: bool = True
+    problem: Problem,
+    sampler: BaseSampler,
+    label: str,
+    seed: int,
+    evaluations: int,
+    *,
+    anchors: bool = True,
+    workers: int = 1,
+    constraints: bool = True,
 ) -> Run:
-    """The anchors, then the sampler's proposals, until ``evaluations`` were made."""
+    """The anchors, then the sampler's proposals, until ``evaluations`` were made.
+
+    With several ``workers`` so many trials are under way whenever one is proposed, and they finish in order.
+    ``constraints`` False keeps the problem's constraints from the sampler.
+    """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=[o.direction for o in problem.objectives], sampler=sampler)
     distributions = problem.space.distributions()
     write_search_space(study, distributions)
     true: list[tuple[float, ...]] = []
+    feasible: list[tuple[float, ...]] = []
     asked: list[float] = []
     digests: set[str] = set()
     hypervolumes: list[float] = []
-    anchors = list(problem.anchors) if with_anchors else []
+    waiting: list[tuple[Trial, Scored]] = []
+    given = list(problem.anchors) if anchors else []
     while len(true) < evaluations:
         number = len(true)
-        if anchors and number == len(problem.anchors):
-            anchors += _metric_weighted(problem, true)
-        if number < len(anchors):
-            anchor = anchors[number]
-            attributes: dict[str, object] = {ANCHOR: anchor.name}
-            if anchor.outside_space:
-                attributes[OUTSIDE_SPACE] = True
-            # Optuna's own samplers learn from every trial that has parameters: only points of the space get them.
-            inside = {} if anchor.outside_space else dict(anchor.params)
-            recipe = anchor.recipe
+        if given and number == len(problem.anchors):
+            given += _metric_weighted(problem, true)
+        if number < len(given):
+            recipe = given[number].recipe
             scored = problem.evaluate(recipe, seed, number)
-            errors = [scored.told.standard_errors.get(o.name) for o in problem.objectives]
-            study.add_trial(
-                create_trial(
-                    state=TrialState.COMPLETE,
-                    params=inside,
-                    distributions={name: distributions[name] for name in inside},
-                    values=[scored.told.scores[o.name] for o in problem.objectives],
-                    user_attrs=attributes | {STANDARD_ERRORS: errors},
-                )
-            )
+            study.add_trial(_anchor_trial(problem, given[number], scored, constraints))
         else:
             started = time.process_time()
             trial = study.ask(distributions)
             asked.append(time.process_time() - started)
             recipe = problem.space.recipe(trial.params)
             scored = problem.evaluate(recipe, seed, number)
-            errors = [scored.told.standard_errors.get(o.name) for o in problem.objectives]
-            trial.set_user_attr(STANDARD_ERRORS, errors)
-            study.tell(trial, [scored.told.scores[o.name] for o in problem.objectives])
+            waiting.append((trial, scored))
+            if len(waiting) == workers:
+                _tell(study, problem, *waiting.pop(0), constraints)
         digests.add(recipe.digest)
         true.append(scored.true)
-        hypervolumes.append(problem.hypervolume(true))
+        if not any(violation > 0 for violation in _violations(problem, scored).values()):
+            feasible.append(scored.true)
+        hypervolumes.append(problem.hypervolume(feasible) if feasible else 0.0)
     return Run(problem.name, label, seed, hypervolumes, asked, len(digests))
+
+
+def _violations(problem: Problem, scored: Scored) -> dict[str, float]:
+    return {name: least - scored.told.scores[name] for name, least in problem.least.items()}
+
+
+def _errors(problem: Problem, scored: Scored) -> list[float | None]:
+    return [scored.told.standard_errors.get(objective.name) for objective in problem.objectives]
+
+
+def _anchor_trial(problem: Problem, anchor: Anchor, scored: Scored, constraints: bool) -> FrozenTrial:
+    attributes: dict[str, object] = {ANCHOR: anchor.name, STANDARD_ERRORS: _errors(problem, scored)}
+    if anchor.outside_space:
+        attributes[OUTSIDE_SPACE] = True
+    # Optuna's own samplers learn from every trial that has parameters: only points of the space get them.
+    inside = {} if anchor.outside_space else dict(anchor.params)
+    distributions = problem.space.distributions()
+    return create_trial(
+        state=TrialState.COMPLETE,
+        params=inside,
+        distributions={name: distributions[name] for name in inside},
+        values=[scored.told.scores[o.name] for o in problem.objectives],
+        user_attrs=attributes,
+        constraints=_violations(problem, scored) if constraints else None,
+    )
+
+
+def _tell(study: optuna.Study, problem: Problem, trial: Trial, scored: Scored, constraints: bool) -> None:
+    trial.set_user_attr(STANDARD_ERRORS, _errors(problem, scored))
+    for name, violation in _violations(problem, scored).items() if constraints else ():
+        trial.set_constraint(name, violation)
+    study.tell(trial, [scored.told.scores[objective.name] for objective in problem.objectives])
 
 
 def _metric_weighted(problem: Problem, true: Sequence[Sequence[float]]) -> list:

@@ -47,6 +47,7 @@ class _Conditional:
     quadratic: Array  # Q, N x N
     offset: float
     scale: float
+    prior: float = 1.0
 
 
 class HypervolumeImprovement:
@@ -125,7 +126,7 @@ class HypervolumeImprovement:
     def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
         cross, slope = kernel_and_slope(points, self._z, conditional.lengthscales)
         product = cross @ conditional.quadratic
-        variance = 1.0 - (product * cross).sum(axis=1)
+        variance = conditional.prior - (product * cross).sum(axis=1)
         # Where the floor acts the deviation no longer depends on x.
         product[variance < MINIMUM_VARIANCE] = 0.0
         deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
@@ -180,6 +181,8 @@ class _Forward:
 
 def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
     """Samples f(z) (``S x N``) with ``normals`` (``N x S``), and the process given these samples."""
+    if process.roughness:
+        return _condition_exactly(process, z, normals)
     n, total = len(process.x), len(z)
     cross = kernel(z, process.x, process.lengthscales)  # N x n
     half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
@@ -201,6 +204,27 @@ def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Con
         quadratic,
         process.mean + process.scale * process.constant,
         process.scale,
+    )
+    return conditional, process.mean + process.scale * sampled
+
+
+def _condition_exactly(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
+    """As ``_condition`` where the told values are the values themselves, roughness included."""
+    n, total = len(process.x), len(z)
+    covariance = kernel(z, z, process.lengthscales) + process.roughness * np.eye(total)
+    factor = _stable_cholesky(covariance)
+    values = np.repeat((process.standardised - process.constant)[:, None], normals.shape[1], axis=1)  # n x S
+    told = solve_triangular(factor[:n, :n], values, lower=True)
+    whitened = np.concatenate([told, normals[n:]])
+    inverse_half = solve_triangular(factor, np.eye(total), lower=True)
+    sampled = process.constant + (factor @ whitened).T
+    conditional = _Conditional(
+        process.lengthscales,
+        process.scale * (inverse_half.T @ whitened),
+        inverse_half.T @ inverse_half,
+        process.mean + process.scale * process.constant,
+        process.scale,
+        1.0 + process.roughness,
     )
     return conditional, process.mean + process.scale * sampled
 

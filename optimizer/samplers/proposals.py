@@ -185,6 +185,8 @@ def _improvement(
     points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
     half = rng.standard_normal((budget.samples // 2, points, objectives))
     normals = np.concatenate([half, -half])
+    if not len(pending) and all(process.roughness for process in surrogate.processes):
+        normals = normals[:1]
     return HypervolumeImprovement(surrogate, pending, situation.reference, situation.outside, normals, in_front)
 
 

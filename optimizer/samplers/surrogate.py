@@ -89,7 +89,7 @@ class Covariance:
         return self.log_median + 0.5 * math.log(dimension)
 
 
-MATERN = Covariance(kernel_and_slope, -0.5, LENGTHSCALE_LOG_SD)
+MATERN = Covariance(kernel_and_slope, 0.0, LENGTHSCALE_LOG_SD)
 """For scores of merges over the whole space, which have plateaus and steps."""
 SMOOTH = Covariance(_squared_exponential, math.sqrt(2.0), math.sqrt(3.0))
 """For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""
@@ -107,6 +107,8 @@ class GaussianProcess:
     mean: float
     scale: float
     covariance: Covariance = MATERN
+    roughness: float = 0.0
+    """Variance, in standardised units, of what the kernel does not explain but is taken for a part of the value."""
 
     @cached_property
     def cholesky(self) -> Array:
@@ -141,6 +143,7 @@ class GaussianProcess:
             self.mean,
             self.scale,
             self.covariance,
+            self.roughness,
         )
 
 
@@ -189,7 +192,8 @@ def fit_gaussian_process(x: Array, y: Array, noise_variance: Array, covariance: 
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
     factor = cho_factor(covariance.kernel(x, x, lengthscales) + np.diag(noise), lower=True)
     constant = _best_constant(factor, standardised)
-    return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, covariance)
+    roughness = math.exp(log_noise) if np.isnan(known).all() else 0.0
+    return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, covariance, roughness)
 
 
 def log_posterior(

@@ -152,11 +152,9 @@ def test_projections_come_first_and_are_the_same_at_every_scale_of_proportions()
     np.testing.assert_allclose(small, large, atol=1e-12)
 
 
-def test_layers_are_projected_together_on_each_expert() -> None:
-    space = {f"weight[{expert}, layer {i}]": FloatDistribution(0.0, 1.0) for expert in ("a", "b") for i in range(3)}
-    encoder = Encoder(space)
-    made = MergeFeatures(encoder, MergeRule(additive=True))
-    point = np.array([[0.0, 0.3, 0.6, 1.0, 1.0, 0.4]])
-    np.testing.assert_allclose(made(point)[0, :2], [0.3, 0.8])
-    # One scope says it itself: nothing is added.
-    assert MergeFeatures(Encoder({"weight[a]": FloatDistribution(0.0, 1.0)}), MergeRule(additive=True)).identity
+@pytest.mark.parametrize(
+    "names", [["weight[a]"], ["weight[a, layer 0]", "weight[b, layer 0]", "weight[a, layer 1]", "weight[b, layer 1]"]]
+)
+def test_weights_that_say_it_themselves_are_not_projected(names: list[str]) -> None:
+    encoder = Encoder({name: FloatDistribution(0.0, 1.0) for name in names})
+    assert MergeFeatures(encoder, MergeRule(additive=True)).identity
