@@ -42,7 +42,7 @@ def main() -> None:
         for problem in problems:
             for sampler in samplers:
                 peer = PEERS[sampler]
-                if peer.problems and not any(part in problem for part in peer.problems):
+                if not peer.takes(made[problem]):
                     continue
                 evaluations = min(peer.evaluations, arguments.evaluations or peer.evaluations)
                 done = {(r.problem, r.sampler, r.seed) for r in read(results) if len(r.hypervolumes) >= evaluations}

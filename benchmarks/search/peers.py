@@ -30,7 +30,7 @@ class Peer:
     """A sampler by the name in the tables.
 
     ``evaluations`` is as far as its cost lets it be run; ``problems``: substrings of the problems that it is run on,
-    all without; the rest are options of ``runs.run``.
+    all without, but constrained ones only with ``constraints``; the rest are options of ``runs.run``.
     """
 
     make: Callable[[Problem, int], BaseSampler]
@@ -39,6 +39,12 @@ class Peer:
     workers: int = 1
     constraints: bool = True
     problems: tuple[str, ...] = ()
+
+    def takes(self, problem: Problem) -> bool:
+        """Whether it is run on that problem."""
+        if self.problems:
+            return any(part in problem.name for part in self.problems)
+        return self.constraints or not problem.least
 
 
 class _Relative(BaseSampler):
@@ -234,20 +240,20 @@ CONSTRAINED = ("at least",)
 SCREENED = ("residual ties 6-d", "residual layers 24-d", "residual 16 experts")
 
 PEERS: Mapping[str, Peer] = {
-    "random": Peer(_named("random")),
-    "Sobol": Peer(_named("sobol")),
+    "random": Peer(_named("random"), constraints=False),
+    "Sobol": Peer(_named("sobol"), constraints=False),
     "TPE": Peer(_named("tpe")),
     "TPE multivariate": Peer(_named("tpe-multivariate")),
     "NSGA-II": Peer(_named("nsga2"), 300),
-    "pymoo NSGA-II": Peer(PymooNSGA2),
-    "CMA-ES, weighted sum": Peer(WeightedSumCmaEs),
-    "released MM-MO": Peer(ReleasedMMMO),
+    "pymoo NSGA-II": Peer(PymooNSGA2, constraints=False),
+    "CMA-ES, weighted sum": Peer(WeightedSumCmaEs, constraints=False),
+    "released MM-MO": Peer(ReleasedMMMO, constraints=False),
     "Optuna GP": Peer(_named("gp"), 60),
-    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60),
-    "MM-MO paper": Peer(_ours(variant="paper")),
+    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
+    "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
-    "MM-MO coefficients": Peer(_ours(merge_features=False), 30),
-    "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False),
+    "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
+    "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
     **{
         f"MM-MO, 4 workers, screen {screen}": Peer(_ours(fisher_screen=screen), 60, workers=4, problems=SCREENED)

@@ -7,6 +7,9 @@ Objectives with Expected Hypervolume Improvement", 2021; the logarithm after Ame
 Improvements to Expected Improvement for Bayesian Optimization", 2023). With one objective it is log noisy
 expected improvement.
 
+Values whose noise is known are noisy; where nothing is known they are taken as they are, and what the kernel does not
+explain is roughness: a part of f that a new point has too (``GaussianProcess.roughness``).
+
 Only f(z) is sampled, S times. Given a sample, f(x) is Gaussian and independent across objectives, and over a
 box decomposition of the region above that sample's front the expectation is a sum of products of one-dimensional
 expectations. So there is no Monte Carlo error in f(x), the function is smooth, and its gradient is written out.

@@ -19,10 +19,10 @@ def test_both_engines_agree_where_there_is_something_to_gain() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((20, 3))
     y = np.stack([-((x - 0.3) ** 2) @ [1, 0.5, 0.2], -((x - 0.7) ** 2) @ [0.2, 0.5, 1]], axis=1)
-    unknown = np.full(y.shape, np.nan)
-    theirs = BoTorchImprovement(x, y, unknown, np.zeros((0, 3)), REFERENCE, 512, 0)
+    noise = np.full(y.shape, 1e-4)
+    theirs = BoTorchImprovement(x, y, noise, np.zeros((0, 3)), REFERENCE, 512, 0)
     half = rng.standard_normal((64, 20, 2))
-    surrogate = fit_surrogate(x, y, unknown)
+    surrogate = fit_surrogate(x, y, noise)
     ours = HypervolumeImprovement(
         surrogate, np.zeros((0, 3)), REFERENCE, np.zeros((0, 2)), np.concatenate([half, -half])
     )
