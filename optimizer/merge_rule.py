@@ -15,6 +15,7 @@ class MergeRule:
 
     ``additive`` says that the merge is a combination of task vectors, to which ``sparsifier``, ``signs`` (entries that
     disagree with the elected sign are dropped) and ``rescaled`` (what is dropped is made up for) apply.
+    ``used_by`` lists, where the method is searched, the methods that use each parameter that not all of them use.
     ``proportions`` says that it divides by the sum of the weights that took part, and that all of them are searched.
     """
 
@@ -23,6 +24,7 @@ class MergeRule:
     sparsifier: Sparsifier = "none"
     signs: bool = False
     rescaled: bool = False
+    used_by: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 UNKNOWN = MergeRule()

@@ -276,7 +276,9 @@ class MergeSpace:
         """What of the arithmetic shows in the coefficients: of one method all, of several what they share."""
         proportions = self.weights_are_proportions
         method = self.methods[0]
-        if len(self.methods) > 1 or method.consensus is None or "normalize" in self.searched:
+        if len(self.methods) > 1:
+            return MergeRule(proportions, used_by=self._used_by())
+        if method.consensus is None or "normalize" in self.searched:
             return MergeRule(proportions)
         rescale = method.parameter("rescale")
         return MergeRule(
@@ -286,6 +288,15 @@ class MergeSpace:
             signs=method.consensus == "sign",
             rescaled=rescale is not None and self._given("rescale", method) != "none",
         )
+
+    def _used_by(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The methods that use each searched parameter that not all of them use."""
+        found = {}
+        for parameter in dict.fromkeys(name.partition("[")[0] for name in self.searched if name != METHOD):
+            users = tuple(method.name for method in self.methods if method.parameter(parameter) is not None)
+            if len(users) < len(self.methods):
+                found[parameter] = users
+        return tuple(found.items())
 
     def _given(self, name: str, method: MergeMethod) -> ParameterValue | None:
         parameter = method.parameter(name)

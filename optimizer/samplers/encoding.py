@@ -152,6 +152,13 @@ class Encoder:
                 found[parameter.name] = (parameter.columns.start, float(distribution.low), float(distribution.high))
         return found
 
+    def choice_columns(self, name: str) -> dict[Any, int]:
+        """The column of every choice of a categorical parameter; empty when there is no such parameter."""
+        for parameter in self._parameters:
+            if parameter.name == name and isinstance(parameter.distribution, CategoricalDistribution):
+                return {choice: parameter.columns.start + i for i, choice in enumerate(parameter.distribution.choices)}
+        return {}
+
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value inside the current distribution for every parameter."""
         for parameter in self._parameters:

@@ -4,6 +4,7 @@ A merge does not depend on all that its coefficients say:
 
 - where a method divides by the sum of the weights, only their proportions matter: 0.2, 0.4 is the merge of 0.4, 0.8;
 - the density of an expert matters as much as the expert does, and not at all at weight 0;
+- a coefficient that the chosen method does not use does not count;
 - what the scores depend on most is how far the merge goes along each task vector.
 
 So every weight w_m becomes w_m / max_k |w_k| where the weights are normalised (0 when all are 0), and stays w_m
@@ -101,7 +102,8 @@ class MergeFeatures:
         self._scale = np.ones(encoder.dimension)
         if self._projected is not None:
             self._scale[self._projected.columns] = BESIDE_PROJECTIONS
-        self.identity = not self._groups and not self._densities and self._projected is None
+        self._conditions = _conditions(rule, encoder) if active else []
+        self.identity = not (self._groups or self._densities or self._conditions) and self._projected is None
 
     def _scaled_densities(
         self, weights: dict[str, dict[str, _Column]], densities: dict[tuple[str, str], _Column]
@@ -149,6 +151,8 @@ class MergeFeatures:
             features[:, index] = np.where(largest > 0.0, values / np.where(largest > 0.0, largest, 1.0), 0.0)
         for column, weight, lowest in self._densities:
             features[:, column] = points[:, column] * (lowest + (1.0 - lowest) * features[:, weight])
+        for column, choices in self._conditions:
+            features[:, column] *= points[:, choices].sum(axis=1)
         return features * self._scale
 
 
@@ -163,3 +167,14 @@ def _projected(
     told = rule.signs or (rule.sparsifier != "none" and any(beside))
     positive = all(column.low >= 0.0 for column in columns.values())
     return _Projected(rule, list(columns.values()), beside) if told and positive else None
+
+
+def _conditions(rule: MergeRule, encoder: Encoder) -> list[tuple[int, list[int]]]:
+    """Of every coefficient that not all methods use: its column, and those of the methods that do."""
+    methods, users = encoder.choice_columns("method"), dict(rule.used_by)
+    found = []
+    for name, (column, _, _) in encoder.numeric_columns.items():
+        using = users.get(name.partition("[")[0])
+        if using is not None and methods:
+            found.append((column, [methods[method] for method in using]))
+    return found

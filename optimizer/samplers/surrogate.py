@@ -192,7 +192,7 @@ def fit_gaussian_process(x: Array, y: Array, noise_variance: Array, covariance: 
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
     factor = cho_factor(covariance.kernel(x, x, lengthscales) + np.diag(noise), lower=True)
     constant = _best_constant(factor, standardised)
-    roughness = math.exp(log_noise) if np.isnan(known).all() else 0.0
+    roughness = math.exp(log_noise) if np.isnan(known).all() and not _repeats_differ(x, standardised) else 0.0
     return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, covariance, roughness)
 
 
@@ -235,6 +235,15 @@ def log_posterior(
         noise_gradient = 0.5 * float(np.diag(outer)[unknown].sum()) * math.exp(log_noise)
         noise_gradient += -1.0 - z_noise / NOISE_LOG_SD
     return float(value), gradient, noise_gradient
+
+
+def _repeats_differ(x: Array, values: Array) -> bool:
+    """Whether the same point was told twice with other values: then they are noisy, whatever nobody said of it."""
+    points, index = np.unique(x, axis=0, return_inverse=True)
+    if len(points) == len(x):
+        return False
+    index = index.reshape(-1)
+    return any(np.ptp(values[index == i]) > 1e-9 for i in range(len(points)))
 
 
 def _location_and_scale(y: Array) -> tuple[float, float]:

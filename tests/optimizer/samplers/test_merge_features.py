@@ -134,6 +134,11 @@ def test_a_space_knows_whether_its_weights_are_proportions(method: object, param
         ("task_arithmetic", {"weight": [0, 1]}, MergeRule(additive=True)),
         ("ties", {"weight": [0, 1], "weight[a]": 0.5}, MergeRule(sparsifier="magnitude", signs=True)),
         (["ties", "task_arithmetic"], {"weight": [0, 1]}, MergeRule()),
+        (
+            ["ties", "task_arithmetic"],
+            {"weight": [0, 1], "density": [0.1, 1]},
+            MergeRule(used_by=(("density", ("ties",)),)),
+        ),
         ("linear", {"weight": [0, 1]}, MergeRule(proportions=True)),
     ],
 )
@@ -158,3 +163,19 @@ def test_projections_come_first_and_are_the_same_at_every_scale_of_proportions()
 def test_weights_that_say_it_themselves_are_not_projected(names: list[str]) -> None:
     encoder = Encoder({name: FloatDistribution(0.0, 1.0) for name in names})
     assert MergeFeatures(encoder, MergeRule(additive=True)).identity
+
+
+def test_a_density_counts_only_where_the_chosen_method_uses_it() -> None:
+    space = MergeSpace(
+        ["a", "b"], method=["ties", "task_arithmetic"], base_model="base",
+        parameters={"weight": [0, 1], "density": [0.1, 1]},
+    )  # fmt: skip
+    encoder = Encoder(space.distributions())
+    made = MergeFeatures(encoder, space.merge_rule)
+
+    def at(method: str, density: float) -> np.ndarray:
+        given = {"method": method, "weight[a]": 0.3, "weight[b]": 0.8, "density[a]": density, "density[b]": 0.5}
+        return made(encoder.encode(given)[None, :])
+
+    np.testing.assert_array_equal(at("task_arithmetic", 0.2), at("task_arithmetic", 0.9))
+    assert np.abs(at("ties", 0.2) - at("ties", 0.9)).max() > 0.05

@@ -126,3 +126,16 @@ def test_pending_points_reduce_the_variance_around_them_and_nothing_else() -> No
     np.testing.assert_allclose(after[0], before[0], atol=1e-6 * np.ptp(y))
     assert (after[1] <= before[1] * (1 + 1e-9)).all()
     assert (after[1][0] < 0.7 * before[1][0]).all()
+
+
+def test_values_are_exact_until_something_says_otherwise() -> None:
+    """A sampler that took luck for merit would chase it; one that took merit for luck would miss it."""
+    rng = np.random.default_rng(0)
+    x = rng.random((15, 2))
+    y = np.sin(3 * x[:, 0]) + 0.1 * rng.standard_normal(15)
+    unknown = np.full(15, np.nan)
+    assert fit_gaussian_process(x, y, unknown).roughness > 0.0
+    assert fit_gaussian_process(x, y, np.full(15, 0.01)).roughness == 0.0
+    twice = np.concatenate([x, x[:1]])
+    assert fit_gaussian_process(twice, np.append(y, y[0]), np.full(16, np.nan)).roughness > 0.0
+    assert fit_gaussian_process(twice, np.append(y, y[0] + 0.2), np.full(16, np.nan)).roughness == 0.0
