@@ -11,7 +11,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergefront needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,plots,dashboard,postgres,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,plots,dashboard,postgres,mysql,dev]'
 	touch $@
 
 # What only tests need: the extras that a demo does without, and a small model's tokenizer and weights.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import schema
+from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
 from mergefront.storage.optuna_storage import READS, PatientStorage
 from mergefront.storage.patience import PassingError, passes, patiently
@@ -29,6 +28,8 @@ _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
 DURABLE = "mergefront_durable"
 """Execution option of a connection whose commits wait for the disk."""
+_EXTRAS = {"sqlite": "", "postgresql": "postgres", "mysql": "mysql"}
+"""The kinds of databases that are supported, and the extra that has each one's driver."""
 _log = logging.getLogger("mergefront.storage")
 _REMEDIES = (
     ("database or disk is full", "free some space, then resume"),
@@ -55,6 +56,7 @@ class Database:
 
     def __init__(self, url: str = DEFAULT_URL, *, create: bool = True, may_upgrade: bool = False) -> None:
         self.url = normalised_url(url)
+        _check_supported(self.url)
         self._may_upgrade = may_upgrade
         path = sqlite_path(self.url)
         if path is not None:
@@ -72,15 +74,21 @@ class Database:
             if "file is not a database" in str(error):
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
-        except (RuntimeError, ImportError) as error:
+        except ImportError as error:
+            remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[_kind(self.url)]}]"'
+            raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}; {remedy}") from None
+        except RuntimeError as error:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
 
     def _open(self, create: bool) -> PatientStorage:
-        kwargs: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": from_json}
+        kwargs: dict[str, Any] = {"json_serializer": to_json, "json_deserializer": from_json}
         if self.is_sqlite:
             kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
         else:
             kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+        if _kind(self.url) == "mysql":
+            # Its default sees other transactions' rows as they were before a lock was waited for.
+            kwargs["isolation_level"] = "READ COMMITTED"
         self.upgraded = self._checked(sqlalchemy.create_engine(self.url, **kwargs), create)
         # Processes that open a new database at once race for its tables; the losers look again.
         ends = time.monotonic() + _CREATION_SECONDS
@@ -113,6 +121,8 @@ class Database:
         """
         try:
             if not inspect(engine).has_table(schema.schema.name):
+                if engine.dialect.name == "mysql":
+                    _check_collation(engine, _safe(self.url))
                 if not create:
                     raise NoStudiesError(
                         f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
@@ -192,6 +202,9 @@ class Database:
             query = "SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM pg_postmaster_start_time())"
             now, since = connection.execute(text(query)).one()
             return float(now), float(since)
+        if connection.dialect.name == "mysql":
+            now = float(connection.execute(text("SELECT unix_timestamp(sysdate(6))")).scalar_one())
+            return now, now - float(connection.execute(text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
         return time.time(), 0.0
 
     def close(self) -> None:
@@ -220,6 +233,32 @@ def normalised_url(url: str) -> str:
     except sqlalchemy.exc.ArgumentError:
         raise UserError("storage: the database URL cannot be read; write for example sqlite:///mergefront.db") from None
     return url
+
+
+def _check_supported(url: str) -> None:
+    """Raises ``UserError`` for databases and drivers that nothing here was tried with."""
+    kind = _kind(url)
+    if kind not in _EXTRAS:
+        raise UserError(
+            f"storage {_safe(url)}: {kind} is not supported; use SQLite (sqlite:///FILE.db), PostgreSQL "
+            "(postgresql+psycopg://...) or MariaDB (mysql+pymysql://...)"
+        )
+
+
+def _kind(url: str) -> str:
+    """The kind of database without the driver: "sqlite", "postgresql", "mysql"."""
+    return sqlalchemy.engine.make_url(url).get_backend_name()
+
+
+def _check_collation(engine: Engine, shown: str) -> None:
+    """Raises ``UserError`` for a MySQL database that takes different names for the same or cannot write them all."""
+    with engine.connect() as connection:
+        name, collation = connection.execute(text("SELECT database(), @@collation_database")).one()
+    if collation != "utf8mb4_bin":
+        raise UserError(
+            f"storage {shown}: its collation {collation} mixes up names such as A and a; make the database with "
+            f"CREATE DATABASE {name} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        )
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -276,38 +315,6 @@ def _make_sqlite_safe(engine: Engine) -> None:
 def _was_made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
     line = _first_line(error).lower()
     return "already exists" in line or "unique" in line or "duplicate key" in line
-
-
-_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _to_json(value: Any) -> str:
-    """JSON without the numbers that it does not know, which servers refuse: ``{"number": "nan"}`` stands for one."""
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_spelled_out(value))
-
-
-def _spelled_out(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _spelled_out(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_spelled_out(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"number": str(value)}
-    return value
-
-
-def from_json(given: str | bytes) -> Any:
-    """The value of a JSON text that mergefront wrote, numbers that JSON does not know among it."""
-    text = given if isinstance(given, str) else given.decode()
-    return json.loads(text, object_hook=_number_or_mapping) if '{"number": "' in text else json.loads(text)
-
-
-def _number_or_mapping(found: dict[str, Any]) -> Any:
-    number = found["number"] if found.keys() == {"number"} else None
-    return _NUMBERS.get(number, found) if isinstance(number, str) else found
 
 
 def _safe(url: str) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -19,15 +18,18 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import StorageError
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.evaluation import Evaluation
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
-from mergefront.storage.database import Database, from_json, insert_missing
+from mergefront.storage.database import Database
+from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.heart import Heart
 from mergefront.storage.optuna_tables import finish_trial, read_trial, write_params, write_user_attributes
 from mergefront.storage.patience import patiently
 from mergefront.storage.processes import is_alive, is_same_machine_started_again, machine_identity, process_identity
-from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, studies
+from mergefront.storage.schema import claims, evaluations, studies
+
+Result = TypeVar("Result")
 
 _LEASED = "leased"
 _RELEASE_SECONDS = 1.0
@@ -46,25 +48,6 @@ class Worker:
     trial: int | None
     seconds: float | None
     abandoned: bool
-
-
-class StoredRecipes(Mapping[str, Recipe]):
-    """Recipes by their digests, each made of its JSON text when it is first asked for."""
-
-    def __init__(self, texts: Mapping[str, str]) -> None:
-        self._texts = texts
-        self._made: dict[str, Recipe] = {}
-
-    def __getitem__(self, digest: str) -> Recipe:
-        if digest not in self._made:
-            self._made[digest] = Recipe.from_json(from_json(self._texts[digest]))
-        return self._made[digest]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._texts)
-
-    def __len__(self) -> int:
-        return len(self._texts)
 
 
 class StudyLedger:
@@ -143,30 +126,26 @@ class StudyLedger:
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
 
-        def look() -> bool:
-            with self.database.reading() as connection:
-                now = self.database.now(connection)
-                return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
+        def look(connection: Connection) -> bool:
+            now = self.database.now(connection)
+            return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
 
-        return patiently(look)
+        return self._reading(look)
 
     def finished_count(self) -> int:
         """How many slots of the budget are spent, by whomever."""
 
-        def count() -> int:
-            query = (
-                select(func.count())
-                .select_from(claims)
-                .where(claims.c.study_id == self.study_id, claims.c.finished.is_(True))
-            )
-            with self.database.reading() as connection:
-                return int(connection.execute(query).scalar_one())
-
-        return patiently(count)
+        query = (
+            select(func.count())
+            .select_from(claims)
+            .where(claims.c.study_id == self.study_id, claims.c.finished.is_(True))
+        )
+        return self._reading(lambda connection: int(connection.execute(query).scalar_one()))
 
     def workers(self) -> list[Worker]:
         """Who works on what; claims of the dead and of expired leases are marked as abandoned."""
-        with self.database.reading() as connection:
+
+        def look(connection: Connection) -> list[Worker]:
             now = self.database.now(connection)
             return [
                 Worker(
@@ -180,6 +159,8 @@ class StudyLedger:
                 for row in self._unfinished(connection)
                 if row.process is not None
             ]
+
+        return self._reading(look)
 
     def bind(
         self,
@@ -238,10 +219,8 @@ class StudyLedger:
 
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
         """The claim that a trial fills and whether it is finished; None for an unknown trial."""
-        with self.database.reading() as connection:
-            row = connection.execute(
-                select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
-            ).first()
+        query = select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
+        row = self._reading(lambda connection: connection.execute(query).first())
         return None if row is None else (Claim(row.slot, row.trial_number, row.deaths), bool(row.finished))
 
     def release(self, claim: Claim) -> None:
@@ -262,21 +241,22 @@ class StudyLedger:
 
     def find(self, recipe: Recipe, split: str = "search") -> Evaluation | None:
         """The evaluation of an identical recipe in this study, or None."""
-        return patiently(lambda: self._find(recipe, split))
+        query = (
+            select(evaluations)
+            .where(
+                evaluations.c.study_id == self.study_id,
+                evaluations.c.digest == recipe.digest,
+                evaluations.c.split == split,
+                evaluations.c.failure.is_(None),
+            )
+            .order_by(evaluations.c.id)
+        )
 
-    def _find(self, recipe: Recipe, split: str) -> Evaluation | None:
-        with self.database.reading() as connection:
-            row = connection.execute(
-                select(evaluations)
-                .where(
-                    evaluations.c.study_id == self.study_id,
-                    evaluations.c.digest == recipe.digest,
-                    evaluations.c.split == split,
-                    evaluations.c.failure.is_(None),
-                )
-                .order_by(evaluations.c.id)
-            ).first()
-            return None if row is None else _read_evaluation(connection, row)
+        def look(connection: Connection) -> Evaluation | None:
+            row = connection.execute(query).first()
+            return None if row is None else read_evaluation(connection, row)
+
+        return self._reading(look)
 
     def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
         """Keep an evaluation that belongs to no trial, such as one on the report items."""
@@ -315,7 +295,7 @@ class StudyLedger:
         }
         if isinstance(outcome, Failure):
             empty: dict[str, Any] = {name: {} for name in ("scores", "standard_errors", "seconds", "cost", "details")}
-            row |= {"failure_kind": _text(outcome.kind)[:255], "failure": _text(outcome.reason), **empty}
+            row |= {"failure_kind": writable(outcome.kind)[:255], "failure": writable(outcome.reason), **empty}
         else:
             row |= {
                 "scores": {name: float(value) for name, value in outcome.scores.items()},
@@ -330,41 +310,51 @@ class StudyLedger:
         if isinstance(outcome, Evaluation):
             assert key is not None
             for task, items in sorted(outcome.items.items()):
-                _write_items(connection, int(key[0]), task, items)
+                write_items(connection, int(key[0]), task, items)
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
         columns = ("id", "digest", "scores", "standard_errors", "seconds", "cost", "details")
-        with self.database.reading() as connection:
-            rows = connection.execute(
-                select(*(evaluations.c[name] for name in columns))
-                .where(
-                    evaluations.c.study_id == self.study_id,
-                    evaluations.c.split == split,
-                    evaluations.c.failure.is_(None),
-                )
-                .order_by(evaluations.c.id)
-            ).all()
+        query = (
+            select(*(evaluations.c[name] for name in columns))
+            .where(
+                evaluations.c.study_id == self.study_id,
+                evaluations.c.split == split,
+                evaluations.c.failure.is_(None),
+            )
+            .order_by(evaluations.c.id)
+        )
+
+        def look(connection: Connection) -> dict[str, Evaluation]:
             found: dict[str, Evaluation] = {}
-            for row in rows:
-                found.setdefault(row.digest, _read_evaluation(connection, row, items))
+            for row in connection.execute(query).all():
+                found.setdefault(row.digest, read_evaluation(connection, row, items))
             return found
+
+        return self._reading(look)
 
     def evaluation_count(self) -> int:
         """How many evaluations are kept, of every split and failures included."""
         query = select(func.count()).select_from(evaluations).where(evaluations.c.study_id == self.study_id)
-        with self.database.reading() as connection:
-            return int(connection.execute(query).scalar_one())
+        return self._reading(lambda connection: int(connection.execute(query).scalar_one()))
 
     def recipes(self) -> Mapping[str, Recipe]:
         """Every recipe that was evaluated or failed, by its digest."""
-        with self.database.reading() as connection:
-            rows = connection.execute(
-                select(evaluations.c.digest, cast(evaluations.c.recipe, Text).label("text")).where(
-                    evaluations.c.study_id == self.study_id
-                )
-            ).all()
-        return StoredRecipes({row.digest: row.text for row in rows})
+        query = select(evaluations.c.digest, cast(evaluations.c.recipe, Text).label("text")).where(
+            evaluations.c.study_id == self.study_id
+        )
+        return StoredRecipes(
+            self._reading(lambda connection: {row.digest: row.text for row in connection.execute(query)})
+        )
+
+    def _reading(self, look: Callable[[Connection], Result]) -> Result:
+        """What ``look`` finds, all of it from one moment; a database that is away is waited for."""
+
+        def attempt() -> Result:
+            with self.database.reading() as connection:
+                return look(connection)
+
+        return patiently(attempt)
 
     def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
         return connection.execute(
@@ -428,50 +418,3 @@ def _process_of(owner: str) -> str:
 
 def _utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
-
-
-def _text(given: str) -> str:
-    """Text that every database takes: servers refuse the character 0 and half a surrogate pair."""
-    return given.replace("\0", "\\0").encode("utf-8", "replace").decode()
-
-
-def _write_items(connection: Connection, evaluation_id: int, task: str, items: ItemScores) -> None:
-    digest = sha256("\n".join(items.ids).encode()).hexdigest()[:32]
-    this_set = select(item_sets.c.digest).where(item_sets.c.digest == digest)
-    # Locked, so that nobody who deletes a study takes it for unused.
-    while connection.execute(this_set.with_for_update(read=True, key_share=True)).first() is None:
-        insert_missing(connection, item_sets, {"digest": digest, "ids": list(items.ids)})
-    connection.execute(
-        item_scores.insert().values(
-            evaluation_id=evaluation_id,
-            task=task,
-            item_set=digest,
-            scores=_pack(items.scores),
-            margins=None if items.margins is None else _pack(items.margins),
-        )
-    )
-
-
-def _read_evaluation(connection: Connection, row: Row[Any], with_items: bool = True) -> Evaluation:
-    items: dict[str, ItemScores] = {}
-    if with_items:
-        stored = connection.execute(
-            select(item_scores, item_sets.c.ids)
-            .join(item_sets, item_sets.c.digest == item_scores.c.item_set)
-            .where(item_scores.c.evaluation_id == row.id)
-        ).all()
-        items = {
-            entry.task: ItemScores(
-                tuple(entry.ids), _unpack(entry.scores), None if entry.margins is None else _unpack(entry.margins)
-            )
-            for entry in stored
-        }
-    return Evaluation(row.scores, row.standard_errors, items, row.seconds, row.cost, row.details)
-
-
-def _pack(values: tuple[float, ...]) -> bytes:
-    return np.asarray(values, dtype="<f8").tobytes()
-
-
-def _unpack(data: bytes) -> tuple[float, ...]:
-    return tuple(np.frombuffer(data, dtype="<f8").tolist())

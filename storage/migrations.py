@@ -76,5 +76,5 @@ def _copy_tables(connection: Connection, version: int) -> str:
         if copy in known:
             raise UserError(f"the table {copy} is in the way of the copy that an upgrade makes; rename or drop it")
         if table.name in known:
-            connection.execute(text(f"CREATE TABLE {copy} AS TABLE {table.name}"))
+            connection.execute(text(f"CREATE TABLE {copy} AS SELECT * FROM {table.name}"))
     return f"tables mergefront_*{suffix}"

@@ -20,6 +20,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _PASSING_STATES = ("08", "40", "55P03", "57P", "53300")
 """SQLSTATE: connection gone, deadlock or serialisation, lock not available, server stopping, too many clients."""
 
+_PASSING_CODES = (1020, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013)
+"""The same of MySQL, which tells no SQLSTATE: also a snapshot that another transaction was quicker to change."""
+
 Result = TypeVar("Result")
 _log = logging.getLogger("mergefront.storage")
 
@@ -44,7 +47,7 @@ def passes(error: BaseException) -> bool:
     state = getattr(cause.orig, "sqlstate", None)
     if state:
         return str(state).startswith(_PASSING_STATES)
-    if cause.connection_invalidated:
+    if cause.connection_invalidated or _code(cause.orig) in _PASSING_CODES:
         return True
     text = str(cause.orig)
     if isinstance(cause, sqlalchemy.exc.OperationalError):
@@ -77,6 +80,11 @@ def patiently(action: Callable[[], Result], seconds: float | None = None) -> Res
             if told:
                 _log.warning("the database is back")
             return result
+
+
+def _code(error: BaseException | None) -> object:
+    """The number that MySQL's drivers put first."""
+    return error.args[0] if error is not None and error.args else None
 
 
 def _reason(error: BaseException) -> str:

@@ -11,9 +11,9 @@ import zlib
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
 
-from mergefront.storage.database import Database
+from mergefront.storage.database import Database, insert_missing
+from mergefront.storage.patience import patiently
 from mergefront.storage.schema import responses
 
 
@@ -25,38 +25,43 @@ class DatabaseResponses:
 
     def find(self, key: str) -> str | None:
         """The body of the response to an exact request, or None."""
-        with self.database.transaction() as connection:
-            row = connection.execute(select(responses.c.body).where(responses.c.key == key)).first()
-        return None if row is None else zlib.decompress(row.body).decode()
+
+        def look() -> bytes | None:
+            with self.database.reading() as connection:
+                return connection.execute(select(responses.c.body).where(responses.c.key == key)).scalar()
+
+        body = patiently(look)
+        return None if body is None else zlib.decompress(body).decode()
 
     def keep(self, key: str, server: str, body: str, spent: tuple[int, int, int]) -> None:
         """Store a response; of two processes that asked at once the first one's stays."""
-        try:
+        row = {
+            "key": key,
+            "server": _digest(server),
+            "body": zlib.compress(body.encode()),
+            "requests": spent[0],
+            "input_tokens": spent[1],
+            "output_tokens": spent[2],
+            "created_at": datetime.now(UTC).replace(tzinfo=None),
+        }
+
+        def write() -> None:
             with self.database.transaction() as connection:
-                connection.execute(
-                    responses.insert().values(
-                        key=key,
-                        server=_digest(server),
-                        body=zlib.compress(body.encode()),
-                        requests=spent[0],
-                        input_tokens=spent[1],
-                        output_tokens=spent[2],
-                        created_at=datetime.now(UTC).replace(tzinfo=None),
-                    )
-                )
-        except IntegrityError:
-            return
+                insert_missing(connection, responses, row)
+
+        patiently(write)
 
     def spent(self, server: str) -> tuple[int, int, int]:
         """Requests, input tokens and output tokens of all stored responses of one server."""
         columns = (responses.c.requests, responses.c.input_tokens, responses.c.output_tokens)
-        with self.database.transaction() as connection:
-            row = connection.execute(
-                select(*(func.coalesce(func.sum(column), 0) for column in columns)).where(
-                    responses.c.server == _digest(server)
-                )
-            ).one()
-        return int(row[0]), int(row[1]), int(row[2])
+        sums = select(*(func.coalesce(func.sum(column), 0) for column in columns))
+
+        def look() -> tuple[int, int, int]:
+            with self.database.reading() as connection:
+                row = connection.execute(sums.where(responses.c.server == _digest(server))).one()
+            return int(row[0]), int(row[1]), int(row[2])
+
+        return patiently(look)
 
 
 def _digest(server: str) -> str:

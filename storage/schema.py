@@ -14,11 +14,10 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    JSON,
     Boolean,
     Column,
     DateTime,
-    Float,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -29,8 +28,15 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy.dialects import mysql
+
+from mergefront.storage.json_text import Json
 
 VERSION = 2
+
+# MySQL cuts off what its plain types have no room for: 64 KB of bytes, whole seconds.
+Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql")
+Moment = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
 
 metadata = MetaData()
 
@@ -42,11 +48,11 @@ studies = Table(
     Column("study_id", Integer, primary_key=True, autoincrement=False),  # Optuna's study id
     Column("name", String(512), nullable=False, unique=True),
     Column("uuid", String(36), nullable=False, unique=True),
-    Column("definition", JSON, nullable=False),
+    Column("definition", Json, nullable=False),
     Column("root", Text, nullable=False),  # folder that relative paths start from
     Column("evaluations", Integer, nullable=False),  # the budget last asked for
-    Column("versions", JSON, nullable=False),
-    Column("created_at", DateTime, nullable=False),
+    Column("versions", Json, nullable=False),
+    Column("created_at", Moment, nullable=False),
 )
 
 claims = Table(
@@ -59,8 +65,8 @@ claims = Table(
     Column("deaths", Integer, nullable=False),  # workers that died on it since somebody last asked to go on
     Column("host", String(255)),
     Column("process", String(64)),  # process id and its start time: a reused id is another process
-    Column("heartbeat", Float),  # seconds since the epoch, by the database's clock
-    Column("started", Float),  # when the worker took it, likewise
+    Column("heartbeat", Double),  # seconds since the epoch, by the database's clock
+    Column("started", Double),  # when the worker took it, likewise
     Index("mergefront_claims_unfinished", "study_id", "finished"),
     Index("mergefront_claims_by_trial", "study_id", "trial_number"),
 )
@@ -73,16 +79,16 @@ evaluations = Table(
     Column("trial_number", Integer),
     Column("digest", String(32), nullable=False),
     Column("split", String(16), nullable=False),
-    Column("recipe", JSON, nullable=False),
+    Column("recipe", Json, nullable=False),
     Column("failure_kind", String(255)),
     Column("failure", Text),
-    Column("scores", JSON, nullable=False),
-    Column("standard_errors", JSON, nullable=False),
-    Column("seconds", JSON, nullable=False),
-    Column("cost", JSON, nullable=False),
-    Column("details", JSON, nullable=False),
-    Column("versions", JSON, nullable=False),
-    Column("created_at", DateTime, nullable=False),
+    Column("scores", Json, nullable=False),
+    Column("standard_errors", Json, nullable=False),
+    Column("seconds", Json, nullable=False),
+    Column("cost", Json, nullable=False),
+    Column("details", Json, nullable=False),
+    Column("versions", Json, nullable=False),
+    Column("created_at", Moment, nullable=False),
     Index("mergefront_evaluations_by_recipe", "study_id", "digest", "split"),
 )
 
@@ -90,7 +96,7 @@ item_sets = Table(
     "mergefront_item_sets",
     metadata,
     Column("digest", String(32), primary_key=True),
-    Column("ids", JSON, nullable=False),
+    Column("ids", Json, nullable=False),
 )
 
 item_scores = Table(
@@ -99,8 +105,8 @@ item_scores = Table(
     Column("evaluation_id", Integer, ForeignKey("mergefront_evaluations.id", ondelete="CASCADE"), primary_key=True),
     Column("task", String(255), primary_key=True),
     Column("item_set", String(32), ForeignKey("mergefront_item_sets.digest"), nullable=False),
-    Column("scores", LargeBinary, nullable=False),  # float64, little-endian, in the item set's order
-    Column("margins", LargeBinary),
+    Column("scores", Bytes, nullable=False),  # float64, little-endian, in the item set's order
+    Column("margins", Bytes),
     UniqueConstraint("evaluation_id", "task"),
 )
 
@@ -109,9 +115,9 @@ responses = Table(
     metadata,
     Column("key", String(64), primary_key=True),  # hash of server, method, path and body; see adapters/http/cache.py
     Column("server", String(64), nullable=False, index=True),  # hash of the server's identity
-    Column("body", LargeBinary, nullable=False),  # UTF-8, zlib
+    Column("body", Bytes, nullable=False),  # UTF-8, zlib
     Column("requests", Integer, nullable=False),
     Column("input_tokens", Integer, nullable=False),
     Column("output_tokens", Integer, nullable=False),
-    Column("created_at", DateTime, nullable=False),
+    Column("created_at", Moment, nullable=False),
 )

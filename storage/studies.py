@@ -144,9 +144,13 @@ def load(database: Database, name: str) -> StudyRecord:
 
 def all_studies(database: Database) -> list[StudyRecord]:
     """Every study, oldest first."""
-    with database.transaction() as connection:
-        rows = connection.execute(select(studies).order_by(studies.c.study_id)).all()
-    return [StudyRecord(**row._mapping) for row in rows]
+
+    def look() -> list[StudyRecord]:
+        with database.reading() as connection:
+            rows = connection.execute(select(studies).order_by(studies.c.study_id)).all()
+        return [StudyRecord(**row._mapping) for row in rows]
+
+    return patiently(look)
 
 
 def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:

@@ -1,7 +1,7 @@
 """Many workers on one study while workers are killed and the database is restarted.
 
     python benchmarks/service/soak.py --workers 16 --trials 2000 --database postgresql
-    python benchmarks/service/soak.py --workers 8 --trials 2000 --database sqlite
+    python benchmarks/service/soak.py --workers 8 --trials 2000 --database sqlite       (or mysql)
 
 Prints one JSON object: trials, duplicates, overshoot, kills, restarts, messages that should not be there.
 Exits with 1 when an invariant is broken. With --seconds it stops early and continues when called again
@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 import sqlalchemy
+from mysql_server import MysqlServer
 from postgres_server import PostgresServer, binaries
 
 import mergefront as mf
@@ -105,7 +106,9 @@ def finished(engine: sqlalchemy.Engine) -> int:
         return 0
 
 
-def soak(arguments: argparse.Namespace, folder: Path, url: str, server: PostgresServer | None) -> dict[str, Any]:
+def soak(
+    arguments: argparse.Namespace, folder: Path, url: str, server: PostgresServer | MysqlServer | None
+) -> dict[str, Any]:
     moments = random.Random(arguments.seed)
     (folder / "soak_scorer.py").write_text(SCORER)
     study_file = folder / "study.yaml"
@@ -209,16 +212,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--trials", type=int, default=2000)
-    parser.add_argument("--database", choices=["postgresql", "sqlite"], default="postgresql")
+    parser.add_argument("--database", choices=["postgresql", "mysql", "sqlite"], default="postgresql")
     parser.add_argument("--kill-every", type=float, default=4.0, help="seconds between two kills of a worker")
     parser.add_argument("--restart-every", type=float, default=20.0, help="seconds between two database restarts")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="keeps the study between calls")
+    parser.add_argument("--folder", type=Path, help="keeps the study between calls (not of MySQL)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="mergefront-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
-    server = None
+    server: PostgresServer | MysqlServer | None = None
     url = f"sqlite:///{folder.resolve()}/soak.db"
     if arguments.database == "postgresql":
         found = binaries()
@@ -233,10 +236,13 @@ def main() -> int:
             if not name.exists():
                 name.write_text(server.new_database().rpartition("/")[2])
             url = server.url(name.read_text())
+    elif arguments.database == "mysql":
+        server = MysqlServer()
+        url = server.new_database()
     try:
         result = soak(arguments, folder.resolve(), url, server)
     finally:
-        if server is not None and arguments.folder is None:
+        if isinstance(server, MysqlServer) or (server is not None and arguments.folder is None):
             server.remove()
         elif server is not None:
             server.stop()

@@ -35,6 +35,8 @@ def configure_log(style: str) -> None:
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if style == "json" else logging.WARNING)
+    # It prints tracebacks of connections that are lost; the storage waits for the database and says so itself.
+    logging.getLogger("sqlalchemy.pool").addHandler(logging.NullHandler())
 
 
 def log_event(event: str, **facts: Any) -> None:

@@ -114,17 +114,22 @@ def test_a_lock_is_waited_for(database_url: str) -> None:
     other = Database(database_url)
     locked, done = threading.Event(), threading.Event()
 
+    statements = {
+        "sqlite": "SELECT 1",  # its transactions have the write lock from the start
+        "postgresql": "LOCK TABLE trials, mergefront_claims IN ACCESS EXCLUSIVE MODE",
+        "mysql": "SELECT study_id FROM mergefront_studies FOR UPDATE",
+    }
+
     def hold() -> None:
         with other.transaction() as connection:
-            if not other.is_sqlite:
-                connection.execute(text("LOCK TABLE trials, mergefront_claims IN ACCESS EXCLUSIVE MODE"))
+            connection.execute(text(statements[connection.dialect.name]))
             locked.set()
             time.sleep(LOCKED_SECONDS)
         done.set()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    locked.wait()
+    assert locked.wait(60)
     assert small_study(database_url, 9).finished_count() == 9
     assert done.is_set(), "it went on before the lock was given back"
     thread.join()

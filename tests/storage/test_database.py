@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
@@ -11,6 +13,9 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.objectives import Objective
 from mergefront.storage.database import Database
 from mergefront.storage.studies import create_or_load, load
+
+if TYPE_CHECKING:
+    from mysql_server import MysqlServer
 
 
 def test_sqlite_is_opened_for_several_processes(tmp_path: Path) -> None:
@@ -44,11 +49,24 @@ def test_newer_tables_are_refused_untouched(tmp_path: Path) -> None:
         ("not a url", "no database URL"),
         ("sqlite:////no/such/folder/x.db", "does not exist"),
         ("foodb://x/y", "foodb"),
+        ("oracle://me@db/x", r"oracle is not supported; use SQLite .* PostgreSQL .* MariaDB"),
     ],
 )
 def test_unusable_urls_are_named(url: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Database(url)
+
+
+def test_a_database_that_mixes_up_names_is_refused(mysql: MysqlServer) -> None:
+    url = mysql.new_database(collation="utf8mb4_general_ci")
+    with pytest.raises(UserError, match=r"CREATE DATABASE test_.* COLLATE utf8mb4_bin"):
+        Database(url)
+
+
+def test_a_missing_driver_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(UserError, match=r'pip install "mergefront\[mysql\]"'):
+        Database("mysql+pymysql://me@db/merges")
 
 
 def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:

@@ -38,10 +38,13 @@ def test_evaluation_comes_back_to_the_last_bit(database_url: str) -> None:
     evaluation = Evaluation(
         {"maths": 0.1 + 0.2},
         {"maths": 1 / 3},
-        {"maths": ItemScores(("a", "b"), (0.1, 1.0), (-1e-17, 3.0))},
+        {
+            "maths": ItemScores(("a", "b"), (0.1, 1.0), (-1e-17, 3.0)),
+            "long": ItemScores(tuple(f"item {number}" for number in range(10_000)), (1 / 3,) * 10_000),
+        },
         {"merge": 0.5},
         {"items": 2},
-        {"note": "ü"},
+        {"note": "ü 🙂", "second": 1, "a first": float("inf")},
     )
     ledger.record(recipe_at(0.5), evaluation, "search")
     assert ledger_in(database_url).find(recipe_at(0.5)) == evaluation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from mergefront.optimizer.errors import StorageError
 from mergefront.storage.database import Database
 from mergefront.storage.heart import Heart
 from mergefront.storage.patience import PassingError, passes, patiently
+from mergefront.storage.responses import DatabaseResponses
 
 if TYPE_CHECKING:
     from postgres_server import PostgresServer
@@ -81,6 +83,35 @@ def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode
     assert [trial.number for trial in trials] == list(range(16))
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert len(seen) == len(set(seen)), "no recipe is evaluated twice"
+
+
+@pytest.mark.slow
+def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties"),
+        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
+        objectives=["score"],
+        sampler="random",
+        evaluations=6,
+        storage=url,
+        name="read",
+    )
+    responses = DatabaseResponses(study.database)
+
+    def after_a_crash(action: Callable[[], object]) -> object:
+        postgres.stop("immediate")
+        back = threading.Timer(0.5, postgres.start)
+        back.start()
+        try:
+            return action()
+        finally:
+            back.join()
+
+    assert len(after_a_crash(study.candidates)) == 6  # type: ignore[arg-type]
+    after_a_crash(lambda: responses.keep("key", "server", "an answer that was paid for", (1, 2, 3)))
+    assert after_a_crash(lambda: responses.find("key")) == "an answer that was paid for"
+    assert after_a_crash(lambda: responses.spent("server")) == (1, 2, 3)
 
 
 def test_a_commit_whose_answer_got_lost_makes_no_second_trial(database_url: str) -> None:
