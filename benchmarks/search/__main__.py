@@ -1,4 +1,7 @@
-"""``python -m benchmarks.search run`` makes the runs (resumable), ``tables`` prints what they say."""
+"""``python -m benchmarks.search run`` makes the runs that are missing, ``tables`` what they say, ``record`` keeps them.
+
+Runs go to a folder that is not committed, one line each as soon as it is finished; recorded ones count as made.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,32 @@ from pathlib import Path
 
 from benchmarks.search.peers import PEERS
 from benchmarks.search.problems import PROBLEMS
-from benchmarks.search.runs import append, read, run
+from benchmarks.search.runs import append, read, read_all, record, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("what", choices=["run", "tables"])
+    parser.add_argument("what", choices=["run", "tables", "record"])
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/search/results"))
     parser.add_argument("--problems", nargs="*", default=[], help="substrings of names; all without")
     parser.add_argument("--samplers", nargs="*", default=[], help="exact names; all without")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, help="at most that many; each sampler's own limit without")
+    parser.add_argument("--again", action="store_true", help="make recorded runs anew, as a changed sampler needs")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no run after that")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "runs.jsonl"
+    if arguments.what == "record":
+        record(read_all(results))
+        return
     if arguments.what == "tables":
         from benchmarks.search.known_front import known
         from benchmarks.search.tables import write_tables
 
-        fronts = {name: known(make(arguments.folder / "pools"), arguments.folder) for name, make in PROBLEMS.items()}
-        write_tables(list(read(results)), fronts, arguments.folder)
+        fronts = {name: known(make(arguments.folder / "pools")) for name, make in PROBLEMS.items()}
+        write_tables(read_all(results), fronts, arguments.folder)
         return
     import torch
 
@@ -45,7 +52,8 @@ def main() -> None:
                 if not peer.takes(made[problem]):
                     continue
                 evaluations = min(peer.evaluations, arguments.evaluations or peer.evaluations)
-                done = {(r.problem, r.sampler, r.seed) for r in read(results) if len(r.hypervolumes) >= evaluations}
+                made_before = read(results) if arguments.again else read_all(results)
+                done = {(r.problem, r.sampler, r.seed) for r in made_before if len(r.hypervolumes) >= evaluations}
                 if (problem, sampler, seed) in done:
                     continue
                 if time.monotonic() - started > 60 * arguments.minutes:

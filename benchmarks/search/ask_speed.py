@@ -1,11 +1,12 @@
 """Seconds per proposal at 60 finished trials of 12 parameters and 3 objectives, each sampler in a process of its own.
 
-``python -m benchmarks.search.ask_speed`` prints a Markdown table: the first ask of a process, imports apart, and the
-median of the following ones.
+``python -m benchmarks.search.ask_speed [SAMPLER ...]`` prints a Markdown table: the first ask of a process, imports
+apart, and the median of the following ones.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from statistics import median
 
 SAMPLERS = ("MM-MO", "MM-MO quality", "MM-MO botorch", "Optuna GP", "BoTorch qLogNEHVI", "TPE multivariate")
-TRIALS, ASKS = 60, 7
+TRIALS, ASKS = 60, 6
 
 
 def measure(name: str) -> dict[str, float]:
@@ -84,13 +85,17 @@ def measure(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search.ask_speed", description=__doc__)
+    parser.add_argument("samplers", nargs="*", default=SAMPLERS, help="all without")
+    parser.add_argument("--measure", choices=SAMPLERS, help="one sampler in this process, as JSON")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
         return
     print("| sampler | first ask of a process, s | median of the next, s |\n| --- | --- | --- |")
-    for name in SAMPLERS:
+    for name in arguments.samplers:
         answer = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.search.ask_speed", name],
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.search.ask_speed", "--measure", name],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         numbers = json.loads(answer.stdout.splitlines()[-1])

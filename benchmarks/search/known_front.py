@@ -12,6 +12,7 @@ from mergefront.optimizer.objectives import REFERENCE
 from mergefront.optimizer.pareto import hypervolume, nondominated
 from mergefront.optimizer.samplers.encoding import Encoder
 
+REMEMBERED = Path(__file__).with_name("known-fronts.json")
 POINTS = 24
 POPULATION = 60
 GENERATIONS = 40
@@ -56,11 +57,12 @@ def best_points(problem: Problem) -> float:
     return hypervolume(front[chosen], reference)
 
 
-def known(problem: Problem, folder: Path) -> float:
-    """As ``best_points``, remembered in ``folder``."""
-    path = folder / "known-fronts.json"
+def known(problem: Problem, path: Path = REMEMBERED) -> float:
+    """As ``best_points``, remembered in a file beside this one; NaN with constraints."""
+    if problem.least:
+        return float("nan")  # what it finds need not satisfy the constraints
     stored = json.loads(path.read_text()) if path.exists() else {}
     if problem.name not in stored:
         stored[problem.name] = best_points(problem)
-        path.write_text(json.dumps(stored, indent=1))
+        path.write_text(json.dumps(stored, indent=1) + "\n")
     return float(stored[problem.name])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import optuna
 from optuna.samplers import BaseSampler
@@ -17,6 +19,7 @@ from mergefront.optimizer.anchors import Anchor, expert_anchor, metric_weighted
 from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
 
 HORIZONS = (15, 30, 60, 120)
+RECORDED = Path(__file__).with_name("recorded.jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,41 @@ def _metric_weighted(problem: Problem, true: Sequence[Sequence[float]]) -> list:
 
 
 def append(path: Path, finished: Run) -> None:
-    line = json.dumps(
-        {
-            **asdict(finished),
-            "hypervolumes": [round(v, 5) for v in finished.hypervolumes],
-            "ask_seconds": [round(s, 4) for s in finished.ask_seconds],
-        }
-    )
     with path.open("a") as file:
-        file.write(line + "\n")
+        file.write(_line(finished) + "\n")
 
 
 def read(path: Path) -> Iterator[Run]:
     if path.exists():
-        for line in path.read_text().splitlines():
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+        for line in text.splitlines():
             yield Run(**json.loads(line))
+
+
+def read_all(local: Path, recorded: Path = RECORDED) -> list[Run]:
+    """Local and recorded runs, of every problem, sampler and seed one: the longest local one, or else the recorded."""
+    found: dict[tuple[str, str, int], Run] = {}
+    for finished in read(local):
+        key = (finished.problem, finished.sampler, finished.seed)
+        if key not in found or len(found[key].hypervolumes) < len(finished.hypervolumes):
+            found[key] = finished
+    for finished in read(recorded):
+        found.setdefault((finished.problem, finished.sampler, finished.seed), finished)
+    return list(found.values())
+
+
+def record(runs: Sequence[Run], path: Path = RECORDED) -> None:
+    """All runs in one compressed file, of the seconds only their median: what the tables need, to be committed."""
+    ordered = sorted(runs, key=lambda run: (run.problem, run.sampler, run.seed))
+    lines = [_line(replace(run, ask_seconds=[median(run.ask_seconds)]), digits=4) for run in ordered]
+    path.write_bytes(gzip.compress("".join(line + "\n" for line in lines).encode(), 9, mtime=0))
+
+
+def _line(finished: Run, digits: int = 5) -> str:
+    return json.dumps(
+        {
+            **asdict(finished),
+            "hypervolumes": [round(v, digits) for v in finished.hypervolumes],
+            "ask_seconds": [round(s, 4) for s in finished.ask_seconds],
+        }
+    )

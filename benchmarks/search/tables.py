@@ -68,12 +68,13 @@ def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
                 continue
             median, low, high = median_interval(values)
             shown = f"**{median:.3f}**" if median == best[n] else f"{median:.3f}"
-            cells.append(f"{shown} ({low:.3f} to {high:.3f})")
+            seeds = f", {len(values)} seeds" if len(values) < len(runs) else ""
+            cells.append(f"{shown} ({low:.3f} to {high:.3f}{seeds})")
         reached = float(np.median([evaluations_to(run, float(target)) for run in runs]))
         longest = max(len(run.hypervolumes) for run in runs)
         needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {longest}")
         seconds = np.median([second for run in runs for second in run.ask_seconds])
-        share = f"{np.median(at(runs, 60)) / front:.0%}" if at(runs, 60) else ""
+        share = f"{np.median(at(runs, 60)) / front:.0%}" if at(runs, 60) and np.isfinite(front) else ""
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {share} | {seconds:.3f} |")
     return "\n".join(lines)
 
