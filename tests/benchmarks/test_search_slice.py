@@ -38,3 +38,30 @@ def test_what_a_table_says_of_a_run() -> None:
     assert evaluations_to(finished, 0.6) == float("inf")
     median, low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert median == 3.0 and 1.0 <= low < 3.0 < high <= 5.0
+
+
+def test_recorded_runs_come_back_and_local_ones_take_their_place(tmp_path: Path) -> None:
+    from benchmarks.search.runs import Run, append, read_all, record
+
+    kept, local = tmp_path / "recorded.jsonl.gz", tmp_path / "runs.jsonl"
+    record([Run("p", "s", seed, [0.1, 0.25], [0.3, 0.1, 0.2], 2) for seed in (0, 1)], kept)
+    append(local, Run("p", "s", 1, [0.4], [0.1], 1))
+    found = {run.seed: run for run in read_all(local, kept)}
+    assert found[0].hypervolumes == [0.1, 0.25] and found[0].ask_seconds == [0.2]
+    assert found[1].hypervolumes == [0.4]
+
+
+@pytest.mark.parametrize("objectives", [3, 4])
+def test_the_peer_decomposes_fronts_exactly_as_botorch_does(objectives: int) -> None:
+    """Otherwise the strongest peer would not be the one that its name says."""
+    import torch
+    from botorch.utils.multi_objective.box_decompositions.non_dominated import FastNondominatedPartitioning
+
+    from benchmarks.search.botorch_peer import NumpyPartitioning
+
+    reference = torch.full((objectives,), -0.5, dtype=torch.double)
+    for count in (0, 1, 8, 25):
+        generator = torch.Generator().manual_seed(count)
+        values = torch.randn(count, objectives, dtype=torch.double, generator=generator)
+        theirs = FastNondominatedPartitioning(reference, values).get_hypercell_bounds()
+        assert torch.equal(NumpyPartitioning(reference, values).get_hypercell_bounds(), theirs)
