@@ -73,7 +73,7 @@ class Database:
                 raise StorageError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
             if "file is not a database" in str(error):
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
-            raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
+            raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_with_remedy(error)}") from None
         except ImportError as error:
             remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[_kind(self.url)]}]"'
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}; {remedy}") from None
@@ -86,9 +86,6 @@ class Database:
             kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
         else:
             kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-        if _kind(self.url) == "mysql":
-            # Its default sees other transactions' rows as they were before a lock was waited for.
-            kwargs["isolation_level"] = "READ COMMITTED"
         self.upgraded = self._checked(sqlalchemy.create_engine(self.url, **kwargs), create)
         # Processes that open a new database at once race for its tables; the losers look again.
         ends = time.monotonic() + _CREATION_SECONDS
@@ -188,10 +185,8 @@ class Database:
 
     def fault(self, error: Exception) -> StorageError:
         """What a user reads of a database error."""
-        line = _first_line(error)
-        remedy = next((f"; {remedy}" for symptom, remedy in _REMEDIES if symptom in line.lower()), "")
         kind = PassingError if passes(error) else StorageError
-        return kind(f"storage {_safe(self.url)}: {line}{remedy}")
+        return kind(f"storage {_safe(self.url)}: {_with_remedy(error)}")
 
     def now(self, connection: Connection) -> tuple[float, float]:
         """The time that all its users share and since when it runs, in seconds since the epoch.
@@ -320,6 +315,13 @@ def _was_made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
 def _safe(url: str) -> str:
     """The URL without its password, for messages."""
     return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+
+
+def _with_remedy(error: Exception) -> str:
+    """What went wrong and, where one is known, what to do about it."""
+    line = _first_line(error)
+    remedy = next((f"; {remedy}" for symptom, remedy in _REMEDIES if symptom in line.lower()), "")
+    return f"{line}{remedy}"
 
 
 def _first_line(error: Exception) -> str:

@@ -56,8 +56,8 @@ class PatientStorage(RDBStorage):
         self._fault = fault
         self._reader: RDBStorage = copy.copy(self)
         options_of_reads: dict[str, Any] = {READS: True}
-        if not url.startswith("sqlite"):
-            # What several statements read has to come from one moment; SQLite's transactions see one anyhow.
+        if url.startswith("postgresql"):
+            # What several statements read has to come from one moment; other databases' transactions see one anyhow.
             options_of_reads["isolation_level"] = "REPEATABLE READ"
         self.reading_engine: Engine = self.engine.execution_options(**options_of_reads)
         self._reader.scoped_session = scoped_session(sessionmaker(bind=self.reading_engine))

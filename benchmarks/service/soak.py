@@ -177,7 +177,9 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
     with study.database.reading() as connection:
         claims = connection.execute(sqlalchemy.select(schema.claims)).all()
         kept = connection.execute(
-            sqlalchemy.select(schema.evaluations.c.digest, schema.evaluations.c.trial_number)
+            sqlalchemy.select(
+                schema.evaluations.c.digest, schema.evaluations.c.trial_number, schema.evaluations.c.failure
+            )
         ).all()
         scored = connection.execute(
             sqlalchemy.select(sqlalchemy.func.count()).select_from(schema.item_scores)
@@ -197,13 +199,14 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
         "duplicate_trials_of_a_slot": len(trials) - len({trial.user_attrs["mergefront:slot"] for trial in trials}),
         "duplicate_evaluations": len(kept) - len({row.digest for row in kept}),
         "evaluations_without_trial": sum(row.trial_number is None for row in kept),
-        "missing_item_scores": 2 * len(kept) - scored,
+        "missing_item_scores": 2 * sum(row.failure is None for row in kept) - scored,
         "overshoot": max(len(slots) - arguments.trials, 0),
         "calls": len(calls),
         "calls_cut_off_and_repeated": len(calls) - len(set(calls)),
         "tracebacks": logs.count("Traceback"),
         "locked": logs.count("is locked"),
         "deadlocks": logs.lower().count("deadlock"),
+        "failures": sorted({str(row.failure) for row in kept if row.failure is not None}),
         "errors": sorted({line for line in logs.splitlines() if line.startswith("Error")})[:5],
     }
 

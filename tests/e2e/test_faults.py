@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -107,6 +108,20 @@ def test_a_read_only_database_is_refused_in_words(tmp_path: Path) -> None:
     database.close()
     assert (tmp_path / "study.db").read_bytes() == before
     assert small_study(url, 8).finished_count() == 8
+
+
+@pytest.mark.skipif(os.getuid() == 0 and shutil.which("setpriv") is None, reason="root may write anywhere")
+def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    small_study(url, 6).database.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["study.db"]
+    (tmp_path / "study.db").chmod(0o444)
+    tmp_path.chmod(0o555)
+    without_privilege = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []
+    command = [*without_privilege, sys.executable, "-m", "mergefront", "status", "faulty", "--storage", url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    tmp_path.chmod(0o755)
+    assert said.returncode == 2 and "make the file and its folder writable" in said.stderr, said
 
 
 def test_a_lock_is_waited_for(database_url: str) -> None:
