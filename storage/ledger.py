@@ -21,6 +21,7 @@ from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.evaluation import Evaluation
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.search import Claim, Failure
+from mergefront.storage.bulk import without_collector
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.heart import Heart
@@ -351,7 +352,7 @@ class StudyLedger:
         """What ``look`` finds, all of it from one moment; a database that is away is waited for."""
 
         def attempt() -> Result:
-            with self.database.reading() as connection:
+            with without_collector(), self.database.reading() as connection:
                 return look(connection)
 
         return patiently(attempt)

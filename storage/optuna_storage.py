@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from mergefront.storage.bulk import without_collector
 from mergefront.storage.optuna_tables import create_trial, read_trial, read_trials
 from mergefront.storage.patience import patiently
 
@@ -84,7 +85,7 @@ class PatientStorage(RDBStorage):
         """What Optuna's cache asks for; see ``read_trials``, which is many times faster than Optuna's own reading."""
 
         def attempt() -> list[FrozenTrial]:
-            with self.reading_engine.begin() as connection:
+            with without_collector(), self.reading_engine.begin() as connection:
                 return read_trials(connection, study_id, included_trial_ids, trial_id_greater_than)
 
         trials = self._patiently(attempt)

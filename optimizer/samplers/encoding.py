@@ -63,16 +63,20 @@ class _Parameter:
         return np.concatenate([self.encode(distribution.low + level * step) for level in range(self.levels)])
 
     def encode(self, value: Any) -> Array:
+        return np.array(self.coordinates(value))
+
+    def coordinates(self, value: Any) -> list[float]:
+        """What ``encode`` makes an array of; thousands of trials are encoded for one proposal."""
         distribution = self.distribution
         if isinstance(distribution, CategoricalDistribution):
-            block = np.zeros(len(distribution.choices))
+            block = [0.0] * len(distribution.choices)
             block[int(distribution.to_internal_repr(value))] = 1.0
             return block
-        assert isinstance(distribution, FloatDistribution | IntDistribution)
+        assert isinstance(distribution, (FloatDistribution, IntDistribution))
         low, high, value = float(distribution.low), float(distribution.high), float(value)
         if distribution.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
-        return np.array([(value - low) / (high - low) if high > low else 0.0])
+        return [(value - low) / (high - low) if high > low else 0.0]
 
     def decode(self, block: Array) -> Any:
         distribution = self.distribution
@@ -174,7 +178,7 @@ class Encoder:
 
     def encode(self, params: Mapping[str, Any]) -> Array:
         """A dictionary that the space ``contains`` as a vector (``d``)."""
-        return np.concatenate([parameter.encode(params[parameter.name]) for parameter in self._parameters])
+        return np.array([x for parameter in self._parameters for x in parameter.coordinates(params[parameter.name])])
 
     def decode(self, vector: Array) -> dict[str, Any]:
         """A vector (``d``) as plain Python numbers and choices; 0 and 1 give exactly the ends of the range."""

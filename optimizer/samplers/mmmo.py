@@ -71,8 +71,8 @@ class MMMOSampler(BaseSampler):
     improvement, more than four are scalarised at random.
 
     A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
-    that was killed and resumed, in any process, gets the proposals it would have got. The processes are fitted to
-    256 told trials that stand for all when there are more (``representatives``).
+    that was killed and resumed, in any process, gets the proposals it would have got. The processes know 320
+    told trials at most, which stand for all when there are more, and learn lengthscales from 150 (``representatives``).
 
     Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
     has to be likely to satisfy them, and only trials that do are on the front that it has to improve.

@@ -17,6 +17,7 @@ from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.feasibility import Feasibility, FeasibilityWeighted
 from mergefront.optimizer.samplers.initial_design import sobol_points
 from mergefront.optimizer.samplers.merge_features import MergeFeatures
+from mergefront.optimizer.samplers.representatives import representatives
 from mergefront.optimizer.samplers.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.screening import FisherScreen, fisher_information, screen
 from mergefront.optimizer.samplers.surrogate import Surrogate, fit_surrogate
@@ -42,6 +43,8 @@ SHORTLIST_TOLERANCE = 0.05
 """Candidates whose log acquisition lies this close to the best (5% of the improvement) are equally good."""
 DIGITS = 6
 """Features that agree in so many digits are of the same merge."""
+MOST_LEARNT_FROM = 150
+"""Lengthscales and noise are learnt from so many points at most: that takes a hundred factorisations."""
 PAPER_ELITES = 5
 PAPER_CANDIDATES_PER_EVALUATION = 2
 
@@ -74,7 +77,12 @@ class Situation:
 def fit(situation: Situation) -> Surrogate:
     """The surrogate of the told values, collapsed ones pulled in."""
     seen, y = situation.features(situation.x), compress_tail(situation.y, situation.reference)
-    return fit_surrogate(seen, y, situation.noise_variance)
+    if len(seen) <= MOST_LEARNT_FROM:
+        return fit_surrogate(seen, y, situation.noise_variance)
+    known = situation.feasibility
+    feasible = np.ones(len(y), dtype=bool) if known is None else known.feasible
+    learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
+    return fit_surrogate(seen, y, situation.noise_variance, learn_from)
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,12 @@ def propose(
     acquisition = acquisition_of(situation, surrogate, budget, rng)
     near = _near_elites(situation, rng)
     sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
-    starts = _untaken(np.concatenate([near, sobol]), situation)
+    taken = frozenset(_merges(situation.taken, situation))
+    starts = _untaken(np.concatenate([near, sobol]), situation, taken)
     if not len(starts):
         return None
     optima, _ = maximise(acquisition, starts, situation.encoder, budget)
-    candidates = _untaken(np.concatenate([optima, near]), situation)
+    candidates = _untaken(np.concatenate([optima, near]), situation, taken)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
@@ -281,16 +290,20 @@ def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
     return binomial_crossover(mutants(elites, len(targets), rng), targets, rng)
 
 
-def _untaken(points: Array, situation: Situation) -> Array:
-    """The distinct merges among ``points`` (``n x d``), in order, that are none of those taken."""
-    seen = {row.tobytes() for row in _rounded(situation.features(situation.taken))}
+def _untaken(points: Array, situation: Situation, taken: frozenset[bytes] | None = None) -> Array:
+    """The distinct merges among ``points`` (``n x d``), in order, that are none of those ``taken`` (``_merges``)."""
+    seen = set(_merges(situation.taken, situation) if taken is None else taken)
     keep = []
-    for i, row in enumerate(_rounded(situation.features(points))):
-        key = row.tobytes()
+    for i, key in enumerate(_merges(points, situation)):
         if key not in seen:
             seen.add(key)
             keep.append(i)
     return points[keep]
+
+
+def _merges(points: Array, situation: Situation) -> list[bytes]:
+    """What tells the merges at ``points`` (``n x d``) apart."""
+    return [row.tobytes() for row in _rounded(situation.features(points))]
 
 
 def _rounded(points: Array) -> Array:

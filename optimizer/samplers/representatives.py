@@ -20,7 +20,7 @@ from mergefront.optimizer.samplers.trial_attributes import is_anchor, is_feasibl
 Array = NDArray[np.float64]
 Indexes = NDArray[np.int_]
 
-MOST_TOLD = 256
+MOST_TOLD = 320
 
 
 def limited(history: History, maximise: Sequence[bool], most: int = MOST_TOLD) -> History:
@@ -46,8 +46,9 @@ def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tu
     """Which of ``values`` (``n x m``, maximised, n > most) stand for all, and what else is on the front: indexes.
 
     Half of the first are the best feasible ones, front after front (non-dominated sorting); a front that does not fit
-    whole is thinned out evenly. The other half is taken at equal steps from all the rest, in the order in which it was
-    told, so that the surrogate also knows where nothing is to be found. The second are at most ``most / 2``.
+    whole is thinned out evenly. A quarter are the last of the rest: what was just proposed and disappointed must not
+    be proposed again. A quarter is taken at equal steps from what is left, in the order in which it was told, so that
+    the surrogate also knows where nothing is to be found. The second are at most ``most / 2``.
     """
     good = np.flatnonzero(feasible)
     ranks = moocore.pareto_rank(-values[good]) if len(good) else np.zeros(0, dtype=int)
@@ -63,8 +64,10 @@ def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tu
             break
         best.extend(front.tolist())
     rest = np.setdiff1d(np.arange(len(values)), best)
-    steps = np.linspace(0, len(rest) - 1, min(most - len(best), len(rest))).round().astype(int)
-    return np.sort(np.concatenate([best, rest[steps]]).astype(int)), np.setdiff1d(beyond, rest[steps])
+    older, newest = np.split(rest, [len(rest) - (most - len(best)) // 2])
+    steps = np.linspace(0, len(older) - 1, most - len(best) - len(newest)).round().astype(int)
+    kept = np.concatenate([best, older[steps], newest]).astype(int)
+    return np.sort(kept), np.setdiff1d(beyond, kept)
 
 
 def spread_order(values: Array, count: int) -> Indexes:

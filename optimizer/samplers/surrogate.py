@@ -168,13 +168,26 @@ class Surrogate:
         return Surrogate(tuple(process.with_pending(pending) for process in self.processes))
 
 
-def fit_surrogate(x: Array, y: Array, noise_variance: Array) -> Surrogate:
-    """One process per column of ``y`` (``n x m``); ``noise_variance`` (``n x m``) is NaN where unknown."""
+def fit_surrogate(
+    x: Array, y: Array, noise_variance: Array, learn_from: NDArray[np.int_] | slice = slice(None)
+) -> Surrogate:
+    """One process per column of ``y`` (``n x m``); ``noise_variance`` (``n x m``) is NaN where unknown.
+
+    Lengthscales and noise are those of the points ``learn_from`` (all by default); every point is conditioned on.
+    """
     columns: Sequence[int] = range(y.shape[1])
-    return Surrogate(tuple(fit_gaussian_process(x, y[:, j], noise_variance[:, j]) for j in columns))
+    return Surrogate(
+        tuple(fit_gaussian_process(x, y[:, j], noise_variance[:, j], learn_from=learn_from) for j in columns)
+    )
 
 
-def fit_gaussian_process(x: Array, y: Array, noise_variance: Array, covariance: Covariance = MATERN) -> GaussianProcess:
+def fit_gaussian_process(
+    x: Array,
+    y: Array,
+    noise_variance: Array,
+    covariance: Covariance = MATERN,
+    learn_from: NDArray[np.int_] | slice = slice(None),
+) -> GaussianProcess:
     """Maximum a posteriori fit to ``n`` values; ``noise_variance`` (``n``, in y's unit squared) is NaN where unknown.
 
     Raises ``numpy.linalg.LinAlgError`` when no hyper-parameters give a positive definite covariance.
@@ -187,7 +200,9 @@ def fit_gaussian_process(x: Array, y: Array, noise_variance: Array, covariance: 
         lengthscales = np.full(x.shape[1], math.exp(covariance.log_mean(x.shape[1])))
         noise = np.where(np.isnan(known), NOISE_BOUNDS[0], known)
         return GaussianProcess(x, standardised, noise, lengthscales, 0.0, mean, scale, covariance)
-    log_lengthscales, log_noise = _maximum_a_posteriori(x, standardised, known, covariance)
+    log_lengthscales, log_noise = _maximum_a_posteriori(
+        x[learn_from], standardised[learn_from], known[learn_from], covariance
+    )
     lengthscales = np.exp(log_lengthscales)
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
     factor = cho_factor(covariance.kernel(x, x, lengthscales) + np.diag(noise), lower=True)
