@@ -11,6 +11,8 @@ import numpy as np
 from benchmarks.search.runs import HORIZONS, Run
 
 OURS = "MM-MO"
+DRAWN = (OURS, "MM-MO paper")
+"""Of our own samplers, those in the picture; the rest are ablations."""
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
 RESAMPLES = 2000
@@ -121,8 +123,11 @@ def plot(problems: Grouped, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = sorted({name for samplers in problems.values() for name in samplers}, key=lambda name: (name != OURS, name))
-    colours = dict(zip(names, pyplot.get_cmap("tab20").colors * 2, strict=False))
+    shown = {name for samplers in problems.values() for name in samplers if name in DRAWN or not name.startswith(OURS)}
+    names = sorted(shown, key=lambda name: (name != OURS, name))
+    colours = dict(
+        zip(names, [pyplot.get_cmap(m).colors[i] for m in ("tab10", "Dark2") for i in range(8)], strict=False)
+    )
     columns = 3
     rows = -(-len(problems) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)
