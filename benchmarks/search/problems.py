@@ -197,9 +197,6 @@ PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
         method="ties",
         parameters=_WEIGHT_DENSITY,
     ),
-    "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(
-        PROBLEMS["residual ties 6-d"](folder), "residual ties 6-d, third skill at least 0.6", 0.6
-    ),
     "residual layers 24-d": lambda folder: _merges(
         "residual layers 24-d",
         PoolSpec("residual", 3, 8, 200, (60, 200)),
@@ -228,4 +225,7 @@ PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
     ),
     "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
     "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
+    "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(
+        PROBLEMS["residual ties 6-d"](folder), "residual ties 6-d, third skill at least 0.6", 0.6
+    ),
 }

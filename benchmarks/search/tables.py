@@ -107,7 +107,8 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
 
 def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], folder: Path) -> None:
     """``tables.md`` and one picture of all problems in ``folder``."""
-    problems = grouped(runs)
+    found = grouped(runs)
+    problems = {name: found[name] for name in fronts if name in found}
     parts = [summary_table(problems)]
     for problem, samplers in problems.items():
         parts += [f"### {problem}", problem_table(samplers, fronts[problem])]
