@@ -2,7 +2,8 @@
 
 Scoring pads on the right: under causal attention what follows a sequence cannot change it, so that
 a batch gives what single requests give. Generation pads on the left and keeps the keys and values
-of what it has read. Texts are tokenised once, however many merges are scored with them.
+of what it has read. A beginning that all rows of a call share is read once (``shared_prefix``).
+Texts are tokenised once, however many merges are scored with them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.shared_prefix import Prefix, can_be_shared, common_length
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 
@@ -54,6 +56,7 @@ class HuggingFaceModel:
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
         self._continues = self._takes_positions and "past_key_values" in parameters
+        self._shares_beginnings = self._continues
         self._ends = _end_tokens(model, tokenizer)
         model.eval()
 
@@ -72,11 +75,15 @@ class HuggingFaceModel:
             wanted.setdefault(inputs, {})[targets] = (0.0, True)
         rows = sorted(wanted, key=len, reverse=True)
         longest = [max(len(targets) for targets in wanted[row]) for row in rows]
-        for start, end in self._batches([len(row) for row in rows], longest):
-            self._halving(rows[start:end], lambda part: self._score(part, wanted))
         contexts = sorted(shared, key=len, reverse=True)
+        unscored = [len(row) - scored for row, scored in zip(rows, longest, strict=True)]
+        prefix = self._prefix(
+            [*rows, *contexts], min([*unscored, *(len(context) - 1 for context in contexts)], default=0)
+        )
+        for start, end in self._batches([len(row) for row in rows], longest):
+            self._halving(rows[start:end], lambda part: self._score(part, wanted, prefix))
         for start, end in self._shared_batches(contexts, shared):
-            self._halving(contexts[start:end], lambda part: self._score_shared(part, shared))
+            self._halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
         answers = []
         for (context, continuation), several in zip(encoded, windows, strict=True):
             if not several and continuation:
@@ -132,13 +139,39 @@ class HuggingFaceModel:
             yield start, end
             start = end
 
-    def _score_shared(self, contexts: list[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]]) -> None:
+    def _prefix(self, rows: Sequence[Tokens], most: int) -> Prefix:
+        """What all ``rows`` begin with (at most ``most`` tokens), read once where that pays; else an empty prefix."""
+        length = common_length(rows, most) if self._shares_beginnings else 0
+        if length == 0:
+            return Prefix()
+        tokens = rows[0][:length]
+        output = self._forward(torch.tensor([tokens], device=self.model.device), 1, use_cache=True)
+        self._shares_beginnings = can_be_shared(output.past_key_values)
+        return Prefix(tokens, output.past_key_values) if self._shares_beginnings else Prefix()
+
+    def _padded_left(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens after the prefix, padded on the left (``rows x length``), and the mask of prefix and row."""
+        own = [row[len(prefix) :] for row in rows]
+        length = max(map(len, own))
+        read = [1] * len(prefix)
+        tokens = [row[:1] * (length - len(row)) + row for row in own]
+        mask = [read + [0] * (length - len(row)) + [1] * len(row) for row in own]
+        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    def _score_shared(
+        self, contexts: list[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]], prefix: Prefix
+    ) -> None:
         """Fill in the continuations of each context: the contexts in one pass, all that follows in another."""
         device = self.model.device
-        length = max(len(context) for context in contexts)
-        tokens = torch.tensor([row[:1] * (length - len(row)) + row for row in contexts], device=device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in contexts], device=device)
-        output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **self._positions(mask, length))
+        tokens, mask = self._padded_left(contexts, prefix)
+        output = self._forward(
+            tokens,
+            1,
+            attention_mask=mask,
+            use_cache=True,
+            past_key_values=prefix.rows(len(contexts)),
+            **self._positions(mask, tokens.shape[1]),
+        )
         places = [(row, context, one) for row, context in enumerate(contexts) for one in shared[context]]
         owners = torch.tensor([row for row, _, _ in places], device=device)
         logits = output.logits[:, -1:][owners]
@@ -199,16 +232,19 @@ class HuggingFaceModel:
             self._halving(rows[:middle], run)
             self._halving(rows[middle:], run)
 
-    def _score(self, rows: list[Tokens], wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]]) -> None:
+    def _score(
+        self, rows: list[Tokens], wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]], prefix: Prefix
+    ) -> None:
         """Fill in what is ``wanted`` of each row, from one forward pass."""
         length = max(len(row) for row in rows)
         device = self.model.device
         # The filler is never attended to by what it follows; the row's own last token is always in the vocabulary.
-        padded = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows], device=device)
+        padded = torch.tensor([row[len(prefix) :] + row[-1:] * (length - len(row)) for row in rows], device=device)
         places: list[tuple[Tokens, Tokens]] = [(row, targets) for row in rows for targets in wanted[row]]
         first = min(len(row) - len(targets) for row, targets in places)
-        keep = torch.arange(first, length, device=device)
-        logits = self._forward(padded, keep).logits
+        keep = torch.arange(first - len(prefix), length - len(prefix), device=device)
+        known = {"past_key_values": prefix.rows(len(rows)), "use_cache": True} if len(prefix) else {}
+        logits = self._forward(padded, keep, **known).logits
         index = {row: number for number, row in enumerate(rows)}
         at_row = [index[row] for row, targets in places for _ in targets]
         at_place = [len(row) - len(targets) + k - first for row, targets in places for k in range(len(targets))]
@@ -244,21 +280,22 @@ class HuggingFaceModel:
                 )
             rows.append((tokens[-room:], request))
         rows.sort(key=lambda row: len(row[0]), reverse=True)
+        prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         for start, end in self._batches([len(tokens) + request.max_new_tokens for tokens, request in rows]):
-            self._halving(rows[start:end], lambda part: self._continue(part, answers))
+            self._halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
         return [answers[request] for request in requests]
 
     def _continue(
-        self, rows: list[tuple[Tokens, GenerationRequest]], answers: dict[GenerationRequest, Generation]
+        self,
+        rows: list[tuple[Tokens, GenerationRequest]],
+        answers: dict[GenerationRequest, Generation],
+        prefix: Prefix,
     ) -> None:
         """Generate for one batch and put the answers into ``answers``."""
-        device = self.model.device
-        length = max(len(tokens) for tokens, _ in rows)
-        tokens = torch.tensor([row[:1] * (length - len(row)) + row for row, _ in rows], device=device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row, _ in rows], device=device)
+        tokens, mask = self._padded_left([tokens for tokens, _ in rows], prefix)
         written = [_Written(request) for _, request in rows]
         active = list(range(len(rows)))
-        cache = None
+        cache = prefix.rows(len(rows))
         while True:
             more: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
             if cache is not None:
@@ -280,7 +317,7 @@ class HuggingFaceModel:
             tokens = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
             if 2 * len(left) <= len(active) and hasattr(cache, "batch_select_indices"):
-                places = torch.tensor(left, device=device)
+                places = torch.tensor(left, device=tokens.device)
                 cache.batch_select_indices(places)
                 tokens, mask = tokens[places], mask[places]
                 active = [active[place] for place in left]

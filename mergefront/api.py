@@ -314,14 +314,13 @@ def plan_of(study: Study, budget: int) -> SearchPlan:
     from mergefront.optimizer.anchors import anchors
     from mergefront.optimizer.search import SearchPlan
 
-    racing = RacingSettings.read(study.record.definition["racing"])
     seed = study.record.definition["seed"]
     return SearchPlan(
         study.space,
         study.objectives,
         tuple(anchors(study.space)),
         budget,
-        racing,
+        study.racing,
         seed,
         stop=StopRule.read(study.record.definition["stop"]),
         constraints=study.constraints,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+    from mergefront.optimizer.joint_scores import Estimate
+    from mergefront.optimizer.racing import RacingSettings
     from mergefront.optimizer.stopping import Stop
     from mergefront.storage.database import Database
     from mergefront.storage.ledger import StudyLedger
@@ -74,6 +76,7 @@ class Study:
         self.database = database
         self.record = record
         self._known: tuple[tuple[int, int], list[Candidate]] | None = None
+        self._standings: tuple[tuple[str, ...], dict[str, dict[str, Estimate]]] = ((), {})
 
     @property
     def name(self) -> str:
@@ -106,6 +109,13 @@ class Study:
     def constraints(self) -> tuple[Constraint, ...]:
         """What a candidate has to satisfy to be on the front."""
         return constraints_from(self.record.definition["constraints"])
+
+    @cached_property
+    def racing(self) -> RacingSettings | None:
+        """How the search races; None when every candidate answers every item."""
+        from mergefront.optimizer.racing import RacingSettings
+
+        return RacingSettings.read(self.record.definition["racing"])
 
     @cached_property
     def optuna(self) -> optuna.Study:
@@ -142,7 +152,11 @@ class Study:
         return StudyLedger(self.database, self.record.study_id, versions())
 
     def candidates(self) -> list[Candidate]:
-        """Every evaluated candidate by trial number, anchors included, each recipe once."""
+        """Every evaluated candidate by trial number, anchors included, each recipe once.
+
+        The scores of a racing study are estimated from what all its candidates answered, anew as more is known;
+        the trials keep what was told when they finished.
+        """
         from optuna.trial import TrialState
 
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -158,6 +172,7 @@ class Study:
 
         evaluations = self.ledger.evaluations()
         recipes = self.ledger.recipes()
+        estimates = self._estimates(evaluations)
         made = []
         seen = set()
         for trial in trials:
@@ -167,6 +182,10 @@ class Study:
             seen.add(digest)
             evaluation = evaluations[digest]
             scores = dict(zip((objective.name for objective in self.objectives), trial.values, strict=True))
+            errors = evaluation.standard_errors
+            if digest in estimates:
+                scores = {name: one.mean for name, one in estimates[digest].items()}
+                errors = {name: one.standard_error for name, one in estimates[digest].items()}
             made.append(
                 Candidate(
                     trial.number,
@@ -174,12 +193,24 @@ class Study:
                     recipes,
                     evaluation,
                     scores,
-                    evaluation.standard_errors,
+                    errors,
                     trial.user_attrs.get(ANCHOR),
                     dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True)),
                 )
             )
         return made
+
+    def _estimates(self, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Estimate]]:
+        """What a racing study's evaluations score on all items, by digest; empty for any other study."""
+        if self.racing is None:
+            return {}
+        from mergefront.optimizer.racing import standings
+
+        if self._standings[0] != tuple(evaluations):
+            answered = self.ledger.evaluations(items=True)
+            found = standings(self.objectives, list(answered.values()))
+            self._standings = (tuple(answered), dict(zip(answered, found, strict=True)))
+        return self._standings[1]
 
     def anchors(self) -> list[Candidate]:
         """The anchors evaluated so far."""
@@ -209,8 +240,12 @@ class Study:
         return [normaliser.normalise(self._row(candidate)) for candidate in candidates]
 
     def front(self) -> list[Candidate]:
-        """The candidates that satisfy the constraints and that no other such dominates, by trial number."""
+        """The candidates that satisfy the constraints and that no other such dominates, by trial number.
+
+        In a racing study scores are estimates: a candidate stays unless another one dominates it more likely than not.
+        """
         from mergefront.optimizer.pareto import nondominated
+        from mergefront.optimizer.racing import raced_front
 
         candidates = self._feasible(self.candidates())
         if not candidates:
@@ -219,7 +254,13 @@ class Study:
             [objective.sign * candidate.scores[objective.name] for objective in self.objectives]
             for candidate in candidates
         ]
-        keep = nondominated(signed)
+        keep: Sequence[bool]
+        if self.racing is None:
+            keep = nondominated(signed).tolist()
+        else:
+            estimates = self._estimates(self.ledger.evaluations())
+            rows = [estimates[candidate.digest] for candidate in candidates]
+            keep = raced_front(self.objectives, rows)
         front = []
         seen = set()
         for candidate, kept in zip(candidates, keep, strict=True):

@@ -8,7 +8,7 @@ A merge beats an anchor when it is better in at least one objective beyond noise
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isclose
 from typing import TYPE_CHECKING
@@ -123,7 +123,9 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     for candidate in (*merges, *anchors):
         found = study.ledger.find(candidate.recipe, split)
         if found is not None:
-            rows[candidate.number] = found
+            # While items are left, a candidate's scores are an estimate that gets better after it was told.
+            as_known = {"scores": candidate.scores, "standard_errors": candidate.standard_errors}
+            rows[candidate.number] = replace(found, **as_known) if split == "search" else found
     merges = [candidate for candidate in merges if candidate.number in rows]
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:

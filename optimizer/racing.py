@@ -1,16 +1,18 @@
 """Racing: ask a candidate only as many items as it takes to know what to do with it.
 
-Every task's items stand in one order, fixed by the seed and the anchors' answers. The anchors answer
-the first ``items`` of them (a fraction). A candidate answers a few, then twice as many, and so on:
+The anchors answer a fraction ``items`` of every task's items. A candidate first answers a part of those, the
+core, which everybody answers; then items of its own, those that were asked least so far (``item_sampling``):
 
-- it stops as soon as a candidate that was evaluated before is better in every objective, by paired
+- it stops in the core as soon as a candidate that was evaluated before is better in every objective, by paired
   comparison over the items that both answered, with the stated confidence;
 - it stops at the fraction ``items`` when it is not on the front as it is known by then;
 - otherwise it goes on, up to all items, as long as the search has not paid more than the fraction
   ``items`` of what full evaluation would have cost: what early stops saved is spent on the front.
 
-Scores of a part of the items are estimates (``item_sampling``) with a standard error of their own, which
-the surrogate reads. Nothing here is drawn at random while racing, so that a resumed search asks the same.
+What all candidates answered goes into one model (``joint_scores``), which estimates every candidate's scores on all
+items. The estimate of the day, with its standard error, is what the surrogate reads; ``standings`` estimates anew
+from everything that was answered. Nothing here depends on anything but the study, so that a resumed search asks
+the same.
 """
 
 from __future__ import annotations
@@ -23,18 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergefront.optimizer.comparison import Difference
+from mergefront.optimizer.comparison import Difference, paired_difference
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.item_sampling import (
-    Estimate,
-    difference,
-    estimate,
-    informative_order,
-    random_order,
-)
+from mergefront.optimizer.item_sampling import least_asked_first, random_order, stratified_order
+from mergefront.optimizer.joint_scores import Estimate, joint_estimates
+from mergefront.optimizer.noisy_front import likely_front
 from mergefront.optimizer.objectives import Objective
-from mergefront.optimizer.pareto import nondominated
 
 Array = NDArray[np.float64]
 
@@ -112,6 +109,11 @@ class Race:
     others: tuple[Evaluation, ...] = ()
     is_anchor: bool = False
 
+    @property
+    def finished(self) -> tuple[Evaluation, ...]:
+        """Everything that is finished, anchors first."""
+        return (*self.anchors, *self.others)
+
     def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> RaceRun:
         """The race over the items (ids) of each task; ``exact`` are objectives that no item decides."""
         return RaceRun(self, items, exact)
@@ -142,7 +144,6 @@ class RaceRun:
         self.exact = dict(exact)
         self.fields = {name: TaskField.of(race, name, ids) for name, ids in items.items()}
         self._answers = {name: _Answers() for name in items}
-        self._rivals = _front(race)
         self._round = 0
         self._stopped: str | None = None
 
@@ -166,7 +167,7 @@ class RaceRun:
         estimates, items = {}, {}
         for name, known in self.fields.items():
             answers = self._answers[name]
-            estimates[name] = known.estimate(answers.scores)
+            estimates[name] = known.estimates(answers.scores)[-1]
             asked = sorted(answers.scores)
             items[name] = ItemScores(
                 tuple(known.ids[index] for index in asked),
@@ -197,24 +198,20 @@ class RaceRun:
             self._stopped = "all items"
         elif self.race.is_anchor:
             self._stopped = "anchor"
-        elif self._dominated(settings.confidence):
-            self._stopped = "dominated"
         elif all(asked[name] >= settings.share(len(known.ids)) for name, known in self.fields.items()):
-            if self._dominated(None):
+            if not self._on_the_front():
                 self._stopped = "not on the front"
             elif not self._affordable():
                 self._stopped = "budget of items"
+        elif any(self._loses(rival) for rival in self.race.finished):
+            self._stopped = "dominated"
 
-    def _dominated(self, confidence: float | None) -> bool:
-        """Whether one rival is better in every objective: with confidence, or (None) as estimated.
+    def _loses(self, rival: Evaluation) -> bool:
+        """Whether ``rival`` is better in every objective, item by item, each with the stated confidence.
 
         All objectives must say so: an intersection-union test, whose error is the stated one only in the worst case
         (hopeless in all objectives but one, equal in that) and far smaller for a candidate that matches its rival.
         """
-        level = None if confidence is None else 1.0 - confidence
-        return any(self._loses(rival, level) for rival in self._rivals)
-
-    def _loses(self, rival: Evaluation, level: float | None) -> bool:
         strictly = False
         for objective in self.race.objectives:
             name = objective.name
@@ -225,17 +222,31 @@ class RaceRun:
                 strictly = strictly or change < 0
                 continue
             compared = self.fields[name].compare(self._answers[name].scores, rival, objective.sign)
-            if compared is None or compared.mean > 0:
+            if compared is None or compared.mean >= 0:
                 return False
-            if level is not None and (compared.mean == 0 or compared.p_value / 2.0 > level):
+            if compared.p_value / 2.0 > 1.0 - self.race.settings.confidence:
                 return False
-            strictly = strictly or compared.mean < 0
+            strictly = True
         return strictly
+
+    def _on_the_front(self) -> bool:
+        """Whether the candidate is on the front by everybody's estimates of now."""
+        finished = self.race.finished
+        rows: list[dict[str, Estimate]] = [{} for _ in (*finished, self)]
+        for objective in self.race.objectives:
+            name = objective.name
+            if name in self.fields:
+                column = self.fields[name].estimates(self._answers[name].scores)
+            else:
+                column = [*(_told(name, one) for one in finished), Estimate(self.exact[name], 0.0)]
+            for row, one in zip(rows, column, strict=True):
+                row[name] = one
+        return raced_front(self.race.objectives, rows)[-1]
 
     def _affordable(self) -> bool:
         """Whether the next round keeps the search within its share of the items."""
         settings = self.race.settings
-        finished = (*self.race.anchors, *self.race.others)
+        finished = self.race.finished
         paid = sum(len(one.items[name].ids) for one in finished for name in self.fields if name in one.items)
         for known in self.fields.values():
             rounds = settings.rounds(len(known.ids))
@@ -248,74 +259,110 @@ class RaceRun:
 class TaskField:
     """One task's items as a race sees them.
 
-    ``order`` holds the items' indices in the order of asking. The first ``known`` of them were answered by all
-    anchors: ``labels`` (their strata) and ``references`` (the anchors' scores) follow ``order``.
+    ``order`` holds the items' indices in the order of asking. ``rivals`` has a row for each finished evaluation, with
+    its scores of the items (in the task's order; NaN where not asked), ``told`` what it was told to score.
     """
 
     name: str
     ids: tuple[str, ...]
     order: tuple[int, ...]
-    labels: NDArray[np.int64]
-    references: Array | None
-
-    @property
-    def known(self) -> int:
-        return len(self.labels)
+    rivals: Array
+    told: tuple[Estimate, ...]
 
     @classmethod
     def of(cls, race: Race, name: str, ids: Sequence[str]) -> TaskField:
+        rivals = _answered(name, ids, race.finished)
+        told = tuple(_told(name, one) for one in race.finished)
         base = random_order(ids, race.seed)
-        answered = [
-            dict(zip(one.items[name].ids, one.items[name].scores, strict=True))
-            for one in race.anchors
-            if name in one.items
-        ]
-        known = [index for index in base if all(ids[index] in scores for scores in answered)]
-        if race.is_anchor or len(answered) < 2 or len(known) < FEWEST_ITEMS:
-            return cls(name, tuple(ids), tuple(base), np.zeros(len(ids), dtype=np.int64), None)
-        references = np.array([[scores[ids[index]] for index in known] for scores in answered])
-        places, labels = informative_order(references, range(len(known)))
-        rest = set(known)
-        order = [known[place] for place in places] + [index for index in base if index not in rest]
-        return cls(name, tuple(ids), tuple(order), labels[places], references[:, places])
+        if race.is_anchor:
+            return cls(name, tuple(ids), tuple(base), rivals, told)
+        size, core = race.settings.rounds(len(ids))[:2]
+        anchors = rivals[: len(race.anchors)]
+        known = [index for index in base if len(anchors) and not np.isnan(anchors[:, index]).any()]
+        if len(anchors) >= 2 and len(known) >= core:
+            first = [known[place] for place in stratified_order(anchors[:, known])][:core]
+        else:
+            first = base[:core]
+        everybody = set(first)
+        rest = [index for index in base if index not in everybody]
+        asked = (~np.isnan(rivals)).sum(axis=0)
+        order = [*first, *least_asked_first(rest, asked, size, race.seed, len(race.finished))]
+        return cls(name, tuple(ids), tuple(order), rivals, told)
 
-    def estimate(self, scores: Mapping[int, float]) -> Estimate:
-        """The mean over all items from the answered ones."""
-        places = self._places(scores)
-        values = np.array([scores[self.order[place]] for place in places])
-        if places[-1] >= self.known:
-            # Beyond what the anchors answered, all that was asked is a plain sample of all items.
-            places = np.arange(len(self.order))[: len(places)]
-            return estimate(values, places, np.zeros(len(self.order), dtype=np.int64), None, len(self.ids))
-        return estimate(values, places, self.labels, self.references, len(self.ids))
+    def estimates(self, scores: Mapping[int, float]) -> list[Estimate]:
+        """The means over all items of every finished evaluation and, last, of the candidate with these ``scores``."""
+        own = np.full(len(self.ids), np.nan)
+        own[list(scores)] = list(scores.values())
+        return _estimates(np.vstack([self.rivals, own]), [*self.told, Estimate(0.0, 0.0)])
 
     def compare(self, scores: Mapping[int, float], rival: Evaluation, sign: float) -> Difference | None:
         """Candidate minus rival over the items that both answered (positive: the candidate is better).
 
-        None when there are fewer than two.
+        None when there are fewer than two. The standard error is that of a sample of the task's items.
         """
         items = rival.items.get(self.name)
         if items is None:
             return None
         theirs = dict(zip(items.ids, items.scores, strict=True))
-        places = np.array([place for place in self._places(scores) if self.ids[self.order[place]] in theirs], dtype=int)
-        if len(places) < 2:
+        both = [index for index in self.order if index in scores and self.ids[index] in theirs]
+        if len(both) < 2:
             return None
-        first = np.array([sign * scores[self.order[place]] for place in places])
-        second = np.array([sign * theirs[self.ids[self.order[place]]] for place in places])
-        labels = self.labels
-        if places[-1] >= self.known:
-            places, labels = np.arange(len(places)), np.zeros(len(self.order), dtype=np.int64)
-        return difference(first, second, places, labels, len(self.ids))
-
-    def _places(self, scores: Mapping[int, float]) -> NDArray[np.int64]:
-        return np.array([place for place, index in enumerate(self.order) if index in scores], dtype=np.int64)
+        found = paired_difference([sign * scores[i] for i in both], [sign * theirs[self.ids[i]] for i in both])
+        finite = math.sqrt(1.0 - len(both) / len(self.ids))
+        return Difference(found.mean, found.standard_error * finite, found.degrees_of_freedom, found.pairs)
 
 
-def _front(race: Race) -> list[Evaluation]:
-    """The finished evaluations that no other dominates, as estimated."""
-    finished = [*race.anchors, *race.others]
-    if not finished:
-        return []
-    rows = [[objective.sign * float(one.scores[objective.name]) for objective in race.objectives] for one in finished]
-    return [one for one, kept in zip(finished, nondominated(rows), strict=True) if kept]
+def standings(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> list[dict[str, Estimate]]:
+    """Every raced evaluation's objectives, estimated anew from what all of them answered.
+
+    What was not raced, or has no items, stays as it was told.
+    """
+    found: list[dict[str, Estimate]] = [{} for _ in evaluations]
+    for objective in objectives:
+        name = objective.name
+        raced = [one for one in evaluations if DETAILS in one.details]
+        ids = dict.fromkeys(item for one in evaluations if name in one.items for item in one.items[name].ids)
+        told = [_told(name, one) for one in evaluations]
+        total = max((int(one.details[DETAILS]["of"].get(name, 0)) for one in raced), default=0)
+        if total:
+            rows = _answered(name, tuple(ids), evaluations)
+            unasked = np.full((len(evaluations), max(total - len(ids), 0)), np.nan)
+            told = _estimates(np.hstack([rows, unasked]), told)
+        for estimates, one in zip(found, told, strict=True):
+            estimates[name] = one
+    return found
+
+
+def raced_front(objectives: Sequence[Objective], estimates: Sequence[Mapping[str, Estimate]]) -> list[bool]:
+    """Which of the candidates are on the front as far as is known (``noisy_front``)."""
+    rows = [[row[objective.name] for objective in objectives] for row in estimates]
+    means = [[objective.sign * one.mean for objective, one in zip(objectives, row, strict=True)] for row in rows]
+    return likely_front(means, [[one.unasked_error for one in row] for row in rows])
+
+
+def _answered(name: str, ids: Sequence[str], evaluations: Sequence[Evaluation]) -> Array:
+    """Scores of the items ``ids`` (n) by the evaluations (k x n), NaN where one did not answer."""
+    place = {item: index for index, item in enumerate(ids)}
+    rows = np.full((len(evaluations), len(ids)), np.nan)
+    for row, one in zip(rows, evaluations, strict=True):
+        items = one.items.get(name)
+        if items is not None:
+            for item, score in zip(items.ids, items.scores, strict=True):
+                if item in place:
+                    row[place[item]] = score
+    return rows
+
+
+def _estimates(rows: Array, told: Sequence[Estimate]) -> list[Estimate]:
+    """``joint_estimates`` of the rows (k x n) that have answers, and what was ``told`` of the others."""
+    places = np.flatnonzero((~np.isnan(rows)).any(axis=1))
+    estimates = list(told)
+    for place, one in zip(places, joint_estimates(rows[places]), strict=True):
+        estimates[place] = one
+    return estimates
+
+
+def _told(name: str, evaluation: Evaluation) -> Estimate:
+    """An objective's score as it stands in an evaluation."""
+    error = evaluation.standard_errors.get(name)
+    return Estimate(float(evaluation.scores[name]), 0.0 if error is None else float(error))

@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.evaluation.problems import PROBLEMS, Problem, build
+from benchmarks.evaluation.problems import PROBLEMS
 from mergefront.optimizer.anchors import anchors
 from mergefront.optimizer.evaluation import EvaluationRequest
 from mergefront.optimizer.item_response import fit_items, response_estimate
@@ -29,12 +29,12 @@ SIZES = (16, 32, 64, 128, 200)
 ESTIMATES = ("plain mean", "strata and regression", "mp-IRT", "gmp-IRT")
 
 
-def bank(problem: Problem, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+def bank(place: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """Item scores of the anchors and of random merges: a x tasks x n and m x tasks x n."""
-    kept = cache / f"bank-{problem.seed}-{problem.method}.npz"
+    kept = cache / f"bank-{place}.npz"
     if not kept.exists():
-        space, evaluator = build(problem, cache)
-        names = tuple(evaluator.tasks)
+        built = list(PROBLEMS.values())[place].build(cache)
+        space, evaluator, names = built.space, built.evaluator, built.objectives
         rng = np.random.default_rng(0)
         known = [anchor.recipe for anchor in anchors(space)]
         drawn = [
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--problem", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = errors(*bank(list(PROBLEMS.values())[arguments.problem], arguments.cache))
+    found = errors(*bank(arguments.problem, arguments.cache))
     print(f"| items of 1,000 | {' | '.join(ESTIMATES)} |\n|{' --- |' * (len(ESTIMATES) + 1)}")
     for size, row in found.items():
         print(f"| {size} | {' | '.join(f'{value:.4f}' for value in row)} |")

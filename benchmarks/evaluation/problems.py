@@ -1,18 +1,25 @@
-"""Merge problems with many items: the demo's tiny language models, 1,000 search items a task."""
+"""Merge problems with at least 1,000 items a task: tiny language models, and networks that answer in milliseconds."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.search.experts import PoolSpec, margins, trained_pool
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local import LocalBackend
+from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.tasks import build_task
 from mergefront.demo.experts import train_models
 from mergefront.demo.skills import SKILLS, item, questions
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator, ItemScores
+from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.seeding import derive_seed
 from mergefront.optimizer.space import MergeSpace
 
@@ -21,54 +28,143 @@ METRICS = {"reverse": "exact_match", "sort": "exact_match", "most": "loglikeliho
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Three experts trained from ``seed`` and how they are merged."""
+class Built:
+    """A problem that is ready to be searched: ``objectives`` are its tasks."""
 
-    name: str
+    space: MergeSpace
+    evaluator: Evaluator
+    objectives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LanguageModels:
+    """The demo's three experts, trained from ``seed``, 1,000 search items for each skill."""
+
     seed: int
     method: str
-    parameters: dict[str, Any] = field(default_factory=lambda: {"weight": [0, 1]})
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"weight": [0, 1]})
+
+    def build(self, cache: Path) -> Built:
+        """Models and data are made in ``cache`` once."""
+        folder = cache / f"models-{self.seed}"
+        if not (folder / "done").exists():
+            held_out = _write_data(folder / "data", self.seed)
+            train_models(folder / "models", held_out, self.seed, print)
+            (folder / "done").touch()
+        models = {name: folder / "models" / name for name in SKILLS}
+        base = folder / "models" / "base"
+        space = MergeSpace(
+            {name: str(path) for name, path in models.items()},
+            method=self.method,
+            base_model=str(base),
+            parameters=self.parameters,
+            layers=2,
+        )
+        backend = LocalBackend.from_checkpoints(base, models, device="cpu")
+        tasks = [
+            build_task(
+                name,
+                {"type": "jsonl", "metric": METRICS[name], "path": f"data/{name}.jsonl", "report_fraction": 0.5},
+                folder,
+                self.seed,
+            )
+            for name in SKILLS
+        ]
+        return Built(space, TaskEvaluator(backend, tasks), tuple(SKILLS))
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Small networks of ``benchmarks.search``; ``groups`` objectives, each over the items of several skills."""
+
+    pool: PoolSpec
+    method: str
+    parameters: Mapping[str, Any]
+    groups: int
     granularity: Any = "global"
 
+    def build(self, cache: Path) -> Built:
+        pool = trained_pool(self.pool, cache)
+        skills = list(pool.experts)
+        groups = {
+            f"skill{i}": skills[i * len(skills) // self.groups : (i + 1) * len(skills) // self.groups]
+            for i in range(self.groups)
+        }
+        space = MergeSpace(
+            skills,
+            base_model="base",
+            method=self.method,
+            parameters=self.parameters,
+            granularity=self.granularity,
+            layers=self.pool.layers,
+        )
+        return Built(space, NetworkEvaluator(pool, groups), tuple(groups))
 
-PROBLEMS = {
-    problem.name: problem
-    for problem in (
-        Problem("task arithmetic, 3 weights", 0, "task_arithmetic"),
-        Problem("ties, 3 weights and 3 densities", 1, "ties", {"weight": [0, 1.5], "density": [0.1, 1]}),
-    )
+
+Problem = LanguageModels | Networks
+
+_WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
+
+PROBLEMS: dict[str, Problem] = {
+    "language models, task arithmetic, 3 weights": LanguageModels(0, "task_arithmetic"),
+    "language models, ties, 3 weights and 3 densities": LanguageModels(
+        1, "ties", {"weight": [0, 1.5], "density": [0.1, 1]}
+    ),
+    "residual networks, ties, 3 weights and 3 densities": Networks(
+        PoolSpec("residual", 3, 4, ITEMS, (60, 200)), "ties", _WEIGHT_DENSITY, 3
+    ),
+    "attention networks, ties, 3 weights and 3 densities": Networks(
+        PoolSpec("attention", 3, 2, ITEMS, (60, 150)), "ties", _WEIGHT_DENSITY, 3
+    ),
+    "residual networks, ties, 5 experts, 2 objectives": Networks(
+        PoolSpec("residual", 5, 4, ITEMS // 2, (60, 200)), "ties", _WEIGHT_DENSITY, 2
+    ),
+    "residual networks, layer by layer, 24 weights": Networks(
+        PoolSpec("residual", 3, 8, ITEMS, (60, 200)), "task_arithmetic", {"weight": [0, 1]}, 3, "layers"
+    ),
 }
 
 
-def build(problem: Problem, cache: Path) -> tuple[MergeSpace, TaskEvaluator]:
-    """The space and the evaluator; models and data are made in ``cache`` once."""
-    folder = cache / f"models-{problem.seed}"
-    if not (folder / "done").exists():
-        held_out = _write_data(folder / "data", problem.seed)
-        train_models(folder / "models", held_out, problem.seed, print)
-        (folder / "done").touch()
-    models = {name: str(folder / "models" / name) for name in SKILLS}
-    space = MergeSpace(
-        models,
-        method=problem.method,
-        base_model=str(folder / "models" / "base"),
-        parameters=problem.parameters,
-        granularity=problem.granularity,
-        layers=2,
-    )
-    backend = LocalBackend.from_checkpoints(
-        folder / "models" / "base", {name: Path(path) for name, path in models.items()}, device="cpu"
-    )
-    tasks = [
-        build_task(
-            name,
-            {"type": "jsonl", "metric": METRICS[name], "path": f"data/{name}.jsonl", "report_fraction": 0.5},
-            folder,
-            problem.seed,
-        )
-        for name in SKILLS
-    ]
-    return space, TaskEvaluator(backend, tasks)
+class NetworkEvaluator:
+    """Answers items from a merged network's margins; an item is right above 0."""
+
+    def __init__(self, pool: Any, groups: Mapping[str, Sequence[str]]) -> None:
+        self.pool, self.groups = pool, dict(groups)
+        self.engine = MergeEngine(pool.base, pool.experts, compile=False)
+        self.merged = {name: tensor.clone() for name, tensor in pool.base.items()}
+        self.ids = {
+            name: tuple(f"{skill}:{i}" for skill in skills for i in range(len(pool.items[skill][1])))
+            for name, skills in self.groups.items()
+        }
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        self.engine.merge_into(recipe, self.merged)
+        found = margins(self.pool, self.merged)
+        values = {
+            name: np.concatenate([found[skill].double().numpy() for skill in self.groups[name]]) for name in self.ids
+        }
+        if request.race is None:
+            items = {name: self._asked(name, values[name], range(len(ids))) for name, ids in self.ids.items()}
+            scores = {name: one.mean for name, one in items.items()}
+            errors = {name: one.standard_error for name, one in items.items()}
+            details: Mapping[str, Any] = {}
+        else:
+            race = request.race.start(self.ids, {})
+            while (batch := race.batch()) is not None:
+                for name, indices in batch.items():
+                    if indices:
+                        race.tell(name, indices, self._asked(name, values[name], indices))
+            result = race.result()
+            items, details = dict(result.items), result.details
+            scores = {name: one.mean for name, one in result.estimates.items()}
+            errors = {name: one.standard_error for name, one in result.estimates.items()}
+        cost = {"items": float(sum(len(one.ids) for one in items.values()))}
+        return Evaluation(scores, errors, items, cost=cost, details=details)
+
+    def _asked(self, name: str, values: np.ndarray[Any, Any], indices: Sequence[int]) -> ItemScores:
+        chosen = values[list(indices)]
+        ids = tuple(self.ids[name][index] for index in indices)
+        return ItemScores(ids, tuple((chosen > 0).astype(float).tolist()), tuple(chosen.tolist()))
 
 
 def _write_data(folder: Path, seed: int) -> set[str]:

@@ -14,22 +14,22 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 import mergefront as mf
-from benchmarks.evaluation.problems import PROBLEMS, Problem, build
-from mergefront.adapters.evaluator import TaskEvaluator
+from benchmarks.evaluation.problems import PROBLEMS, Built
 from mergefront.optimizer.anchors import anchors
-from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator
 from mergefront.optimizer.objectives import Normaliser, objectives_from
 from mergefront.optimizer.pareto import hypervolume
-from mergefront.optimizer.racing import DETAILS, RacingSettings
+from mergefront.optimizer.racing import DETAILS, Race, RacingSettings
 from mergefront.optimizer.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
@@ -44,6 +44,7 @@ class Run:
     arm: str
     seed: int
     hypervolume: float
+    of_all_tried: float
     items: int
     front: int
     stopped: dict[str, int]
@@ -51,45 +52,35 @@ class Run:
 
 
 class FixedPart:
-    """Asks every candidate the same first items of each task, whatever the request."""
+    """A race that asks every candidate the same first items of each task, whatever it answers."""
 
-    def __init__(self, evaluator: TaskEvaluator) -> None:
+    def __init__(self, share: float) -> None:
+        self.share = RacingSettings(items=share)
+
+    def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> Any:
+        race = Race(self.share, 0, (), is_anchor=True)
+        return race.start(items, exact)
+
+
+class FixedPartEvaluator:
+    """Puts the fixed part in the place of whatever the search asks."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.backend = evaluator.backend
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
-        tasks = {
-            name: _Part(task, RacingSettings(items=SHARE).share(len(task.items("search"))))
-            for name, task in self.evaluator.tasks.items()
-        }
-        return TaskEvaluator(self.evaluator.backend, tasks).evaluate(recipe, request)
+        return self.evaluator.evaluate(recipe, replace(request, race=cast(Race, FixedPart(SHARE))))
 
 
-class _Part:
-    """A task with fewer items."""
-
-    def __init__(self, task: Any, count: int) -> None:
-        self.task, self.count = task, count
-        self.name, self.direction = task.name, task.direction
-
-    def items(self, split: str) -> Any:
-        return self.task.items(split)[: self.count]
-
-    def score(self, model: Any, items: Any) -> Any:
-        return self.task.score(model, items)
-
-
-def run(problem: Problem, arm: str, seed: int, cache: Path) -> Run:
+def run(name: str, arm: str, seed: int, cache: Path) -> Run:
     """One search, and its front scored on all items."""
-    space, evaluator = build(problem, cache)
-    names = tuple(evaluator.tasks)
-    objectives = objectives_from(names)
+    built = PROBLEMS[name].build(cache)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         study = mf.search(
-            space=space,
-            evaluate=FixedPart(evaluator) if arm == "fixed part" else evaluator,
-            objectives=names,
+            space=built.space,
+            evaluate=FixedPartEvaluator(built.evaluator) if arm == "fixed part" else built.evaluator,
+            objectives=built.objectives,
             evaluations=CANDIDATES,
             seed=seed,
             racing={"items": SHARE} if arm == "racing" else False,
@@ -98,30 +89,34 @@ def run(problem: Problem, arm: str, seed: int, cache: Path) -> Run:
         )
         seconds = time.perf_counter() - begun
         front = [candidate.recipe for candidate in study.front()]
+        tried = {candidate.recipe.digest: candidate.recipe for candidate in study.candidates()}
         finished = study.ledger.evaluations()
+        known = {digest: dict(one.scores) for digest, one in finished.items()} if arm == "full" else {}
         paid = sum(evaluation.cost["items"] for evaluation in finished.values())
         stopped: dict[str, int] = {}
         for evaluation in finished.values():
             why = str(evaluation.details.get(DETAILS, {}).get("stopped", "all items"))
             stopped[why] = stopped.get(why, 0) + 1
-        known = {digest: dict(one.scores) for digest, one in finished.items()} if arm == "full" else {}
         study.database.close()
-    request = EvaluationRequest(names)
-    baseline = _baseline(problem, space, evaluator, request, cache)
-    normaliser = Normaliser.from_anchors(objectives, baseline)
-    rows = [known.get(recipe.digest) or evaluator.evaluate(recipe, request).scores for recipe in front]
-    points = [normaliser.normalise([row[name] for name in names]) for row in rows]
-    volume = hypervolume(points, normaliser.reference_point)
-    return Run(problem.name, arm, seed, volume, int(paid), len(front), stopped, seconds)
+    request = EvaluationRequest(built.objectives)
+    baseline = _baseline(name, built, cache)
+    normaliser = Normaliser.from_anchors(objectives_from(built.objectives), baseline)
+    points = {
+        digest: normaliser.normalise([scores[one] for one in built.objectives])
+        for digest, recipe in tried.items()
+        for scores in [known.get(digest) or built.evaluator.evaluate(recipe, request).scores]
+    }
+    volume = hypervolume([points[recipe.digest] for recipe in front], normaliser.reference_point)
+    of_all = hypervolume(list(points.values()), normaliser.reference_point)
+    return Run(name, arm, seed, volume, of_all, int(paid), len(front), stopped, seconds)
 
 
-def _baseline(
-    problem: Problem, space: Any, evaluator: TaskEvaluator, request: EvaluationRequest, cache: Path
-) -> list[list[float]]:
+def _baseline(name: str, built: Built, cache: Path) -> list[list[float]]:
     """The anchors' scores on all items, which every run of a problem is normalised by."""
-    kept = cache / f"anchors-{problem.seed}-{problem.method}.json"
+    kept = cache / f"anchors-{list(PROBLEMS).index(name)}.json"
     if not kept.exists():
-        scored = [evaluator.evaluate(anchor.recipe, request).scores for anchor in anchors(space)]
+        request = EvaluationRequest(built.objectives)
+        scored = [built.evaluator.evaluate(anchor.recipe, request).scores for anchor in anchors(built.space)]
         kept.write_text(json.dumps([[row[name] for name in request.objectives] for row in scored]))
     rows: list[list[float]] = json.loads(kept.read_text())
     return rows
@@ -156,7 +151,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--minutes", type=float, default=60.0, help="start no run after so many minutes")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--problem", type=int, help="only this problem")
+    parser.add_argument("--problem", type=int, nargs="*", help="only these problems, by their place in the table")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "evaluation_benchmark")
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs only")
     arguments = parser.parse_args()
@@ -166,7 +161,8 @@ def main() -> None:
     runs = [Run(**json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {(one.problem, one.arm, one.seed) for one in runs}
     begun = time.monotonic()
-    chosen = list(PROBLEMS.values()) if arguments.problem is None else [list(PROBLEMS.values())[arguments.problem]]
+    names = list(PROBLEMS)
+    chosen = names if arguments.problem is None else [names[place] for place in arguments.problem]
     planned = (
         []
         if arguments.table
@@ -178,7 +174,7 @@ def main() -> None:
         ]
     )
     for problem, seed, arm in planned:
-        if (problem.name, arm, seed) in done:
+        if (problem, arm, seed) in done:
             continue
         if time.monotonic() - begun > 60 * arguments.minutes:
             break

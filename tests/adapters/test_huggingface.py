@@ -220,3 +220,69 @@ def test_several_continuations_of_one_context_share_its_reading(tiny_llama: Any,
         assert answer.logprob == pytest.approx(alone.logprob, abs=1e-4)
         assert (answer.tokens, answer.is_greedy) == (alone.tokens, alone.is_greedy)
     assert together < 0.7 * sum(read)
+
+
+EXAMPLES = "Sort 3 1 2: 1 2 3\nSort 44 23: 23 44\n"
+AFTER = ["Sort 83 38:", "Is it A, B or C?", "A", "Write 425 in French:"] * 3
+
+
+def few_shot() -> list[str]:
+    """Different prompts of different lengths that begin alike."""
+    return [f"{EXAMPLES}{number} {text}" for number, text in enumerate(AFTER)]
+
+
+def test_a_beginning_that_all_prompts_share_is_read_once_and_changes_no_answer(tiny_llama: Any, tokenizer: Any) -> None:
+    """Few-shot examples are most of a prompt: who loses this pays for them once an item."""
+    read: list[int] = []
+    tiny_llama.register_forward_hook(
+        lambda module, args, kwargs, output: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    asked = [GenerationRequest(prompt, 8) for prompt in few_shot()]
+    pairs = [ScoringRequest(prompt, choice) for prompt in few_shot() for choice in (" four", " twenty-two of them")]
+    pairs += [ScoringRequest(prompt, " B") for prompt in few_shot()[:4]]
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    generated, scored = model.generate(asked), model.loglikelihood(pairs)
+    together = sum(read)
+    read.clear()
+    alone = HuggingFaceModel(tiny_llama, tokenizer)
+    assert generated == [alone.generate([request])[0] for request in asked]
+    for request, answer in zip(pairs, scored, strict=True):
+        (single,) = alone.loglikelihood([request])
+        assert answer.logprob == pytest.approx(single.logprob, abs=1e-4)
+        assert (answer.tokens, answer.is_greedy) == (single.tokens, single.is_greedy)
+    assert together < 0.5 * sum(read)
+
+
+def test_a_scored_text_is_never_taken_for_a_shared_beginning(tiny_llama: Any, tokenizer: Any) -> None:
+    """Texts that begin alike are scored from their first token on, so that nothing of them may be skipped."""
+    texts = [f"{EXAMPLES}{number}" for number in range(12)]
+    model = HuggingFaceModel(tiny_llama, tokenizer)
+    for text, answer in zip(texts, model.loglikelihood([ScoringRequest("", text) for text in texts]), strict=True):
+        expected, _ = by_hand(tiny_llama, [tokenizer.eos_token_id], tokenizer.encode(text))
+        assert answer.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_model_with_a_sliding_window_answers_as_without_a_shared_beginning(tokenizer: Any) -> None:
+    """Padding after a prefix would count into the window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = MistralForCausalLM(
+            MistralConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                initializer_range=0.3,
+                sliding_window=8,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ).eval()
+    asked = [GenerationRequest(prompt, 6) for prompt in few_shot()]
+    together = HuggingFaceModel(model, tokenizer).generate(asked)
+    alone = HuggingFaceModel(model, tokenizer)
+    assert together == [alone.generate([request])[0] for request in asked]

@@ -1,0 +1,31 @@
+"""The front among candidates whose scores are estimates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
+
+
+def dominance(means: ArrayLike, errors: ArrayLike) -> NDArray[np.float64]:
+    """The chance that candidate i dominates candidate j (n x n), larger means being better.
+
+    ``means`` and ``errors`` (n x m) are normal and taken for independent; without any error it is 1 or 0.
+    """
+    means, errors = np.asarray(means, dtype=float), np.asarray(errors, dtype=float)
+    change = means[:, None] - means[None]
+    error = np.hypot(errors[:, None], errors[None])
+    exact = np.where(change >= 0, 1.0, 0.0)
+    noisy = error > 0
+    chance = np.where(noisy, ndtr(change / np.where(noisy, error, 1.0)), exact).prod(axis=2)
+    same = (change == 0).all(axis=2) & ~noisy.any(axis=2)
+    return np.asarray(np.where(same, 0.0, chance))
+
+
+def likely_front(means: ArrayLike, errors: ArrayLike) -> list[bool]:
+    """Whether each candidate is on the front as far as is known.
+
+    It is not when another one dominates it more likely than not. Without any error that is the front itself; the
+    front of the estimates alone would be too small, as noise in any objective lets a candidate dominate its equals.
+    """
+    return [bool(chance <= 0.5) for chance in dominance(means, errors).max(axis=0)]
