@@ -316,7 +316,7 @@ class HuggingFaceModel:
                 break
             tokens = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
-            if 2 * len(left) <= len(active) and hasattr(cache, "batch_select_indices"):
+            if 4 * len(left) <= 3 * len(active) and hasattr(cache, "batch_select_indices"):
                 places = torch.tensor(left, device=tokens.device)
                 cache.batch_select_indices(places)
                 tokens, mask = tokens[places], mask[places]

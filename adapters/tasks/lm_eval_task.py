@@ -36,6 +36,7 @@ OPTIONS = (
     Option("metric", option.is_text),
     Option("filter", option.is_text),
     Option("include_path", option.is_path),
+    Option("data_files", option.is_file_by_split, read=dict),
     Option("num_fewshot", option.is_natural),
     Option("report_fraction", option.is_fraction),
     Option("search_items", option.is_count),
@@ -124,7 +125,7 @@ def read_lm_eval_task(
     except ImportError:
         return None, [EXTRA]
     try:
-        harness, published = _load(sound["task"], folder, sound.get("include_path"))
+        harness, published = _load(sound, folder)
         metric, direction = _metric(harness, sound["task"], sound.get("metric"))
         chosen = _filter(harness, sound["task"], sound.get("filter"))
     except UserError as error:
@@ -154,7 +155,13 @@ def read_lm_eval_task(
     if not search:
         problems.append(f"task {sound['task']!r} has {len(documents)} items, too few to search on")
     announcement = None
-    if published and optimised_on == "test":
+    if published and "data_files" in sound and optimised_on == "test":
+        announcement = (
+            f"Task {name} asks the published benchmark {sound['task']} on files of its own. If they hold the "
+            "benchmark's test items, the search optimised on them, and its merges must not be compared with others by "
+            "that benchmark."
+        )
+    elif published and optimised_on == "test":
         announcement = (
             f"Task {name} optimises on test items of the published benchmark {sound['task']}. The merges found here "
             "must not be compared with others by that benchmark; the report items are other items of it."
@@ -176,12 +183,15 @@ def read_lm_eval_task(
     )
 
 
-def _load(task: str, folder: Path, include_path: Any) -> tuple[Any, bool]:
+def _load(sound: Mapping[str, Any], folder: Path) -> tuple[Any, bool]:
     """The harness' task, and whether it is one of its own (a published benchmark). Raises ``UserError``."""
+    task, include_path, files = sound["task"], sound.get("include_path"), sound.get("data_files")
     if task.endswith((".yaml", ".yml")):
         path = folder / task
         if not path.is_file():
             raise UserError(f"task {task!r}: there is no file {path}")
+        if files is not None:
+            raise UserError(f"data_files belongs to a task by name; {task} names its own under dataset_kwargs")
         return _from_file(path), False
     manager = _manager(None if include_path is None else folder / include_path)
     known = manager.all_subtasks
@@ -190,24 +200,73 @@ def _load(task: str, folder: Path, include_path: Any) -> tuple[Any, bool]:
             raise UserError(f"task {task!r} is a group of tasks; name its tasks one by one")
         raise UserError(f"unknown task {task!r} of the LM evaluation harness {did_you_mean(task, known)}")
     own = include_path is not None and task in _manager(folder / include_path, defaults=False).all_subtasks
-    return _loaded(lambda: next(iter(manager.load([task])["tasks"].values())), task), not own
+    if files is None:
+        return _loaded(lambda: next(iter(manager.load([task])["tasks"].values())), task), not own
+    config = _configuration(manager.task_index[task].yaml_path, task)
+    local = _local_data(task, config, files, folder, sound.get("num_fewshot"))
+    return _configured({**config, **local}, task), not own
+
+
+def _configuration(path: Path | None, task: str) -> dict[str, Any]:
+    """What the harness' YAML file of a task says. Raises ``UserError`` for a task that is a program."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = {} if path is None else dict(load_yaml(path, resolve_func=True))
+    if not config or "class" in config:
+        raise UserError(f"data_files: task {task!r} is a program, which reads its data itself")
+    return config
+
+
+def _configured(config: Mapping[str, Any], label: str) -> Any:
+    """The harness' task of a configuration."""
+    from lm_eval.api.task import ConfigurableTask
+
+    own = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    return _loaded(lambda: ConfigurableTask(config=own), label)
+
+
+def _local_data(
+    task: str, config: Mapping[str, Any], files: Mapping[str, Any], folder: Path, num_fewshot: int | None
+) -> dict[str, Any]:
+    """What puts local ``files`` (by split) in the place of a task's data set. Raises ``UserError``."""
+    splits = {kind: config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
+    used = [str(split) for split in splits.values() if split is not None]
+    for split, name in files.items():
+        if used and split not in used:
+            raise UserError(f"data_files: task {task!r} has no split {split!r} {did_you_mean(split, used)}")
+        if not (folder / name).is_file():
+            raise UserError(f"data_files: there is no file {folder / name}")
+    examples = num_fewshot if num_fewshot is not None else int(config.get("num_fewshot") or 0)
+    drawn_from = splits["fewshot"] or splits["training"] or splits["validation"] or splits["test"]
+    if examples and drawn_from is not None and drawn_from not in files:
+        raise UserError(
+            f"data_files: task {task!r} draws {examples} examples from the split {drawn_from!r}; give a file for it, "
+            "or set num_fewshot: 0"
+        )
+    kinds = {_FORMATS.get(Path(name).suffix) for name in files.values()}
+    if len(kinds) != 1 or None in kinds:
+        raise UserError(f"data_files must be files of one kind: {', '.join(_FORMATS)}")
+    return {
+        "dataset_path": kinds.pop(),
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(folder / name) for split, name in files.items()}},
+        **{f"{kind}_split": None for kind, split in splits.items() if split is not None and split not in files},
+    }
+
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""The data library's reader by file suffix."""
 
 
 def _from_file(path: Path) -> Any:
     """The task that a YAML file defines; its data files are relative to it."""
-    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    def build() -> Any:
-        config = dict(load_yaml(path, resolve_func=True))
-        for key in ("tag", "group", "task_list"):
-            config.pop(key, None)
-        arguments = config.get("dataset_kwargs") or {}
-        if "data_files" in arguments:
-            config["dataset_kwargs"] = {**arguments, "data_files": _beside(arguments["data_files"], path.parent)}
-        return ConfigurableTask(config=config)
-
-    return _loaded(build, str(path))
+    config = _loaded(lambda: dict(load_yaml(path, resolve_func=True)), str(path))
+    arguments = config.get("dataset_kwargs") or {}
+    if "data_files" in arguments:
+        config["dataset_kwargs"] = {**arguments, "data_files": _beside(arguments["data_files"], path.parent)}
+    return _configured(config, str(path))
 
 
 def _beside(files: Any, folder: Path) -> Any:

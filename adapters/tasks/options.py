@@ -49,6 +49,15 @@ def is_path(value: Any) -> str | None:
     return None if hasattr(value, "__fspath__") else ("a path" if is_text(value) else None)
 
 
+def is_file_by_split(value: Any) -> str | None:
+    sound = (
+        isinstance(value, Mapping)
+        and value
+        and all(is_text(a) is None and is_path(b) is None for a, b in value.items())
+    )
+    return None if sound else "one file for each split, such as {test: items.jsonl}"
+
+
 def is_switch(value: Any) -> str | None:
     return None if isinstance(value, bool) else "true or false"
 

@@ -1,10 +1,12 @@
 """Scoring throughput against the LM evaluation harness' own Hugging Face model:
 
-    python -m benchmarks.evaluation.throughput --model FOLDER [--items 40]
+    python -m benchmarks.evaluation.throughput --model FOLDER [--items 24] [--examples 8] [--generate]
 
 The same model, the same items, one after the other, several times in turn; both sides build their
 requests beforehand. Answers and log-likelihoods are compared. Two kinds of items: questions with four
-choices of several tokens, and greedy answers. The harness' model runs with each of the batch sizes.
+choices of several tokens, and lines of 1 to 12 words to copy, a greedy answer up to the line's end. ``--examples``
+puts so many solved items before each, the same ones, as few-shot tasks do. The harness' model runs with each of
+the batch sizes.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ WORDS = (
     "copper",
 )
 BATCHES = (1, 16)
+MOST_TOKENS = 32
 
 
 def questions(count: int, rng: random.Random) -> list[tuple[str, list[str]]]:
@@ -57,6 +60,20 @@ def questions(count: int, rng: random.Random) -> list[tuple[str, list[str]]]:
     return made
 
 
+def lines(count: int, rng: random.Random) -> list[str]:
+    """Lines of 1 to 12 words."""
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(count)]
+
+
+def asked_items(count: int, examples: int, generate: bool, rng: random.Random) -> list[tuple[str, list[str]]]:
+    """Prompts with their choices (none where an answer is generated), after ``examples`` solved ones."""
+    if generate:
+        shots = "".join(f"Copy: {line}\nCopied: {line}\n\n" for line in lines(examples, rng))
+        return [(f"{shots}Copy: {line}\nCopied:", []) for line in lines(count, rng)]
+    shots = "".join(f"{text}{choices[0]}\n\n" for text, choices in questions(examples, rng))
+    return [(shots + text, choices) for text, choices in questions(count, rng)]
+
+
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.perf_counter()
     answer = call()
@@ -66,7 +83,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.throughput", description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--examples", type=int, default=0, help="solved items before each one")
+    parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES), help="batch sizes of the harness")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--generate", action="store_true", help="greedy answers instead of choices")
@@ -74,10 +93,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    asked = questions(arguments.items, random.Random(0))
+    asked = asked_items(arguments.items, arguments.examples, arguments.generate, random.Random(0))
     theirs = {
         size: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, backend="causal", device="cpu")
-        for size in BATCHES
+        for size in arguments.batches
     }
     ours = HuggingFaceModel(model, tokenizer)
     calls = _calls(ours, theirs, asked, arguments.generate)
@@ -102,7 +121,7 @@ def _calls(
 ) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     if generate:
-        requests = [GenerationRequest(text, 24, ("\n",)) for text, _ in asked]
+        requests = [GenerationRequest(text, MOST_TOKENS, ("\n",)) for text, _ in asked]
         own = partial(ours.generate, requests)
         others = {size: partial(_generate, model, asked) for size, model in theirs.items()}
     else:
@@ -129,7 +148,7 @@ def _choices(asked: list[tuple[str, list[str]]]) -> list[Instance]:
 
 
 def _generations(asked: list[tuple[str, list[str]]]) -> list[Instance]:
-    settings = {"until": ["\n"], "max_gen_toks": 24, "do_sample": False}
+    settings = {"until": ["\n"], "max_gen_toks": MOST_TOKENS, "do_sample": False}
     return [Instance("generate_until", {}, (text, dict(settings)), 0) for text, _ in asked]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mergefront.adapters.huggingface import HuggingFaceModel
+from mergefront.adapters.language_model import Generation, LogLikelihood
 from mergefront.adapters.tasks import build_task, problems_of
 from mergefront.demo.experts import _new_model, _tokenizer
 from mergefront.demo.skills import SKILLS, item
@@ -135,3 +136,66 @@ def test_a_split_of_its_own_never_shares_an_item(folder: Path) -> None:
     assert not search & report and len(search) == 30 and len(report) == 10
     with pytest.raises(UserError, match="did you mean 'report'"):
         task.items("reports")
+
+
+ARC = [
+    {
+        "id": f"q{number}",
+        "question": f"Which letter comes after {letter}?",
+        "choices": {"text": ["a", "h", chr(ord(letter) + 1), "cab"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "C",
+    }
+    for number, letter in enumerate("bcdefbcdefbc")
+]
+GSM8K = [{"question": f"What is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(12)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.name
+
+
+class Parrot:
+    """A model that knows what follows: it likes choices that the question's letter precedes, and does sums."""
+
+    def loglikelihood(self, requests: Any) -> Any:
+        return [
+            LogLikelihood(
+                -1.0 if ord(one.continuation.strip()[0]) - ord(one.context.split("after ")[-1][0]) == 1 else -9.0,
+                1,
+                True,
+            )
+            for one in requests
+        ]
+
+    def generate(self, requests: Any) -> Any:
+        asked = [one.prompt.rsplit("What is ", 1)[1].split()[0] for one in requests]
+        assert all(one.prompt.count("Question:") == 3 for one in requests), "two examples, then the question"
+        return [Generation(f" Twice {n}.\n#### {2 * int(n)}", 5, "stop") for n in asked]
+
+
+def test_a_published_task_asks_local_data_in_its_own_words(tmp_path: Path) -> None:
+    """Without a hub, and for data that never leaves the house: the benchmark's prompts and scoring, one's own items."""
+    config = {"type": "lm_eval", "task": "arc_easy", "data_files": {"test": write(tmp_path / "arc.jsonl", ARC)}}
+    arc = build_task("arc", config, tmp_path)
+    scored = arc.score(Parrot(), arc.items("search"))
+    assert set(scored.scores) == {1.0} and len(scored.ids) < len(ARC), "an item that stands twice is asked once"
+    files = {"test": write(tmp_path / "gsm.jsonl", GSM8K), "train": write(tmp_path / "examples.jsonl", GSM8K[:5])}
+    config = {"type": "lm_eval", "task": "gsm8k", "data_files": files, "num_fewshot": 2, "filter": "strict-match"}
+    sums = build_task("sums", config, tmp_path)
+    assert set(sums.score(Parrot(), sums.items("search")).scores) == {1.0}
+    assert "files of its own" in str(sums.announcement)  # type: ignore[attr-defined]
+
+
+def test_local_data_that_does_not_fit_the_task_is_named(tmp_path: Path) -> None:
+    files = {"test": write(tmp_path / "gsm.jsonl", GSM8K)}
+    write(tmp_path / "gsm.txt", GSM8K)
+    for task, given, said in (
+        ("gsm8k", files, "draws 5 examples from the split 'train'"),
+        ("gsm8k", {"tset": "gsm.jsonl"}, "did you mean 'test'"),
+        ("arc_easy", {"test": "nowhere.jsonl"}, "there is no file"),
+        ("arc_easy", {"test": "gsm.txt"}, "of one kind: .jsonl"),
+        ("arc_easy", "gsm.jsonl", "one file for each split"),
+    ):
+        problems = problems_of({"type": "lm_eval", "task": task, "data_files": given}, tmp_path)
+        assert said in "\n".join(problems)
