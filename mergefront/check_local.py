@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[st
             continue
         task = sound[name] = build_task(name, config, root, file.seed)
         directions[name] = task.direction
+        problems.extend(f"tasks.{name}: {problem}" for problem in _endless(config, file, root))
         announcement = getattr(task, "announcement", None)
         if announcement is not None:
             notes.append(announcement)
@@ -93,6 +95,26 @@ def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[st
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))
     return directions
+
+
+def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:
+    """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
+    wanted = config.get("max_new_tokens", 0)
+    described = root / (file.merge.base_model or "") / "config.json"
+    if file.merge.base_model is None or not described.is_file():
+        return []
+    try:
+        read = dict(json.loads(described.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return []  # the model's own loader says what is wrong with it
+    longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
+    if longest is None or wanted < longest:
+        return []
+    return [f"max_new_tokens is {wanted}, but the base model takes {longest} tokens at most, the prompt included"]
+
+
+_LONGEST = ("n_positions", "max_position_embeddings", "n_ctx")
+"""Where a model's configuration says how many tokens it takes."""
 
 
 def _leaks(tasks: Mapping[str, Task]) -> list[str]:
@@ -144,7 +166,8 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Every data file that tasks name."""
     named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
-    return named + [task for task in harness if task.endswith((".yaml", ".yml"))]
+    local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
+    return [*named, *local, *(task for task in harness if task.endswith((".yaml", ".yml")))]
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -339,7 +339,11 @@ def _manager(include_path: Path | None, defaults: bool = True) -> TaskManager:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' and the data library's remarks."""
+    """Without the harness' and the data library's remarks and progress bars."""
+    import datasets
+
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -349,3 +353,5 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -147,3 +147,12 @@ def test_racing_is_one_line_of_the_study_file(study: Path) -> None:
     study.write_text(text + "racing: {item: 0.5}\n")
     (problem,) = check_study(study).problems
     assert "did you mean 'items'" in problem
+
+
+def test_an_answer_that_the_model_could_never_write_is_found_before_the_first_merge(study: Path) -> None:
+    """Else every candidate of the search would fail alike."""
+    (study.parent / "models/base/config.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 64"))
+    assert "tasks.maths: max_new_tokens is 64, but the base model takes 64 tokens" in problems(study)
+    study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 32"))
+    assert problems(study) == ""
