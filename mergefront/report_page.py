@@ -79,8 +79,9 @@ def _result(shown: Contents) -> str:
         where = "report items, which the search never saw" if judged.split == "report" else "search items"
         parts.append(f"<p>Measured on the {where}. {escape(words.basis(judged))}</p>")
         for anchor in judged.anchors:
-            lost = [str(match.merge) for match in judged.beaten_by(anchor)]
-            said = f"beaten by trial {', '.join(lost)}" if lost else "not beaten"
+            lost = sorted(match.merge for match in judged.beaten_by(anchor))
+            said = f"beaten by {'trials' if len(lost) > 1 else 'trial'} {', '.join(map(str, lost))}"
+            said = said if lost else "not beaten"
             parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
     parts.append(
         f"<p>{shown.cost.evaluations} evaluations, {len(shown.front)} merges on the front, hypervolume "
@@ -99,7 +100,8 @@ def _front(shown: Contents) -> str:
         figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False, "responsive": True})
         for index, figure in enumerate(figures(seen))
     ]
-    caption = "<p>On the search items; bars are one standard error.</p>"
+    raced = "" if shown.study.racing is None else ", estimated from those that were asked"
+    caption = f"<p>On the search items{raced}; bars are one standard error.</p>"
     return caption + "\n".join(drawn) + _picture(shown.study)
 
 
@@ -336,7 +338,7 @@ def _cost_table(shown: Contents) -> str:
         for name in ("merge", "score", "total")
         if name in cost.seconds
     ]
-    return _table(["", ""], rows)
+    return _table([], rows)
 
 
 def _who(candidate: Candidate) -> str:
@@ -353,11 +355,12 @@ def _figure(figure: object, height: int) -> str:
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:
     """A table; cells are text unless ``raw``, where all but the first two columns are HTML."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    top = f"<thead><tr>{head}</tr></thead>" if headings else ""
     body = []
     for row in rows:
         cells = [cell if raw and index >= 2 else escape(cell) for index, cell in enumerate(row)]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    return f'<div class="wide"><table>{top}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 _PAGE = """<!doctype html>

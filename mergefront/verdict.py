@@ -122,10 +122,11 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     rows: dict[int, Evaluation] = {}
     for candidate in (*merges, *anchors):
         found = study.ledger.find(candidate.recipe, split)
-        if found is not None:
+        if found is not None and split == "search":
             # While items are left, a candidate's scores are an estimate that gets better after it was told.
-            as_known = {"scores": candidate.scores, "standard_errors": candidate.standard_errors}
-            rows[candidate.number] = replace(found, **as_known) if split == "search" else found
+            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
+        if found is not None:
+            rows[candidate.number] = found
     merges = [candidate for candidate in merges if candidate.number in rows]
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
+Places = NDArray[np.intp]
 
 PRIOR_ITEMS = 20.0
 """The common correlation counts as much as so many items that two candidates both answered."""
@@ -114,7 +115,7 @@ def _fit(scores: Array, known: Booleans, start: Array, variances: Array) -> tupl
     return means, open_variance
 
 
-def _regressed(covariance: Array, answered: Booleans) -> Iterator[tuple[Array, Array, Array, Array]]:
+def _regressed(covariance: Array, answered: Booleans) -> Iterator[tuple[Places, Places, Array, Array]]:
     """For items answered by ``answered`` (J): who is missing, who is known, the slopes of the first on the second and
     the covariance that is left; nothing when nobody is missing."""
     missing, seen = np.flatnonzero(~answered), np.flatnonzero(answered)
