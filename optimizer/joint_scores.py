@@ -123,7 +123,9 @@ def _regressed(covariance: Array, answered: Booleans) -> Iterator[tuple[Places, 
         return
     between = covariance[np.ix_(seen, missing)]
     ridge = _RIDGE * float(np.trace(covariance)) / len(covariance)
-    slopes = np.linalg.solve(covariance[np.ix_(seen, seen)] + ridge * np.eye(len(seen)), between)
+    slopes = np.asarray(
+        np.linalg.solve(covariance[np.ix_(seen, seen)] + ridge * np.eye(len(seen)), between), dtype=float
+    )
     yield missing, seen, slopes, covariance[np.ix_(missing, missing)] - between.T @ slopes
 
 

@@ -52,7 +52,7 @@ class RacingSettings:
     """
 
     items: float = 0.2
-    confidence: float = 0.8
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         if not 0 < self.items <= 1:
@@ -68,7 +68,7 @@ class RacingSettings:
         if given is True:
             return cls()
         if not isinstance(given, Mapping):
-            raise UserError(f"racing is {given!r}; write true, or a mapping such as {{items: 0.2, confidence: 0.8}}")
+            raise UserError(f"racing is {given!r}; write true, or a mapping such as {{items: 0.2, confidence: 0.95}}")
         known = ("items", "confidence")
         for key, value in given.items():
             if key not in known:

@@ -100,6 +100,18 @@ def test_every_candidate_is_asked_in_the_same_order(field: Any) -> None:
     assert set(short.items["maths"].ids) < set(longer.items["maths"].ids)
 
 
+def abilities(recipe: Recipe) -> dict[str, float]:
+    weights = [float(recipe.params[f"weight[{name}]"]) for name in NAMES]
+    return {
+        "maths": 0.3 + 0.6 * weights[0] - 0.3 * weights[1] ** 2,
+        "french": 0.3 + 0.6 * weights[1] - 0.3 * weights[0] ** 2,
+    }
+
+
+def salt(recipe: Recipe) -> int:
+    return int(recipe.digest[:6], 16)
+
+
 class ItemEvaluator:
     """Two weights, two tasks whose items are right or wrong: what ``TaskEvaluator`` does, without a model."""
 
@@ -109,13 +121,8 @@ class ItemEvaluator:
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         self.stop(len(self.asked))
-        weights = [float(recipe.params[f"weight[{name}]"]) for name in NAMES]
-        abilities = {
-            "maths": 0.3 + 0.6 * weights[0] - 0.3 * weights[1] ** 2,
-            "french": 0.3 + 0.6 * weights[1] - 0.3 * weights[0] ** 2,
-        }
         assert request.race is not None
-        evaluation = run(request.race, abilities, int(recipe.digest[:6], 16))
+        evaluation = run(request.race, abilities(recipe), salt(recipe))
         paid = sum(len(items.ids) for items in evaluation.items.values())
         self.asked.append((recipe.digest, paid))
         return Evaluation(
@@ -149,6 +156,28 @@ def test_a_search_pays_no_more_than_its_share_and_says_what_it_paid(tmp_path: Pa
     assert len(anchors(study.space)) == sum(
         one.evaluation.details[DETAILS]["stopped"] == "anchor" for one in study.anchors()
     ) - sum(one.anchor == "metric-weighted average" for one in study.anchors())
+
+
+def test_a_study_estimates_its_candidates_anew_from_what_all_of_them_answered(tmp_path: Path) -> None:
+    """What was told when a trial finished is known better once others have answered the other items."""
+    study = search(tmp_path, ItemEvaluator())
+    now, told, plain = [], [], []
+    for candidate in study.candidates():
+        for name, ability in abilities(candidate.recipe).items():
+            truth = np.mean(answers(ability, name, salt(candidate.recipe)))
+            evaluation = study.ledger.evaluations(items=True)[candidate.recipe.digest]
+            now.append(candidate.scores[name] - truth)
+            told.append(evaluation.scores[name] - truth)
+            plain.append(evaluation.items[name].mean - truth)
+    assert np.std(now) < np.std(told) < np.std(plain)
+
+
+def test_the_front_of_a_race_leaves_out_who_is_probably_dominated(tmp_path: Path) -> None:
+    study = search(tmp_path, ItemEvaluator())
+    front = {candidate.number for candidate in study.front()}
+    best = {candidate.number for name in NAMES for candidate in [study.best(name)]}
+    base = next(candidate for candidate in study.anchors() if candidate.anchor == "base")
+    assert best <= front and base.number not in front
 
 
 def test_an_interrupted_race_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
