@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import mergefront as mf
-from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
+from benchmarks.evaluation.problems import Array, answered
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.seeding import derive_seed
 from mergefront.optimizer.space import MergeSpace
@@ -44,21 +45,16 @@ class PureNoise:
         self.seed = seed
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
-        items = {name: self._items(recipe, name, request.split) for name in request.objectives}
-        return Evaluation(
-            {name: scored.mean for name, scored in items.items()},
-            {name: scored.standard_error for name, scored in items.items()},
-            items,
-        )
+        ids = {name: [f"{request.split} {name} {number}" for number in range(ITEMS)] for name in request.objectives}
+        return answered(request, ids, {name: self._scores(recipe, name, request.split) for name in ids})
 
-    def _items(self, recipe: Recipe, name: str, split: str) -> ItemScores:
+    def _scores(self, recipe: Recipe, name: str, split: str) -> Array:
         chances = np.random.default_rng(derive_seed(self.seed, name, split)).beta(1.0, 1.0, ITEMS)
         coins = np.random.default_rng(derive_seed(self.seed, name, split, recipe.digest)).random(ITEMS)
-        ids = tuple(f"{split} {name} {number}" for number in range(ITEMS))
-        return ItemScores(ids, tuple((coins < chances).astype(float).tolist()))
+        return np.asarray((coins < chances).astype(float))
 
 
-def claims(seed: int, sampler: str = "random", candidates: int = CANDIDATES) -> Claims:
+def claims(seed: int, sampler: str = "random", racing: bool = False) -> Claims:
     """What one study claims."""
     evaluator = PureNoise(seed)
     space = MergeSpace(OBJECTIVES, method="task_arithmetic", parameters={"weight": [0, 1]})
@@ -68,8 +64,9 @@ def claims(seed: int, sampler: str = "random", candidates: int = CANDIDATES) -> 
             evaluate=evaluator,
             objectives=OBJECTIVES,
             sampler=sampler,
-            evaluations=candidates,
+            evaluations=CANDIDATES,
             seed=seed,
+            racing=racing,
             storage=f"sqlite:///{Path(folder) / 'study.db'}",
             name="noise",
         )
@@ -90,8 +87,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--sampler", default="random")
+    parser.add_argument("--racing", action="store_true", help="a fifth of the search items")
     arguments = parser.parse_args()
-    several = [claims(seed, arguments.sampler) for seed in range(arguments.first, arguments.first + arguments.seeds)]
+    several = []
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        several.append(claims(seed, arguments.sampler, arguments.racing))
+        print(seed, several[-1], flush=True)
     for name in ("search_best", "search_any", "report_best", "report_any"):
         print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
 

@@ -102,6 +102,7 @@ class Networks:
 
 
 Problem = LanguageModels | Networks
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
 
@@ -143,28 +144,39 @@ class NetworkEvaluator:
         values = {
             name: np.concatenate([found[skill].double().numpy() for skill in self.groups[name]]) for name in self.ids
         }
-        if request.race is None:
-            items = {name: self._asked(name, values[name], range(len(ids))) for name, ids in self.ids.items()}
-            scores = {name: one.mean for name, one in items.items()}
-            errors = {name: one.standard_error for name, one in items.items()}
-            details: Mapping[str, Any] = {}
-        else:
-            race = request.race.start(self.ids, {})
-            while (batch := race.batch()) is not None:
-                for name, indices in batch.items():
-                    if indices:
-                        race.tell(name, indices, self._asked(name, values[name], indices))
-            result = race.result()
-            items, details = dict(result.items), result.details
-            scores = {name: one.mean for name, one in result.estimates.items()}
-            errors = {name: one.standard_error for name, one in result.estimates.items()}
-        cost = {"items": float(sum(len(one.ids) for one in items.values()))}
-        return Evaluation(scores, errors, items, cost=cost, details=details)
+        return answered(request, self.ids, {name: (one > 0).astype(float) for name, one in values.items()}, values)
 
-    def _asked(self, name: str, values: np.ndarray[Any, Any], indices: Sequence[int]) -> ItemScores:
-        chosen = values[list(indices)]
-        ids = tuple(self.ids[name][index] for index in indices)
-        return ItemScores(ids, tuple((chosen > 0).astype(float).tolist()), tuple(chosen.tolist()))
+
+def answered(
+    request: EvaluationRequest,
+    ids: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Array],
+    margins: Mapping[str, Array] | None = None,
+) -> Evaluation:
+    """The evaluation of a candidate whose score of every item is known: all items, or those that the race asks."""
+
+    def asked(name: str, indices: Sequence[int]) -> ItemScores:
+        chosen = list(indices)
+        smooth = None if margins is None else tuple(margins[name][chosen].tolist())
+        return ItemScores(tuple(ids[name][index] for index in chosen), tuple(scores[name][chosen].tolist()), smooth)
+
+    details: Mapping[str, Any] = {}
+    if request.race is None:
+        items = {name: asked(name, range(len(ids[name]))) for name in request.objectives}
+        means = {name: one.mean for name, one in items.items()}
+        errors = {name: one.standard_error for name, one in items.items()}
+    else:
+        race = request.race.start({name: ids[name] for name in request.objectives}, {})
+        while (batch := race.batch()) is not None:
+            for name, indices in batch.items():
+                if indices:
+                    race.tell(name, indices, asked(name, indices))
+        result = race.result()
+        items, details = dict(result.items), result.details
+        means = {name: one.mean for name, one in result.estimates.items()}
+        errors = {name: one.standard_error for name, one in result.estimates.items()}
+    cost = {"items": float(sum(len(one.ids) for one in items.values()))}
+    return Evaluation(means, errors, items, cost=cost, details=details)
 
 
 def _write_data(folder: Path, seed: int) -> set[str]:

@@ -3,7 +3,8 @@
 Every run is a search of 30 candidates (anchors included) by MM-MO. Its result is the front that the
 study hands back, whose members are then scored on all 1,000 items of each task, and the hypervolume
 of those scores, normalised by the anchors on all items. "a fixed part" asks every candidate the same
-items, as many as racing may pay on average. Finished runs are kept in the cache and not run again.
+items, as many as racing may pay on average. "of all tried" is the hypervolume of every candidate that was tried: what
+the search found, before the front was picked. Finished runs are kept in the cache and not run again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from mergefront.optimizer.recipe import Recipe
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
 CANDIDATES = 30
 SHARE = 0.2
-ARMS = ("full", "racing", "fixed part")
+MORE = 40
+WITH_MORE = f"racing, {MORE} candidates"
+ARMS = ("full", "racing", WITH_MORE, "fixed part")
+"""``WITH_MORE`` spends as many items as racing on more candidates, each with a smaller share of the items."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ def run(name: str, arm: str, seed: int, cache: Path) -> Run:
             space=built.space,
             evaluate=FixedPartEvaluator(built.evaluator) if arm == "fixed part" else built.evaluator,
             objectives=built.objectives,
-            evaluations=CANDIDATES,
+            evaluations=MORE if arm == WITH_MORE else CANDIDATES,
             seed=seed,
-            racing={"items": SHARE} if arm == "racing" else False,
+            racing={"racing": {"items": SHARE}, WITH_MORE: {"items": SHARE * CANDIDATES / MORE}}.get(arm, False),
             storage=f"sqlite:///{folder}/study.db",
             name="benchmark",
         )
@@ -125,8 +129,9 @@ def _baseline(name: str, built: Built, cache: Path) -> list[list[float]]:
 def table(runs: list[Run]) -> str:
     """The table of docs/benchmarks-evaluation.md."""
     lines = [
-        "| problem | items asked | seeds | hypervolume, mean (worst) | against full, mean (range) | items paid |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| problem | items asked | seeds | hypervolume, mean (worst) | against full (± standard error) | of all "
+        "tried | front | items paid |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for problem in PROBLEMS:
         full = {one.seed: one for one in runs if one.problem == problem and one.arm == "full"}
@@ -135,14 +140,22 @@ def table(runs: list[Run]) -> str:
             if not several:
                 continue
             volumes = [one.hypervolume for one in several]
-            ratios = [one.hypervolume / full[one.seed].hypervolume - 1 for one in several]
+            aim = statistics.mean(full[one.seed].hypervolume for one in several)
+            gaps = [one.hypervolume / full[one.seed].hypervolume for one in several]
+            error = statistics.stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else float("nan")
+            tried = statistics.mean(one.of_all_tried for one in several)
             items = statistics.mean(one.items / full[one.seed].items for one in several)
+            gap = f"{_percent(statistics.mean(volumes) / aim - 1)} ± {100 * error:.1f} | {_percent(tried / aim - 1)}"
             lines.append(
                 f"| {problem} | {arm} | {len(several)} | {statistics.mean(volumes):.4f} ({min(volumes):.4f}) | "
-                f"{100 * statistics.mean(ratios):+.2f} % ({100 * min(ratios):+.1f} to {100 * max(ratios):+.1f} %) | "
+                f"{'| ' if arm == 'full' else gap} | {statistics.mean(one.front for one in several):.0f} | "
                 f"{100 * items:.1f} % |"
             )
     return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def main() -> None:
