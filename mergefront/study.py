@@ -242,7 +242,7 @@ class Study:
     def front(self) -> list[Candidate]:
         """The candidates that satisfy the constraints and that no other such dominates, by trial number.
 
-        In a racing study scores are estimates: a candidate stays unless another one dominates it more likely than not.
+        In a racing study scores are estimates: a candidate stays unless another one probably dominates it.
         """
         from mergefront.optimizer.pareto import nondominated
         from mergefront.optimizer.racing import raced_front
