@@ -32,5 +32,5 @@ def likely_front(means: ArrayLike, errors: ArrayLike) -> list[bool]:
 
 
 DROPPED_AT = 2 / 3
-"""Replaying four merge problems raced for a fifth of the items, fronts at 1/2 lost 0.1 to 3.4 % of the hypervolume of all
-that was tried, at 0.7 0 to 0.7 %; they have 1 to 7 members more than the true front."""
+"""Replaying four merge problems raced for a fifth of the items, fronts at 1/2 lost 0.1 to 3.4 % of the hypervolume of
+all that was tried, at 0.7 0 to 0.7 %; they have 1 to 7 members more than the true front."""
