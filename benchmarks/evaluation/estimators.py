@@ -1,8 +1,9 @@
 """What a part of the items says about all of them:  python -m benchmarks.evaluation.estimators
 
 Random merges of a problem are scored on all 1,000 items of each task once (kept in the cache). Then a
-few items of each are drawn, and the mean over all items is estimated: by the plain mean, by strata and
-regression on the anchors (what racing does), and by item response theory with the anchors as parents.
+few items of each are drawn, and the mean over all items is estimated: by the plain mean, by item response theory with
+the anchors as parents, and by the joint model of all answers that racing uses, where the 40 merges answer a common half
+of their items and each another other half.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from benchmarks.evaluation.problems import PROBLEMS
 from mergefront.optimizer.anchors import anchors
 from mergefront.optimizer.evaluation import EvaluationRequest
 from mergefront.optimizer.item_response import fit_items, response_estimate
-from mergefront.optimizer.item_sampling import estimate, informative_order, strata
+from mergefront.optimizer.joint_scores import joint_estimates
 
 MERGES = 40
 DRAWS = 5
 SIZES = (16, 32, 64, 128, 200)
-ESTIMATES = ("plain mean", "strata and regression", "mp-IRT", "gmp-IRT")
+ESTIMATES = ("plain mean", "mp-IRT", "gmp-IRT", "joint model")
 
 
 def bank(place: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -57,18 +58,29 @@ def errors(known: np.ndarray, merges: np.ndarray) -> dict[int, list[float]]:
     squares: dict[int, list[list[float]]] = {size: [] for size in SIZES}
     for task in range(tasks):
         references = known[:, task]
-        labels, model = strata(references), fit_items(references)
-        for number, merge in enumerate(merges[:, task]):
-            for draw in range(DRAWS):
-                base = np.random.default_rng([task, number, draw]).permutation(items)
-                order, _ = informative_order(references, list(base))
-                for size in SIZES:
-                    plain, informed = base[:size], np.array(order[:size])
-                    fitted = response_estimate(references, merge[plain], plain, model)
-                    regressed = estimate(merge[informed], informed, labels, references, items).mean
-                    several = (fitted.mean, regressed, fitted.mp, fitted.gmp)
-                    squares[size].append([(one - merge.mean()) ** 2 for one in several])
+        model = fit_items(references)
+        for draw in range(DRAWS):
+            base = np.random.default_rng([task, draw]).permutation(items)
+            for size in SIZES:
+                joint = joint_estimates(_answers(references, merges[:, task], base, size))[len(references) :]
+                for merge, one in zip(merges[:, task], joint, strict=True):
+                    asked = base[:size]
+                    fitted = response_estimate(references, merge[asked], asked, model)
+                    several = (fitted.mean, fitted.mp, fitted.gmp, one.mean)
+                    squares[size].append([(value - merge.mean()) ** 2 for value in several])
     return {size: np.sqrt(np.mean(rows, axis=0)).tolist() for size, rows in squares.items()}
+
+
+def _answers(references: np.ndarray, merges: np.ndarray, base: np.ndarray, size: int) -> np.ndarray:
+    """What anchors and merges have answered when each was asked ``size`` items: half in common, half its own."""
+    rows = np.full((len(references) + len(merges), len(base)), np.nan)
+    rows[: len(references), base[:size]] = references[:, base[:size]]
+    core, rest = base[: size // 2], base[size // 2 :]
+    for number, merge in enumerate(merges):
+        own = np.roll(rest, -number * (size - size // 2))[: size - size // 2]
+        asked = np.concatenate([core, own])
+        rows[len(references) + number, asked] = merge[asked]
+    return rows
 
 
 def main() -> None:
