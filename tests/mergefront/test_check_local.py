@@ -141,9 +141,9 @@ def test_racing_is_one_line_of_the_study_file(study: Path) -> None:
     text = study.read_text()
     assert check_study(study).definition_or_raise().racing is None
     study.write_text(text + "racing: true\n")
-    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.2, "confidence": 0.8}
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.2, "confidence": 0.95}
     study.write_text(text + "racing: {items: 0.5}\n")
-    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.5, "confidence": 0.8}
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.5, "confidence": 0.95}
     study.write_text(text + "racing: {item: 0.5}\n")
     (problem,) = check_study(study).problems
     assert "did you mean 'items'" in problem
