@@ -81,7 +81,8 @@ class KeptNorms:
                 levels, magnitudes = np.concatenate([levels, drawn]), np.concatenate([magnitudes, kept])
         order = np.argsort(levels, kind="stable")
         self._levels = None if len(table) else levels[order]
-        self._sums = np.concatenate([[0.0], np.cumsum(table if len(table) else magnitudes[order])]).astype(np.float32)
+        sums = np.concatenate([[0.0], np.cumsum(table if len(table) else magnitudes[order])])
+        self._sums = sums.astype(np.float32) if len(table) else sums
 
     @property
     def whole(self) -> float:

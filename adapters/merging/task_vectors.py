@@ -173,7 +173,7 @@ def kept_norms(term: Term, delta: Callable[[int, int], torch.Tensor], size: int)
         index = entry_index(start, end, part.device)
         ranks = None if term.row_ranks is None else term.row_ranks[start:end]
         keep = kept_entries(term.mode, part, index, numbers[2:_NUMBERS].unbind(), integers.unbind(), ranks)
-        magnitude = part.abs()
+        magnitude = part.abs().double()
         whole += float(magnitude.sum())
         kept += float(magnitude.sum() if keep is None else (magnitude * keep).sum())
     return whole, kept
