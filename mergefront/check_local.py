@@ -162,12 +162,15 @@ def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
     return found
 
 
-def data_paths(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Every data file that tasks name."""
+def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
+    """Every file that tasks are made of, relative to ``root``: data, and what harness tasks of one's own name."""
+    from mergefront.adapters.tasks.lm_eval_files import task_files
+
     named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
-    return [*named, *local, *(task for task in harness if task.endswith((".yaml", ".yml")))]
+    own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
+    return [*named, *local, *own]
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -61,7 +61,7 @@ def local_evaluator_description(file: StudyFile, root: Path) -> dict[str, Any]:
         "backend": {"dtype": file.backend.dtype, **_unusual(file.backend)},
         "seed": file.seed,
         "tasks": {name: dict(config) for name, config in file.tasks.items()},
-        "content": fingerprints([*checkpoints, *data_paths(file.tasks)], root),
+        "content": fingerprints([*checkpoints, *data_paths(file.tasks, root)], root),
     }
 
 

@@ -24,7 +24,7 @@ def server_description(file: StudyFile, root: Path) -> tuple[dict[str, Any], dic
         "backend": backend,
         "seed": file.seed,
         "tasks": {name: dict(config) for name, config in file.tasks.items()},
-        "content": fingerprints(data_paths(file.tasks), root),
+        "content": fingerprints(data_paths(file.tasks, root), root),
     }
     return description, runtime
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mergefront.adapters.tasks.lm_eval_files import task_files
 from mergefront.check import check_study
+from mergefront.evaluators import make_evaluator
+from mergefront.optimizer.errors import UserError
 
 STUDY = """
 study: skills
@@ -156,3 +159,51 @@ def test_an_answer_that_the_model_could_never_write_is_found_before_the_first_me
     assert "tasks.maths: max_new_tokens is 64, but the base model takes 64 tokens" in problems(study)
     study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 32"))
     assert problems(study) == ""
+
+
+def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(study: Path) -> None:
+    """A study would go on with other items than it was begun with, and compare scores that are not comparable."""
+    pytest.importorskip("lm_eval", reason="needs the extra 'lm-eval'")
+    folder = study.parent / "tasks"
+    (folder / "data").mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "include: common.yaml\ntask: mine\ndataset_kwargs: {data_files: {test: [data/a*.jsonl, data/more.jsonl]}}\n"
+    )
+    (folder / "common.yaml").write_text(
+        "dataset_path: json\ntest_split: test\noutput_type: generate_until\ndoc_to_text: prompt\n"
+        "doc_to_target: !function wanted.wanted\nmetric_list: [{metric: exact_match}]\n"
+    )
+    (folder / "wanted.py").write_text("def wanted(document):\n    return document['answer']\n")
+    for number, name in enumerate(("a1", "a2", "more")):
+        lines = [json.dumps({"prompt": f"{number} and {n}", "answer": str(n)}) for n in range(5)]
+        (folder / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    study.write_text(
+        STUDY.replace(
+            "type: jsonl, path: data/maths.jsonl, metric: exact_match", "type: lm_eval, task: tasks/mine.yaml"
+        )
+    )
+    definition = check_study(study).definition_or_raise()
+    made_of = {"mine.yaml", "common.yaml", "wanted.py", "data/a1.jsonl", "data/a2.jsonl", "data/more.jsonl"}
+    assert {name for name in definition.evaluator["content"] if name.startswith("tasks")} == {
+        f"tasks/{name}" for name in made_of
+    }
+    for name in made_of:
+        file = folder / name
+        before = file.read_text()
+        file.write_text(before + "\n")
+        with (
+            pytest.raises(UserError, match=f"{name}: its content has changed"),
+            make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+        ):
+            pass
+        file.write_text(before)
+
+
+def test_a_harness_task_that_cannot_be_read_is_one_file_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text(
+        "include: [loop.yaml, nowhere.yaml]\ndataset_kwargs: {data_files: gone.jsonl}\n"
+    )
+    (tmp_path / "web.yaml").write_text("dataset_kwargs: {data_files: {test: 'https://example.org/a.jsonl'}}\n")
+    (tmp_path / "broken.yaml").write_text("task: [\n")
+    for name in ("loop.yaml", "web.yaml", "broken.yaml", "nowhere.yaml"):
+        assert task_files(name, tmp_path) == [name]
