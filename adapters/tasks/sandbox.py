@@ -62,22 +62,25 @@ def run_program(program: str, limits: SandboxLimits) -> Outcome:
     asked = json.dumps(
         {"program": program, "word": word, "seconds": limits.seconds, "memory": limits.memory_mb * 2**20}
     )
-    with tempfile.TemporaryDirectory() as folder:
+    # A file and not a pipe: the child's limit on file sizes bounds what a flood of output can take of our memory.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as answer:
         child = subprocess.Popen(
             [sys.executable, "-I", "-B", str(_CHILD)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=answer,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
             start_new_session=True,
         )
         try:
-            output, _ = child.communicate(asked.encode("utf-8", "replace"), timeout=2 * limits.seconds + 1)
+            child.communicate(asked.encode("utf-8", "replace"), timeout=2 * limits.seconds + 1)
         except subprocess.TimeoutExpired:
             child.kill()
             child.communicate()
             return Outcome(False, "time")
+        answer.seek(0)
+        output = answer.read()
     said = output.decode("utf-8", "replace")
     if said == word:
         return Outcome(True, "passed")

@@ -23,6 +23,8 @@ _CALL, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _THREAD = 0x00010000
 _CLONE3 = 435
+_LONGEST_ANSWER = 1024
+"""Bytes of the only file that is open for writing, the answer's."""
 
 # System calls of the kernel by number: refused outright; refused without CLONE_THREAD; and those that open a file,
 # with the place of their flags. openat2 hides them in memory, so that it is refused altogether.
@@ -50,7 +52,7 @@ def confine(seconds: float, memory: int) -> None:
     whole = max(1, math.ceil(seconds))
     resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LONGEST_ANSWER, _LONGEST_ANSWER))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     code = _filter(_ARM if platform.machine() == "aarch64" else _X86)
     program = ctypes.create_string_buffer(b"".join(code))
@@ -110,7 +112,7 @@ def main() -> None:
         said = asked["word"]
     except BaseException as error:
         said = f"error: {type(error).__name__}: {error}"
-    os.write(answer, said[:300].encode("utf-8", "replace"))
+    os.write(answer, said[:300].encode("utf-8", "replace")[:_LONGEST_ANSWER])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,21 @@ def test_threads_and_secrets_of_the_environment(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("A_SECRET", "xyz")
     assert run_program("import os; assert 'A_SECRET' not in os.environ", LIMITS).passed
     assert run_program("import threading; t = threading.Thread(target=int); t.start(); t.join()", LIMITS).passed
+
+
+def test_a_flood_of_output_takes_no_memory_here() -> None:
+    """One program of one model would end a search for want of memory."""
+    flood = """
+import os
+for number in range(10):
+    try:
+        for _ in range(32):
+            os.write(number, b"x" * 2**20)
+    except OSError:
+        pass
+"""
+    tracemalloc.start()
+    outcome = run_program(flood, LIMITS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not outcome.passed and peak < 2**20
