@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,36 @@ def test_code_is_right_when_its_tests_pass() -> None:
     assert program("a", "b") == "ab"
 
 
+@pytest.mark.skipif(missing_sandbox() is not None, reason="this kernel has no seccomp")
+def test_a_program_has_the_seconds_and_the_memory_that_the_study_file_gives(tmp_path: Path) -> None:
+    """Programs that need more than the default would be wrong whatever the study file says."""
+    (tmp_path / "code.jsonl").write_text('{"prompt": "p", "tests": "assert len(held) == 2**28"}\n')
+    config = {"type": "jsonl", "path": "code.jsonl", "metric": "code", "report_fraction": 0}
+    writes = Scripted({"p": "```python\nheld = bytes(2**28)\n```"})
+    for memory, right in ((256, 0.0), (1024, 1.0)):
+        task = build_task("code", {**config, "memory_mb": memory}, tmp_path)
+        assert task.score(writes, task.items("search")).scores == (right,)
+    sleeps = Scripted({"p": "```python\nimport time\ntime.sleep(1.5)\nheld = bytes(2**28)\n```"})
+    for seconds, right in ((0.1, 0.0), (30, 1.0)):
+        task = build_task("code", {**config, "seconds": seconds, "memory_mb": 1024}, tmp_path)
+        assert task.score(sleeps, task.items("search")).scores == (right,)
+
+
+def test_latency_is_the_time_of_each_item_asked_by_itself() -> None:
+    """A merge that answers slowly would look as quick as any other."""
+
+    class Slow(Scripted):
+        def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+            assert len(requests) == 1, "an item in a batch has no time of its own"
+            time.sleep(0.2 if requests[0].prompt == "long" else 0.0)
+            return super().generate(requests)
+
+    items = [parse_item({"prompt": prompt}, (("prompt",),)) for prompt in ("long", "short")]
+    (slow, quick), _ = METRICS["latency"].score(Slow({"long": "a", "short": "a"}), items, MetricOptions())
+    assert slow >= 0.2 and quick > 0
+    assert METRICS["latency"].direction == METRICS["output_tokens"].direction == "minimize"
+
+
 def test_perplexity_and_bits_per_byte_are_the_loss_in_other_units() -> None:
     item = {"text": "four"}
     assert score("loss", "", item) == pytest.approx(1)
@@ -99,7 +130,7 @@ def test_two_tasks_on_the_same_prompts_pay_for_one_answer() -> None:
     assert METRICS["exact_match"].score(model, [item], MetricOptions())[0] == [1]
     assert METRICS["output_tokens"].score(model, [item], MetricOptions())[0] == [3]
     assert inside.generated == model.requests == 1
-    assert METRICS["latency"].score(model, [item], MetricOptions())[0][0] >= 0
+    METRICS["latency"].score(model, [item], MetricOptions())
     assert inside.generated == 2, "latency must ask anew"
 
 
