@@ -207,3 +207,18 @@ def test_a_harness_task_that_cannot_be_read_is_one_file_and_no_crash(tmp_path: P
     (tmp_path / "broken.yaml").write_text("task: [\n")
     for name in ("loop.yaml", "web.yaml", "broken.yaml", "nowhere.yaml"):
         assert task_files(name, tmp_path) == [name]
+
+
+def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
+    """Scores by two versions of a metric would be compared."""
+    module = study.parent / "own_metric_of_check" / "loud.py"
+    module.parent.mkdir()
+    module.write_text("def shouting(item, text):\n    return text.isupper()\n")
+    study.write_text(STUDY.replace("metric: exact_match", "metric: 'own_metric_of_check.loud:shouting'"))
+    definition = check_study(study).definition_or_raise()
+    module.write_text("def shouting(item, text):\n    return not text.isupper()\n")
+    with (
+        pytest.raises(UserError, match=r"loud\.py: its content has changed"),
+        make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+    ):
+        pass
