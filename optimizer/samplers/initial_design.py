@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 
 FEW_ANCHORS = 3
 STARTUP_BESIDE_ANCHORS = 2
+FULL_DESIGN = 12
 
 
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
@@ -25,12 +26,17 @@ def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
     return encoder.from_uniform(drawn[:count])
 
 
-def startup_size(parameters: int, flagged_anchors: int) -> int:
+def startup_size(parameters: int, flagged_anchors: int, points: Array) -> int:
     """Number of Sobol points before the first model, given how many anchors are evaluated beside them.
 
     A few anchors say more about a merge than as many random points, and the model chooses better than chance from
-    then on: two points off the anchors' plane are enough.
+    then on: two points off the anchors' plane are enough. Where there are as many anchors as a design has points and
+    they leave no direction out (``points``, ``k x d``, are those that lie in the space), there is nothing to add.
     """
     if flagged_anchors >= FEW_ANCHORS:
-        return STARTUP_BESIDE_ANCHORS
-    return max(4, min(parameters + 1, 12))
+        return 0 if len(points) >= FULL_DESIGN and _span(points) else STARTUP_BESIDE_ANCHORS
+    return max(4, min(parameters + 1, FULL_DESIGN))
+
+
+def _span(points: Array) -> bool:
+    return int(np.linalg.matrix_rank(points - points.mean(axis=0))) == points.shape[1]

@@ -84,7 +84,7 @@ class MMMOSampler(BaseSampler):
             (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
         anchors: parameter dictionaries inside the space to propose before anything else.
         n_startup: Sobol points after the anchors; by default 10 in the paper variant, otherwise by the number of
-            parameters, less when the study has flagged anchors.
+            parameters, two when the study has flagged anchors, none when these are 12 or more and span the space.
         batch: size of a round. Members of a round are proposed from what was told before it began. By default 1,
             that is from everything told so far; 5 in the paper variant.
         ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
@@ -210,8 +210,10 @@ class MMMOSampler(BaseSampler):
             return self._n_startup
         if self._variant == "paper":
             return PAPER_STARTUP
-        flagged = sum(1 for trial in trials if trial.number < number and is_anchor(trial))
-        return startup_size(encoder.parameters, flagged + len(self._anchors))
+        flagged = [trial.params for trial in trials if trial.number < number and is_anchor(trial)]
+        anchors = [*flagged, *self._anchors]
+        points = [encoder.encode(params) for params in anchors if encoder.contains(params)]
+        return startup_size(encoder.parameters, len(anchors), np.array(points).reshape(len(points), -1))
 
     def _model_point(self, situation: Situation, history: History) -> Proposed | None:
         surrogate = self._surrogate(situation)
