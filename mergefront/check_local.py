@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,8 @@ def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str
     """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
     wanted = config.get("max_new_tokens", 0)
     described = root / (file.merge.base_model or "") / "config.json"
-    if file.merge.base_model is None or not described.is_file():
+    # os.path answers where a name is too long to exist, pathlib raises.
+    if file.merge.base_model is None or not os.path.isfile(described):
         return []
     try:
         read = dict(json.loads(described.read_text(encoding="utf-8")))
@@ -173,7 +175,7 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
     metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
     modules = [f"{module.replace('.', '/')}.py" for module, colon, _ in metrics if colon]
-    return [*named, *local, *own, *(module for module in modules if (root / module).is_file())]
+    return [*named, *local, *own, *(module for module in modules if os.path.isfile(root / module))]
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -48,7 +48,7 @@ def _merged(name: str, folder: Path, above: frozenset[str]) -> tuple[dict[str, A
     """What a YAML file says with what it includes, and the files that this was read from, modules with them."""
     try:
         own = yaml.load((folder / name).read_bytes(), Loader=_Loader)
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return {}, []
     if not isinstance(own, dict):
         return {}, []
@@ -60,7 +60,7 @@ def _merged(name: str, folder: Path, above: frozenset[str]) -> tuple[dict[str, A
             merged |= content
             read += more
     modules = {_beside(name, f"{said.rpartition('.')[0].replace('.', '/')}.py") for said in _functions(own)}
-    read += [module for module in sorted(modules) if (folder / module).is_file()]
+    read += [module for module in sorted(modules) if os.path.isfile(folder / module)]
     return {**merged, **own}, read
 
 
@@ -70,10 +70,10 @@ def _beside(file: str, name: str) -> str:
 
 def _existing(name: str, folder: Path) -> list[str]:
     """The file, or the files that it is a pattern of."""
-    if (folder / name).is_file():
+    if os.path.isfile(folder / name):
         return [name]
     found = glob.glob(name, root_dir=folder, recursive=True)
-    return sorted(one for one in found if (folder / one).is_file())
+    return sorted(one for one in found if os.path.isfile(folder / one))
 
 
 def _texts(value: Any) -> Iterator[str]:

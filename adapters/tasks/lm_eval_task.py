@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,7 @@ def _load(sound: Mapping[str, Any], folder: Path) -> tuple[Any, bool]:
     task, include_path, files = sound["task"], sound.get("include_path"), sound.get("data_files")
     if task.endswith((".yaml", ".yml")):
         path = folder / task
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"task {task!r}: there is no file {path}")
         if files is not None:
             raise UserError(f"data_files belongs to a task by name; {task} names its own under dataset_kwargs")
@@ -234,7 +235,7 @@ def _local_data(
     for split, name in files.items():
         if used and split not in used:
             raise UserError(f"data_files: task {task!r} has no split {split!r} {did_you_mean(split, used)}")
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise UserError(f"data_files: there is no file {folder / name}")
     examples = num_fewshot if num_fewshot is not None else int(config.get("num_fewshot") or 0)
     drawn_from = splits["fewshot"] or splits["training"] or splits["validation"] or splits["test"]

@@ -222,3 +222,12 @@ def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
         make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["n" * 3000, "a\0b"], ids=["too long", "with a NUL"])
+@pytest.mark.parametrize("line", ["include: {}", "dataset_kwargs: {{data_files: {}}}", "doc_to_text: !function {}.f"])
+def test_names_that_no_file_can_have_are_left_out(line: str, name: str, tmp_path: Path) -> None:
+    """A preflight that looks for them says what is wrong with the task, rather than breaking."""
+    quoted = name if "!function" in line else json.dumps(name)
+    (tmp_path / "task.yaml").write_text(line.format(quoted), encoding="utf-8")
+    assert task_files("task.yaml", tmp_path) == ["task.yaml"]
