@@ -39,4 +39,5 @@ def startup_size(parameters: int, flagged_anchors: int, points: Array) -> int:
 
 
 def _span(points: Array) -> bool:
-    return int(np.linalg.matrix_rank(points - points.mean(axis=0))) == points.shape[1]
+    rank = int(np.linalg.matrix_rank(points - points.mean(axis=0)))
+    return rank == points.shape[1]
