@@ -39,5 +39,4 @@ def startup_size(parameters: int, flagged_anchors: int, points: Array) -> int:
 
 
 def _span(points: Array) -> bool:
-    rank = int(np.linalg.matrix_rank(points - points.mean(axis=0)))
-    return rank == points.shape[1]
+    return bool(np.linalg.matrix_rank(points - points.mean(axis=0)) == points.shape[1])
