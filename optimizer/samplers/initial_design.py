@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
@@ -26,15 +28,16 @@ def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
     return encoder.from_uniform(drawn[:count])
 
 
-def startup_size(parameters: int, flagged_anchors: int, points: Array) -> int:
+def startup_size(parameters: int, flagged_anchors: int, points: Sequence[Array]) -> int:
     """Number of Sobol points before the first model, given how many anchors are evaluated beside them.
 
     A few anchors say more about a merge than as many random points, and the model chooses better than chance from
     then on: two points off the anchors' plane are enough. Where there are as many anchors as a design has points and
-    they leave no direction out (``points``, ``k x d``, are those that lie in the space), there is nothing to add.
+    they leave no direction out (``points``, ``d`` numbers each, are those that lie in the space), nothing is to be
+    added.
     """
     if flagged_anchors >= FEW_ANCHORS:
-        return 0 if len(points) >= FULL_DESIGN and _span(points) else STARTUP_BESIDE_ANCHORS
+        return 0 if len(points) >= FULL_DESIGN and _span(np.array(points)) else STARTUP_BESIDE_ANCHORS
     return max(4, min(parameters + 1, FULL_DESIGN))
 
 

@@ -213,7 +213,7 @@ class MMMOSampler(BaseSampler):
         flagged = [trial.params for trial in trials if trial.number < number and is_anchor(trial)]
         anchors = [*flagged, *self._anchors]
         points = [encoder.encode(params) for params in anchors if encoder.contains(params)]
-        return startup_size(encoder.parameters, len(anchors), np.array(points).reshape(len(points), -1))
+        return startup_size(encoder.parameters, len(anchors), points)
 
     def _model_point(self, situation: Situation, history: History) -> Proposed | None:
         surrogate = self._surrogate(situation)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import sqlalchemy
+from ports import free_port
 
 
 def is_installed() -> bool:
@@ -27,9 +27,7 @@ class MysqlServer:
         self.folder = Path(tempfile.mkdtemp(prefix="mergefront-mysql-"))
         self.user = "mysql" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
         shutil.chown(self.folder, self.user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self._common = ["--no-defaults", f"--user={self.user}", f"--datadir={self.folder}/data"]
         subprocess.run(
             ["mariadb-install-db", *self._common, "--auth-root-authentication-method=normal", "--skip-test-db"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import sqlalchemy
+from ports import free_port
 
 
 def binaries() -> Path | None:
@@ -39,9 +39,7 @@ class PostgresServer:
         self.user: str | None = _unprivileged() if os.getuid() == 0 else None
         if self.user is not None:
             shutil.chown(self.folder, self.user)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         if known:
             if (folder / "data" / "postmaster.pid").exists():
                 with suppress(RuntimeError):  # its process may be gone

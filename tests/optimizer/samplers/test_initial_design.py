@@ -13,14 +13,12 @@ from mergefront.optimizer.samplers.trial_attributes import proposal_stage
 
 def test_many_anchors_that_leave_no_direction_out_are_the_whole_design() -> None:
     experts = np.vstack([np.zeros((1, 12)), np.eye(12), np.full((1, 12), 1 / 12)])
-    assert startup_size(12, len(experts), experts) == 0
+    assert startup_size(12, len(experts), list(experts)) == 0
     with_density = np.hstack([experts, np.ones((len(experts), 12))])
-    assert startup_size(24, len(experts), with_density) == 2
-    assert startup_size(12, 5, experts[:5]) == 2
-    assert startup_size(12, 0, experts[:0]) == 12
-    assert startup_size(12, 14, experts[:0]) == 2, (
-        "anchors that are no points of the space say nothing of its directions"
-    )
+    assert startup_size(24, len(experts), list(with_density)) == 2
+    assert startup_size(12, 5, list(experts[:5])) == 2
+    assert startup_size(12, 0, []) == 12
+    assert startup_size(12, 14, []) == 2, "anchors that are no points of the space say nothing of its directions"
 
 
 def test_a_search_over_many_experts_begins_with_the_model_after_its_anchors() -> None:
