@@ -57,10 +57,13 @@ def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode
     url = postgres.new_database()
     seen: list[str] = []
 
+    one_at_a_time = threading.Lock()  # the search goes on before pg_ctl has seen that the server is back
+
     def restart() -> None:
-        postgres.stop(mode)
-        time.sleep(0.5)
-        postgres.start()
+        with one_at_a_time:
+            postgres.stop(mode)
+            time.sleep(0.5)
+            postgres.start()
 
     def score(recipe: mf.Recipe) -> float:
         seen.append(recipe.digest)
