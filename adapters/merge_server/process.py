@@ -19,12 +19,13 @@ _PATIENCE = 60
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket at the address; raises ``UserError`` for one that cannot be had."""
+    """A socket that listens at the address: who connects early waits. Raises ``UserError`` where none can be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        bound.listen()
     except OSError as error:
         hint = "choose another port" if error.errno == errno.EADDRINUSE else "check host and port"
         raise UserError(f"address {host}:{port} cannot be used ({error.strerror}); {hint}") from None
