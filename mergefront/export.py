@@ -80,18 +80,10 @@ def merge_config(config: str | Path, out: str | Path) -> Path:
     Raises ``UserError`` for a file that cannot be read or says what is not supported.
     """
     from mergefront.adapters.merging.directory import merge_to_directory
-    from mergefront.study_file import load_yaml
+    from mergefront.yaml_file import read_mapping
 
     path = Path(config)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: the file cannot be read: {error}") from None
-    content = load_yaml(text, str(path))
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: a merge configuration must be a mapping with 'merge_method' and 'models'")
+    content = read_mapping(path, "merge configuration", "merge_method and models")
     folders = (Path.cwd(), path.resolve().parent)
     return merge_to_directory(map_references(content, lambda reference: _resolve(reference, folders)), Path(out))
 

@@ -11,28 +11,16 @@ from pydantic import ValidationError
 
 from mergefront.adapters.merge_server.settings import PoolFile
 from mergefront.optimizer.errors import StudyFileError, UserError
-from mergefront.study_file import load_yaml
+from mergefront.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     from mergefront.adapters.merge_server.service import MergeService
-
-_LARGEST_FILE = 1_000_000
 
 
 def read_pool_file(path: Path) -> PoolFile:
     """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
     source = str(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise StudyFileError(source, [f"the file is larger than {_LARGEST_FILE:,} bytes; it is no pool file"])
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise StudyFileError(source, ["there is no such file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(source, [f"the file cannot be read: {error}"]) from None
-    content = load_yaml(text, source)
-    if not isinstance(content, dict):
-        raise StudyFileError(source, ["the file must hold a mapping with the keys pool, base_model and models"])
+    content = read_mapping(path, "pool file", "pool, base_model and models")
     try:
         return PoolFile.model_validate(content)
     except ValidationError as error:

@@ -5,17 +5,15 @@ An unknown key is an error with the nearest known one. Paths are relative to the
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergefront.adapters.servers.settings import SERVER_SECTIONS, ServerSection
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
-
-_LARGEST_FILE = 1_000_000
+from mergefront.yaml_file import read_mapping
 
 
 class _Section(BaseModel):
@@ -108,66 +106,13 @@ class StudyFile(_Section):
 def read_study_file(path: Path) -> StudyFile:
     """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
     source = str(path)
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise StudyFileError(source, [f"the file is larger than {_LARGEST_FILE:,} bytes; it is no study file"])
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise StudyFileError(source, ["there is no such file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyFileError(source, [f"the file cannot be read: {error}"]) from None
-    content = load_yaml(text, source)
-    if not isinstance(content, dict):
-        raise StudyFileError(
-            source, ["the file must hold a mapping with the keys study, merge, tasks, objectives and search"]
-        )
+    content = read_mapping(path, "study file", "study, merge, tasks, objectives and search")
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
     try:
         return StudyFile.model_validate(content)
     except ValidationError as error:
         raise StudyFileError(source, [_problem(dict(entry)) for entry in error.errors()]) from None
-
-
-def load_yaml(text: str, source: str) -> Any:
-    """Safe YAML without duplicate keys and without aliases; raises ``StudyFileError``."""
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        raise StudyFileError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
-    except ValueError as error:  # a number of thousands of digits, a date that does not exist
-        raise StudyFileError(source, [f"not valid YAML: {error}"]) from None
-    except RecursionError:
-        raise StudyFileError(source, ["not valid YAML: nested too deeply"]) from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys (the last would win silently) and aliases (they can expand without bound)."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.events.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, "aliases are not supported; write the value out", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key must be a word or a number", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 _BACKENDS = ("local", "function", *SERVER_SECTIONS)
