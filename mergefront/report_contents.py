@@ -11,10 +11,11 @@ from mergefront.importance import importances
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import DETAILS
-from mergefront.verdict import Verdict, verdict
+from mergefront.verdict import Verdict, evaluations_on, verdict
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks import Task
+    from mergefront.optimizer.evaluation import Evaluation
     from mergefront.study import Candidate, Study
 
 
@@ -32,11 +33,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that the page says. ``judged`` is the verdict that it rests on, on the split that it names."""
+    """Everything that the page says.
+
+    ``rows`` are evaluations of ``front`` (its merges) and ``anchors`` by trial number, on ``split``: "report" as soon
+    as its items were asked. ``judged`` is the verdict on the same; None where no merge is on the front.
+    """
 
     study: Study
     front: Sequence[Candidate]
     anchors: Sequence[Candidate]
+    split: str
+    rows: Mapping[int, Evaluation]
     judged: Verdict | None
     hypervolumes: Sequence[tuple[int, float]]
     anchor_hypervolume: float
@@ -54,19 +61,27 @@ def contents(study: Study) -> Contents:
     anchors = [candidate for candidate in candidates if candidate.anchor is not None]
     of_anchors = {candidate.digest for candidate in anchors}
     front = [candidate for candidate in study.front() if candidate.digest not in of_anchors]
-    on_report = verdict(study, "report")
+    judged = verdict(study, "report") or verdict(study, "search")
+    if judged is not None:
+        split, rows = judged.split, judged.rows
+    else:
+        rows = evaluations_on(study, "report", anchors)
+        split = "report" if rows else "search"
+        rows = rows or evaluations_on(study, "search", anchors)
     tasks = _tasks(study)
     return Contents(
         study,
         front,
         anchors,
-        on_report or verdict(study, "search"),
+        split,
+        rows,
+        judged,
         _hypervolumes(study, candidates),
         study.hypervolume(anchors) if anchors else 0.0,
         importances(study),
         _side_tasks(study, tasks),
         _cost(study, candidates),
-        _warnings(study, on_report, tasks),
+        _warnings(study, split, tasks),
     )
 
 
@@ -107,9 +122,9 @@ def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
     return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
 
 
-def _warnings(study: Study, on_report: Verdict | None, tasks: Sequence[Task]) -> list[str]:
+def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:
     said = []
-    if on_report is None:
+    if split != "report":
         remedy = "run `mergefront report` first" if "tasks" in study.record.definition["evaluator"] else ""
         said.append(
             "The scores below are those that the search optimised on: the best of many trials looks better than it "

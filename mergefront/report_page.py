@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +71,7 @@ def _result(shown: Contents) -> str:
     study, judged = shown.study, shown.judged
     parts = [f'<p class="warning">{escape(text)}</p>' for text in shown.warnings]
     if judged is None:
-        parts.append("<p>There is no merge on the front beside the anchors: nothing beats them.</p>")
+        parts.append(f'<p class="verdict tie">{escape(words.no_merge_on_front(study))}</p>')
     else:
         kind = "beats" if judged.overall.beats else "tie"
         for line in words.overall_lines(judged, study.objectives):
@@ -122,11 +122,10 @@ def _picture(study: Study) -> str:
 
 
 def _scores(shown: Contents) -> str:
-    study, judged = shown.study, shown.judged
-    rows = _rows(shown)
-    title = "report items" if judged is not None and judged.split == "report" else "search items"
+    study, rows = shown.study, shown.rows
+    title = f"{shown.split} items"
     headings = ["", *(words.heading(objective) for objective in study.objectives), "mean, normalised by experts"]
-    own = _expert_scores(shown, rows)
+    own = _expert_scores(shown)
     table = []
     for candidate in (*shown.front, *shown.anchors):
         row = rows.get(candidate.number)
@@ -147,20 +146,13 @@ def _scores(shown: Contents) -> str:
     return note + _table(headings, table)
 
 
-def _rows(shown: Contents) -> Mapping[int, Evaluation]:
-    """Every shown candidate's evaluation on the split that the page rests on."""
-    if shown.judged is not None:
-        return shown.judged.rows
-    return {candidate.number: candidate.evaluation for candidate in (*shown.front, *shown.anchors)}
-
-
-def _expert_scores(shown: Contents, rows: Mapping[int, Evaluation]) -> dict[str, float]:
+def _expert_scores(shown: Contents) -> dict[str, float]:
     """Each objective's score of the expert that it is named after, where that is above 0."""
     found = {}
     for objective in shown.study.objectives:
         for anchor in shown.anchors:
-            if anchor.anchor == expert_anchor(objective.name) and anchor.number in rows:
-                score = float(rows[anchor.number].scores[objective.name])
+            if anchor.anchor == expert_anchor(objective.name) and anchor.number in shown.rows:
+                score = float(shown.rows[anchor.number].scores[objective.name])
                 if score > 0:
                     found[objective.name] = score
     return found
@@ -249,27 +241,32 @@ def _p(value: float) -> str:
 
 def _forgetting(shown: Contents) -> str:
     """Side tasks against the base model; empty where there are none or they were not scored."""
-    judged = shown.judged
-    if judged is None or not shown.side_tasks or judged.split != "report":
+    if not shown.side_tasks or shown.split != "report":
         return ""
     base = next((anchor for anchor in shown.anchors if anchor.anchor == BASE), None)
-    if base is None or base.number not in judged.rows:
+    if base is None or base.number not in shown.rows:
         return ""
-    of_base = judged.rows[base.number]
+    of_base = shown.rows[base.number]
     headings = ["", *(words.heading(task) for task in shown.side_tasks)]
     rows = []
     for candidate in (*shown.front, *shown.anchors):
-        row = judged.rows.get(candidate.number)
+        row = shown.rows.get(candidate.number)
         if row is None or any(task.name not in row.scores for task in shown.side_tasks):
             continue
         cells = []
         for task in shown.side_tasks:
             lost = task.sign * (float(of_base.scores[task.name]) - float(row.scores[task.name]))
-            cells.append(f"{_score(row, task)}, {'lost' if lost > 0 else 'gained'} {words.number(abs(lost))}")
-        rows.append([_who(candidate), *cells])
+            cells.append(_score(row, task) if candidate is base else f"{_score(row, task)}, {_lost(lost)}")
+        rows.append(["base, the reference" if candidate is base else _who(candidate), *cells])
     if not rows:
         return ""
     return "<p>Tasks outside the search, and what is lost of them against the base model.</p>" + _table(headings, rows)
+
+
+def _lost(lost: float) -> str:
+    if lost == 0:
+        return "unchanged"
+    return f"{'lost' if lost > 0 else 'gained'} {words.number(abs(lost))}"
 
 
 def _hypervolume_figure(shown: Contents) -> str:

@@ -7,7 +7,7 @@ A merge beats an anchor when it is better in at least one objective beyond noise
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isclose
@@ -119,14 +119,7 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     anchors = [candidate for candidate in candidates if candidate.anchor is not None]
     anchor_digests = {candidate.digest for candidate in anchors}
     merges = [candidate for candidate in study.front() if candidate.digest not in anchor_digests]
-    rows: dict[int, Evaluation] = {}
-    for candidate in (*merges, *anchors):
-        found = study.ledger.find(candidate.recipe, split)
-        if found is not None and split == "search":
-            # While items are left, a candidate's scores are an estimate that gets better after it was told.
-            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
-        if found is not None:
-            rows[candidate.number] = found
+    rows = evaluations_on(study, split, (*merges, *anchors))
     merges = [candidate for candidate in merges if candidate.number in rows]
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:
@@ -135,6 +128,19 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     picked = None if on_search_items is None else on_search_items.overall.merge
     picked_from = len(candidates) - len(anchors) if split == "search" else len(merges)
     return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
+
+
+def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
+    """The evaluations of those of ``candidates`` that were scored on a split, by trial number."""
+    rows: dict[int, Evaluation] = {}
+    for candidate in candidates:
+        found = study.ledger.find(candidate.recipe, split)
+        if found is not None and split == "search":
+            # While items are left, a candidate's scores are an estimate that gets better after it was told.
+            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
+        if found is not None:
+            rows[candidate.number] = found
+    return rows
 
 
 def _judge(

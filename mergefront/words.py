@@ -11,7 +11,7 @@ from mergefront.optimizer.objectives import Objective
 from mergefront.verdict import LEVEL, Verdict
 
 if TYPE_CHECKING:
-    from mergefront.study import Candidate
+    from mergefront.study import Candidate, Study
 
 ARROWS = {"maximize": "↑", "minimize": "↓"}
 
@@ -95,6 +95,21 @@ def nothing_feasible(nearest: Candidate) -> str:
     """That no candidate satisfies the constraints, and which one comes nearest."""
     missed = ", ".join(f"{name} by {number(by)}" for name, by in nearest.violations.items() if by > 0)
     return f"No candidate satisfies the constraints yet. Trial {nearest.number} comes nearest; it misses {missed}."
+
+
+def no_merge_on_front(study: Study) -> str:
+    """Why a front holds no merge beside the anchors."""
+    if not study.front():
+        return nothing_feasible(study.nearest_to_feasible())
+    tried = sum(1 for candidate in study.candidates() if candidate.anchor is None)
+    if not tried:
+        return "No merge has been tried yet beside the anchors."
+    what = "the merge tried" if tried == 1 else f"each of the {tried} merges tried"
+    violates = " or violates a constraint" if study.constraints else ""
+    return (
+        f"No merge beats the best anchor. The front holds anchors only: on the search items {what} is dominated by an "
+        f"anchor{violates}."
+    )
 
 
 def verdict_lines(found: Verdict, objectives: Sequence[Objective]) -> list[str]:

@@ -38,6 +38,8 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     """The front, the anchors below it, and who beats whom, on stdout."""
     from rich.text import Text
 
+    from mergefront.verdict import evaluations_on
+
     screen = console()
     candidates = study.candidates()
     failed = len(study.failures())
@@ -65,12 +67,11 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         screen.print(Text(legend, style="dim"))
     if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
-        _print_wrapped(screen, "No merge beats the best anchor: the front holds anchors only.")
+        _print_wrapped(screen, words.no_merge_on_front(study))
+        _print_on_report_items(screen, study, evaluations_on(study, "report", study.anchors()))
     for found in verdicts:
         if found.split == "report":
-            screen.print()
-            screen.print(Text("On the report items, which the search never saw", style="bold"))
-            screen.print(front_table(study, front, screen.width, found.rows))
+            _print_on_report_items(screen, study, found.rows)
         screen.print()
         for line in words.verdict_lines(found, study.objectives):
             _print_wrapped(screen, line)
@@ -88,6 +89,16 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
             f"than it is.{remedy}",
             style="dim",
         )
+
+
+def _print_on_report_items(screen: Console, study: Study, rows: Mapping[int, Evaluation]) -> None:
+    """The front's scores on the report items; nothing where there are none."""
+    from rich.text import Text
+
+    if rows:
+        screen.print()
+        screen.print(Text("On the report items, which the search never saw", style="bold"))
+        screen.print(front_table(study, study.front(), screen.width, rows))
 
 
 def front_table(

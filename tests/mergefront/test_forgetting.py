@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import mergefront as mf
+from mergefront.cli.application import cli
 from mergefront.demo.experts import _new_model, _tokenizer
 from mergefront.report import report
 from mergefront.report_contents import contents
@@ -29,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
 
     folder = tmp_path_factory.mktemp("forgetting")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         model, tokenizer = _new_model(), _tokenizer()
         for name in ("base", "one", "two"):
             model.save_pretrained(folder / name)
@@ -73,16 +76,43 @@ def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study
     base = next(anchor for anchor in shown.anchors if anchor.anchor == "base")
     of_base = study.ledger.find(base.recipe, "report")
     candidates = [*shown.front, *shown.anchors]
+    assert sum(row[:1] == ["base, the reference"] for row in cells) == 1, "it has lost and gained nothing"
     assert of_base is not None and len(candidates) == len([row for row in cells if row]) > 3
     verbs = set()
     for candidate, (_, side, choices) in zip(candidates, filter(None, cells), strict=True):
         row = study.ledger.find(candidate.recipe, "report")
         assert row is not None
+        if candidate.number == base.number:
+            assert not re.search("lost|gained", side + choices)
+            continue
         for cell, lost in (
             (side, row.scores["side"] - of_base.scores["side"]),  # a loss that grew
             (choices, of_base.scores["choices"] - row.scores["choices"]),  # an accuracy that fell
         ):
-            verb = "lost" if lost > 0 else "gained"
-            assert cell.endswith(f"{verb} {number(abs(lost))}"), (candidate, cell)
+            verb = "lost" if lost > 0 else "gained" if lost else "unchanged"
+            assert cell.endswith(f"{verb} {number(abs(lost))}" if lost else ", unchanged"), (candidate, cell)
             verbs.add(verb)
-    assert verbs == {"lost", "gained"}
+    assert verbs >= {"lost", "gained"}
+
+
+def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study: mf.Study) -> None:
+    """Who found nothing would otherwise read the search items' scores, and not that nothing was found."""
+    folder = Path(study.record.root)
+    content = yaml.safe_load((folder / "study.yaml").read_text()) | {"study": "nothing", "objectives": ["delta_l1"]}
+    path = folder / "nothing.yaml"
+    path.write_text(yaml.safe_dump(content))
+    nothing = mf.search(path)
+    assert contents(nothing).split == "search"
+    assert report(nothing) == len(nothing.anchors()) > 3
+    shown = contents(nothing)
+    assert (shown.judged, shown.split, shown.front) == (None, "report", [])
+    assert set(shown.rows) == {anchor.number for anchor in nothing.anchors()}
+    said = page(shown)
+    tried = len(nothing.candidates()) - len(nothing.anchors())
+    assert (
+        f"No merge beats the best anchor. The front holds anchors only: on the search items each of the {tried}" in said
+    )
+    assert "On the report items" in said and "Tasks outside the search" in said and "optimised on" not in said
+    result = CliRunner().invoke(cli, ["report", "nothing", "--storage", nothing.database.url])
+    assert "No merge beats the best anchor" in " ".join(result.stdout.split())
+    assert "On the report items, which the search never saw" in result.stdout
