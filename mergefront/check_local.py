@@ -166,16 +166,17 @@ def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
 
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
-    modules of metrics of one's own (not what these import)."""
+    modules of metrics of one's own with those that they import."""
     from mergefront.adapters.tasks.lm_eval_files import task_files
+    from mergefront.adapters.tasks.local_imports import imported_files, module_files
 
     named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
     own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
     metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
-    modules = [f"{module.replace('.', '/')}.py" for module, colon, _ in metrics if colon]
-    return [*named, *local, *own, *(module for module in modules if os.path.isfile(root / module))]
+    modules = [file for module, colon, _ in metrics if colon for file in module_files(module, root)]
+    return [*named, *local, *own, *modules, *imported_files(modules, root)]
 
 
 def _content_files(path: Path) -> list[Path]:

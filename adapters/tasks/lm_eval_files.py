@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
+from mergefront.adapters.tasks.local_imports import imported_files
+
 
 def task_files(task: str, folder: Path) -> list[str]:
-    """The YAML file ``task``, those that it includes, the modules beside them that it names, and its data files.
+    """The YAML file ``task``, those that it includes, the modules beside them that it names with what these import, and
+    its data files.
 
     Paths are relative to ``folder`` (absolute where the YAML says so) and each stands once. Files on the net are left
     out. What is missing or no YAML is left out as well, ``task`` aside: the harness says what is wrong with it.
@@ -60,7 +63,8 @@ def _merged(name: str, folder: Path, above: frozenset[str]) -> tuple[dict[str, A
             merged |= content
             read += more
     modules = {_beside(name, f"{said.rpartition('.')[0].replace('.', '/')}.py") for said in _functions(own)}
-    read += [module for module in sorted(modules) if os.path.isfile(folder / module)]
+    own_modules = [module for module in sorted(modules) if os.path.isfile(folder / module)]
+    read += [*own_modules, *imported_files(own_modules, folder)]
     return {**merged, **own}, read
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mergefront.adapters.tasks.lm_eval_files import task_files
+from mergefront.adapters.tasks.local_imports import imported_files
 from mergefront.check import check_study
 from mergefront.evaluators import make_evaluator
 from mergefront.optimizer.errors import UserError
@@ -173,7 +174,11 @@ def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(stu
         "dataset_path: json\ntest_split: test\noutput_type: generate_until\ndoc_to_text: prompt\n"
         "doc_to_target: !function wanted.wanted\nmetric_list: [{metric: exact_match}]\n"
     )
-    (folder / "wanted.py").write_text("def wanted(document):\n    return document['answer']\n")
+    (folder / "wanted.py").write_text(
+        "import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nimport helper_of_wanted\n"
+        "def wanted(document):\n    return helper_of_wanted.clean(document['answer'])\n"
+    )
+    (folder / "helper_of_wanted.py").write_text("import json\n\ndef clean(text):\n    return text.strip()\n")
     for number, name in enumerate(("a1", "a2", "more")):
         lines = [json.dumps({"prompt": f"{number} and {n}", "answer": str(n)}) for n in range(5)]
         (folder / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
@@ -183,7 +188,10 @@ def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(stu
         )
     )
     definition = check_study(study).definition_or_raise()
-    made_of = {"mine.yaml", "common.yaml", "wanted.py", "data/a1.jsonl", "data/a2.jsonl", "data/more.jsonl"}
+    made_of = {
+        *("mine.yaml", "common.yaml", "wanted.py", "helper_of_wanted.py"),
+        *("data/a1.jsonl", "data/a2.jsonl", "data/more.jsonl"),
+    }
     assert {name for name in definition.evaluator["content"] if name.startswith("tasks")} == {
         f"tasks/{name}" for name in made_of
     }
@@ -213,15 +221,36 @@ def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
     """Scores by two versions of a metric would be compared."""
     module = study.parent / "own_metric_of_check" / "loud.py"
     module.parent.mkdir()
+    (module.parent / "__init__.py").write_text("")
     module.write_text("def shouting(item, text):\n    return text.isupper()\n")
     study.write_text(STUDY.replace("metric: exact_match", "metric: 'own_metric_of_check.loud:shouting'"))
     definition = check_study(study).definition_or_raise()
+    assert "own_metric_of_check/__init__.py" in definition.evaluator["content"]
     module.write_text("def shouting(item, text):\n    return not text.isupper()\n")
     with (
         pytest.raises(UserError, match=r"loud\.py: its content has changed"),
         make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
     ):
         pass
+
+
+def test_imports_of_ones_own_are_found_through_each_other_and_installed_ones_left_out(tmp_path: Path) -> None:
+    """A metric is seldom one file; what is changed behind it changes scores as well."""
+    files = {
+        "metrics/loud.py": "import json, torch\nfrom metrics.parts import words as w, gone\nfrom .near import x\n",
+        "metrics/__init__.py": "",
+        "metrics/near.py": "def late():\n    import common\n",
+        "metrics/parts/__init__.py": "",
+        "metrics/parts/words.py": "from .. import loud\nfrom ..near import *\n",
+        "common.py": "this is no Python",
+        "metrics/unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = imported_files(["metrics/loud.py"], tmp_path)
+    assert set(found) == set(files) - {"metrics/loud.py", "metrics/unused.py"} and len(set(found)) == len(found)
+    assert imported_files(["nowhere.py"], tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["n" * 3000, "a\0b"], ids=["too long", "with a NUL"])
