@@ -31,11 +31,16 @@ from mergefront.study import Study
 
 if TYPE_CHECKING:
     from mergefront.optimizer.recipe import Recipe
+    from mergefront.study import Candidate
 
 _CHUNK = 2000  # characters of a note or plot in one attribute, below the dashboard's own limit
 _FRESH_SECONDS = 5.0
 _MOST_NOTES = 2000
 _MOST_POINTS = 150
+_RACED = (
+    "This study is raced: a trial's values are those of the moment when it ended. The front and the hypervolume here "
+    "and in the plots, and the scores in the trials' notes, are estimated from everything that was answered by now."
+)
 
 
 @dataclass
@@ -150,8 +155,10 @@ def yaml_of(recipe: Recipe) -> str:
 def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, Recipe]) -> dict[str, Any]:
     """Study attributes, in optuna-dashboard's format: plots, a note of the study, a note for each trial."""
     attributes = dict(_note(None, _study_note(study)))
+    estimated = {one.number: one for one in study.candidates()} if study.racing is not None else {}
     for trial in trials[-_MOST_NOTES:]:
-        attributes |= _note(trial._trial_id, trial_note(trial, recipes.get(trial.user_attrs.get(RECIPE, ""))))
+        recipe = recipes.get(trial.user_attrs.get(RECIPE, ""))
+        attributes |= _note(trial._trial_id, trial_note(trial, recipe, estimated.get(trial.number)))
     for name, figure in plots(study).items():
         text = figure.to_json()
         attributes |= {f"dashboard:plot_data:{name}:{index}": part for index, part in enumerate(_parts(text))}
@@ -231,14 +238,16 @@ def _study_note(study: Study) -> str:
     for candidate in study.front():
         scores = ", ".join(f"{name} {words.number(float(value))}" for name, value in candidate.scores.items())
         lines.append(f"- trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else f": {scores}"))
+    if study.racing is not None and study.candidates():
+        lines += ["", _RACED]
     if failures:
         lines += ["", f"**Failed: {sum(failures.values())}**", ""]
         lines += [f"- {count} x {_plain(reason)}" for reason, count in failures.most_common(20)]
     return "\n".join(lines)
 
 
-def trial_note(trial: FrozenTrial, recipe: Recipe | None) -> str:
-    """A trial's note in Markdown: what it is, why it failed, its recipe."""
+def trial_note(trial: FrozenTrial, recipe: Recipe | None, estimated: Candidate | None = None) -> str:
+    """A trial's note in Markdown: what it is, why it failed, its recipe, and a raced one's scores as known now."""
     lines = []
     anchor = trial.user_attrs.get(ANCHOR)
     if anchor:
@@ -247,6 +256,12 @@ def trial_note(trial: FrozenTrial, recipe: Recipe | None) -> str:
         lines.append("The same recipe had been evaluated before; its scores were taken over.")
     if trial.state == TrialState.FAIL:
         lines.append(f"**Failed:** {_plain(str(trial.user_attrs.get(FAILURE, 'no reason is known')))}")
+    if estimated is not None:
+        scores = ", ".join(
+            f"{_plain(name)} {words.score(float(value), estimated.standard_errors.get(name))}"
+            for name, value in estimated.scores.items()
+        )
+        lines.append(f"Scores as estimated from all answers by now: {scores}")
     if recipe is not None:
         lines += ["Recipe (mergekit):", "", "```yaml", yaml_of(recipe).rstrip().replace("```", "'''"), "```"]
     return "\n\n".join(lines[:-5]) + ("\n\n" if lines[:-5] else "") + "\n".join(lines[-5:])

@@ -12,14 +12,18 @@ from pathlib import Path
 from wsgiref.simple_server import WSGIServer, make_server
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 
 import mergefront as mf
+from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.words import score
 
 pytest.importorskip("optuna_dashboard", reason="needs the extra 'dashboard'")
 
 from mergefront.cli.dashboard import _QuietHandler, _Server, dashboard_application
+from mergefront.dashboard_view import explanations
 
 
 @pytest.fixture
@@ -64,6 +68,47 @@ def test_failed_trials_show_their_reason(address: str, storage: str) -> None:
     assert failures, "the example has failing trials"
     for failure in failures:
         assert "diverged: loss" in shown["trials"][failure.number]["note"]["body"]
+
+
+class HalfAnswered:
+    """Scores by item, of which a race asks a part."""
+
+    def evaluate(self, recipe: mf.Recipe, request: EvaluationRequest) -> Evaluation:
+        ability = 0.2 + 0.6 * float(recipe.params["weight[a]"])
+        noise = np.random.default_rng(int(recipe.digest[:6], 16)).normal(0, 0.1, 200)
+        right = (ability + noise > np.random.default_rng(0).random(200)).astype(float)
+        assert request.race is not None
+        race = request.race.start({"score": [str(number) for number in range(200)]}, {})
+        while (batch := race.batch()) is not None:
+            asked = batch["score"]
+            race.tell("score", asked, ItemScores(tuple(map(str, asked)), tuple(right[list(asked)].tolist())))
+        result = race.result()
+        one = result.estimates["score"]
+        return Evaluation(
+            {"score": one.mean}, {"score": one.standard_error}, dict(result.items), details=dict(result.details)
+        )
+
+
+def test_a_raced_trials_note_has_its_score_as_it_is_known_now(tmp_path: Path) -> None:
+    """The front that a user reads elsewhere would contradict the values that the dashboard shows, unexplained."""
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0, 1]}),
+        evaluate=HalfAnswered(),
+        objectives=["score"],
+        sampler="random",
+        evaluations=14,
+        racing=True,
+        storage=f"sqlite:///{tmp_path}/raced.db",
+        name="raced",
+    )
+    trials = study.optuna.get_trials(deepcopy=False)
+    shown = explanations(study, trials, study.ledger.recipes())
+    assert "This study is raced" in shown["dashboard:note_str:0"]
+    candidates = study.candidates()
+    assert any(abs(one.scores["score"] - trials[one.number].values[0]) > 0.001 for one in candidates)
+    for candidate in candidates:
+        note = shown[f"dashboard:{trials[candidate.number]._trial_id}:note_str:0"]
+        assert f"by now: score {score(candidate.scores['score'], candidate.standard_errors.get('score'))}" in note
 
 
 @pytest.mark.parametrize(
