@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 """Chance of any false "better" among all comparisons of one front."""
+RESOLUTION = 1e-4
+"""Share of a score below which a difference is none: merges that are one model differ by rounding, which no number of
+items averages out, since it has the same direction in all of them."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def _judge(
     names = [objective.name for objective in objectives]
     scores = {number: checked_scores(row, names) for number, row in rows.items()}
     normaliser = Normaliser.from_anchors(
-        objectives, [[scores[anchor.number][name] for name in names] for anchor in anchors]
+        objectives, [[scores[anchor.number][name] for name in names] for anchor in anchors], RESOLUTION
     )
     weights = [1.0 / (scale * len(names)) for scale in normaliser.scales]
     compared = []
@@ -212,7 +215,13 @@ def _overall(
 
 
 def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
-    """``first`` minus ``second`` in one objective, positive where ``first`` is better."""
+    """``first`` minus ``second`` in one objective, positive where ``first`` is better; 0 below the resolution."""
+    found = _measured_difference(objective, first, second)
+    size = max(abs(float(one.scores[objective.name])) for one in (first, second))
+    return found if abs(found.mean) > RESOLUTION * size else replace(found, mean=0.0)
+
+
+def _measured_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
     items, others = oriented_items(first, objective), oriented_items(second, objective)
     if items is not None and others is not None:
         raced = DETAILS in first.details or DETAILS in second.details

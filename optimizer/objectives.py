@@ -56,11 +56,14 @@ class Normaliser:
     scales: tuple[float, ...]
 
     @classmethod
-    def from_anchors(cls, objectives: Sequence[Objective], anchors: Sequence[Sequence[float]]) -> Normaliser:
+    def from_anchors(
+        cls, objectives: Sequence[Objective], anchors: Sequence[Sequence[float]], agree: float = 1e-6
+    ) -> Normaliser:
         """From the anchors' raw values (``n x m``), or from an objective's own ``range`` where given.
 
         An objective in which all anchors agree, or without any anchor, is scaled by its magnitude
-        (at least 1), so that the map is always defined.
+        (at least 1), so that the map is always defined. They agree when they spread over no more than ``agree`` of
+        their size: anchors that are one model differ by rounding, and that is no unit to measure in.
         """
         lows, scales = [], []
         for column, objective in enumerate(objectives):
@@ -71,7 +74,7 @@ class Normaliser:
                 values = [objective.sign * row[column] for row in anchors] or [0.0]
             low, high = min(values), max(values)
             spread = high - low
-            if spread <= 1e-12 * max(abs(low), abs(high)):
+            if spread <= agree * max(abs(low), abs(high)):
                 spread = max(abs(low), 1.0) if not anchors or low == 0 else abs(low)
             lows.append(low)
             scales.append(spread)

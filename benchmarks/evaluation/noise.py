@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,13 +74,24 @@ def claims(seed: int, sampler: str = "random", racing: bool = False) -> Claims:
         for candidate in {one.recipe.digest: one for one in (*study.anchors(), *study.front())}.values():
             evaluation = evaluator.evaluate(candidate.recipe, EvaluationRequest(OBJECTIVES, "report"))
             study.ledger.record(candidate.recipe, evaluation, "report")
-        found = [verdict(study, split) for split in ("search", "report")]
+        said = claims_of(study)
         study.database.close()
-    said = [
-        (False, False) if one is None else (one.overall.beats, any(match.beats for match in one.matches))
-        for one in found
-    ]
-    return Claims(*said[0], *said[1])
+    return said
+
+
+def claims_of(study: mf.Study) -> Claims:
+    """What a study claims whose front and anchors were scored on the report items."""
+    said = []
+    for split in ("search", "report"):
+        found = verdict(study, split)
+        said += [False, False] if found is None else [found.overall.beats, any(one.beats for one in found.matches)]
+    return Claims(*said)
+
+
+def print_claims(several: Sequence[Claims]) -> None:
+    """How many studies claim a winner, by kind of claim."""
+    for name in ("search_best", "search_any", "report_best", "report_any"):
+        print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
 
 
 def main() -> None:
@@ -93,8 +105,7 @@ def main() -> None:
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         several.append(claims(seed, arguments.sampler, arguments.racing))
         print(seed, several[-1], flush=True)
-    for name in ("search_best", "search_any", "report_best", "report_any"):
-        print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
+    print_claims(several)
 
 
 if __name__ == "__main__":

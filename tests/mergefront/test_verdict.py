@@ -67,6 +67,24 @@ def test_without_noise_a_difference_is_taken_as_exact_and_said_to_be(tmp_path: P
     assert "taken as exact" in "\n".join(verdict_lines(found, study.objectives))
 
 
+def test_rounding_is_no_win_however_sure(tmp_path: Path) -> None:
+    """Merges of copies of one model are that model up to rounding, and its small shift is the same in every item."""
+
+    def evaluate(recipe: mf.Recipe) -> Evaluation:
+        shift = 1e-7 * recipe.params.get("weight[a]", 0) * recipe.params.get("weight[b]", 0)
+        losses = ItemScores(tuple(map(str, range(ITEMS))), tuple(2 + index / ITEMS - shift for index in range(ITEMS)))
+        return Evaluation({"loss": losses.mean}, {"loss": losses.standard_error}, {"loss": losses})
+
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties", parameters={"weight": [0, 1], "density": 0.5}),
+        evaluate=evaluate, objectives=[Objective("loss", "minimize")], sampler="random", evaluations=12, name="copies",
+        storage=f"sqlite:///{tmp_path}/v.db",
+    )  # fmt: skip
+    found = verdict(study)
+    assert found is not None and not found.overall.beats and not any(match.beats for match in found.matches)
+    assert abs(found.overall.merge_mean) < 1e-6 and abs(study.hypervolume()) < 1
+
+
 def test_report_items_judge_the_merge_that_the_search_items_picked(tmp_path: Path) -> None:
     study = search(tmp_path, gain=30)
     on_search = verdict(study)

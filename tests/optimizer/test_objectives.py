@@ -38,6 +38,12 @@ def test_a_constant_objective_is_no_division_by_zero() -> None:
     assert normaliser.normalise([0.3]) == [0.0]
 
 
+def test_rounding_is_no_unit() -> None:
+    """Copies of one model differ in the last digits; a search of them would show a large hypervolume of nothing."""
+    normaliser = Normaliser.from_anchors((Objective("loss", "minimize"),), [[4.1893271773], [4.1893272211]])
+    assert normaliser.normalise([4.1893269]) == pytest.approx([0.0], abs=1e-6)
+
+
 def test_mistakes_in_objectives_are_named() -> None:
     with pytest.raises(UserError, match="named twice"):
         objectives_from(["a", "a"])
