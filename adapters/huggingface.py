@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.linear_layers import fast_linear_layers
 from mergefront.adapters.shared_prefix import Prefix, can_be_shared, common_length
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
@@ -258,9 +259,10 @@ class HuggingFaceModel:
 
     def _forward(self, tokens: torch.Tensor, keep: torch.Tensor | int, **more: Any) -> Any:
         """One pass that computes logits only for the positions in ``keep`` (an integer: the last ones)."""
-        if self._keeps_some_logits:
-            return self.model(input_ids=tokens, logits_to_keep=keep, **more)
-        output = self.model(input_ids=tokens, **more)
+        with fast_linear_layers(self.model):
+            if self._keeps_some_logits:
+                return self.model(input_ids=tokens, logits_to_keep=keep, **more)
+            output = self.model(input_ids=tokens, **more)
         output.logits = output.logits[:, -keep:] if isinstance(keep, int) else output.logits[:, keep]
         return output
 

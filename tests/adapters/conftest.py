@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,27 +32,39 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", clean_up_tokenization_spaces=False)
 
 
-@pytest.fixture
-def tiny_llama(tokenizer: Any) -> Any:
-    """A new random Llama (2 layers, tied embeddings, at most 64 tokens) whose logits are well apart."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+@pytest.fixture(scope="session")
+def random_model(tokenizer: Any) -> Callable[..., Any]:
+    """Makes a new random model (2 layers, tied embeddings, at most 64 tokens) whose logits are well apart.
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=64,
-                initializer_range=0.3,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=None,
-            )
-        ).eval()
+    ``random_model("Mistral", sliding_window=8)``: the kind by its name in transformers, and what is not as usual.
+    """
+    import torch
+    import transformers
+
+    def make(kind: str = "Llama", **settings: Any) -> Any:
+        usual = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.3,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": None,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = getattr(transformers, f"{kind}Config")(**(usual | settings))
+            return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_llama(random_model: Callable[..., Any]) -> Any:
+    """A new random Llama."""
+    return random_model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -262,27 +263,25 @@ def test_a_scored_text_is_never_taken_for_a_shared_beginning(tiny_llama: Any, to
         assert answer.logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_model_with_a_sliding_window_answers_as_without_a_shared_beginning(tokenizer: Any) -> None:
+def test_a_model_with_a_sliding_window_answers_as_without_a_shared_beginning(
+    random_model: Callable[..., Any], tokenizer: Any
+) -> None:
     """Padding after a prefix would count into the window."""
-    from transformers import MistralConfig, MistralForCausalLM
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = MistralForCausalLM(
-            MistralConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                initializer_range=0.3,
-                sliding_window=8,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ).eval()
+    model = random_model("Mistral", sliding_window=8)
     asked = [GenerationRequest(prompt, 6) for prompt in few_shot()]
     together = HuggingFaceModel(model, tokenizer).generate(asked)
     alone = HuggingFaceModel(model, tokenizer)
     assert together == [alone.generate([request])[0] for request in asked]
+
+
+def test_layers_that_go_to_the_quicker_library_answer_the_same(
+    random_model: Callable[..., Any], tokenizer: Any
+) -> None:
+    """Else a score would depend on the processor by more than rounding."""
+    model = random_model(hidden_size=256, intermediate_size=1024, initializer_range=0.1)
+    together = HuggingFaceModel(model, tokenizer).loglikelihood([ScoringRequest(*pair) for pair in PAIRS])
+    for (context, continuation), answer in zip(PAIRS, together, strict=True):
+        before = tokenizer.encode(context.rstrip()) or [tokenizer.eos_token_id]
+        whole = tokenizer.encode(context + continuation)
+        expected, greedy = by_hand(model, before, whole[len(before) if context else 0 :])
+        assert answer.logprob == pytest.approx(expected, abs=1e-4) and answer.is_greedy == greedy

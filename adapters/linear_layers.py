@@ -1,0 +1,73 @@
+"""Linear layers in float32 on a CPU by oneDNN, where torch itself would take another library.
+
+For float32 torch multiplies matrices with the BLAS that it was built with: on x86 MKL, which leaves half of the vector
+unit's width unused on processors that are not Intel's. oneDNN, which torch holds as well, uses all of it. It reads
+weights where they are, so that nothing has to follow when they change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+LEAST_WEIGHTS = 2**16
+"""Weights of a layer from which oneDNN is quicker however few the rows: reading them from memory takes longest."""
+LEAST_PRODUCTS = 2**21
+"""Multiplications (rows x weights) from which it is quicker for smaller layers; below, its call costs too much."""
+
+
+def fast_linear_layers(model: torch.nn.Module) -> AbstractContextManager[object]:
+    """A context, to be entered once, in which ``model`` is best asked; it needs no gradients.
+
+    It changes results in their last digits at most, and nothing where oneDNN is missing or the model is elsewhere than
+    on the CPU.
+    """
+    operator = _operator()
+    parameter = next(model.parameters(), None)
+    if operator is None or parameter is None or parameter.device.type != "cpu":
+        return nullcontext()
+    return _OneDnnLinear(operator)
+
+
+def _operator() -> Callable[..., torch.Tensor] | None:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    # Private to torch, which calls it in compiled models: it may be gone in another version.
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return None if packet is None else packet.default
+
+
+class _OneDnnLinear(TorchFunctionMode):
+    """Sends linear layers to oneDNN while it is entered, in this thread."""
+
+    def __init__(self, operator: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self._operator = operator
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is linear and not kwargs and _pays(*args[:2]):
+            return self._operator(args[0], args[1], args[2] if len(args) > 2 else None, "none", [], "")
+        return func(*args, **(kwargs or {}))
+
+
+def _pays(values: torch.Tensor, weights: torch.Tensor) -> bool:
+    return (
+        values.dtype == weights.dtype == torch.float32
+        and values.device.type == weights.device.type == "cpu"
+        and (weights.numel() >= LEAST_WEIGHTS or values.numel() * weights.shape[0] >= LEAST_PRODUCTS)
+        and values.dim() > 1
+        and type(weights) in (torch.Tensor, torch.nn.Parameter)
+        and weights.layout == torch.strided
+        and not torch.is_grad_enabled()
+    )
