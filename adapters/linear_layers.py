@@ -1,8 +1,8 @@
 """Linear layers in float32 on a CPU by oneDNN, where torch itself would take another library.
 
-For float32 torch multiplies matrices with the BLAS that it was built with: on x86 MKL, which leaves half of the vector
-unit's width unused on processors that are not Intel's. oneDNN, which torch holds as well, uses all of it. It reads
-weights where they are, so that nothing has to follow when they change.
+For float32 torch multiplies matrices with the BLAS that it was built with: on x86 MKL, which takes twice as long as
+oneDNN on AMD's processors (docs/benchmarks-evaluation.md). Torch holds both. oneDNN reads weights where they are, so
+that nothing has to follow when they change.
 """
 
 from __future__ import annotations
