@@ -51,6 +51,19 @@ def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
     assert patiently(action) == "done"
 
 
+def finished_study(url: str, evaluations: int) -> mf.Study:
+    """A small study whose search has met no fault."""
+    return mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties"),
+        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
+        objectives=["score"],
+        sampler="random",
+        evaluations=evaluations,
+        storage=url,
+        name="finished",
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode: str) -> None:
@@ -90,16 +103,7 @@ def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode
 
 @pytest.mark.slow
 def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres: PostgresServer) -> None:
-    url = postgres.new_database()
-    study = mf.search(
-        space=mf.MergeSpace(["a", "b"], method="ties"),
-        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
-        objectives=["score"],
-        sampler="random",
-        evaluations=6,
-        storage=url,
-        name="read",
-    )
+    study = finished_study(postgres.new_database(), 6)
     responses = DatabaseResponses(study.database)
 
     def after_a_crash(action: Callable[[], object]) -> object:
@@ -119,15 +123,7 @@ def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres:
 
 def test_a_commit_whose_answer_got_lost_makes_no_second_trial(database_url: str) -> None:
     """The first try is committed, and its connection is lost before the answer comes."""
-    study = mf.search(
-        space=mf.MergeSpace(["a", "b"], method="ties"),
-        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
-        objectives=["score"],
-        sampler="random",
-        evaluations=3,
-        storage=database_url,
-        name="lost",
-    )
+    study = finished_study(database_url, 3)
 
     class LosesOneAnswer(type(study.database.optuna_storage)):  # type: ignore[misc]
         lost = False
