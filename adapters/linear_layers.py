@@ -7,8 +7,10 @@ that nothing has to follow when they change.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,12 +36,22 @@ def fast_linear_layers(model: torch.nn.Module) -> AbstractContextManager[object]
     return _OneDnnLinear(operator)
 
 
+@cache
 def _operator() -> Callable[..., torch.Tensor] | None:
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return None
-    # Private to torch, which calls it in compiled models: it may be gone in another version.
+    """oneDNN's linear layer, where torch has it as it is known here; None elsewhere, and where torch has no MKL.
+
+    It is private to torch, which calls it in compiled models, so that it is tried before it is relied on.
+    """
     packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return None if packet is None else packet.default
+    if packet is None or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    ones = torch.ones(2, 2)
+    try:
+        with torch.inference_mode():
+            right = torch.equal(packet.default(ones, ones, None, "none", [], ""), 2 * ones)
+    except (RuntimeError, TypeError, AttributeError):
+        return None
+    return packet.default if right else None
 
 
 class _OneDnnLinear(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,10 @@ from torch.nn.functional import linear
 
 from mergefront.adapters.linear_layers import fast_linear_layers
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or platform.machine() not in ("x86_64", "AMD64"),
+    reason="torch without oneDNN, or without MKL",
+)
 
 INPUTS: dict[str, Callable[[], torch.Tensor]] = {
     "rows": lambda: torch.randn(40, 256),
