@@ -10,9 +10,9 @@ core, which everybody answers; then items of its own, those that were asked leas
   ``items`` of what full evaluation would have cost: what early stops saved is spent on the front.
 
 What all candidates answered goes into one model (``joint_scores``), which estimates every candidate's scores on all
-items. The estimate of the day, with its standard error, is what the surrogate reads; ``standings`` estimates anew
-from everything that was answered. Nothing here depends on anything but the study, so that a resumed search asks
-the same.
+items. The estimate of the day is what a trial is told; ``standings`` estimates anew from everything that was answered,
+and that is what the next proposal is made from (``restated_trials``). Nothing here depends on anything but the
+study, so that a resumed search asks the same.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class RaceRun:
         estimates, items = {}, {}
         for name, known in self.fields.items():
             answers = self._answers[name]
-            estimates[name] = known.estimates(answers.scores)[-1]
+            estimates[name] = known.estimates(answers)[-1]
             asked = sorted(answers.scores)
             items[name] = ItemScores(
                 tuple(known.ids[index] for index in asked),
@@ -236,7 +236,7 @@ class RaceRun:
         for objective in self.race.objectives:
             name = objective.name
             if name in self.fields:
-                column = self.fields[name].estimates(self._answers[name].scores)
+                column = self.fields[name].estimates(self._answers[name])
             else:
                 column = [*(_told(name, one) for one in finished), Estimate(self.exact[name], 0.0)]
             for row, one in zip(rows, column, strict=True):
@@ -259,14 +259,14 @@ class RaceRun:
 class TaskField:
     """One task's items as a race sees them.
 
-    ``order`` holds the items' indices in the order of asking. ``rivals`` has a row for each finished evaluation, with
-    its scores of the items (in the task's order; NaN where not asked), ``told`` what it was told to score.
+    ``order`` holds the items' indices in the order of asking. ``rivals`` is what the finished evaluations answered, a
+    row each, the items in the task's order; ``told`` what they were told to score.
     """
 
     name: str
     ids: tuple[str, ...]
     order: tuple[int, ...]
-    rivals: Array
+    rivals: _Answered
     told: tuple[Estimate, ...]
 
     @classmethod
@@ -276,8 +276,8 @@ class TaskField:
         base = random_order(ids, race.seed)
         if race.is_anchor:
             return cls(name, tuple(ids), tuple(base), rivals, told)
-        size, core = race.settings.rounds(len(ids))[:2]
-        anchors = rivals[: len(race.anchors)]
+        core, size = race.settings.rounds(len(ids))[:2]
+        anchors = rivals.scores[: len(race.anchors)]
         known = [index for index in base if len(anchors) and not np.isnan(anchors[:, index]).any()]
         if len(anchors) >= 2 and len(known) >= core:
             first = [known[place] for place in stratified_order(anchors[:, known])][:core]
@@ -285,15 +285,16 @@ class TaskField:
             first = base[:core]
         everybody = set(first)
         rest = [index for index in base if index not in everybody]
-        asked = (~np.isnan(rivals)).sum(axis=0)
+        asked = (~np.isnan(rivals.scores)).sum(axis=0)
         order = [*first, *least_asked_first(rest, asked, size, race.seed, len(race.finished))]
         return cls(name, tuple(ids), tuple(order), rivals, told)
 
-    def estimates(self, scores: Mapping[int, float]) -> list[Estimate]:
-        """The means over all items of every finished evaluation and, last, of the candidate with these ``scores``."""
-        own = np.full(len(self.ids), np.nan)
-        own[list(scores)] = list(scores.values())
-        return _estimates(np.vstack([self.rivals, own]), [*self.told, Estimate(0.0, 0.0)])
+    def estimates(self, answers: _Answers) -> list[Estimate]:
+        """The means over all items of every finished evaluation and, last, of the candidate with these answers."""
+        own = [np.full((1, len(self.ids)), np.nan) for _ in range(2)]
+        for row, given in zip(own, (answers.scores, answers.margins), strict=True):
+            row[0, list(given)] = list(given.values())
+        return _estimates(self.rivals.and_those_of(_Answered(*own)), [*self.told, Estimate(0.0, 0.0)])
 
     def compare(self, scores: Mapping[int, float], rival: Evaluation, sign: float) -> Difference | None:
         """Candidate minus rival over the items that both answered (positive: the candidate is better).
@@ -326,8 +327,7 @@ def standings(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]
         total = max((int(one.details[DETAILS]["of"].get(name, 0)) for one in raced), default=0)
         if total:
             rows = _answered(name, tuple(ids), evaluations)
-            unasked = np.full((len(evaluations), max(total - len(ids), 0)), np.nan)
-            told = _estimates(np.hstack([rows, unasked]), told)
+            told = _estimates(rows.with_unasked(total - len(ids)), told)
         for estimates, one in zip(found, told, strict=True):
             estimates[name] = one
     return found
@@ -340,24 +340,44 @@ def raced_front(objectives: Sequence[Objective], estimates: Sequence[Mapping[str
     return likely_front(means, [[one.unasked_error for one in row] for row in rows])
 
 
-def _answered(name: str, ids: Sequence[str], evaluations: Sequence[Evaluation]) -> Array:
-    """Scores of the items ``ids`` (n) by the evaluations (k x n), NaN where one did not answer."""
+@dataclass(frozen=True)
+class _Answered:
+    """``scores`` and ``margins`` (k x n, NaN where there is none) of n items by k evaluations."""
+
+    scores: Array
+    margins: Array
+
+    def and_those_of(self, other: _Answered) -> _Answered:
+        """These evaluations, then the others."""
+        return _Answered(np.vstack([self.scores, other.scores]), np.vstack([self.margins, other.margins]))
+
+    def with_unasked(self, items: int) -> _Answered:
+        """The same with so many items more, which nobody answered."""
+        nobody = np.full((len(self.scores), max(items, 0)), np.nan)
+        return _Answered(np.hstack([self.scores, nobody]), np.hstack([self.margins, nobody]))
+
+
+def _answered(name: str, ids: Sequence[str], evaluations: Sequence[Evaluation]) -> _Answered:
+    """What the evaluations answered of the task's items ``ids``."""
     place = {item: index for index, item in enumerate(ids)}
-    rows = np.full((len(evaluations), len(ids)), np.nan)
-    for row, one in zip(rows, evaluations, strict=True):
+    found = _Answered(*(np.full((len(evaluations), len(ids)), np.nan) for _ in range(2)))
+    for row, one in enumerate(evaluations):
         items = one.items.get(name)
-        if items is not None:
-            for item, score in zip(items.ids, items.scores, strict=True):
-                if item in place:
-                    row[place[item]] = score
-    return rows
+        if items is None:
+            continue
+        known = [number for number, item in enumerate(items.ids) if item in place]
+        columns = [place[items.ids[number]] for number in known]
+        found.scores[row, columns] = [items.scores[number] for number in known]
+        if items.margins is not None:
+            found.margins[row, columns] = [items.margins[number] for number in known]
+    return found
 
 
-def _estimates(rows: Array, told: Sequence[Estimate]) -> list[Estimate]:
-    """``joint_estimates`` of the rows (k x n) that have answers, and what was ``told`` of the others."""
-    places = np.flatnonzero((~np.isnan(rows)).any(axis=1))
+def _estimates(rows: _Answered, told: Sequence[Estimate]) -> list[Estimate]:
+    """``joint_estimates`` of the evaluations (rows) that have answers, and what was ``told`` of the others."""
+    places = np.flatnonzero((~np.isnan(rows.scores)).any(axis=1))
     estimates = list(told)
-    for place, one in zip(places, joint_estimates(rows[places]), strict=True):
+    for place, one in zip(places, joint_estimates(rows.scores[places], rows.margins[places]), strict=True):
         estimates[place] = one
     return estimates
 

@@ -24,6 +24,7 @@ from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evalu
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import Race, RacingSettings
 from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.restated_trials import restated
 from mergefront.optimizer.samplers.trial_attributes import (
     ANCHOR,
     CONSTRAINT_ERRORS,
@@ -310,11 +311,17 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
     if anchor is not None:
         recipe = anchor.recipe
     else:
-        params = _sampled(study, frozen, distributions)
+        params = _sampled(_seen_by_the_sampler(plan, study, ledger), frozen, distributions)
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
     return Proposal(claim, frozen, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+
+
+def _seen_by_the_sampler(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> optuna.Study:
+    if plan.racing is None:
+        return study
+    return restated(study, plan.objectives, ledger.evaluations(items=True), RECIPE)
 
 
 def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ gets the points of its beginning again. Here the inner sampler is made anew for 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.samplers.encoding import Encoder
 from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.study_view import study_view
 from mergefront.optimizer.samplers.trial_attributes import (
     is_anchor,
     is_outside_space,
@@ -118,41 +119,18 @@ class SobolSampler(BaseSampler):
         return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
 
 
-class _StudyView:
-    """A study without the trials whose recipes are no points of the space; everything else is the study itself."""
+def _view(study: Study, inner: BaseSampler) -> Study:
+    """The study without the trials whose recipes are no points of the space."""
+    key = inner._get_generation_key() if isinstance(inner, BaseGASampler) else None
 
-    def __init__(self, study: Study, generation_key: str | None) -> None:
-        self._study = study
-        self._generation_key = generation_key
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        return self.get_trials()
-
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        return self._get_trials(deepcopy=deepcopy, states=states)
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        # Optuna's cache is refreshed by study.ask(), which the search loop goes round: a sampler that reads trials
-        # from it (TPE) would see those of the first proposal for ever.
-        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=False)
-        return [self._shown(trial) for trial in trials if not is_outside_space(trial)]
-
-    def _shown(self, trial: FrozenTrial) -> FrozenTrial:
-        key = self._generation_key
+    def shown(trial: FrozenTrial) -> FrozenTrial | None:
+        if is_outside_space(trial):
+            return None
         if key is None or key in trial.system_attrs or not is_anchor(trial):
             return trial
         # Genetic samplers only see trials that carry their generation; anchors join the first one.
-        shown = copy.copy(trial)
-        shown._system_attrs = {**trial.system_attrs, key: 0}
-        return shown
+        joined = copy.copy(trial)
+        joined._system_attrs = {**trial.system_attrs, key: 0}
+        return joined
 
-
-def _view(study: Study, inner: BaseSampler) -> Study:
-    key = inner._get_generation_key() if isinstance(inner, BaseGASampler) else None
-    return cast(Study, _StudyView(study, key))
+    return study_view(study, shown)

@@ -16,6 +16,9 @@ from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, ItemS
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import DETAILS, Race, RacingSettings
 from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.restated_trials import restated
+from mergefront.optimizer.samplers.trial_attributes import STANDARD_ERRORS
+from mergefront.optimizer.search import RECIPE
 from mergefront.optimizer.space import MergeSpace
 
 NAMES = ("maths", "french")
@@ -134,14 +137,14 @@ class ItemEvaluator:
         )
 
 
-def search(folder: Path, evaluator: ItemEvaluator) -> mf.Study:
+def search(folder: Path, evaluator: ItemEvaluator, sampler: str = "random") -> mf.Study:
     space = MergeSpace(NAMES, method="task_arithmetic", parameters={"weight": [0, 1]})
     return mf.search(
         space=space,
         evaluate=evaluator,
         objectives=list(NAMES),
         evaluations=14,
-        sampler="random",
+        sampler=sampler,
         racing={"items": 0.25},
         storage=f"sqlite:///{folder}/study.db",
         name="race",
@@ -210,3 +213,23 @@ def test_an_interrupted_race_goes_on_as_if_nothing_had_happened(tmp_path: Path) 
 def test_wrong_settings_say_what_would_be_right(given: Any, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         RacingSettings.read(given)
+
+
+def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_were_told(tmp_path: Path) -> None:
+    """Proposals would be made from estimates that later answers have shown to be wrong."""
+    study = search(tmp_path, ItemEvaluator())
+    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True), RECIPE)
+    shown = {trial.number: trial for trial in seen.get_trials(deepcopy=False)}
+    for candidate in study.candidates():
+        told = study.optuna.get_trials()[candidate.number]
+        assert shown[candidate.number].values == [candidate.scores[name] for name in NAMES]
+        assert told.values == [candidate.evaluation.scores[name] for name in NAMES]
+        open_errors = shown[candidate.number].user_attrs[STANDARD_ERRORS]
+        assert all(0 <= now < told.user_attrs[STANDARD_ERRORS][j] for j, now in enumerate(open_errors))
+    assert any(shown[trial.number].values != trial.values for trial in study.optuna.get_trials())
+
+
+@pytest.mark.parametrize("sampler", ["mm-mo", "nsga2", "tpe"])
+def test_every_sampler_proposes_from_the_restated_trials(tmp_path: Path, sampler: str) -> None:
+    study = search(tmp_path, ItemEvaluator(), sampler)
+    assert len(study.candidates()) == 14

@@ -1,0 +1,43 @@
+"""A study as a sampler is to see it: some trials left out, some shown with other values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Any, cast
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+
+class _StudyView:
+    """Everything but the trials is the study itself."""
+
+    def __init__(self, study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+        self._study = study
+        self._shown = shown
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.get_trials()
+
+    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy=deepcopy, states=states)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        # Optuna's cache is refreshed by study.ask(), which the search loop goes round: a sampler that reads trials
+        # from it (TPE) would see those of the first proposal for ever.
+        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=False)
+        return [shown for trial in trials if (shown := self._shown(trial)) is not None]
+
+
+def study_view(study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> Study:
+    """The study with every trial as ``shown`` makes it, without those of which it makes None.
+
+    ``shown`` must copy what it changes: storages hand out trials that others read too.
+    """
+    return cast(Study, _StudyView(study, shown))
