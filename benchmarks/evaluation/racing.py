@@ -36,10 +36,9 @@ from mergefront.optimizer.recipe import Recipe
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
 CANDIDATES = 30
 SHARE = 0.2
-MORE = 40
-WITH_MORE = f"racing, {MORE} candidates"
-ARMS = ("full", "racing", WITH_MORE, "fixed part")
-"""``WITH_MORE`` spends as many items as racing on more candidates, each with a smaller share of the items."""
+WITH_MORE = {f"racing, {candidates} candidates": candidates for candidates in (40, 60)}
+"""These spend as many items as racing on more candidates, each with a smaller share of the items."""
+ARMS = ("full", "racing", *WITH_MORE, "fixed part")
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,16 @@ class FixedPartEvaluator:
 def run(name: str, arm: str, seed: int, cache: Path) -> Run:
     """One search, and its front scored on all items."""
     built = PROBLEMS[name].build(cache)
+    candidates = WITH_MORE.get(arm, CANDIDATES)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         study = mf.search(
             space=built.space,
             evaluate=FixedPartEvaluator(built.evaluator) if arm == "fixed part" else built.evaluator,
             objectives=built.objectives,
-            evaluations=MORE if arm == WITH_MORE else CANDIDATES,
+            evaluations=candidates,
             seed=seed,
-            racing={"racing": {"items": SHARE}, WITH_MORE: {"items": SHARE * CANDIDATES / MORE}}.get(arm, False),
+            racing=False if arm in ("full", "fixed part") else {"items": SHARE * CANDIDATES / candidates},
             storage=f"sqlite:///{folder}/study.db",
             name="benchmark",
         )
