@@ -1,4 +1,5 @@
-"""What is searched: merges of the networks of ``experts``, and two analytic functions for sanity."""
+"""What is searched: merges of the networks of ``experts``, recorded merges of a real language model, and two analytic
+functions for sanity."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.search.experts import Pool, PoolSpec, margins, trained_pool
+from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.optimizer.anchors import Anchor, anchors
 from mergefront.optimizer.evaluation import Evaluation, ItemScores
@@ -167,6 +169,32 @@ def zdt1(x: Array) -> Array:
     return np.array([x[0], g * (1 - math.sqrt(x[0] / g))])
 
 
+SMOLLM = "SmolLM2-135M, three LoRAs"
+SMOLLM_LANDSCAPE = Path(__file__).with_name("smollm-landscape.npz")
+
+
+def recorded_smollm(landscape: RecordedLandscape) -> Problem:
+    """``record_smollm``'s landscape: task arithmetic of three LoRAs, one objective a skill."""
+    ends = {(nodes[0], nodes[-1]) for nodes in landscape.axes.values()}
+    ((low, high),) = ends
+    experts = list(landscape.axes)
+    space = MergeSpace(experts, base_model="base", method="task_arithmetic", parameters={"weight": [low, high]})
+
+    def evaluate(recipe: Recipe, seed: int, number: int) -> Scored:
+        found = landscape.at({expert: float(recipe.params[f"weight[{expert}]"]) for expert in experts})
+        items = {
+            skill: ItemScores(
+                landscape.items[skill], tuple((values > 0).astype(float).tolist()), tuple(values.tolist())
+            )
+            for skill, values in found.items()
+        }
+        scores = {skill: scored.mean for skill, scored in items.items()}
+        return Scored(Evaluation(scores, {}, items), tuple(scores.values()))
+
+    objectives = tuple(Objective(skill) for skill in landscape.items)
+    return Problem(SMOLLM, space, objectives, tuple(anchors(space)), evaluate)
+
+
 THREE = PoolSpec("residual", 3, 4, 200, (60, 200))
 _WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
 
@@ -223,6 +251,7 @@ PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
         method="task_arithmetic",
         parameters={"weight": [0, 1]},
     ),
+    SMOLLM: lambda folder: recorded_smollm(RecordedLandscape.read(SMOLLM_LANDSCAPE)),
     "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
     "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
     "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(
