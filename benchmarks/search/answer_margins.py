@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mergefront.adapters.linear_layers import fast_linear_layers
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tokenization import Tokenization
 
@@ -56,10 +57,11 @@ def _batch_margins(model: Any, batch: Sequence[Reference], ends: Sequence[int]) 
     length = max(len(one.prompt) + len(one.answer) for one in batch)
     # The filler comes after what is read, so that nothing attends to it.
     tokens = torch.tensor([_filled(one.prompt + one.answer, length) for one in batch])
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
     at_row = [row for row, one in enumerate(batch) for _ in range(len(one.answer) + 1)]
     at_place = [len(one.prompt) - 1 + step for one in batch for step in range(len(one.answer) + 1)]
-    logits = model.get_output_embeddings()(hidden[at_row, at_place]).float()
+    with fast_linear_layers(model):
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[at_row, at_place]).float()
     right = [tuple(following) for one in batch for following in [*((token,) for token in one.answer), ends]]
     position = torch.tensor([place for place, several in enumerate(right) for _ in several])
     token = torch.tensor([token for several in right for token in several])

@@ -130,9 +130,6 @@ def main() -> None:
     parser.add_argument("--check", type=int, metavar="N")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # Chooses oneDNN, which on AMD processors is twice as fast as MKL. It may compute in bfloat16; where this was
-    # recorded it did not (margins differed by 0.0002 at most).
-    torch.set_float32_matmul_precision("medium")
     live = LiveMerges()
     if arguments.check:
         check(live, RecordedLandscape.read(SMOLLM_LANDSCAPE), arguments.check)
