@@ -1,4 +1,4 @@
-"""Measure the landscape of examples/smollm: ``python -m benchmarks.search.record_smollm`` (15 minutes of a core).
+"""Measure the landscape of examples/smollm: ``python -m benchmarks.search.record_smollm`` (20 minutes of a core).
 
 At every node of a grid over the weights of its three LoRAs (task arithmetic) the merge is made in the loaded model and
 asked for the first search items of each skill. Nodes that are measured are kept at once, so that a run that
