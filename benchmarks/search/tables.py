@@ -73,8 +73,8 @@ def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
             seeds = f", {len(values)} seeds" if len(values) < len(runs) else ""
             cells.append(f"{shown} ({low:.3f} to {high:.3f}{seeds})")
         reached = float(np.median([evaluations_to(run, float(target)) for run in runs]))
-        longest = max(len(run.hypervolumes) for run in runs)
-        needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {longest}")
+        usual = int(np.median([len(run.hypervolumes) for run in runs]))
+        needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {usual}")
         seconds = np.median([second for run in runs for second in run.ask_seconds])
         share = f"{np.median(at(runs, 60)) / front:.0%}" if at(runs, 60) and np.isfinite(front) else ""
         lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {share} | {seconds:.3f} |")
@@ -105,16 +105,27 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
-def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], folder: Path) -> None:
-    """``tables.md`` and one picture of all problems in ``folder``."""
+def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], document: Path) -> None:
+    """The tables between their marks in ``document``, and one picture of all problems beside it."""
     found = grouped(runs)
     problems = {name: found[name] for name in fronts if name in found}
-    parts = [summary_table(problems)]
-    for problem, samplers in problems.items():
-        parts += [f"### {problem}", problem_table(samplers, fronts[problem])]
-    (folder / "tables.md").write_text("\n\n".join(parts) + "\n")
-    plot(problems, folder / "hypervolume.png")
-    print(f"{folder / 'tables.md'} and {folder / 'hypervolume.png'}")
+    every = [f"### {problem}\n\n{problem_table(samplers, fronts[problem])}" for problem, samplers in problems.items()]
+    text = document.read_text(encoding="utf-8")
+    text = between_marks(text, "summary", summary_table(problems))
+    text = between_marks(text, "every problem", "\n\n".join(every))
+    document.write_text(text, encoding="utf-8")
+    plot(problems, document.with_suffix(".png"))
+    print(f"{document} and {document.with_suffix('.png')}")
+
+
+def between_marks(text: str, name: str, content: str) -> str:
+    """The text with ``content`` in the place of what stands between the two comments of that name."""
+    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(first)
+    _, ended, after = rest.partition(last)
+    if not found or not ended:
+        raise ValueError(f"the document needs the lines {first} and {last}")
+    return f"{before}{first}\n\n{content}\n\n{last}{after}"
 
 
 def plot(problems: Grouped, path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.search.peers import PEERS
 from benchmarks.search.problems import PROBLEMS
 from benchmarks.search.runs import run
-from benchmarks.search.tables import evaluations_to, median_interval
+from benchmarks.search.tables import between_marks, evaluations_to, median_interval
 
 EVALUATIONS = 24
 SEEDS = 3
@@ -65,3 +65,11 @@ def test_the_peer_decomposes_fronts_exactly_as_botorch_does(objectives: int) -> 
         values = torch.randn(count, objectives, dtype=torch.double, generator=generator)
         theirs = FastNondominatedPartitioning(reference, values).get_hypercell_bounds()
         assert torch.equal(NumpyPartitioning(reference, values).get_hypercell_bounds(), theirs)
+
+
+def test_tables_take_the_place_of_the_old_ones_and_nothing_else() -> None:
+    text = "a\n<!-- summary -->\nold\n<!-- end of summary -->\nb\n"
+    again = between_marks(between_marks(text, "summary", "| new |"), "summary", "| newer |")
+    assert again == "a\n<!-- summary -->\n\n| newer |\n\n<!-- end of summary -->\nb\n"
+    with pytest.raises(ValueError, match="end of other"):
+        between_marks(text, "other", "x")
