@@ -11,14 +11,16 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from mergefront.adapters.key_value_cache import is_plain, joined, left_padded
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.linear_layers import fast_linear_layers
-from mergefront.adapters.shared_prefix import Prefix, can_be_shared, common_length
+from mergefront.adapters.shared_prefix import Prefix, common_length
 from mergefront.adapters.tokenization import Tokenization
+from mergefront.adapters.written import Written
 from mergefront.optimizer.errors import EvaluationError
 
 _log = logging.getLogger(__name__)
@@ -29,10 +31,10 @@ Tokens = tuple[int, ...]
 class HuggingFaceModel:
     """``LanguageModel`` over a transformers causal model and its tokenizer.
 
-    ``max_rows`` and ``max_tokens`` (padding included) bound a batch; one that does not fit into the
-    accelerator's memory is halved. ``max_length`` is the longest input in tokens (default: the
-    model's own); longer contexts lose their beginning, and continuations longer than that are
-    scored window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
+    ``max_rows`` and ``max_tokens`` (padding included) bound a batch, four times ``max_rows`` one that is generated; a
+    batch that does not fit into the accelerator's memory is halved. ``max_length`` is the longest input in tokens
+    (default: the model's own); longer contexts lose their beginning, and continuations longer than that are scored
+    window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
 
     The weights of ``model`` may change between calls: nothing that depends on them is kept.
     """
@@ -57,7 +59,7 @@ class HuggingFaceModel:
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
         self._continues = self._takes_positions and "past_key_values" in parameters
-        self._shares_beginnings = self._continues
+        self._shares_beginnings = self._joins_caches = self._continues
         self._ends = _end_tokens(model, tokenizer)
         model.eval()
 
@@ -82,7 +84,8 @@ class HuggingFaceModel:
             [*rows, *contexts], min([*unscored, *(len(context) - 1 for context in contexts)], default=0)
         )
         for start, end in self._batches([len(row) for row in rows], longest):
-            self._halving(rows[start:end], lambda part: self._score(part, wanted, prefix))
+            for first, last in _parts_of_like_length([len(row) - len(prefix) for row in rows[start:end]]):
+                self._halving(rows[start + first : start + last], lambda part: self._score(part, wanted, prefix))
         for start, end in self._shared_batches(contexts, shared):
             self._halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
         answers = []
@@ -147,7 +150,7 @@ class HuggingFaceModel:
             return Prefix()
         tokens = rows[0][:length]
         output = self._forward(torch.tensor([tokens], device=self.model.device), 1, use_cache=True)
-        self._shares_beginnings = can_be_shared(output.past_key_values)
+        self._shares_beginnings = is_plain(output.past_key_values)
         return Prefix(tokens, output.past_key_values) if self._shares_beginnings else Prefix()
 
     def _padded_left(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,21 +167,12 @@ class HuggingFaceModel:
     ) -> None:
         """Fill in the continuations of each context: the contexts in one pass, all that follows in another."""
         device = self.model.device
-        tokens, mask = self._padded_left(contexts, prefix)
-        output = self._forward(
-            tokens,
-            1,
-            attention_mask=mask,
-            use_cache=True,
-            past_key_values=prefix.rows(len(contexts)),
-            **self._positions(mask, tokens.shape[1]),
-        )
+        last, mask, cache = self._read(contexts, prefix)
         places = [(row, context, one) for row, context in enumerate(contexts) for one in shared[context]]
         owners = torch.tensor([row for row, _, _ in places], device=device)
-        logits = output.logits[:, -1:][owners]
+        logits = last[owners][:, None]
         longest = max(len(one) for _, _, one in places)
         if longest > 1:
-            cache = output.past_key_values
             cache.batch_select_indices(owners)
             # The filler comes after what is read, so that nothing attends to it.
             read = [one[:-1] + one[-1:] * (longest - len(one)) for _, _, one in places]
@@ -202,15 +196,18 @@ class HuggingFaceModel:
         """Positions of the last ``length`` tokens under a mask, where the model takes them."""
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]} if self._takes_positions else {}
 
-    def _batches(self, lengths: Sequence[int], targets: Sequence[int] | None = None) -> Iterator[tuple[int, int]]:
+    def _batches(
+        self, lengths: Sequence[int], targets: Sequence[int] | None = None, most_rows: int | None = None
+    ) -> Iterator[tuple[int, int]]:
         """Slices of rows sorted by length, longest first.
 
-        With ``targets`` (scored tokens per row) the float32 logits of a batch are bounded as well.
+        ``most_rows`` is ``max_rows`` by default. With ``targets`` (scored tokens per row) the float32 logits of a batch
+        are bounded as well.
         """
         vocabulary = int(getattr(self.model.config, "vocab_size", 0) or 0)
         start = 0
         while start < len(lengths):
-            rows = max(1, min(self.max_rows, self.max_tokens // max(1, lengths[start])))
+            rows = max(1, min(most_rows or self.max_rows, self.max_tokens // max(1, lengths[start])))
             if targets is not None and vocabulary:
                 logits = 0
                 for end in range(start, min(start + rows, len(lengths))):
@@ -283,7 +280,8 @@ class HuggingFaceModel:
             rows.append((tokens[-room:], request))
         rows.sort(key=lambda row: len(row[0]), reverse=True)
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
-        for start, end in self._batches([len(tokens) + request.max_new_tokens for tokens, request in rows]):
+        lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
+        for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             self._halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
         return [answers[request] for request in requests]
 
@@ -293,27 +291,19 @@ class HuggingFaceModel:
         answers: dict[GenerationRequest, Generation],
         prefix: Prefix,
     ) -> None:
-        """Generate for one batch and put the answers into ``answers``."""
-        tokens, mask = self._padded_left([tokens for tokens, _ in rows], prefix)
-        written = [_Written(request) for _, request in rows]
-        active = list(range(len(rows)))
-        cache = prefix.rows(len(rows))
+        """Generate for one batch (longest prompts first) and put the answers into ``answers``."""
+        logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
+        written = [Written(request, self.tokenizer, self._tokenization, self._ends) for _, request in rows]
+        active = written
         while True:
-            more: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
-            if cache is not None:
-                more["past_key_values"] = cache
-            more.update(self._positions(mask, tokens.shape[1]))
-            output = self._forward(tokens, 1, **more)
-            cache = output.past_key_values
             # A step's largest logit is NaN as soon as one of them is.
-            best, chosen = output.logits[:, -1].max(1)
+            best, chosen = logits.max(1)
             if not bool(torch.isfinite(best).all()):
                 raise EvaluationError("the merged model's logits are not finite", kind="not finite")
-            following = chosen.tolist()
-            for place, number in enumerate(active):
-                if not written[number].done:
-                    self._append(written[number], following[place])
-            left = [place for place, number in enumerate(active) if not written[number].done]
+            for row, token in zip(active, chosen.tolist(), strict=True):
+                if not row.done:
+                    row.append(token)
+            left = [place for place, row in enumerate(active) if not row.done]
             if not left:
                 break
             tokens = chosen[:, None]
@@ -323,28 +313,35 @@ class HuggingFaceModel:
                 cache.batch_select_indices(places)
                 tokens, mask = tokens[places], mask[places]
                 active = [active[place] for place in left]
-        for row in written:
-            text, stopped = self._text(row)
-            finish: Literal["stop", "length"] = "stop" if stopped or row.ended else "length"
-            answers[row.request] = Generation(text, len(row.tokens), finish)
+            more = {"past_key_values": cache} if cache is not None else {}
+            more |= self._positions(mask, 1)
+            output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **more)
+            logits, cache = output.logits[:, -1], output.past_key_values
+        answers.update((row.request, row.generation()) for row in written)
 
-    def _append(self, row: _Written, token: int) -> None:
-        row.tokens.append(token)
-        if token in self._ends:
-            row.ended = row.done = True
-        elif len(row.tokens) >= row.request.max_new_tokens:
-            row.done = True
-        elif row.request.stop and self._tokenization.may_end(token, row.request.stop):
-            # A character has at most four tokens (one a byte); a few more settle how the first is decoded.
-            tail = row.tokens[-4 * max(map(len, row.request.stop)) - 4 :]
-            text = self.tokenizer.decode(tail, skip_special_tokens=True)
-            row.done = any(stop in text for stop in row.request.stop)
-
-    def _text(self, row: _Written) -> tuple[str, bool]:
-        """The text up to the first stop string, and whether there was one."""
-        text: str = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
-        found = [at for stop in row.request.stop if (at := text.find(stop)) >= 0]
-        return (text[: min(found)], True) if found else (text, False)
+    def _read(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Read prompts (longest first): the logits after each (``rows x vocabulary``), their mask, and the cache."""
+        lengths = [len(row) - len(prefix) for row in rows]
+        parts = list(_parts_of_like_length(lengths)) if self._joins_caches else [(0, len(rows))]
+        read = []
+        for start, end in parts:
+            tokens, mask = self._padded_left(rows[start:end], prefix)
+            more = self._positions(mask, tokens.shape[1])
+            known = prefix.rows(end - start)
+            if known is not None:
+                more["past_key_values"] = known
+            output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **more)
+            read.append((output.logits[:, -1], mask, output.past_key_values))
+            if len(parts) > 1 and not is_plain(output.past_key_values):
+                self._joins_caches = False
+                return self._read(rows, prefix)
+        if len(read) == 1:
+            return read[0]
+        return (
+            torch.cat([one for one, _, _ in read]),
+            left_padded([one for _, one, _ in read]),
+            joined([one for _, _, one in read]),
+        )
 
 
 def _token_scores(logits: torch.Tensor, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -358,18 +355,24 @@ def _token_scores(logits: torch.Tensor, targets: list[int]) -> tuple[torch.Tenso
 
 _SHORTEST_SHARED = 8
 """Tokens of a context from which reading it once pays for a second pass."""
+_GENERATED_ROWS = 4
+"""Times ``max_rows``: generating, each row of a batch is one token, and reading the weights takes longest."""
+_LIKE_LENGTH = 0.9
+"""Length of the shortest of the prompts that are read together, in that of the longest."""
+_LEAST_READ = 256
+"""Tokens from which a pass keeps a processor busy."""
 _MAX_LOGITS = 2**27
 """Most float32 logits that one scoring batch gathers: 512 MiB."""
 
 
-class _Written:
-    """What was generated for one request so far."""
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self.request = request
-        self.tokens: list[int] = []
-        self.ended = False
-        self.done = request.max_new_tokens <= 0
+def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Slices of rows (longest first) to be read together: little of one is padding, and each is a pass worth making."""
+    start = 0
+    for end in range(1, len(lengths)):
+        if lengths[end] < _LIKE_LENGTH * lengths[start] and (end - start) * lengths[start] >= _LEAST_READ:
+            yield start, end
+            start = end
+    yield start, len(lengths)
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:

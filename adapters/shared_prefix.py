@@ -45,14 +45,3 @@ class Prefix:
         made = copy.deepcopy(self._cache)
         made.batch_repeat_interleave(count)
         return made
-
-
-def can_be_shared(cache: Any) -> bool:
-    """Whether a cache holds plain keys and values of every position: no sliding window, no recurrent state.
-
-    Rows that go on from a prefix are padded between it and themselves, which only a mask over all positions can hide.
-    """
-    from transformers.cache_utils import DynamicLayer
-
-    layers = getattr(cache, "layers", None)
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers or ())

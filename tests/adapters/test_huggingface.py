@@ -285,3 +285,56 @@ def test_layers_that_go_to_the_quicker_library_answer_the_same(
         whole = tokenizer.encode(context + continuation)
         expected, greedy = by_hand(model, before, whole[len(before) if context else 0 :])
         assert answer.logprob == pytest.approx(expected, abs=1e-4) and answer.is_greedy == greedy
+
+
+TEXT = " ".join(context + continuation for context, continuation in PAIRS)
+OF_ALL_LENGTHS = [TEXT[number : number + 3 + 5 * (number % 18)].strip() for number in range(36)]
+
+
+@pytest.mark.parametrize("beginning", ["", "Sort 3 1 2: 1 2 3 Sort "], ids=["nothing shared", "a shared beginning"])
+@pytest.mark.parametrize(
+    "settings", [("Llama", {}), ("Mistral", {"sliding_window": 8})], ids=["whole context", "sliding window"]
+)
+def test_prompts_of_different_lengths_are_read_apart_and_written_together(
+    random_model: Callable[..., Any], tokenizer: Any, beginning: str, settings: tuple[str, dict[str, Any]]
+) -> None:
+    """Padding is paid for like tokens, and a batch that ends with few rows like a full one."""
+    kind, more = settings
+    model = random_model(kind, max_position_embeddings=128, **more)
+    asked = [GenerationRequest(beginning + prompt, 6) for prompt in OF_ALL_LENGTHS]
+    pairs = [
+        ScoringRequest(beginning + prompt, text) for prompt in OF_ALL_LENGTHS for text in (" four", " two experts")
+    ]
+    texts = [ScoringRequest("", prompt) for prompt in OF_ALL_LENGTHS]
+    together, alone = HuggingFaceModel(model, tokenizer), HuggingFaceModel(model, tokenizer)
+    assert together.generate(asked) == [alone.generate([request])[0] for request in asked]
+    for requests in (pairs, texts):
+        for request, answer in zip(requests, together.loglikelihood(requests), strict=True):
+            (single,) = alone.loglikelihood([request])
+            assert answer.logprob == pytest.approx(single.logprob, abs=1e-3)
+            assert (answer.tokens, answer.is_greedy) == (single.tokens, single.is_greedy)
+    read: list[tuple[int, ...]] = []
+    model.register_forward_hook(
+        lambda module, args, kwargs, output: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    together.generate(asked)
+    prompts = [shape for shape in read if shape[0] > 1 and shape[1] > 1]
+    steps = [shape for shape in read if shape[1] == 1]
+    assert max(rows for rows, _ in steps) == len(asked), "one batch is written"
+    if kind == "Llama":
+        longest = max(length for _, length in prompts)
+        assert len(prompts) > 1 and sum(rows * length for rows, length in prompts) < 0.9 * len(asked) * longest
+    else:
+        assert len(prompts) == 1, "its cache cannot be joined"
+
+
+def test_a_generated_batch_is_bounded_by_its_tokens(tiny_llama: Any, tokenizer: Any) -> None:
+    """Else long prompts would fill the memory."""
+    rows: list[int] = []
+    tiny_llama.register_forward_hook(
+        lambda module, args, kwargs, output: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    asked = [GenerationRequest(prompt, 6) for prompt in OF_ALL_LENGTHS]
+    bounded = HuggingFaceModel(tiny_llama, tokenizer, max_tokens=150).generate(asked)
+    assert max(rows) < 150 / 7
+    assert bounded == HuggingFaceModel(tiny_llama, tokenizer).generate(asked)
