@@ -29,7 +29,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import erfcx
 
 from mergefront.optimizer.samplers.hypercells import improvement_cells
-from mergefront.optimizer.samplers.surrogate import JITTER, GaussianProcess, Surrogate, kernel, kernel_and_slope
+from mergefront.optimizer.samplers.surrogate import JITTER, Covariance, GaussianProcess, Surrogate
 
 Array = NDArray[np.float64]
 
@@ -45,6 +45,7 @@ CHUNK = 2_000_000
 class _Conditional:
     """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (1 - k Q k)."""
 
+    covariance: Covariance
     lengthscales: Array
     weights: Array  # N x S, in the objective's unit
     quadratic: Array  # Q, N x N
@@ -127,7 +128,7 @@ class HypervolumeImprovement:
         return _Forward(total, log_area, tuple(terms))
 
     def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
-        cross, slope = kernel_and_slope(points, self._z, conditional.lengthscales)
+        cross, slope = conditional.covariance.with_slope(points, self._z, conditional.lengthscales)
         product = cross @ conditional.quadratic
         variance = conditional.prior - (product * cross).sum(axis=1)
         # Where the floor acts the deviation no longer depends on x.
@@ -187,9 +188,9 @@ def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Con
     if process.roughness:
         return _condition_exactly(process, z, normals)
     n, total = len(process.x), len(z)
-    cross = kernel(z, process.x, process.lengthscales)  # N x n
+    cross = process.covariance.kernel(z, process.x, process.lengthscales)  # N x n
     half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
-    covariance = kernel(z, z, process.lengthscales) - half.T @ half
+    covariance = process.covariance.kernel(z, z, process.lengthscales) - half.T @ half
     covariance = _stable_cholesky(covariance)
     # Cov(f(z), f(x) | data) = (I - k(z, X) (K + noise)^-1 R) k(z, x), R selecting the told points.
     projection = np.eye(total)
@@ -202,6 +203,7 @@ def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Con
     weights[:n] += process.weights[:, None]
     sampled = process.constant + cross @ process.weights + (covariance @ normals).T
     conditional = _Conditional(
+        process.covariance,
         process.lengthscales,
         process.scale * weights,
         quadratic,
@@ -214,7 +216,7 @@ def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Con
 def _condition_exactly(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
     """As ``_condition`` where the told values are the values themselves, roughness included."""
     n, total = len(process.x), len(z)
-    covariance = kernel(z, z, process.lengthscales) + process.roughness * np.eye(total)
+    covariance = process.covariance.kernel(z, z, process.lengthscales) + process.roughness * np.eye(total)
     factor = _stable_cholesky(covariance)
     values = np.repeat((process.standardised - process.constant)[:, None], normals.shape[1], axis=1)  # n x S
     told = solve_triangular(factor[:n, :n], values, lower=True)
@@ -222,6 +224,7 @@ def _condition_exactly(process: GaussianProcess, z: Array, normals: Array) -> tu
     inverse_half = solve_triangular(factor, np.eye(total), lower=True)
     sampled = process.constant + (factor @ whitened).T
     conditional = _Conditional(
+        process.covariance,
         process.lengthscales,
         process.scale * (inverse_half.T @ whitened),
         inverse_half.T @ inverse_half,

@@ -7,7 +7,7 @@ import pytest
 
 from mergefront.optimizer.pareto import hypervolume
 from mergefront.optimizer.samplers.acquisition import HypervolumeImprovement
-from mergefront.optimizer.samplers.surrogate import Surrogate, fit_surrogate, kernel
+from mergefront.optimizer.samplers.surrogate import SMOOTH, Surrogate, fit_gaussian_process, fit_surrogate
 
 
 def told(n: int, d: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,10 +31,12 @@ def joint_samples(surrogate: Surrogate, points: np.ndarray, count: int) -> np.nd
     """
     rng, draws = np.random.default_rng(3), []
     for process in surrogate.processes:
-        gram = kernel(process.x, process.x, process.lengthscales) + np.diag(process.noise)
-        cross = kernel(points, process.x, process.lengthscales)
+        gram = process.covariance.kernel(process.x, process.x, process.lengthscales) + np.diag(process.noise)
+        cross = process.covariance.kernel(points, process.x, process.lengthscales)
         mean = process.constant + cross @ np.linalg.solve(gram, process.standardised - process.constant)
-        covariance = kernel(points, points, process.lengthscales) - cross @ np.linalg.solve(gram, cross.T)
+        covariance = process.covariance.kernel(points, points, process.lengthscales) - cross @ np.linalg.solve(
+            gram, cross.T
+        )
         if process.roughness:
             told_points = len(process.x)
             covariance += process.roughness * np.eye(len(points))
@@ -58,6 +60,20 @@ def test_the_value_is_the_expected_hypervolume_gain_with_pending_points(m: int, 
         gains = [hypervolume(sample, reference) - hypervolume(sample[:-1], reference) for sample in samples]
         spread = np.std(gains) / np.sqrt(len(gains))
         assert np.exp(value) == pytest.approx(np.mean(gains), abs=5 * spread + 0.05 * np.mean(gains) + 1e-4)
+
+
+def test_the_kernel_is_that_of_the_process() -> None:
+    x, y = told(7, 2, 2)
+    processes = [fit_gaussian_process(x, column, np.full(7, np.nan), SMOOTH) for column in y.T]
+    function = acquisition(Surrogate(tuple(processes)), np.zeros((0, 2)), 600, 2)
+    point = np.array([0.5, 0.5])
+    samples = joint_samples(Surrogate(tuple(processes)), np.vstack([x, point]), 1500)
+    gains = [hypervolume(sample, [-0.1] * 2) - hypervolume(sample[:-1], [-0.1] * 2) for sample in samples]
+    value, gradient = function.value_and_gradient(point)
+    assert np.exp(value) == pytest.approx(np.mean(gains), rel=0.15)
+    steps = 1e-6 * np.eye(2)
+    numeric = (function.values(point + steps) - function.values(point - steps)) / 2e-6
+    np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4 * abs(gradient).max())
 
 
 @pytest.mark.parametrize("m", [1, 2, 3])
