@@ -32,5 +32,6 @@ def likely_front(means: ArrayLike, errors: ArrayLike) -> list[bool]:
 
 
 DROPPED_AT = 2 / 3
-"""Replaying four merge problems raced for a fifth of the items, fronts at 1/2 lost 0.1 to 3.4 % of the hypervolume of
-all that was tried, at 0.7 0 to 0.7 %; they have 1 to 7 members more than the true front."""
+"""Replaying four merge problems (30 candidates asked a fifth of the items, 60 asked a tenth), fronts at 1/2 lost up to
+0.8 % of the hypervolume of all that was tried, at 2/3 at most 0.1 %; the plain front of the estimates lost up to 4.4 %.
+They have up to 35 members more than the true front of 60 candidates, which has 15 to 51."""
