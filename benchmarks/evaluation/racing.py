@@ -36,9 +36,10 @@ from mergefront.optimizer.recipe import Recipe
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
 CANDIDATES = 30
 SHARE = 0.2
-WITH_MORE = {f"racing, {candidates} candidates": candidates for candidates in (40, 60)}
-"""These spend as many items as racing on more candidates, each with a smaller share of the items."""
-ARMS = ("full", "racing", *WITH_MORE, "fixed part")
+FIXED = "fixed part"
+WITH_MORE = {"racing, 40 candidates": 40, "racing, 60 candidates": 60, f"{FIXED}, 60 candidates": 60}
+"""These spend as many items on more candidates, each with a smaller share of the items."""
+ARMS = ("full", "racing", FIXED, *WITH_MORE)
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,28 @@ class FixedPart:
 class FixedPartEvaluator:
     """Puts the fixed part in the place of whatever the search asks."""
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.evaluator = evaluator
+    def __init__(self, evaluator: Evaluator, share: float) -> None:
+        self.evaluator, self.part = evaluator, FixedPart(share)
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
-        return self.evaluator.evaluate(recipe, replace(request, race=cast(Race, FixedPart(SHARE))))
+        return self.evaluator.evaluate(recipe, replace(request, race=cast(Race, self.part)))
 
 
 def run(name: str, arm: str, seed: int, cache: Path) -> Run:
     """One search, and its front scored on all items."""
     built = PROBLEMS[name].build(cache)
     candidates = WITH_MORE.get(arm, CANDIDATES)
+    share = SHARE * CANDIDATES / candidates
+    fixed = arm.startswith(FIXED)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         study = mf.search(
             space=built.space,
-            evaluate=FixedPartEvaluator(built.evaluator) if arm == "fixed part" else built.evaluator,
+            evaluate=FixedPartEvaluator(built.evaluator, share) if fixed else built.evaluator,
             objectives=built.objectives,
             evaluations=candidates,
             seed=seed,
-            racing=False if arm in ("full", "fixed part") else {"items": SHARE * CANDIDATES / candidates},
+            racing=False if fixed or arm == "full" else {"items": share},
             storage=f"sqlite:///{folder}/study.db",
             name="benchmark",
         )
