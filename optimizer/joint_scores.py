@@ -77,13 +77,13 @@ def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimat
     items = scores.shape[1]
     known_scores = np.where(known, scores, 0.0)
     means = known_scores.sum(axis=1) / counts
-    spreads = _pooled(np.where(known, scores - means[:, None], 0.0), counts, 1)
+    spreads = _pooled(np.where(known, scores - means[:, None], 0.0) ** 2, counts, 1)
     open_variances = spreads
     if not known.all() and len(scores) >= 2 and spreads.any():
         expected, others = _expected(known_scores, known, margins)
         residuals = np.where(known, scores - others, 0.0)
         bias = residuals.sum(axis=1) / counts
-        open_variances = _pooled(np.where(known, residuals - bias[:, None], 0.0), counts, 1)
+        open_variances = _pooled(np.where(known, residuals - bias[:, None], 0.0) ** 2, counts, 1)
         means = expected.mean(axis=1) + (1.0 - counts / items) * _beyond_noise(bias, open_variances / counts)
     unasked = open_variances * (1.0 / counts - 1.0 / items)
     own = [
@@ -123,12 +123,12 @@ def _beyond_noise(bias: Array, variances: Array) -> Array:
     return np.asarray(bias * real / (real + variances))
 
 
-def _pooled(deviations: Array, counts: NDArray[np.intp], lost: int) -> Array:
-    """Each row's mean square (J; ``lost`` degrees of freedom less), pulled towards that of all rows.
+def _pooled(squares: Array, counts: NDArray[np.intp], lost: int) -> Array:
+    """Each row's mean of ``squares`` (J x N; ``lost`` degrees of freedom less), pulled towards that of all rows.
 
     A few equal answers are no certainty.
     """
-    sums = (deviations**2).sum(axis=1)
+    sums = squares.sum(axis=1)
     pooled = float(sums.sum() / max(counts.sum() - lost * len(counts), 1))
     return np.asarray((sums + PRIOR_ITEMS * pooled) / (counts - lost + PRIOR_ITEMS))
 
@@ -146,7 +146,7 @@ def _fit(values: Array, known: Booleans) -> _Fit:
     scale = float((residuals**2).sum() / counts.sum())
     least = 1e-5 * scale or 1e-12
     loadings = _first_loadings(residuals, weights, scale)
-    noise = np.maximum((residuals**2).sum(axis=1) / counts - (loadings**2).sum(axis=1), 0.1 * scale)
+    noise = np.maximum((residuals**2).sum(axis=1) / counts - (loadings**2).sum(axis=1), max(0.1 * scale, least))
     factors = loadings.shape[1]
     prior = np.append(np.full(factors, PRIOR_LOADING_ITEMS), 0.0)
     for _ in range(ITERATIONS):
@@ -163,7 +163,7 @@ def _fit(values: Array, known: Booleans) -> _Fit:
         residuals = np.where(known, values - means[:, None], 0.0)
         left = np.where(known, residuals - loadings @ item_means.T, 0.0) ** 2
         left += weights * _spread(loadings, item_covariances)
-        noise = np.maximum(_pooled(np.sqrt(left), counts, 0), least)
+        noise = np.maximum(_pooled(left, counts, 0), least)
     item_means, item_covariances = _factors(residuals, weights, loadings, noise)
     common = _spread(loadings, item_covariances)
     fitted = means[:, None] + loadings @ item_means.T

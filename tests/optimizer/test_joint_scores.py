@@ -136,3 +136,11 @@ def test_who_answered_nothing_has_no_estimate() -> None:
     seen[2] = np.nan
     with pytest.raises(ValueError, match="at least one item"):
         joint_estimates(seen)
+
+
+def test_margins_that_are_all_zero_are_no_certainty_either_way() -> None:
+    """A broken merge that finds every choice equally likely would give scores that are no numbers."""
+    answers = partly_asked(merges(200, 6), 6)
+    for one, row in zip(joint_estimates(answers, 0.0 * answers), answers, strict=True):
+        assert one.mean == pytest.approx(np.nanmean(row), abs=0.15)
+        assert one.unasked_error > 0
