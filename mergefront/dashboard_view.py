@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergefront import words
 from mergefront.optimizer.errors import MergefrontError
-from mergefront.optimizer.samplers.trial_attributes import ANCHOR
-from mergefront.optimizer.search import FAILURE, RECIPE, REUSED
+from mergefront.optimizer.samplers.trial_attributes import ANCHOR, RECIPE
+from mergefront.optimizer.search import FAILURE, REUSED
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
 from mergefront.study import Study

@@ -167,8 +167,7 @@ class Study:
         return list(self._known[1])
 
     def _candidates_of(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
-        from mergefront.optimizer.samplers.trial_attributes import ANCHOR
-        from mergefront.optimizer.search import RECIPE
+        from mergefront.optimizer.samplers.trial_attributes import ANCHOR, RECIPE
 
         evaluations = self.ledger.evaluations()
         recipes = self.ledger.recipes()

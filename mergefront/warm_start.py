@@ -78,7 +78,7 @@ def begin(study: Study, definition: StudyDefinition) -> None:
 
     Interrupted, it goes on where it was: what was taken over is known by its recipe.
     """
-    from mergefront.optimizer.search import RECIPE
+    from mergefront.optimizer.samplers.trial_attributes import RECIPE
 
     if not definition.warm_start or DONE in study.optuna.user_attrs:
         return
@@ -240,8 +240,8 @@ def _tell(
 ) -> None:
     from optuna.trial import create_trial
 
-    from mergefront.optimizer.samplers.trial_attributes import VIOLATIONS, WARM_START
-    from mergefront.optimizer.search import RECIPE, told_attributes
+    from mergefront.optimizer.samplers.trial_attributes import RECIPE, VIOLATIONS, WARM_START
+    from mergefront.optimizer.search import told_attributes
 
     attributes, violations = told_attributes(study.objectives, study.constraints, evaluation)
     study.optuna.add_trial(

@@ -16,27 +16,29 @@ from mergefront.optimizer.evaluation import Evaluation
 from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import standings
 from mergefront.optimizer.samplers.study_view import study_view
-from mergefront.optimizer.samplers.trial_attributes import STANDARD_ERRORS
+from mergefront.optimizer.samplers.trial_attributes import RECIPE, STANDARD_ERRORS, standard_errors
 
 
-def restated(
-    study: Study, objectives: Sequence[Objective], evaluations: Mapping[str, Evaluation], digest_key: str
-) -> Study:
+def restated(study: Study, objectives: Sequence[Objective], evaluations: Mapping[str, Evaluation]) -> Study:
     """The study with the trials' values and standard errors restated from ``evaluations``, by their recipe's digest.
 
-    ``digest_key`` is the user attribute with a trial's digest. Standard errors are those that unasked items leave:
-    the error of the items as a sample is common to all candidates and does not tell one from another.
+    Standard errors are those that unasked items leave: the error of the items as a sample is common to all candidates
+    and does not tell one from another. Objectives that no item decides stay as they were told, with their errors.
     """
     found = dict(zip(evaluations, standings(objectives, list(evaluations.values())), strict=True))
 
     def shown(trial: FrozenTrial) -> FrozenTrial:
-        estimates = found.get(str(trial.user_attrs.get(digest_key)))
-        if estimates is None or trial.state != TrialState.COMPLETE:
+        digest = str(trial.user_attrs.get(RECIPE))
+        if digest not in found or trial.state != TrialState.COMPLETE:
             return trial
-        row = [estimates[objective.name] for objective in objectives]
+        values, errors = list(trial.values), standard_errors(trial, len(objectives))
+        for place, objective in enumerate(objectives):
+            if objective.name in evaluations[digest].items:
+                estimate = found[digest][objective.name]
+                values[place], errors[place] = estimate.mean, estimate.unasked_error
         anew = copy.copy(trial)
-        anew.values = [one.mean for one in row]
-        anew._user_attrs = {**trial.user_attrs, STANDARD_ERRORS: [one.unasked_error for one in row]}
+        anew.values = values
+        anew._user_attrs = {**trial.user_attrs, STANDARD_ERRORS: errors}
         return anew
 
     return study_view(study, shown)

@@ -30,6 +30,7 @@ from mergefront.optimizer.samplers.trial_attributes import (
     CONSTRAINT_ERRORS,
     CONSTRAINTS,
     OUTSIDE_SPACE,
+    RECIPE,
     SEED,
     STANDARD_ERRORS,
     expected_improvement,
@@ -40,8 +41,6 @@ from mergefront.optimizer.stopping import NEVER, STOPPED, Stop, StopRule, StopWa
 
 SLOT = "mergefront:slot"
 """Trial user attribute: which slot of the budget the trial fills."""
-RECIPE = "mergefront:recipe"
-"""Trial user attribute: the digest of the trial's recipe."""
 FAILURE = "mergefront:failure"
 """Trial user attribute: why the trial failed."""
 REUSED = "mergefront:reused"
@@ -321,7 +320,7 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
 def _seen_by_the_sampler(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> optuna.Study:
     if plan.racing is None:
         return study
-    return restated(study, plan.objectives, ledger.evaluations(items=True), RECIPE)
+    return restated(study, plan.objectives, ledger.evaluations(items=True))
 
 
 def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 | of | key | written by | value |
 | --- | --- | --- | --- |
 | trial, user | ``mergefront:anchor`` | search loop | name of the anchor that this trial evaluates |
+| trial, user | ``mergefront:recipe`` | search loop | digest of the recipe that this trial evaluates |
 | trial, user | ``mergefront:outside_space`` | search loop | true: the recipe is no point of the space |
 | trial, user | ``mergefront:standard_errors`` | search loop | one per objective, null where unknown or exact |
 | trial, user | ``mergefront:seed`` | search loop | name of the warm start's recipe that this trial evaluates |
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 ANCHOR = "mergefront:anchor"
+RECIPE = "mergefront:recipe"
 OUTSIDE_SPACE = "mergefront:outside_space"
 STANDARD_ERRORS = "mergefront:standard_errors"
 SEED = "mergefront:seed"

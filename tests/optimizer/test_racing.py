@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 import mergefront as mf
@@ -17,8 +18,7 @@ from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.racing import DETAILS, Race, RacingSettings
 from mergefront.optimizer.recipe import Recipe
 from mergefront.optimizer.restated_trials import restated
-from mergefront.optimizer.samplers.trial_attributes import STANDARD_ERRORS
-from mergefront.optimizer.search import RECIPE
+from mergefront.optimizer.samplers.trial_attributes import RECIPE, STANDARD_ERRORS
 from mergefront.optimizer.space import MergeSpace
 
 NAMES = ("maths", "french")
@@ -218,7 +218,7 @@ def test_wrong_settings_say_what_would_be_right(given: Any, complaint: str) -> N
 def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_were_told(tmp_path: Path) -> None:
     """Proposals would be made from estimates that later answers have shown to be wrong."""
     study = search(tmp_path, ItemEvaluator())
-    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True), RECIPE)
+    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True))
     shown = {trial.number: trial for trial in seen.get_trials(deepcopy=False)}
     for candidate in study.candidates():
         told = study.optuna.get_trials()[candidate.number]
@@ -233,3 +233,22 @@ def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_wer
 def test_every_sampler_proposes_from_the_restated_trials(tmp_path: Path, sampler: str) -> None:
     study = search(tmp_path, ItemEvaluator(), sampler)
     assert len(study.candidates()) == 14
+
+
+def test_what_no_item_decides_stays_as_it_was_told() -> None:
+    """A latency measured with noise would be taken for exact as soon as a study races."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trial(
+        optuna.trial.create_trial(
+            values=[0.5, 3.0], user_attrs={RECIPE: "one", STANDARD_ERRORS: [0.1, 0.2]}, params={}, distributions={}
+        )
+    )
+    answered = ItemScores(("a", "b", "c", "d"), (1.0, 0.0, 1.0, 1.0))
+    evaluation = Evaluation(
+        {"maths": 0.5, "latency": 3.0}, {"maths": 0.1, "latency": 0.2}, {"maths": answered},
+        details={DETAILS: {"of": {"maths": 8}}},
+    )  # fmt: skip
+    objectives = (Objective("maths"), Objective("latency", "minimize"))
+    (shown,) = restated(study, objectives, {"one": evaluation}).get_trials(deepcopy=False)
+    assert shown.values == [0.75, 3.0]
+    assert shown.user_attrs[STANDARD_ERRORS][1] == 0.2 and shown.user_attrs[STANDARD_ERRORS][0] > 0
