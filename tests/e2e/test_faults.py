@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_study import NAME, small_study
 from sqlalchemy import text
 
 import mergefront as mf
@@ -33,18 +34,6 @@ objectives: [a]
 search: {{sampler: random, evaluations: {evaluations}}}
 """
 SCORER = "def score(recipe):\n    return {'a': recipe.params['weight[a]']}\n"
-
-
-def small_study(url: str, evaluations: int) -> mf.Study:
-    return mf.search(
-        space=mf.MergeSpace(["a", "b"], method="ties"),
-        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
-        objectives=["score"],
-        sampler="random",
-        evaluations=evaluations,
-        storage=url,
-        name="faulty",
-    )
 
 
 def write_study(folder: Path, url: str, evaluations: int) -> Path:
@@ -118,7 +107,7 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").chmod(0o444)
     tmp_path.chmod(0o555)
     without_privilege = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []
-    command = [*without_privilege, sys.executable, "-m", "mergefront", "status", "faulty", "--storage", url]
+    command = [*without_privilege, sys.executable, "-m", "mergefront", "status", NAME, "--storage", url]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60)
     tmp_path.chmod(0o755)
     assert said.returncode == 2 and "make the file and its folder writable" in said.stderr, said
@@ -162,7 +151,7 @@ from mergefront.storage.optuna_tables import finish_trial
 from mergefront.api import load_study, plan_of
 from mergefront.optimizer.search import propose
 MOMENT = datetime(2026, 1, 1)
-study = load_study("faulty", storage=sys.argv[1])
+study = load_study("small", storage=sys.argv[1])
 claim = study.ledger.claim(8)
 proposal = propose(plan_of(study, 8), study.optuna, study.ledger, claim)
 with study.database.transaction(durable=True) as connection:
@@ -177,7 +166,7 @@ def test_a_cut_between_two_writes_leaves_neither(database_url: str) -> None:
     before.database.close()
     cut = subprocess.run([sys.executable, "-c", CUT, database_url], capture_output=True, text=True, timeout=60)
     assert cut.returncode == -signal.SIGKILL, cut.stderr
-    study = mf.load_study("faulty", storage=database_url)
+    study = mf.load_study(NAME, storage=database_url)
     assert study.finished_count() == 6
     assert len(study.ledger.evaluations()) == len({candidate.digest for candidate in study.candidates()})
     assert small_study(database_url, 8).finished_count() == 8

@@ -5,23 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from small_study import NAME, small_study
 from sqlalchemy import inspect, text
 
 import mergefront as mf
 from mergefront.storage import migrations, schema
 from mergefront.storage.database import Database, sqlite_path
-
-
-def small_study(url: str, evaluations: int = 6) -> mf.Study:
-    return mf.search(
-        space=mf.MergeSpace(["a", "b"], method="task_arithmetic"),
-        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
-        objectives=["score"],
-        sampler="random",
-        evaluations=evaluations,
-        storage=url,
-        name="old",
-    )
 
 
 def as_version_1(url: str) -> None:
@@ -55,7 +44,7 @@ def test_a_study_of_an_older_version_goes_on_where_it_was(database_url: str) -> 
     before.database.close()
     as_version_1(database_url)
     upgraded(database_url)
-    assert mf.load_study("old", storage=database_url).to_json() == front
+    assert mf.load_study(NAME, storage=database_url).to_json() == front
     assert small_study(database_url, 9).finished_count() == 9
 
 
@@ -75,9 +64,9 @@ def test_a_server_is_upgraded_on_request_only(postgres_url: str) -> None:
     small_study(postgres_url).database.close()
     as_version_1(postgres_url)
     with pytest.raises(mf.UserError, match="mergefront upgrade --storage"):
-        mf.load_study("old", storage=postgres_url)
+        mf.load_study(NAME, storage=postgres_url)
     assert upgraded(postgres_url) == "tables mergefront_*_version1"
-    assert mf.load_study("old", storage=postgres_url).finished_count() == 6
+    assert mf.load_study(NAME, storage=postgres_url).finished_count() == 6
     as_version_1(postgres_url)
     with pytest.raises(mf.UserError, match="in the way"):
         upgraded(postgres_url)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy
+from small_study import small_study
 
 import mergefront as mf
 from mergefront.optimizer.errors import StorageError
@@ -51,19 +52,6 @@ def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
     assert patiently(action) == "done"
 
 
-def finished_study(url: str, evaluations: int) -> mf.Study:
-    """A small study whose search has met no fault."""
-    return mf.search(
-        space=mf.MergeSpace(["a", "b"], method="ties"),
-        evaluate=lambda recipe: float(recipe.params["weight[a]"]),
-        objectives=["score"],
-        sampler="random",
-        evaluations=evaluations,
-        storage=url,
-        name="finished",
-    )
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode: str) -> None:
@@ -103,7 +91,7 @@ def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode
 
 @pytest.mark.slow
 def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres: PostgresServer) -> None:
-    study = finished_study(postgres.new_database(), 6)
+    study = small_study(postgres.new_database(), 6)
     responses = DatabaseResponses(study.database)
 
     def after_a_crash(action: Callable[[], object]) -> object:
@@ -123,7 +111,7 @@ def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres:
 
 def test_a_commit_whose_answer_got_lost_makes_no_second_trial(database_url: str) -> None:
     """The first try is committed, and its connection is lost before the answer comes."""
-    study = finished_study(database_url, 3)
+    study = small_study(database_url, 3)
 
     class LosesOneAnswer(type(study.database.optuna_storage)):  # type: ignore[misc]
         lost = False
