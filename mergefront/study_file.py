@@ -97,7 +97,7 @@ class StudyFile(_Section):
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     objectives: list[str | ObjectiveSection] = Field(min_length=1)
     constraints: list[str | ConstraintSection] = Field(default_factory=list)
-    racing: bool | dict[str, Any] = False
+    racing: Any = False
     search: SearchSection = Field(default_factory=SearchSection)
     stop: dict[str, Any] = Field(default_factory=dict)
     warm_start: list[str | dict[str, str]] = Field(default_factory=list)
@@ -136,7 +136,9 @@ def _problem(error: dict[str, Any]) -> str:
     if kind == "extra_forbidden":
         parent = tuple("*" if isinstance(part, int) else str(part) for part in location[:-1])
         section = _KEYS.get(parent)
-        hint = did_you_mean(str(location[-1]), section.model_fields) if section is not None else ""
+        key = str(location[-1])
+        hint = did_you_mean(key, section.model_fields) if section is not None else ""
+        where = ".".join(part for part in (_readable(location[:-1]), key) if part)
         return f"{where}: unknown key {hint}".rstrip()
     if kind == "missing":
         return f"{where}: this key is missing"

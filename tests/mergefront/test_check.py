@@ -91,6 +91,9 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
         (("study: skills", "study: skills\nstorage: sqlite:///no/such/x.db"), ["no/such", "does not exist"]),
         (("search: {", "tasks: {maths: {type: jsonl}}\nsearch: {"), ["tasks", "function scores by itself"]),
         (("density: [0.1, 1]", "granularity: {blocks: 4}"), ["granularity", "base model"]),
+        (('call: "scorer', 'function: "scorer'), ["backend.function: unknown key", "known: call, type"]),
+        (("study: skills", "study: skills\nracing: 0.2"), ["racing is 0.2", "write true, or a mapping"]),
+        (("study: skills", "study: skills\nracing: {items: .nan}"), ["racing.items is nan", "fraction in (0, 1]"]),
     ],
 )
 def test_each_mistake_names_the_key_what_is_wrong_and_what_would_be_right(
