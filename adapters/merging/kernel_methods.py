@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.merging import compat
 from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.pool import TensorPool
-from mergefront.adapters.merging.ranking import CHUNK
 from mergefront.optimizer.methods import MergeMethod
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ class KernelMerger:
         own_dtype = self._compat and method.name not in compat.IN_FLOAT32
         flat = method.elementwise and not self._compat
         size = out.numel()
-        stretch = CHUNK if flat and self._pool.device.type == "cpu" else max(size, 1)
+        step = stretch(self._pool.device) if flat else max(size, 1)
         norm = torch.zeros((), dtype=torch.float64)
-        for start in range(0, size, stretch):
-            part = slice(start, min(start + stretch, size))
+        for start in range(0, size, step):
+            part = slice(start, min(start + step, size))
             origin = None if base is None else _cut(base, part, flat)
             if origin is not None and not own_dtype:
                 origin = origin.float()

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
     import torch
 
 LEVELS = 1 << 16
-_CHUNK = 3 << 13
 _FIRST = 0x7FEB352D
 _SECOND = 0x846CA68B - (1 << 32)
 
@@ -68,13 +68,18 @@ class KeptNorms:
 
     def __init__(self, delta: Callable[[int, int], torch.Tensor], size: int, keys: tuple[int, int]) -> None:
         import numpy as np
+        import torch
 
         table = np.zeros(LEVELS if size > LEVELS else 0)
         levels, magnitudes = np.zeros(0, dtype=np.int32), np.zeros(0)
-        for start in range(0, size, _CHUNK):
-            part = delta(start, min(start + _CHUNK, size)).abs().double()
-            index = entry_index(start, start + part.numel(), part.device)
-            drawn, kept = random_levels(index, *keys).cpu().numpy(), part.cpu().numpy()
+        step = stretch(delta(0, 1).device)
+        for start in range(0, size, step):
+            part = delta(start, min(start + step, size)).abs().double()
+            levels_here = random_levels(entry_index(start, start + part.numel(), part.device), *keys)
+            if len(table) and part.device.type != "cpu":
+                table += torch.bincount(levels_here, weights=part, minlength=LEVELS).cpu().numpy()
+                continue
+            drawn, kept = levels_here.cpu().numpy(), part.cpu().numpy()
             if len(table):
                 table += np.bincount(drawn, weights=kept, minlength=LEVELS)
             else:

@@ -1,4 +1,4 @@
-"""How much memory is free where tensors are held."""
+"""How much memory is free where tensors are held, and how much of a tensor is worked on at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ if TYPE_CHECKING:
     import torch
 
 _UNKNOWN = 1 << 62
+_ON_CPU, _ELSEWHERE = 3 << 13, 1 << 26
+
+
+def stretch(device: torch.device) -> int:
+    """How many entries to work on at once where what is made of them would not all fit into memory, or the cache.
+
+    On a CPU below the 32768 entries from which torch splits an operation over threads: on a busy machine waiting for
+    those threads costs more than they save. A GPU has to be given many, or it waits for the next call.
+    """
+    return _ON_CPU if device.type == "cpu" else _ELSEWHERE
 
 
 def free_memory(device: torch.device) -> int:
@@ -15,7 +25,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if device.type != "cpu":
         return _UNKNOWN
     try:

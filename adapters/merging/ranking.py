@@ -9,15 +9,14 @@ tensor is seen only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
+
+from mergefront.adapters.merging.memory import stretch
 
 if TYPE_CHECKING:
     import torch
 
-# Below the 32768 entries from which torch splits an operation over threads: on a busy machine waiting
-# for those threads costs more than they save.
-CHUNK = 3 << 13
 _ROWS_AT_ONCE = 1 << 19
 
 
@@ -56,8 +55,9 @@ def sort_magnitudes(delta: DeltaChunk, size: int, device: torch.device) -> torch
         return torch.sort(delta(0, size).abs(), descending=True, stable=True).indices
     keys = np.empty(size, dtype="<u8")
     halves = keys.view("<u4").reshape(size, 2)
-    for start in range(0, size, CHUNK):
-        end = min(start + CHUNK, size)
+    step = stretch(device)
+    for start in range(0, size, step):
+        end = min(start + step, size)
         bits = delta(start, end).abs().contiguous().numpy().view(np.uint32)
         np.subtract(np.uint32(0x7FFFFFFF), bits, out=halves[start:end, 1])
         halves[start:end, 0] = np.arange(start, end, dtype=np.uint32)
@@ -80,14 +80,8 @@ def select_rank(delta: DeltaChunk, size: int, k: int) -> Rank:
     """
     import torch
 
-    upper = torch.zeros(1 << 16, dtype=torch.int64)
-    for bits in _bits(delta, size):
-        upper += torch.bincount(bits >> 16, minlength=1 << 16)
-    bin_, k = _descend(upper, k)
-    lower = torch.zeros(1 << 16, dtype=torch.int64)
-    for bits in _bits(delta, size):
-        lower += torch.bincount(bits[(bits >> 16) == bin_] & 0xFFFF, minlength=1 << 16)
-    low, k = _descend(lower, k)
+    bin_, k = _descend(_histogram(bits >> 16 for bits in _bits(delta, size)), k)
+    low, k = _descend(_histogram(bits[(bits >> 16) == bin_] & 0xFFFF for bits in _bits(delta, size)), k)
     wanted = (bin_ << 16) | low
     value = float(torch.tensor([wanted], dtype=torch.int32).view(torch.float32))
     start = 0
@@ -100,12 +94,24 @@ def select_rank(delta: DeltaChunk, size: int, k: int) -> Rank:
     raise AssertionError("the histograms and the entries disagree; the task vector changed while it was read")
 
 
-def _bits(delta: DeltaChunk, size: int):  # type: ignore[no-untyped-def]
+def _bits(delta: DeltaChunk, size: int) -> Iterator[torch.Tensor]:
+    """The magnitudes' bits, chunk by chunk, where the task vector is."""
     import torch
 
-    for start in range(0, size, CHUNK):
-        chunk = delta(start, min(start + CHUNK, size)).abs().cpu().contiguous()
+    step = stretch(delta(0, 1).device)
+    for start in range(0, size, step):
+        chunk = delta(start, min(start + step, size)).abs().contiguous()
         yield chunk.view(torch.int32).to(torch.int64)
+
+
+def _histogram(halves: Iterator[torch.Tensor]) -> torch.Tensor:
+    """How often each number of 16 bits occurs, on the CPU."""
+    import torch
+
+    counts = torch.bincount(next(halves), minlength=1 << 16)
+    for part in halves:
+        counts += torch.bincount(part, minlength=1 << 16)
+    return counts.cpu()
 
 
 def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
@@ -124,12 +130,12 @@ def ranks_in_rows(delta: DeltaChunk, shape: torch.Size) -> torch.Tensor:
     if len(shape) != 2 or size <= _ROWS_AT_ONCE:
         return row_ranks(delta(0, size).view(shape))
     rows = max(1, _ROWS_AT_ONCE // shape[1])
-    ranks = torch.empty(size, dtype=rank_dtype(shape[1]))
+    ranks = torch.empty(size, dtype=rank_dtype(shape[1]), device=delta(0, 1).device)
     for start in range(0, shape[0], rows):
         end = min(start + rows, shape[0])
         part = slice(start * shape[1], end * shape[1])
-        ranks[part] = row_ranks(delta(part.start, part.stop).view(end - start, shape[1])).cpu()
-    return ranks.to(delta(0, 1).device)
+        ranks[part] = row_ranks(delta(part.start, part.stop).view(end - start, shape[1]))
+    return ranks
 
 
 def rank_dtype(row: int) -> torch.dtype:

@@ -16,14 +16,13 @@ from mergefront.adapters.checkpoints import (
     head_name,
 )
 from mergefront.adapters.merging.lora import LoraTaskVector
+from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
     Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
-
-_FINITE_STRETCH = 3 << 13
 
 
 class Entry(NamedTuple):
@@ -114,8 +113,9 @@ def check_finite(tensor: torch.Tensor, owner: str, name: str) -> None:
     if not tensor.is_floating_point():
         return
     flat = tensor.reshape(-1)
-    for start in range(0, flat.numel(), _FINITE_STRETCH):
-        low, high = torch.aminmax(flat[start : start + _FINITE_STRETCH])
+    step = stretch(tensor.device)
+    for start in range(0, flat.numel(), step):
+        low, high = torch.aminmax(flat[start : start + step])
         if not (math.isfinite(low) and math.isfinite(high)):
             raise UserError(
                 f"{owner}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged or its training diverged"

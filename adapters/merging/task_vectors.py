@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mergefront.adapters.merging.masks import LEVELS, entry_index, random_levels
+from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.ranking import EVERY, NONE, Rank
 
 if TYPE_CHECKING:
     import torch
 
 Mode = Literal["all", "largest", "window", "random", "ranked"]
-STRETCH = 3 << 13  # below the 32768 entries from which torch splits an operation over threads
 _NUMBERS, _INTEGERS = 4, 5
 
 
@@ -167,8 +167,9 @@ def kept_norms(term: Term, delta: Callable[[int, int], torch.Tensor], size: int)
     """L1 norm of a task vector, and of what a term keeps of it."""
     numbers, integers = pack([term], 1.0, 1.0, term.tensor.device)
     whole, kept = 0.0, 0.0
-    for start in range(0, size, STRETCH):
-        end = min(start + STRETCH, size)
+    step = stretch(term.tensor.device)
+    for start in range(0, size, step):
+        end = min(start + step, size)
         part = delta(start, end)
         index = entry_index(start, end, part.device)
         ranks = None if term.row_ranks is None else term.row_ranks[start:end]
@@ -196,10 +197,10 @@ def eager_kernel(fusion: Fusion) -> Kernel:
         import torch
 
         size = base.numel()
-        stretch = STRETCH if base.device.type == "cpu" else size
+        step = stretch(base.device)
         norms = []
-        for start in range(0, size, stretch):
-            part = slice(start, min(start + stretch, size))
+        for start in range(0, size, step):
+            part = slice(start, min(start + step, size))
             index = entry_index(part.start, part.stop, base.device)
             merged, norm = fuse(
                 fusion, base[part], [t[part] for t in tensors], [r[part] for r in row_ranks], numbers, integers, index

@@ -33,20 +33,23 @@ if TYPE_CHECKING:
     import torch
 
 _SMALLEST_NORM = 1e-7
-_SORTING_BYTES = 12  # per entry: a key of eight while sorting, an index of four afterwards
+_SORTING_BYTES, _SORTING_BYTES_ON_GPU = 12, 40
+"""Per entry: keys and indices while sorting, of which an index of four bytes stays."""
 
 
 class TermBuilder:
     """Makes the terms of a pool's experts.
 
     ``uniform`` gives every expert the method's own mode, also where nothing is dropped, so that one
-    compiled kernel serves all recipes. ``room`` says whether so many more bytes may be taken (default: half of what
-    is free); where they may not, ranks are found anew for every candidate, in three passes over the task vector.
+    compiled kernel serves all recipes. ``room`` says whether so many more bytes may be taken (default: while half
+    of what was free at first stays free); where they may not, ranks are found anew for every candidate, in three
+    passes over the task vector.
     """
 
     def __init__(self, pool: TensorPool, uniform: bool, room: Callable[[int], bool] | None = None) -> None:
         self._pool = pool
-        self._room = self._half_of_free if room is None else room
+        self._room = room
+        self._stays_free: int | None = None
         self.uniform = uniform
         self._orders: dict[tuple[str, str], torch.Tensor] = {}
         self._ranks: dict[tuple[str, str, int], Rank] = {}
@@ -166,7 +169,8 @@ class TermBuilder:
         known = self._ranks.get((name, model, k))
         if known is not None:
             return known
-        if self._pool.resident and (name, model) not in self._orders and self._room(_SORTING_BYTES * size):
+        needed = size * (_SORTING_BYTES if self._pool.device.type == "cpu" else _SORTING_BYTES_ON_GPU)
+        if self._pool.resident and (name, model) not in self._orders and self._has_room(needed):
             self._orders[name, model] = sort_magnitudes(delta, size, self._pool.device)
         order = self._orders.get((name, model))
         rank = select_rank(delta, size, k) if order is None else rank_in_order(order, delta, k)
@@ -174,8 +178,13 @@ class TermBuilder:
             self._ranks[name, model, k] = rank
         return rank
 
-    def _half_of_free(self, needed: int) -> bool:
-        return needed < free_memory(self._pool.device) // 2
+    def _has_room(self, needed: int) -> bool:
+        if self._room is not None:
+            return self._room(needed)
+        free = free_memory(self._pool.device)
+        if self._stays_free is None:
+            self._stays_free = free // 2
+        return free - needed > self._stays_free
 
 
 def _delta_of(entry: Entry, base: torch.Tensor) -> DeltaChunk:

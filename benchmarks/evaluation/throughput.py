@@ -88,14 +88,17 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=list(BATCHES), help="batch sizes of the harness")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--generate", action="store_true", help="greedy answers instead of choices")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    model.to(arguments.device)
     asked = asked_items(arguments.items, arguments.examples, arguments.generate, random.Random(0))
     theirs = {
-        size: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, backend="causal", device="cpu")
+        size: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, backend="causal", device=arguments.device)
         for size in arguments.batches
     }
     ours = HuggingFaceModel(model, tokenizer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,19 @@ def test_mixed_dtypes_are_accumulated_in_float32() -> None:
     live = {"w": torch.empty(4)}
     MergeEngine(base, experts).merge_into(Recipe("task_arithmetic", {"a": "a", "b": "b"}, weights, "base"), live)
     assert live["w"].tolist() == [258.0] * 4
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della", "task_arithmetic"])
+def test_an_engine_that_nobody_holds_is_freed_at_once(method: str) -> None:
+    """On a GPU the next one would find no room: memory there does not wait for Python's collector of cycles."""
+    gc.disable()
+    try:
+        for compile in (True, False):
+            engine = MergeEngine(layered(0), {"maths": layered(1), "code": layered(2)}, compile=compile)
+            weights = {"weight[maths]": 0.3, "weight[code]": 0.4}
+            engine.merge_into(Recipe(method, {"maths": "m", "code": "c"}, weights, "base"), empty())
+            held = weakref.ref(engine._pool)
+            del engine
+            assert held() is None
+    finally:
+        gc.enable()
