@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.search.peers import PEERS
-from benchmarks.search.problems import PROBLEMS
+from benchmarks.search.problems import PROBLEMS, on_other_networks
 from benchmarks.search.runs import append, read, read_all, record, run
 
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--document", type=Path, default=Path("docs/benchmarks-search.md"), help="where tables go")
     parser.add_argument("--problems", nargs="*", default=[], help="substrings of names; all without")
     parser.add_argument("--samplers", nargs="*", default=[], help="exact names; all without")
+    parser.add_argument("--networks", nargs="*", type=int, default=[0], help="seeds of the networks; 0 is the tables'")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, help="at most that many; each sampler's own limit without")
@@ -44,9 +45,14 @@ def main() -> None:
 
     torch.set_num_threads(1)
     started = time.monotonic()
-    problems = [name for name in PROBLEMS if not arguments.problems or any(p in name for p in arguments.problems)]
+    offered = {
+        name: make
+        for seed in arguments.networks
+        for name, make in (on_other_networks(seed) if seed else PROBLEMS).items()
+    }
+    problems = [name for name in offered if not arguments.problems or any(p in name for p in arguments.problems)]
     samplers = arguments.samplers or list(PEERS)
-    made = {name: PROBLEMS[name](arguments.folder / "pools") for name in problems}
+    made = {name: offered[name](arguments.folder / "pools") for name in problems}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for problem in problems:
             for sampler in samplers:

@@ -120,26 +120,6 @@ def objective_name(index: int) -> str:
     return f"skill{index}"
 
 
-def _merges(
-    name: str,
-    spec: PoolSpec,
-    folder: Path,
-    *,
-    groups: int | None = None,
-    drawn_items: int | None = None,
-    **space: Any,
-) -> Problem:
-    pool = trained_pool(spec, folder)
-    tasks = list(pool.experts)
-    count = groups or len(tasks)
-    grouped = [tasks[i * len(tasks) // count : (i + 1) * len(tasks) // count] for i in range(count)]
-    made = MergeSpace(tasks, base_model="base", **space)
-    merges = _Merges(pool, grouped, drawn_items)
-    return Problem(
-        name, made, tuple(Objective(objective_name(j)) for j in range(count)), tuple(anchors(made)), merges.evaluate
-    )
-
-
 def _analytic(name: str, dimension: int, objectives: int, function: Callable[[Array], Array], folder: Path) -> Problem:
     space = MergeSpace(
         [f"x{i}" for i in range(dimension)], method="task_arithmetic", base_model="base", parameters={"weight": [0, 1]}
@@ -195,62 +175,51 @@ def recorded_smollm(landscape: RecordedLandscape) -> Problem:
     return Problem(SMOLLM, space, objectives, tuple(anchors(space)), evaluate)
 
 
-THREE = PoolSpec("residual", 3, 4, 200, (60, 200))
-_WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
+@dataclass(frozen=True)
+class TrainedNetworks:
+    """A problem of merges of networks trained on the spot. ``groups`` objectives, each the mean of some tasks' scores,
+    one a task without; with ``drawn_items`` every evaluation draws so many items a task."""
+
+    pool: PoolSpec
+    space: Mapping[str, Any]
+    groups: int | None = None
+    drawn_items: int | None = None
+
+    def made(self, name: str, folder: Path, network: int = 0) -> Problem:
+        """The problem, its networks trained with ``network`` as their seed unless ``folder`` holds them."""
+        pool = trained_pool(replace(self.pool, seed=network), folder)
+        tasks = list(pool.experts)
+        count = self.groups or len(tasks)
+        grouped = [tasks[i * len(tasks) // count : (i + 1) * len(tasks) // count] for i in range(count)]
+        space = MergeSpace(tasks, base_model="base", **self.space)
+        merges = _Merges(pool, grouped, self.drawn_items)
+        objectives = tuple(Objective(objective_name(j)) for j in range(count))
+        return Problem(name, space, objectives, tuple(anchors(space)), merges.evaluate)
+
+
+NETWORK = ", network "
+"""Between a problem's name and the seed of its networks, where they are not the tables'."""
+_TIES: Mapping[str, Any] = {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}}
+_ADDED: Mapping[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": [0, 1]}}
+
+NETWORKS: Mapping[str, TrainedNetworks] = {
+    "residual ties 6-d": TrainedNetworks(PoolSpec("residual", 3, 4, 200, (60, 200)), _TIES),
+    "attention ties 6-d": TrainedNetworks(PoolSpec("attention", 3, 2, 100, (60, 150)), _TIES),
+    "residual ties 10-d": TrainedNetworks(PoolSpec("residual", 5, 4, 120, (60, 200)), _TIES, groups=2),
+    "residual ties 6-d, 60 drawn items": TrainedNetworks(
+        PoolSpec("residual", 3, 4, 600, (60, 200)), _TIES, drawn_items=60
+    ),
+    "residual layers 24-d": TrainedNetworks(
+        PoolSpec("residual", 3, 8, 200, (60, 200)), {**_ADDED, "granularity": "layers", "layers": 8}
+    ),
+    "residual layers 64-d": TrainedNetworks(
+        PoolSpec("residual", 4, 16, 150, (60, 200)), {**_ADDED, "granularity": "layers", "layers": 16}
+    ),
+    "residual 16 experts": TrainedNetworks(PoolSpec("residual", 16, 4, 60, (200, 60)), _ADDED, groups=4),
+}
 
 PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
-    "residual ties 6-d": lambda folder: _merges(
-        "residual ties 6-d", THREE, folder, method="ties", parameters=_WEIGHT_DENSITY
-    ),
-    "attention ties 6-d": lambda folder: _merges(
-        "attention ties 6-d",
-        PoolSpec("attention", 3, 2, 100, (60, 150)),
-        folder,
-        method="ties",
-        parameters=_WEIGHT_DENSITY,
-    ),
-    "residual ties 10-d": lambda folder: _merges(
-        "residual ties 10-d",
-        PoolSpec("residual", 5, 4, 120, (60, 200)),
-        folder,
-        groups=2,
-        method="ties",
-        parameters=_WEIGHT_DENSITY,
-    ),
-    "residual ties 6-d, 60 drawn items": lambda folder: _merges(
-        "residual ties 6-d, 60 drawn items",
-        PoolSpec("residual", 3, 4, 600, (60, 200)),
-        folder,
-        drawn_items=60,
-        method="ties",
-        parameters=_WEIGHT_DENSITY,
-    ),
-    "residual layers 24-d": lambda folder: _merges(
-        "residual layers 24-d",
-        PoolSpec("residual", 3, 8, 200, (60, 200)),
-        folder,
-        method="task_arithmetic",
-        parameters={"weight": [0, 1]},
-        granularity="layers",
-        layers=8,
-    ),
-    "residual layers 64-d": lambda folder: _merges(
-        "residual layers 64-d",
-        PoolSpec("residual", 4, 16, 150, (60, 200)),
-        folder,
-        method="task_arithmetic",
-        parameters={"weight": [0, 1]},
-        granularity="layers",
-        layers=16,
-    ),
-    "residual 16 experts": lambda folder: _merges(
-        "residual 16 experts",
-        PoolSpec("residual", 16, 4, 60, (200, 60)),
-        folder,
-        groups=4,
-        method="task_arithmetic",
-        parameters={"weight": [0, 1]},
-    ),
+    **{name: partial(networks.made, name) for name, networks in NETWORKS.items()},
     SMOLLM: lambda folder: recorded_smollm(RecordedLandscape.read(SMOLLM_LANDSCAPE)),
     "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
     "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
@@ -258,3 +227,9 @@ PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
         PROBLEMS["residual ties 6-d"](folder), "residual ties 6-d, third skill at least 0.6", 0.6
     ),
 }
+
+
+def on_other_networks(network: int) -> Mapping[str, Callable[[Path], Problem]]:
+    """The problems of networks with all networks trained anew, ``network`` being their seed (the tables' is 0)."""
+    named = {f"{name}{NETWORK}{network}": networks for name, networks in NETWORKS.items()}
+    return {name: partial(networks.made, name, network=network) for name, networks in named.items()}

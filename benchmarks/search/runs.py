@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,8 @@ RECORDED = Path(__file__).with_name("recorded.jsonl.gz")
 
 @dataclass(frozen=True)
 class Run:
-    """``hypervolumes`` after every evaluation, anchors included; ``ask_seconds`` of processor time a proposal."""
+    """``hypervolumes`` after every evaluation, anchors included; ``ask_seconds`` of processor time a proposal, on that
+    ``machine``."""
 
     problem: str
     sampler: str
@@ -32,6 +34,19 @@ class Run:
     hypervolumes: list[float]
     ask_seconds: list[float]
     distinct: int
+    machine: str = "AMD EPYC family 26 model 2"
+
+
+def this_machine() -> str:
+    """The processor's name, family and model, as Linux tells them; what ``platform`` knows elsewhere."""
+    place = Path("/proc/cpuinfo")
+    if not place.exists():
+        return platform.processor() or platform.machine()
+    told = dict(line.split(":", 1) for line in place.read_text().splitlines() if ":" in line)
+    known = {name.strip(): value.strip() for name, value in told.items()}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} family {known.get('cpu family', '?')} model {known.get('model', '?')}"
 
 
 def run(
@@ -83,7 +98,7 @@ def run(
         if not any(violation > 0 for violation in _violations(problem, scored).values()):
             feasible.append(scored.true)
         hypervolumes.append(problem.hypervolume(feasible) if feasible else 0.0)
-    return Run(problem.name, label, seed, hypervolumes, asked, len(digests))
+    return Run(problem.name, label, seed, hypervolumes, asked, len(digests), this_machine())
 
 
 def _violations(problem: Problem, scored: Scored) -> dict[str, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.search.problems import NETWORK
 from benchmarks.search.runs import HORIZONS, Run
 
 OURS = "MM-MO"
@@ -53,6 +54,8 @@ def evaluations_to(run: Run, target: float) -> float:
 
 
 def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
+    """Seconds are of the machine that made most of the runs; a star where a sampler never ran there."""
+    usual_machine = Counter(run.machine for runs in samplers.values() for run in runs).most_common(1)[0][0]
     lines = [
         "| sampler | seeds | "
         + " | ".join(f"at {n}" for n in HORIZONS)
@@ -75,9 +78,13 @@ def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
         reached = float(np.median([evaluations_to(run, float(target)) for run in runs]))
         usual = int(np.median([len(run.hypervolumes) for run in runs]))
         needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {usual}")
-        seconds = np.median([second for run in runs for second in run.ask_seconds])
+        there = [run for run in runs if run.machine == usual_machine]
+        seconds = np.median([second for run in there or runs for second in run.ask_seconds])
+        elsewhere = "" if there else "*"
         share = f"{np.median(at(runs, 60)) / front:.0%}" if at(runs, 60) and np.isfinite(front) else ""
-        lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {share} | {seconds:.3f} |")
+        lines.append(
+            f"| {name} | {len(runs)} | " + " | ".join(cells) + f" | {needed} | {share} | {seconds:.3f}{elsewhere} |"
+        )
     return "\n".join(lines)
 
 
@@ -105,6 +112,32 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
+def networks_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
+    """Ours against peers on networks trained with other seeds, run by run of the same network and seed: how often ours
+    is higher, and the mean of the differences in percent of the peer's with its standard error."""
+    header = "| problem | peer | networks |" + "".join(f" higher at {n} | difference at {n} |" for n in horizons)
+    lines = [header, "| --- " * (3 + 2 * len(horizons)) + "|"]
+    found: dict[tuple[str, str], list[tuple[Run, Run]]] = defaultdict(list)
+    for problem, samplers in problems.items():
+        family, _, network = problem.partition(NETWORK)
+        ours = {run.seed: run for run in samplers.get(OURS, [])}
+        for name, runs in samplers.items() if network else ():
+            if not name.startswith(OURS):
+                found[family, name] += [(ours[run.seed], run) for run in runs if run.seed in ours]
+    for (family, name), pairs in sorted(found.items()):
+        cells = []
+        for n in horizons:
+            both = [(a, b) for a, b in pairs if min(len(a.hypervolumes), len(b.hypervolumes)) >= n]
+            if not both:
+                cells += ["", ""]
+                continue
+            changes = [100 * (a.hypervolumes[n - 1] / b.hypervolumes[n - 1] - 1) for a, b in both]
+            error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
+            cells += [f"{sum(c > 0 for c in changes)} of {len(changes)}", f"{np.mean(changes):+.1f}%{error}"]
+        lines.append(f"| {family} | {name} | {len(pairs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], document: Path) -> None:
     """The tables between their marks in ``document``, and one picture of all problems beside it."""
     found = grouped(runs)
@@ -112,6 +145,7 @@ def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], document: Pat
     every = [f"### {problem}\n\n{problem_table(samplers, fronts[problem])}" for problem, samplers in problems.items()]
     text = document.read_text(encoding="utf-8")
     text = between_marks(text, "summary", summary_table(problems))
+    text = between_marks(text, "other networks", networks_table(found))
     text = between_marks(text, "every problem", "\n\n".join(every))
     document.write_text(text, encoding="utf-8")
     plot(problems, document.with_suffix(".png"))
