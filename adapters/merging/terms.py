@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import torch
 
 _SMALLEST_NORM = 1e-7
-_SORTING_BYTES, _SORTING_BYTES_ON_GPU = 12, 40
+_SORTING_BYTES, _SORTING_BYTES_ON_GPU = 28, 40
 """Per entry: keys and indices while sorting, of which an index of four bytes stays."""
 
 

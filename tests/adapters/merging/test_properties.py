@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.masks import LEVELS, mask_key, random_levels
-from mergefront.adapters.merging.ranking import rank_in_order, select_rank, sort_magnitudes
+from mergefront.adapters.merging.ranking import (
+    rank_in_order,
+    select_rank,
+    sort_magnitudes,
+    sorted_as_pairs,
+    sorted_by_radix,
+)
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.methods import METHODS
 from mergefront.optimizer.recipe import Recipe
@@ -196,3 +202,13 @@ def test_empty_tensors_and_empty_task_vectors_are_the_base() -> None:
             MergeEngine(base, {"e": {k: v.clone() for k, v in base.items()}}), recipe_for(method, ["e"], [0.7], 0.5)
         )
         assert all(torch.equal(made[name], base[name]) for name in base)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 3), max_size=60), st.integers(0, 2**32 - 1))
+def test_both_ways_of_sorting_give_one_order(few: list[int], seed: int) -> None:
+    """Which one is quicker depends on the processor; the entries that a density keeps must not."""
+    many = torch.randint(1 << 31, (70_000,), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+    for keys in (torch.tensor(few, dtype=torch.int32), many, many % 50):
+        expected = sorted(range(len(keys)), key=keys.tolist().__getitem__)
+        assert sorted_by_radix(keys).tolist() == sorted_as_pairs(keys).tolist() == expected
