@@ -117,14 +117,18 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     """Ours against the strongest peers, run by run of the same networks and seed: how often ours is higher, and the
     mean of the differences in percent of the peer's with its standard error. Other networks of a problem are one row.
     """
-    header = "| problem | peer |" + "".join(f" higher at {n} | difference at {n} |" for n in horizons)
-    lines = [header, "| --- " * (2 + 2 * len(horizons)) + "|"]
     found: dict[tuple[str, str], list[tuple[Run, Run]]] = defaultdict(list)
     for problem, samplers in problems.items():
         family, _, _ = problem.partition(NETWORK)
         ours = {run.seed: run for run in samplers.get(OURS, [])}
         for name in STRONGEST:
             found[family, name] += [(ours[run.seed], run) for run in samplers.get(name, []) if run.seed in ours]
+    reached = max(
+        (min(len(a.hypervolumes), len(b.hypervolumes)) for pairs in found.values() for a, b in pairs), default=0
+    )
+    horizons = [n for n in horizons if n <= reached]
+    header = "| problem | peer |" + "".join(f" higher at {n} | difference at {n} |" for n in horizons)
+    lines = [header, "| --- " * (2 + 2 * len(horizons)) + "|"]
     for (family, name), pairs in found.items():
         if not pairs:
             continue

@@ -62,7 +62,7 @@ def test_other_networks_are_compared_run_by_run() -> None:
     runs = [made(1, "MM-MO", 0.6), made(1, peer, 0.5), made(2, "MM-MO", 0.3), made(2, peer, 0.5)]
     runs += [made(3, peer, 0.9), made(1, "TPE", 0.1)]
     rows = paired_table(grouped(runs)).splitlines()[2:]
-    assert rows == ["| p | Optuna GP | 1 of 2 | -10.0% ± 30.0 |  |  |"]
+    assert rows == ["| p | Optuna GP | 1 of 2 | -10.0% ± 30.0 |"]
 
 
 @pytest.mark.parametrize("objectives", [3, 4])
