@@ -54,6 +54,13 @@ def evaluations_to(run: Run, target: float) -> float:
     return next((i + 1.0 for i, value in enumerate(run.hypervolumes) if value >= target), float("inf"))
 
 
+def longest_runs(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """The runs that got furthest, at least three of them where there are so many, and how far all of these got."""
+    lengths = sorted((len(run.hypervolumes) for run in runs), reverse=True)
+    length = lengths[min(2, len(lengths) - 1)]
+    return [run for run in runs if len(run.hypervolumes) >= length], length
+
+
 def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
     """Seconds are of the machine that made most of the runs; a star where a sampler never ran there."""
     usual_machine = Counter(run.machine for runs in samplers.values() for run in runs).most_common(1)[0][0]
@@ -76,9 +83,9 @@ def problem_table(samplers: Mapping[str, Sequence[Run]], front: float) -> str:
             shown = f"**{median:.3f}**" if median == best[n] else f"{median:.3f}"
             seeds = f", {len(values)} seeds" if len(values) < len(runs) else ""
             cells.append(f"{shown} ({low:.3f} to {high:.3f}{seeds})")
-        reached = float(np.median([evaluations_to(run, float(target)) for run in runs]))
-        usual = int(np.median([len(run.hypervolumes) for run in runs]))
-        needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {usual}")
+        longest, length = longest_runs(runs)
+        reached = float(np.median([evaluations_to(run, float(target)) for run in longest]))
+        needed = f"{reached:.0f}" if np.isfinite(reached) else ("" if np.isnan(target) else f"over {length}")
         there = [run for run in runs if run.machine == usual_machine]
         seconds = np.median([second for run in there or runs for second in run.ask_seconds])
         elsewhere = "" if there else "*"
@@ -191,10 +198,9 @@ def plot(problems: Grouped, path: Path) -> None:
         for name in names:
             if name not in samplers:
                 continue
-            lengths = sorted((len(run.hypervolumes) for run in samplers[name]), reverse=True)
-            length = min(lengths[min(2, len(lengths) - 1)], HORIZONS[-1])
-            going_on = [run for run in samplers[name] if len(run.hypervolumes) >= length]
-            curve = np.median([run.hypervolumes[:length] for run in going_on], axis=0)
+            longest, length = longest_runs(samplers[name])
+            length = min(length, HORIZONS[-1])
+            curve = np.median([run.hypervolumes[:length] for run in longest], axis=0)
             axis.plot(
                 range(1, length + 1), curve, label=name, color=colours[name],
                 linewidth=2.6 if name == OURS else 1.2, zorder=3 if name == OURS else 2,

@@ -40,6 +40,17 @@ def test_what_a_table_says_of_a_run() -> None:
     assert median == 3.0 and 1.0 <= low < 3.0 < high <= 5.0
 
 
+def test_what_some_runs_did_not_live_to_see_is_not_held_against_them() -> None:
+    """Runs of 30 and of 60 evaluations of one sampler: only the long ones say whether 60 are enough."""
+    from benchmarks.search.runs import Run
+    from benchmarks.search.tables import longest_runs
+
+    runs = [Run("p", "s", seed, [0.1] * length, [0.0], 1) for seed, length in enumerate((30, 60, 30, 60, 120, 60))]
+    chosen, length = longest_runs(runs)
+    assert ([run.seed for run in chosen], length) == ([1, 3, 4, 5], 60)
+    assert longest_runs(runs[:1]) == (runs[:1], 30)
+
+
 def test_recorded_runs_come_back_and_local_ones_take_their_place(tmp_path: Path) -> None:
     from benchmarks.search.runs import Run, append, read_all, record
 
