@@ -75,15 +75,12 @@ class KeptNorms:
         step = stretch(delta(0, 1).device)
         for start in range(0, size, step):
             part = delta(start, min(start + step, size)).abs().double()
-            levels_here = random_levels(entry_index(start, start + part.numel(), part.device), *keys)
-            if len(table) and part.device.type != "cpu":
-                table += torch.bincount(levels_here, weights=part, minlength=LEVELS).cpu().numpy()
-                continue
-            drawn, kept = levels_here.cpu().numpy(), part.cpu().numpy()
+            drawn = random_levels(entry_index(start, start + part.numel(), part.device), *keys)
             if len(table):
-                table += np.bincount(drawn, weights=kept, minlength=LEVELS)
+                table += torch.bincount(drawn, weights=part, minlength=LEVELS).cpu().numpy()
             else:
-                levels, magnitudes = np.concatenate([levels, drawn]), np.concatenate([magnitudes, kept])
+                levels = np.concatenate([levels, drawn.cpu().numpy()])
+                magnitudes = np.concatenate([magnitudes, part.cpu().numpy()])
         order = np.argsort(levels, kind="stable")
         self._levels = None if len(table) else levels[order]
         sums = np.concatenate([[0.0], np.cumsum(table if len(table) else magnitudes[order])])

@@ -8,6 +8,7 @@ a look-up. Nothing is kept when the pool streams, and no order where memory is s
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.coefficients import Coefficients
@@ -49,7 +50,6 @@ class TermBuilder:
     def __init__(self, pool: TensorPool, uniform: bool, room: Callable[[int], bool] | None = None) -> None:
         self._pool = pool
         self._room = room
-        self._stays_free: int | None = None
         self.uniform = uniform
         self._orders: dict[tuple[str, str], torch.Tensor] = {}
         self._ranks: dict[tuple[str, str, int], Rank] = {}
@@ -181,10 +181,11 @@ class TermBuilder:
     def _has_room(self, needed: int) -> bool:
         if self._room is not None:
             return self._room(needed)
-        free = free_memory(self._pool.device)
-        if self._stays_free is None:
-            self._stays_free = free // 2
-        return free - needed > self._stays_free
+        return free_memory(self._pool.device) - needed > self._stays_free
+
+    @cached_property
+    def _stays_free(self) -> int:
+        return free_memory(self._pool.device) // 2
 
 
 def _delta_of(entry: Entry, base: torch.Tensor) -> DeltaChunk:
