@@ -34,7 +34,7 @@ class Run:
     hypervolumes: list[float]
     ask_seconds: list[float]
     distinct: int
-    machine: str = "AMD EPYC family 26 model 2"
+    machine: str
 
 
 def this_machine() -> str:

@@ -122,7 +122,8 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
 
 def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     """Ours against the strongest peers, run by run of the same networks and seed: how often ours is higher, and the
-    mean of the differences in percent of the peer's with its standard error. Other networks of a problem are one row.
+    mean of the differences in percent of the peer's with its standard error. Other networks of a problem are one row;
+    where a peer has nothing there is no percentage, and no pair.
     """
     found: dict[tuple[str, str], list[tuple[Run, Run]]] = defaultdict(list)
     for problem, samplers in problems.items():
@@ -141,11 +142,11 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
             continue
         cells = []
         for n in horizons:
-            both = [(a, b) for a, b in pairs if min(len(a.hypervolumes), len(b.hypervolumes)) >= n]
-            if not both:
+            both = [(at([a], n), at([b], n)) for a, b in pairs]
+            changes = [100 * (ours[0] / theirs[0] - 1) for ours, theirs in both if ours and theirs and theirs[0] > 0]
+            if not changes:
                 cells += ["", ""]
                 continue
-            changes = [100 * (a.hypervolumes[n - 1] / b.hypervolumes[n - 1] - 1) for a, b in both]
             error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
             cells += [f"{sum(c > 0 for c in changes)} of {len(changes)}", f"{np.mean(changes):+.1f}%{error}"]
         lines.append(f"| {family} | {name} | " + " | ".join(cells) + " |")

@@ -33,7 +33,7 @@ def test_the_default_sampler_beats_random_search_on_merges_of_trained_networks(t
 def test_what_a_table_says_of_a_run() -> None:
     from benchmarks.search.runs import Run
 
-    finished = Run("p", "s", 0, [0.1, 0.1, 0.3, 0.5], [0.0], 4)
+    finished = Run("p", "s", 0, [0.1, 0.1, 0.3, 0.5], [0.0], 4, "m")
     assert evaluations_to(finished, 0.2) == 3
     assert evaluations_to(finished, 0.6) == float("inf")
     median, low, high = median_interval([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -45,7 +45,7 @@ def test_what_some_runs_did_not_live_to_see_is_not_held_against_them() -> None:
     from benchmarks.search.runs import Run
     from benchmarks.search.tables import longest_runs
 
-    runs = [Run("p", "s", seed, [0.1] * length, [0.0], 1) for seed, length in enumerate((30, 60, 30, 60, 120, 60))]
+    runs = [Run("p", "s", seed, [0.1] * length, [0.0], 1, "m") for seed, length in enumerate((30, 60, 30, 60, 120, 60))]
     chosen, length = longest_runs(runs)
     assert ([run.seed for run in chosen], length) == ([1, 3, 4, 5], 60)
     assert longest_runs(runs[:1]) == (runs[:1], 30)
@@ -55,8 +55,8 @@ def test_recorded_runs_come_back_and_local_ones_take_their_place(tmp_path: Path)
     from benchmarks.search.runs import Run, append, read_all, record
 
     kept, local = tmp_path / "recorded.jsonl.gz", tmp_path / "runs.jsonl"
-    record([Run("p", "s", seed, [0.1, 0.25], [0.3, 0.1, 0.2], 2) for seed in (0, 1)], kept)
-    append(local, Run("p", "s", 1, [0.4], [0.1], 1))
+    record([Run("p", "s", seed, [0.1, 0.25], [0.3, 0.1, 0.2], 2, "m") for seed in (0, 1)], kept)
+    append(local, Run("p", "s", 1, [0.4], [0.1], 1, "m"))
     found = {run.seed: run for run in read_all(local, kept)}
     assert found[0].hypervolumes == [0.1, 0.25] and found[0].ask_seconds == [0.2]
     assert found[1].hypervolumes == [0.4]
@@ -67,11 +67,11 @@ def test_other_networks_are_compared_run_by_run() -> None:
     from benchmarks.search.tables import grouped, paired_table
 
     def made(network: int, sampler: str, at_30: float) -> Run:
-        return Run(f"p, network {network}", sampler, network, [0.1] * 29 + [at_30], [0.0], 30)
+        return Run(f"p, network {network}", sampler, network, [0.1] * 29 + [at_30], [0.0], 30, "m")
 
     peer = "Optuna GP"
     runs = [made(1, "MM-MO", 0.6), made(1, peer, 0.5), made(2, "MM-MO", 0.3), made(2, peer, 0.5)]
-    runs += [made(3, peer, 0.9), made(1, "TPE", 0.1)]
+    runs += [made(3, peer, 0.9), made(1, "TPE", 0.1), made(4, "MM-MO", 0.2), made(4, peer, 0.0)]
     rows = paired_table(grouped(runs)).splitlines()[2:]
     assert rows == ["| p | Optuna GP | 1 of 2 | -10.0% ± 30.0 |"]
 
