@@ -214,15 +214,27 @@ def _apart(source: Source, places: set[int]) -> Source:
 
 
 def _device(device: str) -> torch.device:
+    """Raises ``UserError`` for a device that torch does not know or cannot use on this machine."""
     import torch
 
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError:
-            raise UserError(f"device {device!r} is unknown; write auto, cpu, cuda or cuda:1") from None
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if accelerator is None else accelerator
+    if device == "auto":
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is unknown; write auto, cpu, cuda or cuda:1") from None
+    try:
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError) as error:  # builds of torch differ in what they raise
+        there = ["auto", "cpu"]
+        if accelerator is not None:
+            there += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"device {device!r} cannot be used on this machine ({reason}); write one of {', '.join(there)}"
+        ) from None
+    return where
 
 
 def _dtype(dtype: str, device: torch.device) -> str | torch.dtype:

@@ -223,5 +223,9 @@ def test_folders_that_are_no_models_and_unknown_devices_are_user_errors(checkpoi
         LocalBackend.from_checkpoints(checkpoints / "base", {"first": checkpoints / "first"}, dtype="float8")
     with pytest.raises(UserError, match="device 'gpu'"):
         LocalBackend.from_checkpoints(checkpoints / "base", {"first": checkpoints / "first"}, device="gpu")
+    with pytest.raises(
+        UserError, match=r"device 'cuda:99' cannot be used on this machine \(.+\); write one of auto, cpu"
+    ):
+        LocalBackend.from_checkpoints(checkpoints / "base", {"first": checkpoints / "first"}, device="cuda:99")
     with pytest.raises(UserError, match="no such file"):
         LocalBackend.from_checkpoints(checkpoints / "base", {"first": checkpoints / "absent"})
