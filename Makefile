@@ -35,7 +35,7 @@ lint: setup
 
 # mypy does not follow editable installs whose folders are mapped, so it gets the package laid out with links.
 types: setup-tests
-	mkdir -p $(TYPED)/mergefront
+	rm -rf $(TYPED) && mkdir -p $(TYPED)/mergefront
 	ln -sfn $(CURDIR)/mergefront/* $(TYPED)/mergefront/
 	ln -sfn $(CURDIR)/optimizer $(CURDIR)/adapters $(CURDIR)/storage $(TYPED)/mergefront/
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p mergefront

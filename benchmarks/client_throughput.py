@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mergefront.adapters.http.client import ClientPolicy, HttpClient, all_of
-from mergefront.adapters.llama_cpp.base_gguf import write_base_gguf
-from mergefront.adapters.llama_cpp.local_server import ServerOptions, local_server
-from mergefront.adapters.servers.llama_wire import LlamaWire
+from mergefront.adapters.gguf.base_gguf import write_base_gguf
+from mergefront.adapters.gguf.local_server import ServerOptions, local_server
+from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all_of
+from mergefront.adapters.remote.llama_server.wire import LlamaWire
 
 PROMPT_TOKENS = 24
 

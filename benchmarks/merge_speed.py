@@ -30,7 +30,7 @@ import yaml
 from safetensors.torch import save_file
 
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
 
 Tensors = dict[str, torch.Tensor]
 

@@ -14,27 +14,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mergefront.adapters.local import LocalBackend
-    from mergefront.api import load_study, search
+    from mergefront.adapters.local.backend import LocalBackend
     from mergefront.optimizer.errors import EvaluationError, MergefrontError, SearchStoppedError, UserError
-    from mergefront.optimizer.evaluation import Evaluation, ItemScores
-    from mergefront.optimizer.objectives import Objective
-    from mergefront.optimizer.recipe import Recipe
-    from mergefront.optimizer.space import MergeSpace, Range
-    from mergefront.study import Candidate, Study
+    from mergefront.optimizer.recipes.recipe import Recipe
+    from mergefront.optimizer.recipes.space import MergeSpace, Range
+    from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+    from mergefront.optimizer.scores.objectives import Objective
+    from mergefront.running.run import load_study, search
+    from mergefront.study.stored_study import Candidate, Study
 
 _HOME = {
-    "search": "mergefront.api",
-    "load_study": "mergefront.api",
-    "Study": "mergefront.study",
-    "Candidate": "mergefront.study",
-    "Recipe": "mergefront.optimizer.recipe",
-    "MergeSpace": "mergefront.optimizer.space",
-    "Range": "mergefront.optimizer.space",
-    "Objective": "mergefront.optimizer.objectives",
-    "Evaluation": "mergefront.optimizer.evaluation",
-    "ItemScores": "mergefront.optimizer.evaluation",
-    "LocalBackend": "mergefront.adapters.local",
+    "search": "mergefront.running.run",
+    "load_study": "mergefront.running.run",
+    "Study": "mergefront.study.stored_study",
+    "Candidate": "mergefront.study.stored_study",
+    "Recipe": "mergefront.optimizer.recipes.recipe",
+    "MergeSpace": "mergefront.optimizer.recipes.space",
+    "Range": "mergefront.optimizer.recipes.space",
+    "Objective": "mergefront.optimizer.scores.objectives",
+    "Evaluation": "mergefront.optimizer.scores.evaluation",
+    "ItemScores": "mergefront.optimizer.scores.evaluation",
+    "LocalBackend": "mergefront.adapters.local.backend",
     "MergefrontError": "mergefront.optimizer.errors",
     "UserError": "mergefront.optimizer.errors",
     "EvaluationError": "mergefront.optimizer.errors",

@@ -20,8 +20,8 @@ from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
-from mergefront.storage.optuna_storage import READS, PatientStorage
-from mergefront.storage.patience import PassingError, passes, patiently
+from mergefront.storage.optuna_tables.retrying_storage import READS, PatientStorage
+from mergefront.storage.retry import PassingError, passes, patiently
 
 DEFAULT_URL = "sqlite:///mergefront.db"
 _BUSY_SECONDS = 60

@@ -10,8 +10,8 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.engine import Connection, Row
 
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.storage.database import insert_missing
 from mergefront.storage.json_text import from_json
 from mergefront.storage.schema import item_scores, item_sets

@@ -18,17 +18,22 @@ from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import StorageError
-from mergefront.optimizer.evaluation import Evaluation
-from mergefront.optimizer.recipe import Recipe
-from mergefront.optimizer.search import Claim, Failure
-from mergefront.storage.bulk import without_collector
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.search.loop import Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
-from mergefront.storage.heart import Heart
-from mergefront.storage.optuna_tables import finish_trial, read_trial, write_params, write_user_attributes
-from mergefront.storage.patience import patiently
-from mergefront.storage.processes import is_alive, is_same_machine_started_again, machine_identity, process_identity
+from mergefront.storage.optuna_tables.bulk import without_collector
+from mergefront.storage.optuna_tables.tables import finish_trial, read_trial, write_params, write_user_attributes
+from mergefront.storage.retry import patiently
 from mergefront.storage.schema import claims, evaluations, studies
+from mergefront.storage.workers.heartbeat import Heart
+from mergefront.storage.workers.processes import (
+    is_alive,
+    is_same_machine_started_again,
+    machine_identity,
+    process_identity,
+)
 
 Result = TypeVar("Result")
 
@@ -52,7 +57,7 @@ class Worker:
 
 
 class StudyLedger:
-    """The ledger of one study (implements ``mergefront.optimizer.search.Ledger``).
+    """The ledger of one study (implements ``mergefront.optimizer.search.loop.Ledger``).
 
     ``versions`` (package -> version) is kept with every evaluation. With ``lease`` (seconds) a claim
     belongs to nobody's process and is free again when that time has passed: for work that is done elsewhere.

@@ -1,6 +1,6 @@
 """Responses of API servers in the study's database (``mergefront_responses``).
 
-Does what ``mergefront.adapters.http.cache.ResponseCache`` asks for. A row is written when its answer has been
+Does what ``mergefront.adapters.remote.http.cache.ResponseCache`` asks for. A row is written when its answer has been
 read, in a transaction of its own, so that a kill at any instant loses only requests under way.
 """
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select
 
 from mergefront.storage.database import Database, insert_missing
-from mergefront.storage.patience import patiently
+from mergefront.storage.retry import patiently
 from mergefront.storage.schema import responses
 
 

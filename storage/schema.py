@@ -113,7 +113,7 @@ item_scores = Table(
 responses = Table(
     "mergefront_responses",
     metadata,
-    Column("key", String(64), primary_key=True),  # hash of server, method, path and body; see adapters/http/cache.py
+    Column("key", String(64), primary_key=True),  # hash of server, method, path, body (adapters/remote/http/cache.py)
     Column("server", String(64), nullable=False, index=True),  # hash of the server's identity
     Column("body", Bytes, nullable=False),  # UTF-8, zlib
     Column("requests", Integer, nullable=False),

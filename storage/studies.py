@@ -15,9 +15,9 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
-from mergefront.storage.patience import patiently
+from mergefront.storage.retry import patiently
 from mergefront.storage.schema import studies
 
 

@@ -20,8 +20,8 @@ from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import Database, insert_missing
-from mergefront.storage.optuna_tables import delete_study as delete_optuna_study
-from mergefront.storage.optuna_tables import rename_study as rename_optuna_study
+from mergefront.storage.optuna_tables.tables import delete_study as delete_optuna_study
+from mergefront.storage.optuna_tables.tables import rename_study as rename_optuna_study
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, responses, studies
 from mergefront.storage.studies import StudyRecord, find, load
 

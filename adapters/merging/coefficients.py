@@ -6,8 +6,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mergefront.optimizer.grouping import Grouping, layer_of
-from mergefront.optimizer.methods import METHODS, MergeMethod, ParameterValue
+from mergefront.optimizer.recipes.grouping import Grouping, layer_of
+from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, ParameterValue
 
 
 class RecipeLike(Protocol):

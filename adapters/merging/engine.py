@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
-from mergefront.adapters.merging.family import TaskVectorMerger
-from mergefront.adapters.merging.fused import FusedBatch, PendingNorm
-from mergefront.adapters.merging.kernel_methods import KernelMerger
-from mergefront.adapters.merging.lora_merge import LoraMerger
-from mergefront.adapters.merging.pool import TensorPool
+from mergefront.adapters.merging.loras.merger import LoraMerger
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
+from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
+from mergefront.adapters.merging.tensor_pool import TensorPool
+from mergefront.adapters.merging.whole_models.merger import KernelMerger
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.methods import METHODS
+from mergefront.optimizer.recipes.methods import METHODS
 
 if TYPE_CHECKING:
     from typing import Literal

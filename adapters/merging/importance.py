@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.merging.sources import ExpertSource, header_of, open_source
-from mergefront.optimizer.grouping import layer_of
+from mergefront.optimizer.recipes.grouping import layer_of
 
 if TYPE_CHECKING:
     from mergefront.adapters.merging.sources import Source

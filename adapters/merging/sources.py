@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergefront.adapters.checkpoints import (
+from mergefront.adapters.checkpoints.header import (
     Checkpoint,
     CheckpointHeader,
     TensorInfo,
@@ -15,7 +15,7 @@ from mergefront.adapters.checkpoints import (
     embedding_name,
     head_name,
 )
-from mergefront.adapters.merging.lora import LoraTaskVector
+from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 

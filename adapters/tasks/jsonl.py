@@ -11,12 +11,12 @@ from typing import Any, Literal
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
-from mergefront.adapters.tasks.metrics import METRICS, MetricOptions, MetricSpec
+from mergefront.adapters.tasks.metrics.registry import METRICS, MetricOptions, MetricSpec
+from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import Option, check_options
 from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
-from mergefront.adapters.tasks.user_metric import is_user_metric, user_metric
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.evaluation import ItemScores
+from mergefront.optimizer.scores.evaluation import ItemScores
 
 OPTIONS = (
     Option("path", option.is_path, required=True),

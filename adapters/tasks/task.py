@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.items import Item
-from mergefront.optimizer.evaluation import ItemScores
+from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
 
 SPLITS = ("search", "report")

@@ -18,11 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from benchmarks.evaluation.item_response import fit_items, response_estimate
 from benchmarks.evaluation.problems import PROBLEMS
-from mergefront.optimizer.anchors import anchors
-from mergefront.optimizer.evaluation import EvaluationRequest
-from mergefront.optimizer.item_response import fit_items, response_estimate
-from mergefront.optimizer.joint_scores import joint_estimates
+from mergefront.optimizer.racing.joint_scores import joint_estimates
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.scores.evaluation import EvaluationRequest
 
 MERGES = 40
 DRAWS = 5

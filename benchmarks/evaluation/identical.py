@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 import mergefront as mf
 from benchmarks.evaluation.noise import Claims, claims_of, print_claims
 from mergefront.optimizer.seeding import derive_seed
-from mergefront.report import report
+from mergefront.running.report_items import report
 
 EXPERTS = ("one", "two", "three")
 METHODS = ("linear", "task_arithmetic")

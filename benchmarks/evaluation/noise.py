@@ -18,11 +18,11 @@ import numpy as np
 
 import mergefront as mf
 from benchmarks.evaluation.problems import Array, answered
-from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
 from mergefront.optimizer.seeding import derive_seed
-from mergefront.optimizer.space import MergeSpace
-from mergefront.verdict import verdict
+from mergefront.results.verdict import verdict
 
 OBJECTIVES = ("maths", "french")
 ITEMS = 300

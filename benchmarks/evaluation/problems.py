@@ -13,15 +13,15 @@ import numpy as np
 
 from benchmarks.search.experts import PoolSpec, margins, trained_pool
 from mergefront.adapters.evaluator import TaskEvaluator
-from mergefront.adapters.local import LocalBackend
+from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.tasks import build_task
+from mergefront.adapters.tasks.registry import build_task
 from mergefront.demo.experts import train_models
 from mergefront.demo.skills import SKILLS, item, questions
-from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator, ItemScores
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator, ItemScores
 from mergefront.optimizer.seeding import derive_seed
-from mergefront.optimizer.space import MergeSpace
 
 ITEMS = 1000
 METRICS = {"reverse": "exact_match", "sort": "exact_match", "most": "loglikelihood"}

@@ -26,12 +26,12 @@ import torch
 
 import mergefront as mf
 from benchmarks.evaluation.problems import PROBLEMS, Built
-from mergefront.optimizer.anchors import anchors
-from mergefront.optimizer.evaluation import Evaluation, EvaluationRequest, Evaluator
-from mergefront.optimizer.objectives import Normaliser, objectives_from
-from mergefront.optimizer.pareto import hypervolume
-from mergefront.optimizer.racing import DETAILS, Race, RacingSettings
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.racing.race import DETAILS, Race, RacingSettings
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator
+from mergefront.optimizer.scores.objectives import Normaliser, objectives_from
+from mergefront.optimizer.scores.pareto import hypervolume
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
 CANDIDATES = 30

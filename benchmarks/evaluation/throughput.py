@@ -25,8 +25,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mergefront.adapters.huggingface import HuggingFaceModel
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.local.model import HuggingFaceModel
 
 WORDS = (
     "river",

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
 from benchmarks.lora_pool.merged_model import MergedModel, Operator
-from mergefront.optimizer.samplers.lora_coefficients import Coefficients, read_coefficients
-from mergefront.optimizer.samplers.pool_history import Penalties, PoolTrial
-from mergefront.optimizer.samplers.pool_search import Knowledge, PoolSearch
-from mergefront.optimizer.samplers.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
+from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
+from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
+from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
+from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]

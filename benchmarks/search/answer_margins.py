@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mergefront.adapters.linear_layers import fast_linear_layers
+from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tokenization import Tokenization
 

@@ -24,9 +24,9 @@ def measure(name: str) -> dict[str, float]:
     import torch
 
     from benchmarks.search.peers import PlainBoTorch
-    from mergefront.optimizer.objectives import Objective
+    from mergefront.optimizer.recipes.space import MergeSpace
     from mergefront.optimizer.samplers.registry import make_sampler
-    from mergefront.optimizer.space import MergeSpace
+    from mergefront.optimizer.scores.objectives import Objective
 
     torch.set_num_threads(2)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -44,7 +44,7 @@ def measure(name: str) -> dict[str, float]:
         """What ``PlainBoTorch`` needs of a problem."""
 
         def __init__(self) -> None:
-            from mergefront.optimizer.objectives import Normaliser
+            from mergefront.optimizer.scores.objectives import Normaliser
 
             self.space, self.objectives = space, objectives
             self.normaliser = Normaliser.from_anchors(objectives, [[-2.0] * 3, [0.0] * 3])

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.search.problems import Problem
-from mergefront.optimizer.objectives import REFERENCE
-from mergefront.optimizer.pareto import hypervolume, nondominated
-from mergefront.optimizer.samplers.encoding import Encoder
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.scores.objectives import REFERENCE
+from mergefront.optimizer.scores.pareto import hypervolume, nondominated
 
 REMEMBERED = Path(__file__).with_name("known-fronts.json")
 POINTS = 24

@@ -14,12 +14,12 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.search.problems import Problem
-from mergefront.optimizer.samplers.encoding import Encoder
-from mergefront.optimizer.samplers.initial_design import sobol_points
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.initial_design import sobol_points
+from mergefront.optimizer.samplers.common.surrogate import fit_surrogate
+from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
 from mergefront.optimizer.samplers.registry import make_sampler
-from mergefront.optimizer.samplers.surrogate import fit_surrogate
-from mergefront.optimizer.samplers.trial_attributes import is_anchor, is_outside_space
-from mergefront.optimizer.samplers.variation import binomial_crossover, mutants
+from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -183,7 +183,7 @@ class PymooNSGA2(_Relative):
 
 def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
     def make(problem: Problem, seed: int) -> BaseSampler:
-        from mergefront.optimizer.samplers.mmmo import MMMOSampler
+        from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
 
         return MMMOSampler(
             seed=seed,

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from benchmarks.search.experts import Pool, PoolSpec, margins, trained_pool
 from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.anchors import Anchor, anchors
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.objectives import REFERENCE, Normaliser, Objective
-from mergefront.optimizer.pareto import hypervolume
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.anchors import Anchor, anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
+from mergefront.optimizer.scores.pareto import hypervolume
 from mergefront.optimizer.seeding import derive_seed
-from mergefront.optimizer.space import MergeSpace
 
 Array = NDArray[np.float64]
 

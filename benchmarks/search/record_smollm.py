@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from benchmarks.search.answer_margins import answer_margins, end_tokens, references
 from benchmarks.search.problems import SMOLLM_LANDSCAPE
 from benchmarks.search.recorded_landscape import RecordedLandscape
-from mergefront.adapters.local import LocalBackend
+from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.tasks.jsonl import JsonlTask
-from mergefront.optimizer.pareto import nondominated
-from mergefront.optimizer.recipe import Recipe
-from mergefront.optimizer.space import MergeSpace
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.pareto import nondominated
 
 EXAMPLE = Path("examples/smollm")
 SKILLS = ("french", "finnish", "sorting")

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from benchmarks.search.problems import Problem, Scored
-from mergefront.optimizer.anchors import Anchor, expert_anchor, metric_weighted
-from mergefront.optimizer.samplers.trial_attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
+from mergefront.optimizer.recipes.anchors import Anchor, expert_anchor, metric_weighted
+from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
 
 HORIZONS = (15, 30, 60, 120)
 RECORDED = Path(__file__).with_name("recorded.jsonl.gz")

@@ -30,7 +30,7 @@ import yaml
 
 import mergefront as mf
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "adapters" / "http"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "adapters" / "remote" / "http"))
 
 SCORER = """
 import os, time

@@ -24,7 +24,7 @@ import yaml
 from storage_cost import ITEMS, NAMES, grow
 
 import mergefront as mf
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 SCORER = """
 import sys, time

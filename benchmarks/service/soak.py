@@ -46,7 +46,7 @@ search: {{sampler: random, evaluations: {trials}}}
 SCORER = """
 import os
 from pathlib import Path
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 def score(recipe):
     with open(Path(__file__).parent / "calls.txt", "ab", buffering=0) as calls:

@@ -24,7 +24,7 @@ import numpy as np
 from optuna.trial import TrialState, create_trial
 
 import mergefront as mf
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 ITEMS = tuple(f"item-{number}" for number in range(200))
@@ -44,7 +44,7 @@ def score(recipe: mf.Recipe) -> Evaluation:
 
 def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation]) -> None:
     """Fill a study up to so many trials, all rows at once, as the search would have written them."""
-    from mergefront.optimizer.search import RECIPE, SLOT, Failure
+    from mergefront.optimizer.search.loop import RECIPE, SLOT, Failure
     from mergefront.storage import optuna_tables, schema
 
     moment = datetime(2026, 1, 1)

@@ -11,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mergefront.adapters.llama_cpp.base_gguf import write_base_gguf
-from mergefront.adapters.llama_cpp.local_server import ServerOptions, local_server
-from mergefront.adapters.llama_cpp.lora_gguf import write_lora_gguf
-from mergefront.optimizer.evaluation import EvaluationRequest
-from mergefront.study import Candidate, Study
+from mergefront.adapters.gguf.base_gguf import write_base_gguf
+from mergefront.adapters.gguf.local_server import ServerOptions, local_server
+from mergefront.adapters.gguf.lora_gguf import write_lora_gguf
+from mergefront.optimizer.scores.evaluation import EvaluationRequest
+from mergefront.study.stored_study import Candidate, Study
 
 HERE = Path(__file__).resolve().parent
 SMOLLM = HERE.parent / "smollm"
@@ -57,7 +57,7 @@ def shown(study: Study) -> dict[str, Candidate]:
 
 def report(study: Study) -> None:
     """Score those on the report items and print a table."""
-    from mergefront.evaluators import make_evaluator
+    from mergefront.study.evaluators import make_evaluator
 
     stored = study.record.definition
     root, url = Path(study.record.root), study.database.url

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
+from mergefront.cli.commands.models import export, merge
+from mergefront.cli.commands.searches import check, demo, report, resume, run
+from mergefront.cli.commands.serve import serve
+from mergefront.cli.commands.studies import dashboard, front, status, studies
+from mergefront.cli.commands.team import ask, copy, delete, rename, tell, upgrade, worker
 from mergefront.cli.logs import configure_log
-from mergefront.cli.model_commands import export, merge
-from mergefront.cli.search_commands import check, demo, report, resume, run
-from mergefront.cli.serve_command import serve
 from mergefront.cli.session import Session
-from mergefront.cli.study_commands import dashboard, front, status, studies
-from mergefront.cli.team_commands import ask, copy, delete, rename, tell, upgrade, worker
 
 
 class Application(click.Group):

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from mergefront import words
-from mergefront.optimizer.constraints import feasible
-from mergefront.optimizer.evaluation import checked_scores
-from mergefront.optimizer.objectives import Normaliser, Objective
+from mergefront.optimizer.scores.constraints import feasible
+from mergefront.optimizer.scores.evaluation import checked_scores
+from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.results import formatting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from mergefront.cli.session import Session
-    from mergefront.optimizer.search import TrialOutcome
-    from mergefront.study import Study
+    from mergefront.optimizer.search.loop import TrialOutcome
+    from mergefront.study.stored_study import Study
 
 
 @dataclass
@@ -77,7 +77,7 @@ class SearchState:
             self.anchors.append(row)
 
     def _measure(self) -> None:
-        from mergefront.optimizer.pareto import hypervolume
+        from mergefront.optimizer.scores.pareto import hypervolume
 
         if not self.merges:  # the unit system is not there before the anchors are
             return
@@ -100,8 +100,8 @@ class SearchState:
 
     def summary(self) -> str:
         """Hypervolume, best scores and failures in a line."""
-        parts = [] if self.hypervolume is None else [f"hypervolume {words.number(self.hypervolume)}"]
-        best = ", ".join(f"{name} {words.number(value)}" for name, value in self.best())
+        parts = [] if self.hypervolume is None else [f"hypervolume {formatting.number(self.hypervolume)}"]
+        best = ", ".join(f"{name} {formatting.number(value)}" for name, value in self.best())
         if best:
             parts.append(f"best {best}")
         if self.infeasible:
@@ -112,7 +112,7 @@ class SearchState:
 
     def time_left(self) -> str:
         left = self.seconds_left
-        return "" if left is None or self.done >= self.budget else f"about {words.duration(left)} left"
+        return "" if left is None or self.done >= self.budget else f"about {formatting.duration(left)} left"
 
 
 Observe = Callable[["TrialOutcome"], None]
@@ -124,7 +124,7 @@ Show = Callable[["SearchState", Callable[["TrialOutcome"], float]], AbstractCont
 def search_progress(
     session: Session, name: str, storage: str, objectives: Sequence[Objective], budget: int, study: Study | None
 ) -> Iterator[tuple[Observe, Before]]:
-    """Show a search; yields the callbacks ``observe`` and ``before`` of ``mergefront.api.run``.
+    """Show a search; yields the callbacks ``observe`` and ``before`` of ``mergefront.running.run.run``.
 
     ``study`` is what exists already. From here on an interruption says how to resume.
     """
@@ -166,7 +166,8 @@ def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Itera
     def observe(outcome: TrialOutcome) -> None:
         seconds = finish(outcome)
         parts = [
-            f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} ({words.duration(seconds)})",
+            f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} "
+            f"({formatting.duration(seconds)})",
             state.summary(),
             state.time_left(),
         ]
@@ -250,7 +251,7 @@ def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> st
         return f"{who} failed: {outcome.failure}"
     found, errors = outcome.evaluation.scores, outcome.evaluation.standard_errors
     scores = ", ".join(
-        f"{objective.name} {words.score(float(found[objective.name]), errors.get(objective.name))}"
+        f"{objective.name} {formatting.score(float(found[objective.name]), errors.get(objective.name))}"
         for objective in objectives
     )
     notes = ["violates a constraint"] if not feasible(outcome.violations) else []

@@ -9,17 +9,17 @@ from shlex import quote
 from textwrap import wrap
 from typing import TYPE_CHECKING, TextIO
 
-from mergefront import words
 from mergefront.cli.session import storage_argument
+from mergefront.results import formatting
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mergefront.optimizer.evaluation import Evaluation
-    from mergefront.optimizer.objectives import Objective
-    from mergefront.study import Candidate, Study
-    from mergefront.verdict import Verdict
+    from mergefront.optimizer.scores.evaluation import Evaluation
+    from mergefront.optimizer.scores.objectives import Objective
+    from mergefront.results.verdict import Verdict
+    from mergefront.study.stored_study import Candidate, Study
 
 PIPE_WIDTH = 100
 _LEAST_COEFFICIENTS = 24
@@ -38,7 +38,7 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     """The front, the anchors below it, and who beats whom, on stdout."""
     from rich.text import Text
 
-    from mergefront.verdict import evaluations_on
+    from mergefront.results.verdict import evaluations_on
 
     screen = console()
     candidates = study.candidates()
@@ -50,7 +50,7 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         Text(
             f"Study {study.name}: {evaluated}, {len(front)} on the front, "
             + (f"{infeasible} violate a constraint, " if infeasible else "")
-            + f"hypervolume {words.number(study.hypervolume())}",
+            + f"hypervolume {formatting.number(study.hypervolume())}",
             style="bold",
         )
     )
@@ -60,20 +60,20 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     if study.constraints:
         _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
     if not front:
-        _print_wrapped(screen, words.nothing_feasible(study.nearest_to_feasible()))
+        _print_wrapped(screen, formatting.nothing_feasible(study.nearest_to_feasible()))
     screen.print(front_table(study, front, screen.width))
     legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
     if any(candidate.anchor is None for candidate in front):
         screen.print(Text(legend, style="dim"))
     if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
-        _print_wrapped(screen, words.no_merge_on_front(study))
+        _print_wrapped(screen, formatting.no_merge_on_front(study))
         _print_on_report_items(screen, study, evaluations_on(study, "report", study.anchors()))
     for found in verdicts:
         if found.split == "report":
             _print_on_report_items(screen, study, found.rows)
         screen.print()
-        for line in words.verdict_lines(found, study.objectives):
+        for line in formatting.verdict_lines(found, study.objectives):
             _print_wrapped(screen, line)
     if verdicts and verdicts[0].noise_known and all(found.split == "search" for found in verdicts):
         remedy = (
@@ -126,7 +126,7 @@ def front_table(
         if rows is None or candidate.number in rows
     }
     widths = [
-        max(len(words.heading(objective)), *(len(row[index]) for row in cells.values()))
+        max(len(formatting.heading(objective)), *(len(row[index]) for row in cells.values()))
         for index, objective in enumerate(study.objectives)
     ]
     used = 10 + sum(column + 3 for column in widths)
@@ -134,7 +134,7 @@ def front_table(
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
     table.add_column("trial", justify="right", no_wrap=True, min_width=5)
     for objective, column in zip(study.objectives, widths, strict=True):
-        table.add_column(words.heading(objective), no_wrap=True, min_width=column)
+        table.add_column(formatting.heading(objective), no_wrap=True, min_width=column)
     with_coefficients = room >= _LEAST_COEFFICIENTS
     experts = "/".join(study.space.models)
     heading = f"coefficients ({experts})" if len(experts) + 15 <= room else "coefficients"
@@ -148,7 +148,7 @@ def front_table(
     on_front = {candidate.digest for candidate in front}
     for candidate in merges:
         if candidate.number in cells:
-            said = words.coefficients(_named(candidate), study.space.models, list(study.space.searched))
+            said = formatting.coefficients(_named(candidate), study.space.models, list(study.space.searched))
             table.add_row(
                 _trial(candidate.number, knee),
                 *cells[candidate.number],
@@ -187,7 +187,7 @@ def _scores(objectives: Sequence[Objective], candidate: Candidate, rows: Mapping
         scores, errors = candidate.scores, candidate.standard_errors
     else:
         scores, errors = rows[candidate.number].scores, rows[candidate.number].standard_errors
-    return [words.score(float(scores[objective.name]), errors.get(objective.name)) for objective in objectives]
+    return [formatting.score(float(scores[objective.name]), errors.get(objective.name)) for objective in objectives]
 
 
 def _trial(number: int, knee: int | None) -> str:

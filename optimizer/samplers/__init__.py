@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.samplers.evo_merging import EvoMergingSampler
-    from mergefront.optimizer.samplers.map import MAPSampler
-    from mergefront.optimizer.samplers.mmmo import MMMOSampler
+    from mergefront.optimizer.samplers.evo_merging.sampler import EvoMergingSampler
+    from mergefront.optimizer.samplers.map.sampler import MAPSampler
+    from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
 
 _HOME = {
-    "EvoMergingSampler": "mergefront.optimizer.samplers.evo_merging",
-    "MAPSampler": "mergefront.optimizer.samplers.map",
-    "MMMOSampler": "mergefront.optimizer.samplers.mmmo",
+    "EvoMergingSampler": "mergefront.optimizer.samplers.evo_merging.sampler",
+    "MAPSampler": "mergefront.optimizer.samplers.map.sampler",
+    "MMMOSampler": "mergefront.optimizer.samplers.mmmo.sampler",
 }
 
 __all__ = ["EvoMergingSampler", "MAPSampler", "MMMOSampler"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.merge_rule import UNKNOWN, MergeRule
-from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
+from mergefront.optimizer.scores.objectives import Objective
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -136,7 +136,7 @@ def _counted(objectives: int) -> str:
 
 
 def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.mmmo import MMMOSampler
+    from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
 
     tasks = [i for i, objective in enumerate(context.objectives) if objective.name not in SPARSITY_OBJECTIVES]
     return MMMOSampler(
@@ -150,19 +150,19 @@ def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
 
 
 def _sobol(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.optuna_samplers import SobolSampler
+    from mergefront.optimizer.samplers.baselines.optuna_samplers import SobolSampler
 
     return SobolSampler(seed=context.seed, search_space=context.search_space)
 
 
 def _cma_es(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.cma_es import CmaEsSampler
+    from mergefront.optimizer.samplers.baselines.cma_es import CmaEsSampler
 
     return CmaEsSampler(seed=context.seed, search_space=context.search_space, **options)
 
 
 def _evo_merging(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.evo_merging import EvoMergingSampler
+    from mergefront.optimizer.samplers.evo_merging.sampler import EvoMergingSampler
 
     given = dict(options)
     stated = given.pop("preferences", None)
@@ -176,7 +176,7 @@ def _evo_merging(context: SamplerContext, options: Mapping[str, Any]) -> BaseSam
 
 
 def _map(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.map import MAPSampler
+    from mergefront.optimizer.samplers.map.sampler import MAPSampler
 
     return MAPSampler(
         seed=context.seed,
@@ -206,7 +206,7 @@ def _optuna(class_name: str, joint: bool, **fixed: Any) -> Callable[[SamplerCont
     def make(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
         import optuna
 
-        from mergefront.optimizer.samplers.optuna_samplers import OptunaSampler
+        from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
 
         inner = getattr(optuna.samplers, class_name)
         return OptunaSampler(

@@ -20,10 +20,10 @@ from mergefront.adapters.language_model import (
     LogLikelihood,
     ScoringRequest,
 )
-from mergefront.adapters.tasks import JsonlTask
+from mergefront.adapters.tasks.registry import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
-from mergefront.optimizer.evaluation import EvaluationRequest, Evaluator
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import EvaluationRequest, Evaluator
 
 RECIPE = Recipe("task_arithmetic", {"adder": "adder"}, {"weight[adder]": 0.5}, "base")
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergefront.adapters.huggingface import HuggingFaceModel
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
-from mergefront.adapters.local import LocalBackend
-from mergefront.adapters.merging.directory import merge_to_directory
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

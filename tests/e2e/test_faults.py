@@ -144,12 +144,12 @@ def test_a_lock_is_waited_for(database_url: str) -> None:
 CUT = """
 import os, signal, sys
 from datetime import datetime
-from mergefront.optimizer.evaluation import Evaluation
+from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.storage.ledger import StudyLedger
 from mergefront.storage.database import Database
-from mergefront.storage.optuna_tables import finish_trial
-from mergefront.api import load_study, plan_of
-from mergefront.optimizer.search import propose
+from mergefront.storage.optuna_tables.tables import finish_trial
+from mergefront.running.run import load_study, plan_of
+from mergefront.optimizer.search.loop import propose
 MOMENT = datetime(2026, 1, 1)
 study = load_study("small", storage=sys.argv[1])
 claim = study.ledger.claim(8)

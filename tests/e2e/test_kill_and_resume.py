@@ -47,8 +47,8 @@ def write_study(folder: Path) -> Path:
 
 def run_in_process(path: Path, resume: bool) -> subprocess.Popen[bytes]:
     url = f"sqlite:///{path.parent}/mergefront.db"
-    call = f"mf.api.resume('skills', storage={url!r})" if resume else f"mf.api.run({str(path)!r})"
-    return subprocess.Popen([sys.executable, "-c", f"import mergefront as mf, mergefront.api; {call}"])
+    call = f"mf.resume('skills', storage={url!r})" if resume else f"mf.run({str(path)!r})"
+    return subprocess.Popen([sys.executable, "-c", f"import mergefront as mf; {call}"])
 
 
 def trials(path: Path) -> list[tuple[int, dict[str, object], list[float]]]:

@@ -16,9 +16,9 @@ pytest.importorskip("fastapi", reason="needs the extra 'serve'")
 import httpx
 
 import mergefront as mf
+from mergefront.serving.study_server import StudyServer, make_application
 from mergefront.storage.database import Database
 from mergefront.storage.studies import load
-from mergefront.study_server import StudyServer, make_application
 
 pytestmark = pytest.mark.slow
 json_values = st.recursive(

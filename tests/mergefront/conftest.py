@@ -11,7 +11,7 @@ import mergefront as mf
 
 SCORING = '''
 import random
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 def score(recipe):
     """Two tasks of 60 items that want different experts; one corner of the space diverges."""

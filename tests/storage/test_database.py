@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.objectives import Objective
+from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
 from mergefront.storage.studies import create_or_load, load
 

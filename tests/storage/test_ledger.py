@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.objectives import Objective
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
-from mergefront.storage.processes import process_identity
 from mergefront.storage.studies import create_or_load
+from mergefront.storage.workers.processes import process_identity
 
 MODELS = {"maths": "m", "french": "f"}
 

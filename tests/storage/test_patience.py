@@ -14,9 +14,9 @@ from small_study import small_study
 import mergefront as mf
 from mergefront.optimizer.errors import StorageError
 from mergefront.storage.database import Database
-from mergefront.storage.heart import Heart
-from mergefront.storage.patience import PassingError, passes, patiently
 from mergefront.storage.responses import DatabaseResponses
+from mergefront.storage.retry import PassingError, passes, patiently
+from mergefront.storage.workers.heartbeat import Heart
 
 if TYPE_CHECKING:
     from postgres_server import PostgresServer

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 import mergefront as mf
-from mergefront.optimizer.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.storage import schema
 from mergefront.storage.database import Database
 from mergefront.storage.transfer import copy, delete, rename

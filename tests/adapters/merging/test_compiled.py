@@ -13,13 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.merging.masks import LEVELS, KeptNorms, random_levels
-from mergefront.adapters.merging.pool import TensorPool
-from mergefront.adapters.merging.ranking import Rank, sort_magnitudes
-from mergefront.adapters.merging.task_vectors import Fusion, Mode, Term, compiled_kernel, eager_kernel, pack
-from mergefront.adapters.merging.terms import TermBuilder
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, random_levels
+from mergefront.adapters.merging.task_vectors.ranks import Rank, sort_magnitudes
+from mergefront.adapters.merging.task_vectors.terms import TermBuilder
+from mergefront.adapters.merging.task_vectors.torch_kernel import (
+    Fusion,
+    Mode,
+    Term,
+    compiled_kernel,
+    eager_kernel,
+    pack,
+)
+from mergefront.adapters.merging.tensor_pool import TensorPool
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 FAMILY = [name for name, method in METHODS.items() if method.consensus is not None]
 EXPERTS = ("a", "b", "c")
@@ -106,7 +113,7 @@ def test_the_cpu_kernel_reads_every_float16() -> None:
 PROGRAM = """
 import hashlib, json, sys, torch
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
 generator = torch.Generator().manual_seed(0)
 base = {"x": torch.randn(5000, generator=generator).bfloat16()}
 experts = {n: {"x": (base["x"].float() + torch.randn(5000, generator=generator)).bfloat16()} for n in "ab"}

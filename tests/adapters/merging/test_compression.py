@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mergefront.adapters.merging.compression import GROUP, compress, to_int8, to_low_rank
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.recipe import Recipe
 
 shapes = st.lists(st.integers(0, 40), min_size=0, max_size=3).map(tuple)
 

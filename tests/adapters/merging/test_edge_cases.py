@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 DENSE = [name for name, method in METHODS.items() if method.lora is None]
 SHAPES = {"model.embed_tokens.weight": (6, 4), "model.layers.0.mlp.up_proj.weight": (5, 4), "norm": (4,), "one": (1,)}

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.grouping import Grouping
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.grouping import Grouping
+from mergefront.optimizer.recipes.recipe import Recipe
 
 
 def layered(seed: int, layers: int = 4) -> dict[str, torch.Tensor]:

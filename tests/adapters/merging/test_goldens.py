@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mergefront.adapters.merging.directory import merge_to_directory
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 GOLDENS = FIXTURES / "goldens"

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import mergefront as mf
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.export import export_candidate
 from mergefront.optimizer.errors import StudyFileError, UserError
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.results.export import export_candidate
 
 STUDY = """
 study: one
@@ -180,7 +180,7 @@ def test_a_merge_of_loras_is_exported_as_one_lora(workspace: Path, tmp_path: Pat
 
 METHOD_FILE = '''
 from typing import Annotated
-from mergefront.optimizer.merge_method import Range, merge_method
+from mergefront.optimizer.recipes.merge_method import Range, merge_method
 
 @merge_method("{name}")
 def merge(tensors, base, *, weight: tuple[float, ...], pull: Annotated[float, Range(0, 1)] = 0.5):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 
 def low_rank(seed: int, rows: slice) -> torch.Tensor:

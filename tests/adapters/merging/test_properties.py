@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.merging.masks import LEVELS, mask_key, random_levels
-from mergefront.adapters.merging.ranking import (
+from mergefront.adapters.merging.task_vectors.masks import LEVELS, mask_key, random_levels
+from mergefront.adapters.merging.task_vectors.ranks import (
     rank_in_order,
     select_rank,
     sort_magnitudes,
@@ -17,8 +17,8 @@ from mergefront.adapters.merging.ranking import (
     sorted_by_radix,
 )
 from mergefront.optimizer.errors import EvaluationError
-from mergefront.optimizer.methods import METHODS
-from mergefront.optimizer.recipe import Recipe
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
 
 FAMILY = [name for name, method in METHODS.items() if method.consensus is not None]
 SHAPES = {

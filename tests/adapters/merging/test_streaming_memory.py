@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergefront.optimizer.methods import METHODS
+from mergefront.optimizer.recipes.methods import METHODS
 
 LAYERS, ROWS, COLUMNS = 10, 4096, 2048
 LARGEST = ROWS * COLUMNS * 4
@@ -21,7 +21,7 @@ PROGRAM = """
 import json, sys, threading, time
 from pathlib import Path
 import torch
-from mergefront.adapters.merging.directory import merge_to_directory
+from mergefront.adapters.merging.output.directory import merge_to_directory
 
 def anonymous():  # memory that is this process's own: pages of mapped files can be dropped and do not count
     for line in open("/proc/self/status"):

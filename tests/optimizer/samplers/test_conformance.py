@@ -13,9 +13,9 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
-from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.samplers import MMMOSampler
 from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.scores.objectives import Objective
 
 
 class TestDefaultVariant(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.samplers.registry import SAMPLERS, check_sampler, make_sampler
+from mergefront.optimizer.scores.objectives import Objective
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mergefront.optimizer.objectives import Objective
 from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.scores.objectives import Objective
 
 SPACE: dict[str, BaseDistribution] = {f"weight[{name}]": FloatDistribution(0.0, 1.0) for name in "abc"}
 

@@ -1,0 +1,413 @@
+"""Checkpoints on disk: what is in them (read without torch) and their tensors (memory-mapped).
+
+A checkpoint is one of
+
+    a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``
+    a bare ``.safetensors`` file
+    a PEFT LoRA folder: ``adapter_config.json`` and ``adapter_model.safetensors``
+
+Pickled weights are refused, because loading them runs whatever code is in them. Headers come from
+strangers as well, so every length and offset is checked against the file before it is used.
+
+Format: https://huggingface.co/docs/safetensors (8 bytes of header length, JSON, data).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPE_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+_TORCH_NAMES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
+    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
+}  # fmt: skip
+_LONGEST_HEADER = 100 * 1024 * 1024
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_CONVERT = (
+    "convert it to safetensors first: load it where you trust it and call "
+    "model.save_pretrained(folder) (transformers 5 writes safetensors)"
+)
+_EXAMPLES = 3
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class TensorInfo(NamedTuple):
+    """Shape, safetensors dtype (``"BF16"``) and place (file, byte range) of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What ``adapter_config.json`` says about scaling and layout."""
+
+    r: int
+    alpha: float
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rslora: bool = False
+    fan_in_fan_out: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """A checkpoint without its numbers. ``config`` is config.json or adapter_config.json, or empty."""
+
+    path: Path
+    kind: Literal["full", "lora"]
+    tensors: Mapping[str, TensorInfo]
+    files: tuple[Path, ...]
+    config: Mapping[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tensor data."""
+        return sum(info.end - info.begin for info in self.tensors.values())
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head shares the embedding's storage, as far as the header tells."""
+        if "tie_word_embeddings" in self.config:
+            return bool(self.config["tie_word_embeddings"])
+        return head_name(self.tensors) is None and embedding_name(self.tensors) is not None
+
+
+def embedding_name(tensors: Mapping[str, Any]) -> str | None:
+    """The name of the input embedding among tensor names, or None."""
+    return next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
+
+
+def head_name(tensors: Mapping[str, Any]) -> str | None:
+    """The name of the output head among tensor names, or None."""
+    return next((name for name in tensors if name.endswith(HEADS)), None)
+
+
+def read_header(path: str | Path) -> CheckpointHeader:
+    """What a checkpoint contains, from headers alone (no torch, no tensor data).
+
+    Raises ``UserError`` for a path that is missing, pickled, incomplete or malformed.
+    """
+    path = Path(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: there is no such file or folder") from None
+    except (OSError, ValueError) as error:  # too long, no permission, a NUL inside
+        raise UserError(f"{str(path)[:200]!r}: no usable path: {getattr(error, 'strerror', None) or error}") from None
+    if path.is_file():
+        _refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise UserError(
+                f"{path}: not a safetensors file; give a folder with model.safetensors or a .safetensors file"
+            )
+        return CheckpointHeader(path, "full", read_safetensors_header(path), (path,), {})
+    if (path / "adapter_config.json").exists():
+        return _read_lora(path)
+    config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        files = [path / "model.safetensors"]
+    elif index.exists():
+        return _read_sharded(path, index, config)
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
+        if pickles:
+            raise UserError(f"{path}: only pickled weights ({pickles[0]}), which can run code when loaded; {_CONVERT}")
+        raise UserError(
+            f"{path}: no model.safetensors, no shards with an index and no adapter_config.json in this folder"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_safetensors_header(file).items():
+            if name in tensors:
+                raise UserError(f"{path}: tensor {name!r} is in both {tensors[name].file.name} and {file.name}")
+            tensors[name] = info
+    return CheckpointHeader(path, "full", tensors, tuple(files), config)
+
+
+def _read_sharded(path: Path, index: Path, config: Mapping[str, Any]) -> CheckpointHeader:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index}: 'weight_map' must map tensor names to file names")
+    tensors: dict[str, TensorInfo] = {}
+    files = []
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: shard {shard!r} must be a plain file name in the same folder")
+        file = path / shard
+        _refuse_pickle(file)
+        if not file.exists():
+            raise UserError(f"{path}: shard {shard} named in {index.name} is missing; fetch the checkpoint again")
+        files.append(file)
+        header = read_safetensors_header(file)
+        for name in (name for name, where in weight_map.items() if where == shard):
+            if name not in header:
+                raise UserError(f"{path}: {index.name} places tensor {name!r} in {shard}, which does not contain it")
+            tensors[name] = header[name]
+    return CheckpointHeader(path, "full", tensors, tuple(files), config)
+
+
+def _read_lora(path: Path) -> CheckpointHeader:
+    config = _read_json(path / "adapter_config.json")
+    file = path / "adapter_model.safetensors"
+    if not file.exists():
+        if (path / "adapter_model.bin").exists():
+            raise UserError(
+                f"{path}: the LoRA is pickled (adapter_model.bin), which can run code when loaded; {_CONVERT}"
+            )
+        raise UserError(f"{path}: adapter_config.json is there but adapter_model.safetensors is missing")
+    header = CheckpointHeader(path, "lora", read_safetensors_header(file), (file,), config)
+    lora_settings(header)
+    return header
+
+
+def lora_settings(header: CheckpointHeader) -> LoraSettings:
+    """The scaling of a LoRA; raises ``UserError`` for a kind of PEFT adapter that is not a plain LoRA."""
+    config = header.config
+    kind = config.get("peft_type", "LORA")
+    if kind != "LORA":
+        raise UserError(f"{header.path}: a PEFT adapter of type {kind}; only LORA can be merged")
+    if config.get("use_dora"):
+        raise UserError(f"{header.path}: a DoRA (use_dora); merge it into its base with peft's merge_and_unload first")
+    try:
+        return LoraSettings(
+            r=int(config.get("r", 8)),
+            alpha=float(config.get("lora_alpha", 8)),
+            rank_pattern=dict(config.get("rank_pattern") or {}),
+            alpha_pattern=dict(config.get("alpha_pattern") or {}),
+            rslora=bool(config.get("use_rslora", False)),
+            fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{header.path / 'adapter_config.json'}: {error}") from None
+
+
+def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:
+    """Names, shapes, dtypes and absolute byte ranges of one safetensors file; nothing is trusted."""
+    if not file.is_file():
+        raise UserError(f"{file}: this is no file; fetch the checkpoint again")
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            raise UserError(f"{file}: {size} bytes are too few for a safetensors file; fetch it again")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(size - 8, _LONGEST_HEADER):
+            raise UserError(f"{file}: the header claims {length} bytes, the file has {size}; it is damaged or cut off")
+        text = stream.read(length)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{file}: the header is not valid JSON; the file is damaged or not safetensors") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: the header must be a JSON object")
+    start, tensors = 8 + length, {}
+    for name, entry in content.items():
+        if name != "__metadata__":
+            tensors[name] = _tensor_info(file, name, entry, start, size)
+    end = start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin < end:
+            raise UserError(f"{file}: tensor {name!r} overlaps another one; the file is damaged")
+        end = info.end
+    return tensors
+
+
+def _tensor_info(file: Path, name: str, entry: Any, start: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        integers = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        integers, dtype, shape, begin, end = False, None, (), 0, 0
+    if not integers or not isinstance(dtype, str):
+        raise UserError(f"{file}: tensor {name!r}: the header's entry is malformed; the file is damaged")
+    if dtype not in DTYPE_BYTES:
+        raise UserError(
+            f"{file}: tensor {name!r} has the unsupported dtype {dtype!r} (known: {', '.join(DTYPE_BYTES)})"
+        )
+    if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise UserError(f"{file}: tensor {name!r}: {end - begin} bytes do not hold shape {list(shape)} of {dtype}")
+    if start + end > size:
+        raise UserError(f"{file}: tensor {name!r} ends at byte {start + end}, the file at {size}; it is cut off")
+    return TensorInfo(shape, dtype, file, start + begin, start + end)
+
+
+def _refuse_pickle(file: Path) -> None:
+    if file.suffix in _PICKLES:
+        raise UserError(f"{file}: pickled weights can run code when loaded; {_CONVERT}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: it must be a JSON object")
+    return content
+
+
+def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str) -> list[str]:
+    """Why ``expert`` cannot be merged with ``base``: one sentence per kind of problem, empty when it can."""
+    if base.kind != "full":
+        return [f"base model {base.path} is a LoRA; the base must be a whole checkpoint"]
+    if expert.kind == "lora":
+        from mergefront.adapters.checkpoints.lora import compare_lora
+
+        return compare_lora(base, expert, name)
+    problems = []
+    shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
+    differing = [tensor for tensor in shared if base.tensors[tensor].shape != expert.tensors[tensor].shape]
+    vocabulary = [
+        tensor for tensor in differing
+        if tensor.endswith(EMBEDDINGS + HEADS) and base.tensors[tensor].shape[1:] == expert.tensors[tensor].shape[1:]
+    ]  # fmt: skip
+    if vocabulary:
+        tensor = vocabulary[0]
+        problems.append(
+            f"expert {name!r} has another vocabulary size: {tensor} is {list(expert.tensors[tensor].shape)}, "
+            f"the base's is {list(base.tensors[tensor].shape)}; move it to the base's tokens first "
+            "(a token transplantation tool such as mergekit-tokensurgeon does that)"
+        )
+    others = [tensor for tensor in differing if tensor not in vocabulary]
+    if others:
+        examples = [
+            f"{tensor} is {list(expert.tensors[tensor].shape)} and not {list(base.tensors[tensor].shape)}"
+            for tensor in others
+        ]
+        problems.append(f"expert {name!r} differs from the base in shape: {_some(examples)}")
+    head, expert_head = head_name(base.tensors), head_name(expert.tensors)
+    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
+    if head in missing and expert.tied:
+        missing.remove(str(head))
+    if missing:
+        problems.append(f"expert {name!r} lacks tensors that the base has: {_some(missing)}")
+    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
+    if expert_head in extra and expert.tied:
+        extra.remove(str(expert_head))
+    elif expert_head in extra and base.tied:
+        extra.remove(str(expert_head))
+        problems.append(
+            f"expert {name!r} has an output head of its own ({expert_head}) where the base shares its embedding; "
+            "untie the base first (save it with a copy of the embedding as its head and tie_word_embeddings false)"
+        )
+    if extra:
+        problems.append(f"expert {name!r} has tensors that the base lacks: {_some(extra)}")
+    return problems
+
+
+def _some(examples: list[str]) -> str:
+    shown = ", ".join(examples[:_EXAMPLES])
+    return shown if len(examples) <= _EXAMPLES else f"{shown} and {len(examples) - _EXAMPLES} more"
+
+
+def compare_tokenizers(base: str | Path, expert: str | Path, name: str) -> list[str]:
+    """Whether two model folders give tokens different meanings: at most one sentence.
+
+    Folders without a tokenizer (a LoRA, a bare file) say nothing and pass.
+    """
+    first, second = _vocabulary(Path(base)), _vocabulary(Path(expert))
+    if first is None or second is None or first == second:
+        return []
+    differing = [token for token in first if second.get(token) != first[token]]
+    differing += [token for token in second if token not in first]
+    examples = [
+        f"{token!r} is {first.get(token, 'absent')} in the base and {second.get(token, 'absent')} in the expert"
+        for token in differing[: _EXAMPLES + 1]
+    ]
+    text = ", ".join(examples[:_EXAMPLES]) + (
+        f" and {len(differing) - _EXAMPLES} more" if len(differing) > _EXAMPLES else ""
+    )
+    return [
+        f"expert {name!r} has another tokenizer than the base: {text}; move it to the base's tokens first "
+        "(a token transplantation tool such as mergekit-tokensurgeon does that)"
+    ]
+
+
+def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
+    if not folder.is_dir():
+        return None
+    if (folder / "tokenizer.json").exists():
+        content = _read_json(folder / "tokenizer.json")
+        model = content.get("model") or {}
+        vocabulary = model.get("vocab", {})
+        if isinstance(vocabulary, list):
+            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or [] if "content" in entry}
+        return {**vocabulary, **added}
+    if (folder / "vocab.json").exists():
+        return _read_json(folder / "vocab.json")
+    if (folder / "tokenizer.model").exists():
+        import hashlib
+
+        return {"tokenizer.model": hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()[:12]}
+    return None
+
+
+class Checkpoint(Mapping[str, "torch.Tensor"]):
+    """The tensors of a checkpoint on disk by name, memory-mapped: a tensor costs memory when it is read.
+
+    The mapping is private: writing to a tensor never reaches the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.header = read_header(path)
+        self._storages: dict[Path, torch.UntypedStorage] = {}
+
+    @property
+    def path(self) -> Path:
+        """Where the checkpoint lies."""
+        return self.header.path
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        info = self.header.tensors[name]
+        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
+        if info.begin == info.end:
+            return torch.empty(info.shape, dtype=dtype)
+        if info.file not in self._storages:
+            size = info.file.stat().st_size
+            self._storages[info.file] = torch.UntypedStorage.from_file(  # type: ignore[assignment]
+                str(info.file), shared=False, nbytes=size
+            )
+        data = torch.empty(0, dtype=torch.uint8).set_(self._storages[info.file])[info.begin : info.end]
+        if info.begin % DTYPE_BYTES[info.dtype]:
+            data = data.clone()
+        return data.view(dtype).view(info.shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.header.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.header.tensors)
+
+    def __len__(self) -> int:
+        return len(self.header.tensors)
+
+    def release(self) -> None:
+        """Forget the mappings, so that pages which nothing else uses leave this process's memory."""
+        self._storages.clear()

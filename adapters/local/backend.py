@@ -1,0 +1,273 @@
+"""The local backend: merges are written in place into one live model; nothing goes to disk.
+
+backend = LocalBackend(model, base_state, {"maths": state, "french": state})      # any torch module
+backend = LocalBackend.from_checkpoints("models/base", {"maths": "models/maths"})  # Hugging Face folders
+with backend.apply(recipe) as merged: ...
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from mergefront.adapters.merging.compression import TaskVectorForm
+    from mergefront.adapters.merging.engine import MergeReport
+    from mergefront.adapters.merging.sources import Source
+
+
+class LocalBackend:
+    """A live model and the weights from which its merges are made.
+
+    ``model`` is any ``torch.nn.Module``; ``base`` and every expert are a state dict of it or a
+    checkpoint's path (an expert may be a PEFT LoRA folder). ``apply`` overwrites the model's weights:
+    after a search it holds the last merge that was tried. With a ``tokenizer`` the model is a Hugging
+    Face causal model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
+    ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
+    or mergekit's own with ``compat_mergekit``. ``task_vectors``: see ``MergeEngine``.
+
+    Raises ``UserError`` when the weights do not fit the model or each other.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        base: Source,
+        experts: Mapping[str, Source],
+        *,
+        tokenizer: Any = None,
+        dtype: torch.dtype | None = None,
+        compat_mergekit: bool = False,
+        task_vectors: TaskVectorForm = "exact",
+    ) -> None:
+        from mergefront.adapters.merging.engine import MergeEngine
+
+        live = _live_tensors(model)
+        places = {tensor.data_ptr() for tensor in live.values() if tensor.numel()}
+        device = next((tensor.device for tensor in live.values()), None)
+        self.model = model
+        self.engine = MergeEngine(
+            _apart(base, places),
+            {name: _apart(expert, places) for name, expert in experts.items()},
+            "cpu" if device is None else device,
+            dtype,
+            compat_mergekit=compat_mergekit,
+            task_vectors=task_vectors,
+        )
+        self._targets = _targets(live, self.engine.names, getattr(model, "base_model_prefix", ""))
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        model.eval()
+        self._asked: Any = model
+        if tokenizer is not None:
+            from mergefront.adapters.local.model import HuggingFaceModel
+
+            self._asked = HuggingFaceModel(model, tokenizer)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        base: str | PathLike[str],
+        experts: Mapping[str, str | PathLike[str]],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        compat_mergekit: bool = False,
+        task_vectors: TaskVectorForm = "exact",
+    ) -> LocalBackend:
+        """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
+
+        ``device`` "auto" is the accelerator where there is one; ``dtype`` is what the live model
+        computes in ("float32", "bfloat16", "float16"; "auto": as the base was saved, float32 on a CPU).
+        Raises ``UserError`` for folders that are no models and for experts that do not fit.
+        """
+        import torch
+
+        where = _device(device)
+        computing = _dtype(dtype, where)
+        model, tokenizer = _load_model(Path(base), computing)
+        model.to(where)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        sources = {name: Path(path) for name, path in experts.items()}
+        with torch.no_grad():
+            return cls(
+                model,
+                Path(base),
+                sources,
+                tokenizer=tokenizer,
+                compat_mergekit=compat_mergekit,
+                task_vectors=task_vectors,
+            )
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The names of the experts that recipes may use."""
+        return self.engine.experts
+
+    def apply(self, recipe: Recipe) -> LocalMerge:
+        """The merge of a recipe, made when the returned context is entered.
+
+        One merge is applied at a time: another thread waits, and a second one inside the first is an error.
+        """
+        return LocalMerge(self, recipe)
+
+    def _enter(self, recipe: Recipe) -> MergeReport:
+        if self._owner == threading.get_ident():
+            raise RuntimeError("a merge is applied already; leave its block before applying the next one")
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        try:
+            return self.engine.merge_into(recipe, self._targets)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._owner = None
+        self._lock.release()
+
+
+class LocalMerge:
+    """A recipe applied to a ``LocalBackend`` (see ``AppliedMerge``): a context that yields the merged model."""
+
+    def __init__(self, backend: LocalBackend, recipe: Recipe) -> None:
+        self._backend = backend
+        self._recipe = recipe
+        self._report: MergeReport | None = None
+
+    def __enter__(self) -> Any:
+        self._report = self._backend._enter(self._recipe)
+        return self._backend._asked
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._backend._leave()
+
+    @property
+    def report(self) -> MergeReport:
+        """What the merge did; known once the context was entered."""
+        if self._report is None:
+            raise RuntimeError("the merge is made when its context is entered; it has no report before")
+        return self._report
+
+    @property
+    def delta_l1(self) -> float:
+        """L1 norm of merged minus base weights, from the merge pass itself (NaN without a base)."""
+        return self.report.delta_l1
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the merge."""
+        return self.report.seconds
+
+
+def _live_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's parameters and persistent buffers by name, as the live tensors themselves."""
+    return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if hasattr(tensor, "data_ptr")}
+
+
+def _targets(live: Mapping[str, torch.Tensor], names: tuple[str, ...], prefix: str) -> dict[str, torch.Tensor]:
+    """Live tensors by the name that the checkpoint has for them.
+
+    Some checkpoints leave out the inner model's prefix (``h.0...`` for ``transformer.h.0...``).
+    """
+    known = set(names)
+    targets = {}
+    for name, tensor in live.items():
+        bare = name.removeprefix(f"{prefix}.")
+        targets[bare if prefix and name not in known and bare in known else name] = tensor.detach()
+    lost = [name for name in names if name not in targets]
+    if lost:
+        raise UserError(f"the model has no tensor {_first(lost)}, which the base has; use the base's own model class")
+    merged = {targets[name].data_ptr() for name in names}
+    stray = [name for name, tensor in targets.items() if name not in known and tensor.data_ptr() not in merged]
+    if stray:
+        raise UserError(
+            f"the base has no tensor {_first(stray)}, which the model has; give the base's whole state dict"
+        )
+    return targets
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[0]!r} (and {len(names) - 1} more)" if len(names) > 1 else repr(names[0])
+
+
+def _apart(source: Source, places: set[int]) -> Source:
+    """``source`` with copies of what shares the live model's memory, which merging overwrites."""
+    if not isinstance(source, Mapping) or hasattr(source, "header"):
+        return source
+    return {
+        name: tensor.detach().clone() if tensor.data_ptr() in places else tensor.detach()
+        for name, tensor in source.items()
+    }
+
+
+def _device(device: str) -> torch.device:
+    """Raises ``UserError`` for a device that torch does not know or cannot use on this machine."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r} is unknown; write auto, cpu, cuda or cuda:1") from None
+    try:
+        torch.zeros(1, device=where)
+    except (RuntimeError, AssertionError) as error:  # builds of torch differ in what they raise
+        there = ["auto", "cpu"]
+        if accelerator is not None:
+            there += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"device {device!r} cannot be used on this machine ({reason}); write one of {', '.join(there)}"
+        ) from None
+    return where
+
+
+def _dtype(dtype: str, device: torch.device) -> str | torch.dtype:
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in known:
+        raise UserError(f"dtype {dtype!r} must be one of auto, {', '.join(known)}")
+    return known[dtype]
+
+
+def _load_model(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
+    """The causal model and the tokenizer of a local folder; no remote code, no pickles, no network."""
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError:
+        raise UserError(
+            "the local backend needs transformers; install it with: pip install 'mergefront[local]'"
+        ) from None
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: there is no config.json; the base model must be a Hugging Face model folder")
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: transformers cannot load it: {error}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return model, tokenizer

@@ -1,0 +1,393 @@
+"""A live Hugging Face causal language model, asked in batches.
+
+Scoring pads on the right: under causal attention what follows a sequence cannot change it, so that
+a batch gives what single requests give. Generation pads on the left and keeps the keys and values
+of what it has read. A beginning that all rows of a call share is read once (``shared_prefix``).
+Texts are tokenised once, however many merges are scored with them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.local.generation_state import Written
+from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded
+from mergefront.adapters.local.linear_layers import fast_linear_layers
+from mergefront.adapters.local.shared_prefix import Prefix, common_length
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import EvaluationError
+
+_log = logging.getLogger(__name__)
+
+Tokens = tuple[int, ...]
+
+
+class HuggingFaceModel:
+    """``LanguageModel`` over a transformers causal model and its tokenizer.
+
+    ``max_rows`` and ``max_tokens`` (padding included) bound a batch, four times ``max_rows`` one that is generated; a
+    batch that does not fit into the accelerator's memory is halved. ``max_length`` is the longest input in tokens
+    (default: the model's own); longer contexts lose their beginning, and continuations longer than that are scored
+    window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
+
+    The weights of ``model`` may change between calls: nothing that depends on them is kept.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_rows: int = 64,
+        max_tokens: int = 16384,
+        max_length: int | None = None,
+        add_bos: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self.max_length = max_length or _max_length(model, tokenizer)
+        self._tokenization = Tokenization(tokenizer, add_bos)
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._keeps_some_logits = "logits_to_keep" in parameters
+        self._continues = self._takes_positions and "past_key_values" in parameters
+        self._shares_beginnings = self._joins_caches = self._continues
+        self._ends = _end_tokens(model, tokenizer)
+        model.eval()
+
+    @torch.inference_mode()
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        """Exact log-likelihoods. Requests that read the same tokens share one pass (choices of one token), and
+        several continuations of one context share its reading."""
+        encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
+        shared = self._shared(encoded)
+        windows = [
+            [] if context in shared and continuation in shared[context] else list(self._windows(context, continuation))
+            for context, continuation in encoded
+        ]
+        wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]] = {}
+        for inputs, targets in (window for several in windows for window in several):
+            wanted.setdefault(inputs, {})[targets] = (0.0, True)
+        rows = sorted(wanted, key=len, reverse=True)
+        longest = [max(len(targets) for targets in wanted[row]) for row in rows]
+        contexts = sorted(shared, key=len, reverse=True)
+        unscored = [len(row) - scored for row, scored in zip(rows, longest, strict=True)]
+        prefix = self._prefix(
+            [*rows, *contexts], min([*unscored, *(len(context) - 1 for context in contexts)], default=0)
+        )
+        for start, end in self._batches([len(row) for row in rows], longest):
+            for first, last in _parts_of_like_length([len(row) - len(prefix) for row in rows[start:end]]):
+                self._halving(rows[start + first : start + last], lambda part: self._score(part, wanted, prefix))
+        for start, end in self._shared_batches(contexts, shared):
+            self._halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
+        answers = []
+        for (context, continuation), several in zip(encoded, windows, strict=True):
+            if not several and continuation:
+                logprob, is_greedy = shared[context][continuation]
+                answers.append(LogLikelihood(logprob, len(continuation), is_greedy))
+                continue
+            parts = [wanted[inputs][targets] for inputs, targets in several]
+            answers.append(
+                LogLikelihood(
+                    sum(logprob for logprob, _ in parts),
+                    sum(len(targets) for _, targets in several),
+                    all(greedy for _, greedy in parts),
+                )
+            )
+        return answers
+
+    def _windows(self, context: Tokens, continuation: Tokens) -> Iterator[tuple[Tokens, Tokens]]:
+        """Inputs and targets: one pair where everything fits, else windows that do not overlap."""
+        tokens = context + continuation
+        for start in range(0, len(continuation), self.max_length):
+            targets = continuation[start : start + self.max_length]
+            end = len(context) + start + len(targets) - 1
+            yield tokens[max(0, end - self.max_length) : end], targets
+
+    def _shared(self, encoded: Sequence[tuple[Tokens, Tokens]]) -> dict[Tokens, dict[Tokens, tuple[float, bool]]]:
+        """Contexts worth reading once for several continuations, with those continuations (results to come)."""
+        if not self._continues:
+            return {}
+        of_context: dict[Tokens, dict[Tokens, tuple[float, bool]]] = {}
+        for context, continuation in encoded:
+            if continuation and len(context) + len(continuation) - 1 <= self.max_length:
+                of_context.setdefault(context, {})[continuation] = (0.0, True)
+        return {
+            context: continuations
+            for context, continuations in of_context.items()
+            if len({continuation[:-1] for continuation in continuations}) > 1 and len(context) >= _SHORTEST_SHARED
+        }
+
+    def _shared_batches(
+        self, contexts: Sequence[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]]
+    ) -> Iterator[tuple[int, int]]:
+        """Slices of contexts (longest first) whose continuations together fit into a batch."""
+        start = 0
+        while start < len(contexts):
+            end, rows, longest = start, 0, 0
+            while end < len(contexts):
+                rows += len(shared[contexts[end]])
+                longest = max(longest, *(len(continuation) for continuation in shared[contexts[end]]))
+                tokens = rows * (len(contexts[start]) + longest)
+                if end > start and (rows > 2 * self.max_rows or tokens > self.max_tokens):
+                    break
+                end += 1
+            yield start, end
+            start = end
+
+    def _prefix(self, rows: Sequence[Tokens], most: int) -> Prefix:
+        """What all ``rows`` begin with (at most ``most`` tokens), read once where that pays; else an empty prefix."""
+        length = common_length(rows, most) if self._shares_beginnings else 0
+        if length == 0:
+            return Prefix()
+        tokens = rows[0][:length]
+        output = self._forward(torch.tensor([tokens], device=self.model.device), 1, use_cache=True)
+        self._shares_beginnings = is_plain(output.past_key_values)
+        return Prefix(tokens, output.past_key_values) if self._shares_beginnings else Prefix()
+
+    def _padded_left(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens after the prefix, padded on the left (``rows x length``), and the mask of prefix and row."""
+        own = [row[len(prefix) :] for row in rows]
+        length = max(map(len, own))
+        read = [1] * len(prefix)
+        tokens = [row[:1] * (length - len(row)) + row for row in own]
+        mask = [read + [0] * (length - len(row)) + [1] * len(row) for row in own]
+        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    def _score_shared(
+        self, contexts: list[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]], prefix: Prefix
+    ) -> None:
+        """Fill in the continuations of each context: the contexts in one pass, all that follows in another."""
+        device = self.model.device
+        last, mask, cache = self._read(contexts, prefix)
+        places = [(row, context, one) for row, context in enumerate(contexts) for one in shared[context]]
+        owners = torch.tensor([row for row, _, _ in places], device=device)
+        logits = last[owners][:, None]
+        longest = max(len(one) for _, _, one in places)
+        if longest > 1:
+            cache.batch_select_indices(owners)
+            # The filler comes after what is read, so that nothing attends to it.
+            read = [one[:-1] + one[-1:] * (longest - len(one)) for _, _, one in places]
+            following = torch.tensor(read, device=device)
+            mask = torch.cat([mask[owners], mask.new_ones(len(places), longest - 1)], 1)
+            every = torch.arange(longest - 1, device=device)
+            more = self._positions(mask, longest - 1)
+            output = self._forward(following, every, attention_mask=mask, use_cache=True, past_key_values=cache, **more)
+            logits = torch.cat([logits, output.logits], 1)
+        at_row = [row for row, (_, _, one) in enumerate(places) for _ in one]
+        at_place = [place for _, _, one in places for place in range(len(one))]
+        chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
+        logprobs, greedy = _token_scores(chosen, [token for _, _, one in places for token in one])
+        start = 0
+        for _, context, one in places:
+            end = start + len(one)
+            shared[context][one] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
+            start = end
+
+    def _positions(self, mask: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """Positions of the last ``length`` tokens under a mask, where the model takes them."""
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]} if self._takes_positions else {}
+
+    def _batches(
+        self, lengths: Sequence[int], targets: Sequence[int] | None = None, most_rows: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Slices of rows sorted by length, longest first.
+
+        ``most_rows`` is ``max_rows`` by default. With ``targets`` (scored tokens per row) the float32 logits of a batch
+        are bounded as well.
+        """
+        vocabulary = int(getattr(self.model.config, "vocab_size", 0) or 0)
+        start = 0
+        while start < len(lengths):
+            rows = max(1, min(most_rows or self.max_rows, self.max_tokens // max(1, lengths[start])))
+            if targets is not None and vocabulary:
+                logits = 0
+                for end in range(start, min(start + rows, len(lengths))):
+                    logits += vocabulary * targets[end]
+                    if logits > _MAX_LOGITS and end > start:
+                        rows = end - start
+                        break
+            yield start, min(start + rows, len(lengths))
+            start += rows
+
+    def _halving(self, rows: list[Any], run: Callable[[list[Any]], None]) -> None:
+        try:
+            run(rows)
+        except torch.OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+            _log.warning("a batch of %d rows did not fit into memory; trying half of it", len(rows))
+            torch.cuda.empty_cache()
+            middle = len(rows) // 2
+            self._halving(rows[:middle], run)
+            self._halving(rows[middle:], run)
+
+    def _score(
+        self, rows: list[Tokens], wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]], prefix: Prefix
+    ) -> None:
+        """Fill in what is ``wanted`` of each row, from one forward pass."""
+        length = max(len(row) for row in rows)
+        device = self.model.device
+        # The filler is never attended to by what it follows; the row's own last token is always in the vocabulary.
+        padded = torch.tensor([row[len(prefix) :] + row[-1:] * (length - len(row)) for row in rows], device=device)
+        places: list[tuple[Tokens, Tokens]] = [(row, targets) for row in rows for targets in wanted[row]]
+        first = min(len(row) - len(targets) for row, targets in places)
+        keep = torch.arange(first - len(prefix), length - len(prefix), device=device)
+        known = {"past_key_values": prefix.rows(len(rows)), "use_cache": True} if len(prefix) else {}
+        logits = self._forward(padded, keep, **known).logits
+        index = {row: number for number, row in enumerate(rows)}
+        at_row = [index[row] for row, targets in places for _ in targets]
+        at_place = [len(row) - len(targets) + k - first for row, targets in places for k in range(len(targets))]
+        chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
+        logprobs, greedy = _token_scores(chosen, [token for _, targets in places for token in targets])
+        start = 0
+        for row, targets in places:
+            end = start + len(targets)
+            wanted[row][targets] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
+            start = end
+
+    def _forward(self, tokens: torch.Tensor, keep: torch.Tensor | int, **more: Any) -> Any:
+        """One pass that computes logits only for the positions in ``keep`` (an integer: the last ones)."""
+        with fast_linear_layers(self.model):
+            if self._keeps_some_logits:
+                return self.model(input_ids=tokens, logits_to_keep=keep, **more)
+            output = self.model(input_ids=tokens, **more)
+        output.logits = output.logits[:, -keep:] if isinstance(keep, int) else output.logits[:, keep]
+        return output
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Greedy continuations; a batch ends as soon as every sequence in it has."""
+        different = list(dict.fromkeys(requests))
+        prompts = self._tokenization.texts([request.prompt for request in different])
+        answers: dict[GenerationRequest, Generation] = {}
+        rows: list[tuple[Tokens, GenerationRequest]] = []
+        for tokens, request in zip(prompts, different, strict=True):
+            room = self.max_length - request.max_new_tokens
+            if room < 1:
+                raise EvaluationError(
+                    f"max_new_tokens is {request.max_new_tokens}, but the model reads {self.max_length} tokens at most",
+                    kind="too long",
+                )
+            rows.append((tokens[-room:], request))
+        rows.sort(key=lambda row: len(row[0]), reverse=True)
+        prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
+        lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
+        for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
+            self._halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
+        return [answers[request] for request in requests]
+
+    def _continue(
+        self,
+        rows: list[tuple[Tokens, GenerationRequest]],
+        answers: dict[GenerationRequest, Generation],
+        prefix: Prefix,
+    ) -> None:
+        """Generate for one batch (longest prompts first) and put the answers into ``answers``."""
+        logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
+        written = [Written(request, self.tokenizer, self._tokenization, self._ends) for _, request in rows]
+        active = written
+        while True:
+            # A step's largest logit is NaN as soon as one of them is.
+            best, chosen = logits.max(1)
+            if not bool(torch.isfinite(best).all()):
+                raise EvaluationError("the merged model's logits are not finite", kind="not finite")
+            for row, token in zip(active, chosen.tolist(), strict=True):
+                if not row.done:
+                    row.append(token)
+            left = [place for place, row in enumerate(active) if not row.done]
+            if not left:
+                break
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
+            if 4 * len(left) <= 3 * len(active) and hasattr(cache, "batch_select_indices"):
+                places = torch.tensor(left, device=tokens.device)
+                cache.batch_select_indices(places)
+                tokens, mask = tokens[places], mask[places]
+                active = [active[place] for place in left]
+            more = {"past_key_values": cache} if cache is not None else {}
+            more |= self._positions(mask, 1)
+            output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **more)
+            logits, cache = output.logits[:, -1], output.past_key_values
+        answers.update((row.request, row.generation()) for row in written)
+
+    def _read(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Read prompts (longest first): the logits after each (``rows x vocabulary``), their mask, and the cache."""
+        lengths = [len(row) - len(prefix) for row in rows]
+        parts = list(_parts_of_like_length(lengths)) if self._joins_caches else [(0, len(rows))]
+        read = []
+        for start, end in parts:
+            tokens, mask = self._padded_left(rows[start:end], prefix)
+            more = self._positions(mask, tokens.shape[1])
+            known = prefix.rows(end - start)
+            if known is not None:
+                more["past_key_values"] = known
+            output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **more)
+            read.append((output.logits[:, -1], mask, output.past_key_values))
+            if len(parts) > 1 and not is_plain(output.past_key_values):
+                self._joins_caches = False
+                return self._read(rows, prefix)
+        if len(read) == 1:
+            return read[0]
+        return (
+            torch.cat([one for one, _, _ in read]),
+            left_padded([one for _, one, _ in read]),
+            joined([one for _, _, one in read]),
+        )
+
+
+def _token_scores(logits: torch.Tensor, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target (``n``, from logits ``n x vocabulary``), and whether it is the likeliest token."""
+    target = torch.tensor(targets, device=logits.device)
+    logprobs = (logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(1)).double().cpu()
+    if not bool(torch.isfinite(logprobs).all()):
+        raise EvaluationError("the merged model's log-probabilities are not finite", kind="not finite")
+    return logprobs, (logits.argmax(1) == target).cpu()
+
+
+_SHORTEST_SHARED = 8
+"""Tokens of a context from which reading it once pays for a second pass."""
+_GENERATED_ROWS = 4
+"""Times ``max_rows``: generating, each row of a batch is one token, and reading the weights takes longest."""
+_LIKE_LENGTH = 0.9
+"""Length of the shortest of the prompts that are read together, in that of the longest."""
+_LEAST_READ = 256
+"""Tokens from which a pass keeps a processor busy."""
+_MAX_LOGITS = 2**27
+"""Most float32 logits that one scoring batch gathers: 512 MiB."""
+
+
+def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Slices of rows (longest first) to be read together: little of one is padding, and each is a pass worth making."""
+    start = 0
+    for end in range(1, len(lengths)):
+        if lengths[end] < _LIKE_LENGTH * lengths[start] and (end - start) * lengths[start] >= _LEAST_READ:
+            yield start, end
+            start = end
+    yield start, len(lengths)
+
+
+def _max_length(model: Any, tokenizer: Any) -> int:
+    """The model's longest input in tokens; 2048 when neither the model nor its tokenizer says."""
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    value = getattr(tokenizer, "model_max_length", None)
+    return value if isinstance(value, int) and value < 10**9 else 2048
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a generation: those of the generation settings and the tokenizer's own."""
+    settings = getattr(model, "generation_config", None)
+    configured = getattr(settings, "eos_token_id", None)
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)

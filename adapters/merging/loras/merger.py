@@ -1,0 +1,71 @@
+"""Merging one tensor by a method of LoRA factors: combine the factors, multiply, add to the base.
+
+Nothing of the size of the model is held per LoRA. A tensor that a LoRA carries whole (a bias, a module
+saved whole) takes part with its difference from the base.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.loras.pool import Factors, Part, combine, keep_largest
+from mergefront.adapters.merging.tensor_pool import TensorPool
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import MergeMethod
+
+if TYPE_CHECKING:
+    import torch
+
+
+class LoraMerger:
+    """LoRA methods on a pool whose experts are LoRAs."""
+
+    def __init__(self, pool: TensorPool) -> None:
+        self._pool = pool
+
+    def check(self, method: MergeMethod, models: tuple[str, ...]) -> None:
+        """Raises ``UserError`` naming an expert that is no LoRA."""
+        for name in models:
+            if not self._pool.is_lora(name):
+                raise UserError(
+                    f"{method.name} merges the factors of LoRAs, and expert {name!r} is no PEFT LoRA folder; "
+                    "give the LoRA itself, or use task_arithmetic"
+                )
+
+    def merge(
+        self, name: str, method: MergeMethod, coefficients: Coefficients, base: torch.Tensor, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Merge one tensor into ``out``; returns the L1 norm of what was added (scalar)."""
+        import torch
+
+        assert method.lora is not None
+        parts: list[Part] = []
+        ranks = [0]
+        total = None
+        weights, densities = coefficients.of_models("weight"), coefficients.of_models("density")
+        for place, model in enumerate(coefficients.models):
+            weight = float(weights[place]) * bool(coefficients.of_models("active")[place])
+            module = self._pool.lora_module(name, model)
+            if module is not None:
+                ranks.append(module.rank)
+            if weight == 0:
+                continue
+            if module is not None:
+                a, b = self._pool.lora_factors(module, model)
+                a = keep_largest(a, float(densities[place]))
+                factors = Factors(b.T, a.T) if module.transposed else Factors(a, b)
+                parts.append(Part(weight, module.scaling, factors))
+            elif (entry := self._pool.entry(name, model)) is not None:
+                added = weight * (entry.tensor.float() - base.float())
+                total = added if total is None else total + added
+        if parts:
+            rank = round(float(coefficients.of_recipe("rank"))) if method.lora == "svd" else 0
+            merged = combine(parts, method.lora, rank or max(ranks))
+            product = merged.b @ merged.a
+            total = product if total is None else total + product
+        if total is None:
+            out.copy_(base)
+            return torch.zeros((), dtype=torch.float64)
+        out.copy_(base.float() + total)
+        return total.abs().sum()

@@ -1,0 +1,202 @@
+"""LoRAs merged as LoRAs: the result is one PEFT adapter again.
+
+    cat      B = [w_1 s_1 B_1, w_2 s_2 B_2, ...], A = [S(A_1); S(A_2); ...]: dW = sum w_i s_i B_i S(A_i), exact; ranks
+             add up (LoRA Soups, arXiv 2410.13025)
+    svd      cat, then the best approximation of a given rank (Eckart-Young; by QR of the factors)
+    factor   B = sum w_i s_i B_i, A = sum w_i S(A_i): Evo-Merging's operator (arXiv 2509.12951), with cross terms;
+             lower ranks are padded with zeros
+
+S keeps a fraction of A's entries, the largest (``density``). Every LoRA's own rank, alpha and target
+modules are honoured: a module that only some LoRAs adapt is merged from those.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
+from mergefront.adapters.merging.output.writer import complete_folder
+from mergefront.adapters.merging.task_vectors.ranks import kept_count
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+Operator = Literal["cat", "svd", "factor"]
+ModuleValue = Callable[[str, str], float]
+
+
+class Factors(NamedTuple):
+    """One module in float32: dW = b @ a (a is r x in, b is out x r)."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+class Part(NamedTuple):
+    """One LoRA's part in a merged module; ``scaling`` is its alpha over its rank, or as it says."""
+
+    weight: float
+    scaling: float
+    factors: Factors
+
+
+def merge_loras(
+    loras: Mapping[str, str | Path],
+    weights: Mapping[str, float] | ModuleValue,
+    *,
+    operator: Operator = "cat",
+    densities: Mapping[str, float] | ModuleValue | None = None,
+    rank: int | Callable[[str], int] | None = None,
+) -> dict[str, Factors]:
+    """Merged factors by base tensor name.
+
+    ``weights`` is one number per LoRA, or a function of (LoRA, tensor name) for weights by layer or to
+    switch modules off (0). ``densities`` (default 1) is S's fraction likewise; ``rank`` is what "svd"
+    reduces to, for all modules or by tensor name (default, or 0: the largest of the module's LoRAs). Raises
+    ``UserError`` for LoRAs that carry whole tensors, store a matrix transposed, or do not fit together.
+    """
+    if not loras:
+        raise UserError("a merge of LoRAs needs at least one LoRA")
+    opened = {name: Checkpoint(path) for name, path in loras.items()}
+    merged = {}
+    for target, owners in _modules(opened).items():
+        parts = []
+        for name, module in owners.items():
+            weight = float(weights(name, target) if callable(weights) else weights[name])
+            if weight != 0:
+                density = densities(name, target) if callable(densities) else (densities or {}).get(name, 1.0)
+                a, b = opened[name][module.a].float(), opened[name][module.b].float()
+                parts.append(Part(weight, module.scaling, Factors(keep_largest(a, density), b)))
+        if parts:
+            most = max(module.rank for module in owners.values())
+            merged[target] = combine(parts, operator, (rank(target) if callable(rank) else rank) or most)
+    return merged
+
+
+def _modules(opened: Mapping[str, Checkpoint]) -> dict[str, dict[str, LoraModule]]:
+    """The adapted modules of a pool: by base tensor name, then by LoRA."""
+    modules: dict[str, dict[str, LoraModule]] = {}
+    for name, checkpoint in opened.items():
+        found, whole = lora_modules(checkpoint.header)
+        if whole:
+            raise UserError(
+                f"LoRA {name!r} also carries whole tensors ({next(iter(whole))}); fold it into the base instead"
+            )
+        for target, module in found.items():
+            if module.transposed:
+                raise UserError(f"LoRA {name!r}: {target} is stored transposed; fold it into the base instead")
+            modules.setdefault(target, {})[name] = module
+    for target, owners in modules.items():
+        if len({module.shape for module in owners.values()}) > 1:
+            shapes = ", ".join(f"{name} {list(module.shape)}" for name, module in owners.items())
+            raise UserError(f"{target} has different shapes in the pool: {shapes}")
+    return modules
+
+
+def keep_largest(matrix: torch.Tensor, density: float) -> torch.Tensor:
+    """The entries of largest magnitude, floor(density * size) of them, the others zero; not rescaled."""
+    import torch
+
+    kept = kept_count(density, matrix.numel())
+    if kept == matrix.numel():
+        return matrix
+    mask = torch.zeros(matrix.numel(), dtype=torch.bool, device=matrix.device)
+    order = matrix.abs().reshape(-1).argsort(descending=True, stable=True)
+    mask[order[:kept]] = True
+    return torch.where(mask.view(matrix.shape), matrix, 0.0)
+
+
+def combine(parts: Sequence[Part], operator: Operator, rank: int) -> Factors:
+    """The parts of one module as one pair of factors; ``rank`` is what "svd" keeps. Raises ``UserError``."""
+    import torch
+
+    pairs = [part.factors for part in parts]
+    if operator == "factor":
+        most = max(a.shape[0] for a, _ in pairs)
+        a_sum = torch.zeros(most, pairs[0].a.shape[1], device=pairs[0].a.device)
+        b_sum = torch.zeros(pairs[0].b.shape[0], most, device=pairs[0].b.device)
+        for weight, scaling, (a, b) in parts:
+            a_sum[: a.shape[0]] += weight * a
+            b_sum[:, : b.shape[1]] += weight * scaling * b
+        return Factors(a_sum, b_sum)
+    joined = Factors(
+        torch.cat([a for a, _ in pairs]),
+        torch.cat([weight * scaling * b for weight, scaling, (_, b) in parts], dim=1),
+    )
+    if operator == "cat":
+        return joined
+    if operator != "svd":
+        raise UserError(f"LoRA operator {operator!r} is unknown; use cat, svd or factor")
+    return reduce_rank(joined, rank)
+
+
+def reduce_rank(factors: Factors, rank: int) -> Factors:
+    """The product of least squared error with at most ``rank`` columns, singular values shared evenly."""
+    import torch
+
+    q_b, r_b = torch.linalg.qr(factors.b)
+    q_a, r_a = torch.linalg.qr(factors.a.T)
+    u, s, v = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    kept = min(rank, s.numel())
+    root = s[:kept].sqrt()
+    return Factors(root.unsqueeze(1) * (v[:kept] @ q_a.T), (q_b @ u[:, :kept]) * root)
+
+
+def merge_lora_recipe(recipe: Recipe, loras: Mapping[str, str | Path]) -> dict[str, Factors]:
+    """The merged factors that a recipe of a LoRA method says; ``loras`` has the folder of every expert.
+
+    Raises ``UserError`` for a method that merges no LoRAs.
+    """
+    operator = METHODS[recipe.method].lora
+    if operator is None:
+        raise UserError(f"{recipe.method} does not merge LoRAs as LoRAs; lora_cat, lora_svd and lora_factor do")
+
+    def weight(name: str, target: str) -> float:
+        return float(recipe.coefficient("weight", name, target)) * bool(recipe.coefficient("active", name, target))
+
+    return merge_loras(
+        loras,
+        weight,
+        operator=operator,
+        densities=lambda name, target: float(recipe.coefficient("density", name, target)),
+        rank=(lambda target: round(float(recipe.coefficient("rank", None, target)))) if operator == "svd" else None,
+    )
+
+
+def write_lora(merged: Mapping[str, Factors], out: str | Path, like: str | Path) -> Path:
+    """Write merged factors as a PEFT folder; ``like`` is a LoRA of the pool (for its base model's name)."""
+    from safetensors.torch import save_file
+
+    if not merged:
+        raise UserError("every module of the merged LoRA is switched off; give at least one weight other than 0")
+    out = Path(out)
+    names = {target: target.removesuffix(".weight") for target in merged}
+    ranks = {names[target]: int(factors.a.shape[0]) for target, factors in merged.items()}
+    most = max(ranks.values())
+    config = {
+        "peft_type": "LORA",
+        "task_type": Checkpoint(like).header.config.get("task_type", "CAUSAL_LM"),
+        "base_model_name_or_path": Checkpoint(like).header.config.get("base_model_name_or_path"),
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != most},
+        "alpha_pattern": {name: rank for name, rank in ranks.items() if rank != most},
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    tensors = {}
+    for target, factors in merged.items():
+        tensors[f"base_model.model.{names[target]}.lora_A.weight"] = factors.a.contiguous()
+        tensors[f"base_model.model.{names[target]}.lora_B.weight"] = factors.b.contiguous()
+    with complete_folder(out) as partial:
+        save_file(tensors, partial / "adapter_model.safetensors")
+        (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return out

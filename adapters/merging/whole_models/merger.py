@@ -1,0 +1,93 @@
+"""Merging one tensor by a method that has a kernel of its own, and any method in mergekit's arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.tensor_pool import TensorPool
+from mergefront.adapters.merging.whole_models import compat
+from mergefront.optimizer.recipes.methods import MergeMethod
+
+if TYPE_CHECKING:
+    import torch
+
+
+class KernelMerger:
+    """Kernel methods on a pool; what a method prepares per tensor and pool is kept when the pool is resident."""
+
+    def __init__(self, pool: TensorPool, compat_mergekit: bool) -> None:
+        self._pool = pool
+        self._compat = compat_mergekit
+        self._prepared: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+
+    def merge(
+        self, name: str, method: MergeMethod, coefficients: Coefficients, base: torch.Tensor | None, out: torch.Tensor
+    ) -> torch.Tensor:
+        """Merge one tensor into ``out`` (contiguous); returns the L1 norm of merged - base (NaN without a base)."""
+        import torch
+
+        arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
+        if "lambda" in arguments:
+            arguments["lambda_"] = arguments.pop("lambda")
+        if method.consensus is None:
+            kernel = compat.linear if self._compat and method.name == "linear" else method.load_kernel()
+        else:
+            place = (name, coefficients.models, coefficients.seed)
+
+            def kernel(tensors: Sequence[torch.Tensor], origin: torch.Tensor, **parameters: Any) -> torch.Tensor:
+                return compat.merge_task_vectors(method, tensors, origin, parameters, place)
+
+        prepare = method.load_prepare()
+        entries = [self._pool.entry(name, model) for model in coefficients.models]
+        own_dtype = self._compat and method.name not in compat.IN_FLOAT32
+        flat = method.elementwise and not self._compat
+        size = out.numel()
+        step = stretch(self._pool.device) if flat else max(size, 1)
+        norm = torch.zeros((), dtype=torch.float64)
+        for start in range(0, size, step):
+            part = slice(start, min(start + step, size))
+            origin = None if base is None else _cut(base, part, flat)
+            if origin is not None and not own_dtype:
+                origin = origin.float()
+            tensors = []
+            for entry in entries:
+                if entry is None:
+                    assert origin is not None
+                    tensors.append(origin)
+                    continue
+                tensor = _cut(entry.tensor, part, flat)
+                tensor = tensor if own_dtype else tensor.float()
+                tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
+            if prepare is not None:
+                arguments["prepared"] = self._prepare(name, coefficients, prepare, tensors, origin)
+            merged = kernel(tensors, origin if coefficients.with_base else None, **arguments)
+            _cut(out, part, flat).copy_(merged)
+            if origin is None:
+                norm = torch.full((), float("nan"), dtype=torch.float64)
+            else:
+                norm = norm + (merged.float() - origin.float()).abs().sum().double().cpu()
+        return norm
+
+    def _prepare(
+        self,
+        name: str,
+        coefficients: Coefficients,
+        prepare: Callable[..., Any],
+        tensors: Sequence[torch.Tensor],
+        base: torch.Tensor | None,
+    ) -> Any:
+        """What a method computes once per tensor and pool, kept when resident."""
+        place = (coefficients.method, name, coefficients.models)
+        if place in self._prepared:
+            return self._prepared[place]
+        made = prepare(tensors, base)
+        if self._pool.resident:
+            self._prepared[place] = made
+        return made
+
+
+def _cut(tensor: torch.Tensor, part: slice, flat: bool) -> torch.Tensor:
+    return tensor.view(-1)[part] if flat else tensor

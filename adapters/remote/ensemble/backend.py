@@ -1,0 +1,127 @@
+"""The ``ensemble`` backend: closed models side by side, whose answers a recipe's weights mix.
+
+Nothing is merged: the weights decide a vote over normalised answers, or a mixture of the models'
+probabilities. Every model is asked each item once; then a search of any length costs no further calls,
+because the answers do not depend on the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergefront.adapters.language_model import (
+    Generation,
+    GenerationRequest,
+    LanguageModel,
+    LogLikelihood,
+    ScoringRequest,
+    Verb,
+)
+from mergefront.adapters.remote.connection import connect
+from mergefront.adapters.remote.ensemble.votes import mixture_shares, pooled_choices, pooled_text, weighted_vote
+from mergefront.adapters.remote.http.cache import ResponseCache
+from mergefront.adapters.remote.openai.backend import AppliedModel, OpenAIModel, endpoint_problems
+from mergefront.adapters.remote.openai.wire import OpenAIWire
+from mergefront.adapters.remote.scales import model_weights, not_a_sum
+from mergefront.adapters.remote.settings import EnsembleSection
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.recipes.recipe import Recipe
+
+
+class EnsembleModel:
+    """A ``LanguageModel``: a weighted mixture of others.
+
+    Continuations of one context that are asked together count as choices of one question.
+    """
+
+    def __init__(self, members: Mapping[str, LanguageModel], weights: Mapping[str, float]) -> None:
+        self._members = members
+        self._weights = weights
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        """Log-probabilities under the mixture of the models; see ``votes.pooled_choices``."""
+        mixture_shares(self._weights)
+        asked = {name: member.loglikelihood(requests) for name, member in self._members.items()}
+        questions: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            questions.setdefault(request.context, []).append(place)
+        pooled: dict[int, float] = {}
+        for places in questions.values():
+            different = {requests[place].continuation for place in places}
+            if len(different) > 1:
+                values = {name: [answers[place].logprob for place in places] for name, answers in asked.items()}
+                pooled.update(zip(places, pooled_choices(values, self._weights), strict=True))
+            else:
+                for place in places:
+                    one = {name: answers[place].logprob for name, answers in asked.items()}
+                    pooled[place] = pooled_text(one, self._weights)
+        first = next(iter(asked.values()))
+        voting = [answers for name, answers in asked.items() if self._weights[name] > 0]
+        return [
+            LogLikelihood(pooled[place], first[place].tokens, all(answers[place].is_greedy for answers in voting))
+            for place in range(len(requests))
+        ]
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """The winners of a weighted vote over the models' answers."""
+        asked = {name: member.generate(requests) for name, member in self._members.items()}
+        return [
+            Generation(
+                weighted_vote({name: answers[place].text for name, answers in asked.items()}, self._weights),
+                sum(answers[place].tokens for answers in asked.values()),
+                "stop",
+            )
+            for place in range(len(requests))
+        ]
+
+
+class EnsembleBackend:
+    """Closed models by the recipe's names, each at its own endpoint."""
+
+    def __init__(
+        self,
+        settings: EnsembleSection,
+        models: Mapping[str, str],
+        cache: ResponseCache | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        problems = [
+            f"backend.members: {name!r} is no model of the recipe {did_you_mean(name, models)}"
+            for name in settings.members
+            if name not in models
+        ]
+        problems += [f"backend.members: {name!r} is missing" for name in models if name not in settings.members]
+        if problems:
+            raise UserError("\n".join(problems))
+        self._members: dict[str, OpenAIModel] = {}
+        try:
+            for name in models:
+                member = settings.members[name]
+                client = connect(member, cache, server=f"openai {member.url}", seed=seed)
+                wire = OpenAIWire(client, member.model, mode=member.mode, system=member.system)
+                self._members[name] = OpenAIModel(wire)
+        except BaseException:
+            self.close()
+            raise
+
+    def apply(self, recipe: Recipe) -> AppliedModel:
+        """See ``Backend``; only the recipe's weights count."""
+        problem = not_a_sum(recipe)
+        if problem is not None:
+            raise UserError(f"an ensemble needs one weight for each model: {problem}")
+        return AppliedModel(EnsembleModel(self._members, model_weights(recipe)))
+
+    def problems(self, verbs: Sequence[Verb]) -> list[str]:
+        """What the endpoints cannot do of what tasks ask."""
+        return [problem for model in self._members.values() for problem in endpoint_problems(model, verbs)]
+
+    @property
+    def requests(self) -> int:
+        """How many requests were sent so far, cached answers not counted."""
+        return sum(model.wire.client.usage.requests for model in self._members.values())
+
+    def close(self) -> None:
+        """Release the connections."""
+        for model in self._members.values():
+            model.wire.client.close()

@@ -1,0 +1,202 @@
+"""The ``llama_server`` backend: llama.cpp's server holds the LoRAs, a recipe is their scales."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.remote.connection import connect
+from mergefront.adapters.remote.http.cache import ResponseCache, request_key
+from mergefront.adapters.remote.http.client import HttpClient
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field
+from mergefront.adapters.remote.llama_server.canary import CanaryReport, Distribution, difference, run_canary
+from mergefront.adapters.remote.llama_server.model import LlamaServerModel
+from mergefront.adapters.remote.llama_server.wire import LlamaWire, Lora
+from mergefront.adapters.remote.scales import lora_scales
+from mergefront.adapters.remote.settings import LlamaServerSection
+from mergefront.adapters.remote.tokenizer import ServerTokenizer
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.recipes.recipe import Recipe
+
+_SAME_SERVER = 0.02
+"""Nats by which two runs of one model may differ (threads, batches, KV cache types)."""
+
+
+class LlamaServerBackend:
+    """Turns recipes into requests to one llama.cpp server.
+
+    ``models`` are the recipe's models by name and reference. Connecting finds each model's LoRA on the
+    server and runs the canary; raises ``UserError`` when the server is not there, lacks a LoRA or is
+    dishonest about scales. ``canary`` has what the canary measured, ``loras`` the ids by model.
+    """
+
+    def __init__(
+        self,
+        settings: LlamaServerSection,
+        models: Mapping[str, str],
+        cache: ResponseCache | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._settings = settings
+        self.client: HttpClient = connect(settings, cache, seed=seed)
+        self._wire = LlamaWire(self.client, per_request=settings.scales == "request")
+        try:
+            self._connect(models)
+        except (EvaluationError, MalformedAnswerError) as error:
+            self.client.close()
+            raise UserError(f"backend llama_server: {error}") from None
+        except BaseException:
+            self.client.close()
+            raise
+
+    def _connect(self, models: Mapping[str, str]) -> None:
+        run = self.client.run
+        props = run(self._wire.props())
+        listed = run(self._wire.loras())
+        self.loras = resolve_loras(listed, models, self._settings.loras)
+        self._all_ids = [lora.id for lora in listed]
+        self._context = int(field(props, "default_generation_settings", "n_ctx", kind=int))
+        model = str(field(props, "model_path", kind=str)).replace("\\", "/").rpartition("/")[2]
+        identity = json.dumps(["llama_server", model, [lora.file for lora in listed]])
+        self.client.identify(identity)
+        self.canary: CanaryReport = run(run_canary(self._wire, self.loras, prompt_cache=self._settings.prompt_cache))
+        self.client.identify(f"{identity} #{self._generation(identity)}")
+        self._tokenization = Tokenization(self._tokenizer(props))
+        self._plain_token = run(self._wire.tokenize("a", False))[0]
+
+    def _generation(self, identity: str) -> int:
+        """Which model of this name it is: another file under an old name must not get the old answers."""
+        seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
+        number = 0
+        while True:
+            key = request_key(identity, "FINGERPRINT", str(number), None)
+            known = self.client.cache.find(key)
+            if known is None:
+                self.client.cache.keep(key, identity, json.dumps(seen), (0, 0, 0))
+                return number
+            stored = [{int(token): float(value) for token, value in one.items()} for one in json.loads(known)]
+            if _same(stored, self.canary.fingerprint):
+                return number
+            number += 1
+
+    def _tokenizer(self, props: Mapping[str, Any]) -> ServerTokenizer:
+        def id_of(text: object) -> int | None:
+            if not isinstance(text, str) or not text:
+                return None
+            tokens = self.client.run(self._wire.tokenize(text, False))
+            return tokens[0] if len(tokens) == 1 else None
+
+        bos = props.get("bos_token")
+        return ServerTokenizer(
+            self.client,
+            self._wire.tokenize,
+            bos_token=bos if isinstance(bos, str) and bos else None,
+            bos_token_id=id_of(bos),
+            eos_token_id=id_of(props.get("eos_token")),
+        )
+
+    def apply(self, recipe: Recipe) -> AppliedScales:
+        """See ``Backend``; raises ``UserError`` for a method that is no weighted sum of LoRAs."""
+        by_name = lora_scales(recipe)
+        missing = [name for name in by_name if name not in self.loras]
+        if missing:
+            raise UserError(f"the server's LoRAs do not include {missing[0]!r} {did_you_mean(missing[0], self.loras)}")
+        scales = dict.fromkeys(self._all_ids, 0.0)
+        for name, scale in by_name.items():
+            scales[self.loras[name]] += scale
+        model = LlamaServerModel(
+            self._wire,
+            self._tokenization,
+            scales,
+            context=self._context,
+            plain_token=self._plain_token,
+            prompt_cache=self._settings.prompt_cache,
+        )
+        return AppliedScales(self._wire, model, scales)
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.client.close()
+
+
+class AppliedScales:
+    """One recipe on the server; see ``AppliedMerge``. Global scales are set on entry and checked at the end."""
+
+    delta_l1: float | None = None
+
+    def __init__(self, wire: LlamaWire, model: LanguageModel, scales: Mapping[int, float]) -> None:
+        self._wire = wire
+        self._model = model
+        self._scales = scales
+        self.seconds = 0.0
+
+    def __enter__(self) -> LanguageModel:
+        if not self._wire.per_request:
+            started = time.perf_counter()
+            self._wire.client.run(self._wire.set_global(self._scales))
+            self.seconds = time.perf_counter() - started
+        return self._model
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._wire.per_request:
+            self._wire.client.run(self._wire.check_global(self._scales))
+
+
+def resolve_loras(
+    listed: Sequence[Lora], models: Mapping[str, str], given: Mapping[str, str | int] | None
+) -> dict[str, int]:
+    """The server's id of each model's LoRA; raises ``UserError`` naming every model without one.
+
+    ``given`` maps models to ids or file names. Otherwise a model is the LoRA whose file is called like the
+    model, or like the last part of its reference, with or without its ending.
+    """
+    ids = {lora.id for lora in listed}
+    found: dict[str, int] = {}
+    problems = []
+    for name in given or {}:
+        if name not in models:
+            problems.append(f"backend.loras: {name!r} is no model of the recipe {did_you_mean(name, models)}")
+    for name, reference in models.items():
+        wanted = (given or {}).get(name)
+        if isinstance(wanted, int):
+            if wanted in ids:
+                found[name] = wanted
+            else:
+                problems.append(f"backend.loras.{name}: the server has no LoRA with id {wanted}")
+            continue
+        words = [wanted] if wanted is not None else [name, reference.rstrip("/").rpartition("/")[2]]
+        matches = _matching(listed, words)
+        if len(matches) == 1:
+            found[name] = matches[0].id
+        else:
+            files = ", ".join(lora.file for lora in listed) or "none"
+            several = "has several LoRAs" if matches else "has no LoRA"
+            problems.append(f"the server {several} called {words[0]!r} (its LoRAs: {files}); name it in backend.loras")
+    twice = [name for name, lora in found.items() if list(found.values()).count(lora) > 1]
+    if twice:
+        problems.append(f"backend.loras: {' and '.join(twice)} are the same LoRA on the server")
+    if problems:
+        raise UserError("\n".join(problems))
+    return found
+
+
+def _matching(listed: Sequence[Lora], words: Sequence[str]) -> list[Lora]:
+    for word in words:
+        matches = [lora for lora in listed if word in (lora.file, lora.file.rpartition(".")[0])]
+        if matches:
+            return matches
+    return []
+
+
+def _same(stored: Sequence[Distribution], seen: Sequence[Distribution]) -> bool:
+    return len(stored) == len(seen) and all(
+        difference(one, two) <= _SAME_SERVER for one, two in zip(stored, seen, strict=True)
+    )

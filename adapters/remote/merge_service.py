@@ -1,0 +1,235 @@
+"""The ``merge_service`` backend: a provider holds the weights, the user sends control vectors.
+
+Two protocols. Our own ``mergefront serve`` takes whole recipes and answers requests of language models; the
+released Evo-Merging service takes two vectors (how much of each LoRA to keep, with which weight) and answers
+with one loss over a data set of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.remote.connection import connect
+from mergefront.adapters.remote.http.cache import ResponseCache
+from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob
+from mergefront.adapters.remote.openai.backend import AppliedModel
+from mergefront.adapters.remote.settings import MergeServiceSection
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.recipes.grouping import CoefficientName
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
+
+LOSS = "loss"
+"""The one objective of the released Evo-Merging service."""
+_TOGETHER = 32
+"""Requests in one message to our own service."""
+QUERY_DEFAULTS: Mapping[str, Any] = {
+    "dataset_dir": "data/Userdata",
+    "template": "default",
+    "cutoff_len": 2048,
+    "max_samples": None,
+    "batch_size": 15,
+    "evaluation_batches": 20,
+    "temperature": 0.95,
+    "top_p": 0.7,
+    "top_k": 50,
+    "max_new_tokens": 1024,
+    "repetition_penalty": 1.0,
+}
+"""The released service resets every field that a request leaves out, so that all are always sent."""
+
+
+class MergeServiceBackend:
+    """Our own merge service. ``models`` are the recipe's, by names that the pool must have."""
+
+    def __init__(
+        self,
+        settings: MergeServiceSection,
+        models: Mapping[str, str],
+        cache: ResponseCache | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.client: HttpClient = connect(
+            settings, cache, server=f"merge_service {settings.url} {settings.pool}", seed=seed
+        )
+        try:
+            self._session = self.client.run(self._open(settings.pool, models))
+        except EvaluationError as error:
+            self.client.close()
+            raise UserError(f"backend merge_service: {error}") from None
+        except BaseException:
+            self.client.close()
+            raise
+
+    async def _open(self, pool: str, models: Mapping[str, str]) -> str:
+        def read(answer: Any) -> Reply[tuple[str, list[str], str]]:
+            names = field(answer, "models", kind=list)
+            for place in range(len(names)):
+                field(names, place, kind=str)
+            return Reply((field(answer, "session_id", kind=str), names, field(answer, "pool_digest", kind=str)))
+
+        session, held, digest = await self.client.ask("POST", "/v1/sessions", {"pool": pool}, read, cached=False)
+        missing = [name for name in models if name not in held]
+        if missing:
+            raise UserError(f"the pool {pool!r} has no model {missing[0]!r} {did_you_mean(missing[0], held)}")
+        # Answers belong to the pool's content, not to the session or the address.
+        self.client.identify(f"merge_service {digest}")
+        return session
+
+    def apply(self, recipe: Recipe) -> AppliedModel:
+        """See ``Backend``; the service refuses recipes that it cannot make."""
+        return AppliedModel(MergeServiceModel(self.client, self._session, recipe))
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.client.close()
+
+
+class MergeServiceModel:
+    """A ``LanguageModel``: one recipe, merged by the service whenever it is asked."""
+
+    def __init__(self, client: HttpClient, session: str, recipe: Recipe) -> None:
+        self._client = client
+        self._session = session
+        # References are paths on this machine, which are no business of the provider's.
+        content = {**recipe.to_json(), "models": {name: name for name in recipe.models}, "base_model": None}
+        self._recipe = content
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        def read_one(entry: Any) -> LogLikelihood:
+            return LogLikelihood(
+                logprob(entry, "logprob"), field(entry, "tokens", kind=int), field(entry, "is_greedy", kind=bool)
+            )
+
+        asked = [{"context": one.context, "continuation": one.continuation} for one in requests]
+        return self._ask("loglikelihood", asked, read_one)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        def read_one(entry: Any) -> Generation:
+            finish: Literal["stop", "length"] = "length" if field(entry, "finish", kind=str) == "length" else "stop"
+            return Generation(field(entry, "text", kind=str), field(entry, "tokens", kind=int), finish)
+
+        asked = [
+            {"prompt": one.prompt, "max_new_tokens": one.max_new_tokens, "stop": list(one.stop)} for one in requests
+        ]
+        return self._ask("generate", asked, read_one)
+
+    def _ask(self, verb: str, asked: list[dict[str, Any]], read_one: Any) -> list[Any]:
+        async def part(requests: list[dict[str, Any]]) -> list[Any]:
+            def read(answer: Any) -> Reply[list[Any]]:
+                entries = field(answer, "answers", kind=list)
+                if len(entries) != len(requests):
+                    raise MalformedAnswerError(f"has {len(entries)} answers to {len(requests)} requests")
+                return Reply([read_one(entry) for entry in entries])
+
+            # A session comes and goes; what decides the answer is in the body.
+            path = f"/v1/sessions/{self._session}/{verb}"
+            body = {"recipe": self._recipe, "requests": requests}
+            return await self._client.ask("POST", path, body, read, lasting_path=f"/{verb}")
+
+        parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
+        return [entry for answers in self._client.run(all_of(part(one) for one in parts)) for entry in answers]
+
+
+class EvoMergingEvaluator:
+    """The released Evo-Merging service as an ``Evaluator`` of the objective ``loss`` (minimise it).
+
+    A recipe's ``density`` is the service's alpha (how much of each LoRA's A to keep, 1 where the method has
+    none), its ``weight`` (times ``lambda``) is beta. The service multiplies (sum beta B)(sum beta A): its losses
+    have cross terms and do not carry over to servers that add LoRAs. Models are in the preset's order. Its batches
+    are drawn anew in each call, so that the loss is noisy unless ``evaluation_batches`` cover the data set.
+    """
+
+    def __init__(
+        self,
+        settings: MergeServiceSection,
+        models: Sequence[str],
+        cache: ResponseCache | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if not settings.query or "dataset" not in settings.query:
+            raise UserError("backend.query: the service needs at least {dataset: NAME}")
+        unknown = [key for key in settings.query if key != "dataset" and key not in QUERY_DEFAULTS]
+        if unknown:
+            raise UserError(f"backend.query: unknown key {unknown[0]!r} {did_you_mean(unknown[0], QUERY_DEFAULTS)}")
+        self._models = list(models)
+        self._query = {**QUERY_DEFAULTS, **settings.query}
+        # It shares one model among its threads; and its status 500 means a wrong call as often as a fault.
+        careful = settings.model_copy(update={"concurrency": 1, "attempts": min(settings.attempts, 3)})
+        self.client: HttpClient = connect(
+            careful,
+            cache,
+            server=f"evo-merging {settings.url} {settings.pool} {sorted(self._query.items())}",
+            seed=seed,
+        )
+        try:
+            self._session = self.client.run(self._open(settings.pool))
+        except EvaluationError as error:
+            self.client.close()
+            raise UserError(f"backend merge_service: {error}") from None
+        except BaseException:
+            self.client.close()
+            raise
+
+    async def _open(self, preset: str) -> str:
+        body = {"preset_id": preset, "model_name_or_path": None, "query_plus": self._query}
+
+        def read(answer: Any) -> Reply[tuple[str, int]]:
+            return Reply((field(answer, "session_id", kind=str), field(answer, "adapter_count", kind=int)))
+
+        session, number = await self.client.ask("POST", "/v1/sessions", body, read, cached=False)
+        if number != len(self._models):
+            raise UserError(
+                f"preset {preset!r} has {number} LoRAs, but the study has {len(self._models)} models; list them all, "
+                "in the preset's order"
+            )
+        return session
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        """One loss; raises ``UserError`` for other objectives and for the report split."""
+        if tuple(request.objectives) != (LOSS,) or request.split != "search":
+            raise UserError(
+                f"the Evo-Merging service measures the objective {LOSS!r} on its own data set, nothing else"
+            )
+        alpha, beta = control_vectors(recipe, self._models)
+        started = time.perf_counter()
+
+        def read(answer: Any) -> Reply[float]:
+            value = field(answer, "loss")
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                raise EvaluationError("the service's loss is no number", kind="not finite")
+            return Reply(float(field(answer, "loss", kind=(int, float))))
+
+        async def ask() -> float:
+            # The tag names a folder on the server: a digest is safe and never the same for two candidates.
+            body = {"alpha": alpha, "beta": beta, "tag": recipe.digest}
+            path = f"/v1/sessions/{self._session}/evaluate"
+            return await self.client.ask("POST", path, body, read, cached=False)
+
+        return Evaluation({LOSS: self.client.run(ask())}, seconds={"total": time.perf_counter() - started})
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.client.close()
+
+
+def control_vectors(recipe: Recipe, models: Sequence[str]) -> tuple[list[float], list[float]]:
+    """(alpha, beta) of a recipe, in the order of ``models``; raises ``UserError`` for finer coefficients."""
+    for name in recipe.params:
+        parsed = CoefficientName.parse(name, recipe.models, recipe.grouping.split)
+        if parsed.position is not None or parsed.module is not None:
+            raise UserError(f"{name}: the service takes one number for a whole LoRA; use granularity: global")
+    method = METHODS[recipe.method]
+    factor = 1.0 if method.parameter("lambda") is None else float(recipe.coefficient("lambda", None, ""))
+    kept = method.parameter("density") is not None
+    alpha = [float(recipe.coefficient("density", name, "")) if kept else 1.0 for name in models]
+    beta = [factor * float(recipe.coefficient("weight", name, "")) for name in models]
+    return alpha, beta

@@ -1,0 +1,158 @@
+"""The ``backend`` section of a study file, for each backend over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Strict: an unknown key and a value of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class BudgetSection(Section):
+    """Limits of the whole study on this server; see ``mergefront.adapters.remote.http.budget``."""
+
+    requests: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    money: float | None = Field(default=None, gt=0)
+
+
+class PriceSection(Section):
+    """Money per million tokens and per request."""
+
+    input: float = Field(default=0.0, ge=0)
+    output: float = Field(default=0.0, ge=0)
+    request: float = Field(default=0.0, ge=0)
+
+
+class ConnectionSection(Section):
+    """How a server is reached. ``api_key_env`` names the environment variable that holds its key."""
+
+    url: str
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    allow_plain_http: bool = False
+    concurrency: int = Field(default=4, ge=1, le=1024)
+    timeout: float = Field(default=120.0, gt=0, le=86400)
+    attempts: int = Field(default=10, ge=1, le=100)
+    longest_wait: float = Field(default=30.0, gt=0, le=3600)
+    give_up: float = Field(default=300.0, gt=0, le=86400)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    price: PriceSection = Field(default_factory=PriceSection)
+
+
+class LlamaServerSection(ConnectionSection):
+    """llama.cpp's server. ``loras`` maps the recipe's models to the server's LoRAs, by file name or id;
+    without it a model is the LoRA whose file is called after it.
+
+    ``scales: request`` sends every scale with every request; ``global`` sets them on the server, which then
+    must serve nobody else. ``prompt_cache`` lets the server keep prompts between requests: faster, and exact
+    only where the canary finds it so (``request`` scales, server started with ``--cache-ram 0``).
+    """
+
+    type: Literal["llama_server"]
+    loras: dict[str, str | int] | None = None
+    scales: Literal["request", "global"] = "request"
+    prompt_cache: bool = False
+
+
+class VllmSection(ConnectionSection):
+    """A vLLM server that takes LoRAs at run time; ``url`` is its address without ``/v1``.
+
+    Merged LoRAs are written to ``lora_folder``, which the server sees as ``server_folder`` (default: under the
+    same path). ``base_model`` is the base's name at the server (default: the first that it serves), ``max_rank``
+    the server's ``--max-lora-rank``.
+    """
+
+    type: Literal["vllm"]
+    lora_folder: str
+    server_folder: str | None = None
+    base_model: str | None = None
+    max_rank: int | None = Field(default=None, ge=1)
+
+
+class OpenAISection(ConnectionSection):
+    """An OpenAI-compatible endpoint (``url`` ends where ``/completions`` or ``/chat/completions`` begins).
+
+    ``mode: chat`` sends prompts as a user's message after the optional ``system`` message.
+    """
+
+    type: Literal["openai"]
+    mode: Literal["completions", "chat"] = "completions"
+    system: str | None = None
+
+
+class MemberSection(ConnectionSection):
+    """One closed model of an ensemble; ``model`` is its name at the endpoint."""
+
+    model: str
+    mode: Literal["completions", "chat"] = "chat"
+    system: str | None = None
+
+
+class EnsembleSection(Section):
+    """Closed models whose answers are mixed; ``members`` has one entry for each of the recipe's models."""
+
+    type: Literal["ensemble"]
+    members: dict[str, MemberSection] = Field(min_length=1)
+
+
+class MergeServiceSection(ConnectionSection):
+    """A provider's merge service. ``protocol: mergefront`` is our own ``mergefront serve``; ``evo-merging`` is
+    the released Evo-Merging service, which answers with a loss (objective ``loss``) over its own data set."""
+
+    type: Literal["merge_service"]
+    pool: str
+    protocol: Literal["mergefront", "evo-merging"] = "mergefront"
+    query: dict[str, Any] | None = None
+
+
+ServerSection = Annotated[
+    LlamaServerSection | VllmSection | OpenAISection | EnsembleSection | MergeServiceSection,
+    Field(discriminator="type"),
+]
+"""Any backend over HTTP, told apart by ``type``."""
+
+SERVER_SECTIONS: Mapping[str, type[Section]] = {
+    "llama_server": LlamaServerSection,
+    "vllm": VllmSection,
+    "openai": OpenAISection,
+    "ensemble": EnsembleSection,
+    "merge_service": MergeServiceSection,
+}
+"""The section of each backend type."""
+
+RUNTIME_KEYS = frozenset(
+    {"url", "api_key_env", "allow_plain_http", "concurrency", "timeout", "attempts", "longest_wait", "give_up"}
+    | {"budget", "price", "lora_folder", "server_folder"}
+)
+"""Keys that say how the work is done and not what is measured: a study may be continued with others."""
+
+
+def split_settings(section: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A section as (definition, runtime): what decides the scores, and what may differ on resume."""
+    content = section.model_dump(mode="json")
+    return (
+        _filtered(content, lambda key: key not in RUNTIME_KEYS),
+        _filtered(content, lambda key: key in RUNTIME_KEYS),
+    )
+
+
+def joined_settings(definition: dict[str, Any], runtime: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of ``split_settings``: a mapping to validate as a section."""
+    content = {**definition, **{key: value for key, value in runtime.items() if key != "members"}}
+    if "members" in definition:
+        others = runtime.get("members", {})
+        content["members"] = {name: {**one, **others.get(name, {})} for name, one in definition["members"].items()}
+    return content
+
+
+def _filtered(content: dict[str, Any], wanted: Any) -> dict[str, Any]:
+    kept = {key: value for key, value in content.items() if key != "members" and wanted(key)}
+    if "members" in content:
+        kept["members"] = {name: _filtered(one, wanted) for name, one in content["members"].items()}
+    return kept

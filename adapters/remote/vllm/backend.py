@@ -1,0 +1,231 @@
+"""The ``vllm`` backend: LoRAs are merged here, written where a vLLM server reads, loaded and unloaded at run time.
+
+vLLM has no scales: a candidate is a LoRA of its own. Each gets a name and a folder that were never used before,
+because vLLM keeps what it read under an old name; it is unloaded before its folder is deleted, because a loaded
+LoRA without its folder ends the server.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+
+from mergefront.adapters.language_model import (
+    Generation,
+    GenerationRequest,
+    LanguageModel,
+    LogLikelihood,
+    ScoringRequest,
+)
+from mergefront.adapters.remote.connection import connect
+from mergefront.adapters.remote.http.cache import ResponseCache
+from mergefront.adapters.remote.http.client import HttpClient, all_of
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError
+from mergefront.adapters.remote.scales import lora_scales
+from mergefront.adapters.remote.settings import VllmSection
+from mergefront.adapters.remote.tokenizer import ServerTokenizer
+from mergefront.adapters.remote.vllm.wire import VllmWire
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.recipe import Recipe
+
+_PROBE = "The capital of France is"
+
+
+class VllmBackend:
+    """Turns recipes into LoRAs of one vLLM server. ``loras`` has the folder of every model of the recipes.
+
+    A recipe is a weighted sum of whole LoRAs (``task_arithmetic``, ``linear``) or of the methods ``lora_cat``,
+    ``lora_svd`` and ``lora_factor``. Connecting raises ``UserError`` when the server is not there, serves no
+    base model, or does not take LoRAs at run time.
+    """
+
+    def __init__(
+        self,
+        settings: VllmSection,
+        loras: Mapping[str, Path],
+        root: Path,
+        cache: ResponseCache | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self._settings = settings
+        self._loras = dict(loras)
+        self._folder = (root / settings.lora_folder).resolve()
+        if not self._folder.is_dir():
+            raise UserError(f"backend.lora_folder {self._folder}: there is no such folder; the server has to read it")
+        self._numbers = count()
+        self._run = token_hex(4)
+        self.client: HttpClient = connect(settings, cache, seed=seed)
+        self.wire = VllmWire(self.client)
+        try:
+            self._connect()
+        except (EvaluationError, MalformedAnswerError) as error:
+            self.client.close()
+            raise UserError(f"backend vllm: {error}") from None
+        except BaseException:
+            self.client.close()
+            raise
+
+    def _connect(self) -> None:
+        served = self.client.run(self.wire.models())
+        wanted = self._settings.base_model
+        found = [(name, longest) for name, longest in served if wanted in (None, name)]
+        if not found:
+            names = ", ".join(name for name, _ in served) or "none"
+            raise UserError(f"backend.base_model: the server serves no model called {wanted!r} (it serves: {names})")
+        # The base model comes first; LoRAs that are loaded follow it.
+        self.base, longest = found[0]
+        self._context = longest if longest is not None else 2048
+
+        async def encode(text: str, add_special: bool) -> list[int]:
+            return await self.wire.tokenize(self.base, text, add_special)
+
+        self.client.identify(f"vllm {self.base}")
+        around_nothing = self.client.run(encode("", True))
+        bos = around_nothing[0] if around_nothing else None
+        tokenizer = ServerTokenizer(self.client, encode, bos_token=None, bos_token_id=bos, eos_token_id=None)
+        self._tokenization = Tokenization(tokenizer)
+        self._check_base()
+
+    def _check_base(self) -> None:
+        """Another model under an old name must not get the old answers."""
+        tokens = self._tokenization.texts([_PROBE])[0]
+        token = tokens[0]
+        found = self.client.run(self.wire.force(self.base, tokens, token, "", cached=False))
+        self.client.identify(f"vllm {self.base} {found.logprob:.2f}")
+
+    def apply(self, recipe: Recipe) -> AppliedLora:
+        """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""
+        if METHODS[recipe.method].lora is None:
+            lora_scales(recipe)
+        return AppliedLora(self, recipe)
+
+    def merge(self, recipe: Recipe) -> tuple[str, Path] | None:
+        """Write the recipe's LoRA under a new name; None where it is the base model."""
+        from mergefront.adapters.merging.loras.pool import merge_lora_recipe, merge_loras, write_lora
+
+        used = {name: path for name, path in self._loras.items() if name in recipe.models}
+        if METHODS[recipe.method].lora is None:
+            merged = merge_loras(used, lora_scales(recipe))
+        else:
+            merged = merge_lora_recipe(recipe, used)
+        if not merged:
+            return None
+        rank = max(int(factors.a.shape[0]) for factors in merged.values())
+        most = self._settings.max_rank
+        if most is not None and rank > most:
+            raise UserError(
+                f"the merged LoRA has rank {rank}, the server takes {most} (--max-lora-rank); use method lora_svd "
+                f"with rank {most}, or start the server with a larger one"
+            )
+        name = f"mergefront-{self._run}-{next(self._numbers)}-{recipe.digest[:12]}"
+        return name, write_lora(merged, self._folder / name, next(iter(used.values())))
+
+    def load(self, name: str) -> None:
+        """Have the server read the folder of this name; raises ``EvaluationError`` when it does not."""
+        server_folder = self._settings.server_folder or str(self._folder)
+        self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
+
+    def model(self, name: str, state: str) -> VllmModel:
+        """A served name as a language model; ``state`` says what is behind it."""
+        return VllmModel(self.wire, self._tokenization, name, state, self._context)
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.client.close()
+
+
+class AppliedLora:
+    """One recipe on the server; see ``AppliedMerge``. On exit it is unloaded, and then its folder deleted."""
+
+    delta_l1: float | None = None
+
+    def __init__(self, backend: VllmBackend, recipe: Recipe) -> None:
+        self._backend = backend
+        self._recipe = recipe
+        self._loaded: tuple[str, Path] | None = None
+        self.seconds = 0.0
+
+    def __enter__(self) -> LanguageModel:
+        started = time.perf_counter()
+        made = self._backend.merge(self._recipe)
+        if made is None:
+            return self._backend.model(self._backend.base, "base")
+        try:
+            self._backend.load(made[0])
+        except BaseException:
+            # The server may have it after all; an unloaded name does no harm, a loaded one without files does.
+            if self._unloaded(made[0]):
+                shutil.rmtree(made[1], ignore_errors=True)
+            raise
+        self._loaded = made
+        self.seconds = time.perf_counter() - started
+        return self._backend.model(made[0], self._recipe.digest)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._loaded is not None:
+            name, folder = self._loaded
+            self._loaded = None
+            if self._unloaded(name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _unloaded(self, name: str) -> bool:
+        """Whether the server has the LoRA no more, so that its folder may go."""
+        try:
+            self._backend.client.run(self._backend.wire.unload(name))
+        except EvaluationError as fault:
+            return fault.kind == "http 404"
+        return True
+
+
+class VllmModel:
+    """A ``LanguageModel``: the base model or a loaded LoRA, by its name. ``context`` is the most tokens it reads."""
+
+    def __init__(self, wire: VllmWire, tokenization: Tokenization, name: str, state: str, context: int) -> None:
+        self._wire = wire
+        self._tokenization = tokenization
+        self._name = name
+        self._state = state
+        self._context = context
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        """Sums of raw log-probabilities; one short request per token of a continuation."""
+        pairs = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
+        return self._wire.client.run(all_of(self._score(context, tokens) for context, tokens in pairs))
+
+    async def _score(self, context: tuple[int, ...], tokens: tuple[int, ...]) -> LogLikelihood:
+        self._check_room(len(tokens))
+        known = context[-(self._context - len(tokens)) :]
+        steps = await all_of(
+            self._wire.force(self._name, known + tokens[:place], token, self._state)
+            for place, token in enumerate(tokens)
+        )
+        return LogLikelihood(sum(one.logprob for one in steps), len(steps), all(one.is_greedy for one in steps))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Greedy continuations."""
+        prompts = self._tokenization.texts([request.prompt for request in requests])
+        work = (self._continue(tokens, request) for tokens, request in zip(prompts, requests, strict=True))
+        return self._wire.client.run(all_of(work))
+
+    async def _continue(self, tokens: tuple[int, ...], request: GenerationRequest) -> Generation:
+        self._check_room(request.max_new_tokens)
+        known = tokens[-(self._context - request.max_new_tokens) :]
+        return await self._wire.generate(self._name, known, request.max_new_tokens, request.stop, self._state)
+
+    def _check_room(self, more: int) -> None:
+        if more >= self._context:
+            raise EvaluationError(
+                f"{more} tokens are to follow the prompt, but the server reads {self._context} in all; start it with a "
+                "larger --max-model-len",
+                kind="too long",
+            )

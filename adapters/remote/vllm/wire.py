@@ -1,0 +1,143 @@
+"""What is said to a vLLM server with run-time LoRAs, and how its answers are read.
+
+Written against vLLM 0.32. Continuations are scored by forcing one token per request with ``logit_bias`` and
+reading its raw log-probability: ``prompt_logprobs`` and ``echo`` would take one request, but end the server
+when a LoRA is in use and more than one request is in its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from mergefront.adapters.language_model import Generation
+from mergefront.adapters.remote.http.client import HttpClient, Reply
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.optimizer.errors import EvaluationError
+
+T = TypeVar("T")
+
+_FORCE = 100.0
+"""The largest bias that vLLM takes."""
+
+
+@dataclass(frozen=True)
+class ForcedToken:
+    """A forced token: its raw log-probability, and the most likely other token's."""
+
+    id: int
+    logprob: float
+    is_greedy: bool
+
+
+class VllmWire:
+    """The routes of one server. ``model`` is the name of the base model or of a loaded LoRA."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self.client = client
+
+    async def models(self) -> list[tuple[str, int | None]]:
+        """Served names, each with the most tokens that it reads (None where the server does not say)."""
+
+        def read(answer: Any) -> Reply[list[tuple[str, int | None]]]:
+            found = []
+            for entry in field(answer, "data", kind=list):
+                longest = entry.get("max_model_len") if isinstance(entry, dict) else None
+                found.append((field(entry, "id", kind=str), longest if isinstance(longest, int) else None))
+            return Reply(found)
+
+        return await self.client.ask("GET", "/v1/models", None, read, cached=False)
+
+    async def load(self, name: str, folder: str) -> None:
+        """Load a LoRA from a folder on the server's disk; raises ``EvaluationError`` when it refuses."""
+        body = {"lora_name": name, "lora_path": folder}
+        await self.client.ask("POST", "/v1/load_lora_adapter", body, _read_done, cached=False, parse=str)
+
+    async def unload(self, name: str) -> None:
+        """Unload a LoRA; raises ``EvaluationError`` for one that is not loaded."""
+        body = {"lora_name": name}
+        await self.client.ask("POST", "/v1/unload_lora_adapter", body, _read_done, cached=False, parse=str)
+
+    async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]:
+        """A text's tokens."""
+        body = {"model": model, "prompt": text, "add_special_tokens": add_special}
+
+        def read(answer: Any) -> Reply[list[int]]:
+            tokens = field(answer, "tokens", kind=list)
+            for place in range(len(tokens)):
+                field(tokens, place, kind=int)
+            return Reply(tokens)
+
+        return await self.client.ask("POST", "/tokenize", body, read)
+
+    async def force(
+        self, model: str, prompt: Sequence[int], token: int, state: str, *, cached: bool = True
+    ) -> ForcedToken:
+        """The raw log-probability of ``token`` after ``prompt``; ``state`` says which LoRA ``model`` is."""
+        body = {
+            "model": model,
+            "prompt": list(prompt),
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "logit_bias": {str(token): _FORCE},
+            "return_tokens_as_token_ids": True,
+        }
+
+        def read(answer: Any) -> Reply[ForcedToken]:
+            return _read_forced(answer, token, len(prompt))
+
+        return await self._complete(body, read, state, cached)
+
+    async def generate(
+        self, model: str, prompt: Sequence[int], max_tokens: int, stop: Sequence[str], state: str
+    ) -> Generation:
+        """A greedy continuation."""
+        body: dict[str, Any] = {"model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+        if stop:
+            body["stop"] = list(stop)
+
+        def read(answer: Any) -> Reply[Generation]:
+            choice = field(answer, "choices", 0, kind=dict)
+            reason = choice.get("finish_reason")
+            if reason not in ("stop", "length"):
+                raise EvaluationError(f"{model} stopped with finish_reason {reason!r}", kind="no answer")
+            finish: Literal["stop", "length"] = reason
+            written = count(answer, "usage", "completion_tokens")
+            return Reply(Generation(field(choice, "text", kind=str), written, finish), *_usage(answer, len(prompt)))
+
+        return await self._complete(body, read, state, True)
+
+    async def _complete(self, body: dict[str, Any], read: Callable[[Any], Reply[T]], state: str, cached: bool) -> T:
+        # The name of a loaded LoRA passes; what decides the answer is what was merged into it.
+        lasting = {**body, "model": ""}
+        return await self.client.ask(
+            "POST", "/v1/completions", body, read, cached=cached, state=state, lasting_body=lasting
+        )
+
+
+def _read_done(answer: Any) -> Reply[None]:
+    if not isinstance(answer, str) or not answer.startswith("Success"):
+        raise EvaluationError(f"the server did not take the LoRA: {str(answer)[:200]!r}", kind="lora")
+    return Reply(None)
+
+
+def _read_forced(answer: Any, token: int, prompt_tokens: int) -> Reply[ForcedToken]:
+    listed = field(answer, "choices", 0, "logprobs", kind=dict)
+    chosen = field(listed, "tokens", 0, kind=str)
+    if chosen != f"token_id:{token}":
+        raise EvaluationError(f"the server chose {chosen!r} although token {token} was forced", kind="not forced")
+    value = logprob(listed, "token_logprobs", 0)
+    best = field(listed, "top_logprobs", 0, kind=dict)
+    others = [other for name, other in best.items() if name != chosen and isinstance(other, (int, float))]
+    read = count(answer, "usage", "prompt_tokens")
+    if read != prompt_tokens:
+        raise EvaluationError(f"the server read {read} tokens where {prompt_tokens} were sent", kind="wrong prompt")
+    if not best:
+        raise MalformedAnswerError("has an empty top_logprobs")
+    return Reply(ForcedToken(token, value, all(value >= other for other in others)), *_usage(answer, prompt_tokens))
+
+
+def _usage(answer: Mapping[str, Any], prompt_tokens: int) -> tuple[int, int]:
+    return count(answer, "usage", "prompt_tokens") or prompt_tokens, count(answer, "usage", "completion_tokens")

@@ -1,0 +1,358 @@
+"""A task of the LM evaluation harness (lm-eval 0.4.13), by name or from a YAML file of one's own.
+
+The harness knows the items, the prompts and how answers are scored; the model that it asks is the
+merge that is in memory, or the server. Item by item, so that splits, racing and paired comparisons work
+as for any other task: a metric must therefore be a mean over items.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.tasks import options as option
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.tasks import TaskManager
+
+EXTRA = 'tasks of the LM evaluation harness need the extra: pip install "mergefront[lm-eval]"'
+OPTIONS = (
+    Option("task", option.is_text, required=True),
+    Option("metric", option.is_text),
+    Option("filter", option.is_text),
+    Option("include_path", option.is_path),
+    Option("data_files", option.is_file_by_split, read=dict),
+    Option("num_fewshot", option.is_natural),
+    Option("report_fraction", option.is_fraction),
+    Option("search_items", option.is_count),
+    Option("report_items", option.is_count),
+)
+DEFAULT_REPORT_FRACTION = 0.5
+
+
+@dataclass
+class LmEvalTask:
+    """One task of the harness with one of its metrics.
+
+    Search items are the task's validation items and report items its test items where it has both;
+    otherwise the one set that there is, is split by seed (``report_fraction``). ``announcement`` says, for a
+    published benchmark, whose items the search then optimises on. Requests are built once and reused
+    for every merge.
+    """
+
+    name: str
+    harness: Any
+    metric: str
+    filter: str | None
+    direction: Literal["maximize", "minimize"]
+    splits: Mapping[str, tuple[Item, ...]] = field(repr=False)
+    documents: Mapping[str, Any] = field(repr=False)
+    few_shot: int = 0
+    seed: int = 0
+    announcement: str | None = None
+    _requests: dict[str, list[Instance]] = field(default_factory=dict, repr=False)
+
+    @property
+    def verb(self) -> Verb:
+        """What a model must be able to do."""
+        return "generate" if self.harness.OUTPUT_TYPE == "generate_until" else "loglikelihood"
+
+    def items(self, split: str) -> Sequence[Item]:
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
+        if not self.splits[split]:
+            raise UserError(f"task {self.name!r} has no {split} items; give it a 'report_fraction' above 0")
+        return self.splits[split]
+
+    def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
+        """Ask the model what the harness would ask it about the items, and score its answers as the harness does."""
+        from mergefront.adapters.tasks.lm_eval.model import HarnessModel
+
+        asked = [[replace(one, resps=[], filtered_resps={}) for one in self._request(item)] for item in items]
+        flat = [instance for several in asked for instance in several]
+        harness_model = HarnessModel(model)
+        for kind in dict.fromkeys(instance.request_type for instance in flat):
+            of_kind = [instance for instance in flat if instance.request_type == kind]
+            for instance, answer in zip(of_kind, getattr(harness_model, kind)(of_kind), strict=True):
+                instance.resps.append(answer)
+        self.harness._instances = flat
+        self.harness.apply_filters()
+        chosen = self.filter or next(iter(flat[0].filtered_resps))
+        scores = []
+        for item, several in zip(items, asked, strict=True):
+            answers = [instance.filtered_resps[chosen] for instance in several]
+            found = self.harness.process_results(self.documents[item.id], answers)
+            scores.append(float(found[self.metric]))
+        return ItemScores(tuple(item.id for item in items), tuple(scores))
+
+    def _request(self, item: Item) -> list[Instance]:
+        """The harness' requests about one item; its examples are drawn for the item, whatever was asked before."""
+        if item.id not in self._requests:
+            document = self.documents[item.id]
+            self.harness.set_fewshot_seed(derive_seed(self.seed, "examples", item.id) % 2**32)
+            with _quiet():
+                prefix = self.harness.doc_to_prefix(document)
+                context = self.harness.fewshot_context(document, num_fewshot=self.few_shot, gen_prefix=prefix)
+                made = self.harness.construct_requests(doc=document, ctx=context, metadata=(self.name, 0, 1))
+            self._requests[item.id] = made if isinstance(made, list) else [made]
+        return self._requests[item.id]
+
+
+def read_lm_eval_task(
+    name: str, config: Mapping[str, Any], folder: Path, seed: int
+) -> tuple[LmEvalTask | None, list[str]]:
+    """The task of one study file entry, and everything that is wrong with its options."""
+    sound, problems = check_options(config, OPTIONS)
+    if problems or "task" not in sound:
+        return None, problems
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        return None, [EXTRA]
+    try:
+        harness, published = _load(sound, folder)
+        metric, direction = _metric(harness, sound["task"], sound.get("metric"))
+        chosen = _filter(harness, sound["task"], sound.get("filter"))
+    except UserError as error:
+        return None, [str(error)]
+    if harness.OUTPUT_TYPE == "loglikelihood_rolling":
+        return None, [f"task {sound['task']!r} scores whole texts together; use type: jsonl with metric: loss instead"]
+    found = {split: list(_documents(harness, split)) for split in ("validation", "test")}
+    documents = {item.id: document for split in found.values() for item, document in split}
+    both = bool(found["validation"]) and bool(found["test"])
+    if both and "report_fraction" not in sound:
+        report = seeded_order([item for item, _ in found["test"]], seed)
+        known = {item.id for item in report}
+        search = seeded_order([item for item, _ in found["validation"] if item.id not in known], seed)
+        optimised_on = "validation"
+    else:
+        only = found["test"] or found["validation"]
+        optimised_on = "test" if found["test"] else "validation"
+        search, report = split_items(
+            [item for item, _ in only], sound.get("report_fraction", DEFAULT_REPORT_FRACTION), seed
+        )
+    splits = {"search": search, "report": report}
+    for split, items in splits.items():
+        wanted = sound.get(f"{split}_items")
+        if wanted is not None and wanted > len(items):
+            problems.append(f"{split}_items is {wanted}; there are {len(items)} {split} items")
+        splits[split] = items[:wanted]
+    if not search:
+        problems.append(f"task {sound['task']!r} has {len(documents)} items, too few to search on")
+    announcement = None
+    if published and "data_files" in sound and optimised_on == "test":
+        announcement = (
+            f"Task {name} asks the published benchmark {sound['task']} on files of its own. If they hold the "
+            "benchmark's test items, the search optimised on them, and its merges must not be compared with others by "
+            "that benchmark."
+        )
+    elif published and optimised_on == "test":
+        announcement = (
+            f"Task {name} optimises on test items of the published benchmark {sound['task']}. The merges found here "
+            "must not be compared with others by that benchmark; the report items are other items of it."
+        )
+    return (
+        LmEvalTask(
+            name,
+            harness,
+            metric,
+            chosen,
+            direction,
+            {split: tuple(items) for split, items in splits.items()},
+            documents,
+            int(sound.get("num_fewshot", harness.config.num_fewshot or 0)),
+            seed,
+            announcement,
+        ),
+        problems,
+    )
+
+
+def _load(sound: Mapping[str, Any], folder: Path) -> tuple[Any, bool]:
+    """The harness' task, and whether it is one of its own (a published benchmark). Raises ``UserError``."""
+    task, include_path, files = sound["task"], sound.get("include_path"), sound.get("data_files")
+    if task.endswith((".yaml", ".yml")):
+        path = folder / task
+        if not os.path.isfile(path):
+            raise UserError(f"task {task!r}: there is no file {path}")
+        if files is not None:
+            raise UserError(f"data_files belongs to a task by name; {task} names its own under dataset_kwargs")
+        return _from_file(path), False
+    manager = _manager(None if include_path is None else folder / include_path)
+    known = manager.all_subtasks
+    if task not in known:
+        if task in manager.all_tasks:
+            raise UserError(f"task {task!r} is a group of tasks; name its tasks one by one")
+        raise UserError(f"unknown task {task!r} of the LM evaluation harness {did_you_mean(task, known)}")
+    own = include_path is not None and task in _manager(folder / include_path, defaults=False).all_subtasks
+    if files is None:
+        return _loaded(lambda: next(iter(manager.load([task])["tasks"].values())), task), not own
+    config = _configuration(manager.task_index[task].yaml_path, task)
+    local = _local_data(task, config, files, folder, sound.get("num_fewshot"))
+    return _configured({**config, **local}, task), not own
+
+
+def _configuration(path: Path | None, task: str) -> dict[str, Any]:
+    """What the harness' YAML file of a task says. Raises ``UserError`` for a task that is a program."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = {} if path is None else dict(load_yaml(path, resolve_func=True))
+    if not config or "class" in config:
+        raise UserError(f"data_files: task {task!r} is a program, which reads its data itself")
+    return config
+
+
+def _configured(config: Mapping[str, Any], label: str) -> Any:
+    """The harness' task of a configuration."""
+    from lm_eval.api.task import ConfigurableTask
+
+    own = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+    return _loaded(lambda: ConfigurableTask(config=own), label)
+
+
+def _local_data(
+    task: str, config: Mapping[str, Any], files: Mapping[str, Any], folder: Path, num_fewshot: int | None
+) -> dict[str, Any]:
+    """What puts local ``files`` (by split) in the place of a task's data set. Raises ``UserError``."""
+    splits = {kind: config.get(f"{kind}_split") for kind in ("training", "validation", "test", "fewshot")}
+    used = [str(split) for split in splits.values() if split is not None]
+    for split, name in files.items():
+        if used and split not in used:
+            raise UserError(f"data_files: task {task!r} has no split {split!r} {did_you_mean(split, used)}")
+        if not os.path.isfile(folder / name):
+            raise UserError(f"data_files: there is no file {folder / name}")
+    examples = num_fewshot if num_fewshot is not None else int(config.get("num_fewshot") or 0)
+    drawn_from = splits["fewshot"] or splits["training"] or splits["validation"] or splits["test"]
+    if examples and drawn_from is not None and drawn_from not in files:
+        raise UserError(
+            f"data_files: task {task!r} draws {examples} examples from the split {drawn_from!r}; give a file for it, "
+            "or set num_fewshot: 0"
+        )
+    kinds = {_FORMATS.get(Path(name).suffix) for name in files.values()}
+    if len(kinds) != 1 or None in kinds:
+        raise UserError(f"data_files must be files of one kind: {', '.join(_FORMATS)}")
+    return {
+        "dataset_path": kinds.pop(),
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {split: str(folder / name) for split, name in files.items()}},
+        **{f"{kind}_split": None for kind, split in splits.items() if split is not None and split not in files},
+    }
+
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+"""The data library's reader by file suffix."""
+
+
+def _from_file(path: Path) -> Any:
+    """The task that a YAML file defines; its data files are relative to it."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    config = _loaded(lambda: dict(load_yaml(path, resolve_func=True)), str(path))
+    arguments = config.get("dataset_kwargs") or {}
+    if "data_files" in arguments:
+        config["dataset_kwargs"] = {**arguments, "data_files": _beside(arguments["data_files"], path.parent)}
+    return _configured(config, str(path))
+
+
+def _beside(files: Any, folder: Path) -> Any:
+    if isinstance(files, dict):
+        return {split: _beside(names, folder) for split, names in files.items()}
+    if isinstance(files, list):
+        return [_beside(name, folder) for name in files]
+    return str(folder / files) if isinstance(files, str) and "://" not in files else files
+
+
+def _loaded(build: Callable[[], Any], label: str) -> Any:
+    """What ``build`` makes. Whatever a benchmark's own code or data raises becomes ``UserError``."""
+    try:
+        with _quiet():
+            return build()
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"task {label!r}: the harness could not load it ({type(error).__name__}: {said})") from None
+
+
+def _metric(harness: Any, task: str, wanted: str | None) -> tuple[str, Literal["maximize", "minimize"]]:
+    """The metric and its direction; by default the task's first that is a mean over items."""
+    means = {name: aggregate for name, aggregate in harness.aggregation().items() if _is_mean(aggregate)}
+    if wanted is None and not means:
+        raise UserError(f"task {task!r} has no metric that is a mean over its items; such a task cannot be searched on")
+    metric = wanted or next(iter(means))
+    if metric not in means:
+        if metric in harness.aggregation():
+            raise UserError(
+                f"metric {metric!r} of task {task!r} is no mean over its items; there are: {', '.join(means)}"
+            )
+        raise UserError(f"task {task!r} has no metric {metric!r} {did_you_mean(metric, means)}")
+    return metric, "maximize" if harness.higher_is_better().get(metric, True) else "minimize"
+
+
+def _is_mean(aggregate: Any) -> bool:
+    from lm_eval.api.metrics import mean
+
+    return aggregate is mean or getattr(aggregate, "__name__", "") == "mean"
+
+
+def _filter(harness: Any, task: str, wanted: str | None) -> str | None:
+    known = [one.name for one in getattr(harness, "_filters", [])]
+    if wanted is not None and wanted not in known:
+        raise UserError(f"task {task!r} has no filter {wanted!r} {did_you_mean(wanted, known)}")
+    return wanted
+
+
+def _documents(harness: Any, split: str) -> Iterator[tuple[Item, Any]]:
+    """Items and documents of the harness' split, each content once."""
+    if not getattr(harness, f"has_{split}_docs")():
+        return
+    seen = set()
+    for document in getattr(harness, f"{split}_docs")():
+        content = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
+        digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
+        if digest not in seen:
+            seen.add(digest)
+            yield Item(digest, "", ()), document
+
+
+@lru_cache(maxsize=4)
+def _manager(include_path: Path | None, defaults: bool = True) -> TaskManager:
+    """The harness' index of tasks; reading its ten thousand files takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    with _quiet():
+        return TaskManager(include_path=None if include_path is None else str(include_path), include_defaults=defaults)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the harness' and the data library's remarks and progress bars."""
+    import datasets
+
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            datasets.enable_progress_bars()

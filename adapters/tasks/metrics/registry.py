@@ -1,0 +1,228 @@
+"""Metrics: how items are asked and scored, as a registry.
+
+A metric's scores are in its own unit, and its ``direction`` says which end of it is better: accuracy
+is maximised, a loss minimised. Margins are smooth numbers behind the scores; larger is always better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.metrics.generation_metrics import (
+    code,
+    f1,
+    generations,
+    is_answer,
+    latency,
+    numeric,
+    output_tokens,
+)
+from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec, Scored
+from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+
+__all__ = ["METRICS", "MetricOptions", "MetricRegistry", "MetricSpec", "Scored"]
+
+
+def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """1 where the greedy continuation, stripped of surrounding white space, is an accepted answer, else 0.
+
+    With ``normalise`` case, punctuation and articles do not count. The
+    margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
+    """
+    answers = generations(model, items, options)
+    scores = [float(is_answer(said.text, item, options.normalise)) for said, item in zip(answers, items, strict=True)]
+    if not options.margins:
+        return scores, None
+    return scores, [max(per_token(one) for one in several) for several in _likelihoods(model, items, options, _answers)]
+
+
+def accuracy(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """1 where the likeliest choice is right, else 0; the margin is the log-likelihood of the best
+    right choice minus that of the best wrong one (per character when length-normalised)."""
+    scores, margins = [], []
+    for item, several in zip(items, _likelihoods(model, items, options, _choices), strict=True):
+        values = [one.logprob for one in several]
+        if options.length_normalised:
+            values = [value / len(choice) for value, choice in zip(values, item.choices, strict=True)]
+        scores.append(float(values.index(max(values)) in item.right))
+        right = max(values[index] for index in item.right)
+        margins.append(right - max(value for index, value in enumerate(values) if index not in item.right))
+    return scores, margins
+
+
+def loss(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """Negative log-likelihood per token (nats) of the text, or of the answer after the prompt; of several
+    accepted answers (or right choices) the likeliest counts. The margin is the loss with its sign turned."""
+    likelihoods = _likelihoods(model, items, options, _answers)
+    margins = [max(per_token(one) for one in several) for several in likelihoods]
+    return [-margin for margin in margins], margins
+
+
+def perplexity(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """exp of an item's loss per token: how many tokens the model hesitates between. Its mean over items is
+    ruled by the worst ones; ``loss`` is the steadier objective."""
+    losses, margins = loss(model, items, options)
+    return [math.exp(min(value, _LARGEST_LOSS)) for value in losses], margins
+
+
+def bits_per_byte(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
+    """Negative log2-likelihood per UTF-8 byte of the text or answer: comparable between tokenizers."""
+    scores = []
+    for item, several in zip(items, _likelihoods(model, items, options, _answers), strict=True):
+        sizes = [len(text.encode("utf-8")) for text in item.answers]
+        scores.append(min(-one.logprob / (math.log(2) * size) for one, size in zip(several, sizes, strict=True)))
+    return scores, [-score for score in scores]
+
+
+_LARGEST_LOSS = 300.0
+"""exp of more overflows a mean; such a model has no perplexity worth telling apart."""
+
+
+def per_token(likelihood: LogLikelihood) -> float:
+    """Mean log-likelihood of a token, in nats."""
+    return likelihood.logprob / likelihood.tokens
+
+
+def _answers(item: Item) -> Sequence[str]:
+    return item.answers
+
+
+def _choices(item: Item) -> Sequence[str]:
+    return item.choices
+
+
+def _likelihoods(
+    model: LanguageModel, items: Sequence[Item], options: MetricOptions, texts: Callable[[Item], Sequence[str]]
+) -> list[list[LogLikelihood]]:
+    """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
+    requests = [
+        ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text)
+        for item in items
+        for text in texts(item)
+    ]
+    answers = model.loglikelihood(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        if answer.tokens == 0:
+            # Its log-likelihood of 0 would win against every other choice.
+            raise EvaluationError(
+                f"{request.continuation!r} has no tokens in this model's tokenizer, so it cannot be scored",
+                kind="no tokens",
+            )
+        if not math.isfinite(answer.logprob):
+            raise EvaluationError(
+                f"the log-likelihood of {request.continuation!r} is {answer.logprob}", kind="not finite"
+            )
+    following = iter(answers)
+    return [[next(following) for _ in texts(item)] for item in items]
+
+
+class MetricRegistry(Mapping[str, MetricSpec]):
+    """Metrics by name; looking up an unknown one raises ``UserError`` with the nearest name."""
+
+    def __init__(self, metrics: tuple[MetricSpec, ...]) -> None:
+        self._metrics = {metric.name: metric for metric in metrics}
+
+    def __getitem__(self, name: str) -> MetricSpec:
+        try:
+            return self._metrics[name]
+        except KeyError:
+            raise UserError(f"unknown metric {name!r} {did_you_mean(str(name), self._metrics)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._metrics
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+
+METRICS = MetricRegistry(
+    (
+        MetricSpec(
+            "exact_match",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "fraction of items whose greedy continuation is the answer",
+            exact_match,
+        ),
+        MetricSpec(
+            "loglikelihood",
+            "loglikelihood",
+            "maximize",
+            (("prompt", "choices", "answer"),),
+            "fraction of items whose likeliest choice is the right one",
+            accuracy,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "loss",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean negative log-likelihood per token of the answer or text",
+            loss,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "perplexity",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean over items of exp(loss per token)",
+            perplexity,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "bits_per_byte",
+            "loglikelihood",
+            "minimize",
+            (("prompt", "answer"), ("text",)),
+            "mean negative log2-likelihood per byte of the answer or text",
+            bits_per_byte,
+            always_margins=True,
+        ),
+        MetricSpec(
+            "f1",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "mean word F1 of the continuation against the nearest answer",
+            f1,
+        ),
+        MetricSpec(
+            "numeric",
+            "generate",
+            "maximize",
+            (("prompt", "answer"),),
+            "fraction of items whose last number is the answer's",
+            numeric,
+        ),
+        MetricSpec(
+            "code",
+            "generate",
+            "maximize",
+            (("prompt", "tests"),),
+            "fraction of programs that pass the item's tests in a sandbox",
+            code,
+            missing=missing_sandbox,
+        ),
+        MetricSpec(
+            "output_tokens",
+            "generate",
+            "minimize",
+            (("prompt",),),
+            "mean number of tokens written",
+            output_tokens,
+        ),
+        MetricSpec(
+            "latency", "generate", "minimize", (("prompt",),), "mean seconds for an item asked by itself", latency
+        ),
+    )
+)

@@ -1,0 +1,82 @@
+"""Tasks: what is asked of a model. No model library is imported here.
+
+A study file's ``tasks`` section becomes tasks through ``build_task``; ``problems_of`` says beforehand
+what is wrong with an entry, all at once. ``TASK_TYPES`` and ``METRICS`` are the registries behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.jsonl import JsonlTask, read_jsonl_task
+from mergefront.adapters.tasks.lm_eval.task import LmEvalTask, read_lm_eval_task
+from mergefront.adapters.tasks.metrics.registry import METRICS, MetricOptions, MetricSpec
+from mergefront.adapters.tasks.task import SPLITS, Task
+from mergefront.optimizer.errors import UserError, did_you_mean
+
+__all__ = [
+    "METRICS",
+    "SPLITS",
+    "TASK_TYPES",
+    "Item",
+    "JsonlTask",
+    "LmEvalTask",
+    "MetricOptions",
+    "MetricSpec",
+    "Task",
+    "TaskType",
+    "build_task",
+    "problems_of",
+]
+
+
+@dataclass(frozen=True)
+class TaskType:
+    """A kind of task that a study file can name.
+
+    ``read`` makes the task from its name, its options, the folder of the study file and the seed, and
+    lists what is wrong with them; the task is None, or not to be used, when there is a problem.
+    """
+
+    name: str
+    read: Callable[[str, Mapping[str, Any], Path, int], tuple[Task | None, list[str]]]
+
+
+TASK_TYPES: Mapping[str, TaskType] = {
+    "jsonl": TaskType("jsonl", read_jsonl_task),
+    "lm_eval": TaskType("lm_eval", read_lm_eval_task),
+}
+
+
+def build_task(name: str, config: Mapping[str, Any], folder: Path, seed: int = 0) -> Task:
+    """The task of one entry ``{type: jsonl, path: ..., metric: ..., ...}``; paths are relative to ``folder``.
+
+    Raises ``UserError`` with every problem that ``problems_of`` would list.
+    """
+    task, problems = _read(name, config, folder, seed)
+    if task is None or problems:
+        raise UserError("\n".join(f"task {name!r}: {problem}" for problem in problems))
+    return task
+
+
+def problems_of(config: Any, folder: Path, seed: int = 0) -> list[str]:
+    """What is wrong with one task entry, a line each (``data/maths.jsonl:17: ...``); empty when it is sound.
+
+    Reads the task's files and asks no model.
+    """
+    return _read("", config, folder, seed)[1]
+
+
+def _read(name: str, config: Any, folder: Path, seed: int) -> tuple[Task | None, list[str]]:
+    if not isinstance(config, Mapping):
+        return None, [f"is {config!r}; it must be a mapping such as {{type: jsonl, path: ..., metric: exact_match}}"]
+    if "type" not in config:
+        return None, [f"the key 'type' is missing; it is one of {', '.join(TASK_TYPES)}"]
+    kind = TASK_TYPES.get(config["type"]) if isinstance(config["type"], str) else None
+    if kind is None:
+        return None, [f"unknown task type {config['type']!r} {did_you_mean(str(config['type']), TASK_TYPES)}"]
+    return kind.read(name, {key: value for key, value in config.items() if key != "type"}, folder, seed)

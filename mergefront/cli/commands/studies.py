@@ -1,0 +1,280 @@
+"""Commands that read studies: studies, status, front, dashboard."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergefront.cli.options import json_option, print_json, storage_option
+from mergefront.cli.session import shown_storage, storage_argument
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Study
+
+
+@click.command(short_help="List the studies of a database.")
+@storage_option
+@json_option
+def studies(storage: str, as_json: bool) -> None:
+    """List every study with its evaluations, objectives and hypervolume.
+
+    \b
+    Example:
+      mergefront studies --storage sqlite:///mergefront-demo/mergefront.db
+    """
+    from mergefront.cli.tables import console, plain_table
+    from mergefront.results.formatting import heading, number
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import all_studies
+    from mergefront.study.stored_study import Study
+
+    database = Database(storage, create=False)
+    found = [Study(database, record) for record in all_studies(database)]
+    if as_json:
+        print_json([_study_row(study) for study in found])
+        return
+    if not found:
+        click.echo(f"There are no studies in {shown_storage(database.url)}.", err=True)
+        return
+    rows = [
+        [
+            study.name,
+            f"{study.finished_count()}/{study.record.evaluations}",
+            ", ".join(heading(objective) for objective in study.objectives),
+            ", ".join(method.name for method in study.space.methods),
+            str(study.record.definition["sampler"]["name"]),
+            number(study.hypervolume()),
+            f"{study.record.created_at:%Y-%m-%d %H:%M}",
+        ]
+        for study in found
+    ]
+    console().print(
+        plain_table(["study", "evaluations", "objectives", "method", "sampler", "hypervolume", "created (UTC)"], rows)
+    )
+
+
+@click.command(short_help="How far a study is, what failed and why, and how to resume it.")
+@click.argument("name")
+@storage_option
+@json_option
+def status(name: str, storage: str, as_json: bool) -> None:
+    """Show how far study NAME is: evaluations, failures by reason, hypervolume, best scores, speed.
+
+    \b
+    Example:
+      mergefront status skills
+    """
+    from mergefront.results.formatting import duration, heading, number, score, trials
+    from mergefront.running.run import load_study
+
+    study = load_study(name, storage=storage)
+    facts = _status(study)
+    if as_json:
+        print_json(facts)
+        return
+    done = facts["evaluations"]
+    lines = [
+        f"Study {study.name} in {shown_storage(study.database.url)}",
+        f"  evaluations   {done['done']} of {done['budget']}"
+        + (f", {done['failed']} of them failed" if done["failed"] else "")
+        + (f", {done['running']} under way or abandoned" if done["running"] else ""),
+        f"  hypervolume   {number(facts['hypervolume'])}",
+    ]
+    if facts["seconds_per_evaluation"] is not None:
+        lines.append(f"  speed         {duration(facts['seconds_per_evaluation'])} per evaluation")
+    if facts["per_hour"] is not None:
+        more = f", about {duration(facts['seconds_left'])} left" if facts["seconds_left"] else ""
+        lines.append(f"  throughput    {number(facts['per_hour'])} evaluations per hour{more}")
+    if any(facts["spent"].values()):
+        spent = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["spent"].items())
+        rest = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["cost_left"].items())
+        lines.append(f"  spent         {spent}" + (f"; about {rest} to come" if rest else ""))
+    for entry in facts["workers"]:
+        since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
+        trial = "starting" if entry["trial"] is None else f"trial {entry['trial']}"
+        state = " (gone; its trial is taken over)" if entry["abandoned"] else ""
+        lines.append(f"  worker        {entry['name']}: {trial}{since}{state}")
+    for index, objective in enumerate(study.objectives):
+        best = facts["best"].get(objective.name)
+        if best is not None:
+            who = f"trial {best['trial']}" + (f" ({best['anchor']})" if best["anchor"] else "")
+            label = "best" if index == 0 else ""
+            lines.append(f"  {label:<12}  {heading(objective)} {score(best['score'], best['standard_error'])}, {who}")
+    if facts["failures"]:
+        lines.append("  failures")
+        lines += [
+            f"    {entry['count']} x {entry['reason']} ({trials(entry['trials'])})" for entry in facts["failures"]
+        ]
+    if facts["stopped"] is not None:
+        lines.append(f"  stopped       {facts['stopped']['reason']}")
+    lines.append(
+        "  to continue   " + facts["resume"]
+        if facts["resume"]
+        else "  the budget is spent; "
+        f"more: mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)} --evaluations N"
+    )
+    for line in lines:
+        click.echo(line)
+
+
+@click.command(short_help="The merges worth having, against the anchors.")
+@click.argument("name")
+@storage_option
+@json_option
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also draw the front: FILE.png, or FILE.html to look at in a browser.",
+)
+@click.option("--distinct", is_flag=True, help="Which merges are better than each other one in something beyond noise.")
+@click.option("--epsilon", type=float, metavar="E", help="The same, by more than E of the anchors' range.")
+@click.option("--prefer", metavar="NAME=WEIGHT,...", help="The member for these weights of the objectives.")
+@click.option("--direction", metavar="NAME=SHARE,...", help="The member farthest from the worst values this way.")
+def front(
+    name: str,
+    storage: str,
+    as_json: bool,
+    plot: Path | None,
+    distinct: bool,
+    epsilon: float | None,
+    prefer: str | None,
+    direction: str | None,
+) -> None:
+    """Show the front of study NAME against the anchors, and which merges beat them beyond noise.
+
+    \b
+    Examples:
+      mergefront front skills
+      mergefront front skills --plot front.html
+      mergefront front skills --json | jq '.front[].scores'
+      mergefront front skills --distinct --prefer maths=0.7,french=0.3
+    """
+    from mergefront.cli.tables import print_front
+    from mergefront.results.formatting import trials
+    from mergefront.results.verdict import verdicts
+    from mergefront.running.run import load_study
+
+    study = load_study(name, storage=storage)
+    if plot is not None:
+        from mergefront.results.plots.front import save_front
+
+        save_front(study, plot)
+        click.echo(f"Wrote {plot}", err=True)
+    chosen = _chosen(study, distinct, epsilon, prefer, direction)
+    if as_json:
+        print_json({**study.to_json(), **chosen})
+        return
+    print_front(study, verdicts(study))
+    for what, found in chosen.items():
+        numbers = found if isinstance(found, list) else [found]
+        click.echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
+
+
+def _chosen(
+    study: Study, distinct: bool, epsilon: float | None, prefer: str | None, direction: str | None
+) -> dict[str, list[int] | int]:
+    """Trials of the front by what was asked for: "distinct", "preferred", "along"."""
+    from mergefront.cli.commands.models import parse_preferences
+
+    found: dict[str, list[int] | int] = {}
+    if distinct or epsilon is not None:
+        found["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
+    if prefer is not None:
+        found["preferred"] = study.preferred(parse_preferences(prefer)).number
+    if direction is not None:
+        found["along"] = study.along(parse_preferences(direction)).number
+    return found
+
+
+@click.command(short_help="Watch studies in a browser (optuna-dashboard).")
+@storage_option
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free port.")
+def dashboard(storage: str, port: int) -> None:
+    """Serve optuna-dashboard on the database of studies, to this machine only. Ctrl-C ends it.
+
+    It needs the extra: pip install "mergefront[dashboard]".
+    """
+    from mergefront.cli.boundary import terminable
+    from mergefront.serving.dashboard import serve
+    from mergefront.storage.database import Database
+
+    database = Database(storage, create=False)
+    with terminable():
+        serve(database, port)
+
+
+def _study_row(study: Study) -> dict[str, Any]:
+    return {
+        "name": study.name,
+        "evaluations": study.finished_count(),
+        "budget": study.record.evaluations,
+        "objectives": [{"name": objective.name, "direction": objective.direction} for objective in study.objectives],
+        "methods": [method.name for method in study.space.methods],
+        "sampler": study.record.definition["sampler"]["name"],
+        "hypervolume": study.hypervolume(),
+        "created": f"{study.record.created_at.isoformat(timespec='seconds')}Z",
+    }
+
+
+def _status(study: Study) -> dict[str, Any]:
+    from dataclasses import asdict
+    from statistics import median
+
+    from optuna.trial import TrialState
+
+    from mergefront.results.throughput import throughput
+
+    candidates = study.candidates()
+    seconds = [
+        candidate.evaluation.seconds["total"] for candidate in candidates if "total" in candidate.evaluation.seconds
+    ]
+    best = {}
+    for objective in study.objectives if any(candidate.feasible for candidate in candidates) else ():
+        found = study.best(objective.name)
+        best[objective.name] = {
+            "trial": found.number,
+            "anchor": found.anchor,
+            "score": found.scores[objective.name],
+            "standard_error": found.standard_errors.get(objective.name),
+        }
+    failures = study.failures()
+    stopped = study.stopped
+    counts = Counter(failure.reason for failure in failures)
+    done, budget = study.finished_count(), study.record.evaluations
+    running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    command = f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
+    finished = study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    speed = throughput(
+        [(t.datetime_start, t.datetime_complete) for t in finished if t.datetime_start and t.datetime_complete],
+        [candidate.evaluation.cost for candidate in candidates],
+        max(budget - done, 0),
+    )
+    return {
+        "study": study.name,
+        "storage": shown_storage(study.database.url),
+        "evaluations": {"done": done, "budget": budget, "failed": len(failures), "running": len(running)},
+        "running": [trial.number for trial in running],
+        "hypervolume": study.hypervolume(candidates),
+        "seconds_per_evaluation": median(seconds) if seconds else None,
+        "per_hour": speed.per_hour,
+        "seconds_left": speed.seconds_left,
+        "spent": dict(speed.spent),
+        "cost_left": dict(speed.cost_left),
+        "workers": [asdict(worker) for worker in study.ledger.workers()],
+        "best": best,
+        "failures": [
+            {
+                "reason": reason,
+                "count": count,
+                "trials": [failure.number for failure in failures if failure.reason == reason],
+            }
+            for reason, count in counts.most_common()
+        ],
+        "stopped": None if stopped is None else {"cause": stopped.cause, "reason": stopped.reason},
+        "resume": command if done < budget else None,
+    }

@@ -1,0 +1,300 @@
+"""What optuna-dashboard shows of a study beyond Optuna: our plots, notes and recipes.
+
+Everything is worked out when it is looked at and never written: a database that is watched stays as it
+is, and what a user writes into a note himself takes the place of ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Container, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.errors import MergefrontError
+from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
+from mergefront.optimizer.search.loop import FAILURE, REUSED
+from mergefront.results import formatting
+from mergefront.storage.database import Database
+from mergefront.storage.studies import all_studies
+from mergefront.study.stored_study import Study
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.recipes.recipe import Recipe
+    from mergefront.study.stored_study import Candidate
+
+_CHUNK = 2000  # characters of a note or plot in one attribute, below the dashboard's own limit
+_FRESH_SECONDS = 5.0
+_MOST_NOTES = 2000
+_MOST_POINTS = 150
+_RACED = (
+    "This study is raced: a trial's values are those of the moment when it ended. The front and the hypervolume here "
+    "and in the plots, and the scores in the trials' notes, are estimated from everything that was answered by now."
+)
+
+
+@dataclass
+class _Shown:
+    """What was worked out of one study, and when."""
+
+    at: float
+    finished: int
+    attributes: dict[str, Any]
+    recipes: Mapping[str, Recipe]
+
+
+class ExplainedStorage(_CachedStorage):
+    """Optuna's storage of a database with mergefront's explanations among the attributes. Not for searching."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.optuna_storage)
+        self.database = database
+        self._shown: dict[int, _Shown] = {}
+        self.looked_at: ContextVar[int | None] = ContextVar("study that is looked at", default=None)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Stored attributes, and ours where nothing is stored."""
+        return self._explained(study_id) | super().get_study_system_attrs(study_id)
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """Every study, by id; only the one that is looked at is explained, since that costs a while."""
+        studies = sorted(super().get_all_studies(), key=lambda study: study._study_id)
+        for study in studies:
+            if study._study_id == self.looked_at.get():
+                study.system_attrs = self._explained(study._study_id) | study.system_attrs
+        return studies
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        """One trial, with its recipe as an artifact."""
+        return _with_recipe(super().get_trial(trial_id))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Every trial, with its recipe as an artifact."""
+        return [_with_recipe(trial) for trial in super().get_all_trials(study_id, deepcopy, states)]
+
+    def recipe(self, trial_id: int) -> Recipe | None:
+        """The recipe of a trial; None for an unknown trial and before it is finished."""
+        try:
+            digest = super().get_trial(trial_id).user_attrs.get(RECIPE)
+        except KeyError:
+            return None
+        for record in all_studies(self.database):
+            self._explained(record.study_id)
+            shown = self._shown.get(record.study_id)
+            if shown is not None and digest is not None and digest in shown.recipes:
+                return shown.recipes[digest]
+        return None
+
+    def _explained(self, study_id: int) -> dict[str, Any]:
+        known = self._shown.get(study_id)
+        now = time.monotonic()
+        if known is not None and now - known.at < _FRESH_SECONDS:
+            return known.attributes
+        trials = super().get_all_trials(study_id, deepcopy=False)
+        finished = sum(trial.state.is_finished() for trial in trials)
+        if known is not None and known.finished == finished:
+            known.at = now
+            return known.attributes
+        record = next((record for record in all_studies(self.database) if record.study_id == study_id), None)
+        if record is None:  # another program's study in the same database
+            return {}
+        study = Study(self.database, record)
+        recipes = study.ledger.recipes()
+        attributes = explanations(study, trials, recipes)
+        self._shown[study_id] = _Shown(now, finished, attributes, recipes)
+        return attributes
+
+
+class RecipeFiles:
+    """Recipes as the files that the dashboard offers for download (an Optuna ``ArtifactStore``)."""
+
+    def __init__(self, storage: ExplainedStorage) -> None:
+        self.storage = storage
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        """The recipe as mergekit YAML."""
+        prefix, _, trial_id = artifact_id.partition("-")
+        recipe = self.storage.recipe(int(trial_id)) if prefix == _PREFIX and trial_id.isdecimal() else None
+        if recipe is None:
+            raise ArtifactNotFound("there is no such recipe")
+        return io.BytesIO(yaml_of(recipe).encode())
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        """Nothing is kept here."""
+        raise ArtifactNotFound("this dashboard keeps no files")
+
+    def remove(self, artifact_id: str) -> None:
+        """Nothing is kept here."""
+
+
+_PREFIX = "0ec1be"
+
+
+def yaml_of(recipe: Recipe) -> str:
+    """A recipe as mergekit YAML, or what keeps it from being one."""
+    import yaml
+
+    try:
+        return yaml.safe_dump(recipe.to_mergekit(), sort_keys=False, allow_unicode=True)
+    except MergefrontError as error:
+        return f"# {error}\n" + yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
+
+
+def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, Recipe]) -> dict[str, Any]:
+    """Study attributes, in optuna-dashboard's format: plots, a note of the study, a note for each trial."""
+    attributes = dict(_note(None, _study_note(study)))
+    estimated = {one.number: one for one in study.candidates()} if study.racing is not None else {}
+    for trial in trials[-_MOST_NOTES:]:
+        recipe = recipes.get(trial.user_attrs.get(RECIPE, ""))
+        attributes |= _note(trial._trial_id, trial_note(trial, recipe, estimated.get(trial.number)))
+    for name, figure in plots(study).items():
+        text = figure.to_json()
+        attributes |= {f"dashboard:plot_data:{name}:{index}": part for index, part in enumerate(_parts(text))}
+    return attributes
+
+
+def plots(study: Study) -> dict[str, Any]:
+    """Plotly figures by name: the front with its anchors, the hypervolume over the trials."""
+    try:
+        from mergefront.results.plots.html import figures
+    except ImportError:
+        return {}
+    from mergefront.results.plots.front import picture
+
+    try:
+        shown = picture(study)
+    except MergefrontError:  # nothing has finished yet
+        return {}
+    drawn = {f"front-{index + 1}": figure for index, figure in enumerate(figures(shown))}
+    for figure in drawn.values():
+        figure.update_layout(title=f"The front of {study.name} with its anchors"[:120], height=None, width=None)
+    return {**drawn, "hypervolume": _hypervolume_figure(study)}
+
+
+def hypervolume_history(study: Study) -> list[tuple[int, float]]:
+    """(trial number, hypervolume of everything up to it) in the study's normalised units, thinned out when long."""
+    candidates = study.candidates()
+    merges = [index for index, candidate in enumerate(candidates) if candidate.anchor is None]
+    if not merges:
+        return []
+    ends = list(range(merges[0], len(candidates)))
+    step = max(1, len(ends) // _MOST_POINTS)
+    chosen = sorted({*ends[::step], ends[-1]})
+    normaliser = study.normaliser(candidates)
+    from mergefront.optimizer.scores.pareto import hypervolume
+
+    rows = [
+        normaliser.normalise([candidate.scores[objective.name] for objective in study.objectives])
+        for candidate in candidates
+    ]
+    return [(candidates[end].number, hypervolume(rows[: end + 1], normaliser.reference_point)) for end in chosen]
+
+
+def _hypervolume_figure(study: Study) -> Any:
+    import plotly.graph_objects as go
+
+    history = hypervolume_history(study)
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[number for number, _ in history],
+        y=[value for _, value in history],
+        mode="lines",
+        line={"shape": "hv", "color": "#0072b2"},
+        name="hypervolume",
+    )
+    anchors = [candidate for candidate in study.candidates() if candidate.anchor is not None]
+    if history and anchors:
+        level = study.hypervolume(anchors)
+        figure.add_hline(y=level, line_dash="dash", line_color="#666666", annotation_text="anchors alone")
+    figure.update_layout(
+        title=f"Hypervolume of {study.name} over its trials"[:120],
+        xaxis_title="trial",
+        yaxis_title="hypervolume, normalised by the anchors",
+        template="plotly_white",
+    )
+    return figure
+
+
+def _study_note(study: Study) -> str:
+    failures = Counter(failure.reason for failure in study.failures())
+    lines = [
+        f"**{study.finished_count()} of {study.record.evaluations} evaluations**, "
+        f"hypervolume {formatting.number(study.hypervolume())}, {len(study.front())} on the front."
+        if study.candidates()
+        else f"**{study.finished_count()} of {study.record.evaluations} evaluations**.",
+    ]
+    for candidate in study.front():
+        scores = ", ".join(f"{name} {formatting.number(float(value))}" for name, value in candidate.scores.items())
+        lines.append(f"- trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else f": {scores}"))
+    if study.racing is not None and study.candidates():
+        lines += ["", _RACED]
+    if failures:
+        lines += ["", f"**Failed: {sum(failures.values())}**", ""]
+        lines += [f"- {count} x {_plain(reason)}" for reason, count in failures.most_common(20)]
+    return "\n".join(lines)
+
+
+def trial_note(trial: FrozenTrial, recipe: Recipe | None, estimated: Candidate | None = None) -> str:
+    """A trial's note in Markdown: what it is, why it failed, its recipe, and a raced one's scores as known now."""
+    lines = []
+    anchor = trial.user_attrs.get(ANCHOR)
+    if anchor:
+        lines.append(f"Anchor: **{_plain(str(anchor))}**")
+    if trial.user_attrs.get(REUSED):
+        lines.append("The same recipe had been evaluated before; its scores were taken over.")
+    if trial.state == TrialState.FAIL:
+        lines.append(f"**Failed:** {_plain(str(trial.user_attrs.get(FAILURE, 'no reason is known')))}")
+    if estimated is not None:
+        scores = ", ".join(
+            f"{_plain(name)} {formatting.score(float(value), estimated.standard_errors.get(name))}"
+            for name, value in estimated.scores.items()
+        )
+        lines.append(f"Scores as estimated from all answers by now: {scores}")
+    if recipe is not None:
+        lines += ["Recipe (mergekit):", "", "```yaml", yaml_of(recipe).rstrip().replace("```", "'''"), "```"]
+    return "\n\n".join(lines[:-5]) + ("\n\n" if lines[:-5] else "") + "\n".join(lines[-5:])
+
+
+def _plain(text: str) -> str:
+    """Text from outside, without power over the page: Markdown and HTML are shown as they are written."""
+    shortened = text if len(text) <= 1000 else f"{text[:997]}..."
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()<>#+-!|&~" else sign for sign in " ".join(shortened.split()))
+
+
+def _note(trial_id: int | None, body: str) -> dict[str, Any]:
+    if not body:
+        return {}
+    where = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
+    parts = {f"{where}note_str:{index}": part for index, part in enumerate(_parts(body))}
+    return {f"{where}note_ver": 1, **parts}
+
+
+def _parts(text: str) -> list[str]:
+    return [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
+
+
+def _with_recipe(trial: FrozenTrial) -> FrozenTrial:
+    if RECIPE not in trial.user_attrs or not trial.state.is_finished():
+        return trial
+    identifier = f"{_PREFIX}-{trial._trial_id}"
+    about = {
+        "artifact_id": identifier,
+        "filename": f"trial-{trial.number}.yaml",
+        "mimetype": "text/plain",
+        "encoding": None,
+    }
+    shown = copy.copy(trial)
+    shown._system_attrs = {f"artifacts:{identifier}": json.dumps(about), **trial.system_attrs}
+    return shown

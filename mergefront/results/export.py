@@ -1,0 +1,192 @@
+"""A candidate as a folder: weights, tokenizer, mergekit YAML, exact recipe, model card.
+
+| file | is |
+| --- | --- |
+| README.md | the model card: scores with standard errors, coefficients, how it was found |
+| mergekit_config.yml | the merge as mergekit reads it |
+| recipe.json | the recipe exactly as it was evaluated, seed included |
+| the rest | the model: weights, config, tokenizer (not with ``config_only``) |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Candidate, Study
+
+CONFIG = "mergekit_config.yml"
+RECIPE = "recipe.json"
+CARD = "README.md"
+_LORA_CONFIG = "adapter_config.json"
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+def export_candidate(
+    study: Study, candidate: Candidate, out: str | Path, *, config_only: bool = False, as_lora: bool = False
+) -> Path:
+    """Write one evaluated candidate to ``out``, a new or empty folder, and return it.
+
+    ``as_lora`` writes a candidate of a LoRA method as one PEFT LoRA instead of folding it into the base.
+    The folder appears whole or not at all. Raises ``UserError`` when ``out`` is in use, or when the
+    study knows its models by name only, so that there are no weights to merge.
+    """
+    from mergefront.results.model_card import model_card
+
+    root = Path(study.record.root)
+    recipe = candidate.recipe
+    references = export_references(recipe, study.space.base_model, root)
+    config = recipe.to_mergekit(references)
+    if "compat" in study.record.definition["evaluator"].get("backend", {}):
+        config["compat"] = "mergekit"
+    if not config_only:
+        missing = [
+            name or "base_model"
+            for name, reference in references.items()
+            if not Path(reference.partition("+")[0]).exists()
+        ]
+        if missing:
+            raise UserError(
+                f"export: there are no weights for {', '.join(missing)} under {root}; "
+                "write the configuration alone with --config-only"
+            )
+    with new_folder(Path(out)) as folder:
+        if as_lora:
+            _merge_lora(recipe, root, folder)
+        elif not config_only:
+            _merge(recipe, references, config, folder)
+        (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
+        (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
+        card = model_card(study, candidate, yaml_text(config), hub_names(recipe, study.space.base_model, root))
+        (folder / CARD).write_text(card, encoding="utf-8")
+    return Path(out)
+
+
+def merge_config(config: str | Path, out: str | Path) -> Path:
+    """Make the merge that a mergekit-format file says, in ``out``, a new or empty folder.
+
+    Relative paths start from the current folder, as in mergekit, or else from the file's own folder.
+    Raises ``UserError`` for a file that cannot be read or says what is not supported.
+    """
+    from mergefront.adapters.merging.output.directory import merge_to_directory
+    from mergefront.study.yaml_file import read_mapping
+
+    path = Path(config)
+    content = read_mapping(path, "merge configuration", "merge_method and models")
+    folders = (Path.cwd(), path.resolve().parent)
+    return merge_to_directory(map_references(content, lambda reference: _resolve(reference, folders)), Path(out))
+
+
+def export_references(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
+    """References as they hold anywhere on this machine: experts by name, the base by ``""``.
+
+    Existing paths become absolute; a LoRA becomes mergekit's ``base+lora``; what is no path here (a
+    hub name) stays.
+    """
+    base = None if base_model is None else _resolve(base_model, (root,))
+    references = {} if base is None else {"": base}
+    for name, reference in recipe.models.items():
+        resolved = _resolve(reference, (root,))
+        is_lora = (Path(resolved) / _LORA_CONFIG).exists()
+        if is_lora and base is None:
+            raise UserError(f"export: expert {name!r} is a LoRA, and the study names no base model to put it on")
+        references[name] = f"{base}+{resolved}" if is_lora else resolved
+    return references
+
+
+def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
+    """The references that look like names on a model hub, base first: what a card may link to."""
+    given = [*([] if base_model is None else [base_model]), *recipe.models.values()]
+    return [
+        reference
+        for reference in dict.fromkeys(given)
+        if _HUB_NAME.match(reference) and not (root / reference).exists() and "." not in reference.split("/")[0]
+    ]
+
+
+def map_references(config: Any, change: Callable[[str], str]) -> Any:
+    """A mergekit configuration with every model reference changed."""
+    if isinstance(config, Mapping):
+        return {
+            key: change(value)
+            if key in ("model", "base_model") and isinstance(value, str)
+            else map_references(value, change)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [map_references(entry, change) for entry in config]
+    return config
+
+
+def yaml_text(config: Mapping[str, Any]) -> str:
+    """YAML with full-precision numbers, in the given order."""
+    import yaml
+
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` at the end, or is removed when writing fails.
+
+    Raises ``UserError`` when ``out`` exists and is not an empty folder, or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: this exists already; name a new or an empty folder")
+    parent = out.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{out.resolve().name}-", dir=parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
+    try:
+        yield made
+        mask = os.umask(0)
+        os.umask(mask)
+        made.chmod(0o777 & ~mask)
+        if out.exists():
+            out.rmdir()
+        made.rename(out.resolve())
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
+    """The absolute path of a reference that exists in one of the folders; else the reference itself."""
+    parts = []
+    for part in reference.split("+"):
+        # os.path answers False where Path raises: for a path that is too long or has an unknown user in it.
+        candidates = (folder / os.path.expanduser(part) for folder in folders)
+        found = next((path for path in candidates if os.path.exists(path)), None)
+        parts.append(part if found is None else str(found.resolve()))
+    return "+".join(parts)
+
+
+def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
+    from mergefront.adapters.merging.loras.pool import merge_lora_recipe, write_lora
+
+    loras = {name: _resolve(reference, (root,)) for name, reference in recipe.models.items()}
+    write_lora(merge_lora_recipe(recipe, loras), folder, next(iter(loras.values())))
+
+
+def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:
+    from mergefront.adapters.merging.output.directory import merge_to_directory
+
+    config = {**said, "seed": recipe.seed}
+    if any("+" in reference for reference in references.values()):
+        # A LoRA needs its base also under methods that do not merge the base.
+        config.setdefault("base_model", references[""])
+    # Random masks are drawn by the experts' names; the folders' names would give other masks than were evaluated.
+    merge_to_directory(config, folder, names={references[name]: name for name in recipe.models})

@@ -1,0 +1,64 @@
+"""How much each searched coefficient decides of each objective."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import optuna
+
+    from mergefront.study.stored_study import Study
+
+FEWEST_TRIALS = 10
+"""With fewer trials inside the space an importance would be an accident."""
+
+
+def importances(study: Study) -> dict[str, dict[str, float]]:
+    """Objective -> searched parameter -> its share of the objective's variation, in [0, 1], summing to 1.
+
+    By functional analysis of variance over random forests where scikit-learn is installed (Hutter, Hoos,
+    Leyton-Brown 2014), otherwise by PED-ANOVA (Watanabe, Bansal, Hutter 2023); both as Optuna has them.
+    Trials outside the space take no part. Empty while there are fewer than ``FEWEST_TRIALS``, and without an
+    objective that all trials agree on.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    from mergefront.optimizer.search.attributes import is_outside_space
+
+    inside = [
+        trial
+        for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not is_outside_space(trial) and trial.params
+    ]
+    if len(inside) < FEWEST_TRIALS:
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for index, objective in enumerate(study.objectives):
+        values = [trial.values[index] for trial in inside]
+        if max(values) == min(values):
+            continue
+        copy = optuna.create_study(direction=objective.direction)
+        copy.add_trials(
+            [
+                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
+                for trial, value in zip(inside, values, strict=True)
+            ]
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shares = optuna.importance.get_param_importances(copy, evaluator=_evaluator())
+        total = sum(shares.values())
+        if total > 0:
+            found[objective.name] = {name: float(share / total) for name, share in shares.items()}
+    return found
+
+
+def _evaluator() -> optuna.importance.BaseImportanceEvaluator:
+    import optuna
+
+    try:
+        return optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
+    except ImportError:
+        return optuna.importance.PedAnovaImportanceEvaluator()

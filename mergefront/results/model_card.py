@@ -1,0 +1,145 @@
+"""The model card of an exported merge: what it is, what it scores, how it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergefront.results import formatting
+from mergefront.results.verdict import verdicts
+from mergefront.versions import versions
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.scores.evaluation import Evaluation
+    from mergefront.study.stored_study import Candidate, Study
+
+_LONGEST_TABLE = 60
+
+
+def model_card(study: Study, candidate: Candidate, config: str, base_models: Sequence[str]) -> str:
+    """The card as Markdown with YAML metadata. ``config`` is the mergekit YAML, ``base_models`` hub names to link."""
+    found = {verdict.split: verdict for verdict in verdicts(study)}
+    on_front = candidate.number in {member.number for member in study.front()}
+    report = found.get("report")
+    who = f"trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else "")
+    place = (
+        "is on the front" if on_front else "is not on the front: another candidate is at least as good in everything"
+    )
+    lines = [
+        _metadata(base_models),
+        f"# Merge {candidate.number} of {_plain(study.name)}",
+        "",
+        f"A `{candidate.recipe.method}` merge of {_plain(', '.join(candidate.recipe.models))}"
+        + (f" on {_plain(_last_part(study.space.base_model))}" if study.space.base_model else "")
+        + ", found by mergefront.",
+        "",
+        "## Scores",
+        "",
+        f"Mean ± standard error. This is {who}; it {place}.",
+        "",
+    ]
+    if report is not None and candidate.number in report.rows:
+        lines += [
+            "On the report items, which the search never saw:",
+            "",
+            *_scores(study, candidate, report.rows),
+            "",
+            "On the items that the search optimised on:",
+            "",
+        ]
+    lines += [*_scores(study, candidate, None), ""]
+    judged = report if report is not None and candidate.number in report.rows else found.get("search")
+    if judged is not None and candidate.number in judged.merges:
+        matches = [match for match in judged.matches if match.merge == candidate.number]
+        beaten = [match.anchor for match in matches if match.beats]
+        sentence = (
+            f"Better somewhere and worse nowhere, beyond noise, than: {', '.join(beaten)}."
+            if beaten
+            else "It beats none of these beyond noise."
+        )
+        lines += [_plain(sentence), ""]
+    lines += [
+        "## Coefficients",
+        "",
+        *_coefficients(candidate.params),
+        "",
+        "## How it was found",
+        "",
+        *(f"- {line}" for line in _history(study)),
+        "",
+        "## Configuration",
+        "",
+        "As mergekit reads it (`recipe.json` holds the exact recipe, with the seed of random masks):",
+        "",
+        "```yaml",
+        config.rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _metadata(base_models: Sequence[str]) -> str:
+    import yaml
+
+    content: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "mergekit", "mergefront"]}
+    if base_models:
+        content["base_model"] = list(base_models)
+    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
+
+
+def _scores(study: Study, candidate: Candidate, rows: Mapping[int, Evaluation] | None) -> list[str]:
+    shown = [candidate, *(anchor for anchor in study.anchors() if anchor.number != candidate.number)]
+    headings = [formatting.heading(objective) for objective in study.objectives]
+    lines = [f"| | {' | '.join(_cell(heading) for heading in headings)} |", f"| --- |{' --- |' * len(headings)}"]
+    for member in shown:
+        row = member.evaluation if rows is None else rows.get(member.number)
+        if row is None:
+            continue
+        scores = [
+            formatting.score(float(row.scores[objective.name]), row.standard_errors.get(objective.name))
+            for objective in study.objectives
+        ]
+        name = "**this merge**" if member is candidate else _cell(str(member.anchor))
+        lines.append(f"| {name} | {' | '.join(scores)} |")
+    return lines
+
+
+def _coefficients(params: Mapping[str, Any]) -> list[str]:
+    lines = ["| coefficient | value |", "| --- | --- |"]
+    for name, value in list(params.items())[:_LONGEST_TABLE]:
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value).lower()
+        lines.append(f"| `{_cell(name)}` | {_cell(shown)} |")
+    if len(params) > _LONGEST_TABLE:
+        lines += ["", f"and {len(params) - _LONGEST_TABLE} more, see `recipe.json`."]
+    return lines
+
+
+def _history(study: Study) -> list[str]:
+    definition = study.record.definition
+    sampler = definition["sampler"]
+    options = ", ".join(f"{key}={value}" for key, value in sampler["options"].items())
+    objectives = ", ".join(f"{objective.name} ({objective.direction})" for objective in study.objectives)
+    found = versions()
+    return [
+        f"objectives: {_plain(objectives)}",
+        f"sampler: {sampler['name']}{f' ({options})' if options else ''}, seed {definition['seed']}, "
+        f"{study.space.dimension} coefficients searched",
+        f"{study.finished_count()} evaluations, {len(study.failures())} failed; hypervolume of the front "
+        f"{formatting.number(study.hypervolume())} (objectives normalised by the anchors, reference point -0.1)",
+        f"study {_plain(study.name)}, {study.record.uuid}, created {study.record.created_at:%Y-%m-%d} UTC",
+        "software: " + ", ".join(f"{name} {version}" for name, version in found.items()),
+    ]
+
+
+def _last_part(reference: str | None) -> str:
+    return (reference or "").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Names as text, not as markup of the card."""
+    return text.replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,134 @@
+"""What the report of a study says, as plain data; ``report_page`` writes it as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.racing.race import DETAILS
+from mergefront.optimizer.scores.objectives import Objective
+from mergefront.results.importance import importances
+from mergefront.results.verdict import Verdict, evaluations_on, verdict
+
+if TYPE_CHECKING:
+    from mergefront.adapters.tasks.registry import Task
+    from mergefront.optimizer.scores.evaluation import Evaluation
+    from mergefront.study.stored_study import Candidate, Study
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a study has spent: items answered and items of a full evaluation of every candidate, and the rest."""
+
+    evaluations: int
+    failed: int
+    items: int
+    items_in_full: int
+    totals: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that the page says.
+
+    ``rows`` are evaluations of ``front`` (its merges) and ``anchors`` by trial number, on ``split``: "report" as soon
+    as its items were asked. ``judged`` is the verdict on the same; None where no merge is on the front.
+    """
+
+    study: Study
+    front: Sequence[Candidate]
+    anchors: Sequence[Candidate]
+    split: str
+    rows: Mapping[int, Evaluation]
+    judged: Verdict | None
+    hypervolumes: Sequence[tuple[int, float]]
+    anchor_hypervolume: float
+    importances: Mapping[str, Mapping[str, float]]
+    side_tasks: Sequence[Objective]
+    cost: Cost
+    warnings: Sequence[str]
+
+
+def contents(study: Study) -> Contents:
+    """Collect what the page says. Raises ``UserError`` for a study without a finished evaluation."""
+    candidates = study.candidates()
+    if not candidates:
+        raise UserError(f"study {study.name!r} has no finished evaluation yet; run or resume it first")
+    anchors = [candidate for candidate in candidates if candidate.anchor is not None]
+    of_anchors = {candidate.digest for candidate in anchors}
+    front = [candidate for candidate in study.front() if candidate.digest not in of_anchors]
+    judged = verdict(study, "report") or verdict(study, "search")
+    if judged is not None:
+        split, rows = judged.split, judged.rows
+    else:
+        rows = evaluations_on(study, "report", anchors)
+        split = "report" if rows else "search"
+        rows = rows or evaluations_on(study, "search", anchors)
+    tasks = _tasks(study)
+    return Contents(
+        study,
+        front,
+        anchors,
+        split,
+        rows,
+        judged,
+        _hypervolumes(study, candidates),
+        study.hypervolume(anchors) if anchors else 0.0,
+        importances(study),
+        _side_tasks(study, tasks),
+        _cost(study, candidates),
+        _warnings(study, split, tasks),
+    )
+
+
+def _tasks(study: Study) -> list[Task]:
+    """The study's tasks, objectives or not; none where a function scores."""
+    from mergefront.adapters.tasks.registry import build_task
+
+    described = study.record.definition["evaluator"]
+    root = Path(study.record.root)
+    return [build_task(name, config, root, described["seed"]) for name, config in described.get("tasks", {}).items()]
+
+
+def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
+    """The tasks that are no objective: what is measured beside the search, to see what merging forgets."""
+    wanted = {objective.name for objective in study.objectives}
+    return [Objective(task.name, task.direction) for task in tasks if task.name not in wanted]
+
+
+def _hypervolumes(study: Study, candidates: Sequence[Candidate]) -> list[tuple[int, float]]:
+    """Trial number and hypervolume of everything up to it, by trial."""
+    return [
+        (candidate.number, study.hypervolume(list(candidates[: index + 1])))
+        for index, candidate in enumerate(candidates)
+    ]
+
+
+def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
+    rows = list(study.ledger.evaluations().values())
+    totals: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    in_full = 0
+    for row in rows:
+        for name, value in row.cost.items():
+            totals[name] = totals.get(name, 0.0) + value
+        for name, value in row.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+        in_full += int(sum(row.details.get(DETAILS, {}).get("of", {}).values()) or row.cost.get("items", 0))
+    return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
+
+
+def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:
+    said = []
+    if split != "report":
+        remedy = "run `mergefront report` first" if "tasks" in study.record.definition["evaluator"] else ""
+        said.append(
+            "The scores below are those that the search optimised on: the best of many trials looks better than it "
+            f"is{f' ({remedy})' if remedy else ''}."
+        )
+    said += [text for task in tasks if (text := getattr(task, "announcement", None)) is not None]
+    return said

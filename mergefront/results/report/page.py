@@ -1,0 +1,380 @@
+"""The report of a study as one HTML page that needs nothing else.
+
+``report_contents`` collects what stands in it. The verdict comes from the report items
+where they were scored; the page says so when it had to use the items that the search optimised on.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.racing.race import DETAILS
+from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
+from mergefront.optimizer.scores.comparison import mean_interval
+from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.objectives import Objective
+from mergefront.results import formatting
+from mergefront.results.report.contents import Contents, contents
+from mergefront.results.verdict import LEVEL, Match, Verdict, oriented_items
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Candidate, Study
+
+BASELINES = (UNIFORM, TASK_ARITHMETIC)
+EXTRA = 'the report page needs the extra: pip install "mergefront[plots]"'
+
+
+def write_report(study: Study, path: str | Path) -> Path:
+    """Write the page and return its path. Raises ``UserError`` when there is nothing to report, or no plotly."""
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"report {path}: the page is HTML; give it a name that ends in .html")
+    if not path.parent.is_dir():
+        raise UserError(f"report {path}: the folder {path.parent} does not exist; create it first")
+    try:
+        import plotly  # noqa: F401
+    except ImportError:
+        raise UserError(EXTRA) from None
+    path.write_text(page(contents(study)), encoding="utf-8")
+    return path
+
+
+def page(shown: Contents) -> str:
+    """The whole page."""
+    study = shown.study
+    sections = [
+        _section("Result", _result(shown)),
+        _section("The front", _front(shown)),
+        _section("Scores", _scores(shown)),
+        _section("Against the baselines", _significance(shown)),
+        _section("Forgetting", _forgetting(shown)),
+        _section("Hypervolume over evaluations", _hypervolume_figure(shown)),
+        _section("What decides the objectives", _importance(shown)),
+        _section("Recipes", _recipes(shown)),
+        _section("Cost", _cost_table(shown)),
+    ]
+    title = escape(f"{study.name}: report")
+    return _PAGE.format(title=title, heading=escape(study.name), body="\n".join(part for part in sections if part))
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _result(shown: Contents) -> str:
+    study, judged = shown.study, shown.judged
+    parts = [f'<p class="warning">{escape(text)}</p>' for text in shown.warnings]
+    if judged is None:
+        parts.append(f'<p class="verdict tie">{escape(formatting.no_merge_on_front(study))}</p>')
+    else:
+        kind = "beats" if judged.overall.beats else "tie"
+        for line in formatting.overall_lines(judged, study.objectives):
+            parts.append(f'<p class="verdict {kind}">{escape(line)}</p>')
+        where = "report items, which the search never saw" if judged.split == "report" else "search items"
+        parts.append(f"<p>Measured on the {where}. {escape(formatting.basis(judged))}</p>")
+        for anchor in judged.anchors:
+            lost = sorted(match.merge for match in judged.beaten_by(anchor))
+            said = f"beaten by {'trials' if len(lost) > 1 else 'trial'} {', '.join(map(str, lost))}"
+            said = said if lost else "not beaten"
+            parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
+    parts.append(
+        f"<p>{shown.cost.evaluations} evaluations, {len(shown.front)} merges on the front, hypervolume "
+        f"{formatting.number(study.hypervolume())} (anchors alone {formatting.number(shown.anchor_hypervolume)}; "
+        "objectives normalised by the anchors, reference point −0.1).</p>"
+    )
+    return "\n".join(parts)
+
+
+def _front(shown: Contents) -> str:
+    from mergefront.results.plots.front import picture
+    from mergefront.results.plots.html import figures
+
+    seen = picture(shown.study)
+    drawn = [
+        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False, "responsive": True})
+        for index, figure in enumerate(figures(seen))
+    ]
+    raced = "" if shown.study.racing is None else ", estimated from those that were asked"
+    caption = f"<p>On the search items{raced}; bars are one standard error.</p>"
+    return caption + "\n".join(drawn) + _picture(shown.study)
+
+
+def _picture(study: Study) -> str:
+    """The same front as PNG, for papers and messages; nothing without matplotlib."""
+    try:
+        from mergefront.results.plots.front import save_front
+
+        with tempfile.TemporaryDirectory() as folder:
+            data = save_front(study, Path(folder) / "front.png").read_bytes()
+    except UserError:
+        return ""
+    encoded = base64.b64encode(data).decode("ascii")
+    return (
+        "<details><summary>The same as a PNG</summary>"
+        f'<img alt="front" src="data:image/png;base64,{encoded}" style="max-width:100%"></details>'
+    )
+
+
+def _scores(shown: Contents) -> str:
+    study, rows = shown.study, shown.rows
+    title = f"{shown.split} items"
+    headings = ["", *(formatting.heading(objective) for objective in study.objectives), "mean, normalised by experts"]
+    own = _expert_scores(shown)
+    table = []
+    for candidate in (*shown.front, *shown.anchors):
+        row = rows.get(candidate.number)
+        if row is None:
+            continue
+        cells = [_score(row, objective) for objective in study.objectives]
+        shares = [
+            _share(objective, row, own[objective.name]) for objective in study.objectives if objective.name in own
+        ]
+        mean = f"{sum(shares) / len(shares):.3f}" if shares else "–"
+        table.append([_who(candidate), *cells, mean])
+    note = (
+        f"<p>On the {title}: mean, and its 95 % confidence interval. Normalised by experts: 1 is the score of the "
+        "task's own expert, as far as objectives are named after experts.</p>"
+        if own
+        else f"<p>On the {title}: mean, and its 95 % confidence interval.</p>"
+    )
+    return note + _table(headings, table)
+
+
+def _expert_scores(shown: Contents) -> dict[str, float]:
+    """Each objective's score of the expert that it is named after, where that is above 0."""
+    found = {}
+    for objective in shown.study.objectives:
+        for anchor in shown.anchors:
+            if anchor.anchor == expert_anchor(objective.name) and anchor.number in shown.rows:
+                score = float(shown.rows[anchor.number].scores[objective.name])
+                if score > 0:
+                    found[objective.name] = score
+    return found
+
+
+def _share(objective: Objective, row: Evaluation, expert: float) -> float:
+    score = float(row.scores[objective.name])
+    return score / expert if objective.direction == "maximize" else expert / score if score > 0 else 0.0
+
+
+def _score(row: Evaluation, objective: Objective) -> str:
+    value = float(row.scores[objective.name])
+    interval = _interval(row, objective)
+    if interval is None:
+        return formatting.number(value)
+    low, high = interval
+    return f"{formatting.number(value)} ({formatting.number(low)} to {formatting.number(high)})"
+
+
+def _interval(row: Evaluation, objective: Objective) -> tuple[float, float] | None:
+    """95 % interval from the items, or from the standard error; None for a number without noise."""
+    items = oriented_items(row, objective)
+    if items and DETAILS not in row.details:
+        low, high = mean_interval([objective.sign * score for score in items.values()])
+        return low, high
+    error = row.standard_errors.get(objective.name)
+    if error is None or error == 0:
+        return None
+    value = float(row.scores[objective.name])
+    return value - 1.96 * error, value + 1.96 * error
+
+
+def _significance(shown: Contents) -> str:
+    judged = shown.judged
+    if judged is None:
+        return ""
+    best = _best_expert(shown, judged)
+    wanted = [name for name in (best, *BASELINES) if name is not None and name in judged.anchors]
+    headings = ["merge", "against", *(formatting.heading(objective) for objective in shown.study.objectives), "overall"]
+    rows = []
+    for merge in judged.merges:
+        for anchor in wanted:
+            match = next(one for one in judged.matches if one.merge == merge and one.anchor == anchor)
+            label = f"{anchor} (best expert)" if anchor == best else anchor
+            cells = [_change(match, objective) for objective in shown.study.objectives]
+            rows.append([f"trial {merge}", label, *cells, _overall(match)])
+    how = "paired item by item" if judged.paired else "from standard errors"
+    note = (
+        f"<p>Difference to the baseline, {how}, with p-values after Holm's correction over all comparisons of the "
+        f"front. Bold: better beyond noise (p &lt; {LEVEL:g}); red: worse (p &lt; {LEVEL:g}, uncorrected). "
+        "Overall: the mean of the normalised objectives, p not corrected.</p>"
+    )
+    return note + _table(headings, rows, raw=True)
+
+
+def _best_expert(shown: Contents, judged: Verdict) -> str | None:
+    """The expert anchor with the best mean normalised score."""
+    experts = {expert_anchor(name) for name in shown.study.space.models}
+    candidates = [anchor for anchor in shown.anchors if anchor.anchor in experts and anchor.number in judged.rows]
+    if not candidates:
+        return None
+    normaliser = shown.study.normaliser()
+
+    def mean(anchor: Candidate) -> float:
+        row = judged.rows[anchor.number]
+        return sum(normaliser.normalise([float(row.scores[one.name]) for one in shown.study.objectives]))
+
+    return str(max(candidates, key=mean).anchor)
+
+
+def _change(match: Match, objective: Objective) -> str:
+    part = match.by_objective[objective.name]
+    said = f"{escape(formatting.difference(part, objective))} <small>p {_p(match.corrected[objective.name])}</small>"
+    if objective.name in match.better:
+        return f"<b>{said}</b>"
+    return f'<span class="worse">{said}</span>' if objective.name in match.worse else said
+
+
+def _overall(match: Match) -> str:
+    return f"{escape(formatting.difference(match.overall))} <small>p {_p(match.overall.p_value)}</small>"
+
+
+def _p(value: float) -> str:
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _forgetting(shown: Contents) -> str:
+    """Side tasks against the base model; empty where there are none or they were not scored."""
+    if not shown.side_tasks or shown.split != "report":
+        return ""
+    base = next((anchor for anchor in shown.anchors if anchor.anchor == BASE), None)
+    if base is None or base.number not in shown.rows:
+        return ""
+    of_base = shown.rows[base.number]
+    headings = ["", *(formatting.heading(task) for task in shown.side_tasks)]
+    rows = []
+    for candidate in (*shown.front, *shown.anchors):
+        row = shown.rows.get(candidate.number)
+        if row is None or any(task.name not in row.scores for task in shown.side_tasks):
+            continue
+        cells = []
+        for task in shown.side_tasks:
+            lost = task.sign * (float(of_base.scores[task.name]) - float(row.scores[task.name]))
+            cells.append(_score(row, task) if candidate is base else f"{_score(row, task)}, {_lost(lost)}")
+        rows.append(["base, the reference" if candidate is base else _who(candidate), *cells])
+    if not rows:
+        return ""
+    return "<p>Tasks outside the search, and what is lost of them against the base model.</p>" + _table(headings, rows)
+
+
+def _lost(lost: float) -> str:
+    if lost == 0:
+        return "unchanged"
+    return f"{'lost' if lost > 0 else 'gained'} {formatting.number(abs(lost))}"
+
+
+def _hypervolume_figure(shown: Contents) -> str:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    anchors = {anchor.number for anchor in shown.anchors}
+    figure.add_scatter(
+        x=[number for number, _ in shown.hypervolumes],
+        y=[value for _, value in shown.hypervolumes],
+        mode="lines+markers",
+        line={"shape": "hv", "color": "#0072b2"},
+        marker={"color": ["#e69f00" if number in anchors else "#0072b2" for number, _ in shown.hypervolumes]},
+        name="all so far",
+    )
+    figure.add_hline(
+        y=shown.anchor_hypervolume, line={"dash": "dash", "color": "#d55e00"}, annotation_text="the anchors alone"
+    )
+    figure.update_xaxes(title="trial (yellow: anchors)")
+    figure.update_yaxes(title="hypervolume")
+    return _figure(figure, 380)
+
+
+def _importance(shown: Contents) -> str:
+    import plotly.graph_objects as go
+
+    if not shown.importances:
+        return ""
+    names = list(next(iter(shown.importances.values())))
+    names = sorted(names, key=lambda name: sum(shares.get(name, 0.0) for shares in shown.importances.values()))
+    figure = go.Figure()
+    for objective, shares in shown.importances.items():
+        figure.add_bar(y=names, x=[shares.get(name, 0.0) for name in names], name=escape(objective), orientation="h")
+    figure.update_xaxes(title="share of the objective's variation")
+    note = "<p>From the trials inside the space; where the search went decides it too, so read it as a hint.</p>"
+    return note + _figure(figure, 200 + 34 * len(names))
+
+
+def _recipes(shown: Contents) -> str:
+    from mergefront.results.export import export_references, yaml_text
+
+    parts = []
+    space = shown.study.space
+    for candidate in shown.front:
+        references = export_references(candidate.recipe, space.base_model, Path(shown.study.record.root))
+        config = yaml_text(candidate.recipe.to_mergekit(references))
+        said = formatting.coefficients(candidate.params, space.models, list(space.searched))
+        parts.append(
+            f"<details><summary>Trial {candidate.number}: {escape(candidate.recipe.method)}, {escape(said)}</summary>"
+            f"<pre>{escape(config)}</pre></details>"
+        )
+    return "\n".join(parts)
+
+
+def _cost_table(shown: Contents) -> str:
+    cost = shown.cost
+    rows = [["evaluations", f"{cost.evaluations}" + (f", {cost.failed} of them failed" if cost.failed else "")]]
+    if cost.items:
+        part = (
+            f" of {cost.items_in_full:,} ({100 * cost.items / cost.items_in_full:.0f} %)" if cost.items_in_full else ""
+        )
+        rows.append(["items answered", f"{cost.items:,}{part}"])
+    rows += [[name.replace("_", " "), f"{value:,.0f}"] for name, value in cost.totals.items() if value]
+    rows += [
+        [f"time, {name}", formatting.duration(cost.seconds[name])]
+        for name in ("merge", "score", "total")
+        if name in cost.seconds
+    ]
+    return _table([], rows)
+
+
+def _who(candidate: Candidate) -> str:
+    return candidate.anchor if candidate.anchor is not None else f"trial {candidate.number}"
+
+
+def _figure(figure: object, height: int) -> str:
+    figure.update_layout(  # type: ignore[attr-defined]
+        template="plotly_white", height=height, margin={"l": 60, "r": 30, "t": 20, "b": 50}
+    )
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))  # type: ignore[attr-defined]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:
+    """A table; cells are text unless ``raw``, where all but the first two columns are HTML."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    top = f"<thead><tr>{head}</tr></thead>" if headings else ""
+    body = []
+    for row in rows:
+        cells = [cell if raw and index >= 2 else escape(cell) for index, cell in enumerate(row)]
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f'<div class="wide"><table>{top}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 1.5rem auto; padding: 0 1rem; max-width: 1200px; color: #212529; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #dee2e6; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; }} td, th {{ padding: 0.3rem 0.7rem; text-align: left;
+border-bottom: 1px solid #e9ecef; vertical-align: top; }} th {{ background: #f8f9fa; }}
+.wide {{ overflow-x: auto; }} small {{ color: #6c757d; }} pre {{ background: #f8f9fa; padding: 0.7rem; }}
+.verdict {{ font-size: 1.05rem; padding: 0.7rem; border-left: 4px solid #adb5bd; background: #f8f9fa; }}
+.worse {{ color: #b02a37; }} .beats {{ border-color: #009e73; }} .line {{ margin: 0.15rem 0; }}
+.warning {{ padding: 0.6rem; background: #fff3cd; border-left: 4px solid #e69f00; }}
+details {{ margin: 0.4rem 0; }} summary {{ cursor: pointer; }}
+</style></head>
+<body><h1>{heading}</h1>
+{body}
+</body></html>
+"""

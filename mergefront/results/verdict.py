@@ -1,0 +1,278 @@
+"""Which merges beat which anchors, and by more than noise.
+
+A merge beats an anchor when it is better in at least one objective beyond noise and worse in none.
+"Better" needs a p-value that holds after Holm's correction over all comparisons of the front;
+"worse" counts already without it, so that a merge gets the benefit of the doubt in neither direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isclose
+from typing import TYPE_CHECKING
+
+from mergefront.optimizer.racing.race import DETAILS
+from mergefront.optimizer.scores.comparison import (
+    Difference,
+    holm,
+    paired_difference,
+    unpaired_difference,
+    weighted_sum,
+)
+from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
+from mergefront.optimizer.scores.objectives import Normaliser, Objective
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Candidate, Study
+
+LEVEL = 0.05
+"""Chance of any false "better" among all comparisons of one front."""
+RESOLUTION = 1e-4
+"""Share of a score below which a difference is none: merges that are one model differ by rounding, which no number of
+items averages out, since it has the same direction in all of them."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One merge against one anchor; differences are positive where the merge is better.
+
+    ``by_objective`` is in each objective's own unit, ``corrected`` its p-values after Holm;
+    ``overall`` is the difference of the mean normalised scores.
+    """
+
+    merge: int
+    anchor: str
+    by_objective: Mapping[str, Difference]
+    corrected: Mapping[str, float]
+    overall: Difference
+
+    @property
+    def better(self) -> list[str]:
+        """Objectives in which the merge is better beyond noise."""
+        return [name for name, p in self.corrected.items() if p < LEVEL and self.by_objective[name].mean > 0]
+
+    @property
+    def worse(self) -> list[str]:
+        """Objectives in which the merge is worse beyond noise (no correction)."""
+        return [name for name, part in self.by_objective.items() if part.p_value < LEVEL and part.mean < 0]
+
+    @property
+    def beats(self) -> bool:
+        return bool(self.better) and not self.worse
+
+
+@dataclass(frozen=True)
+class Overall:
+    """The merge with the best mean normalised score against the anchor with the best one.
+
+    ``p_value`` is corrected for the number of merges that could have been picked; on report items
+    the merge is the one picked on the search items, so that there is nothing to correct.
+    """
+
+    merge: int
+    merge_mean: float
+    anchor: str
+    anchor_mean: float
+    difference: Difference
+    p_value: float
+
+    @property
+    def beats(self) -> bool:
+        return self.difference.mean > 0 and self.p_value < LEVEL
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Every front merge against every anchor on one split ("search" or "report").
+
+    ``rows`` are the candidates' evaluations on that split, by trial number. ``comparisons`` is how many the p-values
+    are corrected for: on the search items those of every merge tried, as the front was picked on the same items.
+    """
+
+    split: str
+    merges: tuple[int, ...]
+    anchors: Mapping[str, int]
+    rows: Mapping[int, Evaluation]
+    matches: tuple[Match, ...]
+    overall: Overall
+    comparisons: int
+
+    @cached_property
+    def paired(self) -> bool:
+        """Whether any comparison was made item by item."""
+        return any(part.pairs is not None for match in self.matches for part in match.by_objective.values())
+
+    @cached_property
+    def noise_known(self) -> bool:
+        """Whether any score comes with its noise; otherwise every difference was taken as exact."""
+        return any(
+            part.standard_error > 0 or part.pairs is not None
+            for match in self.matches
+            for part in match.by_objective.values()
+        )
+
+    def beaten_by(self, anchor: str) -> list[Match]:
+        """The matches that an anchor lost, best overall difference first."""
+        lost = [match for match in self.matches if match.anchor == anchor and match.beats]
+        return sorted(lost, key=lambda match: -match.overall.mean)
+
+
+def verdict(study: Study, split: str = "search") -> Verdict | None:
+    """The verdict on a study's front; None while there is no merge or no anchor to compare.
+
+    On the "report" split only the candidates that were evaluated on its items take part.
+    """
+    candidates = study.candidates()
+    anchors = [candidate for candidate in candidates if candidate.anchor is not None]
+    anchor_digests = {candidate.digest for candidate in anchors}
+    merges = [candidate for candidate in study.front() if candidate.digest not in anchor_digests]
+    rows = evaluations_on(study, split, (*merges, *anchors))
+    merges = [candidate for candidate in merges if candidate.number in rows]
+    anchors = [candidate for candidate in anchors if candidate.number in rows]
+    if not merges or not anchors:
+        return None
+    on_search_items = verdict(study, "search") if split != "search" else None
+    picked = None if on_search_items is None else on_search_items.overall.merge
+    picked_from = len(candidates) - len(anchors) if split == "search" else len(merges)
+    return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
+
+
+def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
+    """The evaluations of those of ``candidates`` that were scored on a split, by trial number."""
+    rows: dict[int, Evaluation] = {}
+    for candidate in candidates:
+        found = study.ledger.find(candidate.recipe, split)
+        if found is not None and split == "search":
+            # While items are left, a candidate's scores are an estimate that gets better after it was told.
+            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
+        if found is not None:
+            rows[candidate.number] = found
+    return rows
+
+
+def _judge(
+    objectives: Sequence[Objective],
+    split: str,
+    merges: Sequence[Candidate],
+    anchors: Sequence[Candidate],
+    rows: Mapping[int, Evaluation],
+    picked: int | None,
+    picked_from: int,
+) -> Verdict:
+    names = [objective.name for objective in objectives]
+    scores = {number: checked_scores(row, names) for number, row in rows.items()}
+    normaliser = Normaliser.from_anchors(
+        objectives, [[scores[anchor.number][name] for name in names] for anchor in anchors], RESOLUTION
+    )
+    weights = [1.0 / (scale * len(names)) for scale in normaliser.scales]
+    compared = []
+    for merge in merges:
+        for anchor in anchors:
+            parts = {
+                objective.name: _difference(objective, rows[merge.number], rows[anchor.number])
+                for objective in objectives
+            }
+            compared.append((merge, anchor, parts))
+    comparisons = picked_from * len(anchors) * len(names)
+    flat = holm([part.p_value for _, _, parts in compared for part in parts.values()], comparisons)
+    matches = []
+    for index, (merge, anchor, parts) in enumerate(compared):
+        corrected = dict(zip(parts, flat[index * len(names) : (index + 1) * len(names)], strict=True))
+        overall = weighted_sum(list(parts.values()), weights)
+        matches.append(Match(merge.number, str(anchor.anchor), parts, corrected, overall))
+
+    means = {
+        number: sum(normaliser.normalise([row[name] for name in names])) / len(names) for number, row in scores.items()
+    }
+    return Verdict(
+        split,
+        tuple(merge.number for merge in merges),
+        {str(anchor.anchor): anchor.number for anchor in anchors},
+        rows,
+        tuple(matches),
+        _overall(matches, anchors, means, picked, picked_from),
+        comparisons,
+    )
+
+
+def _overall(
+    matches: Sequence[Match],
+    anchors: Sequence[Candidate],
+    means: Mapping[int, float],
+    picked: int | None,
+    picked_from: int,
+) -> Overall:
+    # Who violates a constraint is no alternative to a merge that satisfies it.
+    anchors = [anchor for anchor in anchors if anchor.feasible] or anchors
+    best_anchor = max(anchors, key=lambda anchor: means[anchor.number])
+    against_best = [match for match in matches if match.anchor == best_anchor.anchor]
+    corrected = holm([match.overall.p_value for match in against_best], picked_from)
+    known = {match.merge: index for index, match in enumerate(against_best)}
+    if picked in known:
+        best = known[picked]
+        p_value = against_best[best].overall.p_value
+    else:
+        best = max(range(len(against_best)), key=lambda index: means[against_best[index].merge])
+        p_value = corrected[best]
+    match = against_best[best]
+    return Overall(match.merge, means[match.merge], match.anchor, means[best_anchor.number], match.overall, p_value)
+
+
+def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
+    """``first`` minus ``second`` in one objective, positive where ``first`` is better; 0 below the resolution."""
+    found = _measured_difference(objective, first, second)
+    size = max(abs(float(one.scores[objective.name])) for one in (first, second))
+    return found if abs(found.mean) > RESOLUTION * size else replace(found, mean=0.0)
+
+
+def _measured_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
+    items, others = oriented_items(first, objective), oriented_items(second, objective)
+    if items is not None and others is not None:
+        raced = DETAILS in first.details or DETAILS in second.details
+        shared = [item for item in items if item in others]
+        if len(shared) >= 2 and (raced or len(shared) == len(items) == len(others)):
+            return paired_difference([items[item] for item in shared], [others[item] for item in shared])
+    name = objective.name
+    return unpaired_difference(
+        objective.sign * float(first.scores[name]),
+        first.standard_errors.get(name),
+        objective.sign * float(second.scores[name]),
+        second.standard_errors.get(name),
+    )
+
+
+def better_beyond_noise(study: Study, candidates: Sequence[Candidate], level: float = LEVEL) -> list[list[bool]]:
+    """Whether candidate i beats candidate j in some objective beyond noise (``n x n``), on the search items."""
+    kept = study.ledger.evaluations(items=True)
+    rows = [kept[candidate.digest] for candidate in candidates]
+
+    def is_better(first: Evaluation, second: Evaluation) -> bool:
+        parts = [_difference(objective, first, second) for objective in study.objectives]
+        return any(part.mean > 0 and part.p_value < level for part in parts)
+
+    return [[first is not second and is_better(first, second) for second in rows] for first in rows]
+
+
+def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:
+    """Item scores of an objective, larger better, by item id.
+
+    None when there are none, or when the objective is not their mean (a rank correlation, say).
+    """
+    items = evaluation.items.get(objective.name)
+    if items is None or not items.scores:
+        return None
+    if DETAILS in evaluation.details:
+        # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
+        return {item: objective.sign * score for item, score in zip(items.ids, items.scores, strict=True)}
+    wanted = objective.sign * float(evaluation.scores[objective.name])
+    for sign in (1.0, -1.0):
+        if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9):
+            return {item: sign * score for item, score in zip(items.ids, items.scores, strict=True)}
+    return None
+
+
+def verdicts(study: Study) -> list[Verdict]:
+    """The verdict on the search items, and on the report items where they have been scored."""
+    return [found for split in ("search", "report") if (found := verdict(study, split)) is not None]

@@ -1,0 +1,120 @@
+"""optuna-dashboard on loopback.
+
+It has no log-in and no protection against other web pages, and it can delete and rename studies under
+their workers. So it listens on 127.0.0.1 only, answers only requests that were addressed to this machine
+by name and did not come from another site's page (a rebound DNS name or a form would), and changes nothing
+but notes; 'mergefront rename' and 'mergefront delete' do the rest safely.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import click
+
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from mergefront.results.dashboard_view import ExplainedStorage
+    from mergefront.storage.database import Database
+
+HOST = "127.0.0.1"
+_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+_STUDY = re.compile(r"/api/studies/(\d{1,18})(?:/|$)")
+_NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """One line per poll would bury everything else."""
+
+
+def dashboard_application(database: Database) -> Application:
+    """optuna-dashboard with our explanations, closed to others and to changes; ``UserError`` without the extra."""
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError:
+        raise UserError('the dashboard needs the extra: pip install "mergefront[dashboard]"') from None
+    from mergefront.results.dashboard_view import ExplainedStorage, RecipeFiles
+
+    storage = ExplainedStorage(database)
+    return only_from_here(only_notes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
+
+
+def serve(database: Database, port: int) -> None:
+    """Serve until interrupted; raises ``UserError`` without the extra and for a port in use."""
+    from mergefront.cli.session import shown_storage
+
+    application = dashboard_application(database)
+    try:
+        server = make_server(HOST, port, application, server_class=_Server, handler_class=_QuietHandler)
+    except OSError as error:
+        raise UserError(f"port {port} cannot be used ({error.strerror}); choose another one with --port") from None
+    with server:
+        click.echo(
+            f"Studies of {shown_storage(database.url)}: http://{HOST}:{server.server_port}/ (Ctrl-C ends)", err=True
+        )
+        sys.stderr.flush()
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+
+
+def only_from_here(application: Application) -> Application:
+    """``application``, refusing requests by foreign host names and from foreign pages."""
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        host = environ.get("HTTP_HOST", "")
+        origin = environ.get("HTTP_ORIGIN")
+        if _name(host) not in _OWN_NAMES or (origin is not None and urlsplit(origin).netloc != host):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"This server answers its own machine only.\n"]
+        return application(environ, start_response)
+
+    return guarded
+
+
+def explained(application: Application, storage: ExplainedStorage) -> Application:
+    """``application``, telling ``storage`` which study is looked at."""
+
+    def telling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        found = _STUDY.match(str(environ.get("PATH_INFO", "")))
+        token = storage.looked_at.set(int(found[1]) if found else None)
+        try:
+            return application(environ, start_response)
+        finally:
+            storage.looked_at.reset(token)
+
+    return telling
+
+
+def only_notes(application: Application) -> Application:
+    """``application``, refusing to change anything but notes."""
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = str(environ.get("PATH_INFO", ""))
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD") or _NOTE.fullmatch(path):
+            return application(environ, start_response)
+        start_response("403 Forbidden", [("Content-Type", "application/json")])
+        return [b'{"reason": "This dashboard only shows studies; rename, copy and delete them with mergefront."}']
+
+    return guarded
+
+
+def _name(host: str) -> str:
+    """The host name without the port."""
+    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host

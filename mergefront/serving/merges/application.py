@@ -1,0 +1,215 @@
+"""The routes of the merge service.
+
+Every route but ``/health`` and the OpenAPI document wants a bearer token where the pool file declares clients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
+from mergefront.serving.guard import Guard
+from mergefront.serving.merges import wire
+from mergefront.serving.merges.access import QuotaSpentError
+from mergefront.serving.merges.dependencies import Asker, Service, check_sizes, service_of
+from mergefront.serving.merges.openai_routes import routes as openai_routes
+from mergefront.serving.merges.queueing import GoneError, QueueClosedError, QueueFullError
+from mergefront.serving.merges.service import MergeService, UnknownSessionError
+
+_log = logging.getLogger("mergefront.serve")
+_SHOWN_PROBLEMS = 5
+
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": wire.Problem, "description": description}
+    for status, description in {
+        400: "the recipe or request makes no sense; asking again does not help",
+        401: "no valid token",
+        402: "the quota is used up for good",
+        404: "no such session",
+        413: "the body is too large",
+        422: "a field is wrong, or the merge cannot be scored (kind says why)",
+        429: "too much at once, or the day's quota is used up; see Retry-After",
+        503: "the service is ending; see Retry-After",
+    }.items()
+}
+open_routes = APIRouter()
+routes = APIRouter(responses=_PROBLEMS)
+
+
+@open_routes.get("/health", summary="Whether the service answers.")
+async def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@routes.get("/metrics", response_class=PlainTextResponse, summary="Counters in Prometheus' text format.")
+async def metrics(service: Service, _: Asker) -> PlainTextResponse:
+    return PlainTextResponse(service.metrics_text(), media_type="text/plain; version=0.0.4")
+
+
+@routes.post("/v1/sessions", summary="Begin a session.")
+async def open_session(body: wire.OpenSession, service: Service, client: Asker) -> wire.SessionOpened:
+    if body.pool != service.file.pool:
+        hint = did_you_mean(body.pool, [service.file.pool])
+        raise HTTPException(404, f"there is no pool {body.pool!r} {hint}")
+    session = service.open_session(client)
+    return wire.SessionOpened(session_id=session.id, models=list(service.pool.models), pool_digest=service.pool.digest)
+
+
+@routes.get("/v1/sessions/{session_id}", summary="A session that was begun earlier.")
+async def find_session(session_id: str, service: Service, client: Asker) -> wire.SessionFound:
+    session = service.session(session_id, client)
+    return wire.SessionFound(
+        session_id=session.id,
+        models=list(service.pool.models),
+        pool_digest=service.pool.digest,
+        recipe=session.recipe,
+    )
+
+
+@routes.delete("/v1/sessions/{session_id}", status_code=204, summary="End a session.")
+async def end_session(session_id: str, service: Service, client: Asker) -> Response:
+    service.state.remove_session(service.session(session_id, client).id)
+    return Response(status_code=204)
+
+
+@routes.put("/v1/sessions/{session_id}/merge", summary="Choose the merge that the completions routes answer with.")
+async def set_merge(session_id: str, body: wire.SetMerge, service: Service, client: Asker) -> wire.SessionFound:
+    session = service.session(session_id, client)
+    service.pool.check(body.recipe.to_recipe())
+    service.state.set_recipe(session.id, body.recipe.model_dump())
+    return await find_session(session_id, service, client)
+
+
+@routes.post("/v1/sessions/{session_id}/loglikelihood", summary="Score continuations with a merge.")
+async def loglikelihood(
+    session_id: str, body: wire.LogLikelihoodBody, request: Request, service: Service, client: Asker
+) -> wire.LogLikelihoodAnswer:
+    session = service.session(session_id, client)
+    asked = [ScoringRequest(one.context, one.continuation) for one in body.requests]
+    texts = [text for one in asked for text in (one.context, one.continuation)]
+    check_sizes(service.limits, len(asked), texts)
+    answers = await service.ask(
+        client,
+        session,
+        "loglikelihood",
+        body.recipe.to_recipe(),
+        len(asked),
+        service.cost(sum(map(len, texts))),
+        lambda model: model.loglikelihood(asked),
+        lambda answers: sum(one.tokens for one in answers),
+        request.is_disconnected,
+    )
+    return wire.LogLikelihoodAnswer(
+        answers=[wire.Scored(logprob=one.logprob, tokens=one.tokens, is_greedy=one.is_greedy) for one in answers]
+    )
+
+
+@routes.post("/v1/sessions/{session_id}/generate", summary="Continue prompts with a merge.")
+async def generate(
+    session_id: str, body: wire.GenerateBody, request: Request, service: Service, client: Asker
+) -> wire.GenerateAnswer:
+    session = service.session(session_id, client)
+    asked = [GenerationRequest(one.prompt, one.max_new_tokens, tuple(one.stop)) for one in body.requests]
+    check_sizes(service.limits, len(asked), [one.prompt for one in asked], max(one.max_new_tokens for one in asked))
+    answers = await service.ask(
+        client,
+        session,
+        "generate",
+        body.recipe.to_recipe(),
+        len(asked),
+        service.cost(sum(len(one.prompt) for one in asked), sum(one.max_new_tokens for one in asked)),
+        lambda model: model.generate(asked),
+        lambda answers: sum(one.tokens for one in answers),
+        request.is_disconnected,
+    )
+    return wire.GenerateAnswer(
+        answers=[wire.Generated(text=one.text, tokens=one.tokens, finish=one.finish) for one in answers]
+    )
+
+
+def make_application(service: MergeService) -> Guard:
+    """The ASGI application of a service; it ends the service when it shuts down."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.end()
+
+    app = FastAPI(
+        title="mergefront merge service",
+        version="1",
+        description="Recipes in, answers of the merged model out.",
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    for router in (open_routes, routes, openai_routes):
+        app.include_router(router)
+    app.middleware("http")(_count)
+    for kind, answer in _ANSWERS.items():
+        app.add_exception_handler(kind, answer)
+    return Guard(app, largest_body=service.limits.body, loopback_only=service.clients[0].token_hash is None)
+
+
+async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    try:
+        response = await call_next(request)
+    except Exception:
+        _log.exception("an unexpected fault")
+        response = _problem(500, "the service failed; its log says how", "fault")
+    route = request.scope.get("route")
+    path = getattr(route, "path", "other")
+    service_of(request).metrics.add("requests_total", route=path, status=str(response.status_code))
+    return response
+
+
+def _problem(status: int, detail: str, kind: str, **headers: str) -> JSONResponse:
+    return JSONResponse({"detail": detail, "kind": kind}, status, headers)
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": str(error.detail), "kind": "request"}, error.status_code, error.headers)
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # Without the input, which may be long and the client knows.
+    listed = [f"{'.'.join(str(part) for part in one['loc'])[:200]}: {one['msg'][:200]}" for one in error.errors()]
+    more = f" (and {len(listed) - _SHOWN_PROBLEMS} more)" if len(listed) > _SHOWN_PROBLEMS else ""
+    return _problem(422, "; ".join(listed[:_SHOWN_PROBLEMS]) + more, "request")
+
+
+def _mergefront(_: Request, error: Exception) -> JSONResponse:
+    match error:
+        case EvaluationError():
+            return _problem(422, str(error), error.kind)
+        case QuotaSpentError(wait=None):
+            return _problem(402, str(error), "quota")
+        case QuotaSpentError(wait=seconds):
+            return _problem(429, str(error), "quota", **{"Retry-After": str(seconds)})
+        case QueueFullError():
+            return _problem(429, str(error), "busy", **{"Retry-After": "1"})
+        case QueueClosedError():
+            return _problem(503, str(error), "ending", **{"Retry-After": "1"})
+        case GoneError():
+            return _problem(499, str(error), "gone")
+    return _problem(400 if isinstance(error, UserError) else 500, str(error), "request")
+
+
+_ANSWERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+    HTTPException: _http,
+    RequestValidationError: _invalid,
+    MergefrontError: _mergefront,
+    UnknownSessionError: lambda _, error: _problem(404, "there is no such session; begin one", "session"),
+}

@@ -1,0 +1,43 @@
+"""What the routes ask for: the service, the client whose token a request has, and bounds that the pool file sets."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Request
+
+from mergefront.optimizer.errors import UserError
+from mergefront.serving.merges.access import Client, who_asks
+from mergefront.serving.merges.service import MergeService
+from mergefront.serving.merges.settings import LimitsSection
+
+
+def service_of(request: Request) -> MergeService:
+    """The service that the application was made for."""
+    service: MergeService = request.app.state.service
+    return service
+
+
+Service = Annotated[MergeService, Depends(service_of)]
+
+
+def asking_client(request: Request, service: Service) -> Client:
+    """The client whose token the request has; answers 401 to all others."""
+    client = who_asks(service.clients, request.headers.get("authorization"))
+    if client is None:
+        raise HTTPException(401, "send a valid token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+    return client
+
+
+Asker = Annotated[Client, Depends(asking_client)]
+
+
+def check_sizes(limits: LimitsSection, items: int, texts: list[str], new_tokens: int = 0) -> None:
+    """Raises ``UserError`` for more items, longer texts or more new tokens than the pool file allows."""
+    if items > limits.items:
+        raise UserError(f"{items} items in one message; this service takes {limits.items}: send several messages")
+    longest = max(map(len, texts), default=0)
+    if longest > limits.text:
+        raise UserError(f"a text of {longest} characters; this service takes {limits.text}")
+    if new_tokens > limits.new_tokens:
+        raise UserError(f"{new_tokens} new tokens; this service generates {limits.new_tokens} at most")

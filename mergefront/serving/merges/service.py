@@ -1,0 +1,148 @@
+"""The service behind the routes: sessions, quotas, and jobs that wait for the one live model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mergefront.optimizer.errors import EvaluationError, MergefrontError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.serving.merges.access import Client, Quotas
+from mergefront.serving.merges.metrics import Metrics
+from mergefront.serving.merges.pool import MergePool, Worked
+from mergefront.serving.merges.queueing import FairQueue, QueueClosedError, QueueFullError
+from mergefront.serving.merges.settings import PoolFile
+from mergefront.serving.merges.state import ServiceSession, ServiceState
+
+if TYPE_CHECKING:
+    from mergefront.adapters.local.model import HuggingFaceModel
+
+T = TypeVar("T")
+Gone = Callable[[], Awaitable[bool]]
+
+_log = logging.getLogger("mergefront.serve")
+_GENERATED = 8
+"""A generated token takes a pass of its own: so many times the work of one that is read."""
+
+
+class UnknownSessionError(Exception):
+    """No such session, or another client's."""
+
+
+class MergeService:
+    """One pool, one live model, many sessions. Everything but the jobs runs on one event loop."""
+
+    def __init__(self, file: PoolFile, pool: MergePool, state: ServiceState, clients: tuple[Client, ...]) -> None:
+        self.file = file
+        self.limits = file.limits
+        self.pool = pool
+        self.state = state
+        self.clients = clients
+        self.metrics = Metrics()
+        self.quotas = Quotas(state)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mergefront-serve")
+        self.queue = FairQueue(self._in_thread, file.limits.waiting)
+
+    async def _in_thread(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def open_session(self, client: Client) -> ServiceSession:
+        """A new session; sessions unused for long end, and the longest unused where a client has too many."""
+        now = time.time()
+        for old in self.state.sessions():
+            if now - old.last_used > self.limits.session_days * 86400:
+                self.state.remove_session(old.id)
+        own = self.state.sessions(client.name)
+        for old in own[: max(0, len(own) - self.limits.sessions + 1)]:
+            self.state.remove_session(old.id)
+        session = ServiceSession(secrets.token_urlsafe(18), client.name, None, now, now)
+        self.state.add_session(session)
+        return session
+
+    def session(self, id: str, client: Client) -> ServiceSession:
+        """The client's session; raises ``UnknownSessionError``."""
+        found = self.state.find_session(id)
+        if found is None or found.client != client.name:
+            raise UnknownSessionError
+        self.state.touch_session(id, time.time())
+        return found
+
+    async def ask(
+        self,
+        client: Client,
+        session: ServiceSession,
+        verb: str,
+        recipe: Recipe,
+        items: int,
+        cost: float,
+        work: Callable[[HuggingFaceModel], T],
+        tokens: Callable[[T], int],
+        gone: Gone,
+    ) -> T:
+        """The result of ``work`` on the recipe's merge, in its turn; books ``items`` and the answer's ``tokens``.
+
+        Raises ``UserError``, ``EvaluationError``, ``QuotaSpentError`` and the queue's errors.
+        """
+        self.pool.check(recipe)
+        period = self.quotas.take(client, items)
+
+        async def wanted() -> bool:
+            return not await gone()
+
+        try:
+            worked: Worked[T] = await self.queue.ask(
+                client.name, session.id, cost, lambda: self._run(recipe, work), wanted
+            )
+        except (QueueClosedError, QueueFullError):
+            self.quotas.give_back(client, period, items)
+            raise
+        except Exception as error:
+            kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
+            self.metrics.add("failures_total", kind=kind)
+            raise
+        answered = tokens(worked.value)
+        self.quotas.add_tokens(client, period, answered)
+        self.metrics.add("items_total", items, verb=verb)
+        self.metrics.add("tokens_total", answered, verb=verb)
+        self.metrics.add("merges_total", float(worked.merged))
+        self.metrics.add("merge_seconds_total", worked.merge_seconds)
+        self.metrics.add("work_seconds_total", worked.seconds)
+        _log.info(
+            "client %s session %.6s: %s of %d items, %d tokens, merge %.3f s, %.3f s in all",
+            client.name, session.id, verb, items, answered, worked.merge_seconds, worked.seconds,
+        )  # fmt: skip
+        return worked.value
+
+    def _run(self, recipe: Recipe, work: Callable[[HuggingFaceModel], T]) -> Worked[T]:
+        """In the thread: whatever goes wrong with a candidate is the candidate's failure, not to be asked again."""
+        try:
+            return self.pool.run(recipe, work)
+        except MergefrontError:
+            raise
+        except Exception as error:
+            _log.exception("a job failed")
+            name = type(error).__name__
+            kind = "out of memory" if "OutOfMemory" in name or isinstance(error, MemoryError) else name
+            raise EvaluationError(f"the merge could not be made or asked ({name})", kind=kind) from error
+
+    def cost(self, read: int, written: int = 0) -> float:
+        """What a job weighs in the queue: characters that are read (about four a token), tokens generated."""
+        return 1.0 + read / 4 + _GENERATED * written
+
+    def metrics_text(self) -> str:
+        """The metrics with the gauges as they are now."""
+        self.metrics.set("waiting", self.queue.waiting)
+        self.metrics.set("sessions", len(self.state.sessions()))
+        return self.metrics.text()
+
+    async def end(self) -> None:
+        """Stop working; what runs is waited for."""
+        await self.queue.end()
+        await self._in_thread(self.pool.release)
+        self._thread.shutdown()
+        self.state.close()

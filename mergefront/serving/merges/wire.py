@@ -1,0 +1,150 @@
+"""What crosses the wire, strictly typed: the source of the OpenAPI document.
+
+Lengths are bounded here as far as they do not depend on the pool file's limits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mergefront.optimizer.recipes.recipe import Recipe
+
+MOST_LAYERS = 4096
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """Strict: an unknown field and a value of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OpenSession(Body):
+    """Begin a session on a pool, by the pool's name."""
+
+    pool: str = Field(max_length=200)
+
+
+class SessionOpened(Body):
+    """``models`` are the names that recipes may use; ``pool_digest`` changes with the content of any file."""
+
+    session_id: str
+    models: list[str]
+    pool_digest: str
+
+
+class SessionFound(SessionOpened):
+    """A session; ``recipe`` is the merge that the completions routes answer with."""
+
+    recipe: dict[str, Any] | None
+
+
+class RecipeBody(Body):
+    """A merge: mergefront's recipe with names in place of paths. ``base_model`` has to be null."""
+
+    method: Name
+    models: dict[Name, Name] = Field(min_length=1, max_length=10_000)
+    params: dict[Annotated[str, Field(max_length=500)], bool | Number | Annotated[str, Field(max_length=200)]]
+    base_model: None = None
+    layers: int = Field(default=0, ge=0, le=MOST_LAYERS)
+    blocks: list[Annotated[int, Field(ge=0, le=MOST_LAYERS)]] = Field(default=[], max_length=MOST_LAYERS)
+    split: list[Name] = Field(default=[], max_length=64)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    def to_recipe(self) -> Recipe:
+        """The recipe; raises ``UserError`` for one that does not exist."""
+        return Recipe.from_json({**self.model_dump(), "models": {name: name for name in self.models}})
+
+
+class SetMerge(Body):
+    """Choose the merge that a session's completions routes answer with."""
+
+    recipe: RecipeBody
+
+
+class ScoringItem(Body):
+    """How likely is ``continuation`` after ``context``?"""
+
+    context: str
+    continuation: str
+
+
+class LogLikelihoodBody(Body):
+    """Items to score with one merge."""
+
+    recipe: RecipeBody
+    requests: list[ScoringItem] = Field(min_length=1)
+
+
+class Scored(Body):
+    """Sum of the continuation's log-probabilities (nats), its tokens, whether each is the most likely one."""
+
+    logprob: float
+    tokens: int
+    is_greedy: bool
+
+
+class LogLikelihoodAnswer(Body):
+    """In the order of the requests."""
+
+    answers: list[Scored]
+
+
+class GenerationItem(Body):
+    """Continue ``prompt`` greedily, up to the first of ``stop``."""
+
+    prompt: str
+    max_new_tokens: int = Field(default=32, ge=1)
+    stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
+
+
+class GenerateBody(Body):
+    """Prompts to continue with one merge."""
+
+    recipe: RecipeBody
+    requests: list[GenerationItem] = Field(min_length=1)
+
+
+class Generated(Body):
+    """``finish`` is "length" when the text was cut off at ``max_new_tokens``."""
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"]
+
+
+class GenerateAnswer(Body):
+    """In the order of the requests."""
+
+    answers: list[Generated]
+
+
+class Problem(Body):
+    """Why a request was refused. ``kind`` groups causes: a merge whose logits are not finite has "not finite"."""
+
+    detail: str
+    kind: str
+
+
+class CompletionBody(BaseModel):
+    """OpenAI's completions; ``model`` is a session's id. Decoding is greedy: ``temperature`` has to be 0.
+
+    Fields that OpenAI knows and that change nothing here (``user``, ``seed``) are accepted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(max_length=200)
+    prompt: str | Annotated[list[str], Field(min_length=1)]
+    max_tokens: int = Field(default=16, ge=0)
+    temperature: Literal[0]
+    stop: str | list[Annotated[str, Field(min_length=1, max_length=200)]] | None = None
+    echo: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=1)
+    n: Literal[1] = 1
+    stream: Literal[False] = False
+    user: str | None = None
+    seed: int | None = None

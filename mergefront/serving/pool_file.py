@@ -1,0 +1,55 @@
+"""The pool file of ``mergefront serve``, read as strictly as a study file, and the service that it describes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.serving.merges.settings import PoolFile
+from mergefront.study.yaml_file import read_mapping
+
+if TYPE_CHECKING:
+    from mergefront.serving.merges.service import MergeService
+
+
+def read_pool_file(path: Path) -> PoolFile:
+    """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
+    source = str(path)
+    content = read_mapping(path, "pool file", "pool, base_model and models")
+    try:
+        return PoolFile.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(source, [_problem(entry["loc"], entry["msg"]) for entry in error.errors()]) from None
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    return f"{'.'.join(str(part) for part in place) or 'the file'}: {message}"
+
+
+def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:
+    """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
+    from mergefront.adapters.checkpoints.header import compare_headers, read_header
+    from mergefront.serving.merges.access import declared_clients
+    from mergefront.serving.merges.pool import MergePool
+    from mergefront.serving.merges.service import MergeService
+    from mergefront.serving.merges.state import ServiceState
+
+    clients = declared_clients(file, root, environment)
+    base = read_header(root / file.base_model)
+    problems = []
+    for name, path in file.models.items():
+        try:
+            problems += [f"models.{name}: {line}" for line in compare_headers(base, read_header(root / path), name)]
+        except UserError as error:
+            problems.append(f"models.{name}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    state = ServiceState(root / file.state)
+    models = {name: root / path for name, path in file.models.items()}
+    pool = MergePool(root / file.base_model, models, device=file.device, dtype=file.dtype)
+    return MergeService(file, pool, state, clients)

@@ -1,0 +1,71 @@
+"""The process of ``mergefront serve``: the address, the signals, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from mergefront.optimizer.errors import UserError
+from mergefront.serving.merges.application import make_application
+from mergefront.serving.merges.service import MergeService
+
+_PATIENCE = 60
+"""Seconds that the end waits for the job that runs."""
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens at the address: who connects early waits. Raises ``UserError`` where none can be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+        bound.listen()
+    except OSError as error:
+        hint = "choose another port" if error.errno == errno.EADDRINUSE else "check host and port"
+        raise UserError(f"address {host}:{port} cannot be used ({error.strerror}); {hint}") from None
+    return bound
+
+
+def run_service(service: MergeService, bound: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Then what runs is answered, and what waits is told to ask again."""
+    host, port = bound.getsockname()[:2]
+    config = uvicorn.Config(
+        make_application(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_PATIENCE,
+        limit_concurrency=4 * service.limits.waiting + 64,
+        h11_max_incomplete_event_size=64 * 1024,
+        ws="none",
+    )
+    named = f"[{host}]" if ":" in host else host
+    _Server(config, service, lambda: ready(f"http://{named}:{port}")).run([bound])
+
+
+class _Server(uvicorn.Server):
+    """Ends with exit status 0 on a signal, and tells what waits to ask again instead of working it off."""
+
+    def __init__(self, config: uvicorn.Config, service: MergeService, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._service.queue.close)
+        # A second signal does not wait for what runs.
+        self.force_exit = self.should_exit
+        self.should_exit = True

@@ -1,0 +1,215 @@
+"""Preflight of a local backend: checkpoints by their headers, tokenizers, tasks by their data files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.grouping import layer_of
+from mergefront.study.study_file import StudyFile
+
+if TYPE_CHECKING:
+    from mergefront.adapters.tasks.registry import Item, Task
+
+_WHOLE_FILE_UP_TO = 64 * 1024 * 1024
+_SAMPLE = 1024 * 1024
+
+
+def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int:
+    """Compare base and experts by their headers; returns the number of layers (0 if it cannot be told)."""
+    from mergefront.adapters.checkpoints.header import compare_headers, compare_tokenizers, read_header
+
+    models = file.merge.models
+    if not isinstance(models, Mapping):
+        problems.append("merge.models: a local backend needs a path for each expert; write {name: path, ...}")
+        models = {}
+    if file.merge.base_model is None:
+        problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
+        return 0
+    try:
+        base = read_header(root / file.merge.base_model)
+    except UserError as error:
+        problems.append(f"merge.base_model: {_hinted(error, root)}")
+        base = None
+    for name, path in models.items():
+        try:
+            expert = read_header(root / path)
+        except UserError as error:
+            problems.append(f"merge.models.{name}: {_hinted(error, root)}")
+            continue
+        if base is None:
+            continue
+        problems.extend(f"merge.models.{name}: {problem}" for problem in compare_headers(base, expert, name))
+        problems.extend(f"merge.models.{name}: {problem}" for problem in _no_lora(file, expert.kind))
+        if expert.kind == "full":
+            found = compare_tokenizers(root / file.merge.base_model, root / path, name)
+            problems.extend(f"merge.models.{name}: {problem}" for problem in found)
+    if base is None:
+        return 0
+    notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
+    layers = {layer_of(name) for name in base.tensors} - {None}
+    return len(layers)
+
+
+def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:
+    """``{blocks: N, boundaries: importance}`` as first layers; reads every expert's tensors once.
+
+    Raises ``UserError``.
+    """
+    from mergefront.adapters.merging.importance import layer_importance
+    from mergefront.optimizer.recipes.grouping import blocks_by_importance
+
+    blocks = granularity.get("blocks")
+    if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
+        raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
+    assert file.merge.base_model is not None and isinstance(file.merge.models, Mapping)
+    experts = {name: root / path for name, path in file.merge.models.items()}
+    return {"starts": list(blocks_by_importance(layer_importance(root / file.merge.base_model, experts), blocks))}
+
+
+def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+    """Read every task's files; returns the direction of each task that is sound."""
+    from mergefront.adapters.tasks.registry import build_task, problems_of
+
+    directions: dict[str, str] = {}
+    sound: dict[str, Task] = {}
+    for name, config in file.tasks.items():
+        found = problems_of(config, root, file.seed)
+        problems.extend(f"tasks.{name}: {problem}" for problem in found)
+        if found:
+            directions[name] = "maximize"  # its objective is then no second problem
+            continue
+        task = sound[name] = build_task(name, config, root, file.seed)
+        directions[name] = task.direction
+        problems.extend(f"tasks.{name}: {problem}" for problem in _endless(config, file, root))
+        announcement = getattr(task, "announcement", None)
+        if announcement is not None:
+            notes.append(announcement)
+        counts = {split: _count(task, split) for split in ("search", "report")}
+        notes.append(f"task {name}: {counts['search']} search items, {counts['report']} report items")
+    if not file.tasks:
+        problems.append("tasks: a local backend needs at least one task")
+    problems.extend(_leaks(sound))
+    return directions
+
+
+def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:
+    """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
+    wanted = config.get("max_new_tokens", 0)
+    described = root / (file.merge.base_model or "") / "config.json"
+    # os.path answers where a name is too long to exist, pathlib raises.
+    if file.merge.base_model is None or not os.path.isfile(described):
+        return []
+    try:
+        read = dict(json.loads(described.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return []  # the model's own loader says what is wrong with it
+    longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
+    if longest is None or wanted < longest:
+        return []
+    return [f"max_new_tokens is {wanted}, but the base model takes {longest} tokens at most, the prompt included"]
+
+
+_LONGEST = ("n_positions", "max_position_embeddings", "n_ctx")
+"""Where a model's configuration says how many tokens it takes."""
+
+
+def _leaks(tasks: Mapping[str, Task]) -> list[str]:
+    """Report items of one task that the search optimises on in another: their report would be no report."""
+    search = {name: {item.id for item in _items(task, "search")} for name, task in tasks.items()}
+    found = []
+    for name, task in tasks.items():
+        report = {item.id for item in _items(task, "report")}
+        for other, ids in search.items():
+            shared = len(report & ids) if other != name else 0
+            if shared:
+                found.append(
+                    f"tasks.{name}: the search optimises on {shared} of its report items, as search items of task "
+                    f"{other}; give both tasks the same files and report_fraction, or remove the items from one"
+                )
+    return found
+
+
+def _no_lora(file: StudyFile, kind: str) -> list[str]:
+    """Why a checkpoint of this kind cannot be merged by the file's methods, if that is because it is no LoRA."""
+    from mergefront.optimizer.recipes.methods import METHODS
+
+    methods = [file.merge.method] if isinstance(file.merge.method, str) else file.merge.method
+    of_loras = [name for name in methods if name in METHODS and METHODS[name].lora is not None]
+    if kind == "lora" or not of_loras:
+        return []
+    return [
+        f"{of_loras[0]} merges LoRAs, and this is a whole checkpoint; use task_arithmetic, or give the LoRA's folder"
+    ]
+
+
+def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
+    """Content hashes of files and checkpoint folders, by path; what a study's scores depend on.
+
+    Files above 64 MiB are hashed by size, first and last MiB, which tells checkpoints apart at the
+    price of their headers.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(set(paths)):
+        digest = hashlib.sha256()
+        for file in _content_files(root / path):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(_content(file))
+        found[path] = digest.hexdigest()[:16]
+    return found
+
+
+def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
+    """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
+    modules of metrics of one's own with those that they import."""
+    from mergefront.adapters.tasks.lm_eval.files import task_files
+    from mergefront.adapters.tasks.local_imports import imported_files, module_files
+
+    named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
+    local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
+    own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
+    metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
+    modules = [file for module, colon, _ in metrics if colon for file in module_files(module, root)]
+    return [*named, *local, *own, *modules, *imported_files(modules, root)]
+
+
+def _content_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    kept = (".safetensors", ".json", ".jsonl", ".model", ".txt")
+    return sorted(file for file in path.iterdir() if file.suffix in kept and file.is_file())
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _WHOLE_FILE_UP_TO:
+            return hashlib.file_digest(stream, "sha256").digest()
+        head = stream.read(_SAMPLE)
+        stream.seek(size - _SAMPLE)
+        return hashlib.sha256(head + stream.read(_SAMPLE)).digest()
+
+
+def _count(task: Task, split: str) -> int:
+    return len(_items(task, split))
+
+
+def _items(task: Task, split: str) -> Sequence[Item]:
+    try:
+        return task.items(split)
+    except UserError:
+        return ()
+
+
+def _hinted(error: UserError, root: Path) -> str:
+    readme = root / "README.md"
+    text = str(error)
+    if "no such file or folder" in text:
+        text += " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
+    return text

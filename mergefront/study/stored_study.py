@@ -1,0 +1,440 @@
+"""A study as its user sees it: the front, the anchors, the best of each objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.constraints import Constraint, constraints_from, feasible
+from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.objectives import Normaliser, Objective, objectives_from
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+    from mergefront.optimizer.racing.joint_scores import Estimate
+    from mergefront.optimizer.racing.race import RacingSettings
+    from mergefront.optimizer.search.stopping import Stop
+    from mergefront.storage.database import Database
+    from mergefront.storage.ledger import StudyLedger
+    from mergefront.storage.studies import StudyRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One evaluated recipe of a study; ``number`` is its trial, ``anchor`` its name if it is an anchor.
+
+    ``digest`` tells its recipe from others, ``recipes`` has the recipe itself by its digest. ``violations`` says by
+    how much it misses each constraint, at most 0 where it satisfies it.
+    """
+
+    number: int
+    digest: str
+    recipes: Mapping[str, Recipe] = field(repr=False, compare=False)
+    evaluation: Evaluation
+    scores: Mapping[str, float]
+    standard_errors: Mapping[str, float]
+    anchor: str | None = None
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The whole recipe; read when it is asked for, since most candidates of a large study are only counted."""
+        return self.recipes[self.digest]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it satisfies every constraint."""
+        return feasible(list(self.violations.values()))
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Every coefficient of the recipe, searched or fixed."""
+        return self.recipe.params
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A trial that could not be scored, and why."""
+
+    number: int
+    reason: str
+
+
+class Study:
+    """A stored study. ``optuna`` is the ``optuna.Study`` underneath."""
+
+    def __init__(self, database: Database, record: StudyRecord) -> None:
+        self.database = database
+        self.record = record
+        self._known: tuple[tuple[int, int], list[Candidate]] | None = None
+        self._standings: tuple[tuple[str, ...], dict[str, dict[str, Estimate]]] = ((), {})
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def refresh(self) -> Study:
+        """This study with the name, budget and stop rule that the database has by now."""
+        from mergefront.storage.studies import reload
+
+        self.record = reload(self.database, self.record)
+        return self
+
+    @cached_property
+    def space(self) -> MergeSpace:
+        self._know_methods()
+        return MergeSpace.from_json(self.record.definition["space"])
+
+    @cached_property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, in the order of Optuna's values."""
+        given = self.record.definition["objectives"]
+        return objectives_from(
+            [
+                Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
+                for entry in given
+            ]
+        )
+
+    @cached_property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """What a candidate has to satisfy to be on the front."""
+        return constraints_from(self.record.definition["constraints"])
+
+    @cached_property
+    def racing(self) -> RacingSettings | None:
+        """How the search races; None when every candidate answers every item."""
+        from mergefront.optimizer.racing.race import RacingSettings
+
+        return RacingSettings.read(self.record.definition["racing"])
+
+    @cached_property
+    def optuna(self) -> optuna.Study:
+        import optuna
+
+        from mergefront.optimizer.samplers.registry import make_sampler
+
+        sampler = self.record.definition["sampler"]
+        return optuna.load_study(
+            study_name=self.name,
+            storage=self.database.optuna_storage,
+            sampler=make_sampler(
+                sampler["name"],
+                seed=self.record.definition["seed"],
+                search_space=self.space.distributions(),
+                objectives=self.objectives,
+                options=sampler["options"],
+                rule=self.space.merge_rule,
+            ),
+        )
+
+    def _know_methods(self) -> None:
+        """Load the merge methods of the user's own, without which recipes cannot be read."""
+        from mergefront.study.method_files import load_known_method_files
+
+        load_known_method_files(self.record.definition.get("method_files", {}), Path(self.record.root))
+
+    @cached_property
+    def ledger(self) -> StudyLedger:
+        from mergefront.storage.ledger import StudyLedger
+        from mergefront.versions import versions
+
+        self._know_methods()
+        return StudyLedger(self.database, self.record.study_id, versions())
+
+    def candidates(self) -> list[Candidate]:
+        """Every evaluated candidate by trial number, anchors included, each recipe once.
+
+        The scores of a racing study are estimated from what all its candidates answered, anew as more is known;
+        the trials keep what was told when they finished.
+        """
+        from optuna.trial import TrialState
+
+        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        # Both only grow while a study lives, so that equal counts mean equal contents.
+        counted = (len(trials), self.ledger.evaluation_count())
+        if self._known is None or self._known[0] != counted:
+            self._known = (counted, self._candidates_of(trials))
+        return list(self._known[1])
+
+    def _candidates_of(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
+        from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
+
+        evaluations = self.ledger.evaluations()
+        recipes = self.ledger.recipes()
+        estimates = self._estimates(evaluations)
+        made = []
+        seen = set()
+        for trial in trials:
+            digest = trial.user_attrs.get(RECIPE)
+            if digest is None or digest not in evaluations or (digest in seen and ANCHOR not in trial.user_attrs):
+                continue
+            seen.add(digest)
+            evaluation = evaluations[digest]
+            scores = dict(zip((objective.name for objective in self.objectives), trial.values, strict=True))
+            errors = evaluation.standard_errors
+            if digest in estimates:
+                scores = {name: one.mean for name, one in estimates[digest].items()}
+                errors = {name: one.standard_error for name, one in estimates[digest].items()}
+            made.append(
+                Candidate(
+                    trial.number,
+                    digest,
+                    recipes,
+                    evaluation,
+                    scores,
+                    errors,
+                    trial.user_attrs.get(ANCHOR),
+                    dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True)),
+                )
+            )
+        return made
+
+    def _estimates(self, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Estimate]]:
+        """What a racing study's evaluations score on all items, by digest; empty for any other study."""
+        if self.racing is None:
+            return {}
+        from mergefront.optimizer.racing.race import standings
+
+        if self._standings[0] != tuple(evaluations):
+            answered = self.ledger.evaluations(items=True)
+            found = standings(self.objectives, list(answered.values()))
+            self._standings = (tuple(answered), dict(zip(answered, found, strict=True)))
+        return self._standings[1]
+
+    def anchors(self) -> list[Candidate]:
+        """The anchors evaluated so far."""
+        return [candidate for candidate in self.candidates() if candidate.anchor is not None]
+
+    def failures(self) -> list[Failure]:
+        """The failed trials with their reasons."""
+        from optuna.trial import TrialState
+
+        from mergefront.optimizer.search.loop import FAILURE
+
+        return [
+            Failure(trial.number, str(trial.user_attrs.get(FAILURE, "no reason was kept")))
+            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        ]
+
+    def normaliser(self, candidates: list[Candidate] | None = None) -> Normaliser:
+        """The unit system of this study, from its anchors."""
+        candidates = self.candidates() if candidates is None else candidates
+        rows = [self._row(candidate) for candidate in candidates if candidate.anchor is not None]
+        return Normaliser.from_anchors(self.objectives, rows)
+
+    def normalised(self, candidates: list[Candidate] | None = None) -> list[list[float]]:
+        """The candidates' scores in the common unit (larger is better, 0 worst anchor, 1 best anchor)."""
+        candidates = self.candidates() if candidates is None else candidates
+        normaliser = self.normaliser()
+        return [normaliser.normalise(self._row(candidate)) for candidate in candidates]
+
+    def front(self) -> list[Candidate]:
+        """The candidates that satisfy the constraints and that no other such dominates, by trial number.
+
+        In a racing study scores are estimates: a candidate stays unless another one probably dominates it.
+        """
+        from mergefront.optimizer.racing.race import raced_front
+        from mergefront.optimizer.scores.pareto import nondominated
+
+        candidates = self._feasible(self.candidates())
+        if not candidates:
+            return []
+        signed = [
+            [objective.sign * candidate.scores[objective.name] for objective in self.objectives]
+            for candidate in candidates
+        ]
+        keep: Sequence[bool]
+        if self.racing is None:
+            keep = nondominated(signed).tolist()
+        else:
+            estimates = self._estimates(self.ledger.evaluations())
+            rows = [estimates[candidate.digest] for candidate in candidates]
+            keep = raced_front(self.objectives, rows)
+        front = []
+        seen = set()
+        for candidate, kept in zip(candidates, keep, strict=True):
+            if kept and candidate.digest not in seen:
+                seen.add(candidate.digest)
+                front.append(candidate)
+        return front
+
+    def distinct_front(self, epsilon: float | None = None) -> list[Candidate]:
+        """The front without members that are no real alternative to another one that stays, by trial number.
+
+        A member stays when it is better than every other that stays in at least one objective: by more than
+        ``epsilon`` in normalised units, or, without ``epsilon``, beyond noise (paired by item where items are kept;
+        p < 0.05). Balanced members are preferred to stay. Raises ``UserError`` for an epsilon below 0.
+        """
+        import numpy as np
+
+        from mergefront.optimizer.scores.pareto import distinct, epsilon_better
+        from mergefront.results.verdict import better_beyond_noise
+
+        if epsilon is not None and not 0 <= epsilon < float("inf"):
+            raise UserError(
+                f"epsilon is {epsilon}; it must be a number of at least 0, in normalised units such as 0.02"
+            )
+        front = self.front()
+        if not front:
+            return []
+        rows = np.asarray(self.normalised(front))
+        better = better_beyond_noise(self, front) if epsilon is None else epsilon_better(rows, epsilon)
+        kept = distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
+        return [candidate for candidate, stays in zip(front, kept, strict=True) if stays]
+
+    def best(self, objective: str) -> Candidate:
+        """The candidate that is best in one objective among those that satisfy the constraints.
+
+        Raises ``UserError`` when there is none.
+        """
+        sign = next((known.sign for known in self.objectives if known.name == objective), None)
+        if sign is None:
+            names = [known.name for known in self.objectives]
+            raise UserError(f"study {self.name!r} has no objective {objective!r} {did_you_mean(objective, names)}")
+        candidates = self._some_candidates()
+        return max(candidates, key=lambda candidate: sign * candidate.scores[objective])
+
+    def knee(self) -> Candidate:
+        """The front's knee: best sum of the objectives, each scaled to the front's range.
+
+        Raises ``UserError`` when the front is empty.
+        """
+        from mergefront.optimizer.scores.pareto import knee
+
+        self._some_candidates()
+        front = self.front()
+        return front[knee(self.normalised(front))]
+
+    def preferred(self, weights: Mapping[str, float]) -> Candidate:
+        """The front member that a user with these weights (objective -> importance) picks."""
+        from mergefront.optimizer.scores.pareto import preferred
+
+        shares = self._shares(weights, "preferences")
+        self._some_candidates()
+        front = self.front()
+        return front[preferred(self.normalised(front), shares)]
+
+    def along(self, direction: Mapping[str, float]) -> Candidate:
+        """The front member that lies farthest along a direction (objective -> how much of it is wanted).
+
+        From the front's worst values upwards, each objective scaled to the front's range: ``{"maths": 2, "french": 1}``
+        wants gains of 2 to 1.
+        """
+        from mergefront.optimizer.scores.pareto import along
+
+        shares = self._shares(direction, "direction")
+        self._some_candidates()
+        front = self.front()
+        return front[along(self.normalised(front), shares)]
+
+    def _shares(self, given: Mapping[str, float], what: str) -> list[float]:
+        """One number per objective from what a user gave for some of them."""
+        names = [objective.name for objective in self.objectives]
+        for name, share in given.items():
+            if name not in names:
+                raise UserError(f"study {self.name!r} has no objective {name!r} {did_you_mean(name, names)}")
+            if not 0 <= share < float("inf"):
+                raise UserError(f"{what}: {name}={share} must be a number of at least 0")
+        if not any(given.values()):
+            raise UserError(f"{what}: give at least one objective a number above 0, such as {names[0]}=0.7")
+        return [given.get(name, 0.0) for name in names]
+
+    def hypervolume(self, candidates: list[Candidate] | None = None) -> float:
+        """Hypervolume of the candidates (all of them by default) that satisfy the constraints, in the normalised
+        units, above the fixed reference point."""
+        from mergefront.optimizer.scores.pareto import hypervolume
+
+        every = self.candidates()
+        normaliser = self.normaliser(every)
+        rows = [
+            normaliser.normalise(self._row(candidate))
+            for candidate in self._feasible(every if candidates is None else candidates)
+        ]
+        return hypervolume(rows, normaliser.reference_point) if rows else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""
+        failures = self.failures()
+        every = self.candidates()
+        content = {
+            "study": self.name,
+            "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
+            "hypervolume": self.hypervolume(),
+            "front": [
+                {"trial": candidate.number, "scores": dict(candidate.scores), "params": dict(candidate.params)}
+                for candidate in self.front()
+            ],
+            "anchors": [
+                {"name": candidate.anchor, "trial": candidate.number, "scores": dict(candidate.scores)}
+                for candidate in every
+                if candidate.anchor is not None
+            ],
+            "evaluations": self.finished_count(),
+            "failed": len(failures),
+        }
+        if self.constraints:
+            content["constraints"] = [str(constraint) for constraint in self.constraints]
+            content["infeasible"] = [
+                {"trial": candidate.number, "violations": dict(candidate.violations)}
+                for candidate in every
+                if not candidate.feasible
+            ]
+        return content
+
+    @property
+    def stopped(self) -> Stop | None:
+        """Why the last run ended; None while it is under way, or when it was interrupted or failed."""
+        from mergefront.optimizer.search.stopping import STOPPED, Stop
+
+        found = self.optuna.user_attrs.get(STOPPED)
+        return None if found is None else Stop(found["cause"], found["reason"])
+
+    def finished_count(self) -> int:
+        """How many trials of the budget are spent: scored or failed."""
+        from optuna.trial import TrialState
+
+        from mergefront.optimizer.search.attributes import WARM_START
+
+        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        return sum(1 for trial in finished if WARM_START not in trial.user_attrs)
+
+    def _row(self, candidate: Candidate) -> list[float]:
+        return [candidate.scores[objective.name] for objective in self.objectives]
+
+    def _some_candidates(self) -> list[Candidate]:
+        candidates = self.candidates()
+        if not candidates:
+            raise UserError(f"study {self.name!r} has no finished evaluation yet; run or resume it first")
+        allowed = self._feasible(candidates)
+        if not allowed:
+            from mergefront.results.formatting import nothing_feasible
+
+            remedy = "Evaluate more, or begin a study with looser constraints"
+            raise UserError(f"study {self.name!r}: {nothing_feasible(self.nearest_to_feasible())} {remedy}")
+        return allowed
+
+    def nearest_to_feasible(self) -> Candidate:
+        """The candidate whose largest violation, in units of the constraints' median violation, is the smallest."""
+        candidates = self.candidates()
+        scales = {
+            str(constraint): median(abs(candidate.violations[str(constraint)]) for candidate in candidates) or 1.0
+            for constraint in self.constraints
+        }
+        return min(candidates, key=lambda c: max((by / scales[name] for name, by in c.violations.items()), default=0.0))
+
+    @staticmethod
+    def _feasible(candidates: list[Candidate]) -> list[Candidate]:
+        return [candidate for candidate in candidates if candidate.feasible]
+
+    def __repr__(self) -> str:
+        return f"Study({self.name!r}, {self.database.url})"

@@ -1,0 +1,162 @@
+"""The study file: strict YAML, every problem reported at once.
+
+An unknown key is an error with the nearest known one. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergefront.adapters.remote.settings import SERVER_SECTIONS, ServerSection
+from mergefront.optimizer.errors import StudyFileError, did_you_mean
+from mergefront.study.yaml_file import read_mapping
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MergeSection(_Section):
+    """What is merged, how, and which coefficients are searched.
+
+    ``method_files`` are Python files, run before anything else, that declare methods of the user's own.
+    """
+
+    method: str | list[str]
+    base_model: str | None = None
+    models: dict[str, str] | list[str]
+    space: dict[str, Any] = Field(default_factory=dict)
+    method_files: list[str] = Field(default_factory=list)
+
+
+class LocalBackendSection(_Section):
+    """Merges in memory and scores on this machine.
+
+    ``compat: mergekit`` computes in the checkpoints' own dtype as mergekit does; ``task_vectors`` (exact,
+    int8, or a rank) is how the experts are held.
+    """
+
+    type: Literal["local"] = "local"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    compat: Literal["mergekit"] | None = None
+    task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = "exact"
+
+
+class FunctionBackendSection(_Section):
+    """Scores with the user's own function ``Recipe -> {objective: number}``."""
+
+    type: Literal["function"]
+    call: str
+
+
+class ObjectiveSection(_Section):
+    """One objective; ``direction`` defaults to what its task's metric says."""
+
+    name: str
+    direction: Literal["maximize", "minimize"] | None = None
+    range: tuple[float, float] | None = Field(default=None, strict=False)
+
+
+class ConstraintSection(_Section):
+    """A bound on a reported number; the same as ``name <= at_most`` or ``name >= at_least``."""
+
+    name: str
+    at_most: float | None = Field(default=None, strict=False)
+    at_least: float | None = Field(default=None, strict=False)
+
+
+class SearchSection(BaseModel):
+    """Sampler and budget; every other key is an option of the sampler."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    sampler: str = "mm-mo"
+    evaluations: int = Field(default=30, ge=1)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the sampler."""
+        return dict(self.model_extra or {})
+
+
+class StudyFile(_Section):
+    """A study file, as written."""
+
+    study: str = Field(min_length=1, max_length=200)
+    storage: str = "sqlite:///mergefront.db"
+    seed: int = Field(default=0, ge=0)
+    merge: MergeSection
+    backend: LocalBackendSection | FunctionBackendSection | ServerSection = Field(
+        default_factory=LocalBackendSection, discriminator="type"
+    )
+    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    objectives: list[str | ObjectiveSection] = Field(min_length=1)
+    constraints: list[str | ConstraintSection] = Field(default_factory=list)
+    racing: Any = False
+    search: SearchSection = Field(default_factory=SearchSection)
+    stop: dict[str, Any] = Field(default_factory=dict)
+    warm_start: list[str | dict[str, str]] = Field(default_factory=list)
+
+
+def read_study_file(path: Path) -> StudyFile:
+    """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
+    source = str(path)
+    content = read_mapping(path, "study file", "study, merge, tasks, objectives and search")
+    if isinstance(content.get("backend"), dict):
+        content["backend"].setdefault("type", "local")
+    try:
+        return StudyFile.model_validate(content)
+    except ValidationError as error:
+        raise StudyFileError(source, [_problem(dict(entry)) for entry in error.errors()]) from None
+
+
+_BACKENDS = ("local", "function", *SERVER_SECTIONS)
+_ALTERNATIVES = ("str", "ObjectiveSection", "ConstraintSection", "dict[str,str]", "list[str]", *_BACKENDS)
+"""Parts of a location that name one of several forms of an entry, not a key."""
+_KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
+    (): StudyFile,
+    ("merge",): MergeSection,
+    ("backend", "local"): LocalBackendSection,
+    ("backend", "function"): FunctionBackendSection,
+    **{("backend", name): section for name, section in SERVER_SECTIONS.items()},
+    ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
+    ("constraints", "*", "ConstraintSection"): ConstraintSection,
+}
+
+
+def _problem(error: dict[str, Any]) -> str:
+    location = tuple(error["loc"])
+    kind = error["type"]
+    where = _readable(location)
+    if kind == "extra_forbidden":
+        parent = tuple("*" if isinstance(part, int) else str(part) for part in location[:-1])
+        section = _KEYS.get(parent)
+        key = str(location[-1])
+        hint = did_you_mean(key, section.model_fields) if section is not None else ""
+        where = ".".join(part for part in (_readable(location[:-1]), key) if part)
+        return f"{where}: unknown key {hint}".rstrip()
+    if kind == "missing":
+        return f"{where}: this key is missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = str(error.get("ctx", {}).get("tag", ""))
+        return f"{where}: unknown backend type {did_you_mean(tag, _BACKENDS)}"
+    given = error.get("input")
+    shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
+
+
+def _readable(location: tuple[Any, ...]) -> str:
+    words: list[str] = []
+    for part in location:
+        if isinstance(part, int):
+            words[-1] = f"{words[-1]}[{part}]" if words else f"[{part}]"
+        elif part in _ALTERNATIVES and words:
+            continue
+        else:
+            words.append(str(part))
+    return ".".join(words)

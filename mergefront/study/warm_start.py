@@ -1,0 +1,255 @@
+"""Beginning a study with what is known already: recipes from files, and earlier studies of the same models.
+
+A recipe from a file is evaluated right after the anchors. Of an earlier study whose scores mean the same (same
+models, same evaluator, everything asked for was reported) all evaluations are taken over: those in the new space are
+told to the sampler, normalised by the new study's anchors like all else, and nothing is evaluated a second time. Of
+an earlier study that was scored otherwise only the recipes of its front are evaluated anew, after the anchors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.recipes.anchors import Anchor
+from mergefront.optimizer.recipes.grouping import CoefficientName
+from mergefront.optimizer.recipes.methods import ParameterValue
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import METHOD, MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from mergefront.study.definition import StudyDefinition
+    from mergefront.study.stored_study import Study
+
+DONE = "mergefront:warm_start"
+"""Study user attribute: the seeds (name and recipe) that follow the anchors; there when a warm start is complete."""
+MOST_SEEDS = 5
+"""So many recipes of an earlier study that was scored otherwise are evaluated."""
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """What a study begins with: ``seeds`` to evaluate after the anchors, ``known`` evaluations by their origin."""
+
+    seeds: tuple[tuple[str, Recipe], ...] = ()
+    known: tuple[tuple[str, Recipe, Evaluation], ...] = ()
+
+
+def entries(given: Sequence[object]) -> tuple[dict[str, str], ...]:
+    """What a user wrote, as mappings: ``{"recipe": path}``, or ``{"study": name}`` with perhaps ``"storage"``.
+
+    Raises ``UserError`` for anything else.
+    """
+    made = []
+    for entry in given:
+        if isinstance(entry, str | Path):
+            made.append({"recipe": str(entry)})
+        elif (
+            isinstance(entry, Mapping)
+            and set(entry) in ({"study"}, {"study", "storage"}, {"recipe"})
+            and all(isinstance(value, str) for value in entry.values())
+        ):
+            made.append(dict(entry))
+        else:
+            raise UserError(f"warm_start: {entry!r} must be a recipe's path, or {{study: NAME, storage: URL}}")
+    return tuple(made)
+
+
+def read_warm_start(definition: StudyDefinition) -> WarmStart:
+    """Everything that a definition's ``warm_start`` names; raises ``UserError`` when it does not fit the study."""
+    seeds: list[tuple[str, Recipe]] = []
+    known: list[tuple[str, Recipe, Evaluation]] = []
+    for entry in definition.warm_start:
+        if "recipe" in entry:
+            seeds.append((entry["recipe"], read_recipe(definition.space, definition.root / entry["recipe"])))
+        else:
+            found = _from_study(definition, entry["study"], entry.get("storage", definition.storage))
+            seeds += found.seeds
+            known += found.known
+    return WarmStart(tuple(seeds), tuple(known))
+
+
+def begin(study: Study, definition: StudyDefinition) -> None:
+    """Take a warm start over into a new study; does nothing when that was done before.
+
+    Interrupted, it goes on where it was: what was taken over is known by its recipe.
+    """
+    from mergefront.optimizer.search.attributes import RECIPE
+
+    if not definition.warm_start or DONE in study.optuna.user_attrs:
+        return
+    found = read_warm_start(definition)
+    told = {trial.user_attrs.get(RECIPE) for trial in study.optuna.get_trials(deepcopy=False)}
+    for origin, recipe, evaluation in found.known:
+        if study.ledger.find(recipe) is None:
+            study.ledger.record(recipe, evaluation, "search")
+        params = params_in(study.space, recipe)
+        if params is not None and recipe.digest not in told:
+            _tell(study, origin, recipe, evaluation, params)
+            told.add(recipe.digest)
+    seeds = [{"name": name, "recipe": recipe.to_json()} for name, recipe in found.seeds]
+    study.optuna.set_user_attr(DONE, seeds)
+
+
+def seeds_of(study: Study) -> tuple[Anchor, ...]:
+    """The recipes to evaluate after the anchors, as the study keeps them."""
+    made = []
+    for entry in study.optuna.user_attrs.get(DONE, ()):
+        recipe = Recipe.from_json(entry["recipe"])
+        params = params_in(study.space, recipe)
+        shown = _nearest(study.space, recipe) if params is None else params
+        exact = recipe if params is None else study.space.recipe(params)
+        made.append(Anchor(entry["name"], exact, shown, outside_space=params is None, baseline=False))
+    return tuple(made)
+
+
+def read_recipe(space: MergeSpace, path: Path) -> Recipe:
+    """A mergekit configuration as a recipe over the space's models; raises ``UserError`` where they differ."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"warm_start: {path} cannot be read: {error}") from None
+    try:
+        recipe = Recipe.from_mergekit(text, {reference: name for name, reference in space.models.items()})
+    except UserError as error:
+        raise UserError(f"warm_start: {path}: {error}") from None
+    return over(space, recipe, str(path))
+
+
+def over(space: MergeSpace, recipe: Recipe, origin: str) -> Recipe:
+    """The recipe with the space's own references; raises ``UserError`` unless it merges the same experts."""
+    if set(recipe.models) != set(space.models):
+        raise UserError(
+            f"warm_start: {origin} merges {', '.join(recipe.models)}, but this study {', '.join(space.models)}; "
+            "name the models alike"
+        )
+    return space.make(recipe.method, dict(recipe.params), recipe.grouping)
+
+
+def params_in(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue] | None:
+    """The recipe as a point of the space, or None. A coefficient for the whole model counts for each of its parts."""
+    direct = space.params(recipe)
+    if direct is not None or recipe.grouping.starts or recipe.method not in {method.name for method in space.methods}:
+        return direct
+    params: dict[str, ParameterValue] = {}
+    for name, searched in space.searched.items():
+        if name == METHOD:
+            params[name] = recipe.method
+            continue
+        whole = _whole(space, name)
+        value = recipe.params.get(whole, searched.nearest(1.0) if whole not in recipe.params else None)
+        if value is None or not searched.holds(value):
+            return None
+        params[name] = value
+    spread = space.recipe(params).params
+    same = {_whole(space, name): value for name, value in spread.items()}
+    return params if same == dict(recipe.params) else None
+
+
+def _whole(space: MergeSpace, name: str) -> str:
+    """The name of the same coefficient without block and module kind."""
+    parsed = CoefficientName.parse(name, space.models, space.grouping.split)
+    return str(CoefficientName(parsed.parameter, parsed.expert))
+
+
+def _nearest(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue]:
+    """A point of the space to show a recipe outside it by."""
+    params: dict[str, ParameterValue] = {}
+    for name, searched in space.searched.items():
+        value = recipe.method if name == METHOD else recipe.params.get(name, recipe.params.get(_whole_or(space, name)))
+        params[name] = searched.at(0.5) if value is None else searched.nearest(value)
+    return params
+
+
+def _whole_or(space: MergeSpace, name: str) -> str:
+    return name if name == METHOD else _whole(space, name)
+
+
+def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
+    from mergefront.running.run import load_study
+
+    earlier = load_study(name, storage=storage)
+    origin = f"study {name!r}"
+    _check_same_models(definition, earlier, origin)
+    candidates = earlier.candidates()
+    if _scores_alike(definition, earlier):
+        known = []
+        for candidate in candidates:
+            full = earlier.ledger.find(candidate.recipe)
+            if full is not None and _reports_all(definition, full):
+                recipe = over(definition.space, candidate.recipe, origin)
+                known.append((f"{name}/{candidate.number}", recipe, full))
+        return WarmStart(known=tuple(known))
+    front = [candidate for candidate in earlier.front() if candidate.anchor is None]
+    best = sorted(front, key=lambda candidate: -sum(earlier.normalised([candidate])[0]))[:MOST_SEEDS]
+    seeds = [(f"{name}/{c.number}", over(definition.space, c.recipe, origin)) for c in best]
+    return WarmStart(seeds=tuple(seeds))
+
+
+def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str) -> None:
+    space, other = definition.space, earlier.space
+    if set(space.models) != set(other.models):
+        unknown = next(iter(set(other.models) ^ set(space.models)))
+        raise UserError(
+            f"warm_start: {origin} has the models {', '.join(other.models)}, this one {', '.join(space.models)}: "
+            f"{unknown!r} is in one only {did_you_mean(unknown, space.models)}"
+        )
+    new, old = (side.get("content", {}) for side in (definition.evaluator, earlier.record.definition["evaluator"]))
+    for name, reference in space.models.items():
+        theirs = old.get(other.models[name])
+        if reference in new and theirs is not None and new[reference] != theirs:
+            raise UserError(
+                f"warm_start: {origin} merged another checkpoint as {name!r} (its content differs); "
+                "leave that study out, or use the same checkpoint"
+            )
+
+
+def _scores_alike(definition: StudyDefinition, earlier: Study) -> bool:
+    """Whether the earlier study's scores are what this one's evaluator would give."""
+    return _scoring(definition, definition.evaluator) == _scoring(definition, earlier.record.definition["evaluator"])
+
+
+def _scoring(definition: StudyDefinition, evaluator: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an evaluator's description on which the numbers asked for depend."""
+    wanted = {objective.name for objective in definition.objectives} | {c.name for c in definition.constraints}
+    rest = {key: value for key, value in evaluator.items() if key not in ("tasks", "content")}
+    tasks = {name: task for name, task in evaluator.get("tasks", {}).items() if name in wanted}
+    files = {task[key] for task in tasks.values() for key in ("path", "report") if key in task}
+    content = {path: digest for path, digest in evaluator.get("content", {}).items() if path in files}
+    return {**rest, "tasks": tasks, "content": content}
+
+
+def _reports_all(definition: StudyDefinition, evaluation: Evaluation) -> bool:
+    from mergefront.optimizer.scores.constraints import checked_violations
+    from mergefront.optimizer.scores.evaluation import checked_scores
+
+    try:
+        checked_scores(evaluation, [objective.name for objective in definition.objectives])
+        checked_violations(evaluation, definition.constraints)
+    except EvaluationError:
+        return False
+    return True
+
+
+def _tell(
+    study: Study, origin: str, recipe: Recipe, evaluation: Evaluation, params: Mapping[str, ParameterValue]
+) -> None:
+    from optuna.trial import create_trial
+
+    from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START
+    from mergefront.optimizer.search.loop import told_attributes
+
+    attributes, violations = told_attributes(study.objectives, study.constraints, evaluation)
+    study.optuna.add_trial(
+        create_trial(
+            params=dict(params),
+            distributions=study.space.distributions(),
+            values=[evaluation.scores[objective.name] for objective in study.objectives],
+            user_attrs={WARM_START: origin, RECIPE: recipe.digest, **attributes},
+            system_attrs={VIOLATIONS: violations} if violations else {},
+        )
+    )

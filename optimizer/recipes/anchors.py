@@ -1,0 +1,154 @@
+"""The recipes that every search evaluates first.
+
+The anchors (base model, each expert alone, the uniform average, task arithmetic at 0.3) fix the
+unit system in which objectives are compared, are the baselines that a merge has to beat, and are
+good first data for the surrogate where they are points of the searched space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping
+from mergefront.optimizer.recipes.methods import ParameterValue
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import METHOD, MergeSpace
+
+BASE = "base"
+UNIFORM = "uniform average"
+TASK_ARITHMETIC = "task arithmetic 0.3"
+METRIC_WEIGHTED = "metric-weighted average"
+
+_ADDS_WHOLE_TASK_VECTORS = ("task_arithmetic", "dare_linear", "lora_cat")
+_SINGLE_EXPERT_EXACT = (*_ADDS_WHOLE_TASK_VECTORS, "ties", "dare_ties", "lora_factor")
+"""At density 1 these give an expert back when it alone has weight 1, and the base when none has any."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A recipe that is evaluated first, under a name.
+
+    ``params`` are its Optuna parameters. When ``outside_space`` is set the recipe is not a point of
+    the searched space (an average among ``ties`` candidates, say): ``params`` then holds the same
+    coefficients as far as the space has them, for display, and no surrogate may learn from them.
+    """
+
+    name: str
+    recipe: Recipe
+    params: Mapping[str, ParameterValue]
+    outside_space: bool
+    baseline: bool = True
+    """False for a recipe that is evaluated first without being one to compare with: a seed of a warm start."""
+
+
+def expert_anchor(expert: str) -> str:
+    """The name of the anchor that is one expert alone."""
+    return f"expert {expert}"
+
+
+def anchors(space: MergeSpace) -> list[Anchor]:
+    """The anchors of a space, in the order in which they are evaluated."""
+    experts = list(space.models)
+    share = 1.0 / len(experts)
+    made = [_anchor(space, BASE, dict.fromkeys(experts, 0.0), "task_arithmetic")]
+    made += [
+        _anchor(space, expert_anchor(name), {other: float(other == name) for other in experts}, "task_arithmetic")
+        for name in experts
+    ]
+    if len(experts) > 1:
+        made.append(_anchor(space, UNIFORM, dict.fromkeys(experts, share), "linear"))
+    made.append(_anchor(space, TASK_ARITHMETIC, dict.fromkeys(experts, 0.3), "task_arithmetic"))
+    return made
+
+
+def metric_weighted(space: MergeSpace, own_scores: Mapping[str, float]) -> Anchor | None:
+    """The average whose weights are proportional to each expert's own score (``own_scores``, larger
+    is better, by expert), as a point of the space; None where the space has no such point.
+
+    Metrics-weighted averaging as in METHODS of checkpoint averaging; negative scores count as 0.
+    """
+    total = sum(max(score, 0.0) for score in own_scores.values())
+    if total <= 0 or set(own_scores) != set(space.models):
+        return None
+    weights = {name: max(score, 0.0) / total for name, score in own_scores.items()}
+    anchor = _anchor(space, METRIC_WEIGHTED, weights, "linear")
+    if anchor.outside_space:
+        try:
+            return Anchor(METRIC_WEIGHTED, space.recipe(anchor.params), anchor.params, False)
+        except UserError:
+            return None
+    return anchor
+
+
+def _anchor(space: MergeSpace, name: str, weights: Mapping[str, float], method: str) -> Anchor:
+    params = _projected(space, weights, method)
+    same = _same_in_space(space, weights, method, params)
+    if same is not None:
+        return Anchor(name, same, params, False)
+    recipe = space.make(method, {f"weight[{expert}]": weight for expert, weight in weights.items()}, Grouping())
+    return Anchor(name, recipe, params, True)
+
+
+def _same_in_space(
+    space: MergeSpace, weights: Mapping[str, float], method: str, params: Mapping[str, ParameterValue]
+) -> Recipe | None:
+    """The recipe at ``params`` if its merge is exactly the wanted one, else None."""
+    recipe = space.recipe(params)
+    nonzero = [weight for weight in weights.values() if weight != 0]
+    if recipe.method not in _equivalent(method, nonzero):
+        return None
+    for name, value in recipe.params.items():
+        parsed = CoefficientName.parse(name, recipe.models, recipe.grouping.split)
+        wanted = _wanted(parsed, value, recipe.method, weights, nonzero)
+        if wanted != value and (isinstance(value, str) or abs(float(value) - float(wanted)) > 1e-12):
+            return None
+    return recipe
+
+
+def _wanted(
+    name: CoefficientName,
+    value: ParameterValue,
+    method: str,
+    weights: Mapping[str, float],
+    nonzero: Sequence[float],
+) -> ParameterValue:
+    """What a coefficient has to be for whole task vectors with these weights; ``value`` if it may be anything."""
+    if name.parameter == "weight":
+        return weights[name.expert] if name.expert is not None else float("nan")
+    if name.parameter in ("density", "lambda") and nonzero:
+        return 1.0
+    if name.parameter == "normalize" and (len(nonzero) > 1 or method == "linear"):
+        return method == "linear"
+    return value
+
+
+def _equivalent(method: str, nonzero: Sequence[float]) -> tuple[str, ...]:
+    if not nonzero or (len(nonzero) == 1 and nonzero[0] == 1.0):
+        return (*_SINGLE_EXPERT_EXACT, "linear") if nonzero else _SINGLE_EXPERT_EXACT
+    if abs(sum(nonzero) - 1.0) < 1e-9:
+        return (*_ADDS_WHOLE_TASK_VECTORS, "linear")
+    return _ADDS_WHOLE_TASK_VECTORS if method == "task_arithmetic" else ("linear",)
+
+
+def _projected(space: MergeSpace, weights: Mapping[str, float], method: str) -> dict[str, ParameterValue]:
+    """The wanted coefficients as far as the space has them, clipped into its ranges."""
+    params: dict[str, ParameterValue] = {}
+    for name, searched in space.searched.items():
+        if name == METHOD:
+            nonzero = [weight for weight in weights.values() if weight != 0]
+            wanted = next((m for m in _equivalent(method, nonzero) if m in searched.choices), searched.choices[0])
+            params[name] = wanted
+            continue
+        parsed = CoefficientName.parse(name, space.models, space.grouping.split)
+        if parsed.parameter == "weight" and parsed.expert is not None:
+            params[name] = searched.nearest(weights[parsed.expert])
+        elif parsed.parameter in ("density", "lambda"):
+            params[name] = searched.nearest(1.0)
+        elif parsed.parameter == "t":
+            total = sum(weights.values())
+            params[name] = searched.nearest(list(weights.values())[-1] / total if total > 0 else 0.0)
+        else:
+            params[name] = searched.at(0.5)
+    return params

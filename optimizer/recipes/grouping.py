@@ -1,0 +1,225 @@
+"""How coefficients vary over the depth of a model and over its kinds of module.
+
+A coefficient's flat name says what it applies to; this is the name that Optuna and the dashboard show:
+
+    lambda                          one number for the whole merge
+    weight[maths]                   one number for the expert "maths"
+    weight[maths, mlp]              for tensors whose name contains "mlp"
+    weight[maths, block 2]          for the third block of layers
+    weight[maths, mlp, block 2]     both
+    weight[maths, knot 1]           second of several values, interpolated linearly over the depth
+                                    (a mergekit gradient list)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import ParameterValue
+
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_FLAT_NAME = re.compile(r"^(?P<parameter>[A-Za-z_]\w*)(?:\[(?P<inside>[^\[\]]+)\])?$")
+_POSITION = re.compile(r"^(?P<kind>block|knot) (?P<index>\d+)$")
+_BEFORE_LAYERS = ("embed", "wte", "wpe")
+
+
+def layer_of(tensor_name: str) -> int | None:
+    """The number of the transformer layer that a tensor belongs to, or None outside the layers."""
+    found = _LAYER_NUMBER.search(tensor_name)
+    return int(found.group(1)) if found else None
+
+
+def with_layer(tensor_name: str, layer: int) -> str:
+    """The name of the same tensor in another layer; names outside the layers stay as they are."""
+    found = _LAYER_NUMBER.search(tensor_name)
+    return tensor_name if found is None else f"{tensor_name[: found.start(1)]}{layer}{tensor_name[found.end(1) :]}"
+
+
+def before_layers(tensor_name: str) -> bool:
+    """Whether a tensor outside the layers comes before them (embeddings) rather than after."""
+    return any(part in tensor_name for part in _BEFORE_LAYERS)
+
+
+@dataclass(frozen=True)
+class CoefficientName:
+    """A flat coefficient name, taken apart. ``position`` is ("block" | "knot", index) or None."""
+
+    parameter: str
+    expert: str | None = None
+    module: str | None = None
+    position: tuple[str, int] | None = None
+
+    def __str__(self) -> str:
+        inside = [part for part in (self.expert, self.module) if part is not None]
+        if self.position is not None:
+            inside.append(f"{self.position[0]} {self.position[1]}")
+        return f"{self.parameter}[{', '.join(inside)}]" if inside else self.parameter
+
+    @classmethod
+    def parse(cls, name: str, experts: Iterable[str], split: Iterable[str] = ()) -> CoefficientName:
+        """Read a flat name; raises ``UserError`` when it names no expert, module kind or position."""
+        matched = _FLAT_NAME.match(name)
+        if matched is None:
+            raise UserError(
+                f"coefficient name {name!r} is malformed; write it like weight[maths] or weight[maths, block 2]"
+            )
+        rest = [part.strip() for part in matched["inside"].split(",")] if matched["inside"] else []
+        position: tuple[str, int] | None = None
+        if rest and (at := _POSITION.match(rest[-1])):
+            position = (at["kind"], int(at["index"]))
+            rest.pop()
+        expert = rest.pop(0) if rest and rest[0] in set(experts) else None
+        module = rest.pop(0) if rest and rest[0] in set(split) else None
+        if rest:
+            raise UserError(
+                f"coefficient {name!r}: {rest[0]!r} is neither an expert ({', '.join(experts)}) nor a module kind "
+                f"({', '.join(split) or 'none declared'})"
+            )
+        return cls(matched["parameter"], expert, module, position)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Blocks of consecutive layers and kinds of module that have coefficients of their own.
+
+    ``starts`` holds the first layer of every block, beginning with 0 and ascending (empty: no
+    blocks); ``split`` holds substrings of tensor names, of which the first that matches decides;
+    ``layers`` is the number of transformer layers (0 when it is not known). Tensors before the
+    layers (embeddings) follow the first block, those after them (final norm, head) the last one,
+    as in mergekit's slices; for gradients all tensors outside the layers take the first value.
+    """
+
+    layers: int = 0
+    starts: tuple[int, ...] = ()
+    split: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.starts:
+            ascending = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+            if self.starts[0] != 0 or not ascending or self.starts[-1] >= self.layers:
+                raise UserError(
+                    f"block starts {list(self.starts)} must begin with 0, ascend and stay below the number of layers "
+                    f"({self.layers})"
+                )
+        if len(set(self.split)) != len(self.split):
+            raise UserError(f"module kinds {list(self.split)} name one kind twice")
+
+    @classmethod
+    def equal_blocks(cls, blocks: int, layers: int, split: tuple[str, ...] = ()) -> Grouping:
+        """``blocks`` blocks of equal depth (the first ones take what is left over)."""
+        if not 1 <= blocks <= layers:
+            raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
+        size, left_over = divmod(layers, blocks)
+        starts = tuple(size * i + min(i, left_over) for i in range(blocks))
+        return cls(layers, starts, split)
+
+    @classmethod
+    def of_importance(cls, blocks: int, importance: Sequence[float], split: tuple[str, ...] = ()) -> Grouping:
+        """``blocks`` blocks that share the layers' importance evenly (see ``blocks_by_importance``)."""
+        return cls(len(importance), blocks_by_importance(importance, blocks), split)
+
+    def block_of(self, tensor_name: str) -> int:
+        """The block that a tensor belongs to."""
+        layer = layer_of(tensor_name)
+        if layer is None:
+            return 0 if before_layers(tensor_name) else len(self.starts) - 1
+        return sum(1 for start in self.starts if start <= layer) - 1
+
+    def module_of(self, tensor_name: str) -> str | None:
+        """The first kind of ``split`` that the tensor's name contains, or None."""
+        return next((part for part in self.split if part in tensor_name), None)
+
+    def scopes(self) -> list[tuple[str | None, tuple[str, int] | None]]:
+        """Every (module kind, block) that has a coefficient of its own, in reading order."""
+        blocks: list[tuple[str, int] | None] = [("block", i) for i in range(len(self.starts))] or [None]
+        kinds: list[str | None] = [*self.split, None] if self.split else [None]
+        return [(kind, block) for kind in kinds for block in blocks]
+
+    def resolve(
+        self, params: Mapping[str, ParameterValue], parameter: str, expert: str | None, tensor_name: str
+    ) -> ParameterValue | None:
+        """The value that ``parameter`` has for one expert and one tensor, or None when it is not set.
+
+        The most specific name wins: module kind and position before either alone, the expert's own
+        before the common one.
+        """
+        module = self.module_of(tensor_name)
+        for owner in (expert, None) if expert is not None else (None,):
+            for kind in (module, None) if module is not None else (None,):
+                knots = knots_of(params, parameter, owner, kind)
+                if knots:
+                    return interpolate(knots, layer_of(tensor_name), self.layers)
+                if self.starts:
+                    name = str(CoefficientName(parameter, owner, kind, ("block", self.block_of(tensor_name))))
+                    if name in params:
+                        return params[name]
+                name = str(CoefficientName(parameter, owner, kind))
+                if name in params:
+                    return params[name]
+        return None
+
+
+def blocks_by_importance(importance: Sequence[float], blocks: int) -> tuple[int, ...]:
+    """First layers of ``blocks`` blocks of consecutive layers, between which importance is shared most evenly.
+
+    ``importance`` has one number of at least 0 per layer (how far the experts moved it, say); the sum of
+    squares of the blocks' sums is minimal, by dynamic programming in O(blocks * layers^2), and of equally
+    good divisions the one whose first blocks are longest is taken. Raises ``UserError``.
+    """
+    layers = len(importance)
+    if not 1 <= blocks <= layers:
+        raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
+    if not all(math.isfinite(value) and value >= 0 for value in importance):
+        raise UserError("the importance of a layer must be a finite number of at least 0")
+    # Exact sums, so that equally good divisions are seen to be equal.
+    whole = [Fraction(value) for value in importance]
+    if not any(whole):
+        whole = [Fraction(1)] * layers
+    sums = [Fraction(0), *accumulate(whole)]
+    # best[first]: least cost of the layers from ``first`` on in the blocks that are left, and where the first one ends
+    best = {first: ((sums[layers] - sums[first]) ** 2, layers) for first in range(layers)}
+    chosen = [best]
+    for left in range(2, blocks + 1):
+        rest = chosen[-1]
+        best = {}
+        for first in range(layers - left + 1):
+            ends = range(first + 1, layers - left + 2)
+            # Among equals the longest first block wins.
+            cost, negative_end = min(((sums[end] - sums[first]) ** 2 + rest[end][0], -end) for end in ends)
+            best[first] = (cost, -negative_end)
+        chosen.append(best)
+    starts = [0]
+    for options in reversed(chosen[1:]):
+        starts.append(options[starts[-1]][1])
+    return tuple(starts)
+
+
+def knots_of(
+    params: Mapping[str, ParameterValue], parameter: str, expert: str | None, module: str | None
+) -> list[float]:
+    """The gradient values of one coefficient, first to last; empty when it is no gradient."""
+    values: list[float] = []
+    while (name := str(CoefficientName(parameter, expert, module, ("knot", len(values))))) in params:
+        values.append(float(params[name]))
+    return values
+
+
+def interpolate(knots: list[float], layer: int | None, layers: int) -> float:
+    """Value of a gradient list at a layer: linear in depth t = layer / (layers - 1), as in mergekit.
+
+    Raises ``UserError`` when the number of layers is not known.
+    """
+    if len(knots) == 1 or layer is None or layers == 1:
+        return knots[0]
+    if layers < 1:
+        raise UserError("a gradient needs the model's number of layers (Grouping(layers=...))")
+    scaled = layer / (layers - 1) * (len(knots) - 1)
+    left = min(int(scaled), len(knots) - 2)
+    fraction = scaled - left
+    return (1 - fraction) * knots[left] + fraction * knots[left + 1]

@@ -1,0 +1,444 @@
+"""The declared set of recipes: which coefficients are searched, in which ranges, how finely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping
+from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
+from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
+from mergefront.optimizer.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+METHOD = "method"
+SPARSIFIERS: Mapping[str, Sparsifier] = {
+    "none": "none",
+    "magnitude": "magnitude",
+    "breadcrumbs": "magnitude",
+    "bernoulli": "bernoulli",
+    "rank": "bernoulli",
+}
+"""What the entries that a method drops are chosen by, as far as its density is concerned."""
+"""The name under which the merge method itself is searched when a space has several."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A searched coefficient: any value of [low, high], or one of ``choices`` when given."""
+
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+    step: float | None = None
+    choices: tuple[ParameterValue, ...] = ()
+
+    @classmethod
+    def parse(cls, name: str, given: Any) -> Range | ParameterValue:
+        """What a user wrote for one coefficient: ``[low, high]``, ``{low, high, log, step}``,
+        ``{choices: [...]}``, or a fixed number, word or switch. Raises ``UserError``."""
+        if isinstance(given, Range):
+            return given
+        if isinstance(given, Mapping):
+            unknown = set(given) - {"low", "high", "log", "step", "choices"}
+            if unknown:
+                key = sorted(unknown)[0]
+                raise UserError(
+                    f"{name}: unknown key {key!r} {did_you_mean(key, ('low', 'high', 'log', 'step', 'choices'))}"
+                )
+            if "choices" in given:
+                if len(given) > 1 or not given["choices"]:
+                    raise UserError(f"{name}: 'choices' takes a list of values and stands alone")
+                return cls(choices=tuple(given["choices"]))
+            if not {"low", "high"} <= set(given):
+                raise UserError(f"{name}: a range needs 'low' and 'high'")
+            return cls._checked(name, given["low"], given["high"], bool(given.get("log", False)), given.get("step"))
+        if isinstance(given, (list, tuple)):
+            if len(given) != 2 or any(isinstance(v, (bool, str)) for v in given):
+                raise UserError(f"{name} is {list(given)!r}; write a range as [low, high], or {{choices: [...]}}")
+            return cls._checked(name, given[0], given[1], False, None)
+        if isinstance(given, (bool, int, float, str)):
+            return given
+        raise UserError(f"{name} is {given!r}; write a range [low, high] or one fixed value")
+
+    @classmethod
+    def _checked(cls, name: str, low: Any, high: Any, log: bool, step: Any) -> Range:
+        numbers = [low, high] if step is None else [low, high, step]
+        for value in numbers:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
+                raise UserError(f"{name}: {value!r} is not a finite number")
+        if not low < high:
+            raise UserError(
+                f"{name} is [{low}, {high}]; the low end must be below the high end (one value fixes it: {name}: {low})"
+            )
+        if log and low <= 0:
+            raise UserError(f"{name}: a log range must begin above 0, not at {low}")
+        if step is not None and (step <= 0 or log):
+            raise UserError(f"{name}: step {step} must be positive and cannot be combined with log")
+        return cls(float(low), float(high), log, None if step is None else float(step))
+
+    def distribution(self) -> BaseDistribution:
+        """The Optuna distribution of this range."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def holds(self, value: ParameterValue) -> bool:
+        """Whether ``value`` is a point of this range."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, str) or not self.low <= float(value) <= self.high:
+            return False
+        if self.step is None:
+            return True
+        steps = (float(value) - self.low) / self.step
+        return abs(steps - round(steps)) < 1e-9
+
+    def nearest(self, value: ParameterValue) -> ParameterValue:
+        """The point of this range nearest to ``value``."""
+        if self.choices:
+            return value if value in self.choices else self.choices[0]
+        clipped = self.high if isinstance(value, str) else min(max(float(value), self.low), self.high)
+        if self.step is None:
+            return clipped
+        return min(self.low + self.step * round((clipped - self.low) / self.step), self.high)
+
+    def at(self, fraction: float) -> ParameterValue:
+        """The value at ``fraction`` in [0, 1] of the way (exact at both ends)."""
+        if self.choices:
+            return self.choices[min(int(fraction * len(self.choices)), len(self.choices) - 1)]
+        if fraction <= 0.0:
+            return self.low
+        if fraction >= 1.0:
+            return self.high if self.step is None else self.nearest(self.high)
+        if self.log:
+            return float(self.low * (self.high / self.low) ** fraction)
+        return self.nearest(self.low + fraction * (self.high - self.low))
+
+    def fraction(self, value: ParameterValue) -> float:
+        """The inverse of ``at``; choices come back as the middle of their share."""
+        if self.choices:
+            return (self.choices.index(value) + 0.5) / len(self.choices)
+        if self.log:
+            import math
+
+            return math.log(float(value) / self.low) / math.log(self.high / self.low)
+        return (float(value) - self.low) / (self.high - self.low)
+
+
+class MergeSpace:
+    """The recipes that a search may propose.
+
+    ``models``: the experts, as names or ``{name: reference}``. ``method``: one merge method or
+    several (then the method is searched too). ``parameters`` maps coefficient names to ranges or
+    fixed values: ``{"weight": [0, 1], "density": [0.1, 1], "lambda": 1.0}``; a name such as
+    ``weight[maths]`` overrides it for one expert. A parameter that is not mentioned stays at its
+    default, and is searched over the method's own range when it has none; without any ``parameters``
+    ``density`` is searched too, and everything that the method takes where nothing else would be.
+    ``granularity``: "global", "layers", ``{"blocks": n}`` (of equal depth) or ``{"starts": [0, ...]}`` (first
+    layers, such as ``grouping.blocks_by_importance`` gives), with ``layers`` the number of transformer
+    layers; ``split``: substrings of tensor names that get coefficients of their own. ``seed`` fixes the
+    masks of methods that drop at random.
+
+    Raises ``StudyFileError`` with every problem at once.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[str] | Mapping[str, str],
+        *,
+        method: str | Sequence[str] = "ties",
+        base_model: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        granularity: str | Mapping[str, Any] = "global",
+        split: Sequence[str] = (),
+        layers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.models: dict[str, str] = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
+        self.base_model = base_model
+        self.granularity = granularity if isinstance(granularity, str) else dict(granularity)
+        self.seed = seed
+        self.given = dict(parameters or {})
+        problems: list[str] = []
+        self.methods = _methods(method, problems)
+        self.grouping = _grouping(granularity, tuple(split), layers, problems)
+        if not self.models:
+            problems.append("models: at least one expert is needed")
+        refused = [method.refuses(len(self.models)) for method in self.methods if self.models]
+        problems.extend(f"models: {refusal}" for refusal in refused if refusal is not None)
+        for name in self.models:
+            if not name or any(character in name for character in "[],"):
+                problems.append(f"models: {name!r} is not a usable name; avoid brackets and commas")
+        self.searched: dict[str, Range] = {}
+        self.fixed: dict[str, ParameterValue] = {}
+        if not problems:
+            self._declare(problems)
+        if problems:
+            raise StudyFileError("merge space", problems)
+
+    def _declare(self, problems: list[str]) -> None:
+        if len(self.methods) > 1:
+            self.searched[METHOD] = Range(choices=tuple(method.name for method in self.methods))
+        declared: dict[str, MethodParameter] = {}
+        for method in self.methods:
+            for parameter in method.parameters:
+                declared.setdefault(parameter.name, parameter)
+        rules = self._rules(declared, problems)
+        for parameter in declared.values():
+            for name in self._names(parameter):
+                rule = self._rule_for(name, parameter, rules)
+                if isinstance(rule, Range):
+                    self.searched[str(name)] = rule
+                elif rule is not None:
+                    self.fixed[str(name)] = rule
+        if not self.searched and not self.given and not problems:
+            # karcher, sce and others need no coefficient: then every one that they take is searched.
+            for parameter in declared.values():
+                self.searched |= {
+                    str(name): found for name in self._names(parameter) for found in _own_range(parameter)
+                }
+        if not self.searched and not problems:
+            problems.append("space: nothing is searched; give at least one coefficient a range such as weight: [0, 1]")
+
+    def _rules(self, declared: Mapping[str, MethodParameter], problems: list[str]) -> dict[str, Range | ParameterValue]:
+        rules: dict[str, Range | ParameterValue] = {}
+        for key, given in self.given.items():
+            try:
+                name = CoefficientName.parse(str(key), self.models, self.grouping.split)
+                parameter = declared.get(name.parameter)
+                if parameter is None:
+                    used = ", ".join(method.name for method in self.methods)
+                    raise UserError(
+                        f"space: {name.parameter!r} is no parameter of {used} {did_you_mean(name.parameter, declared)}"
+                    )
+                if name.expert is not None and parameter.scope == "recipe":
+                    raise UserError(
+                        f"space: {parameter.name} is one number for the whole merge; write it without [{name.expert}]"
+                    )
+                rule = Range.parse(f"space: {key}", given)
+                for value in _extremes(rule):
+                    wrong = parameter.check(value)
+                    if wrong is not None:
+                        raise UserError(f"space: {key}: {wrong}")
+                rules[str(name)] = rule
+            except UserError as error:
+                problems.append(str(error))
+        return rules
+
+    def _names(self, parameter: MethodParameter) -> Iterator[CoefficientName]:
+        fine = parameter.scope == "model" or parameter.default is None
+        owners: list[str | None] = list(self.models) if parameter.scope == "model" else [None]
+        scopes = self.grouping.scopes() if fine else [(None, None)]
+        for owner in owners:
+            for kind, block in scopes:
+                yield CoefficientName(parameter.name, owner, kind, block)
+
+    def _rule_for(
+        self, name: CoefficientName, parameter: MethodParameter, rules: Mapping[str, Range | ParameterValue]
+    ) -> Range | ParameterValue | None:
+        for owner in (name.expert, None):
+            for kind in (name.module, None):
+                for block in (name.position, None):
+                    rule = rules.get(str(CoefficientName(name.parameter, owner, kind, block)))
+                    if rule is not None:
+                        return rule
+        if parameter.default is None or (parameter.name == "density" and not self.given):
+            return Range(*parameter.search)
+        return None
+
+    @property
+    def dimension(self) -> int:
+        """The number of searched coefficients."""
+        return len(self.searched)
+
+    @property
+    def weights_are_proportions(self) -> bool:
+        """Whether every recipe divides by the sum of its weights, which are all searched."""
+        fixed = {name.partition("[")[0] for name in self.fixed}
+        searched = {name.partition("[")[0] for name in self.searched}
+        if "weight" not in searched or "weight" in fixed or "normalize" in searched:
+            return False
+        return all(
+            (parameter := method.parameter("normalize")) is not None
+            and self.fixed.get("normalize", parameter.default) is True
+            for method in self.methods
+        )
+
+    @property
+    def merge_rule(self) -> MergeRule:
+        """What of the arithmetic shows in the coefficients: of one method all, of several what they share."""
+        proportions = self.weights_are_proportions
+        method = self.methods[0]
+        if len(self.methods) > 1:
+            return MergeRule(proportions, used_by=self._used_by())
+        if method.consensus is None or "normalize" in self.searched:
+            return MergeRule(proportions)
+        rescale = method.parameter("rescale")
+        return MergeRule(
+            proportions,
+            additive=proportions or self._given("normalize", method) is False,
+            sparsifier=SPARSIFIERS[method.sparsifier],
+            signs=method.consensus == "sign",
+            rescaled=rescale is not None and self._given("rescale", method) != "none",
+        )
+
+    def _used_by(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The methods that use each searched parameter that not all of them use."""
+        found = {}
+        for parameter in dict.fromkeys(name.partition("[")[0] for name in self.searched if name != METHOD):
+            users = tuple(method.name for method in self.methods if method.parameter(parameter) is not None)
+            if len(users) < len(self.methods):
+                found[parameter] = users
+        return tuple(found.items())
+
+    def _given(self, name: str, method: MergeMethod) -> ParameterValue | None:
+        parameter = method.parameter(name)
+        return None if parameter is None else self.fixed.get(name, parameter.default)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna distributions of the searched coefficients, by the names that Optuna shows."""
+        return {name: searched.distribution() for name, searched in self.searched.items()}
+
+    def recipe(self, params: Mapping[str, ParameterValue]) -> Recipe:
+        """The recipe at Optuna parameters ``params`` (every searched name must be there).
+
+        Coefficients that the chosen method does not use are left out, so that candidates which
+        differ only in those are one and the same recipe.
+        """
+        missing = [name for name in self.searched if name not in params]
+        if missing:
+            raise UserError(f"params: {missing[0]!r} is missing (the space has {', '.join(self.searched)})")
+        unknown = [name for name in params if name not in self.searched]
+        if unknown:
+            raise UserError(f"params: the space has no {unknown[0]!r} {did_you_mean(unknown[0], self.searched)}")
+        method = METHODS[str(params[METHOD])] if METHOD in self.searched else self.methods[0]
+        coefficients = {**self.fixed, **{name: params[name] for name in self.searched if name != METHOD}}
+        used = {name: value for name, value in coefficients.items() if method.parameter(name.partition("[")[0])}
+        return self.make(method.name, used)
+
+    def make(self, method: str, params: Mapping[str, ParameterValue], grouping: Grouping | None = None) -> Recipe:
+        """Any recipe over this space's models, inside the space or not."""
+        stochastic = METHODS[method].stochastic
+        return Recipe(
+            method,
+            self.models,
+            params,
+            self.base_model if METHODS[method].needs_base else None,
+            self.grouping if grouping is None else grouping,
+            self.seed if stochastic else 0,
+        )
+
+    def params(self, recipe: Recipe) -> dict[str, ParameterValue] | None:
+        """The inverse of ``recipe``: Optuna parameters, or None when the recipe is not in the space."""
+        if recipe.method not in {method.name for method in self.methods} or dict(recipe.models) != self.models:
+            return None
+        params: dict[str, ParameterValue] = {}
+        for name, searched in self.searched.items():
+            value = recipe.method if name == METHOD else recipe.params.get(name)
+            if value is None:
+                value = searched.at(1.0)
+            elif not searched.holds(value):
+                return None
+            params[name] = value
+        return params if self.recipe(params) == recipe else None
+
+    def from_vector(self, vector: Sequence[float]) -> Recipe:
+        """The recipe at a point of [0, 1]^d, ``d`` being ``dimension``."""
+        if len(vector) != self.dimension:
+            raise UserError(f"the vector has {len(vector)} entries; the space has {self.dimension}")
+        return self.recipe(
+            {name: searched.at(float(v)) for (name, searched), v in zip(self.searched.items(), vector, strict=True)}
+        )
+
+    def to_vector(self, params: Mapping[str, ParameterValue]) -> list[float]:
+        """Optuna parameters as a point of [0, 1]^d."""
+        return [searched.fraction(params[name]) for name, searched in self.searched.items()]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that declares the same space."""
+        return {
+            "models": self.models,
+            "method": [method.name for method in self.methods],
+            "base_model": self.base_model,
+            "parameters": {name: _rule_to_json(rule) for name, rule in self.given.items()},
+            "granularity": self.granularity,
+            "split": list(self.grouping.split),
+            "layers": self.grouping.layers,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> MergeSpace:
+        """Read what ``to_json`` wrote."""
+        rest = dict(content)
+        return cls(rest.pop("models"), **rest)
+
+
+def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMethod]:
+    methods = []
+    for name in [given] if isinstance(given, str) else given:
+        try:
+            methods.append(METHODS[name])
+        except UserError as error:
+            problems.append(f"method: {error}")
+    if not methods and not problems:
+        problems.append("method: name at least one merge method")
+    names = [method.name for method in methods]
+    if len(set(names)) != len(names):
+        problems.append(f"method: {names} names one method twice")
+    return methods
+
+
+def _grouping(granularity: Any, split: tuple[str, ...], layers: int, problems: list[str]) -> Grouping:
+    try:
+        if granularity == "global":
+            return Grouping(0, (), split)
+        if granularity == "layers" or isinstance(granularity, Mapping):
+            if layers < 1:
+                raise UserError(f"{granularity!r} needs the model's number of layers (layers=...)")
+            if granularity == "layers":
+                return Grouping.equal_blocks(layers, layers, split)
+            if granularity.get("boundaries", "depth") != "depth":
+                raise UserError(
+                    f"boundaries {granularity['boundaries']!r} must be depth or importance; importance is read off the "
+                    "weights, so without a study file of a local backend give {starts: [0, ...]} (blocks_by_importance)"
+                )
+            if set(granularity) - {"boundaries"} == {"blocks"} and type(granularity["blocks"]) is int:
+                return Grouping.equal_blocks(granularity["blocks"], layers, split)
+            if set(granularity) == {"starts"}:
+                return Grouping(layers, tuple(granularity["starts"]), split)
+        raise UserError(
+            f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}} "
+            "or {starts: [0, ...]}"
+        )
+    except UserError as error:
+        problems.append(f"granularity: {error}")
+        return Grouping()
+
+
+def _own_range(parameter: MethodParameter) -> list[Range]:
+    """The range that a method declares for one of its parameters: one, or none where it is a single value."""
+    if parameter.choices:
+        return [Range(choices=parameter.choices)]
+    return [Range(*parameter.search)] if parameter.search[0] < parameter.search[1] else []
+
+
+def _extremes(rule: Range | ParameterValue) -> tuple[ParameterValue, ...]:
+    if isinstance(rule, Range):
+        return rule.choices or (rule.low, rule.high)
+    return (rule,)
+
+
+def _rule_to_json(rule: Any) -> Any:
+    if isinstance(rule, Range):
+        if rule.choices:
+            return {"choices": list(rule.choices)}
+        return {"low": rule.low, "high": rule.high, "log": rule.log, "step": rule.step}
+    return list(rule) if isinstance(rule, tuple) else rule

@@ -1,0 +1,136 @@
+"""Optuna's own samplers, made repeatable and shown only what they can learn from.
+
+An Optuna sampler draws from one long-lived generator, whose state is not stored: with a fixed seed, a resumed study
+gets the points of its beginning again. Here the inner sampler is made anew for every trial, with its own seed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.samplers._ga import BaseGASampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.initial_design import sobol_points
+from mergefront.optimizer.search.attributes import (
+    is_anchor,
+    is_outside_space,
+    read_search_space,
+    write_proposal,
+)
+from mergefront.optimizer.search.study_view import study_view
+from mergefront.optimizer.seeding import derive_seed
+
+
+class OptunaSampler(BaseSampler):
+    """One of Optuna's samplers, seeded by the trial's number.
+
+    Args:
+        make: the inner sampler from a seed.
+        seed: of the study.
+        search_space: given to the inner sampler when it samples parameters together (``joint``), so that
+            it need not wait for a finished trial to learn them.
+        joint: whether the inner sampler samples the parameters of a known space together.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], BaseSampler],
+        *,
+        seed: int,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        joint: bool = True,
+    ) -> None:
+        self._make = make
+        self._seed = seed
+        self._search_space = None if search_space is None else dict(search_space)
+        self._joint = joint
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space if self._search_space is not None else read_search_space(study)
+        inner = self._inner(trial)
+        if space is None or not self._joint:
+            return inner.infer_relative_search_space(_view(study, inner), trial)
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        inner = self._inner(trial)
+        return inner.sample_relative(_view(study, inner), trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        # The name is part of the seed: parameters sampled one by one must not all get the same random number.
+        inner = self._inner(trial, param_name)
+        return inner.sample_independent(_view(study, inner), trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        inner = self._inner(trial)
+        inner.before_trial(_view(study, inner), trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        inner = self._inner(trial)
+        inner.after_trial(_view(study, inner), trial, state, values)
+
+    def _inner(self, trial: FrozenTrial, *purpose: str) -> BaseSampler:
+        # Optuna hands seeds to numpy's RandomState, which takes 32 bits.
+        return self._make(derive_seed(self._seed, trial.number, *purpose) % 2**32)
+
+
+class SobolSampler(BaseSampler):
+    """A scrambled Sobol sequence, addressed by the trial's number."""
+
+    def __init__(self, *, seed: int, search_space: Mapping[str, BaseDistribution] | None = None) -> None:
+        self._seed = seed
+        self._search_space = None if search_space is None else dict(search_space)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space if self._search_space is not None else read_search_space(study)
+        if space is None:
+            # The first trial shows which parameters there are; later ones keep to its order.
+            first = next((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), None)
+            space = {} if first is None else first.distributions
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        encoder = Encoder(search_space)
+        params = encoder.decode(sobol_points(encoder, self._seed, trial.number, 1)[0])
+        write_proposal(study, trial, "sobol", params)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
+        encoder = Encoder({param_name: param_distribution})
+        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+
+
+def _view(study: Study, inner: BaseSampler) -> Study:
+    """The study without the trials whose recipes are no points of the space."""
+    key = inner._get_generation_key() if isinstance(inner, BaseGASampler) else None
+
+    def shown(trial: FrozenTrial) -> FrozenTrial | None:
+        if is_outside_space(trial):
+            return None
+        if key is None or key in trial.system_attrs or not is_anchor(trial):
+            return trial
+        # Genetic samplers only see trials that carry their generation; anchors join the first one.
+        joined = copy.copy(trial)
+        joined._system_attrs = {**trial.system_attrs, key: 0}
+        return joined
+
+    return study_view(study, shown)

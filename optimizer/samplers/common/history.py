@@ -1,0 +1,70 @@
+"""What a sampler may know when it proposes a trial, as a function of the study's trials alone.
+
+Trials are counted by position: their rank among the trials that are not anchors of the search loop. Positions
+below ``initial`` belong to the initial design, the rest to rounds of ``batch``. A round's model is fitted on
+what was told before the round began, and its earlier members count as pending whatever has become of them: a
+proposal does not depend on the order in which the members of its round finish.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
+
+
+@dataclass(frozen=True)
+class History:
+    """The study as one trial sees it."""
+
+    position: int
+    """Rank among the trials that are not anchors, from 0."""
+    slot: int
+    """Index within the round; 0 in the initial design."""
+    round_start: int
+    """Number of the first trial of the round: what all its members share, for seeding."""
+    told: tuple[FrozenTrial, ...]
+    """Finished with finite values before the round began, in order of number."""
+    anchors: tuple[FrozenTrial, ...]
+    """Told trials by which objectives are normalised: the flagged anchors, or else the initial design."""
+    pending: tuple[FrozenTrial, ...]
+    """On their way, or members of the same round."""
+    earlier: tuple[FrozenTrial, ...]
+    """All trials with a smaller number: what should not be proposed again."""
+    front_beyond: tuple[FrozenTrial, ...] = ()
+    """On the front of a long study, but left out of ``told`` (``representatives``)."""
+
+
+def read_history(trials: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:
+    """The history of trial ``number``; trials with a larger number are ignored."""
+    earlier = sorted((trial for trial in trials if trial.number < number), key=lambda trial: trial.number)
+    ranked = [trial for trial in earlier if not _is_extra(trial)]
+    position = len(ranked)
+    slot = (position - initial) % batch if position >= initial else 0
+    mates = ranked[position - slot :] if slot else []
+    round_start = mates[0].number if mates else number
+    mate_numbers = {trial.number for trial in mates}
+    told = tuple(trial for trial in earlier if trial.number < round_start and is_told(trial))
+    design = {trial.number for trial in ranked[:initial]}
+    anchors = tuple(trial for trial in told if is_anchor(trial))
+    if not anchors:
+        anchors = tuple(trial for trial in told if trial.number in design) or told
+    pending = tuple(
+        trial
+        for trial in earlier
+        if trial.number in mate_numbers or trial.state in (TrialState.RUNNING, TrialState.WAITING)
+    )
+    return History(position, slot, round_start, told, anchors, pending, tuple(earlier))
+
+
+def is_told(trial: FrozenTrial) -> bool:
+    """Whether the trial finished with finite values (Optuna accepts infinite ones)."""
+    return trial.state == TrialState.COMPLETE and all(math.isfinite(value) for value in trial.values)
+
+
+def _is_extra(trial: FrozenTrial) -> bool:
+    return is_anchor(trial) or is_outside_space(trial)

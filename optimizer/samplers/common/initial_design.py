@@ -1,0 +1,45 @@
+"""Points before there is a model: one scrambled Sobol sequence per seed, addressed by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+
+FEW_ANCHORS = 3
+STARTUP_BESIDE_ANCHORS = 2
+FULL_DESIGN = 12
+
+
+def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
+    """Points ``first`` to ``first + count - 1`` of the seed's sequence (``count x d``), each representable."""
+    engine = qmc.Sobol(encoder.parameters, scramble=True, rng=np.random.default_rng(derive_seed(seed, "sobol")))
+    if first:
+        engine.fast_forward(first)
+    # scipy warns unless the number drawn is a power of two; the sequence itself does not mind.
+    drawn = engine.random_base2(max(count - 1, 0).bit_length()) if not first else engine.random(count)
+    return encoder.from_uniform(drawn[:count])
+
+
+def startup_size(parameters: int, flagged_anchors: int, points: Sequence[Array]) -> int:
+    """Number of Sobol points before the first model, given how many anchors are evaluated beside them.
+
+    A few anchors say more about a merge than as many random points, and the model chooses better than chance from
+    then on: two points off the anchors' plane are enough. Where there are as many anchors as a design has points and
+    they leave no direction out (``points``, ``d`` numbers each, are those that lie in the space), nothing is to be
+    added.
+    """
+    if flagged_anchors >= FEW_ANCHORS:
+        return 0 if len(points) >= FULL_DESIGN and _span(np.array(points)) else STARTUP_BESIDE_ANCHORS
+    return max(4, min(parameters + 1, FULL_DESIGN))
+
+
+def _span(points: Array) -> bool:
+    return bool(np.linalg.matrix_rank(points - points.mean(axis=0)) == points.shape[1])

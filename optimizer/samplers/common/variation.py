@@ -1,0 +1,55 @@
+"""Differential evolution among elites: the weak-to-strong step of MM-MO (arXiv 2407.00487, section 3.3).
+
+mutant = clip(a + 0.5 (b - c)) with three distinct elites, then binomial crossover with the weak candidate
+(DE/rand/1/bin: Storn and Price, 1997). Points are ``n x d`` in [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergefront.optimizer.scores.pareto import hypervolume_contributions, nondominated
+
+Array = NDArray[np.float64]
+
+DIFFERENTIAL_WEIGHT = 0.5
+CROSSOVER_RATE = 0.5
+
+
+def mutants(elites: Array, count: int, rng: np.random.Generator) -> Array:
+    """``count x d`` mutants of at least three elites (``e x d``), clipped to the unit cube."""
+    if len(elites) < 3:
+        raise ValueError(f"differential evolution needs 3 elites, got {len(elites)}")
+    chosen = np.stack([rng.choice(len(elites), size=3, replace=False) for _ in range(count)])
+    a, b, c = (elites[chosen[:, i]] for i in range(3))
+    return np.asarray(np.clip(a + DIFFERENTIAL_WEIGHT * (b - c), 0.0, 1.0))
+
+
+def binomial_crossover(donors: Array, targets: Array, rng: np.random.Generator) -> Array:
+    """Each target (``n x d``) with about half of its coordinates, at least one, taken from its donor (``n x d``)."""
+    take = rng.random(targets.shape) < CROSSOVER_RATE
+    take[np.arange(len(targets)), rng.integers(targets.shape[1], size=len(targets))] = True
+    return np.where(take, donors, targets)
+
+
+def elites_by_hypervolume(values: Array, reference: Array, count: int) -> NDArray[np.int_]:
+    """Rows of ``values`` (``n x m``, maximised) in the order of what the hypervolume loses without them.
+
+    The front comes first; when it is smaller than ``count``, the best of the next fronts follow.
+    """
+    remaining = np.arange(len(values))
+    order: list[int] = []
+    while len(remaining) and len(order) < count:
+        layer = remaining[nondominated(values[remaining])]
+        losses = hypervolume_contributions(values[layer], reference.tolist())
+        # Equal losses (all zero below the reference point) fall back on the sum of the objectives.
+        ranked = np.lexsort((-values[layer].sum(axis=1), -np.round(losses, 12)))
+        order.extend(layer[ranked].tolist())
+        remaining = np.setdiff1d(remaining, layer)
+    return np.array(order[:count], dtype=int)
+
+
+def elites_by_sum(values: Array, count: int) -> NDArray[np.int_]:
+    """The ``count`` rows of ``values`` (``n x t``, maximised) with the largest sum: the paper's elites."""
+    return np.argsort(-values.sum(axis=1), kind="stable")[:count]

@@ -1,0 +1,284 @@
+"""Evo-Merging as a plain Optuna sampler: merges of many LoRAs through signed weights and densities."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.history import is_told
+from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
+from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
+from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
+from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
+from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
+from mergefront.optimizer.search.attributes import (
+    is_anchor,
+    is_outside_space,
+    proposal_stage,
+    proposed_params,
+    read_search_space,
+    write_proposal,
+)
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+Variant = Literal["default", "paper", "lorahub", "joint"]
+
+VARIANTS: tuple[Variant, ...] = ("default", "paper", "lorahub", "joint")
+PAPER_PENALTY = 0.05
+LARGEST = 1e150
+"""Values are clipped to this magnitude, so that their sums, squares and differences stay finite."""
+PREFILTER_ABOVE = 32
+"""Pools of more LoRAs than this are reduced to as many by default, in the default variant."""
+KEPT = "mergefront:kept_loras"
+"""Trial system attribute: the LoRAs that the prefilter kept, when it left some out."""
+
+
+class EvoMergingSampler(BaseSampler):
+    """Search for the merge of a pool of LoRAs (Evo-Merging, arXiv 2509.12951), and for numbers in general.
+
+    >>> study = optuna.create_study(direction="minimize", sampler=EvoMergingSampler(seed=0))
+
+    Parameters called ``weight[NAME]`` and ``density[NAME]`` are what they are called; others are searched with the
+    weights, categorical ones at random. Variants:
+
+    - "default": no LoRA, each LoRA alone and the uniform mix (the anchors of a mergefront study are these), then a
+      surrogate of the loss in a trust region, weights first, densities once the weights have converged;
+    - "paper": the published two stages. CMA-ES on densities at weights 1 / N, then on weights at the best densities;
+    - "lorahub": CMA-ES on weights alone;
+    - "joint": CMA-ES on densities and weights at once.
+
+    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
+    that was killed and resumed, in any process, gets the proposals it would have got. Several workers may ask
+    at once; failed trials count as the worst.
+
+    Args:
+        seed: None draws one, and gives up repeatability.
+        variant: see above.
+        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
+            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+        preferences: how much each of several objectives counts, in any unit; equally by default. Objectives are
+            normalised by the anchors told before the first proposal (or by ``ranges``) and added up.
+        ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
+        top: how many LoRAs to keep, by their loss alone. By default all, except that the default
+            variant keeps 32 of larger pools.
+        density_penalty: factor of mean |density|, in the unit of a single objective, or of normalised ones (best
+            minus worst anchor is 1). The paper's 0.05 by default, 0 in the default variant.
+        weight_penalty: likewise for mean |weight|.
+        first_stage: trials of the paper's first stage.
+        patience: generations without gain after which the first stage is left early; 0 never does.
+        population: trials per generation of CMA-ES.
+        sigma: initial step of CMA-ES, in the coefficients' own unit.
+        covariance: of CMA-ES; "auto" is "separable" above 30 dimensions, otherwise "full".
+        densities: whether the default variant searches densities at all.
+
+    Raises:
+        UserError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = 0,
+        variant: Variant = "default",
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        preferences: Sequence[float] | None = None,
+        ranges: Sequence[tuple[float, float] | None] | None = None,
+        top: int | None = None,
+        density_penalty: float | None = None,
+        weight_penalty: float | None = None,
+        first_stage: int = 400,
+        patience: int = 0,
+        population: int = 20,
+        sigma: float = 0.05,
+        covariance: Literal["auto", "full", "separable"] = "auto",
+        densities: bool = True,
+    ) -> None:
+        _check("variant", variant, variant in VARIANTS, f"one of {', '.join(VARIANTS)}")
+        _check("covariance", covariance, covariance in ("auto", "full", "separable"), "auto, full or separable")
+        _check("top", top, top is None or top >= 1, "at least 1")
+        _check("first_stage", first_stage, first_stage >= 0, "at least 0")
+        _check("patience", patience, patience >= 0, "at least 0")
+        _check("population", population, population >= 2, "at least 2")
+        _check("sigma", sigma, 0.0 < sigma < math.inf, "a positive number")
+        for name, penalty in (("density_penalty", density_penalty), ("weight_penalty", weight_penalty)):
+            _check(name, penalty, penalty is None or 0.0 <= penalty < math.inf, "at least 0")
+        if preferences is not None:
+            usable = all(0.0 <= share < math.inf for share in preferences) and sum(preferences) > 0.0
+            _check("preferences", list(preferences), usable, "numbers of at least 0, not all 0")
+        self._seed = secrets.randbits(62) if seed is None else int(seed)
+        self._search_space = None if search_space is None else dict(search_space)
+        self._preferences = preferences
+        self._ranges = ranges
+        self._top = PREFILTER_ABOVE if top is None and variant == "default" else top
+        fallback = 0.0 if variant == "default" else PAPER_PENALTY
+        penalties = Penalties(
+            fallback if density_penalty is None else density_penalty,
+            fallback if weight_penalty is None else weight_penalty,
+        )
+        # What the space means and what its points are, by content; a miss computes the same again.
+        self._coefficients: tuple[dict[str, BaseDistribution], Coefficients] | None = None
+        self._points: dict[tuple[tuple[str, Any], ...], Array | None] = {}
+        self._search: PoolSearch | StagedEvolution
+        if variant == "default":
+            self._search = PoolSearch(penalties, densities=densities)
+        else:
+            separable = {"auto": None, "full": False, "separable": True}[covariance]
+            options = EvolutionOptions(population, sigma, first_stage, patience, separable)
+            self._search = StagedEvolution(STAGES[variant], options, penalties)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space if self._search_space is not None else read_search_space(study)
+        if space is None:
+            finished = [
+                other
+                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                if other.number < trial.number and not is_outside_space(other)
+            ]
+            space = intersection_search_space(finished)
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        published = proposed_params(trial)
+        if Encoder(search_space).contains(published):
+            # The trial of a process that died after proposing: the proposal stands.
+            return {name: published[name] for name in search_space}
+        numeric = _numeric(search_space)
+        with one_blas_thread():
+            stage, params = self._propose(study, trial, numeric) if numeric else ("random", {})
+        for name, distribution in search_space.items():
+            if name not in params:
+                params[name] = self.sample_independent(study, trial, name, distribution)
+        write_proposal(study, trial, stage, params)
+        return params
+
+    def _propose(
+        self, study: Study, trial: FrozenTrial, numeric: Mapping[str, BaseDistribution]
+    ) -> tuple[str, dict[str, Any]]:
+        if self._coefficients is None or self._coefficients[0] != numeric:
+            self._coefficients, self._points = (dict(numeric), read_coefficients(numeric)), {}
+        coefficients = self._coefficients[1]
+        others = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+        trials = self._trials(study, others, coefficients)
+        kept = self._kept(others, trials, coefficients)
+        if isinstance(self._search, StagedEvolution):
+            own = [other for other in trials if other.stage is not None]
+            seed = derive_seed(self._seed, trial.number, "evolution")
+            stage, point = self._search.propose(coefficients, kept, own, seed)
+        else:
+            running = any(other.state == TrialState.RUNNING for other in others)
+            known = Knowledge(coefficients, tuple(trials), kept, running, self._seed, trial.number)
+            stage, point = self._search.propose(known)
+        if len(kept) < len(coefficients.loras):
+            study._storage.set_trial_system_attr(trial._trial_id, KEPT, list(kept))
+        return stage, coefficients.encoder.decode(point)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
+        encoder = Encoder({param_name: param_distribution})
+        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+
+    def _kept(
+        self, others: Sequence[FrozenTrial], trials: Sequence[PoolTrial], coefficients: Coefficients
+    ) -> tuple[str, ...]:
+        """The LoRAs that are searched. What was decided stands: scores told later must not change the dimensions."""
+        if self._top is None or len(coefficients.loras) <= self._top:
+            return coefficients.loras
+        for other in others:
+            if KEPT in other.system_attrs and not _is_design(other):
+                return tuple(str(name) for name in other.system_attrs[KEPT])
+        return prefilter(coefficients, trials, self._top)
+
+    def _trials(self, study: Study, others: Sequence[FrozenTrial], coefficients: Coefficients) -> list[PoolTrial]:
+        """The earlier trials that are points of the space, in order of number."""
+        inside, points = [], []
+        for other in sorted(others, key=lambda other: other.number):
+            point = None if is_outside_space(other) else self._point(proposed_params(other), coefficients.encoder)
+            if point is not None:
+                inside.append(other)
+                points.append(point)
+        losses = self._losses(study, others, inside)
+        return [
+            PoolTrial(
+                other.number,
+                points[i],
+                losses[i],
+                other.state.is_finished(),
+                None if is_anchor(other) else proposal_stage(other),
+            )
+            for i, other in enumerate(inside)
+        ]
+
+    def _point(self, params: Mapping[str, Any], encoder: Encoder) -> Array | None:
+        """The parameters as a point, None when they are not in the space; encoded once per distinct parameters."""
+        key = tuple(params.items())
+        if key not in self._points:
+            inside = encoder.contains(params)
+            self._points[key] = encoder.snap(encoder.encode(params)[None, :])[0] if inside else None
+        return self._points[key]
+
+    def _losses(self, study: Study, others: Sequence[FrozenTrial], inside: Sequence[FrozenTrial]) -> list[float]:
+        """One number to minimise per trial, NaN where there is none."""
+        m = len(study.directions)
+        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        told = [i for i, trial in enumerate(inside) if is_told(trial)]
+        losses = np.full(len(inside), math.nan)
+        if not told:
+            return losses.tolist()
+        values = np.clip(np.array([inside[i].values for i in told], dtype=float), -LARGEST, LARGEST)
+        if m == 1:
+            losses[told] = -values[:, 0] if maximise[0] else values[:, 0]
+            return losses.tolist()
+        shares = np.array([1.0] * m if self._preferences is None else list(self._preferences), dtype=float)
+        if len(shares) != m:
+            raise UserError(f"preferences has {len(shares)} entries, but the study has {m} objectives")
+        if self._ranges is not None and len(self._ranges) != m:
+            raise UserError(f"ranges has {len(self._ranges)} entries, but the study has {m} objectives")
+        reference = _unit_trials(others) or [inside[i] for i in told[: m + 1]]
+        anchors = np.array([trial.values for trial in reference], dtype=float).reshape(-1, m)
+        normalised = normalise(normaliser_for(maximise, anchors, self._ranges), values)
+        losses[told] = (1.0 - normalised) @ (shares / shares.sum())
+        return losses.tolist()
+
+
+def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The told anchors by which objectives are normalised: those numbered before the first proposal."""
+    own = [other.number for other in others if not is_anchor(other) and proposal_stage(other) is not None]
+    first = min(own, default=math.inf)
+    return [other for other in others if is_anchor(other) and is_told(other) and other.number < first]
+
+
+def _is_design(trial: FrozenTrial) -> bool:
+    return proposal_stage(trial) == "design"
+
+
+def _numeric(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    return {
+        name: distribution
+        for name, distribution in space.items()
+        if not distribution.single() and not isinstance(distribution, CategoricalDistribution)
+    }
+
+
+def _check(name: str, value: object, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise UserError(f"{name} {value!r} must be {wanted}")

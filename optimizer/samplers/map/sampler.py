@@ -1,0 +1,259 @@
+"""MAP as a plain Optuna sampler: quadratic surrogates, and a whole front from them at no further cost."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.history import is_told
+from mergefront.optimizer.samplers.common.initial_design import sobol_points
+from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
+from mergefront.optimizer.samplers.common.units import compress_tail, normalise, normaliser_for
+from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
+from mergefront.optimizer.samplers.map.quadratic import QuadraticModel, coefficient_count, fit_quadratic
+from mergefront.optimizer.samplers.map.tournament import next_point
+from mergefront.optimizer.scores.objectives import REFERENCE
+from mergefront.optimizer.scores.pareto import nondominated
+from mergefront.optimizer.search.attributes import (
+    is_anchor,
+    is_outside_space,
+    proposed_params,
+    read_search_space,
+    write_proposal,
+)
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+
+MOST_STARTUP = 60
+"""The surrogate is regularised, so that large spaces need not wait for as many trials as it has coefficients."""
+LARGEST = 1e150
+GENERATIONS, POPULATION, RAW = 40, 100, 512
+
+
+class MAPSampler(BaseSampler):
+    """Amortised Pareto fronts (MAP, arXiv 2406.07529): a quadratic with a sigmoid link per objective.
+
+    >>> study = optuna.create_study(directions=["maximize"] * 2, sampler=MAPSampler(seed=0))
+
+    After a scrambled Sobol design, every objective is modelled from all told trials, an evolutionary search
+    finds the front of the models, and its members are evaluated: those that promise the largest hypervolume and, every
+    ``refine``-th time, the one of which the models know least (Bayesian MAP). Any number of objectives.
+
+    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else.
+
+    Args:
+        seed: None draws one, and gives up repeatability.
+        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
+            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+        n_startup: trials, anchors inside the space included, before the first model. By default the number of
+            coefficients of a quadratic, (d + 1)(d + 2) / 2, at most 60.
+        nested: instead of the Sobol design, a tournament of pairs over the weights (``weight[NAME]``): for many
+            experts, where a quadratic in all weights would need too many trials. Numeric spaces only.
+        link: whether objectives saturate (the sigmoid); without it they are plain quadratics.
+        refine: every how many proposals one goes to where the models are least certain; 0 never does.
+        ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
+
+    Raises:
+        UserError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = 0,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        n_startup: int | None = None,
+        nested: bool = False,
+        link: bool = True,
+        refine: int = 4,
+        ranges: Sequence[tuple[float, float] | None] | None = None,
+    ) -> None:
+        if n_startup is not None and n_startup < 2:
+            raise UserError(f"n_startup {n_startup} must be at least 2")
+        if refine < 0:
+            raise UserError(f"refine {refine} must not be negative")
+        self._seed = secrets.randbits(62) if seed is None else int(seed)
+        self._search_space = None if search_space is None else dict(search_space)
+        self._n_startup = n_startup
+        self._nested = nested
+        self._link = link
+        self._refine = refine
+        self._ranges = ranges
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space if self._search_space is not None else read_search_space(study)
+        if space is None:
+            finished = [
+                other
+                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                if other.number < trial.number and not is_outside_space(other)
+            ]
+            space = intersection_search_space(finished)
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        encoder = Encoder(search_space)
+        published = proposed_params(trial)
+        if encoder.contains(published):
+            # The trial of a process that died after proposing: the proposal stands.
+            return {name: published[name] for name in search_space}
+        with one_blas_thread():
+            stage, point = self._propose(study, trial.number, search_space, encoder)
+        params = encoder.decode(point)
+        write_proposal(study, trial, stage, params)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
+        encoder = Encoder({param_name: param_distribution})
+        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+
+    def _propose(
+        self, study: Study, number: int, space: Mapping[str, BaseDistribution], encoder: Encoder
+    ) -> tuple[str, Array]:
+        earlier = sorted(
+            (trial for trial in study.get_trials(deepcopy=False) if trial.number < number),
+            key=lambda trial: trial.number,
+        )
+        inside = [t for t in earlier if not is_outside_space(t) and encoder.contains(proposed_params(t))]
+        told = [trial for trial in inside if is_told(trial)]
+        if self._nested and not any(isinstance(d, CategoricalDistribution) for d in space.values()):
+            point = self._match_point(study, read_coefficients(space), inside, earlier)
+            if point is not None:
+                return "match", point
+        startup = self._n_startup
+        if startup is None:
+            startup = min(coefficient_count(encoder.dimension), MOST_STARTUP)
+        if len(told) < 2 or (len(inside) < startup and not self._nested):
+            return "sobol", sobol_points(encoder, self._seed, number, 1)[0]
+        values, reference = self._values(study, told, earlier)
+        x = self._points(told, encoder)
+        models = [fit_quadratic(x, values[:, j], self._link) for j in range(values.shape[1])]
+        rng = np.random.default_rng(derive_seed(self._seed, number, "front"))
+        front = amortised_front(models, x[nondominated(values)], encoder, rng)
+        taken = {row.tobytes() for row in self._points(inside, encoder)}
+        fresh = np.array([row.tobytes() not in taken for row in front], dtype=bool)
+        if not fresh.any():
+            return "fallback", sobol_points(encoder, self._seed, number, 1)[0]
+        front = front[fresh]
+        predicted = [model.predict(front) for model in models]
+        if self._refine and (number % self._refine) == self._refine - 1:
+            # Uncertainties add up in the one unit that all objectives share.
+            return "refine", front[int(np.argmax(sum(deviation for _, deviation in predicted)))]
+        pending = self._points([trial for trial in inside if not trial.state.is_finished()], encoder)
+        expected = np.stack([model.predict(pending)[0] for model in models], axis=1)
+        means = np.stack([mean for mean, _ in predicted], axis=1)
+        return "front", front[_most_promising(means, np.concatenate([values, expected]), reference)]
+
+    def _match_point(
+        self,
+        study: Study,
+        coefficients: Coefficients,
+        inside: Sequence[FrozenTrial],
+        earlier: Sequence[FrozenTrial],
+    ) -> Array | None:
+        """The next point of the tournament; None when it is over."""
+        points = self._points(inside, coefficients.encoder)
+        told = [i for i, trial in enumerate(inside) if is_told(trial)]
+        values: Mapping[bytes, Array] = {}
+        if told:
+            rows, _ = self._values(study, [inside[i] for i in told], earlier)
+            values = {points[i].tobytes(): row for i, row in zip(told, rows, strict=True)}
+        return next_point(coefficients, values, {point.tobytes() for point in points})
+
+    def _values(self, study: Study, told: Sequence[FrozenTrial], earlier: Sequence[FrozenTrial]) -> tuple[Array, Array]:
+        """Values (``n x m``) and reference point (``m``) in the common unit, collapsed merges squeezed."""
+        m = len(study.directions)
+        if self._ranges is not None and len(self._ranges) != m:
+            raise UserError(f"ranges has {len(self._ranges)} entries, but the study has {m} objectives")
+        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        anchors = [trial for trial in earlier if is_anchor(trial) and is_told(trial)] or told
+        raw = [np.clip(np.array([t.values for t in some], dtype=float), -LARGEST, LARGEST) for some in (anchors, told)]
+        reference = np.full(m, REFERENCE)
+        return compress_tail(normalise(normaliser_for(maximise, raw[0], self._ranges), raw[1]), reference), reference
+
+    @staticmethod
+    def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
+        points = [encoder.encode(proposed_params(trial)) for trial in trials]
+        return encoder.snap(np.array(points).reshape(-1, encoder.dimension))
+
+
+def amortised_front(
+    models: Sequence[QuadraticModel], known: Array, encoder: Encoder, rng: np.random.Generator
+) -> Array:
+    """Points (``f x d``) that none dominates under the models, evolved from ``known`` (``k x d``) and random ones."""
+
+    def predict(points: Array) -> Array:
+        return np.stack([model.predict(points)[0] for model in models], axis=1)
+
+    points = np.concatenate([known, encoder.from_uniform(rng.random((RAW, encoder.parameters)))])
+    points, values = _select(points, predict(points))
+    for _ in range(GENERATIONS):
+        if len(points) < 3:
+            points = np.concatenate([points, encoder.from_uniform(rng.random((3, encoder.parameters)))])
+        children = binomial_crossover(
+            mutants(points, POPULATION, rng), points[rng.integers(len(points), size=POPULATION)], rng
+        )
+        # Differential steps die out with the population's diversity; small normal ones do not.
+        step = rng.choice([0.0, 0.01, 0.1], size=(POPULATION, 1))
+        children = encoder.snap(np.clip(children + step * rng.standard_normal(children.shape), 0.0, 1.0))
+        merged = np.unique(np.concatenate([points, children]), axis=0)
+        points, values = _select(merged, predict(merged))
+    return points[nondominated(values)]
+
+
+def _select(points: Array, values: Array) -> tuple[Array, Array]:
+    """The best ``POPULATION`` points by non-dominated rank, the less crowded ones of the last rank."""
+    remaining, order = np.arange(len(values)), np.array([], dtype=int)
+    while len(remaining) and len(order) < POPULATION:
+        layer = remaining[nondominated(values[remaining])]
+        room = POPULATION - len(order)
+        if len(layer) > room:
+            layer = layer[np.argsort(-_crowding(values[layer]), kind="stable")[:room]]
+        order = np.concatenate([order, layer])
+        remaining = np.setdiff1d(remaining, layer) if len(order) < POPULATION else remaining[:0]
+    return points[order], values[order]
+
+
+def _crowding(values: Array) -> Array:
+    """NSGA-II's crowding distance of the points of one rank (``n x m``): ``n``, infinite at the ends."""
+    distance = np.zeros(len(values))
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        gaps = np.full(len(values), np.inf)
+        gaps[1:-1] = (column[order][2:] - column[order][:-2]) / (np.ptp(column) or 1.0)
+        distance[order] += gaps
+    return distance
+
+
+def _most_promising(candidates: Array, evaluated: Array, reference: Array) -> int:
+    """Index of the candidate (``c x m``) that adds the most hypervolume to what is evaluated (``n x m``)."""
+    if len(reference) > 4:
+        # Exact cells grow too many; the largest gain in the sum of objectives is a stand-in.
+        return int(np.argmax(candidates.sum(axis=1)))
+    lower, upper = improvement_cells(evaluated, reference)
+    sides = np.minimum(candidates[:, None, :], upper[None]) - lower[None]
+    gains = np.maximum(sides, 0.0).prod(axis=2).sum(axis=1)
+    if gains.max() > 0.0:
+        return int(np.argmax(gains))
+    return int(np.argmax(candidates.sum(axis=1)))

@@ -1,0 +1,281 @@
+"""Log noisy expected hypervolume improvement, in closed form with its gradient.
+
+The value at x is log E[hypervolume that f(x) adds to the front of f(z)], z being the told and pending points and
+the expectation over the surrogate's posterior: what BoTorch calls qLogNoisyExpectedHypervolumeImprovement for one
+candidate with ``X_pending`` (Daulton, Balandat, Bakshy, "Parallel Bayesian Optimization of Multiple Noisy
+Objectives with Expected Hypervolume Improvement", 2021; the logarithm after Ament et al., "Unexpected
+Improvements to Expected Improvement for Bayesian Optimization", 2023). With one objective it is log noisy
+expected improvement.
+
+Values whose noise is known are noisy; where nothing is known they are taken as they are, and what the kernel does not
+explain is roughness: a part of f that a new point has too (``GaussianProcess.roughness``).
+
+Only f(z) is sampled, S times. Given a sample, f(x) is Gaussian and independent across objectives, and over a
+box decomposition of the region above that sample's front the expectation is a sum of products of one-dimensional
+expectations. So there is no Monte Carlo error in f(x), the function is smooth, and its gradient is written out.
+
+    S    samples of the front          C    boxes of all samples together
+    b    points asked for at once      m    objectives             N    told and pending points
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.special import erfcx
+
+from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
+from mergefront.optimizer.samplers.common.surrogate import JITTER, Covariance, GaussianProcess, Surrogate
+
+Array = NDArray[np.float64]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_SQRT_HALF_PI = math.sqrt(math.pi / 2)
+MINIMUM_VARIANCE = 1e-10
+"""Of f(x) given f(z), in standardised units."""
+CHUNK = 2_000_000
+"""Numbers in the largest temporary array; more points than fit are evaluated in turns."""
+
+
+@dataclass(frozen=True)
+class _Conditional:
+    """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (1 - k Q k)."""
+
+    covariance: Covariance
+    lengthscales: Array
+    weights: Array  # N x S, in the objective's unit
+    quadratic: Array  # Q, N x N
+    offset: float
+    scale: float
+    prior: float = 1.0
+
+
+class HypervolumeImprovement:
+    """The acquisition function of one proposal; larger is better.
+
+    Args:
+        surrogate: processes over the told points, in the common unit of the objectives.
+        pending: points whose values are on their way (``p x d``).
+        reference: reference point (``m``) in the same unit.
+        fixed_front: values (``k x m``) that belong to the front although the surrogate does not know their points.
+        normals: standard normal numbers ``S x (n + p) x m`` that choose the samples of f(z).
+        in_front: which of the ``n + p`` points may be on the front, those that satisfy the constraints; None means all.
+    """
+
+    def __init__(
+        self,
+        surrogate: Surrogate,
+        pending: Array,
+        reference: Array,
+        fixed_front: Array,
+        normals: Array,
+        in_front: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._z = np.concatenate([surrogate.x, pending]) if len(pending) else surrogate.x
+        self._samples = len(normals)
+        conditionals, values = [], []
+        for j, process in enumerate(surrogate.processes):
+            conditional, sampled = _condition(process, self._z, normals[:, :, j].T)
+            conditionals.append(conditional)
+            values.append(sampled)
+        self._conditionals = tuple(conditionals)
+        fronts = np.stack(values, axis=2)  # S x N x m
+        if in_front is not None:
+            fronts = fronts[:, in_front]
+        cells = [improvement_cells(np.concatenate([front, fixed_front]), reference) for front in fronts]
+        counts = [len(lower) for lower, _ in cells]
+        self._first_cell = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        self._edges = tuple(
+            _Edges.of([(lower[:, j], upper[:, j]) for lower, upper in cells]) for j in range(len(values))
+        )
+
+    def values(self, points: Array) -> Array:
+        """Log improvement at ``points`` (``b x d``): ``b``, always finite."""
+        step = max(1, CHUNK // max(len(edges.lower) for edges in self._edges))
+        parts = [self._log_improvement(points[i : i + step]).total for i in range(0, len(points), step)]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def value_and_gradient(self, point: Array) -> tuple[float, Array]:
+        """Log improvement at one point (``d``) and its gradient (``d``)."""
+        forward = self._log_improvement(point[None, :])
+        share = np.exp(forward.log_area[0] - forward.log_area[0].max())
+        share /= share.sum()  # C: every box's share in the improvement
+        gradient = np.zeros_like(point)
+        for conditional, edges, terms in zip(self._conditionals, self._edges, forward.terms, strict=True):
+            # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
+            per_mean = _difference(terms.log_cdf[0], terms.log_width[0], edges)
+            per_deviation = _difference(terms.log_density[0], terms.log_width[0], edges)
+            mean_gradient = np.add.reduceat(share * per_mean, self._first_cell)  # S
+            deviation_gradient = float(share @ per_deviation)
+            by_kernel = conditional.weights @ mean_gradient
+            by_kernel -= deviation_gradient * conditional.scale**2 / terms.deviation[0] * terms.product[0]
+            pull = by_kernel * terms.slope[0]
+            gradient += (pull @ self._z - pull.sum() * point) / conditional.lengthscales**2
+        return float(forward.total[0]), gradient
+
+    def _log_improvement(self, points: Array) -> _Forward:
+        terms = [
+            self._terms(points, conditional, edges)
+            for conditional, edges in zip(self._conditionals, self._edges, strict=True)
+        ]
+        log_area = np.sum([term.log_width for term in terms], axis=0)  # b x C
+        peak = log_area.max(axis=1, keepdims=True)
+        total = peak[:, 0] + np.log(np.exp(log_area - peak).sum(axis=1)) - math.log(self._samples)
+        return _Forward(total, log_area, tuple(terms))
+
+    def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
+        cross, slope = conditional.covariance.with_slope(points, self._z, conditional.lengthscales)
+        product = cross @ conditional.quadratic
+        variance = conditional.prior - (product * cross).sum(axis=1)
+        # Where the floor acts the deviation no longer depends on x.
+        product[variance < MINIMUM_VARIANCE] = 0.0
+        deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
+        mean = conditional.offset + cross @ conditional.weights  # b x S
+        z = (mean[:, edges.sample] - edges.value) / deviation[:, None]
+        log_gain, log_cdf, log_density = _gaussian_terms(z)
+        log_width = np.log(deviation)[:, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
+        return _Terms(slope, product, deviation, log_cdf, log_density, log_width)
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Where the boxes begin and end in one objective; boxes share edges, so each is computed once."""
+
+    value: Array  # E, infinite for the open end
+    sample: NDArray[np.int_]  # E: the sample that an edge belongs to
+    lower: NDArray[np.int_]  # C: index of a box's lower edge
+    upper: NDArray[np.int_]
+
+    @staticmethod
+    def of(boxes: list[tuple[Array, Array]]) -> _Edges:
+        """From every sample's lower and upper coordinates."""
+        values, samples, lowers, uppers, start = [], [], [], [], 0
+        for sample, (lower, upper) in enumerate(boxes):
+            distinct, index = np.unique(np.concatenate([lower, upper]), return_inverse=True)
+            values.append(distinct)
+            samples.append(np.full(len(distinct), sample))
+            lowers.append(start + index[: len(lower)])
+            uppers.append(start + index[len(lower) :])
+            start += len(distinct)
+        return _Edges(np.concatenate(values), np.concatenate(samples), np.concatenate(lowers), np.concatenate(uppers))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """One objective at ``b`` points: what its boxes' expected widths and their gradients are made of."""
+
+    slope: Array  # b x N, of the kernel
+    product: Array  # b x N, k(x, z) @ Q
+    deviation: Array  # b
+    log_cdf: Array  # b x E
+    log_density: Array  # b x E
+    log_width: Array  # b x C, log E[(min(y, upper) - lower)+]
+
+
+@dataclass(frozen=True)
+class _Forward:
+    total: Array  # b
+    log_area: Array  # b x C
+    terms: tuple[_Terms, ...]
+
+
+def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
+    """Samples f(z) (``S x N``) with ``normals`` (``N x S``), and the process given these samples."""
+    if process.roughness:
+        return _condition_exactly(process, z, normals)
+    n, total = len(process.x), len(z)
+    cross = process.covariance.kernel(z, process.x, process.lengthscales)  # N x n
+    half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
+    covariance = process.covariance.kernel(z, z, process.lengthscales) - half.T @ half
+    covariance = _stable_cholesky(covariance)
+    # Cov(f(z), f(x) | data) = (I - k(z, X) (K + noise)^-1 R) k(z, x), R selecting the told points.
+    projection = np.eye(total)
+    projection[:, :n] -= solve_triangular(process.cholesky, half, lower=True, trans="T").T
+    whitened = solve_triangular(covariance, projection, lower=True)
+    inverse_half = solve_triangular(process.cholesky, np.eye(n), lower=True)
+    quadratic = whitened.T @ whitened
+    quadratic[:n, :n] += inverse_half.T @ inverse_half
+    weights = whitened.T @ normals
+    weights[:n] += process.weights[:, None]
+    sampled = process.constant + cross @ process.weights + (covariance @ normals).T
+    conditional = _Conditional(
+        process.covariance,
+        process.lengthscales,
+        process.scale * weights,
+        quadratic,
+        process.mean + process.scale * process.constant,
+        process.scale,
+    )
+    return conditional, process.mean + process.scale * sampled
+
+
+def _condition_exactly(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
+    """As ``_condition`` where the told values are the values themselves, roughness included."""
+    n, total = len(process.x), len(z)
+    covariance = process.covariance.kernel(z, z, process.lengthscales) + process.roughness * np.eye(total)
+    factor = _stable_cholesky(covariance)
+    values = np.repeat((process.standardised - process.constant)[:, None], normals.shape[1], axis=1)  # n x S
+    told = solve_triangular(factor[:n, :n], values, lower=True)
+    whitened = np.concatenate([told, normals[n:]])
+    inverse_half = solve_triangular(factor, np.eye(total), lower=True)
+    sampled = process.constant + (factor @ whitened).T
+    conditional = _Conditional(
+        process.covariance,
+        process.lengthscales,
+        process.scale * (inverse_half.T @ whitened),
+        inverse_half.T @ inverse_half,
+        process.mean + process.scale * process.constant,
+        process.scale,
+        1.0 + process.roughness,
+    )
+    return conditional, process.mean + process.scale * sampled
+
+
+def _stable_cholesky(covariance: Array) -> Array:
+    """Lower factor after adding the smallest jitter that works; posterior covariances are nearly singular."""
+    jitter = JITTER
+    while True:
+        try:
+            return np.asarray(np.linalg.cholesky(covariance + jitter * np.eye(len(covariance))))
+        except np.linalg.LinAlgError:
+            if jitter > 1e-2:
+                raise
+            jitter *= 10.0
+
+
+def _gaussian_terms(z: Array) -> tuple[Array, Array, Array]:
+    """log E[(z + e)+], log Phi(z) and log phi(z) for a standard normal e; ``z`` may be -inf.
+
+    Accurate where the values themselves underflow: all three come from one scaled complementary error function.
+    """
+    size = np.abs(z)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_density = -0.5 * size**2 - _LOG_SQRT_2PI
+        scaled = erfcx(size / math.sqrt(2.0))
+        log_tail = np.log(0.5 * scaled) - 0.5 * size**2  # log Phi(-|z|)
+        bracket = 1.0 - size * _SQRT_HALF_PI * scaled
+        # Beyond 1e4 standard deviations the bracket is 1 / z^2 to every digit that is left of it.
+        log_bracket = np.where(size < 1e4, np.log(np.maximum(bracket, 1e-300)), -2.0 * np.log(size))
+        log_gain_tail = log_density + log_bracket  # of -|z|
+        positive = z > 0.0
+        # E[(z + e)+] = z + E[(-z + e)+]
+        log_gain = np.where(positive, np.log(np.where(positive, z, 1.0) + np.exp(log_gain_tail)), log_gain_tail)
+        log_cdf = np.where(positive, np.log1p(-np.exp(log_tail)), log_tail)
+    beyond = np.isneginf(z)
+    log_gain[beyond] = log_cdf[beyond] = log_density[beyond] = -np.inf
+    return log_gain, log_cdf, log_density
+
+
+def _log_difference(larger: Array, smaller: Array) -> Array:
+    """log(exp(larger) - exp(smaller)) for larger > smaller, ``smaller`` possibly -inf."""
+    # A box so thin that rounding eats it still gets a finite logarithm.
+    return np.asarray(larger + np.log(-np.expm1(np.minimum(smaller - larger, -1e-14))))
+
+
+def _difference(log_values: Array, log_width: Array, edges: _Edges) -> Array:
+    """(value at the lower edge - value at the upper edge) / width, per box."""
+    return np.asarray(np.exp(log_values[edges.lower] - log_width) - np.exp(log_values[edges.upper] - log_width))

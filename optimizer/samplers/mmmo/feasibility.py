@@ -1,0 +1,126 @@
+"""The probability that a point satisfies every constraint, and acquisitions weighted by it.
+
+One Gaussian process per constraint models its violation, at most 0 where the constraint holds. With mean mu(x) and
+deviation sigma(x), log P(feasible) = sum over constraints of log Phi(-mu / sigma), independent of the objectives'
+processes; an acquisition that is a logarithm of an improvement is weighted by adding it (Gardner et al., "Bayesian
+Optimization with Inequality Constraints", 2014). While nothing feasible is known, the probability alone is maximised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve
+from scipy.special import log_ndtr
+
+from mergefront.optimizer.samplers.common.surrogate import GaussianProcess, fit_gaussian_process
+from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
+
+Array = NDArray[np.float64]
+
+LARGEST = 1e150
+"""Violations are clipped to this size; Optuna accepts infinite ones."""
+
+
+@dataclass(frozen=True)
+class Violations:
+    """What was told of one constraint: points as a surrogate sees them (``n x f``), violations ``n`` and the variance
+    of their noise (``n``).
+
+    Trials that report no such number are left out. The variance is NaN where unknown.
+    """
+
+    x: Array
+    values: Array
+    noise_variance: Array
+
+
+def fit_violations(told: Violations) -> GaussianProcess:
+    """The process of one constraint's violation, in units in which 0 stays the boundary.
+
+    A collapsed merge can violate a constraint by any amount; left as it is, it would make up most of the variance
+    and blur the boundary. So violations v are mapped to sign(v) log(1 + |v| / s), s their median size.
+    """
+    values = np.clip(told.values, -LARGEST, LARGEST)
+    size = np.abs(values)
+    scale = float(np.median(size)) or float(size.max(initial=0.0)) or 1.0
+    squeezed = np.sign(values) * np.log1p(size / scale)
+    noise_variance = told.noise_variance / (scale + size) ** 2
+    return fit_gaussian_process(told.x, squeezed, noise_variance)
+
+
+@dataclass(frozen=True)
+class Feasibility:
+    """What is known of the constraints: one process for each, and which told points (``n``) satisfy them all."""
+
+    processes: tuple[GaussianProcess, ...]
+    feasible: NDArray[np.bool_]
+
+    def log_probability(self, points: Array) -> Array:
+        """Log probability that ``points`` (``b x d``) satisfy every constraint: ``b``."""
+        return log_probability(self.processes, points)
+
+    def in_front(self, pending: Array) -> NDArray[np.bool_]:
+        """Which of the told and pending points (``n + p``) count in the front; pending ones when it is likely."""
+        likely = self.log_probability(pending) >= np.log(0.5)
+        return np.concatenate([self.feasible, likely])
+
+
+class FeasibilityWeighted:
+    """An acquisition plus the log probability of feasibility; larger is better.
+
+    Args:
+        processes: one per constraint, over points of the same dimension.
+        acquisition: the logarithm of an improvement; None where nothing feasible is known yet.
+    """
+
+    def __init__(self, processes: Sequence[GaussianProcess], acquisition: Acquisition | None) -> None:
+        self._processes = tuple(processes)
+        self._acquisition = acquisition
+
+    def values(self, points: Array) -> Array:
+        """At ``points`` (``b x d``): ``b``, always finite."""
+        total = log_probability(self._processes, points)
+        return total if self._acquisition is None else total + self._acquisition.values(points)
+
+    def value_and_gradient(self, point: Array) -> tuple[float, Array]:
+        """At one point (``d``), with its gradient (``d``)."""
+        value, gradient = 0.0, np.zeros_like(point)
+        if self._acquisition is not None:
+            value, gradient = self._acquisition.value_and_gradient(point)
+        for process in self._processes:
+            own_value, own_gradient = _log_probability_and_gradient(process, point)
+            value, gradient = value + own_value, gradient + own_gradient
+        return value, gradient
+
+
+def log_probability(processes: Sequence[GaussianProcess], points: Array) -> Array:
+    """Log probability that ``points`` (``b x d``) satisfy every constraint: ``b``."""
+    total = np.zeros(len(points))
+    for process in processes:
+        mean, variance = process.posterior(points)
+        total += log_ndtr(-mean / np.sqrt(variance))
+    return total
+
+
+def _log_probability_and_gradient(process: GaussianProcess, point: Array) -> tuple[float, Array]:
+    cross, slope = process.covariance.with_slope(point[None, :], process.x, process.lengthscales)
+    to_told = slope[0][:, None] * (process.x - point) / process.lengthscales**2  # n x d: d cross / d point
+    solved = cho_solve((process.cholesky, True), cross[0])
+    variance = 1.0 - float(cross[0] @ solved)
+    mean = process.mean + process.scale * (process.constant + float(cross[0] @ process.weights))
+    floored = max(variance, 1e-12)
+    deviation = process.scale * np.sqrt(floored)
+    z = -mean / deviation
+    mean_gradient = process.scale * process.weights @ to_told
+    # Where the floor acts the deviation no longer depends on the point.
+    variance_gradient = np.zeros_like(point) if variance < floored else -2.0 * solved @ to_told
+    deviation_gradient = process.scale * variance_gradient / (2.0 * np.sqrt(floored))
+    z_gradient = -(mean_gradient + z * deviation_gradient) / deviation
+    log_cdf = float(log_ndtr(z))
+    # phi(z) / Phi(z), in logarithms: both underflow far below 0.
+    ratio = np.exp(-0.5 * z**2 - 0.5 * np.log(2.0 * np.pi) - log_cdf)
+    return log_cdf, ratio * z_gradient

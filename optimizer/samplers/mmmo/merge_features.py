@@ -1,0 +1,180 @@
+"""Coefficients as the merge sees them, which is what a surrogate should see.
+
+A merge does not depend on all that its coefficients say:
+
+- where a method divides by the sum of the weights, only their proportions matter: 0.2, 0.4 is the merge of 0.4, 0.8;
+- the density of an expert matters as much as the expert does, and not at all at weight 0;
+- a coefficient that the chosen method does not use does not count;
+- what the scores depend on most is how far the merge goes along each task vector.
+
+So every weight w_m becomes w_m / max_k |w_k| where the weights are normalised (0 when all are 0), and stays w_m
+otherwise; every density becomes the weight's feature times the density. The features of a point determine its merge:
+two points with equal features are one candidate. Where more is known of the arithmetic (``MergeRule.additive``) and
+the coefficients do not say it themselves, the projections on the task vectors (``task_vector_projections``) are
+features too, and the coefficients' own count for less. What that is worth: ``docs/benchmarks-search.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
+
+Array = NDArray[np.float64]
+
+_COEFFICIENT = re.compile(r"(weight|density)\[([^\],]+)((?:,[^\]]*)?)\]")
+_STEP = 1e-6
+PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
+"""What projections, and beside them the own features of weights and densities, are multiplied with."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A numeric parameter on a linear scale: value = low + coordinate (high - low)."""
+
+    index: int
+    low: float
+    high: float
+
+    def values(self, points: Array) -> Array:
+        return self.low + points[:, self.index] * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """The weights of all experts, and the densities of those that have one."""
+
+    rule: MergeRule
+    weights: list[_Column]
+    densities: list[_Column | None]
+
+    @property
+    def columns(self) -> list[int]:
+        return [column.index for column in (*self.weights, *self.densities) if column is not None]
+
+    def __call__(self, points: Array) -> Array:
+        """The projections on every expert (``n x e``)."""
+        weights = np.stack([column.values(points) for column in self.weights], axis=1)
+        if self.rule.proportions:
+            largest = weights.max(axis=1, keepdims=True)
+            weights = weights / np.where(largest > 0.0, largest, 1.0)
+        else:
+            weights = weights / max(column.high for column in self.weights)
+        densities = np.ones_like(weights)
+        for i, column in enumerate(self.densities):
+            if column is not None:
+                densities[:, i] = column.values(points)
+        return PROJECTED * projections(self.rule, weights, densities)
+
+
+class MergeFeatures:
+    """The map from points of the unit cube (``n x d``) to features (``n x f``): projections, then column by column.
+
+    ``rule`` is the merge's arithmetic. Weights that may be negative are left as they are. ``active`` False makes the
+    identity.
+    """
+
+    def __init__(self, encoder: Encoder, rule: MergeRule = UNKNOWN, active: bool = True) -> None:
+        weights: dict[str, dict[str, _Column]] = {}
+        densities: dict[tuple[str, str], _Column] = {}
+        for name, (index, low, high) in (encoder.numeric_columns if active else {}).items():
+            match = _COEFFICIENT.fullmatch(name)
+            if match is None:
+                continue
+            parameter, expert, scope = match.groups()
+            if parameter == "weight":
+                weights.setdefault(scope, {})[expert] = _Column(index, low, high)
+            else:
+                densities[expert, scope] = _Column(index, low, high)
+        self._groups = [
+            list(columns.values())
+            for columns in weights.values()
+            if rule.proportions and len(columns) > 1 and all(column.low >= 0.0 for column in columns.values())
+        ]
+        self._densities = self._scaled_densities(weights, densities)
+        self._projected = _projected(rule, weights, densities)
+        self._scale = np.ones(encoder.dimension)
+        if self._projected is not None:
+            self._scale[self._projected.columns] = BESIDE_PROJECTIONS
+        self._conditions = _conditions(rule, encoder) if active else []
+        self.identity = not (self._groups or self._densities or self._conditions) and self._projected is None
+
+    def _scaled_densities(
+        self, weights: dict[str, dict[str, _Column]], densities: dict[tuple[str, str], _Column]
+    ) -> list[tuple[int, int, float]]:
+        """Of every density to be multiplied with a weight's feature: its column, the weight's and the lowest share."""
+        proportional = {column.index for columns in self._groups for column in columns}
+        found = []
+        for (expert, scope), column in densities.items():
+            weight = weights.get(scope, {}).get(expert) or weights.get("", {}).get(expert)
+            if weight is not None and weight.low >= 0.0:
+                # A weight that is no proportion yet is taken relative to the top of its range.
+                lowest = 0.0 if weight.index in proportional else weight.low / weight.high
+                found.append((column.index, weight.index, lowest))
+        return found
+
+    def __call__(self, points: Array) -> Array:
+        """Features (``n x f``) of points (``n x d``)."""
+        if self.identity:
+            return points
+        own = self._own(points)
+        return own if self._projected is None else np.concatenate([self._projected(points), own], axis=1)
+
+    def jacobian(self, point: Array) -> Array:
+        """Of the features in the coordinates at one point (``d``): ``f x d``, a row a feature."""
+        if self.identity:
+            return np.eye(len(point))
+        around = point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))])
+        own = self._own(around)
+        own_slopes = (own[1:] - own[0]).T / _STEP
+        if self._projected is None:
+            return np.asarray(own_slopes)
+        columns = self._projected.columns
+        along = self._projected(around[[0, *(column + 1 for column in columns)]])
+        slopes = np.zeros((along.shape[1], len(point)))
+        slopes[:, columns] = (along[1:] - along[0]).T / _STEP
+        return np.concatenate([slopes, own_slopes])
+
+    def _own(self, points: Array) -> Array:
+        """The features of weights and densities, column by column (``n x d``)."""
+        features = points.copy()
+        for columns in self._groups:
+            values = np.stack([column.values(points) for column in columns], axis=1)
+            largest = values.max(axis=1, keepdims=True)
+            index = [column.index for column in columns]
+            features[:, index] = np.where(largest > 0.0, values / np.where(largest > 0.0, largest, 1.0), 0.0)
+        for column, weight, lowest in self._densities:
+            features[:, column] = points[:, column] * (lowest + (1.0 - lowest) * features[:, weight])
+        for column, choices in self._conditions:
+            features[:, column] *= points[:, choices].sum(axis=1)
+        return features * self._scale
+
+
+def _projected(
+    rule: MergeRule, weights: dict[str, dict[str, _Column]], densities: dict[tuple[str, str], _Column]
+) -> _Projected | None:
+    """None where the weights' own features say the same, and where layers have weights of their own."""
+    if not rule.additive or len(weights) != 1:
+        return None
+    ((scope, columns),) = weights.items()
+    beside = [densities.get((expert, scope)) for expert in columns]
+    told = rule.signs or (rule.sparsifier != "none" and any(beside))
+    positive = all(column.low >= 0.0 for column in columns.values())
+    return _Projected(rule, list(columns.values()), beside) if told and positive else None
+
+
+def _conditions(rule: MergeRule, encoder: Encoder) -> list[tuple[int, list[int]]]:
+    """Of every coefficient that not all methods use: its column, and those of the methods that do."""
+    methods, users = encoder.choice_columns("method"), dict(rule.used_by)
+    found = []
+    for name, (column, _, _) in encoder.numeric_columns.items():
+        using = users.get(name.partition("[")[0])
+        if using is not None and methods:
+            found.append((column, [methods[method] for method in using]))
+    return found

@@ -1,0 +1,107 @@
+"""Where the acquisition is largest: quasi-Newton from the best of many starting points, then discrete moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from mergefront.optimizer.samplers.common.encoding import Encoder
+
+Array = NDArray[np.float64]
+
+Preset = Literal["fast", "quality", "botorch"]
+
+
+class Acquisition(Protocol):
+    """What is maximised: values at ``b x d`` points, value and gradient at one; larger is better."""
+
+    def values(self, points: Array) -> Array: ...
+
+    def value_and_gradient(self, point: Array) -> tuple[float, Array]: ...
+
+
+@dataclass(frozen=True)
+class SearchBudget:
+    """How much work one proposal may be."""
+
+    samples: int
+    """Samples of the uncertain front."""
+    raw_points: int
+    """Sobol points among which the optimiser's starting points are chosen."""
+    restarts: int
+    iterations: int
+    engine: Literal["closed form", "botorch"] = "closed form"
+    """Closed forms of our own (``acquisition``), or BoTorch's model and Monte Carlo (``botorch_engine``)."""
+
+
+BUDGETS: dict[Preset, SearchBudget] = {
+    "fast": SearchBudget(samples=8, raw_points=256, restarts=6, iterations=30),
+    "quality": SearchBudget(samples=32, raw_points=1024, restarts=20, iterations=200),
+    "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),
+}
+
+
+def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget) -> tuple[Array, Array]:
+    """Local optima (``r x d``, best first) and their values (``r``), all on the grid of representable points.
+
+    ``starts`` (``s x d``) are representable points; the best of them, some distance apart, are refined.
+    """
+    values = acquisition.values(starts)
+    chosen = _spread_best(starts, values, budget.restarts)
+    optima = [_refine(acquisition, starts[i], encoder, budget.iterations) for i in chosen]
+    points = encoder.snap(np.stack(optima))
+    found = np.concatenate([points, starts[chosen]])
+    found_values = np.concatenate([acquisition.values(points), values[chosen]])
+    order = np.argsort(-found_values, kind="stable")
+    return found[order], found_values[order]
+
+
+def _spread_best(starts: Array, values: Array, count: int) -> list[int]:
+    """Indexes of the best starts that are not next to a better one."""
+    apart = 0.05 * np.sqrt(starts.shape[1])
+    chosen: list[int] = []
+    for i in np.argsort(-values, kind="stable"):
+        if all(np.linalg.norm(starts[i] - starts[j]) > apart for j in chosen):
+            chosen.append(int(i))
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def _refine(acquisition: Acquisition, start: Array, encoder: Encoder, iterations: int) -> Array:
+    """Climbs from one point: continuous columns by L-BFGS-B, then the best discrete neighbour, until neither helps."""
+    point = _climb(acquisition, start, encoder.continuous, iterations)
+    if encoder.continuous.all():
+        return point
+    value = acquisition.values(point[None, :])[0]
+    # Each round moves one discrete parameter by one step or choice, so this many rounds cross a small space.
+    for _ in range(2 * encoder.parameters):
+        neighbours = encoder.neighbours(point)
+        neighbour_values = acquisition.values(neighbours)
+        best = int(np.argmax(neighbour_values))
+        if neighbour_values[best] <= value:
+            break
+        point = _climb(acquisition, neighbours[best], encoder.continuous, iterations)
+        value = max(float(neighbour_values[best]), float(acquisition.values(point[None, :])[0]))
+    return point
+
+
+def _climb(acquisition: Acquisition, start: Array, free: NDArray[np.bool_], iterations: int) -> Array:
+    if not free.any():
+        return start
+
+    def negative(coordinates: Array) -> tuple[float, Array]:
+        point = start.copy()
+        point[free] = coordinates
+        value, gradient = acquisition.value_and_gradient(point)
+        return -value, -gradient[free]
+
+    bounds = [(0.0, 1.0)] * int(free.sum())
+    found = minimize(negative, start[free], jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
+    point = start.copy()
+    point[free] = np.clip(found.x, 0.0, 1.0)
+    return point

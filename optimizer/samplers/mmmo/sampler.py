@@ -1,0 +1,327 @@
+"""MM-MO as a plain Optuna sampler."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
+from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.history import History, read_history
+from mergefront.optimizer.samplers.common.initial_design import startup_size
+from mergefront.optimizer.samplers.common.surrogate import Surrogate
+from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
+from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
+from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
+from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, Preset
+from mergefront.optimizer.samplers.mmmo.proposals import (
+    Proposed,
+    Situation,
+    fit,
+    fresh_point,
+    propose,
+    propose_paper_round,
+)
+from mergefront.optimizer.samplers.mmmo.representatives import limited
+from mergefront.optimizer.samplers.mmmo.screening import FisherScreen
+from mergefront.optimizer.scores.objectives import REFERENCE
+from mergefront.optimizer.search.attributes import (
+    is_anchor,
+    is_feasible,
+    is_outside_space,
+    proposed_params,
+    read_search_space,
+    standard_errors,
+    violation_errors,
+    write_proposal,
+)
+from mergefront.optimizer.seeding import derive_seed
+
+Array = NDArray[np.float64]
+Variant = Literal["default", "paper"]
+
+logger = logging.getLogger(__name__)
+
+PAPER_STARTUP = 10
+PAPER_BATCH = 5
+
+
+class MMMOSampler(BaseSampler):
+    """Multi-objective Bayesian optimisation of model merges (MM-MO, arXiv 2407.00487), and of anything else.
+
+    >>> study = optuna.create_study(directions=["maximize"] * 3, sampler=MMMOSampler(seed=0))
+
+    The default variant proposes the anchors, then scrambled Sobol points, then the maximiser of log noisy expected
+    hypervolume improvement over Gaussian processes that see coefficients as the merge does. The variant
+    "paper" follows the published loop. Any number of objectives works: one is noisy expected
+    improvement, more than four are scalarised at random.
+
+    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
+    that was killed and resumed, in any process, gets the proposals it would have got. The processes know 320
+    told trials at most, which stand for all when there are more, and learn lengthscales from 150 (``representatives``).
+
+    Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
+    has to be likely to satisfy them, and only trials that do are on the front that it has to improve.
+
+    Args:
+        seed: None draws one, and gives up repeatability.
+        variant: "default", or "paper" for the published loop with one unit system.
+        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
+            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+        anchors: parameter dictionaries inside the space to propose before anything else.
+        n_startup: Sobol points after the anchors; by default 10 in the paper variant, otherwise by the number of
+            parameters, two when the study has flagged anchors, none when these are 12 or more and span the space.
+        batch: size of a round. Members of a round are proposed from what was told before it began. By default 1,
+            that is from everything told so far; 5 in the paper variant.
+        ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
+            all, means from the anchors.
+        reference_point: worst value of interest of every objective, in its own unit; by default a tenth of the
+            anchors' range below the worst anchor.
+        task_objectives: indexes of the task scores among the objectives; by their sum the paper variant ranks its
+            elites. All by default. Of no effect in the default variant.
+        fisher_screen: "low" prefers what the surrogate knows least about, "high" most, "off" does without. The paper
+            variant screens a round's candidates, the default one breaks near ties while trials are pending.
+        budget: how much work one proposal may be: "fast", "quality", or "botorch" for the same loop on BoTorch's
+            own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
+        rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
+        merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
+            ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
+
+    Raises:
+        UserError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = 0,
+        variant: Variant = "default",
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        anchors: Sequence[Mapping[str, Any]] = (),
+        n_startup: int | None = None,
+        batch: int | None = None,
+        ranges: Sequence[tuple[float, float] | None] | None = None,
+        reference_point: Sequence[float] | None = None,
+        task_objectives: Sequence[int] | None = None,
+        fisher_screen: FisherScreen = "low",
+        budget: Preset = "fast",
+        rule: MergeRule = UNKNOWN,
+        merge_features: bool = True,
+    ) -> None:
+        _check_choice("variant", variant, ("default", "paper"))
+        _check_choice("fisher_screen", fisher_screen, ("low", "high", "off"))
+        _check_choice("budget", budget, tuple(BUDGETS))
+        if batch is not None and batch < 1:
+            raise UserError(f"batch {batch} must be at least 1")
+        if n_startup is not None and n_startup < 0:
+            raise UserError(f"n_startup {n_startup} must not be negative")
+        self._seed = secrets.randbits(62) if seed is None else int(seed)
+        self._variant = variant
+        self._search_space = None if search_space is None else dict(search_space)
+        self._anchors = tuple(dict(anchor) for anchor in anchors)
+        self._n_startup = n_startup
+        self._batch = batch or (PAPER_BATCH if variant == "paper" else 1)
+        self._ranges = ranges
+        self._reference_point = reference_point
+        self._task_objectives = task_objectives
+        self._fisher_screen = fisher_screen
+        self._budget = BUDGETS[budget]
+        self._rule = rule
+        self._merge_features = merge_features and variant == "default"
+        # Results of the last round by the content they were computed from; a miss computes the same again.
+        self._last_surrogate: tuple[str, Surrogate] | None = None
+        self._last_paper_round: tuple[str, Array] | None = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space if self._search_space is not None else read_search_space(study)
+        if space is None:
+            finished = [
+                other
+                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                if other.number < trial.number and not is_outside_space(other)
+            ]
+            space = intersection_search_space(finished)
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        encoder = Encoder(search_space)
+        published = proposed_params(trial)
+        if encoder.contains(published):
+            # The trial of a process that died after proposing: the proposal stands.
+            return {name: published[name] for name in search_space}
+        with one_blas_thread():
+            stage, params, improvement = self._propose(study, trial.number, encoder)
+        write_proposal(study, trial, stage, params, improvement)
+        return params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
+        encoder = Encoder({param_name: param_distribution})
+        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+
+    def _propose(self, study: Study, number: int, encoder: Encoder) -> tuple[str, dict[str, Any], float | None]:
+        """Stage, parameters and, from a model, the expected improvement of the hypervolume."""
+        trials = study.get_trials(deepcopy=False)
+        startup = self._startup(trials, number, encoder)
+        initial = len(self._anchors) + startup
+        history = read_history(trials, number, initial, self._batch)
+        if history.position < len(self._anchors):
+            anchor = self._anchors[history.position]
+            if encoder.contains(anchor):
+                return "anchor", encoder.decode(encoder.encode(anchor)), None
+            logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
+        history = limited(history, [direction == StudyDirection.MAXIMIZE for direction in study.directions])
+        situation = self._situation(study, history, encoder)
+        if history.position >= initial and len(situation.x) >= 2:
+            try:
+                situation = replace(situation, feasibility=self._feasibility(history, encoder))
+                proposed = self._model_point(situation, history)
+            except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
+                logger.warning("trial %d: no surrogate could be fitted (%s), a Sobol point instead", number, error)
+            else:
+                if proposed is not None:
+                    return "model", encoder.decode(proposed.point), proposed.improvement
+        stage = "sobol" if history.position < initial else "fallback"
+        index = max(history.position - len(self._anchors), 0)
+        return stage, encoder.decode(fresh_point(situation, self._seed, index)), None
+
+    def _startup(self, trials: Sequence[FrozenTrial], number: int, encoder: Encoder) -> int:
+        if self._n_startup is not None:
+            return self._n_startup
+        if self._variant == "paper":
+            return PAPER_STARTUP
+        flagged = [trial.params for trial in trials if trial.number < number and is_anchor(trial)]
+        anchors = [*flagged, *self._anchors]
+        points = [encoder.encode(params) for params in anchors if encoder.contains(params)]
+        return startup_size(encoder.parameters, len(anchors), points)
+
+    def _model_point(self, situation: Situation, history: History) -> Proposed | None:
+        surrogate = self._surrogate(situation)
+        if self._variant == "default":
+            seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
+            return propose(situation, surrogate, self._budget, self._fisher_screen, seed)
+        seed = derive_seed(self._seed, history.round_start, "round")
+        points = self._paper_round(situation, surrogate, history, seed)
+        return Proposed(points[history.slot]) if history.slot < len(points) else None
+
+    def _surrogate(self, situation: Situation) -> Surrogate:
+        key = _digest(situation.x, situation.y, situation.noise_variance, situation.reference)
+        cached = self._last_surrogate
+        if cached is None or cached[0] != key:
+            cached = (key, fit(situation))
+            self._last_surrogate = cached
+        return cached[1]
+
+    def _paper_round(self, situation: Situation, surrogate: Surrogate, history: History, seed: int) -> Array:
+        """The round's points, the same for every member: what happened since it began is left out."""
+        mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
+        before = self._points([t for t in history.pending if t.number not in mates], situation.encoder)
+        taken = self._points([t for t in history.earlier if t.number not in mates], situation.encoder)
+        shared = replace(situation, pending=before, taken=taken)
+        key = _digest(
+            shared.x, shared.y, shared.noise_variance, shared.reference, before, taken, np.array([seed], dtype=float)
+        )
+        cached = self._last_paper_round
+        if cached is None or cached[0] != key:
+            tasks = self._task_objectives if self._task_objectives is not None else range(situation.y.shape[1])
+            points = propose_paper_round(
+                shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, list(tasks)
+            )
+            cached = (key, points)
+            self._last_paper_round = cached
+        return cached[1]
+
+    def _situation(self, study: Study, history: History, encoder: Encoder) -> Situation:
+        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+        m = len(maximise)
+        _check_length("ranges", self._ranges, m)
+        _check_length("reference_point", self._reference_point, m)
+        normaliser = normaliser_for(maximise, _values(history.anchors, m), self._ranges)
+        if self._reference_point is None:
+            reference = np.full(m, REFERENCE)
+        else:
+            reference = normalise(normaliser, np.array([self._reference_point], dtype=float))[0]
+        inside = [trial for trial in history.told if _inside(trial, encoder)]
+        outside = [trial for trial in history.told if is_outside_space(trial) and is_feasible(trial)]
+        outside.extend(history.front_beyond)
+        errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
+        return Situation(
+            encoder=encoder,
+            features=self._features(encoder),
+            x=self._points(inside, encoder),
+            y=normalise(normaliser, _values(inside, m)),
+            noise_variance=(errors / np.array(normaliser.scales)) ** 2,
+            outside=normalise(normaliser, _values(outside, m)),
+            pending=self._points(history.pending, encoder),
+            taken=self._points(history.earlier, encoder),
+            reference=reference,
+        )
+
+    def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
+        inside = [trial for trial in history.told if _inside(trial, encoder)]
+        names = sorted({name for trial in inside for name in trial.constraints})
+        if not names:
+            return None
+        processes = []
+        for name in names:
+            reporting = [trial for trial in inside if name in trial.constraints]
+            errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
+            values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
+            told = Violations(self._features(encoder)(self._points(reporting, encoder)), values, errors**2)
+            processes.append(fit_violations(told))
+        return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
+
+    def _features(self, encoder: Encoder) -> MergeFeatures:
+        return MergeFeatures(encoder, self._rule, self._merge_features)
+
+    @staticmethod
+    def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
+        """Trials whose point is known and inside the space, encoded: ``n x d``."""
+        points = [encoder.encode(proposed_params(trial)) for trial in trials if _inside(trial, encoder)]
+        return np.array(points).reshape(-1, encoder.dimension)
+
+
+def _inside(trial: FrozenTrial, encoder: Encoder) -> bool:
+    return not is_outside_space(trial) and encoder.contains(proposed_params(trial))
+
+
+def _values(trials: Sequence[FrozenTrial], objectives: int) -> Array:
+    return np.array([trial.values for trial in trials], dtype=float).reshape(-1, objectives)
+
+
+def _digest(*arrays: Array) -> str:
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(repr(array.shape).encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} {value!r} must be one of {', '.join(repr(choice) for choice in choices)}")
+
+
+def _check_length(name: str, given: Sequence[Any] | None, objectives: int) -> None:
+    if given is not None and len(given) != objectives:
+        raise UserError(f"{name} has {len(given)} entries, but the study has {objectives} objectives")

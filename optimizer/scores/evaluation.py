@@ -1,0 +1,137 @@
+"""What an evaluation is, and the protocol of whatever makes one.
+
+The search loop knows neither weights nor HTTP: it hands a recipe to an ``Evaluator`` and gets an
+``Evaluation`` back. A plain function ``Recipe -> {objective: number}`` is an evaluator too.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.racing.race import Race
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """Scores of one task's items for one recipe.
+
+    ``ids`` (stable identifiers of the items, in the task's order), ``scores`` (one number per item in
+    the unit of the task's metric, whose direction says which end is better: a loss is minimised) and
+    ``margins`` (optional, one per item, larger is always better: a smooth number behind the score, such
+    as a log-likelihood difference; what an item-level surrogate models) have equal length.
+    """
+
+    ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    margins: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.scores) or (self.margins is not None and len(self.margins) != len(self.ids)):
+            raise ValueError(
+                f"{len(self.ids)} item ids, {len(self.scores)} scores and "
+                f"{len(self.margins or ())} margins must be equally many"
+            )
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.scores) / len(self.scores)
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean: sample standard deviation over the square root of the number of items."""
+        count = len(self.scores)
+        if count < 2:
+            return float("nan")
+        mean = self.mean
+        variance = math.fsum((score - mean) ** 2 for score in self.scores) / (count - 1)
+        return math.sqrt(variance / count)
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What the search asks of an evaluator besides the recipe itself.
+
+    ``objectives`` are the numbers that the search needs; ``split`` says whose items are scored
+    ("search" while searching, "report" for the final report). With ``race`` an evaluator that scores
+    item by item may stop early; others ignore it.
+    """
+
+    objectives: tuple[str, ...]
+    split: str = "search"
+    race: Race | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one recipe.
+
+    ``scores`` has one finite number per objective in its own unit; ``standard_errors`` has an entry
+    for each objective whose noise is known (0 for an exact number). ``seconds`` is wall time by
+    phase ("merge", "score", "total"); ``cost`` counts what was spent ("items", "tokens", "requests").
+    """
+
+    scores: Mapping[str, float]
+    standard_errors: Mapping[str, float] = field(default_factory=dict)
+    items: Mapping[str, ItemScores] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Scores recipes. May raise ``EvaluationError`` (a failed candidate, the search goes on)."""
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation: ...
+
+
+class FunctionEvaluator:
+    """A plain function ``Recipe -> {objective: number}`` (or one number, or an ``Evaluation``)."""
+
+    def __init__(self, function: Callable[[Recipe], Any]) -> None:
+        self.function = function
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        started = time.perf_counter()
+        returned = self.function(recipe)
+        seconds = {"total": time.perf_counter() - started}
+        if isinstance(returned, Evaluation):
+            return returned
+        if isinstance(returned, Mapping):
+            return Evaluation(scores=dict(returned), seconds=seconds)
+        if len(request.objectives) == 1:
+            return Evaluation(scores={request.objectives[0]: returned}, seconds=seconds)
+        raise EvaluationError(
+            f"the function returned {type(returned).__name__}; it must return a mapping with the objectives "
+            f"{', '.join(request.objectives)}",
+            kind="wrong type",
+        )
+
+
+def checked_scores(evaluation: Evaluation, objectives: Sequence[str]) -> dict[str, float]:
+    """The objectives' scores as floats; raises ``EvaluationError`` for a missing, NaN or infinite one."""
+    scores = {}
+    for name in objectives:
+        if name not in evaluation.scores:
+            raise EvaluationError(
+                f"objective {name!r} was not scored (scored: {', '.join(evaluation.scores) or 'nothing'})",
+                kind="missing objective",
+            )
+        try:
+            value = float(evaluation.scores[name])
+        except (TypeError, ValueError):
+            raise EvaluationError(
+                f"objective {name!r} is {evaluation.scores[name]!r}, not a number", kind="not a number"
+            ) from None
+        if not math.isfinite(value):
+            raise EvaluationError(f"objective {name!r} is {value}, not a finite number", kind="not finite")
+        scores[name] = value
+    return scores

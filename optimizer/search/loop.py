@@ -1,0 +1,475 @@
+"""The search loop: claim a slot of the budget, ask, evaluate, keep, tell.
+
+It knows neither weights nor HTTP nor SQL. Whatever finished is in the ledger before the next
+evaluation starts, so that a kill at any instant loses at most the evaluation under way, and a
+resumed search proposes the trials that the uninterrupted one would have proposed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
+from mergefront.optimizer.racing.race import Race, RacingSettings
+from mergefront.optimizer.recipes.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.constraints import COSTS, Constraint, checked_violations
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
+from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.search.attributes import (
+    ANCHOR,
+    CONSTRAINT_ERRORS,
+    CONSTRAINTS,
+    OUTSIDE_SPACE,
+    RECIPE,
+    SEED,
+    STANDARD_ERRORS,
+    expected_improvement,
+    write_violations,
+)
+from mergefront.optimizer.search.restated_trials import restated
+from mergefront.optimizer.search.stopping import NEVER, STOPPED, Stop, StopRule, StopWatch
+
+SLOT = "mergefront:slot"
+"""Trial user attribute: which slot of the budget the trial fills."""
+FAILURE = "mergefront:failure"
+"""Trial user attribute: why the trial failed."""
+REUSED = "mergefront:reused"
+"""Trial user attribute: the recipe had been evaluated already; its scores were taken from the ledger."""
+
+TOLERATED_DEATHS = 1
+"""A trial on which more workers died than that (killed, out of memory) is given up as failed."""
+PATIENCE_SECONDS = 1.0
+"""How often a worker that has nothing to do looks whether another one has died."""
+CONSECUTIVE_FAILURES = 5
+"""That many failed evaluations in a row stop the search: they have a common cause worth mending."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot of the budget that this process works on.
+
+    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it;
+    ``fresh`` says that nobody worked on it before.
+    """
+
+    slot: int
+    trial_number: int | None
+    deaths: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a recipe could not be scored; failures of one ``kind`` have the same cause."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+class Ledger(Protocol):
+    """Where claims and evaluations are kept; implemented by ``mergefront.storage``."""
+
+    def claim(self, budget: int) -> Claim | None:
+        """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
+
+    def forgive(self) -> None:
+        """Forget how often workers died on abandoned slots: somebody asked to go on."""
+
+    def others_at_work(self) -> bool:
+        """Whether another live process works on a slot of this study."""
+
+    def bind(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Note which trial fills a claimed slot; write its parameters and user attributes, all or nothing."""
+
+    def finish(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        recipe: Recipe,
+        outcome: Evaluation | Failure,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        keep: bool,
+    ) -> None:
+        """Keep the outcome (unless ``keep`` is False: it was kept before), tell the trial and close the claim.
+
+        All or nothing. ``values`` are the objectives' scores, None for a failure; ``attributes`` are
+        further user attributes of the trial.
+        """
+
+    def close(self, claim: Claim) -> None:
+        """Close the claim of a trial that was told already."""
+
+    def release(self, claim: Claim) -> None:
+        """Give an unfinished slot back, so that a later run takes it over at once."""
+
+    def keep_alive(self, claim: Claim) -> AbstractContextManager[None]:
+        """While entered, others see that this process is at work on the slot."""
+
+    def find(self, recipe: Recipe) -> Evaluation | None:
+        """The evaluation of an identical recipe, or None."""
+
+    def evaluations(self, *, items: bool = False) -> dict[str, Evaluation]:
+        """Every finished evaluation by its recipe's digest, in the order in which they finished; items if asked."""
+
+
+@dataclass(frozen=True)
+class TrialOutcome:
+    """What happened to one trial; ``evaluation`` is None when it failed."""
+
+    number: int
+    slot: int
+    recipe: Recipe
+    anchor: str | None
+    evaluation: Evaluation | None
+    failure: Failure | None = None
+    reused: bool = False
+    violations: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Everything the loop needs besides where to keep and how to score.
+
+    With ``racing`` candidates are asked no more items than needed, in an order drawn from ``seed``.
+    """
+
+    space: MergeSpace
+    objectives: tuple[Objective, ...]
+    anchors: tuple[Anchor, ...]
+    budget: int
+    racing: RacingSettings | None = None
+    seed: int = 0
+
+    stop: StopRule = NEVER
+    seeds: tuple[Anchor, ...] = ()
+    """Recipes of a warm start, evaluated after the anchors."""
+    constraints: tuple[Constraint, ...] = ()
+    """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
+
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        return tuple(objective.name for objective in self.objectives)
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """The numbers to ask an evaluator for: the objectives, then what else the constraints bound."""
+        others = [constraint.name for constraint in self.constraints if constraint.name not in COSTS]
+        return tuple(dict.fromkeys([*self.objective_names, *others]))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A running trial and the recipe that it evaluates; ``anchor`` is its name if it is one."""
+
+    claim: Claim
+    trial: FrozenTrial
+    recipe: Recipe
+    anchor: str | None
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+
+@dataclass
+class _Failures:
+    """Failures in a row, by kind."""
+
+    row: list[Failure] = field(default_factory=list)
+
+    def add(self, failure: Failure) -> None:
+        self.row.append(failure)
+        if len(self.row) < CONSECUTIVE_FAILURES:
+            return
+        kinds = {failure.kind for failure in self.row}
+        common = f"all of kind {kinds.pop()!r}" if len(kinds) == 1 else f"of the kinds {', '.join(sorted(kinds))}"
+        raise SearchStoppedError(
+            f"{len(self.row)} evaluations in a row failed, {common}; the last one: {failure.reason}. "
+            "What finished is kept; mend the cause and resume the study"
+        )
+
+
+def run_search(
+    plan: SearchPlan,
+    study: optuna.Study,
+    ledger: Ledger,
+    evaluator: Evaluator,
+    observe: Callable[[TrialOutcome], None] = lambda outcome: None,
+    before: Callable[[int, str | None], None] = lambda number, anchor: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    wait_for_others: bool = False,
+) -> Stop:
+    """Fill the budget, or as much of it as the plan's rule lets; returns why the call ended.
+
+    ``before(trial number, anchor name)`` is called when an evaluation starts and ``observe`` when
+    a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
+    lasts until every trial is finished, so that it can take over from workers that die.
+    Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
+    """
+    failures = _Failures()
+    watch = StopWatch(plan.stop)
+    if STOPPED in study.user_attrs:
+        study.set_user_attr(STOPPED, None)
+    while (stop := watch.stop()) is None:
+        if should_stop():
+            stop = Stop("asked", "somebody asked to stop")
+            break
+        claim = ledger.claim(plan.budget)
+        if claim is None:
+            if not (wait_for_others and ledger.others_at_work()):
+                stop = Stop("budget", f"the budget of {plan.budget} evaluations is spent")
+                break
+            time.sleep(PATIENCE_SECONDS)
+            continue
+        told = False
+        try:
+            with ledger.keep_alive(claim):
+                outcome = _fill(plan, study, ledger, evaluator, claim, before)
+            told = True
+        finally:
+            if not told:
+                ledger.release(claim)
+        if plan.stop.improvement is not None:
+            watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
+        observe(outcome)
+        if outcome.failure is None:
+            failures.row.clear()
+        else:
+            failures.add(outcome.failure)
+    study.set_user_attr(STOPPED, {"cause": stop.cause, "reason": stop.reason})
+    return stop
+
+
+def _fill(
+    plan: SearchPlan,
+    study: optuna.Study,
+    ledger: Ledger,
+    evaluator: Evaluator,
+    claim: Claim,
+    before: Callable[[int, str | None], None],
+) -> TrialOutcome:
+    proposal = propose(plan, study, ledger, claim)
+    before(proposal.number, proposal.anchor)
+    known = ledger.find(proposal.recipe)
+    if known is not None:
+        return complete(plan, study, ledger, proposal, known, reused=True)
+    if claim.deaths > TOLERATED_DEATHS:
+        reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
+        return give_up(study, ledger, proposal, Failure("worker died", reason))
+    try:
+        evaluation = evaluator.evaluate(proposal.recipe, _request(plan, ledger, proposal))
+        checked_scores(evaluation, plan.objective_names)
+        checked_violations(evaluation, plan.constraints)
+    except (UserError, SearchStoppedError):
+        raise  # no candidate is at fault; the next one would fail alike
+    except Exception as error:
+        return give_up(study, ledger, proposal, _failure(error))
+    return complete(plan, study, ledger, proposal, evaluation)
+
+
+def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> EvaluationRequest:
+    """What to ask of the evaluator; in a racing search, with everything that was evaluated so far."""
+    if plan.racing is None:
+        return EvaluationRequest(plan.requested)
+    finished = ledger.evaluations(items=True)
+    order = [anchor.recipe.digest for anchor in plan.anchors]
+    anchors = tuple(finished[digest] for digest in dict.fromkeys(order) if digest in finished)
+    others = tuple(evaluation for digest, evaluation in finished.items() if digest not in order)
+    race = Race(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
+    return EvaluationRequest(plan.requested, race=race)
+
+
+def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
+    """The recipe of a claimed slot: an anchor, or what the study's sampler asks for."""
+    trial_id, anchor = _open_trial(plan, study, claim)
+    frozen = study._storage.get_trial(trial_id)
+    study.sampler.before_trial(study, frozen)
+    distributions = plan.space.distributions()
+    new: dict[str, Any] = {}
+    if anchor is not None:
+        recipe = anchor.recipe
+    else:
+        params = _sampled(_seen_by_the_sampler(plan, study, ledger), frozen, distributions)
+        recipe = plan.space.recipe(params)
+        new = {name: value for name, value in params.items() if name not in frozen.params}
+    ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
+    return Proposal(claim, frozen, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+
+
+def _seen_by_the_sampler(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> optuna.Study:
+    if plan.racing is None:
+        return study
+    return restated(study, plan.objectives, ledger.evaluations(items=True))
+
+
+def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The sampler's proposal for a running trial, by the protocol that ``Trial.suggest_float`` follows.
+
+    Optuna writes parameters one by one as they are suggested; here they are written together.
+    """
+    sampler = study.sampler
+    params = dict(trial.params)
+    if len(params) < len(distributions):
+        relative = sampler.sample_relative(study, trial, sampler.infer_relative_search_space(study, trial))
+        for name, distribution in distributions.items():
+            if name in params:
+                continue
+            value = relative.get(name)
+            if value is None or not distribution._contains(distribution.to_internal_repr(value)):
+                value = sampler.sample_independent(study, trial, name, distribution)
+            params[name] = value
+    return {name: params[name] for name in distributions}
+
+
+def complete(
+    plan: SearchPlan,
+    study: optuna.Study,
+    ledger: Ledger,
+    proposal: Proposal,
+    evaluation: Evaluation,
+    reused: bool = False,
+) -> TrialOutcome:
+    """Keep an evaluation and tell it, all or nothing.
+
+    Raises ``EvaluationError`` for an objective's score that is missing or not finite.
+    """
+    scores = checked_scores(evaluation, plan.objective_names)
+    values = [scores[name] for name in plan.objective_names]
+    attributes, violations = told_attributes(plan.objectives, plan.constraints, evaluation)
+    if reused:
+        attributes[REUSED] = True
+    claim, trial = proposal.claim, proposal.trial
+    study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
+    if violations:
+        write_violations(study, trial, violations)
+    ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
+    return TrialOutcome(
+        trial.number,
+        claim.slot,
+        proposal.recipe,
+        proposal.anchor,
+        evaluation,
+        reused=reused,
+        violations=tuple(violations),
+    )
+
+
+def told_attributes(
+    objectives: Sequence[Objective], constraints: Sequence[Constraint], evaluation: Evaluation
+) -> tuple[dict[str, Any], list[float]]:
+    """What a trial keeps of its evaluation beside the values: user attributes, and the constraints' violations.
+
+    Raises ``EvaluationError`` for a constrained number that is missing or not finite.
+    """
+    attributes: dict[str, Any] = {}
+    errors = [evaluation.standard_errors.get(objective.name) for objective in objectives]
+    if any(error is not None for error in errors):
+        attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
+    violations = checked_violations(evaluation, constraints)
+    if violations:
+        attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in constraints}
+        attributes[CONSTRAINT_ERRORS] = [_finite(evaluation.standard_errors.get(c.name)) for c in constraints]
+    return attributes, violations
+
+
+def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:
+    """Keep why a recipe could not be scored and tell the trial as failed, all or nothing."""
+    claim, trial = proposal.claim, proposal.trial
+    study.sampler.after_trial(study, trial, TrialState.FAIL, None)
+    ledger.finish(claim, trial, proposal.recipe, failure, None, {FAILURE: str(failure)}, keep=True)
+    return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, None, failure)
+
+
+def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[int, Anchor | None]:
+    """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
+    found = _trial_of(study, claim)
+    if found is not None:
+        if SEED in found.user_attrs:
+            return found._trial_id, next(seed for seed in plan.seeds if seed.name == found.user_attrs[SEED])
+        return found._trial_id, _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
+    anchor = _anchor_for(plan, study, claim.slot)
+    attributes: dict[str, Any] = {SLOT: claim.slot}
+    params: Mapping[str, Any] = {}
+    distributions: Mapping[str, BaseDistribution] = {}
+    if anchor is not None:
+        attributes[ANCHOR if anchor.baseline else SEED] = anchor.name
+        if anchor.outside_space:
+            attributes[OUTSIDE_SPACE] = True
+        params, distributions = anchor.params, plan.space.distributions()
+    template = create_trial(
+        state=TrialState.RUNNING, params=dict(params), distributions=dict(distributions), user_attrs=attributes
+    )
+    # One transaction for the whole trial: Optuna's public add_trial does the same but hides the id.
+    return study._storage.create_new_trial(study._study_id, template_trial=template), anchor
+
+
+def _trial_of(study: optuna.Study, claim: Claim) -> FrozenTrial | None:
+    if claim.fresh:
+        return None
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(SLOT) == claim.slot:
+            return trial
+    return None
+
+
+def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> Anchor | None:
+    if slot < len(plan.anchors):
+        return plan.anchors[slot]
+    if slot == len(plan.anchors):
+        return _metric_weighted(plan, study)
+    seed = slot - len(plan.anchors) - 1
+    return plan.seeds[seed] if seed < len(plan.seeds) else None
+
+
+def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> Anchor | None:
+    if name == METRIC_WEIGHTED:
+        return _metric_weighted(plan, study)
+    return next((anchor for anchor in plan.anchors if anchor.name == name), None)
+
+
+def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
+    """The metric-weighted average, once every expert's score on its own objective is known."""
+    columns = {objective.name: (index, objective) for index, objective in enumerate(plan.objectives)}
+    told = {
+        trial.user_attrs.get(ANCHOR): trial.values
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    }
+    own: dict[str, float] = {}
+    for expert in plan.space.models:
+        values = told.get(expert_anchor(expert))
+        if expert not in columns or values is None:
+            return None
+        index, objective = columns[expert]
+        own[expert] = objective.sign * values[index]
+    return metric_weighted(plan.space, own)
+
+
+def _failure(error: Exception) -> Failure:
+    """What went wrong with an evaluation, on one line."""
+    kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
+    return Failure(kind, " ".join(str(error).split()) or "no message")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and value == value and abs(value) != float("inf") else None

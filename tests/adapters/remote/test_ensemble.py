@@ -1,0 +1,143 @@
+"""Closed models behind OpenAI-compatible endpoints: asked once each, honest about what they cannot do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mergefront as mf
+from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.remote.openai.backend import OpenAIBackend
+from mergefront.adapters.remote.registry import backend_problems, make_backend, read_settings
+from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
+from mergefront.adapters.tasks.registry import JsonlTask
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.storage.database import Database
+from mergefront.storage.responses import DatabaseResponses
+
+sys.path.insert(0, str(Path(__file__).parent / "http"))
+from servers import Answer, Received, as_json, serve
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Peru": "Lima", "Cuba": "Havana"}
+KNOWS = {"west": ("France", "Italy", "Spain"), "east": ("Japan", "Peru"), "liar": ()}
+
+
+def chat(request: Received) -> Answer:
+    """Three closed models: two that know some capitals, one that is always wrong."""
+    body = request.json
+    country = body["messages"][-1]["content"].split()[-1]
+    answer = f" {CAPITALS[country].upper()}." if country in KNOWS[body["model"]] else f"City of {body['model']}"
+    if body["model"] == "east" and country == "Cuba":
+        answer = "havana"
+    usage = {"prompt_tokens": 5, "completion_tokens": 2}
+    return as_json({"choices": [{"message": {"content": answer}, "finish_reason": "stop"}], "usage": usage})
+
+
+def echo(request: Received) -> Answer:
+    """A completions endpoint with echo: a word is one token of log-probability minus its length."""
+    body = request.json
+    words = body["prompt"].replace(" ", "\0 ").split("\0")
+    offsets = [sum(map(len, words[:place])) for place in range(len(words))]
+    values = [None, *(-float(len(word)) for word in words[1:])]
+    logprobs = {"tokens": words, "token_logprobs": values, "text_offset": offsets, "top_logprobs": None}
+    return as_json({"choices": [{"text": body["prompt"] + " x", "logprobs": logprobs, "finish_reason": "length"}]})
+
+
+def ensemble(url: str, **more: Any) -> Any:
+    members = {name: {"url": url, "model": name, "longest_wait": 0.05, **more} for name in KNOWS}
+    return read_settings({"type": "ensemble", "members": members})
+
+
+def items(folder: Path) -> JsonlTask:
+    lines = [
+        f'{{"prompt": "Capital of {k}", "answer": ["{v}", "{v.upper()}.", "{v.lower()}"]}}' for k, v in CAPITALS.items()
+    ]
+    (folder / "items.jsonl").write_text("\n".join(lines))
+    return JsonlTask.read("capitals", "items.jsonl", "exact_match", folder=folder, report_fraction=0)
+
+
+def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
+    space = MergeSpace(list(KNOWS), method="task_arithmetic", parameters={"weight": [0, 1]})
+    database = Database(f"sqlite:///{tmp_path / 'cache.db'}")
+    with serve(chat) as server:
+        backend = make_backend(ensemble(server.url), space, tmp_path, DatabaseResponses(database))
+        study = mf.search(
+            space=space, evaluate=TaskEvaluator(backend, [items(tmp_path)]), objectives=["capitals"], sampler="sobol",
+            evaluations=24, storage=f"sqlite:///{tmp_path / 'study.db'}", name="closed",
+        )  # fmt: skip
+        backend.close()
+        assert len(server.received) == len(CAPITALS) * len(KNOWS)
+        # A second process finds everything in the database.
+        again = make_backend(ensemble(server.url), space, tmp_path, DatabaseResponses(database))
+        with again.apply(study.best("capitals").recipe) as model:
+            model.generate([GenerationRequest("Capital of France", 32, ("\n",))])
+        again.close()
+        assert len(server.received) == len(CAPITALS) * len(KNOWS)
+    scores = {anchor.anchor: anchor.scores["capitals"] for anchor in study.anchors()}
+    assert scores["base"] == 0.0 and scores["expert west"] == 0.5 and scores["expert liar"] == 0.0
+    assert study.best("capitals").scores["capitals"] >= 0.5
+    database.close()
+
+
+def test_log_probabilities_by_echo_split_at_the_seam():
+    with serve(echo) as server:
+        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url), {"a": "model-a"}, None)
+        recipe = Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")
+        with backend.apply(recipe) as model:
+            plain, spaced = model.loglikelihood(
+                [ScoringRequest("one two", " abc de"), ScoringRequest("one two ", "abc")]
+            )
+        assert (plain.logprob, plain.tokens) == (-7.0, 2)
+        assert (spaced.logprob, spaced.tokens) == (-4.0, 1)
+        with pytest.raises(UserError, match="ensemble"):
+            backend.apply(recipe.with_params(**{"weight[a]": 0.5}))
+        backend.close()
+
+
+def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tmp_path: Path):
+    space = MergeSpace(list(KNOWS), method="task_arithmetic", parameters={"weight": [0, 1]})
+
+    def chat_capital(request: Received) -> Answer:
+        return as_json({"choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]})
+
+    with serve(chat_capital) as server:
+        problems = backend_problems(ensemble(server.url), space, tmp_path, ["loglikelihood"])
+        assert len(problems) == len(KNOWS) and "exact_match" in problems[0]
+        assert backend_problems(ensemble(server.url), space, tmp_path, ["generate"]) == []
+        completions = ensemble(server.url, mode="completions")
+        assert backend_problems(completions, space, tmp_path, ["loglikelihood"])
+
+
+def test_refusals_and_filtered_answers_are_failures_not_wrong_answers():
+    def refuse(_: Received) -> Answer:
+        message = {"content": None, "refusal": "no"}
+        return as_json({"choices": [{"message": message, "finish_reason": "content_filter"}]})
+
+    with serve(refuse) as server:
+        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url, mode="chat"), {"a": "m"}, None)
+        with (
+            backend.apply(Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")) as model,
+            pytest.raises(EvaluationError, match="refusal"),
+        ):
+            model.generate([GenerationRequest("Hello", 4)])
+        backend.close()
+
+
+def test_members_and_models_must_be_the_same(tmp_path: Path):
+    space = MergeSpace(["west", "esat"], method="task_arithmetic", parameters={"weight": [0, 1]})
+    with pytest.raises(UserError) as raised:
+        make_backend(ensemble("http://127.0.0.1:1"), space, tmp_path)
+    assert "'liar' is no model" in str(raised.value) and "'esat' is missing" in str(raised.value)
+
+
+def test_address_and_key_are_no_part_of_what_a_study_measures():
+    settings = ensemble("http://127.0.0.1:1", api_key_env="SOME_KEY")
+    definition, runtime = split_settings(settings)
+    assert "url" not in str(definition) and "SOME_KEY" not in str(definition)
+    assert read_settings(joined_settings(definition, runtime)) == settings

@@ -1,0 +1,111 @@
+"""Clients of merge services: our own protocol, and the released Evo-Merging service's as it was recorded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.remote.http.cache import MemoryCache
+from mergefront.adapters.remote.merge_service import QUERY_DEFAULTS
+from mergefront.adapters.remote.registry import backend_problems, make_backend, make_evaluator, read_settings
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import EvaluationRequest
+
+sys.path.insert(0, str(Path(__file__).parent / "http"))
+from servers import Answer, Received, as_json, serve
+
+SPACE = MergeSpace({"a": "/home/me/secret/a", "b": "b"}, method="task_arithmetic", parameters={"weight": [-1.5, 1.5]})
+RECIPE = SPACE.recipe({"weight[a]": 0.5, "weight[b]": -1.0})
+
+
+def evo_service(request: Received) -> Answer:
+    """What the released code answers (shapes as recorded from it); its loss is made up of what was sent."""
+    if request.path == "/v1/sessions":
+        body = request.json
+        session = {"session_id": "5f3c", "preset_id": body["preset_id"], "workdir": "artifacts/5f3c"}
+        return as_json({**session, "model_name_or_path": None, "query_plus": body["query_plus"], "adapter_count": 2})
+    body = request.json
+    if len(body["alpha"]) != 2:
+        return Answer(500, b"Internal Server Error", {"Content-Type": "text/plain"})
+    loss = sum(body["beta"]) ** 2 + sum(body["alpha"])
+    return as_json({"loss": loss, "adapter_dir": f"artifacts/5f3c/artifacts/{body['tag']}"})
+
+
+def evo_settings(url: str, **more: Any) -> Any:
+    content = {"type": "merge_service", "url": url, "pool": "glue", "protocol": "evo-merging", "longest_wait": 0.05}
+    return read_settings({**content, "query": {"dataset": "conll04", "template": "llama3"}, **more})
+
+
+def test_control_vectors_go_out_and_a_loss_comes_back(tmp_path: Path):
+    with serve(evo_service) as server, make_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+        evaluation = evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
+        assert evaluation.scores["loss"] == pytest.approx(0.25 + 2.0)
+        opened, evaluated = (request.json for request in server.received)
+        # The service resets every field that is not sent.
+        assert opened["query_plus"] == {**QUERY_DEFAULTS, "dataset": "conll04", "template": "llama3"}
+        assert (evaluated["alpha"], evaluated["beta"]) == ([1.0, 1.0], [0.5, -1.0])
+        dare = Recipe("dare_linear", {"a": "a", "b": "b"}, {"weight[a]": 1, "weight[b]": 1, "density[b]": 0.25}, "x")
+        evaluator.evaluate(dare, EvaluationRequest(("loss",)))
+        assert server.received[-1].json["alpha"] == [1.0, 0.25]
+        with pytest.raises(UserError, match="loss"):
+            evaluator.evaluate(RECIPE, EvaluationRequest(("maths",)))
+
+
+def test_a_pool_of_another_size_and_a_loss_that_is_none_are_told(tmp_path: Path):
+    three = MergeSpace(["a", "b", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
+    with serve(evo_service) as server:
+        assert "2 LoRAs" in backend_problems(evo_settings(server.url), three, tmp_path, [])[0]
+        unknown = evo_settings(server.url, query={"dataset": "x", "batchsize": 3})
+        assert "batch_size" in backend_problems(unknown, SPACE, tmp_path, [])[0]
+
+    def diverged(request: Received) -> Answer:
+        return evo_service(request) if request.path == "/v1/sessions" else Answer(500, b"Internal Server Error")
+
+    with serve(diverged) as server, make_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+        with pytest.raises(EvaluationError) as raised:
+            evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
+        assert raised.value.kind == "http 500" and len(server.received) == 1 + 3
+
+
+def own_service(request: Received) -> Answer:
+    body = request.json
+    if request.path == "/v1/sessions":
+        return as_json({"session_id": f"s{id(request)}", "models": ["a", "b"], "pool_digest": "d1"})
+    if request.path.endswith("loglikelihood"):
+        answers = [
+            {"logprob": -float(len(one["continuation"])), "tokens": 1, "is_greedy": False} for one in body["requests"]
+        ]
+    else:
+        answers = [{"text": one["prompt"].upper(), "tokens": 2, "finish": "stop"} for one in body["requests"]]
+    return as_json({"answers": answers})
+
+
+def test_recipes_are_asked_of_our_own_service_once_whatever_the_session(tmp_path: Path):
+    settings = read_settings
+    cache = MemoryCache()
+    with serve(own_service) as server:
+        for _ in range(2):
+            content = {"type": "merge_service", "url": server.url, "pool": "pool"}
+            backend = make_backend(settings(content), SPACE, tmp_path, cache)
+            with backend.apply(RECIPE) as model:
+                scored = model.loglikelihood([ScoringRequest("x", "y" * n) for n in range(1, 41)])
+                assert [one.logprob for one in scored] == [-float(n) for n in range(1, 41)]
+                assert model.generate([GenerationRequest("abc")])[0].text == "ABC"
+            backend.close()
+        paths = [request.path for request in server.received]
+        assert len([path for path in paths if path == "/v1/sessions"]) == 2
+        assert len(paths) == 2 + 2 + 1
+        assert all(b"secret" not in request.body for request in server.received)
+
+
+def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):
+    other = MergeSpace(["a", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
+    with serve(own_service) as server:
+        content = {"type": "merge_service", "url": server.url, "pool": "pool"}
+        assert "'c'" in backend_problems(read_settings(content), other, tmp_path, ["generate"])[0]

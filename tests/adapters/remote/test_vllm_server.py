@@ -1,0 +1,246 @@
+"""The vLLM backend against exchanges as a real vLLM 0.32 had them: what is said, written, cleaned up, believed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mergefront.adapters.language_model import GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.remote.http.cache import MemoryCache
+from mergefront.adapters.remote.registry import backend_problems, make_backend, read_settings
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+
+sys.path.insert(0, str(Path(__file__).parent / "http"))
+from servers import Answer, Received, as_json, serve
+
+SPACE = MergeSpace({"a": "a", "b": "b"}, method="task_arithmetic", parameters={"weight": [-1.5, 1.5]})
+RECIPE = SPACE.recipe({"weight[a]": 0.5, "weight[b]": -1.0})
+BASE = "SmolLM2-135M"
+
+
+class RecordedVllm:
+    """Answers in the shapes and words that were recorded; its numbers are made up from what it was sent."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Path] = {}
+        self.ever: list[str] = []
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, request: Received) -> Answer:
+        if request.path == "/v1/models":
+            served = [{"id": BASE, "object": "model", "max_model_len": 64, "parent": None}]
+            return as_json({"object": "list", "data": served + [{"id": name, "parent": BASE} for name in self.loaded]})
+        body = request.json
+        if request.path == "/tokenize":
+            tokens = [ord(character) for character in body["prompt"]]
+            return as_json({"count": len(tokens), "max_model_len": 64, "tokens": tokens, "token_strs": None})
+        if request.path == "/v1/load_lora_adapter":
+            return self._load(body["lora_name"], Path(body["lora_path"]))
+        if request.path == "/v1/unload_lora_adapter":
+            if self.loaded.pop(body["lora_name"], None) is None:
+                return error(404, f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError")
+            return Answer(200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully.".encode())
+        return self._complete(body)
+
+    def _load(self, name: str, folder: Path) -> Answer:
+        if name in self.loaded:
+            return error(400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+        config = folder / "adapter_config.json"
+        if not config.is_file():
+            return error(404, f"Loading lora {name} failed: No adapter found for {folder}", "NotFoundError")
+        self.loaded[name] = folder
+        self.ever.append(name)
+        self.seen[name] = {"config": json.loads(config.read_text()), "files": sorted(f.name for f in folder.iterdir())}
+        return Answer(200, f"Success: LoRA adapter '{name}' added successfully.".encode())
+
+    def _complete(self, body: dict[str, Any]) -> Answer:
+        name = body["model"]
+        if name != BASE and name not in self.loaded:
+            return error(404, f"The model `{name}` does not exist.", "NotFoundError")
+        if name != BASE:
+            assert self.loaded[name].is_dir(), "a loaded LoRA without its folder ends a real server"
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 1}
+        choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": None}
+        if "logit_bias" in body:
+            (token,) = body["logit_bias"]
+            value = -0.01 * int(token) - 0.1 * len(body["prompt"]) - (name == BASE)
+            top = {f"token_id:{token}": value} if int(token) % 2 else {f"token_id:{token}": value, "token_id:3": -0.01}
+            choice["logprobs"] = {"text_offset": [0], "token_logprobs": [value], "tokens": [f"token_id:{token}"],
+                                  "top_logprobs": [top]}  # fmt: skip
+        return as_json({"object": "text_completion", "model": name, "choices": [choice], "usage": usage})
+
+
+def error(status: int, message: str, kind: str) -> Answer:
+    return as_json({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)
+
+
+@pytest.fixture
+def loras(tmp_path: Path) -> dict[str, Path]:
+    """Two LoRAs of ranks 2 and 3 on one matrix."""
+    from safetensors.numpy import save_file
+
+    random = np.random.default_rng(0)
+    for name, rank in (("a", 2), ("b", 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        module = "base_model.model.model.layers.0.self_attn.q_proj"
+        tensors = {f"{module}.lora_A.weight": random.normal(size=(rank, 8)).astype(np.float32),
+                   f"{module}.lora_B.weight": random.normal(size=(6, rank)).astype(np.float32)}  # fmt: skip
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 4, "bias": "none"}
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
+    (tmp_path / "served").mkdir()
+    return {name: tmp_path / name for name in ("a", "b")}
+
+
+@contextmanager
+def connected(url: str, root: Path, cache: MemoryCache | None = None, **more: Any) -> Iterator[Any]:
+    settings = {"type": "vllm", "url": url, "lora_folder": "served", "longest_wait": 0.05, "attempts": 3, **more}
+    backend = make_backend(read_settings(settings), SPACE, root, cache)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def test_a_candidate_is_loaded_under_a_new_name_asked_unloaded_and_then_deleted(tmp_path: Path, loras: dict[str, Path]):
+    """vLLM answers from an old candidate's cache under an old name, and dies of a deleted folder."""
+    vllm = RecordedVllm()
+    with serve(vllm) as server, connected(server.url, tmp_path) as backend:
+        for _ in range(2):
+            with backend.apply(RECIPE) as model:
+                assert len(vllm.loaded) == 1
+                found = model.loglikelihood([ScoringRequest("ab", "ce")])
+                assert found == [LogLikelihood(pytest.approx(-0.99 - 0.2 - 1.01 - 0.3), 2, True)]
+                assert not model.loglikelihood([ScoringRequest("ab", "d")])[0].is_greedy
+                assert model.generate([GenerationRequest("ab", 3, ("\n",))])[0].text == "x"
+            assert not vllm.loaded and not list((tmp_path / "served").iterdir())
+        assert len(set(vllm.ever)) == 2
+        paths = [request.path for request in server.received]
+    seen = vllm.seen[vllm.ever[0]]
+    assert seen["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert seen["config"]["r"] == 5 and seen["config"]["lora_alpha"] == 5
+    # The second time everything but loading and unloading was known.
+    assert paths.count("/v1/completions") == 1 + 4
+
+
+def test_what_is_written_is_the_merge_that_the_recipe_says(tmp_path: Path, loras: dict[str, Path]):
+    """The server would score another merge than the one that is exported."""
+    from safetensors.numpy import load_file
+
+    def product(folder: Path, scaling: float) -> np.ndarray[Any, Any]:
+        a, b = (
+            next(tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items() if side in name)
+            for side in ("lora_A", "lora_B")
+        )
+        return scaling * (b @ a)
+
+    params = {"weight[a]": 0.5, "weight[b]": -1.0}
+    recipes = {
+        "sum": (RECIPE, 5, 0.5 * product(loras["a"], 2.0) - product(loras["b"], 4 / 3)),
+        "cat": (Recipe("lora_cat", {"a": "a", "b": "b"}, params), 5, None),
+        "svd": (Recipe("lora_svd", {"a": "a", "b": "b"}, {**params, "rank": 4}), 4, None),
+        "factor": (Recipe("lora_factor", {"a": "a", "b": "b"}, params), 3, None),
+    }
+    vllm = RecordedVllm()
+    with serve(vllm) as server, connected(server.url, tmp_path, max_rank=5) as backend:
+        for name, (recipe, rank, expected) in recipes.items():
+            with backend.apply(recipe):
+                (folder,) = vllm.loaded.values()
+                config = json.loads((folder / "adapter_config.json").read_text())
+                assert (config["r"], config["lora_alpha"]) == (rank, rank), name
+                if expected is not None:
+                    assert np.allclose(product(folder, 1.0), expected, atol=1e-5)
+        with backend.apply(SPACE.recipe({"weight[a]": 0.0, "weight[b]": 0.0})) as base:
+            assert not vllm.loaded and base.loglikelihood([ScoringRequest("a", "c")])[0].tokens == 1
+        with pytest.raises(UserError, match="task_arithmetic"):
+            backend.apply(Recipe("ties", {"a": "a"}, {"weight[a]": 1.0}))
+    with serve(vllm) as server, connected(server.url, tmp_path, max_rank=4) as backend:
+        with pytest.raises(UserError, match=r"rank 5, the server takes 4.*lora_svd"), backend.apply(RECIPE):
+            pass
+        assert not list((tmp_path / "served").iterdir()) and not vllm.loaded
+
+
+def test_a_resumed_search_asks_nothing_again_though_the_names_differ(tmp_path: Path, loras: dict[str, Path]):
+    """Names of candidates pass; keyed by them, a resumed search would pay for everything twice."""
+    vllm, cache = RecordedVllm(), MemoryCache()
+    counts = []
+    with serve(vllm) as server:
+        for _ in range(2):
+            with connected(server.url, tmp_path, cache) as backend, backend.apply(RECIPE) as model:
+                model.loglikelihood([ScoringRequest("what", " now"), ScoringRequest("is", "then")])
+            counts.append(sum(request.path == "/v1/completions" for request in server.received))
+            other = SPACE.recipe({"weight[a]": 0.25, "weight[b]": -1.0})
+            with connected(server.url, tmp_path, cache) as backend, backend.apply(other) as model:
+                model.loglikelihood([ScoringRequest("what", " now")])
+    # Once on connecting, for the base model's identity; and a different merge has answers of its own.
+    assert counts[0] == 1 + 8
+    assert sum(request.path == "/v1/completions" for request in server.received) == 1 + 8 + 1 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (error(404, "Not Found", "NotFoundError"), "http 404"),
+        (error(500, "Call to add_lora method failed: LoRA rank 5 is greater than max_lora_rank 4", "Internal"), "rank"),
+        (Answer(200, b"something else"), "did not take"),
+    ],
+)
+def test_a_refused_lora_is_a_failed_candidate_and_leaves_nothing(
+    answer: Answer, words: str, tmp_path: Path, loras: dict[str, Path]
+):
+    """A server started wrongly would end as scores of the base model, or fill the disk."""
+    vllm = RecordedVllm()
+
+    def refusing(request: Received) -> Answer:
+        return answer if request.path == "/v1/load_lora_adapter" else vllm(request)
+
+    with serve(refusing) as server, connected(server.url, tmp_path) as backend:
+        with pytest.raises(EvaluationError) as raised, backend.apply(RECIPE):
+            pass
+        assert words in f"{raised.value.kind} {raised.value}"
+        assert not list((tmp_path / "served").iterdir())
+
+
+def test_what_is_set_up_wrongly_is_told_beforehand(tmp_path: Path, loras: dict[str, Path]):
+    with serve(RecordedVllm()) as server:
+        for more, words in (({"lora_folder": "nowhere"}, "nowhere"), ({"base_model": "other"}, BASE)):
+            settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served", **more})
+            (problem,) = backend_problems(settings, SPACE, tmp_path, ["loglikelihood"])
+            assert words in problem
+
+
+def test_answers_of_another_token_or_without_numbers_are_not_believed(tmp_path: Path, loras: dict[str, Path]):
+    """A server that ignores logit_bias would give likely tokens' scores to unlikely ones."""
+    vllm = RecordedVllm()
+    damage: dict[str, Any] = {}
+
+    def lying(request: Received) -> Answer:
+        answer = vllm(request)
+        if request.path != "/v1/completions" or not damage:
+            return answer
+        content = json.loads(answer.body)
+        content["choices"][0]["logprobs"].update(damage)
+        return as_json(content)
+
+    with serve(lying) as server, connected(server.url, tmp_path) as backend:
+        for wrong in (
+            {"tokens": ["token_id:5"]},
+            {"token_logprobs": [None]},
+            {"token_logprobs": []},
+            {"top_logprobs": []},
+        ):
+            damage.clear()
+            with backend.apply(RECIPE) as model:
+                damage.update(wrong)
+                with pytest.raises(EvaluationError):
+                    model.loglikelihood([ScoringRequest("ab", "c")])

@@ -1,0 +1,201 @@
+"""Tasks of the LM evaluation harness give the harness' own numbers, item by item, on any of our models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergefront.adapters.language_model import Generation, LogLikelihood
+from mergefront.adapters.local.model import HuggingFaceModel
+from mergefront.adapters.tasks.registry import build_task, problems_of
+from mergefront.demo.experts import _new_model, _tokenizer
+from mergefront.demo.skills import SKILLS, item
+from mergefront.optimizer.errors import UserError
+
+lm_eval = pytest.importorskip("lm_eval")
+
+CHOICES = """\
+task: local_most
+dataset_path: json
+dataset_kwargs: {data_files: {test: most.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{prompt}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+"""
+ANSWERS = """\
+task: local_reverse
+dataset_path: json
+dataset_kwargs: {data_files: {test: reverse.jsonl, validation: reverse_validation.jsonl}}
+test_split: test
+validation_split: validation
+fewshot_split: validation
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: answer
+generation_kwargs: {until: ["\\n"], do_sample: false, max_gen_toks: 10}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import random
+
+    made = tmp_path_factory.mktemp("harness")
+    rng = random.Random(0)
+    for name, skill, count in (("most", "most", 40), ("reverse", "reverse", 30), ("reverse_validation", "reverse", 20)):
+        letters = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(count)]
+        lines = [item(skill, f"{text}aab", rng) for text in letters] if skill in SKILLS else []
+        (made / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (made / "most.yaml").write_text(CHOICES)
+    (made / "reverse.yaml").write_text(ANSWERS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    import torch
+
+    torch.manual_seed(0)
+    return _new_model().eval(), _tokenizer()
+
+
+@pytest.mark.slow
+def test_scores_are_the_harness_own_on_its_own_hugging_face_model(
+    folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(folder)  # the harness reads data files from the current folder
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    theirs = simple_evaluate(
+        model=HFLM(pretrained=model[0], tokenizer=model[1], batch_size=8, backend="causal"),
+        tasks=["local_most"],
+        task_manager=manager,
+        log_samples=True,
+        bootstrap_iters=0,
+        verbosity=None,
+    )
+    assert theirs is not None
+    by_document = {json.dumps(one["doc"], sort_keys=True): one for one in theirs["samples"]["local_most"]}
+    ours = HuggingFaceModel(*model)
+    for metric in ("acc", "acc_norm"):
+        task = build_task("most", {"type": "lm_eval", "task": "most.yaml", "metric": metric}, folder)
+        for split in ("search", "report"):
+            scored = task.score(ours, task.items(split))
+            expected = [
+                by_document[json.dumps(task.documents[id_], sort_keys=True)][metric]
+                for id_ in scored.ids  # type: ignore[attr-defined]
+            ]
+            assert list(scored.scores) == expected
+
+
+@pytest.mark.slow
+def test_search_on_validation_items_report_on_test_items(folder: Path, model: Any) -> None:
+    task = build_task("reverse", {"type": "lm_eval", "task": "reverse.yaml", "num_fewshot": 2}, folder)
+    assert (len(task.items("search")), len(task.items("report"))) == (20, 30)
+    assert task.verb == "generate" and task.direction == "maximize"
+    assert task.announcement is None, "a task of one's own is no published benchmark"  # type: ignore[attr-defined]
+    everything = task.score(HuggingFaceModel(*model, max_length=128), task.items("search"))
+    again = build_task("reverse", {"type": "lm_eval", "task": "reverse.yaml", "num_fewshot": 2}, folder)
+    some = again.score(HuggingFaceModel(*model, max_length=128), again.items("search")[7:9])
+    assert some.scores == everything.scores[7:9], "an item's examples must not depend on which others were asked"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"task": "most.yml"}, "there is no file"),
+        ({"task": "most.yaml", "metric": "acc_nrm"}, "did you mean 'acc_norm'"),
+        ({"task": "most.yaml", "filter": "strict"}, "has no filter 'strict'"),
+        ({"task": "most.yaml", "search_items": 500}, "search_items is 500; there are 20"),
+        ({"task": "local_mots", "include_path": "."}, "did you mean 'local_most'"),
+        ({"task": "most.yaml", "metrics": "acc"}, "did you mean 'metric'"),
+    ],
+)
+def test_what_is_wrong_is_named(config: dict[str, Any], said: str, folder: Path) -> None:
+    problems = problems_of({"type": "lm_eval", **config}, folder)
+    assert said in "\n".join(problems)
+
+
+def test_a_split_of_its_own_never_shares_an_item(folder: Path) -> None:
+    config = {"type": "lm_eval", "task": "most.yaml", "report_fraction": 0.25}
+    task = build_task("most", config, folder, seed=3)
+    search, report = ({item.id for item in task.items(split)} for split in ("search", "report"))
+    assert not search & report and len(search) == 30 and len(report) == 10
+    with pytest.raises(UserError, match="did you mean 'report'"):
+        task.items("reports")
+
+
+ARC = [
+    {
+        "id": f"q{number}",
+        "question": f"Which letter comes after {letter}?",
+        "choices": {"text": ["a", "h", chr(ord(letter) + 1), "cab"], "label": ["A", "B", "C", "D"]},
+        "answerKey": "C",
+    }
+    for number, letter in enumerate("bcdefbcdefbc")
+]
+GSM8K = [{"question": f"What is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(12)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.name
+
+
+class Parrot:
+    """A model that knows what follows: it likes choices that the question's letter precedes, and does sums."""
+
+    def loglikelihood(self, requests: Any) -> Any:
+        return [
+            LogLikelihood(
+                -1.0 if ord(one.continuation.strip()[0]) - ord(one.context.split("after ")[-1][0]) == 1 else -9.0,
+                1,
+                True,
+            )
+            for one in requests
+        ]
+
+    def generate(self, requests: Any) -> Any:
+        asked = [one.prompt.rsplit("What is ", 1)[1].split()[0] for one in requests]
+        assert all(one.prompt.count("Question:") == 3 for one in requests), "two examples, then the question"
+        return [Generation(f" Twice {n}.\n#### {2 * int(n)}", 5, "stop") for n in asked]
+
+
+def test_a_published_task_asks_local_data_in_its_own_words(tmp_path: Path) -> None:
+    """Without a hub, and for data that never leaves the house: the benchmark's prompts and scoring, one's own items."""
+    config = {"type": "lm_eval", "task": "arc_easy", "data_files": {"test": write(tmp_path / "arc.jsonl", ARC)}}
+    arc = build_task("arc", config, tmp_path)
+    scored = arc.score(Parrot(), arc.items("search"))
+    assert set(scored.scores) == {1.0} and len(scored.ids) < len(ARC), "an item that stands twice is asked once"
+    files = {"test": write(tmp_path / "gsm.jsonl", GSM8K), "train": write(tmp_path / "examples.jsonl", GSM8K[:5])}
+    config = {"type": "lm_eval", "task": "gsm8k", "data_files": files, "num_fewshot": 2, "filter": "strict-match"}
+    sums = build_task("sums", config, tmp_path)
+    assert set(sums.score(Parrot(), sums.items("search")).scores) == {1.0}
+    assert "files of its own" in str(sums.announcement)  # type: ignore[attr-defined]
+
+
+def test_local_data_that_does_not_fit_the_task_is_named(tmp_path: Path) -> None:
+    files = {"test": write(tmp_path / "gsm.jsonl", GSM8K)}
+    write(tmp_path / "gsm.txt", GSM8K)
+    for task, given, said in (
+        ("gsm8k", files, "draws 5 examples from the split 'train'"),
+        ("gsm8k", {"tset": "gsm.jsonl"}, "did you mean 'test'"),
+        ("arc_easy", {"test": "nowhere.jsonl"}, "there is no file"),
+        ("arc_easy", {"test": "gsm.txt"}, "of one kind: .jsonl"),
+        ("arc_easy", "gsm.jsonl", "one file for each split"),
+    ):
+        problems = problems_of({"type": "lm_eval", "task": task, "data_files": given}, tmp_path)
+        assert said in "\n".join(problems)

@@ -1,0 +1,157 @@
+"""What each metric counts as right, and how much of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergefront.adapters.language_model import (
+    CountedModel,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    ScoringRequest,
+)
+from mergefront.adapters.tasks.items import parse_item
+from mergefront.adapters.tasks.metrics.answer_texts import last_number, normalised, program, word_f1
+from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
+from mergefront.adapters.tasks.registry import METRICS, MetricOptions, build_task, problems_of
+from mergefront.optimizer.errors import EvaluationError
+
+
+class Scripted:
+    """Writes what it was told to, one token a word; a character of a continuation costs 1 nat."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+        self.generated = 0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        self.generated += len(requests)
+        return [Generation(self.texts[one.prompt], len(self.texts[one.prompt].split()), "stop") for one in requests]
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        return [LogLikelihood(-float(len(one.continuation)), len(one.continuation), False) for one in requests]
+
+
+def score(metric: str, text: str, item: dict[str, Any], **options: Any) -> float:
+    row = METRICS[metric]
+    scores, _ = row.score(
+        Scripted({item.get("prompt", ""): text}), [parse_item(item, row.required)], MetricOptions(**options)
+    )
+    return scores[0]
+
+
+def test_exact_match_forgives_form_only_where_asked() -> None:
+    item = {"prompt": "Capital of France?", "answer": "Paris"}
+    assert score("exact_match", " Paris\n", item) == 1
+    assert score("exact_match", "The paris.", item) == 0
+    assert score("exact_match", "The paris.", item, normalise=True) == 1
+    assert score("exact_match", "The london.", item, normalise=True) == 0
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_recall_of_words() -> None:
+    item = {"prompt": "?", "answer": ["the quick brown fox", "a dog"]}
+    assert score("f1", "quick fox", item) == pytest.approx(2 * 1.0 * (2 / 3) / (1 + 2 / 3))
+    assert score("f1", "A dog!", item) == 1
+    assert score("f1", "cat", item) == 0
+    assert word_f1("", "") == 1 and word_f1("", "x") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "right"), [("so 12 + 30 = 42.", 1), ("42 or 43", 0), ("$1,042.00", 0), ("none", 0), ("42.0", 1)]
+)
+def test_numeric_reads_the_last_number(text: str, right: float) -> None:
+    assert score("numeric", text, {"prompt": "?", "answer": "It is 42"}) == right
+
+
+def test_numeric_tolerance_is_relative() -> None:
+    assert score("numeric", "101", {"prompt": "?", "answer": "100"}, tolerance=0.01) == 1
+    assert score("numeric", "102", {"prompt": "?", "answer": "100"}, tolerance=0.01) == 0
+    assert last_number("1,234.5e1 and −7") == -7
+
+
+@pytest.mark.skipif(missing_sandbox() is not None, reason="this kernel has no seccomp")
+def test_code_is_right_when_its_tests_pass() -> None:
+    item = {"prompt": "def double(x):\n", "tests": "assert double(2) == 4"}
+    assert score("code", "    return 2 * x", item) == 1
+    assert score("code", "    return x", item) == 0
+    assert score("code", "Here:\n```python\ndef double(x):\n    return x + x\n```\nDone.", item) == 1
+    assert program("a", "b") == "ab"
+
+
+@pytest.mark.skipif(missing_sandbox() is not None, reason="this kernel has no seccomp")
+def test_a_program_has_the_seconds_and_the_memory_that_the_study_file_gives(tmp_path: Path) -> None:
+    """Programs that need more than the default would be wrong whatever the study file says."""
+    (tmp_path / "code.jsonl").write_text('{"prompt": "p", "tests": "assert len(held) == 2**28"}\n')
+    config = {"type": "jsonl", "path": "code.jsonl", "metric": "code", "report_fraction": 0}
+    writes = Scripted({"p": "```python\nheld = bytes(2**28)\n```"})
+    for memory, right in ((256, 0.0), (1024, 1.0)):
+        task = build_task("code", {**config, "memory_mb": memory}, tmp_path)
+        assert task.score(writes, task.items("search")).scores == (right,)
+    sleeps = Scripted({"p": "```python\nimport time\ntime.sleep(1.5)\nheld = bytes(2**28)\n```"})
+    for seconds, right in ((0.1, 0.0), (30, 1.0)):
+        task = build_task("code", {**config, "seconds": seconds, "memory_mb": 1024}, tmp_path)
+        assert task.score(sleeps, task.items("search")).scores == (right,)
+
+
+def test_latency_is_the_time_of_each_item_asked_by_itself() -> None:
+    """A merge that answers slowly would look as quick as any other."""
+
+    class Slow(Scripted):
+        def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+            assert len(requests) == 1, "an item in a batch has no time of its own"
+            time.sleep(0.2 if requests[0].prompt == "long" else 0.0)
+            return super().generate(requests)
+
+    items = [parse_item({"prompt": prompt}, (("prompt",),)) for prompt in ("long", "short")]
+    (slow, quick), _ = METRICS["latency"].score(Slow({"long": "a", "short": "a"}), items, MetricOptions())
+    assert slow >= 0.2 and quick > 0
+    assert METRICS["latency"].direction == METRICS["output_tokens"].direction == "minimize"
+
+
+def test_perplexity_and_bits_per_byte_are_the_loss_in_other_units() -> None:
+    item = {"text": "four"}
+    assert score("loss", "", item) == pytest.approx(1)
+    assert score("perplexity", "", item) == pytest.approx(math.e)
+    assert score("bits_per_byte", "", item) == pytest.approx(1 / math.log(2))
+    assert score("bits_per_byte", "", {"text": "éé"}) == pytest.approx(0.5 / math.log(2)), "an é has two bytes"
+
+
+def test_two_tasks_on_the_same_prompts_pay_for_one_answer() -> None:
+    inside = Scripted({"?": "one two three"})
+    model = CountedModel(inside)
+    item = parse_item({"prompt": "?", "answer": "one two three"}, (("prompt",),))
+    assert METRICS["exact_match"].score(model, [item], MetricOptions())[0] == [1]
+    assert METRICS["output_tokens"].score(model, [item], MetricOptions())[0] == [3]
+    assert inside.generated == model.requests == 1
+    METRICS["latency"].score(model, [item], MetricOptions())
+    assert inside.generated == 2, "latency must ask anew"
+
+
+def test_a_metric_of_ones_own_is_named_by_module_and_function(tmp_path: Path) -> None:
+    (tmp_path / "own_metric_of_test.py").write_text(
+        "def shouting(item, text):\n    return text.isupper()\nshouting.direction = 'minimize'\n"
+        "def broken(item, text):\n    return 'much'\n"
+    )
+    (tmp_path / "items.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    config = {"type": "jsonl", "path": "items.jsonl", "metric": "own_metric_of_test:shouting"}
+    task = build_task("loud", config, tmp_path)
+    assert task.direction == "minimize"
+    assert task.score(Scripted({"a": "HEY", "b": "hey"}), task.items("search")).scores in ((1.0,), (0.0,))
+    broken = build_task("broken", {**config, "metric": "own_metric_of_test:broken"}, tmp_path)
+    with pytest.raises(EvaluationError, match="returned 'much'"):
+        broken.score(Scripted({"a": "", "b": ""}), broken.items("search"))
+    (problem,) = problems_of({**config, "metric": "own_metric_of_test:shoutin"}, tmp_path)
+    assert "did you mean 'shouting'" in problem
+    (problem,) = problems_of({**config, "metric": "exact_mach"}, tmp_path)
+    assert "did you mean 'exact_match'" in problem
+
+
+def test_normalised_texts_lose_case_punctuation_and_articles() -> None:
+    assert normalised("  The  Cat, a Dog! ") == "cat dog"

@@ -1,0 +1,118 @@
+"""What a merge has lost, against the base model, of tasks that the search does not see."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import mergefront as mf
+from mergefront.cli.application import cli
+from mergefront.demo.experts import _new_model, _tokenizer
+from mergefront.results.formatting import number
+from mergefront.results.report.contents import contents
+from mergefront.results.report.page import page
+from mergefront.running.report_items import report
+
+TASKS = {
+    "sorting": {"type": "jsonl", "path": "sorting.jsonl", "metric": "loss"},
+    "side": {"type": "jsonl", "path": "side.jsonl", "metric": "loss"},
+    "choices": {"type": "jsonl", "path": "side.jsonl", "metric": "loglikelihood"},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
+    """Two random experts of a random base; two tasks that are no objective."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("forgetting")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model, tokenizer = _new_model(), _tokenizer()
+        for name in ("base", "one", "two"):
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.05)
+    letters = ["abcdefgh"[n:] + "abcdefgh"[:n] for n in range(8)]
+    for name in ("sorting", "side"):
+        lines = [f'{{"prompt": "{name[:4]} {a}:", "choices": ["{a}", "{a[::-1]}"], "answer": 0}}' for a in letters]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    content = {
+        "study": "forgetting",
+        "merge": {
+            "method": "task_arithmetic",
+            "base_model": "base",
+            "models": {"one": "one", "two": "two"},
+            "space": {"weight": [0, 1]},
+        },
+        "backend": {"type": "local", "device": "cpu"},
+        "tasks": TASKS,
+        "objectives": ["sorting", "delta_l1"],
+        "search": {"sampler": "random", "evaluations": 7},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return mf.search(path)
+
+
+def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study) -> None:
+    """A merge that has unlearned what nobody searched for would be published as the best."""
+    assert all(set(candidate.scores) == {"sorting", "delta_l1"} for candidate in study.candidates()), (
+        "the search pays for no more"
+    )
+    report(study)
+    shown = contents(study)
+    said = page(shown)
+    section = said[said.index("Tasks outside the search") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", section[: section.index("</table>")], flags=re.DOTALL)
+    cells = [[unescape(re.sub(r"<.*?>", "", one)) for one in re.findall(r"<td.*?>(.*?)</td>", row)] for row in rows]
+    base = next(anchor for anchor in shown.anchors if anchor.anchor == "base")
+    of_base = study.ledger.find(base.recipe, "report")
+    candidates = [*shown.front, *shown.anchors]
+    assert sum(row[:1] == ["base, the reference"] for row in cells) == 1, "it has lost and gained nothing"
+    assert of_base is not None and len(candidates) == len([row for row in cells if row]) > 3
+    verbs = set()
+    for candidate, (_, side, choices) in zip(candidates, filter(None, cells), strict=True):
+        row = study.ledger.find(candidate.recipe, "report")
+        assert row is not None
+        if candidate.number == base.number:
+            assert not re.search("lost|gained", side + choices)
+            continue
+        for cell, lost in (
+            (side, row.scores["side"] - of_base.scores["side"]),  # a loss that grew
+            (choices, of_base.scores["choices"] - row.scores["choices"]),  # an accuracy that fell
+        ):
+            verb = "lost" if lost > 0 else "gained" if lost else "unchanged"
+            assert cell.endswith(f"{verb} {number(abs(lost))}" if lost else ", unchanged"), (candidate, cell)
+            verbs.add(verb)
+    assert verbs >= {"lost", "gained"}
+
+
+def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study: mf.Study) -> None:
+    """Who found nothing would otherwise read the search items' scores, and not that nothing was found."""
+    folder = Path(study.record.root)
+    content = yaml.safe_load((folder / "study.yaml").read_text()) | {"study": "nothing", "objectives": ["delta_l1"]}
+    path = folder / "nothing.yaml"
+    path.write_text(yaml.safe_dump(content))
+    nothing = mf.search(path)
+    assert contents(nothing).split == "search"
+    assert report(nothing) == len(nothing.anchors()) > 3
+    shown = contents(nothing)
+    assert (shown.judged, shown.split, shown.front) == (None, "report", [])
+    assert set(shown.rows) == {anchor.number for anchor in nothing.anchors()}
+    said = page(shown)
+    tried = len(nothing.candidates()) - len(nothing.anchors())
+    assert (
+        f"No merge beats the best anchor. The front holds anchors only: on the search items each of the {tried}" in said
+    )
+    assert "On the report items" in said and "Tasks outside the search" in said and "optimised on" not in said
+    result = CliRunner().invoke(cli, ["report", "nothing", "--storage", nothing.database.url])
+    assert "No merge beats the best anchor" in " ".join(result.stdout.split())
+    assert "On the report items, which the search never saw" in result.stdout

@@ -1,0 +1,282 @@
+"""``mergefront serve`` as a real process: its answers, what it refuses, its end and its restart."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.remote.openai.backend import OpenAIBackend
+from mergefront.adapters.remote.registry import make_backend, read_settings
+from mergefront.adapters.remote.settings import OpenAISection
+from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+
+ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
+TOKENS = {"ALICE_TOKEN": ALICE, "BOB_TOKEN": BOB}
+CLIENTS = {"alice": {"token_env": "ALICE_TOKEN"}, "bob": {"token_env": "BOB_TOKEN"}}
+SPACE = MergeSpace({"whole": "whole", "lora": "lora"}, method="ties", parameters={"weight": [0, 1]})
+RECIPES = [
+    SPACE.recipe({"weight[whole]": 0.7, "weight[lora]": 0.4}),
+    SPACE.recipe({"weight[whole]": 0.1, "weight[lora]": 1.0}),
+    Recipe("task_arithmetic", {"whole": "whole", "lora": "lora"}, {"weight[whole]": 0.5, "weight[lora]": -0.5}, "x"),
+    Recipe("dare_linear", {"whole": "w", "lora": "l"}, {"weight[whole]": 1, "weight[lora]": 1, "density[whole]": 0.5}),
+]
+SCORED = [ScoringRequest("Question: what is two plus two? Answer:", " four"), ScoringRequest("", "Is it B?")]
+WRITTEN = [GenerationRequest("Write 425 in French:", 6), GenerationRequest("Sort 23 43", 4, ("3",))]
+
+
+def ask(served: Any, method: str, path: str, token: str | None = ALICE, **more: Any) -> httpx.Response:
+    headers = {**({} if token is None else {"Authorization": f"Bearer {token}"}), **more.pop("headers", {})}
+    return httpx.request(method, f"{served.url}{path}", headers=headers, trust_env=False, timeout=60, **more)
+
+
+def wire_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {**recipe.to_json(), "models": {name: name for name in recipe.models}, "base_model": None}
+
+
+def backend(url: str, **more: Any) -> Any:
+    settings = {"type": "merge_service", "url": url, "pool": "tiny", "longest_wait": 0.3, **more}
+    return make_backend(read_settings(settings), SPACE, Path())
+
+
+def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
+    pool_folder: Path, pool_file: Callable[..., Path], start: Callable[..., Any]
+):
+    """Users of a service would get scores of other merges than they asked for."""
+    local = LocalBackend.from_checkpoints(
+        pool_folder / "base", {"whole": pool_folder / "whole", "lora": pool_folder / "lora"}, device="cpu"
+    )
+    served = start(pool_file())
+    remote = backend(served.url)
+    session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()
+    assert session["models"] == ["whole", "lora"]
+    openai_settings = OpenAISection(type="openai", url=f"{served.url}/v1")
+    merged = OpenAIBackend(openai_settings, {}, session["session_id"])
+    for recipe in RECIPES:
+        with local.apply(recipe) as here, remote.apply(recipe) as there:
+            expected = here.loglikelihood(SCORED)
+            answers = there.loglikelihood(SCORED)
+            assert [one.logprob for one in answers] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+            assert [one.tokens for one in answers] == [one.tokens for one in expected]
+            assert there.generate(WRITTEN) == here.generate(WRITTEN)
+            put = ask(
+                served, "PUT", f"/v1/sessions/{session['session_id']}/merge", json={"recipe": wire_recipe(recipe)}
+            )
+            assert put.status_code == 200, put.text
+            model = merged.model(session["session_id"])
+            model.wire.client.identify(recipe.digest)  # another merge of the same name
+            scored = model.loglikelihood(SCORED[:1])[0]
+            assert scored.logprob == pytest.approx(expected[0].logprob, abs=1e-4)
+            assert scored.tokens == expected[0].tokens and scored.is_greedy == expected[0].is_greedy
+            assert model.generate(WRITTEN)[0].text == here.generate(WRITTEN)[0].text
+    listed = ask(served, "GET", "/v1/models").json()["data"]
+    assert [one["id"] for one in listed] == [session["session_id"]]
+    metrics = ask(served, "GET", "/metrics").text
+    assert 'mergefront_serve_items_total{verb="loglikelihood"} 8' in metrics
+    # Each recipe was merged once for all its messages.
+    assert f"mergefront_serve_merges_total {len(RECIPES)}" in metrics
+    remote.close()
+    merged.close()
+
+
+def test_a_restart_in_the_middle_of_a_search_loses_nothing(
+    pool_file: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+):
+    """A provider that restarts the service would end its users' searches."""
+    path = pool_file()
+    served = start(path)
+    port = served.url.rpartition(":")[2]
+    items = [ScoringRequest(f"What is {n}?", f" {n}") for n in range(40)]
+    undisturbed = backend(served.url)
+    with undisturbed.apply(RECIPES[0]) as model:
+        expected = model.loglikelihood(items)
+    undisturbed.close()
+    remote = backend(served.url, concurrency=1, attempts=100)
+    answers: list[Any] = []
+
+    def search() -> None:
+        for _ in range(3):
+            for recipe in RECIPES[:2]:
+                remote.client.identify(str(len(answers)))  # nothing comes from the client's memory
+                with remote.apply(recipe) as model:
+                    answers.append(model.loglikelihood(items))
+
+    worker = threading.Thread(target=search)
+    worker.start()
+    while not answers:
+        time.sleep(0.01)
+    assert served.stop() == 0
+    assert "Traceback" not in served.log.read_text()
+    assert len(answers) < 6, "the search had ended before the restart, so nothing was tested"
+    start(path, "--port", port)
+    worker.join(60)
+    assert len(answers) == 6
+    assert [one.logprob for one in answers[4]] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+    remote.close()
+
+
+def test_only_tokens_open_the_service_and_clients_do_not_see_each_other(
+    pool_file: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
+):
+    """Strangers could use a provider's machine, or read other people's sessions."""
+    (tmp_path / "bob.token").write_text(f"{BOB}\n")
+    clients = {"alice": {"token_env": "ALICE_TOKEN"}, "bob": {"token_file": "bob.token"}}
+    served = start(pool_file(clients=clients), ALICE_TOKEN=ALICE)
+    assert ask(served, "GET", "/health", None).status_code == 200
+    assert ask(served, "GET", "/openapi.json", None).status_code == 200
+    for token in (None, "x", "wrong", ALICE[:-1], f"{ALICE}x", "ä" * 20):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
+        for method, path in (("POST", "/v1/sessions"), ("GET", "/metrics"), ("GET", "/v1/models")):
+            answer = ask(served, method, path, None, headers=headers, json={"pool": "tiny"})
+            assert answer.status_code == 401, (token, path)
+    session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()["session_id"]
+    body = {"recipe": wire_recipe(RECIPES[0]), "requests": [{"context": "a", "continuation": "b"}]}
+    assert ask(served, "POST", f"/v1/sessions/{session}/loglikelihood", BOB, json=body).status_code == 404
+    assert ask(served, "GET", f"/v1/sessions/{session}", BOB).status_code == 404
+    assert ask(served, "DELETE", f"/v1/sessions/{session}", BOB).status_code == 404
+    assert ask(served, "POST", f"/v1/sessions/{session}/loglikelihood", json=body).status_code == 200
+    assert served.stop() == 0
+    kept = b"".join(file.read_bytes() for file in tmp_path.glob("merge_server.db*")) + served.log.read_bytes()
+    assert ALICE.encode() not in kept and BOB.encode() not in kept
+    assert b"client alice" in kept
+
+
+def test_a_quota_ends_one_client_and_not_the_other_and_is_remembered(
+    pool_file: Callable[..., Path], start: Callable[..., Any]
+):
+    """A client could use more than was granted by making the service restart, or by asking at once."""
+    clients = {
+        "alice": {"token_env": "ALICE_TOKEN", "quota": {"items": 5, "per": "ever"}},
+        "bob": {"token_env": "BOB_TOKEN", "quota": {"requests": 2}},
+    }
+    path = pool_file(clients=clients)
+    item = {"context": "a", "continuation": "b"}
+    for items, status in ((4, 200), (2, 402), (1, 200), (1, 402)):
+        served = start(path, **TOKENS)
+        session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()["session_id"]
+        body = {"recipe": wire_recipe(RECIPES[0]), "requests": [item] * items}
+        answer = ask(served, "POST", f"/v1/sessions/{session}/loglikelihood", json=body)
+        assert answer.status_code == status, answer.text
+        served.stop()
+    served = start(path, **TOKENS)
+    session = ask(served, "POST", "/v1/sessions", BOB, json={"pool": "tiny"}).json()["session_id"]
+    body = {"recipe": wire_recipe(RECIPES[0]), "requests": [item]}
+    statuses = [ask(served, "POST", f"/v1/sessions/{session}/loglikelihood", BOB, json=body) for _ in range(3)]
+    assert [one.status_code for one in statuses] == [200, 200, 429]
+    assert 0 < int(statuses[2].headers["retry-after"]) <= 86400
+
+
+def test_what_is_wrong_or_too_large_is_refused_with_its_reason(
+    pool_file: Callable[..., Path], start: Callable[..., Any]
+):
+    """One careless or hostile message could end the service or be answered with something else."""
+    served = start(pool_file(limits={"body": 20_000, "items": 10, "text": 1000, "new_tokens": 8}))
+    session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()["session_id"]
+    path = f"/v1/sessions/{session}/loglikelihood"
+    good = wire_recipe(RECIPES[0])
+    item = {"context": "a", "continuation": "b"}
+
+    def refused(status: int, words: str, to: str = path, **body: Any) -> None:
+        answer = ask(served, "POST", to, json=body)
+        assert answer.status_code == status and words in answer.text, answer.text
+
+    refused(404, "tiny", "/v1/sessions", pool="tony")
+    refused(400, "takes 10", recipe=good, requests=[item] * 11)
+    refused(400, "1001 characters", recipe=good, requests=[{**item, "context": "a" * 1001}])
+    refused(413, "20000 bytes", recipe=good, requests=[{**item, "context": "a" * 30_000}])
+    refused(400, "'ties'", recipe={**good, "method": "tie"}, requests=[item])
+    refused(
+        400,
+        "no model 'other'",
+        recipe={**good, "models": {"other": "x"}, "params": {"weight[other]": 1}},
+        requests=[item],
+    )
+    refused(422, "base_model", recipe={**good, "base_model": "/etc/passwd"}, requests=[item])
+    refused(422, "requests", recipe=good, requests=[])
+    refused(422, "surprise", recipe=good, requests=[item], surprise=1)
+    refused(
+        400,
+        "8 at most",
+        f"/v1/sessions/{session}/generate",
+        recipe=good,
+        requests=[{"prompt": "a", "max_new_tokens": 9}],
+    )
+    refused(400, "no merge yet", "/v1/completions", model=session, prompt="a", temperature=0)
+    refused(422, "temperature", "/v1/completions", model=session, prompt="a", temperature=0.7)
+    huge = {**good, "params": {"weight[whole]": 1e300, "weight[lora]": 1e300}}
+    refused(422, "not finite", recipe=huge, requests=[item])
+    for raw in (b"{", b"[" * 5000, b'{"recipe": NaN}', b"\xff\xfe", b""):
+        answer = ask(served, "POST", path, content=raw, headers={"Content-Type": "application/json"})
+        assert 400 <= answer.status_code < 500, raw[:10]
+    # What a page could make a browser send: a form, another site's script, a name that leads here.
+    assert ask(served, "POST", path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert ask(served, "GET", "/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert ask(served, "GET", "/v1/models", headers={"Host": "evil.example"}).status_code == 403
+
+    def trickle() -> Any:
+        for _ in range(30):
+            yield b" " * 1000
+
+    answer = ask(served, "POST", path, content=trickle(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    # After all of that it answers, and with the right merge.
+    body = {"recipe": good, "requests": [item]}
+    first, second = (ask(served, "POST", path, json=body).json() for _ in range(2))
+    assert first == second and first["answers"][0]["logprob"] < 0
+    overflowing = backend(served.url).apply(Recipe("task_arithmetic", {"whole": "w"}, {"weight[whole]": 1e300}, "x"))
+    with overflowing as model, pytest.raises(EvaluationError, match="not finite"):
+        model.loglikelihood(SCORED[:1])
+
+
+def test_the_openapi_document_describes_every_route(pool_file: Callable[..., Path], start: Callable[..., Any]):
+    """Authors of other clients would have to guess."""
+    document = ask(start(pool_file()), "GET", "/openapi.json").json()
+    operations = {(path, method) for path, entry in document["paths"].items() for method in entry}
+    session = "/v1/sessions/{session_id}"
+    assert operations == {
+        ("/health", "get"), ("/metrics", "get"), ("/v1/sessions", "post"), (session, "get"), (session, "delete"),
+        (f"{session}/merge", "put"), (f"{session}/loglikelihood", "post"), (f"{session}/generate", "post"),
+        ("/v1/models", "get"), ("/v1/completions", "post"),
+    }  # fmt: skip
+    schemas = document["components"]["schemas"]
+    assert set(schemas["RecipeBody"]["required"]) == {"method", "models", "params"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"host": "0.0.0.0"}, "needs clients with tokens"),
+        ({"clients": CLIENTS}, "ALICE_TOKEN"),
+        ({"clients": {"alice": {}}}, "token_env or token_file"),
+        ({"clients": {"alice": {"token_file": "gone.token"}}}, "gone.token"),
+        ({"modles": {}}, "modles"),
+        ({"base_model": "nowhere"}, "nowhere"),
+        ({"limits": {"items": 0}}, "limits.items"),
+        ({"state": "no/folder.db"}, "folder"),
+    ],
+)
+def test_a_service_that_cannot_be_right_does_not_start(
+    keys: dict[str, Any], words: str, pool_file: Callable[..., Path]
+):
+    """A provider would serve something else than intended, or everybody."""
+    path = pool_file(**keys)
+    environment = {key: value for key, value in os.environ.items() if key not in TOKENS}
+    command = [sys.executable, "-m", "mergefront", "serve", str(path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and words in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr

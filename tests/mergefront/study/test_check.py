@@ -1,0 +1,139 @@
+"""Bad input gets all its problems named at once, exit code 2, and nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import mergefront as mf
+from mergefront.optimizer.errors import StudyFileError
+from mergefront.study.check import check_study
+
+GOOD = """
+study: skills
+merge: {method: ties, models: [maths, french], space: {weight: [0, 1], density: [0.1, 1]}}
+backend: {type: function, call: "scorer:score"}
+objectives: [maths, {name: french, direction: minimize}]
+search: {sampler: random, evaluations: 8}
+"""
+SCORER = """
+def score(recipe):
+    return {"maths": sum(recipe.params.values()), "french": 1.0}
+"""
+
+
+def study_in(folder: Path, text: str = GOOD) -> Path:
+    (folder / "scorer.py").write_text(SCORER)
+    path = folder / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sound_study_has_no_problems_and_runs(tmp_path: Path) -> None:
+    path = study_in(tmp_path)
+    report = check_study(path)
+    assert report.problems == []
+    assert not (tmp_path / "mergefront.db").exists(), "check writes nothing"
+    study = mf.search(path)
+    assert study.finished_count() == 8
+    assert (tmp_path / "mergefront.db").exists(), "paths are relative to the study file"
+
+
+def test_every_problem_is_listed_at_once_and_nothing_is_written(tmp_path: Path) -> None:
+    path = study_in(
+        tmp_path,
+        """
+study: skills
+merge: {method: tiez, models: [maths], space: {weight: [0, 1]}}
+backend: {type: function, call: "scorer:scoer"}
+objectives: [maths, maths]
+search: {sampler: mmmo, evaluations: 8, batch: 0}
+""",
+    )
+    with pytest.raises(StudyFileError) as raised:
+        mf.search(path)
+    message = str(raised.value)
+    for words in (
+        "'tiez'",
+        "did you mean 'ties'",
+        "'scoer'",
+        "did you mean 'score'",
+        "named twice",
+        "'mmmo'",
+        "'mm-mo'",
+    ):
+        assert words in message
+    assert {file.name for file in tmp_path.iterdir()} - {"__pycache__"} == {"scorer.py", "study.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("study: skills", "stduy: skills"), ["stduy", "did you mean 'study'", "study: this key is missing"]),
+        (("evaluations: 8", "evaluations: 0"), ["search.evaluations", "greater than or equal to 1"]),
+        (("evaluations: 8", "evaluations: many"), ["search.evaluations", "'many'"]),
+        (("objectives: [maths, {name: french, direction: minimize}]", "objectives: []"), ["objectives"]),
+        (("direction: minimize", "direction: down"), ["objectives[1].direction", "'down'"]),
+        (("weight: [0, 1]", "weight: [1, 0]"), ["merge.space: weight", "low end"]),
+        (("weight: [0, 1]", "weigth: [0, 1]"), ["'weigth'", "did you mean 'weight'"]),
+        (("density: [0.1, 1]", "density: [0.1, 1.5]"), ["density", "1.5", "[0, 1]"]),
+        (("method: ties", "method: ties, metod: x"), ["merge.metod", "did you mean 'method'"]),
+        (("type: function", "type: functoin"), ["backend", "did you mean 'function'"]),
+        (("scorer:score", "scorer"), ["package.module:name"]),
+        (("scorer:score", "nowhere:score"), ["no module 'nowhere'"]),
+        (("search: {sampler: random", "search: {sampler: cma-es"), ["'cma-es'", "one objective", "2 are asked for"]),
+        (("sampler: random", "sampler: mm-mo, bacth: 3"), ["'bacth'", "did you mean 'batch'"]),
+        (("study: skills", "study: skills\nstudy: again"), ["line 3", "'study' stands here twice"]),
+        (("study: skills", "study: &a skills\nstorage: *a"), ["line 3", "aliases"]),
+        (("study: skills", "study: [skills"), ["line", "not valid YAML"]),
+        (("study: skills", "study: skills\nstorage: nowhere"), ["'nowhere'", "database URL"]),
+        (("study: skills", "study: skills\nstorage: sqlite:///no/such/x.db"), ["no/such", "does not exist"]),
+        (("search: {", "tasks: {maths: {type: jsonl}}\nsearch: {"), ["tasks", "function scores by itself"]),
+        (("density: [0.1, 1]", "granularity: {blocks: 4}"), ["granularity", "base model"]),
+        (('call: "scorer', 'function: "scorer'), ["backend.function: unknown key", "known: call, type"]),
+        (("study: skills", "study: skills\nracing: 0.2"), ["racing is 0.2", "write true, or a mapping"]),
+        (("study: skills", "study: skills\nracing: {items: .nan}"), ["racing.items is nan", "fraction in (0, 1]"]),
+    ],
+)
+def test_each_mistake_names_the_key_what_is_wrong_and_what_would_be_right(
+    tmp_path: Path, change: tuple[str, str], words: list[str]
+) -> None:
+    assert change[0] in GOOD
+    report = check_study(study_in(tmp_path, GOOD.replace(*change)))
+    text = "\n".join(report.problems)
+    for word in words:
+        assert word in text
+    assert report.definition is None
+    assert not (tmp_path / "mergefront.db").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"just words", b"\xff\xfe\x00", b"a: " + b"[" * 5000])
+def test_files_that_are_no_study_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
+    assert len(check_study(path).problems) == 1
+
+
+def test_a_missing_study_file(tmp_path: Path) -> None:
+    assert check_study(tmp_path / "study.yaml").problems == ["there is no such file"]
+
+
+def test_a_stored_study_of_another_definition_is_a_problem_before_the_run(tmp_path: Path) -> None:
+    path = study_in(tmp_path)
+    mf.search(path)
+    path.write_text(GOOD.replace("weight: [0, 1]", "weight: [0, 0.5]"))
+    text = "\n".join(check_study(path).problems)
+    assert "space.parameters.weight: was [0, 1], is now [0, 0.5]" in text
+    path.write_text(GOOD.replace("evaluations: 8", "evaluations: 9"))
+    assert mf.search(path).finished_count() == 9, "a larger budget continues the study"
+
+
+def test_resume_needs_only_name_and_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergefront.running.run import resume
+
+    mf.search(study_in(tmp_path))
+    monkeypatch.chdir("/")
+    (tmp_path / "study.yaml").unlink()
+    study = resume("skills", storage=f"sqlite:///{tmp_path}/mergefront.db", evaluations=10)
+    assert study.finished_count() == 10

@@ -1,0 +1,262 @@
+"""What is wrong with checkpoints, tokenizers and data is found from headers, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from mergefront.adapters.tasks.lm_eval.files import task_files
+from mergefront.adapters.tasks.local_imports import imported_files
+from mergefront.optimizer.errors import UserError
+from mergefront.study.check import check_study
+from mergefront.study.evaluators import make_evaluator
+
+STUDY = """
+study: skills
+merge:
+  method: ties
+  base_model: models/base
+  models: {maths: models/maths, french: models/french}
+  space: {weight: [0, 1], density: [0.1, 1]}
+backend: {type: local, device: cpu}
+tasks:
+  maths: {type: jsonl, path: data/maths.jsonl, metric: exact_match}
+  french: {type: jsonl, path: data/french.jsonl, metric: loss}
+objectives: [maths, french, delta_l1]
+search: {sampler: mm-mo, evaluations: 10}
+"""
+TENSORS = {
+    "model.embed_tokens.weight": (8, 4),
+    "model.layers.0.mlp.up_proj.weight": (6, 4),
+    "model.layers.1.mlp.up_proj.weight": (6, 4),
+    "model.norm.weight": (4,),
+    "lm_head.weight": (8, 4),
+}
+
+
+def write_checkpoint(
+    folder: Path, tensors: dict[str, tuple[int, ...]], vocabulary: dict[str, int] | None = None
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header, offset = {}, 0
+    for name, shape in tensors.items():
+        size = 4 * int.__mul__(*(shape if len(shape) == 2 else (*shape, 1)))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}))
+    words = vocabulary or {"a": 0, "b": 1}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": words}}))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    for name in ("base", "maths", "french"):
+        write_checkpoint(tmp_path / "models" / name, TENSORS)
+    (tmp_path / "data").mkdir()
+    for name in ("maths", "french"):
+        lines = [json.dumps({"prompt": f"{name} {i} =", "answer": str(i)}) for i in range(10)]
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def problems(study: Path) -> str:
+    before = sorted(study.parent.rglob("*"))
+    report = check_study(study)
+    assert sorted(study.parent.rglob("*")) == before, "a preflight writes nothing"
+    return "\n".join(report.problems)
+
+
+def test_a_sound_study_is_sound_and_its_objectives_know_their_directions(study: Path) -> None:
+    assert problems(study) == ""
+    definition = check_study(study).definition_or_raise()
+    assert [objective.direction for objective in definition.objectives] == ["maximize", "minimize", "minimize"]
+
+
+def test_blocks_are_counted_in_the_checkpoint(study: Path) -> None:
+    study.write_text(STUDY.replace("density: [0.1, 1]", "granularity: layers"))
+    assert check_study(study).definition_or_raise().space.dimension == 2 * 2
+    study.write_text(STUDY.replace("density: [0.1, 1]", "granularity: {blocks: 3}"))
+    assert "2 layers" in problems(study)
+
+
+def test_everything_wrong_is_said_at_once(study: Path) -> None:
+    root = study.parent
+    write_checkpoint(root / "models/maths", TENSORS | {"model.layers.1.mlp.up_proj.weight": (5, 4)})
+    write_checkpoint(root / "models/french", TENSORS, {"a": 1, "b": 0})
+    (root / "data/maths.jsonl").write_text('{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt": broken}\n')
+    (root / "data/french.jsonl").write_text("")
+    study.write_text(STUDY.replace("objectives: [maths", "objectives: [mahts"))
+    found = problems(study)
+    for words in (
+        "model.layers.1.mlp.up_proj.weight is [5, 4] and not [6, 4]",
+        "another tokenizer",
+        "data/maths.jsonl:2",
+        "data/french.jsonl",
+        "'mahts' names no task",
+        "did you mean 'maths'",
+    ):
+        assert words in found, words
+
+
+def test_missing_paths_and_pickles(study: Path) -> None:
+    root = study.parent
+    (root / "models/maths/model.safetensors").rename(root / "models/maths/pytorch_model.bin")
+    study.write_text(STUDY.replace("models/french", "models/frnch").replace("data/french", "data/frnch"))
+    found = problems(study)
+    assert "pickled" in found and "save_pretrained" in found
+    assert "models/frnch: there is no such file or folder (paths are relative to the study file)" in found
+    assert "data/frnch.jsonl" in found
+
+
+def test_names_without_paths_need_a_function(study: Path) -> None:
+    study.write_text(STUDY.replace("{maths: models/maths, french: models/french}", "[maths, french]"))
+    assert "needs a path for each expert" in problems(study)
+    study.write_text(STUDY.replace("  base_model: models/base\n", ""))
+    assert "merge.base_model: this key is missing" in problems(study)
+
+
+def test_changed_data_is_another_study(study: Path) -> None:
+    first = check_study(study).definition_or_raise().to_json()
+    with (study.parent / "data/maths.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "new", "answer": "item"}) + "\n")
+    assert check_study(study).definition_or_raise().to_json() != first
+
+
+def test_report_items_of_one_task_may_not_be_search_items_of_another(study: Path) -> None:
+    data = study.parent / "data"
+    (data / "copy.jsonl").write_text((data / "maths.jsonl").read_text())
+    shared = "  copy: {type: jsonl, path: data/copy.jsonl, metric: exact_match%s}\n"
+    text = study.read_text()
+    study.write_text(text.replace("  french:", shared % "" + "  french:"))
+    assert check_study(study).problems == [], "alike split, the copies leak nothing"
+    study.write_text(text.replace("  french:", shared % ", report_fraction: 0.9" + "  french:"))
+    (problem,) = check_study(study).problems
+    assert problem.startswith("tasks.copy: the search optimises on") and "task maths" in problem
+
+
+def test_racing_is_one_line_of_the_study_file(study: Path) -> None:
+    text = study.read_text()
+    assert check_study(study).definition_or_raise().racing is None
+    study.write_text(text + "racing: true\n")
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.2, "confidence": 0.95}
+    study.write_text(text + "racing: {items: 0.5}\n")
+    assert check_study(study).definition_or_raise().to_json()["racing"] == {"items": 0.5, "confidence": 0.95}
+    study.write_text(text + "racing: {item: 0.5}\n")
+    (problem,) = check_study(study).problems
+    assert "did you mean 'items'" in problem
+
+
+def test_an_answer_that_the_model_could_never_write_is_found_before_the_first_merge(study: Path) -> None:
+    """Else every candidate of the search would fail alike."""
+    (study.parent / "models/base/config.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 64"))
+    assert "tasks.maths: max_new_tokens is 64, but the base model takes 64 tokens" in problems(study)
+    study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 32"))
+    assert problems(study) == ""
+
+
+def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(study: Path) -> None:
+    """A study would go on with other items than it was begun with, and compare scores that are not comparable."""
+    pytest.importorskip("lm_eval", reason="needs the extra 'lm-eval'")
+    folder = study.parent / "tasks"
+    (folder / "data").mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "include: common.yaml\ntask: mine\ndataset_kwargs: {data_files: {test: [data/a*.jsonl, data/more.jsonl]}}\n"
+    )
+    (folder / "common.yaml").write_text(
+        "dataset_path: json\ntest_split: test\noutput_type: generate_until\ndoc_to_text: prompt\n"
+        "doc_to_target: !function wanted.wanted\nmetric_list: [{metric: exact_match}]\n"
+    )
+    (folder / "wanted.py").write_text(
+        "import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nimport helper_of_wanted\n"
+        "def wanted(document):\n    return helper_of_wanted.clean(document['answer'])\n"
+    )
+    (folder / "helper_of_wanted.py").write_text("import json\n\ndef clean(text):\n    return text.strip()\n")
+    for number, name in enumerate(("a1", "a2", "more")):
+        lines = [json.dumps({"prompt": f"{number} and {n}", "answer": str(n)}) for n in range(5)]
+        (folder / "data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    study.write_text(
+        STUDY.replace(
+            "type: jsonl, path: data/maths.jsonl, metric: exact_match", "type: lm_eval, task: tasks/mine.yaml"
+        )
+    )
+    definition = check_study(study).definition_or_raise()
+    made_of = {
+        *("mine.yaml", "common.yaml", "wanted.py", "helper_of_wanted.py"),
+        *("data/a1.jsonl", "data/a2.jsonl", "data/more.jsonl"),
+    }
+    assert {name for name in definition.evaluator["content"] if name.startswith("tasks")} == {
+        f"tasks/{name}" for name in made_of
+    }
+    for name in made_of:
+        file = folder / name
+        before = file.read_text()
+        file.write_text(before + "\n")
+        with (
+            pytest.raises(UserError, match=f"{name}: its content has changed"),
+            make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+        ):
+            pass
+        file.write_text(before)
+
+
+def test_a_harness_task_that_cannot_be_read_is_one_file_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text(
+        "include: [loop.yaml, nowhere.yaml]\ndataset_kwargs: {data_files: gone.jsonl}\n"
+    )
+    (tmp_path / "web.yaml").write_text("dataset_kwargs: {data_files: {test: 'https://example.org/a.jsonl'}}\n")
+    (tmp_path / "broken.yaml").write_text("task: [\n")
+    for name in ("loop.yaml", "web.yaml", "broken.yaml", "nowhere.yaml"):
+        assert task_files(name, tmp_path) == [name]
+
+
+def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
+    """Scores by two versions of a metric would be compared."""
+    module = study.parent / "own_metric_of_check" / "loud.py"
+    module.parent.mkdir()
+    (module.parent / "__init__.py").write_text("")
+    module.write_text("def shouting(item, text):\n    return text.isupper()\n")
+    study.write_text(STUDY.replace("metric: exact_match", "metric: 'own_metric_of_check.loud:shouting'"))
+    definition = check_study(study).definition_or_raise()
+    assert "own_metric_of_check/__init__.py" in definition.evaluator["content"]
+    module.write_text("def shouting(item, text):\n    return not text.isupper()\n")
+    with (
+        pytest.raises(UserError, match=r"loud\.py: its content has changed"),
+        make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+    ):
+        pass
+
+
+def test_imports_of_ones_own_are_found_through_each_other_and_installed_ones_left_out(tmp_path: Path) -> None:
+    """A metric is seldom one file; what is changed behind it changes scores as well."""
+    files = {
+        "metrics/loud.py": "import json, torch\nfrom metrics.parts import words as w, gone\nfrom .near import x\n",
+        "metrics/__init__.py": "",
+        "metrics/near.py": "def late():\n    import common\n",
+        "metrics/parts/__init__.py": "",
+        "metrics/parts/words.py": "from .. import loud\nfrom ..near import *\n",
+        "common.py": "this is no Python",
+        "metrics/unused.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = imported_files(["metrics/loud.py"], tmp_path)
+    assert set(found) == set(files) - {"metrics/loud.py", "metrics/unused.py"} and len(set(found)) == len(found)
+    assert imported_files(["nowhere.py"], tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["n" * 3000, "a\0b"], ids=["too long", "with a NUL"])
+@pytest.mark.parametrize("line", ["include: {}", "dataset_kwargs: {{data_files: {}}}", "doc_to_text: !function {}.f"])
+def test_names_that_no_file_can_have_are_left_out(line: str, name: str, tmp_path: Path) -> None:
+    """A preflight that looks for them says what is wrong with the task, rather than breaking."""
+    quoted = name if "!function" in line else json.dumps(name)
+    (tmp_path / "task.yaml").write_text(line.format(quoted), encoding="utf-8")
+    assert task_files("task.yaml", tmp_path) == ["task.yaml"]

@@ -1,0 +1,136 @@
+"""A study that begins with what is known: nothing known is evaluated twice, and what does not fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import mergefront as mf
+from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.search.attributes import SEED, WARM_START
+from mergefront.study.warm_start import params_in
+
+
+class Scorer:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[mf.Recipe] = []
+
+    def __call__(self, recipe: mf.Recipe) -> dict[str, float]:
+        self.asked.append(recipe)
+        a, b = (float(recipe.params.get(f"weight[{name}]", 0.5)) for name in "ab")
+        return {"first": 1 - (a - 0.8) ** 2, "second": 1 - (b - 0.6) ** 2, "size": a + b}
+
+
+def other_scorer(recipe: mf.Recipe) -> dict[str, float]:
+    return {"first": 0.0, "third": float(recipe.params.get("weight[a]", 0.5))}
+
+
+def search(
+    folder: Path, name: str, evaluate: Callable[[mf.Recipe], Any], objectives: list[str], evaluations: int, **more: Any
+) -> mf.Study:
+    models = more.pop("models", ["a", "b"])
+    return mf.search(
+        space=MergeSpace(models, method="task_arithmetic", parameters={"weight": [0.0, 1.0]}),
+        evaluate=evaluate,
+        objectives=objectives,
+        evaluations=evaluations,
+        storage=f"sqlite:///{folder / 'm.db'}",
+        name=name,
+        **more,
+    )
+
+
+def test_an_earlier_study_is_told_and_nothing_in_it_is_evaluated_again(tmp_path: Path) -> None:
+    earlier = search(tmp_path, "old", Scorer(), ["first", "second"], 12)
+    scorer = Scorer()
+    study = search(
+        tmp_path, "new", scorer, ["second", "size"], 9, warm_start=[{"study": "old"}], constraints=["first >= 0.2"]
+    )
+    assert study.finished_count() == 9
+    known = {candidate.digest for candidate in earlier.candidates()}
+    assert scorer.asked and not known & {recipe.digest for recipe in scorer.asked}
+    trials = study.optuna.get_trials()
+    taken_over = [trial for trial in trials if WARM_START in trial.user_attrs]
+    assert len(taken_over) == len(known)
+    assert {trial.user_attrs[WARM_START] for trial in taken_over} == {f"old/{c.number}" for c in earlier.candidates()}
+    # Values are the new study's objectives, and constraints count for them as well.
+    assert all(trial.values[1] == pytest.approx(sum(trial.params.values())) for trial in taken_over)
+    assert all(len(trial.constraints) == 1 for trial in taken_over)
+    # The initial design is over: models propose from the start.
+    proposed = [t for t in trials if "mergefront:proposal" in t.system_attrs]
+    assert proposed and all(t.system_attrs["mergefront:proposal"]["stage"] == "model" for t in proposed)
+    # Run again, nothing is taken over twice.
+    again = search(
+        tmp_path, "new", scorer, ["second", "size"], 10, warm_start=[{"study": "old"}], constraints=["first >= 0.2"]
+    )
+    assert again.finished_count() == 10 and len(again.optuna.get_trials()) == len(trials) + 1
+
+
+def test_of_a_study_that_was_scored_otherwise_only_the_best_recipes_are_tried(tmp_path: Path) -> None:
+    earlier = search(tmp_path, "old", Scorer(), ["first", "second"], 14)
+    study = search(tmp_path, "new", other_scorer, ["first", "third"], 16, warm_start=[{"study": "old"}])
+    assert not any(WARM_START in trial.user_attrs for trial in study.optuna.get_trials())
+    seeds = [trial for trial in study.optuna.get_trials() if SEED in trial.user_attrs]
+    front = {candidate.digest: candidate for candidate in earlier.front() if candidate.anchor is None}
+    assert 0 < len(seeds) <= 5
+    assert {trial.user_attrs["mergefront:recipe"] for trial in seeds} <= set(front)
+    # They are candidates like others, not anchors, and come right after these.
+    assert {c.number for c in study.anchors()}.isdisjoint(trial.number for trial in seeds)
+    assert max(trial.number for trial in seeds) <= 6 + len(seeds)
+
+
+def test_a_recipe_from_a_file_is_evaluated_after_the_anchors(tmp_path: Path) -> None:
+    space = MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0.0, 1.0]})
+    inside = space.recipe({"weight[a]": 0.25, "weight[b]": 0.75})
+    outside = space.make("ties", {"weight[a]": 0.5, "weight[b]": 0.5, "density[a]": 0.3, "density[b]": 0.3})
+    paths = []
+    for index, recipe in enumerate((inside, outside)):
+        paths.append(tmp_path / f"{index}.yaml")
+        paths[-1].write_text(yaml.safe_dump(recipe.to_mergekit()))
+    scorer = Scorer()
+    study = search(tmp_path, "new", scorer, ["first", "second"], 14, warm_start=paths)
+    seeds = [trial for trial in study.optuna.get_trials() if SEED in trial.user_attrs]
+    assert [trial.user_attrs[SEED] for trial in seeds] == [str(path) for path in paths]
+    assert inside in scorer.asked and outside.params == next(r for r in scorer.asked if r.method == "ties").params
+    assert [bool(trial.user_attrs.get("mergefront:outside_space")) for trial in seeds] == [False, True]
+
+
+def test_one_number_for_the_whole_model_is_a_point_of_a_space_with_blocks() -> None:
+    plain = MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0.0, 1.0]})
+    blocks = MergeSpace(
+        ["a", "b"], method="task_arithmetic", parameters={"weight": [0.0, 1.0]}, granularity={"blocks": 2}, layers=4
+    )
+    params = params_in(blocks, plain.recipe({"weight[a]": 0.25, "weight[b]": 0.75}))
+    assert params is not None and len(params) == blocks.dimension
+    assert set(params.values()) == {0.25, 0.75}
+    assert params_in(blocks, plain.make("ties", {"weight[a]": 0.25, "weight[b]": 0.75})) is None
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, write_study) -> None:
+    search(tmp_path, "old", Scorer(), ["first", "second"], 6)
+    with pytest.raises(UserError, match="there is no study 'odl'"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "odl"}])
+    with pytest.raises(UserError, match=r"'(b|c)' is in one only"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "old"}], models=["a", "c"])
+    with pytest.raises(UserError, match="cannot be read"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[tmp_path / "no.yaml"])
+    with pytest.raises(UserError, match="must be a recipe's path"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"studdy": "old"}])
+    other = tmp_path / "other.yaml"
+    recipe = MergeSpace(["x", "y"], method="task_arithmetic").make("task_arithmetic", {"weight[x]": 1, "weight[y]": 0})
+    other.write_text(yaml.safe_dump(recipe.to_mergekit()))
+    with pytest.raises(UserError, match="merges x, y, but this study a, b"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[other])
+    with pytest.raises(UserError, match="there is no study 'new'"):
+        mf.load_study("new", storage=f"sqlite:///{tmp_path / 'm.db'}")
+    path = write_study(tmp_path)
+    path.write_text(path.read_text() + "warm_start: [{study: old, storage: m.db}]\n")
+    with pytest.raises(StudyFileError, match="has the models a, b, this one maths, french"):
+        mf.search(path)

@@ -1,0 +1,146 @@
+"""What candidates answered between them says what each would have answered, and how sure that is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mergefront.optimizer.racing.joint_scores import joint_estimates
+
+
+def merge_margins(items: int, seed: int, count: int = 12) -> np.ndarray:
+    """Margins (count x items): candidates along a line of merges, near ones answering alike."""
+    rng = np.random.default_rng(seed)
+    skill = rng.normal(0, 1.5, (2, items))
+    place = np.linspace(0, 1, count)[:, None]
+    noise = rng.normal(0, 0.5, (count, items))
+    return (1 - place) * skill[0] + place * skill[1] + noise + 0.3
+
+
+def merges(items: int, seed: int, count: int = 12) -> np.ndarray:
+    """Right or wrong (count x items) by these margins."""
+    return (merge_margins(items, seed, count) > 0).astype(float)
+
+
+def partly_asked(truth: np.ndarray, seed: int) -> np.ndarray:
+    """A tenth of the items is asked of everybody, another tenth of each candidate alone, in blocks."""
+    count, items = truth.shape
+    order = np.random.default_rng(seed + 1000).permutation(items)
+    core, blocks = order[: items // 10], np.array_split(order[items // 10 :], 9)
+    seen = np.full(truth.shape, np.nan)
+    for row in range(count):
+        asked = np.concatenate([core, blocks[row % 9]])
+        seen[row, asked] = truth[row, asked]
+    return seen
+
+
+def test_all_items_give_the_plain_mean_and_its_standard_error() -> None:
+    truth = merges(200, 0)
+    for one, row in zip(joint_estimates(truth), truth, strict=True):
+        assert one.mean == pytest.approx(row.mean())
+        assert one.standard_error == pytest.approx(row.std(ddof=1) / np.sqrt(200))
+        assert one.unasked_error == 0
+
+
+def test_estimates_beat_the_plain_mean_by_far_and_their_error_bars_hold_the_truth() -> None:
+    errors, plain, stated = [], [], []
+    for seed in range(25):
+        truth = merges(400, seed)
+        seen = partly_asked(truth, seed)
+        found = joint_estimates(seen)
+        errors += [one.mean - row.mean() for one, row in zip(found, truth, strict=True)]
+        plain += (np.nanmean(seen, axis=1) - truth.mean(axis=1)).tolist()
+        stated += [one.unasked_error for one in found]
+    assert abs(np.mean(errors)) < 0.004
+    assert np.std(errors) < 0.88 * np.std(plain)
+    assert 0.8 < np.std(errors) / np.sqrt(np.mean(np.square(stated))) < 1.2
+
+
+def test_margins_say_more_than_right_and_wrong() -> None:
+    """A search with margins would have to ask twice the items for the same scores."""
+    errors, coarse, stated = [], [], []
+    for seed in range(15):
+        margins = merge_margins(400, seed, 24)
+        seen = partly_asked(margins, seed)
+        answers = np.where(np.isnan(seen), np.nan, seen > 0)
+        truth = (margins > 0).mean(axis=1)
+        found = joint_estimates(answers, seen)
+        errors += [one.mean - true for one, true in zip(found, truth, strict=True)]
+        coarse += [one.mean - true for one, true in zip(joint_estimates(answers), truth, strict=True)]
+        stated += [one.unasked_error for one in found]
+    assert np.std(errors) < 0.75 * np.std(coarse)
+    assert 0.6 < np.std(errors) / np.sqrt(np.mean(np.square(stated))) < 1.2
+
+
+def test_margins_that_do_not_decide_the_scores_are_left_alone() -> None:
+    margins = partly_asked(merge_margins(200, 5), 5)
+    answers = np.where(np.isnan(margins), np.nan, margins > 0)
+    plain = joint_estimates(answers)
+    assert joint_estimates(answers, margins) != plain
+    assert joint_estimates(answers, margins - 1.0) == plain
+    one_missing = margins.copy()
+    one_missing[3, np.flatnonzero(~np.isnan(margins[3]))[0]] = np.nan
+    assert joint_estimates(answers, one_missing) == plain
+
+
+def test_skewed_margins_bend_the_estimates_little() -> None:
+    """The model takes margins for normal; where they are not, the items answered have the last word."""
+    rng = np.random.default_rng(0)
+    errors, plain = [], []
+    for seed in range(25):
+        margins = rng.exponential(1.0, (12, 400)) - rng.uniform(0.2, 2.0, (12, 1))
+        seen = partly_asked(margins, seed)
+        answers = np.where(np.isnan(seen), np.nan, seen > 0)
+        truth = (margins > 0).mean(axis=1)
+        errors += [one.mean - true for one, true in zip(joint_estimates(answers, seen), truth, strict=True)]
+        plain += (np.nanmean(answers, axis=1) - truth).tolist()
+    assert np.sqrt(np.mean(np.square(errors))) < 1.25 * np.std(plain)
+
+
+def test_candidates_that_answer_independently_lose_little() -> None:
+    rng = np.random.default_rng(0)
+    errors, plain = [], []
+    for seed in range(25):
+        truth = (rng.random((12, 400)) < rng.random((12, 1))).astype(float)
+        seen = partly_asked(truth, seed)
+        errors += [one.mean - row.mean() for one, row in zip(joint_estimates(seen), truth, strict=True)]
+        plain += (np.nanmean(seen, axis=1) - truth.mean(axis=1)).tolist()
+    assert np.std(errors) < 1.1 * np.std(plain)
+
+
+def test_the_unit_of_the_scores_changes_nothing() -> None:
+    seen = partly_asked(merges(200, 1), 1)
+    for one, scaled in zip(joint_estimates(seen), joint_estimates(5.0 - 1000.0 * seen), strict=True):
+        assert scaled.mean == pytest.approx(5.0 - 1000.0 * one.mean, abs=1e-6)
+        assert scaled.standard_error == pytest.approx(1000.0 * one.standard_error, rel=1e-6)
+
+
+def test_a_few_equal_answers_are_no_certainty() -> None:
+    truth = merges(200, 2)
+    seen = partly_asked(truth, 2)
+    seen[3] = np.nan
+    seen[3, :16] = 1.0
+    assert joint_estimates(seen)[3].unasked_error > 0.02
+
+
+def test_items_that_nobody_answered_are_expected_to_be_like_the_others() -> None:
+    truth = merges(200, 3)
+    seen = np.hstack([truth, np.full((12, 200), np.nan)])
+    for one, row in zip(joint_estimates(seen), truth, strict=True):
+        assert one.mean == pytest.approx(row.mean(), abs=1e-3)
+        assert one.unasked_error > 0
+
+
+def test_who_answered_nothing_has_no_estimate() -> None:
+    seen = partly_asked(merges(100, 4), 4)
+    seen[2] = np.nan
+    with pytest.raises(ValueError, match="at least one item"):
+        joint_estimates(seen)
+
+
+def test_margins_that_are_all_zero_are_no_certainty_either_way() -> None:
+    """A broken merge that finds every choice equally likely would give scores that are no numbers."""
+    answers = partly_asked(merges(200, 6), 6)
+    for one, row in zip(joint_estimates(answers, 0.0 * answers), answers, strict=True):
+        assert one.mean == pytest.approx(np.nanmean(row), abs=0.15)
+        assert one.unasked_error > 0

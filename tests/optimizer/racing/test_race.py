@@ -1,0 +1,254 @@
+"""Racing: the hopeless stop early, the promising get every item, the search never pays more than its share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+import mergefront as mf
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.racing.race import DETAILS, Race, RacingSettings
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.search.attributes import RECIPE, STANDARD_ERRORS
+from mergefront.optimizer.search.restated_trials import restated
+
+NAMES = ("maths", "french")
+OBJECTIVES = tuple(Objective(name) for name in NAMES)
+ITEMS = 400
+IDS = tuple(f"q{number}" for number in range(ITEMS))
+
+
+def answers(ability: float, task: str, salt: int) -> tuple[float, ...]:
+    """Right or wrong on each item: difficulties are the task's, chance is the candidate's own."""
+    difficulty = np.random.default_rng(len(task)).random(ITEMS)
+    noise = np.random.default_rng([salt, len(task)]).normal(0, 0.1, ITEMS)
+    return tuple((ability + noise > difficulty).astype(float).tolist())
+
+
+def run(race: Race, abilities: Mapping[str, float], salt: int) -> Evaluation:
+    """One candidate through a race, as an evaluator runs it."""
+    truth = {name: answers(ability, name, salt) for name, ability in abilities.items()}
+    racing = race.start(dict.fromkeys(NAMES, IDS), {})
+    while (batch := racing.batch()) is not None:
+        for name, indices in batch.items():
+            scored = ItemScores(tuple(IDS[i] for i in indices), tuple(truth[name][i] for i in indices))
+            racing.tell(name, indices, scored)
+    result = racing.result()
+    return Evaluation(
+        {name: one.mean for name, one in result.estimates.items()},
+        {name: one.standard_error for name, one in result.estimates.items()},
+        result.items,
+        details=result.details,
+    )
+
+
+@pytest.fixture(scope="module")
+def field() -> tuple[RacingSettings, tuple[Evaluation, ...]]:
+    settings = RacingSettings(items=0.25)
+    known = [(0.3, 0.3), (0.8, 0.4), (0.4, 0.8), (0.7, 0.7)]
+    made = [
+        run(Race(settings, 0, OBJECTIVES, is_anchor=True), dict(zip(NAMES, ability, strict=True)), salt)
+        for salt, ability in enumerate(known)
+    ]
+    return settings, tuple(made)
+
+
+def test_a_hopeless_candidate_costs_a_fraction_of_the_anchors_items(field: Any) -> None:
+    settings, known = field
+    hopeless = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
+    assert hopeless.details[DETAILS]["stopped"] == "dominated"
+    assert len(hopeless.items["maths"].ids) < settings.share(ITEMS)
+    assert hopeless.standard_errors["maths"] > known[0].standard_errors["maths"]
+    assert hopeless.scores["maths"] == pytest.approx(0.2, abs=4 * hopeless.standard_errors["maths"])
+
+
+def test_a_winner_gets_all_items_once_early_stops_have_paid_for_them(field: Any) -> None:
+    settings, known = field
+    losers = tuple(
+        run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
+    )
+    winner = run(Race(settings, 0, OBJECTIVES, known, losers), {"maths": 0.9, "french": 0.9}, 9)
+    assert winner.details[DETAILS]["stopped"] == "all items"
+    truth = answers(0.9, "maths", 9)
+    assert winner.scores["maths"] == pytest.approx(np.mean(truth))
+    alone = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.9, "french": 0.9}, 9)
+    assert alone.details[DETAILS]["stopped"] == "budget of items"
+
+
+def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(field: Any) -> None:
+    """The stated confidence: at most 5 in 100 may be dropped that are not worse."""
+    known = field[1]
+    settings = RacingSettings(items=0.25, confidence=0.95)
+    dropped = sum(
+        run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.7, "french": 0.7}, salt).details[DETAILS]["stopped"]
+        == "dominated"
+        for salt in range(100, 300)
+    )
+    assert dropped <= 10
+
+
+def test_every_candidate_is_asked_in_the_same_order(field: Any) -> None:
+    settings, known = field
+    short = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
+    longer = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.72, "french": 0.72}, 10)
+    assert set(short.items["maths"].ids) < set(longer.items["maths"].ids)
+
+
+def abilities(recipe: Recipe) -> dict[str, float]:
+    weights = [float(recipe.params[f"weight[{name}]"]) for name in NAMES]
+    return {
+        "maths": 0.3 + 0.6 * weights[0] - 0.3 * weights[1] ** 2,
+        "french": 0.3 + 0.6 * weights[1] - 0.3 * weights[0] ** 2,
+    }
+
+
+def salt(recipe: Recipe) -> int:
+    return int(recipe.digest[:6], 16)
+
+
+class ItemEvaluator:
+    """Two weights, two tasks whose items are right or wrong: what ``TaskEvaluator`` does, without a model."""
+
+    def __init__(self, stop: Callable[[int], None] = lambda count: None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.stop = stop
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        self.stop(len(self.asked))
+        assert request.race is not None
+        evaluation = run(request.race, abilities(recipe), salt(recipe))
+        paid = sum(len(items.ids) for items in evaluation.items.values())
+        self.asked.append((recipe.digest, paid))
+        return Evaluation(
+            evaluation.scores,
+            evaluation.standard_errors,
+            evaluation.items,
+            cost={"items": float(paid)},
+            details=evaluation.details,
+        )
+
+
+def search(folder: Path, evaluator: ItemEvaluator, sampler: str = "random") -> mf.Study:
+    space = MergeSpace(NAMES, method="task_arithmetic", parameters={"weight": [0, 1]})
+    return mf.search(
+        space=space,
+        evaluate=evaluator,
+        objectives=list(NAMES),
+        evaluations=14,
+        sampler=sampler,
+        racing={"items": 0.25},
+        storage=f"sqlite:///{folder}/study.db",
+        name="race",
+    )
+
+
+def test_a_search_pays_no_more_than_its_share_and_says_what_it_paid(tmp_path: Path) -> None:
+    study = search(tmp_path, ItemEvaluator())
+    paid = sum(candidate.evaluation.cost["items"] for candidate in study.candidates())
+    assert paid <= 0.25 * 14 * 2 * ITEMS
+    assert all(sum(one.evaluation.details[DETAILS]["asked"].values()) <= 2 * ITEMS for one in study.candidates())
+    assert len(anchors(study.space)) == sum(
+        one.evaluation.details[DETAILS]["stopped"] == "anchor" for one in study.anchors()
+    ) - sum(one.anchor == "metric-weighted average" for one in study.anchors())
+
+
+def test_a_study_estimates_its_candidates_anew_from_what_all_of_them_answered(tmp_path: Path) -> None:
+    """What was told when a trial finished is known better once others have answered the other items."""
+    study = search(tmp_path, ItemEvaluator())
+    now, told, plain = [], [], []
+    for candidate in study.candidates():
+        for name, ability in abilities(candidate.recipe).items():
+            truth = np.mean(answers(ability, name, salt(candidate.recipe)))
+            evaluation = study.ledger.evaluations(items=True)[candidate.recipe.digest]
+            now.append(candidate.scores[name] - truth)
+            told.append(evaluation.scores[name] - truth)
+            plain.append(evaluation.items[name].mean - truth)
+    assert np.std(now) < np.std(told) < np.std(plain)
+
+
+def test_the_front_of_a_race_leaves_out_who_is_probably_dominated(tmp_path: Path) -> None:
+    study = search(tmp_path, ItemEvaluator())
+    front = {candidate.number for candidate in study.front()}
+    best = {candidate.number for name in NAMES for candidate in [study.best(name)]}
+    base = next(candidate for candidate in study.anchors() if candidate.anchor == "base")
+    assert best <= front and base.number not in front
+
+
+def test_an_interrupted_race_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = ItemEvaluator()
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "broken").mkdir()
+    search(tmp_path / "whole", whole)
+
+    def interrupt(count: int) -> None:
+        if count == 9:
+            raise KeyboardInterrupt
+
+    first, second = ItemEvaluator(interrupt), ItemEvaluator()
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path / "broken", first)
+    search(tmp_path / "broken", second)
+    assert first.asked + second.asked == whole.asked
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"items": 0}, "racing.items is 0"),
+        ({"items": True}, "must be a number"),
+        ({"confidence": 1.0}, r"racing.confidence is 1.0"),
+        ({"confidance": 0.9}, "did you mean 'confidence'"),
+        ("yes", "write true"),
+    ],
+)
+def test_wrong_settings_say_what_would_be_right(given: Any, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        RacingSettings.read(given)
+
+
+def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_were_told(tmp_path: Path) -> None:
+    """Proposals would be made from estimates that later answers have shown to be wrong."""
+    study = search(tmp_path, ItemEvaluator())
+    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True))
+    shown = {trial.number: trial for trial in seen.get_trials(deepcopy=False)}
+    for candidate in study.candidates():
+        told = study.optuna.get_trials()[candidate.number]
+        assert shown[candidate.number].values == [candidate.scores[name] for name in NAMES]
+        assert told.values == [candidate.evaluation.scores[name] for name in NAMES]
+        open_errors = shown[candidate.number].user_attrs[STANDARD_ERRORS]
+        assert all(0 <= now < told.user_attrs[STANDARD_ERRORS][j] for j, now in enumerate(open_errors))
+    assert any(shown[trial.number].values != trial.values for trial in study.optuna.get_trials())
+
+
+@pytest.mark.parametrize("sampler", ["mm-mo", "nsga2", "tpe"])
+def test_every_sampler_proposes_from_the_restated_trials(tmp_path: Path, sampler: str) -> None:
+    study = search(tmp_path, ItemEvaluator(), sampler)
+    assert len(study.candidates()) == 14
+
+
+def test_what_no_item_decides_stays_as_it_was_told() -> None:
+    """A latency measured with noise would be taken for exact as soon as a study races."""
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    study.add_trial(
+        optuna.trial.create_trial(
+            values=[0.5, 3.0], user_attrs={RECIPE: "one", STANDARD_ERRORS: [0.1, 0.2]}, params={}, distributions={}
+        )
+    )
+    answered = ItemScores(("a", "b", "c", "d"), (1.0, 0.0, 1.0, 1.0))
+    evaluation = Evaluation(
+        {"maths": 0.5, "latency": 3.0}, {"maths": 0.1, "latency": 0.2}, {"maths": answered},
+        details={DETAILS: {"of": {"maths": 8}}},
+    )  # fmt: skip
+    objectives = (Objective("maths"), Objective("latency", "minimize"))
+    (shown,) = restated(study, objectives, {"one": evaluation}).get_trials(deepcopy=False)
+    assert shown.values == [0.75, 3.0]
+    assert shown.user_attrs[STANDARD_ERRORS][1] == 0.2 and shown.user_attrs[STANDARD_ERRORS][0] > 0

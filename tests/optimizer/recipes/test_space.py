@@ -1,0 +1,123 @@
+"""A space proposes valid recipes only, reads its own back, and says all that is wrong at once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.recipes.space import METHOD, MergeSpace, Range
+
+EXPERTS = ["maths", "french"]
+
+
+def test_names_read_well_in_a_dashboard() -> None:
+    space = MergeSpace(EXPERTS, method="dare_ties", parameters={"weight": [0, 1], "density": [0.1, 1]})
+    assert list(space.distributions()) == ["weight[maths]", "weight[french]", "density[maths]", "density[french]"]
+
+
+def test_density_is_there_only_where_the_method_has_one() -> None:
+    space = MergeSpace(EXPERTS, method=["linear", "ties"], parameters={"weight": [0, 1], "density": [0.1, 1]})
+    params = {"weight[maths]": 0.5, "weight[french]": 0.5, "density[maths]": 0.2, "density[french]": 0.3}
+    linear, ties = (space.recipe({METHOD: method, **params}) for method in ("linear", "ties"))
+    assert "density[maths]" not in linear.params
+    assert ties.params["density[maths]"] == 0.2
+    assert linear == space.recipe({METHOD: "linear", **params, "density[maths]": 0.9})
+
+
+@given(st.data())
+def test_vector_params_and_recipe_are_one_and_the_same_point(data: st.DataObject) -> None:
+    space = MergeSpace(
+        EXPERTS,
+        method=data.draw(st.sampled_from(["ties", "task_arithmetic", "linear"])),
+        parameters={"weight": data.draw(st.sampled_from([[0, 1], [-1.5, 1.5], [0.2, 0.7]]))},
+        granularity=data.draw(st.sampled_from(["global", {"blocks": 3}, "layers"])),
+        layers=4,
+    )
+    vector = data.draw(st.lists(st.floats(0, 1), min_size=space.dimension, max_size=space.dimension))
+    recipe = space.from_vector(vector)
+    params = space.params(recipe)
+    assert params is not None
+    assert space.recipe(params) == recipe
+    assert space.to_vector(params) == pytest.approx(vector, abs=1e-9)
+
+
+def test_both_ends_of_a_range_are_reached_exactly() -> None:
+    space = MergeSpace(EXPERTS, method="task_arithmetic", parameters={"weight": [0.1, 0.7]})
+    assert set(space.from_vector([0.0, 1.0]).params.values()) == {0.1, 0.7}
+
+
+@given(st.floats(0, 1))
+def test_log_step_and_choices_stay_inside(fraction: float) -> None:
+    for searched in (Range(1e-3, 1.0, log=True), Range(0.0, 1.0, step=0.3), Range(choices=("a", "b"))):
+        assert searched.holds(searched.at(fraction))
+
+
+def test_space_survives_the_database() -> None:
+    space = MergeSpace(
+        {"maths": "m", "french": "f"},
+        method=["ties", "dare_ties"],
+        base_model="b",
+        parameters={"weight": (0, 1), "density[maths]": 0.5, "lambda": {"low": 0.1, "high": 2, "log": True}},
+        granularity={"blocks": 2},
+        layers=6,
+        split=["mlp"],
+        seed=3,
+    )
+    again = MergeSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert again.distributions() == space.distributions()
+    middle = [0.5] * space.dimension
+    assert again.from_vector(middle) == space.from_vector(middle)
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    with pytest.raises(StudyFileError) as raised:
+        MergeSpace(
+            EXPERTS,
+            method="ties",
+            parameters={
+                "wieght": [0, 1],
+                "density": [0, 1.5],
+                "weight[german]": 0.5,
+                "weight": [1, 0],
+                "lambda[maths]": 1.0,
+            },
+        )
+    message = str(raised.value)
+    for words in ("'wieght'", "did you mean 'weight'", "1.5", "'german'", "low end", "whole merge"):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0],
+        [0, 1, 2],
+        {"low": 0},
+        {"low": 0, "hgih": 1},
+        "a b",
+        [True, 1],
+        None,
+        {"choices": []},
+        {"low": 0, "high": 1, "log": True},
+        [0, float("inf")],
+    ],
+)
+def test_malformed_ranges_are_refused(given: object) -> None:
+    with pytest.raises((StudyFileError, UserError)):
+        MergeSpace(EXPERTS, method="ties", parameters={"weight": given})
+
+
+def test_nothing_to_search_is_a_mistake() -> None:
+    with pytest.raises(StudyFileError, match="nothing is searched"):
+        MergeSpace(EXPERTS, method="task_arithmetic", parameters={"weight": 0.5})
+
+
+def test_blocks_need_the_number_of_layers() -> None:
+    with pytest.raises(StudyFileError, match="number of layers"):
+        MergeSpace(EXPERTS, granularity={"blocks": 4})
+    with pytest.raises(StudyFileError, match="3 layers"):
+        MergeSpace(EXPERTS, granularity={"blocks": 4}, layers=3)

@@ -1,0 +1,34 @@
+"""The boxes of the improvable region: their improvement is the hypervolume that a point really adds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
+from mergefront.optimizer.scores.pareto import hypervolume
+
+
+def improvement(point: np.ndarray, front: np.ndarray, reference: np.ndarray) -> float:
+    lower, upper = improvement_cells(front, reference)
+    return float(np.maximum(np.minimum(point, upper) - lower, 0.0).prod(axis=1).sum())
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+@given(data=st.data())
+def test_the_boxes_add_up_to_the_hypervolume_gained(objectives: int, data: st.DataObject) -> None:
+    # Few distinct coordinates: ties, duplicates, dominated points and points below the reference all occur.
+    coordinate = st.sampled_from([-0.3, -0.1, 0.0, 0.2, 0.5, 0.6, 1.0]) | st.floats(-0.5, 1.5)
+    rows = data.draw(st.lists(st.lists(coordinate, min_size=objectives, max_size=objectives), max_size=9))
+    point = np.array(data.draw(st.lists(coordinate, min_size=objectives, max_size=objectives)))
+    front, reference = np.array(rows).reshape(-1, objectives), np.full(objectives, -0.1)
+    gained = hypervolume(np.vstack([front, point]), reference.tolist()) - hypervolume(front, reference.tolist())
+    assert improvement(point, front, reference) == pytest.approx(gained, abs=1e-9)
+
+
+def test_without_a_front_everything_above_the_reference_improves() -> None:
+    lower, upper = improvement_cells(np.zeros((0, 2)), np.array([-0.1, -0.1]))
+    np.testing.assert_array_equal(lower, [[-0.1, -0.1]])
+    assert np.isinf(upper).all()

@@ -1,0 +1,181 @@
+"""A surrogate that took two names of one merge for two merges would waste evaluations, the costly thing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+from mergefront.optimizer.recipes.merge_rule import MergeRule
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
+
+SPACE = {
+    "weight[maths]": FloatDistribution(0.0, 2.0),
+    "weight[code]": FloatDistribution(0.0, 2.0),
+    "density[maths]": FloatDistribution(0.1, 1.0),
+    "density[code]": FloatDistribution(0.1, 1.0),
+    "lambda": FloatDistribution(0.5, 1.5),
+}
+ENCODER = Encoder(SPACE)
+unit = st.floats(0.05, 1.0)
+TIES = MergeRule(proportions=True, additive=True, sparsifier="magnitude", signs=True)
+PLAIN = (MergeRule(), MergeRule(proportions=True))
+ADDITIVE = (TIES, MergeRule(additive=True, sparsifier="bernoulli", signs=True, rescaled=True))
+
+
+def features(proportions: bool, **params: float) -> np.ndarray:
+    given = {"lambda": 1.0} | {name.replace("_of_", "[") + "]": value for name, value in params.items()}
+    return MergeFeatures(ENCODER, MergeRule(proportions))(ENCODER.encode(given)[None, :])[0]
+
+
+@given(unit, unit, st.floats(0.1, 1.0), st.floats(0.1, 1.0), st.floats(0.1, 1.9))
+def test_where_the_merge_divides_by_the_weights_only_their_proportions_count(
+    a: float, b: float, density_a: float, density_b: float, factor: float
+) -> None:
+    def at(scale: float) -> np.ndarray:
+        return features(
+            True,
+            weight_of_maths=a * scale, weight_of_code=b * scale,
+            density_of_maths=density_a, density_of_code=density_b,
+        )  # fmt: skip
+
+    np.testing.assert_allclose(at(1.0), at(factor), atol=1e-12)
+
+
+@given(st.booleans(), st.floats(0.1, 1.0), st.floats(0.1, 1.0))
+def test_the_density_of_an_expert_without_weight_does_not_count(proportions: bool, one: float, other: float) -> None:
+    def at(density: float) -> np.ndarray:
+        return features(
+            proportions, weight_of_maths=0.0, weight_of_code=0.7, density_of_maths=density, density_of_code=0.5
+        )
+
+    np.testing.assert_array_equal(at(one), at(other))
+
+
+def test_without_division_the_size_of_the_weights_counts() -> None:
+    small, large = (
+        features(False, weight_of_maths=w, weight_of_code=w, density_of_maths=1.0, density_of_code=1.0)
+        for w in (0.4, 0.8)
+    )
+    assert np.abs(small - large).max() > 0.1
+
+
+def test_all_weights_zero_is_the_base_and_like_no_other_merge() -> None:
+    base = features(True, weight_of_maths=0.0, weight_of_code=0.0, density_of_maths=1.0, density_of_code=0.3)
+    np.testing.assert_array_equal(base[:4], np.zeros(4))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.1, 0.98), min_size=5, max_size=5), st.sampled_from([*PLAIN, *ADDITIVE]))
+def test_the_jacobian_is_that_of_the_map(point: list[float], rule: MergeRule) -> None:
+    x = np.array(point)
+    if abs(x[0] - x[1]) < 1e-3:
+        return  # a kink: the larger weight changes
+    made = MergeFeatures(ENCODER, rule)
+    step = 1e-6
+    for i in range(len(x)):
+        ahead, behind = x.copy(), x.copy()
+        ahead[i] += step
+        behind[i] -= step
+        slope = (made(ahead[None, :])[0] - made(behind[None, :])[0]) / (2 * step)
+        np.testing.assert_allclose(made.jacobian(x)[:, i], slope, rtol=1e-2, atol=1e-2)
+
+
+def test_blocks_of_layers_have_proportions_of_their_own() -> None:
+    space = {
+        f"weight[{expert}, block {block}]": FloatDistribution(0.0, 1.0) for expert in ("a", "b") for block in (0, 1)
+    }
+    encoder = Encoder(space)
+    point = encoder.encode(
+        {"weight[a, block 0]": 0.2, "weight[b, block 0]": 0.1, "weight[a, block 1]": 0.5, "weight[b, block 1]": 1.0}
+    )
+    found = MergeFeatures(encoder, MergeRule(proportions=True))(point[None, :])[0]
+    assert dict(zip(space, found, strict=True)) == pytest.approx(
+        {"weight[a, block 0]": 1.0, "weight[b, block 0]": 0.5, "weight[a, block 1]": 0.5, "weight[b, block 1]": 1.0}
+    )
+
+
+@pytest.mark.parametrize(
+    "name,distribution",
+    [("weight[a]", FloatDistribution(-1.0, 1.0)), ("x", FloatDistribution(0.0, 1.0)),
+     ("method", CategoricalDistribution(("ties", "dare_ties")))],
+)  # fmt: skip
+def test_anything_else_is_left_as_it_is(name: str, distribution: FloatDistribution) -> None:
+    encoder = Encoder({name: distribution, "weight[b]": FloatDistribution(-1.0, 1.0)})
+    points = np.random.default_rng(0).random((5, encoder.dimension))
+    np.testing.assert_array_equal(MergeFeatures(encoder, MergeRule(proportions=True))(points), points)
+
+
+@pytest.mark.parametrize(
+    "method,parameters,expected",
+    [
+        ("ties", {"weight": [0, 1], "density": [0.1, 1]}, True),
+        ("ties", {"weight": [0, 1], "normalize": False}, False),
+        ("ties", {"weight": [0, 1], "weight[a]": 0.5}, False),
+        ("linear", {"weight": [0, 1]}, True),
+        ("task_arithmetic", {"weight": [0, 1]}, False),
+        (["ties", "task_arithmetic"], {"weight": [0, 1]}, False),
+    ],
+)
+def test_a_space_knows_whether_its_weights_are_proportions(method: object, parameters: dict, expected: bool) -> None:
+    space = MergeSpace(["a", "b"], method=method, base_model="base", parameters=parameters)  # type: ignore[arg-type]
+    assert space.weights_are_proportions is expected
+
+
+@pytest.mark.parametrize(
+    "method,parameters,expected",
+    [
+        ("ties", {"weight": [0, 1]}, TIES),
+        ("dare_ties", {"weight": [0, 1]}, ADDITIVE[1]),
+        ("task_arithmetic", {"weight": [0, 1]}, MergeRule(additive=True)),
+        ("ties", {"weight": [0, 1], "weight[a]": 0.5}, MergeRule(sparsifier="magnitude", signs=True)),
+        (["ties", "task_arithmetic"], {"weight": [0, 1]}, MergeRule()),
+        (
+            ["ties", "task_arithmetic"],
+            {"weight": [0, 1], "density": [0.1, 1]},
+            MergeRule(used_by=(("density", ("ties",)),)),
+        ),
+        ("linear", {"weight": [0, 1]}, MergeRule(proportions=True)),
+    ],
+)
+def test_a_space_knows_the_arithmetic_of_its_merges(method: object, parameters: dict, expected: MergeRule) -> None:
+    space = MergeSpace(["a", "b"], method=method, base_model="base", parameters=parameters)  # type: ignore[arg-type]
+    assert space.merge_rule == expected
+
+
+def test_projections_come_first_and_are_the_same_at_every_scale_of_proportions() -> None:
+    made = MergeFeatures(ENCODER, TIES)
+    params = {"density[maths]": 0.4, "density[code]": 0.9, "lambda": 1.0}
+    small, large = (
+        made(ENCODER.encode({"weight[maths]": 0.3 * s, "weight[code]": 0.6 * s} | params)[None, :])[0] for s in (1, 3)
+    )
+    assert len(small) == len(SPACE) + 2
+    np.testing.assert_allclose(small, large, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "names", [["weight[a]"], ["weight[a, layer 0]", "weight[b, layer 0]", "weight[a, layer 1]", "weight[b, layer 1]"]]
+)
+def test_weights_that_say_it_themselves_are_not_projected(names: list[str]) -> None:
+    encoder = Encoder({name: FloatDistribution(0.0, 1.0) for name in names})
+    assert MergeFeatures(encoder, MergeRule(additive=True)).identity
+
+
+def test_a_density_counts_only_where_the_chosen_method_uses_it() -> None:
+    space = MergeSpace(
+        ["a", "b"], method=["ties", "task_arithmetic"], base_model="base",
+        parameters={"weight": [0, 1], "density": [0.1, 1]},
+    )  # fmt: skip
+    encoder = Encoder(space.distributions())
+    made = MergeFeatures(encoder, space.merge_rule)
+
+    def at(method: str, density: float) -> np.ndarray:
+        given = {"method": method, "weight[a]": 0.3, "weight[b]": 0.8, "density[a]": density, "density[b]": 0.5}
+        return made(encoder.encode(given)[None, :])
+
+    np.testing.assert_array_equal(at("task_arithmetic", 0.2), at("task_arithmetic", 0.9))
+    assert np.abs(at("ties", 0.2) - at("ties", 0.9)).max() > 0.05

@@ -1,0 +1,111 @@
+"""Long studies: a proposal knows some hundred trials that stand for all, keeps the front in sight, and repeats."""
+
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer.samplers.mmmo.representatives import MOST_TOLD, representatives, spread_order
+from mergefront.optimizer.scores.pareto import nondominated
+from mergefront.optimizer.search.attributes import ANCHOR, proposal_stage
+
+EVERY = np.ones(200, dtype=bool)
+
+
+def cloud(seed: int, n: int = 200, m: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, m))
+
+
+@given(st.integers(0, 50), st.integers(2, 4), st.integers(10, 120))
+def test_as_many_as_asked_for_and_nobody_twice(seed: int, objectives: int, most: int) -> None:
+    values = cloud(seed, m=objectives)
+    feasible = np.random.default_rng(seed).random(200) < 0.5
+    kept, beyond = representatives(values, feasible, most)
+    assert len(kept) == len(set(kept.tolist())) == most
+    assert sorted(kept.tolist()) == kept.tolist()
+    assert len(beyond) <= most // 2 and not set(beyond.tolist()) & set(kept.tolist())
+    assert (
+        feasible[beyond].all()
+        and nondominated(values[feasible])[np.searchsorted(np.flatnonzero(feasible), beyond)].all()
+    )
+
+
+def test_a_front_that_fits_is_there_whole_and_the_rest_comes_from_all_times() -> None:
+    values = cloud(1)
+    front = np.flatnonzero(nondominated(values))
+    kept, beyond = representatives(values, EVERY, 60)
+    assert len(front) < 30 and set(front.tolist()) <= set(kept.tolist()) and not len(beyond)
+    thirds = np.histogram(kept, bins=[0, 67, 133, 200])[0]
+    assert thirds.min() >= 10
+
+
+def test_a_front_that_does_not_fit_is_thinned_out_evenly() -> None:
+    angle = np.linspace(0.0, np.pi / 2, 200)
+    values = np.column_stack([np.sin(angle), 1000 * np.cos(angle)])
+    kept, beyond = representatives(values, EVERY, 40)
+    shown = np.sort(np.concatenate([kept, beyond]))
+    assert {0, 199} <= set(shown.tolist())
+    assert np.diff(shown).max() <= 20
+
+
+def test_what_violates_a_constraint_is_not_among_the_best() -> None:
+    values = np.arange(200.0)[:, None]
+    feasible = np.arange(200) < 100
+    kept, _ = representatives(values, feasible, 20)
+    assert set(range(90, 100)) <= set(kept.tolist())
+    assert (kept >= 100).sum() <= 8
+
+
+def test_what_was_told_last_is_known_though_it_disappointed() -> None:
+    values = cloud(2)
+    values[-10:] -= 100.0
+    kept, _ = representatives(values, EVERY, 40)
+    assert set(range(190, 200)) <= set(kept.tolist())
+
+
+def test_equal_values_make_no_difference() -> None:
+    assert len(set(spread_order(np.zeros((5, 2)), 3).tolist())) == 3
+
+
+SPACE = {name: FloatDistribution(0.0, 1.0) for name in ("x", "y")}
+
+
+def long_study(trials: int, *, seed: int = 0) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=MMMOSampler(seed=seed, search_space=SPACE))
+    drawn = np.random.default_rng(3).random((trials, 2))
+    study.add_trials(
+        [
+            create_trial(
+                params={"x": x, "y": y},
+                distributions=dict(SPACE),
+                values=[1 - (x - 0.7) ** 2 - 0.1 * y, (x - 0.2) ** 2 + (y - 0.5) ** 2],
+                user_attrs={ANCHOR: f"anchor {number}"} if number < 2 else {},
+            )
+            for number, (x, y) in enumerate(drawn.tolist())
+        ]
+    )
+    return study
+
+
+def test_a_long_study_is_searched_with_its_model_and_repeats() -> None:
+    first, second = long_study(MOST_TOLD + 60), long_study(MOST_TOLD + 60)
+    asked, again = first.ask(SPACE), second.ask(SPACE)
+    assert asked.params == again.params
+    assert proposal_stage(first.get_trials(deepcopy=False)[-1]) == "model"
+    assert abs(asked.params["y"] - 0.5) < 0.35 and 0.1 < asked.params["x"] < 0.8, "near the front, not anywhere"
+
+
+@pytest.mark.parametrize("extra", [-60, 60])
+def test_only_above_the_limit_is_anything_left_out(extra: int) -> None:
+    study = long_study(MOST_TOLD + extra)
+    study.ask(SPACE)
+    assert isinstance(study.sampler, MMMOSampler)
+    known = study.sampler._last_surrogate
+    told = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    assert known is not None and len(known[1].x) == min(told, MOST_TOLD + 2), "two anchors besides"

@@ -1,0 +1,80 @@
+"""Front and hypervolume, against definitions worked out by hand or by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergefront.optimizer.scores.pareto import (
+    along,
+    distinct,
+    epsilon_better,
+    hypervolume,
+    hypervolume_contributions,
+    knee,
+    nondominated,
+    preferred,
+)
+
+points = st.integers(1, 3).flatmap(
+    lambda m: st.lists(st.lists(st.integers(0, 4), min_size=m, max_size=m), min_size=1, max_size=8)
+)
+
+
+@given(points)
+def test_front_is_what_nothing_dominates(rows: list[list[int]]) -> None:
+    def dominates(a: list[int], b: list[int]) -> bool:
+        return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+    expected = [not any(dominates(other, row) for other in rows) for row in rows]
+    assert nondominated(rows).tolist() == expected
+
+
+@given(points)
+def test_hypervolume_counts_the_dominated_cells(rows: list[list[int]]) -> None:
+    grid = np.stack(np.meshgrid(*[np.arange(4) + 0.5] * len(rows[0]), indexing="ij"), -1).reshape(-1, len(rows[0]))
+    cells = sum(any(all(cell <= row) for row in np.asarray(rows)) for cell in grid)
+    assert hypervolume(rows, [0.0] * len(rows[0])) == pytest.approx(cells)
+
+
+def test_contribution_of_a_dominated_point_is_nothing() -> None:
+    assert hypervolume_contributions([[1, 1], [0.5, 0.5]], [0, 0]).tolist() == pytest.approx([0.75, 0.0])
+
+
+def test_knee_is_the_bulge_and_preferences_pull_to_their_side() -> None:
+    front = [[0.0, 1.0], [0.8, 0.8], [1.0, 0.0]]
+    assert knee(front) == 1
+    assert preferred(front, [1, 0]) == 2
+    assert preferred(front, [0, 1]) == 0
+    assert preferred(front, [1, 1]) == 1
+
+
+fronts = st.integers(2, 3).flatmap(
+    lambda m: st.lists(st.lists(st.floats(0, 1), min_size=m, max_size=m), min_size=1, max_size=12)
+)
+
+
+@given(fronts, st.floats(0.0, 0.5))
+def test_what_is_left_out_has_a_stand_in_within_epsilon(rows: list[list[float]], epsilon: float) -> None:
+    values = np.array(rows)
+    kept = distinct(epsilon_better(values, epsilon), np.argsort(-values.sum(axis=1), kind="stable").tolist())
+    assert kept.any()
+    for row in values[~kept]:
+        assert (values[kept] + epsilon >= row).all(axis=1).any()
+    # At 0 nothing of a front is left out but equal points.
+    if epsilon == 0.0:
+        assert {tuple(row) for row in values[nondominated(values)]} <= {tuple(row) for row in values[kept]}
+
+
+def test_a_reference_direction_picks_the_point_that_goes_farthest_along_it() -> None:
+    front = [[0.0, 1.0], [0.4, 0.9], [0.7, 0.7], [0.9, 0.4], [1.0, 0.0]]
+    assert along(front, [1, 1]) == 2
+    assert along(front, [2, 1]) == 3
+    assert along(front, [1, 2]) == 1
+    assert along(front, [1, 0]) == 4
+    # The objectives' units make no difference.
+    assert along((np.array(front) * [1000, 1e-3]).tolist(), [2, 1]) == 3
+    with pytest.raises(ValueError, match="not all 0"):
+        along(front, [0, 0])
