@@ -18,9 +18,8 @@ from mergefront.adapters.language_model import CountedModel, LanguageModel
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
-from mergefront.optimizer.racing.race import Race, RaceResult
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores, Race, RaceResult
 
 DELTA_L1 = "delta_l1"
 """The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""

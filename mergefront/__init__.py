@@ -1,11 +1,6 @@
 """mergefront: the Pareto front of language model merges, in as few evaluations as possible.
 
-    import mergefront as mf
-    study = mf.search("study.yaml")
-    for candidate in study.front():
-        print(candidate.number, candidate.scores, candidate.params)
-
-Everything here is imported when it is first used, so that ``import mergefront`` stays fast.
+The public names; each is imported when it is first used, so that ``import mergefront`` stays fast.
 """
 
 from __future__ import annotations
@@ -20,12 +15,14 @@ if TYPE_CHECKING:
     from mergefront.optimizer.recipes.space import MergeSpace, Range
     from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
     from mergefront.optimizer.scores.objectives import Objective
-    from mergefront.running.run import load_study, search
-    from mergefront.study.stored_study import Candidate, Study
+    from mergefront.running.run import resume, run, search
+    from mergefront.study.stored_study import Candidate, Study, load_study
 
 _HOME = {
+    "run": "mergefront.running.run",
+    "resume": "mergefront.running.run",
     "search": "mergefront.running.run",
-    "load_study": "mergefront.running.run",
+    "load_study": "mergefront.study.stored_study",
     "Study": "mergefront.study.stored_study",
     "Candidate": "mergefront.study.stored_study",
     "Recipe": "mergefront.optimizer.recipes.recipe",
@@ -56,6 +53,8 @@ __all__ = [
     "Study",
     "UserError",
     "load_study",
+    "resume",
+    "run",
     "search",
 ]
 

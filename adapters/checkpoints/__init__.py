@@ -1,0 +1,4 @@
+"""Checkpoints on disk: headers, tensors, LoRAs, whether they fit each other, writing them.
+
+Nothing here merges.
+"""

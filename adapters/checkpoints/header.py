@@ -42,7 +42,6 @@ _CONVERT = (
     "convert it to safetensors first: load it where you trust it and call "
     "model.save_pretrained(folder) (transformers 5 writes safetensors)"
 )
-_EXAMPLES = 3
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -124,7 +123,7 @@ def read_header(path: str | Path) -> CheckpointHeader:
         return CheckpointHeader(path, "full", read_safetensors_header(path), (path,), {})
     if (path / "adapter_config.json").exists():
         return _read_lora(path)
-    config = _read_json(path / "config.json") if (path / "config.json").exists() else {}
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
@@ -149,7 +148,7 @@ def read_header(path: str | Path) -> CheckpointHeader:
 
 
 def _read_sharded(path: Path, index: Path, config: Mapping[str, Any]) -> CheckpointHeader:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UserError(f"{index}: 'weight_map' must map tensor names to file names")
     tensors: dict[str, TensorInfo] = {}
@@ -171,7 +170,7 @@ def _read_sharded(path: Path, index: Path, config: Mapping[str, Any]) -> Checkpo
 
 
 def _read_lora(path: Path) -> CheckpointHeader:
-    config = _read_json(path / "adapter_config.json")
+    config = read_json(path / "adapter_config.json")
     file = path / "adapter_model.safetensors"
     if not file.exists():
         if (path / "adapter_model.bin").exists():
@@ -260,7 +259,7 @@ def _refuse_pickle(file: Path) -> None:
         raise UserError(f"{file}: pickled weights can run code when loaded; {_CONVERT}")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -268,103 +267,6 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: it must be a JSON object")
     return content
-
-
-def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str) -> list[str]:
-    """Why ``expert`` cannot be merged with ``base``: one sentence per kind of problem, empty when it can."""
-    if base.kind != "full":
-        return [f"base model {base.path} is a LoRA; the base must be a whole checkpoint"]
-    if expert.kind == "lora":
-        from mergefront.adapters.checkpoints.lora import compare_lora
-
-        return compare_lora(base, expert, name)
-    problems = []
-    shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
-    differing = [tensor for tensor in shared if base.tensors[tensor].shape != expert.tensors[tensor].shape]
-    vocabulary = [
-        tensor for tensor in differing
-        if tensor.endswith(EMBEDDINGS + HEADS) and base.tensors[tensor].shape[1:] == expert.tensors[tensor].shape[1:]
-    ]  # fmt: skip
-    if vocabulary:
-        tensor = vocabulary[0]
-        problems.append(
-            f"expert {name!r} has another vocabulary size: {tensor} is {list(expert.tensors[tensor].shape)}, "
-            f"the base's is {list(base.tensors[tensor].shape)}; move it to the base's tokens first "
-            "(a token transplantation tool such as mergekit-tokensurgeon does that)"
-        )
-    others = [tensor for tensor in differing if tensor not in vocabulary]
-    if others:
-        examples = [
-            f"{tensor} is {list(expert.tensors[tensor].shape)} and not {list(base.tensors[tensor].shape)}"
-            for tensor in others
-        ]
-        problems.append(f"expert {name!r} differs from the base in shape: {_some(examples)}")
-    head, expert_head = head_name(base.tensors), head_name(expert.tensors)
-    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
-    if head in missing and expert.tied:
-        missing.remove(str(head))
-    if missing:
-        problems.append(f"expert {name!r} lacks tensors that the base has: {_some(missing)}")
-    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
-    if expert_head in extra and expert.tied:
-        extra.remove(str(expert_head))
-    elif expert_head in extra and base.tied:
-        extra.remove(str(expert_head))
-        problems.append(
-            f"expert {name!r} has an output head of its own ({expert_head}) where the base shares its embedding; "
-            "untie the base first (save it with a copy of the embedding as its head and tie_word_embeddings false)"
-        )
-    if extra:
-        problems.append(f"expert {name!r} has tensors that the base lacks: {_some(extra)}")
-    return problems
-
-
-def _some(examples: list[str]) -> str:
-    shown = ", ".join(examples[:_EXAMPLES])
-    return shown if len(examples) <= _EXAMPLES else f"{shown} and {len(examples) - _EXAMPLES} more"
-
-
-def compare_tokenizers(base: str | Path, expert: str | Path, name: str) -> list[str]:
-    """Whether two model folders give tokens different meanings: at most one sentence.
-
-    Folders without a tokenizer (a LoRA, a bare file) say nothing and pass.
-    """
-    first, second = _vocabulary(Path(base)), _vocabulary(Path(expert))
-    if first is None or second is None or first == second:
-        return []
-    differing = [token for token in first if second.get(token) != first[token]]
-    differing += [token for token in second if token not in first]
-    examples = [
-        f"{token!r} is {first.get(token, 'absent')} in the base and {second.get(token, 'absent')} in the expert"
-        for token in differing[: _EXAMPLES + 1]
-    ]
-    text = ", ".join(examples[:_EXAMPLES]) + (
-        f" and {len(differing) - _EXAMPLES} more" if len(differing) > _EXAMPLES else ""
-    )
-    return [
-        f"expert {name!r} has another tokenizer than the base: {text}; move it to the base's tokens first "
-        "(a token transplantation tool such as mergekit-tokensurgeon does that)"
-    ]
-
-
-def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
-    if not folder.is_dir():
-        return None
-    if (folder / "tokenizer.json").exists():
-        content = _read_json(folder / "tokenizer.json")
-        model = content.get("model") or {}
-        vocabulary = model.get("vocab", {})
-        if isinstance(vocabulary, list):
-            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-        added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or [] if "content" in entry}
-        return {**vocabulary, **added}
-    if (folder / "vocab.json").exists():
-        return _read_json(folder / "vocab.json")
-    if (folder / "tokenizer.model").exists():
-        import hashlib
-
-        return {"tokenizer.model": hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()[:12]}
-    return None
 
 
 class Checkpoint(Mapping[str, "torch.Tensor"]):

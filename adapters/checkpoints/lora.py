@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, TensorInfo, lora_settings
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, lora_settings
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?:\.[^.]+?)??(?:\.weight)?$")
-_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -91,34 +90,6 @@ def _pattern(patterns: Mapping[str, float], module: str, default: float) -> floa
     return default
 
 
-def compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> list[str]:
-    """Why a LoRA cannot be folded into ``base``: one sentence per kind of problem."""
-    try:
-        modules, whole = lora_modules(lora)
-    except UserError as error:
-        return [f"expert {name!r}: {error}"]
-    absent = [target for target in (*modules, *whole) if target not in base.tensors]
-    differing = []
-    for target, module in modules.items():
-        made = module.shape[::-1] if module.transposed else module.shape
-        if target in base.tensors and base.tensors[target].shape != made:
-            differing.append(f"{target} is {list(made)} and not {list(base.tensors[target].shape)}")
-    for target, key in whole.items():
-        if target in base.tensors and base.tensors[target].shape != lora.tensors[key].shape:
-            differing.append(f"{target} is {list(lora.tensors[key].shape)} and not {list(base.tensors[target].shape)}")
-    problems = []
-    if absent:
-        problems.append(f"expert {name!r} (a LoRA) adapts tensors that the base lacks: {_some(absent)}")
-    if differing:
-        problems.append(f"expert {name!r} (a LoRA) differs from the base in shape: {_some(differing)}")
-    return problems
-
-
-def _some(examples: list[str]) -> str:
-    shown = ", ".join(examples[:_EXAMPLES])
-    return shown if len(examples) <= _EXAMPLES else f"{shown} and {len(examples) - _EXAMPLES} more"
-
-
 class LoraTaskVector:
     """A LoRA folder as a task vector that is computed per tensor when asked for."""
 
@@ -142,7 +113,3 @@ class LoraTaskVector:
         """A whole tensor that the adapter brings along (a bias, a module saved whole), else None."""
         key = self.whole.get(name)
         return None if key is None else self.checkpoint[key]
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        """The header's tensors."""
-        return self.checkpoint.header.tensors

@@ -7,14 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergefront.adapters.checkpoints.header import (
-    Checkpoint,
-    CheckpointHeader,
-    TensorInfo,
-    compare_headers,
-    embedding_name,
-    head_name,
-)
+from mergefront.adapters.checkpoints.compatibility import compare_headers
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, TensorInfo, embedding_name, head_name
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError

@@ -26,10 +26,10 @@ import torch
 
 import mergefront as mf
 from benchmarks.evaluation.problems import PROBLEMS, Built
-from mergefront.optimizer.racing.race import DETAILS, Race, RacingSettings
+from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation, EvaluationRequest, Evaluator
 from mergefront.optimizer.scores.objectives import Normaliser, objectives_from
 from mergefront.optimizer.scores.pareto import hypervolume
 
@@ -62,7 +62,7 @@ class FixedPart:
         self.share = RacingSettings(items=share)
 
     def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> Any:
-        race = Race(self.share, 0, (), is_anchor=True)
+        race = ItemRace(self.share, 0, (), is_anchor=True)
         return race.start(items, exact)
 
 
@@ -73,7 +73,7 @@ class FixedPartEvaluator:
         self.evaluator, self.part = evaluator, FixedPart(share)
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
-        return self.evaluator.evaluate(recipe, replace(request, race=cast(Race, self.part)))
+        return self.evaluator.evaluate(recipe, replace(request, race=cast(ItemRace, self.part)))
 
 
 def run(name: str, arm: str, seed: int, cache: Path) -> Run:
@@ -102,7 +102,7 @@ def run(name: str, arm: str, seed: int, cache: Path) -> Run:
         paid = sum(evaluation.cost["items"] for evaluation in finished.values())
         stopped: dict[str, int] = {}
         for evaluation in finished.values():
-            why = str(evaluation.details.get(DETAILS, {}).get("stopped", "all items"))
+            why = str(evaluation.details.get(RACED, {}).get("stopped", "all items"))
             stopped[why] = stopped.get(why, 0) + 1
         study.database.close()
     request = EvaluationRequest(built.objectives)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
+from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.models import export, merge
-from mergefront.cli.commands.searches import check, demo, report, resume, run
+from mergefront.cli.commands.searches import check, report, resume, run
 from mergefront.cli.commands.serve import serve
 from mergefront.cli.commands.studies import dashboard, front, status, studies
 from mergefront.cli.commands.team import ask, copy, delete, rename, tell, upgrade, worker

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mergefront import formatting
 from mergefront.optimizer.scores.constraints import feasible
 from mergefront.optimizer.scores.evaluation import checked_scores
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
-from mergefront.results import formatting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -9,8 +9,9 @@ from shlex import quote
 from textwrap import wrap
 from typing import TYPE_CHECKING, TextIO
 
+from mergefront import formatting
 from mergefront.cli.session import storage_argument
-from mergefront.results import formatting
+from mergefront.results import verdict_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,20 +61,21 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     if study.constraints:
         _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
     if not front:
-        _print_wrapped(screen, formatting.nothing_feasible(study.nearest_to_feasible()))
+        nearest = study.nearest_to_feasible()
+        _print_wrapped(screen, formatting.nothing_feasible(nearest.number, nearest.violations))
     screen.print(front_table(study, front, screen.width))
     legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
     if any(candidate.anchor is None for candidate in front):
         screen.print(Text(legend, style="dim"))
     if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
-        _print_wrapped(screen, formatting.no_merge_on_front(study))
+        _print_wrapped(screen, verdict_text.no_merge_on_front(study))
         _print_on_report_items(screen, study, evaluations_on(study, "report", study.anchors()))
     for found in verdicts:
         if found.split == "report":
             _print_on_report_items(screen, study, found.rows)
         screen.print()
-        for line in formatting.verdict_lines(found, study.objectives):
+        for line in verdict_text.verdict_lines(found, study.objectives):
             _print_wrapped(screen, line)
     if verdicts and verdicts[0].noise_known and all(found.split == "search" for found in verdicts):
         remedy = (

@@ -1,0 +1,1 @@
+"""What came out of a study: verdicts, exports, model cards, plots, reports. Evaluates nothing."""

@@ -21,10 +21,10 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront import formatting
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
 from mergefront.optimizer.search.loop import FAILURE, REUSED
-from mergefront.results import formatting
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
 from mergefront.study.stored_study import Study
@@ -171,7 +171,7 @@ def plots(study: Study) -> dict[str, Any]:
         from mergefront.results.plots.html import figures
     except ImportError:
         return {}
-    from mergefront.results.plots.front import picture
+    from mergefront.results.plots.picture import picture
 
     try:
         shown = picture(study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergefront.results import formatting
+from mergefront import formatting
 from mergefront.results.verdict import verdicts
 from mergefront.versions import versions
 

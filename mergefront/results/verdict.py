@@ -10,28 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isclose
 from typing import TYPE_CHECKING
 
-from mergefront.optimizer.racing.race import DETAILS
-from mergefront.optimizer.scores.comparison import (
-    Difference,
-    holm,
-    paired_difference,
-    unpaired_difference,
-    weighted_sum,
-)
+from mergefront.optimizer.scores.comparison import Difference, holm, weighted_sum
+from mergefront.optimizer.scores.differences import LEVEL, RESOLUTION, scored_difference
 from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
-
-LEVEL = 0.05
-"""Chance of any false "better" among all comparisons of one front."""
-RESOLUTION = 1e-4
-"""Share of a score below which a difference is none: merges that are one model differ by rounding, which no number of
-items averages out, since it has the same direction in all of them."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +158,7 @@ def _judge(
     for merge in merges:
         for anchor in anchors:
             parts = {
-                objective.name: _difference(objective, rows[merge.number], rows[anchor.number])
+                objective.name: scored_difference(objective, rows[merge.number], rows[anchor.number])
                 for objective in objectives
             }
             compared.append((merge, anchor, parts))
@@ -218,59 +205,6 @@ def _overall(
         p_value = corrected[best]
     match = against_best[best]
     return Overall(match.merge, means[match.merge], match.anchor, means[best_anchor.number], match.overall, p_value)
-
-
-def _difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
-    """``first`` minus ``second`` in one objective, positive where ``first`` is better; 0 below the resolution."""
-    found = _measured_difference(objective, first, second)
-    size = max(abs(float(one.scores[objective.name])) for one in (first, second))
-    return found if abs(found.mean) > RESOLUTION * size else replace(found, mean=0.0)
-
-
-def _measured_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
-    items, others = oriented_items(first, objective), oriented_items(second, objective)
-    if items is not None and others is not None:
-        raced = DETAILS in first.details or DETAILS in second.details
-        shared = [item for item in items if item in others]
-        if len(shared) >= 2 and (raced or len(shared) == len(items) == len(others)):
-            return paired_difference([items[item] for item in shared], [others[item] for item in shared])
-    name = objective.name
-    return unpaired_difference(
-        objective.sign * float(first.scores[name]),
-        first.standard_errors.get(name),
-        objective.sign * float(second.scores[name]),
-        second.standard_errors.get(name),
-    )
-
-
-def better_beyond_noise(study: Study, candidates: Sequence[Candidate], level: float = LEVEL) -> list[list[bool]]:
-    """Whether candidate i beats candidate j in some objective beyond noise (``n x n``), on the search items."""
-    kept = study.ledger.evaluations(items=True)
-    rows = [kept[candidate.digest] for candidate in candidates]
-
-    def is_better(first: Evaluation, second: Evaluation) -> bool:
-        parts = [_difference(objective, first, second) for objective in study.objectives]
-        return any(part.mean > 0 and part.p_value < level for part in parts)
-
-    return [[first is not second and is_better(first, second) for second in rows] for first in rows]
-
-
-def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:
-    """Item scores of an objective, larger better, by item id.
-
-    None when there are none, or when the objective is not their mean (a rank correlation, say).
-    """
-    items = evaluation.items.get(objective.name)
-    if items is None or not items.scores:
-        return None
-    if DETAILS in evaluation.details:
-        # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
-        return {item: objective.sign * score for item, score in zip(items.ids, items.scores, strict=True)}
-    wanted = objective.sign * float(evaluation.scores[objective.name])
-    for sign in (1.0, -1.0):
-        if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9):
-            return {item: sign * score for item, score in zip(items.ids, items.scores, strict=True)}
-    return None
 
 
 def verdicts(study: Study) -> list[Verdict]:

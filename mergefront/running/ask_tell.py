@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.running.run import DEFAULT_STORAGE, load_study, plan_of
+from mergefront.running.worker import plan_of
+from mergefront.study.stored_study import DEFAULT_STORAGE, load_study
 
 if TYPE_CHECKING:
     from mergefront.optimizer.search.loop import Proposal

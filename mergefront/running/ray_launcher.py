@@ -78,9 +78,9 @@ def imported_ray() -> Any:
 
 def _work(name: str, storage: str, device: str | None, evaluator: Evaluator | None, inbox: Any) -> None:
     """One worker, in a process of the cluster."""
-    from mergefront.running import run
+    from mergefront.running.worker import work
 
-    run.work(
+    work(
         name,
         storage=storage,
         device=device,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +14,13 @@ from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.stopping import StopRule
+from mergefront.running.worker import nothing, plan_of
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.stored_study import Study
-from mergefront.study.warm_start import begin, entries, read_warm_start, seeds_of
+from mergefront.study.stored_study import DEFAULT_STORAGE, Study, load_study
+from mergefront.study.warm_start import begin, entries, read_warm_start
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.search.loop import SearchPlan, TrialOutcome
-
-DEFAULT_STORAGE = "sqlite:///mergefront.db"
-
-
-def _nothing(*_: Any) -> None:
-    """Observes nothing."""
+    from mergefront.optimizer.search.loop import TrialOutcome
 
 
 def search(
@@ -47,7 +41,7 @@ def search(
     warm_start: Sequence[str | Path | Mapping[str, str]] = (),
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = _nothing,
+    observe: Callable[[TrialOutcome], None] = nothing,
 ) -> Study:
     """Search merges and return the study.
 
@@ -119,8 +113,8 @@ def search(
     evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
     begun = _begin(definition)
     if launcher is not None:
-        return _launch(begun, evaluator, workers, observe, _nothing)
-    return _continue(begun, evaluator, definition.evaluations, observe, _nothing)
+        return _launch(begun, evaluator, workers, observe, nothing)
+    return _continue(begun, evaluator, definition.evaluations, observe, nothing)
 
 
 def run(
@@ -129,8 +123,8 @@ def run(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = _nothing,
-    before: Callable[[int, str | None], None] = _nothing,
+    observe: Callable[[TrialOutcome], None] = nothing,
+    before: Callable[[int, str | None], None] = nothing,
 ) -> Study:
     """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
 
@@ -163,8 +157,8 @@ def resume(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = _nothing,
-    before: Callable[[int, str | None], None] = _nothing,
+    observe: Callable[[TrialOutcome], None] = nothing,
+    before: Callable[[int, str | None], None] = nothing,
 ) -> Study:
     """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
 
@@ -189,49 +183,6 @@ def resume(
         stored["evaluator"], study.space, Path(study.record.root), stored["runtime"], study.database.url
     ) as made:
         return _continue(study, made, budget, observe, before)
-
-
-def work(
-    study: str | Study,
-    *,
-    storage: str = DEFAULT_STORAGE,
-    device: str | None = None,
-    evaluator: Evaluator | None = None,
-    observe: Callable[[TrialOutcome], None] = _nothing,
-    before: Callable[[int, str | None], None] = _nothing,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Study:
-    """One more process on a stored study, here or on another machine, until its budget is spent.
-
-    Workers share the budget and never overshoot it; what a worker leaves unfinished when it dies is
-    taken over by another, once. ``device`` overrides the study's ("cuda:1"); ``evaluator`` scores for a study of a
-    Python function, which no definition can name; ``should_stop`` is asked between two trials.
-    """
-    from mergefront.optimizer.search.loop import run_search
-    from mergefront.study.evaluators import make_evaluator
-
-    if isinstance(study, str):
-        study = load_study(study, storage=storage)
-    stored = study.record.definition
-    runtime = {**stored["runtime"], **({} if device is None else {"device": device})}
-    scoring: AbstractContextManager[Evaluator] = (
-        nullcontext(evaluator)
-        if evaluator is not None
-        else make_evaluator(stored["evaluator"], study.space, Path(study.record.root), runtime, study.database.url)
-    )
-    with scoring as made:
-        plan = plan_of(study, study.record.evaluations)
-        run_search(plan, study.optuna, study.ledger, made, observe, before, should_stop, wait_for_others=True)
-    return study.refresh()
-
-
-def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
-    """The stored study of this name; raises ``UserError`` when there is none."""
-    from mergefront.storage.database import Database
-    from mergefront.storage.studies import load
-
-    database = Database(storage, create=False)
-    return Study(database, load(database, name))
 
 
 def check_launcher(launcher: str | None, workers: int | None) -> None:
@@ -307,25 +258,6 @@ def _continue(
     study.ledger.forgive()
     run_search(plan_of(study, budget), study.optuna, study.ledger, evaluator, observe, before)
     return study.refresh()
-
-
-def plan_of(study: Study, budget: int) -> SearchPlan:
-    """What the search loop needs to know of a study."""
-    from mergefront.optimizer.recipes.anchors import anchors
-    from mergefront.optimizer.search.loop import SearchPlan
-
-    seed = study.record.definition["seed"]
-    return SearchPlan(
-        study.space,
-        study.objectives,
-        tuple(anchors(study.space)),
-        budget,
-        study.racing,
-        seed,
-        stop=StopRule.read(study.record.definition["stop"]),
-        constraints=study.constraints,
-        seeds=seeds_of(study),
-    )
 
 
 def _budget(evaluations: object) -> int:

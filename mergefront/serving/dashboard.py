@@ -9,14 +9,11 @@ but notes; 'mergefront rename' and 'mergefront delete' do the rest safely.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-import click
 
 from mergefront.optimizer.errors import UserError
 
@@ -54,9 +51,8 @@ def dashboard_application(database: Database) -> Application:
     return only_from_here(only_notes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
 
 
-def serve(database: Database, port: int) -> None:
-    """Serve until interrupted; raises ``UserError`` without the extra and for a port in use."""
-    from mergefront.cli.session import shown_storage
+def serve(database: Database, port: int, on_start: Callable[[str], None]) -> None:
+    """Serve until interrupted; ``on_start`` gets the address. ``UserError`` without the extra, for a port in use."""
 
     application = dashboard_application(database)
     try:
@@ -64,14 +60,11 @@ def serve(database: Database, port: int) -> None:
     except OSError as error:
         raise UserError(f"port {port} cannot be used ({error.strerror}); choose another one with --port") from None
     with server:
-        click.echo(
-            f"Studies of {shown_storage(database.url)}: http://{HOST}:{server.server_port}/ (Ctrl-C ends)", err=True
-        )
-        sys.stderr.flush()
+        on_start(f"http://{HOST}:{server.server_port}/")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
-            click.echo("", err=True)
+            return
 
 
 def only_from_here(application: Application) -> Application:

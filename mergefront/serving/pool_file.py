@@ -33,7 +33,8 @@ def _problem(place: tuple[int | str, ...], message: str) -> str:
 
 def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:
     """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
-    from mergefront.adapters.checkpoints.header import compare_headers, read_header
+    from mergefront.adapters.checkpoints.compatibility import compare_headers
+    from mergefront.adapters.checkpoints.header import read_header
     from mergefront.serving.merges.access import declared_clients
     from mergefront.serving.merges.pool import MergePool
     from mergefront.serving.merges.service import MergeService

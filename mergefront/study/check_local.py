@@ -22,7 +22,8 @@ _SAMPLE = 1024 * 1024
 
 def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int:
     """Compare base and experts by their headers; returns the number of layers (0 if it cannot be told)."""
-    from mergefront.adapters.checkpoints.header import compare_headers, compare_tokenizers, read_header
+    from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+    from mergefront.adapters.checkpoints.header import read_header
 
     models = file.merge.models
     if not isinstance(models, Mapping):

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
-    from mergefront.optimizer.racing.joint_scores import Estimate
     from mergefront.optimizer.racing.race import RacingSettings
+    from mergefront.optimizer.scores.evaluation import Estimate
     from mergefront.optimizer.search.stopping import Stop
     from mergefront.storage.database import Database
     from mergefront.storage.ledger import StudyLedger
     from mergefront.storage.studies import StudyRecord
+
+
+DEFAULT_STORAGE = "sqlite:///mergefront.db"
 
 
 @dataclass(frozen=True)
@@ -277,8 +281,8 @@ class Study:
         """
         import numpy as np
 
+        from mergefront.optimizer.scores.differences import better_beyond_noise
         from mergefront.optimizer.scores.pareto import distinct, epsilon_better
-        from mergefront.results.verdict import better_beyond_noise
 
         if epsilon is not None and not 0 <= epsilon < float("inf"):
             raise UserError(
@@ -288,7 +292,12 @@ class Study:
         if not front:
             return []
         rows = np.asarray(self.normalised(front))
-        better = better_beyond_noise(self, front) if epsilon is None else epsilon_better(rows, epsilon)
+        better: Sequence[Sequence[bool]]
+        if epsilon is None:
+            kept_items = self.ledger.evaluations(items=True)
+            better = better_beyond_noise(self.objectives, [kept_items[candidate.digest] for candidate in front])
+        else:
+            better = epsilon_better(rows, epsilon).tolist()
         kept = distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
         return [candidate for candidate, stays in zip(front, kept, strict=True) if stays]
 
@@ -417,10 +426,10 @@ class Study:
             raise UserError(f"study {self.name!r} has no finished evaluation yet; run or resume it first")
         allowed = self._feasible(candidates)
         if not allowed:
-            from mergefront.results.formatting import nothing_feasible
-
+            nearest = self.nearest_to_feasible()
+            missed = nothing_feasible(nearest.number, nearest.violations)
             remedy = "Evaluate more, or begin a study with looser constraints"
-            raise UserError(f"study {self.name!r}: {nothing_feasible(self.nearest_to_feasible())} {remedy}")
+            raise UserError(f"study {self.name!r}: {missed} {remedy}")
         return allowed
 
     def nearest_to_feasible(self) -> Candidate:
@@ -438,3 +447,12 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.database.url})"
+
+
+def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
+    """The stored study of this name; raises ``UserError`` when there is none."""
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import load
+
+    database = Database(storage, create=False)
+    return Study(database, load(database, name))

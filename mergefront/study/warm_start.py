@@ -170,7 +170,7 @@ def _whole_or(space: MergeSpace, name: str) -> str:
 
 
 def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
-    from mergefront.running.run import load_study
+    from mergefront.study.stored_study import load_study
 
     earlier = load_study(name, storage=storage)
     origin = f"study {name!r}"

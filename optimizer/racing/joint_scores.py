@@ -25,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from mergefront.optimizer.scores.evaluation import Estimate
+
 Array = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
 
@@ -38,19 +40,6 @@ PRIOR_LOADING_ITEMS = 3.0
 """The same for its loadings."""
 SQUASH = 2.0
 """Margins m enter as asinh(SQUASH m) in units of their root mean square: what counts is how near to 0 they are."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The mean score over all items.
-
-    ``standard_error`` is its error as a sample of the items that there might be, ``unasked_error`` only what the items
-    not asked leave open: 0 once all were.
-    """
-
-    mean: float
-    standard_error: float
-    unasked_error: float = 0.0
 
 
 @dataclass(frozen=True)

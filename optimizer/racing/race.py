@@ -27,16 +27,14 @@ from numpy.typing import NDArray
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.item_order import least_asked_first, random_order, stratified_order
-from mergefront.optimizer.racing.joint_scores import Estimate, joint_estimates
+from mergefront.optimizer.racing.joint_scores import joint_estimates
 from mergefront.optimizer.racing.noisy_front import likely_front
 from mergefront.optimizer.scores.comparison import Difference, paired_difference
-from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores, RaceResult
 from mergefront.optimizer.scores.objectives import Objective
 
 Array = NDArray[np.float64]
 
-DETAILS = "racing"
-"""Key of ``Evaluation.details``: "asked" and "of" (items by task), "stopped" (why)."""
 FEWEST_ITEMS = 16
 """No task's first round is smaller: with fewer items even a clear difference proves little."""
 
@@ -94,7 +92,7 @@ class RacingSettings:
 
 
 @dataclass(frozen=True)
-class Race:
+class ItemRace:
     """What one evaluation needs to know to race.
 
     ``anchors`` and ``others`` are the evaluations that are finished (anchors in the study's order, others
@@ -114,18 +112,9 @@ class Race:
         """Everything that is finished, anchors first."""
         return (*self.anchors, *self.others)
 
-    def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> RaceRun:
+    def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> ItemRaceRun:
         """The race over the items (ids) of each task; ``exact`` are objectives that no item decides."""
-        return RaceRun(self, items, exact)
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """Where a race ended: the objectives' estimates, the items answered (in the task's order) and why it stopped."""
-
-    estimates: Mapping[str, Estimate]
-    items: Mapping[str, ItemScores]
-    details: Mapping[str, Any]
+        return ItemRaceRun(self, items, exact)
 
 
 @dataclass
@@ -136,10 +125,10 @@ class _Answers:
     margins: dict[int, float] = field(default_factory=dict)
 
 
-class RaceRun:
+class ItemRaceRun:
     """One candidate's race: ``batch`` says what to ask next, ``tell`` takes the answers, ``result`` sums up."""
 
-    def __init__(self, race: Race, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> None:
+    def __init__(self, race: ItemRace, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> None:
         self.race = race
         self.exact = dict(exact)
         self.fields = {name: TaskField.of(race, name, ids) for name, ids in items.items()}
@@ -179,7 +168,7 @@ class RaceRun:
             "of": {name: len(known.ids) for name, known in self.fields.items()},
             "stopped": self._stopped,
         }
-        return RaceResult(estimates, items, {DETAILS: details})
+        return RaceResult(estimates, items, {RACED: details})
 
     def _next(self, name: str) -> list[int]:
         known = self.fields[name]
@@ -270,7 +259,7 @@ class TaskField:
     told: tuple[Estimate, ...]
 
     @classmethod
-    def of(cls, race: Race, name: str, ids: Sequence[str]) -> TaskField:
+    def of(cls, race: ItemRace, name: str, ids: Sequence[str]) -> TaskField:
         rivals = _answered(name, ids, race.finished)
         told = tuple(_told(name, one) for one in race.finished)
         base = random_order(ids, race.seed)
@@ -321,10 +310,10 @@ def standings(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]
     found: list[dict[str, Estimate]] = [{} for _ in evaluations]
     for objective in objectives:
         name = objective.name
-        raced = [one for one in evaluations if DETAILS in one.details]
+        raced = [one for one in evaluations if RACED in one.details]
         ids = dict.fromkeys(item for one in evaluations if name in one.items for item in one.items[name].ids)
         told = [_told(name, one) for one in evaluations]
-        total = max((int(one.details[DETAILS]["of"].get(name, 0)) for one in raced), default=0)
+        total = max((int(one.details[RACED]["of"].get(name, 0)) for one in raced), default=0)
         if total:
             rows = _answered(name, tuple(ids), evaluations)
             told = _estimates(rows.with_unasked(total - len(ids)), told)

@@ -10,13 +10,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
-    from mergefront.optimizer.racing.race import Race
+RACED = "racing"
+"""Key of ``Evaluation.details`` of a raced candidate: "asked" and "of" (items by task), "stopped" (why)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,48 @@ class ItemScores:
         mean = self.mean
         variance = math.fsum((score - mean) ** 2 for score in self.scores) / (count - 1)
         return math.sqrt(variance / count)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The mean score over all items.
+
+    ``standard_error`` is its error as a sample of the items that there might be, ``unasked_error`` only what the items
+    not asked leave open: 0 once all were.
+    """
+
+    mean: float
+    standard_error: float
+    unasked_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class RaceResult:
+    """Where a race ended: the objectives' estimates, the items answered (in the task's order) and why it stopped."""
+
+    estimates: Mapping[str, Estimate]
+    items: Mapping[str, ItemScores]
+    details: Mapping[str, Any]
+
+
+class RaceRun(Protocol):
+    """One candidate's race; implemented by ``mergefront.optimizer.racing``."""
+
+    def batch(self) -> dict[str, list[int]] | None:
+        """Item indices to ask next, by task; None when the race is over."""
+
+    def tell(self, name: str, indices: Sequence[int], scored: ItemScores) -> None:
+        """The scores of the items that ``batch`` asked for, in its order."""
+
+    def result(self) -> RaceResult:
+        """The estimates so far and the items that were answered."""
+
+
+class Race(Protocol):
+    """What decides which items a candidate answers."""
+
+    def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> RaceRun:
+        """The race over the items (ids) of each task; ``exact`` are objectives that no item decides."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
-from mergefront.optimizer.racing.race import Race, RacingSettings
+from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.recipes.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -296,7 +296,7 @@ def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> Evaluation
     order = [anchor.recipe.digest for anchor in plan.anchors]
     anchors = tuple(finished[digest] for digest in dict.fromkeys(order) if digest in finished)
     others = tuple(evaluation for digest, evaluation in finished.items() if digest not in order)
-    race = Race(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
+    race = ItemRace(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
     return EvaluationRequest(plan.requested, race=race)
 
 

@@ -1,0 +1,1 @@
+"""Which processes work on a study, and whether they still live."""

@@ -148,7 +148,8 @@ from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.storage.ledger import StudyLedger
 from mergefront.storage.database import Database
 from mergefront.storage.optuna_tables.tables import finish_trial
-from mergefront.running.run import load_study, plan_of
+from mergefront.running.worker import plan_of
+from mergefront.study.stored_study import load_study
 from mergefront.optimizer.search.loop import propose
 MOMENT = datetime(2026, 1, 1)
 study = load_study("small", storage=sys.argv[1])

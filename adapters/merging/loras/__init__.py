@@ -1,0 +1,1 @@
+"""LoRAs merged by their factors, without the matrices that they stand for."""

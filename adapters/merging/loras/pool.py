@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mergefront.adapters.checkpoints.header import Checkpoint
 from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
-from mergefront.adapters.merging.output.writer import complete_folder
+from mergefront.adapters.checkpoints.writer import complete_folder
 from mergefront.adapters.merging.task_vectors.ranks import kept_count
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import METHODS

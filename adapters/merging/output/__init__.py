@@ -1,0 +1,1 @@
+"""Writing a merge: a mergekit configuration and checkpoints become a folder that transformers loads."""

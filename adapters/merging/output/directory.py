@@ -8,15 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.checkpoints.header import (
-    TOKENIZER_FILES,
-    Checkpoint,
-    compare_headers,
-    compare_tokenizers,
-    embedding_name,
-    head_name,
-)
+from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+from mergefront.adapters.checkpoints.header import TOKENIZER_FILES, Checkpoint, embedding_name, head_name
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
+from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.mergekit_config import (
     MergekitConfig,
@@ -25,7 +20,6 @@ from mergefront.adapters.merging.output.mergekit_config import (
     merged_models,
     read_config,
 )
-from mergefront.adapters.merging.output.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import before_layers, layer_of, with_layer
 

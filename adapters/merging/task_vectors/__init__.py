@@ -1,0 +1,1 @@
+"""Methods that combine task vectors, by kernels in C and in torch."""

@@ -1,0 +1,1 @@
+"""Closed models side by side; a recipe is the weights of their votes."""

@@ -1,0 +1,1 @@
+"""llama.cpp's server with LoRAs loaded; a recipe is the LoRAs' scales in each request."""

@@ -1,0 +1,1 @@
+"""An endpoint with served models; a recipe chooses one of them."""

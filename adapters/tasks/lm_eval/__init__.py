@@ -1,0 +1,1 @@
+"""Tasks of the LM evaluation harness as tasks of ours."""

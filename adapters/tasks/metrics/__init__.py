@@ -1,0 +1,1 @@
+"""Metrics: from a model's answers to a score per item."""

@@ -42,7 +42,7 @@ def export(
       mergefront export skills --prefer maths=0.7,french=0.3 --out merged
     """
     from mergefront.results.export import export_candidate
-    from mergefront.running.run import load_study
+    from mergefront.study.stored_study import load_study
 
     if config_only and as_lora:
         raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")

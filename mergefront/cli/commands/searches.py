@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,36 +10,13 @@ import click
 
 from mergefront.cli.boundary import terminable
 from mergefront.cli.options import evaluations_option, json_option, launcher_options, print_json, storage_option
-from mergefront.cli.session import Session, shown_storage, storage_argument
+from mergefront.cli.searching import finish, quiet_libraries, score_report, search_file
+from mergefront.cli.session import Session
 
 if TYPE_CHECKING:
-    from mergefront.study.definition import StudyDefinition
-    from mergefront.study.stored_study import Study
+    pass
 
 STUDY_FILE = click.Path(path_type=Path)
-
-
-@click.command(short_help="Run the whole thing on a tiny built-in example, offline.")
-@click.option(
-    "--out",
-    "directory",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("mergefront-demo"),
-    show_default=True,
-    help="Folder for models, data, database, plot and front.json.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of models, data and search.")
-@click.pass_obj
-def demo(session: Session, directory: Path, seed: int) -> None:
-    """Build a tiny base model and three experts, search their merges, and show what came out.
-
-    Needs no network and no GPU and takes about two minutes. DIR/mergefront.db holds the study "demo"
-    afterwards, DIR/front.png and DIR/front.json the front. Run again, it continues where it stopped.
-    """
-    from mergefront.cli.commands.demonstration import run_demo
-
-    with terminable(), _quiet_libraries():
-        run_demo(session, directory, seed)
 
 
 @click.command(short_help="List everything that is wrong with a study file, before anything runs.")
@@ -97,7 +71,7 @@ def run(session: Session, study_file: Path, evaluations: int | None, launcher: s
     from mergefront.running.run import check_launcher
     from mergefront.study.check import check_study
 
-    with terminable(), _quiet_libraries():
+    with terminable(), quiet_libraries():
         definition = check_study(study_file).definition_or_raise()
         budget = definition.evaluations if evaluations is None else evaluations
         check_launcher(launcher, workers)
@@ -123,10 +97,11 @@ def resume(
     """
     from mergefront.cli.progress import search_progress
     from mergefront.running import run as running
+    from mergefront.study.stored_study import load_study
 
-    with terminable(), _quiet_libraries():
+    with terminable(), quiet_libraries():
         running.check_launcher(launcher, workers)
-        known = running.load_study(name, storage=storage)
+        known = load_study(name, storage=storage)
         budget = known.record.evaluations if evaluations is None else evaluations
         with search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before):
             study = running.resume(
@@ -161,13 +136,12 @@ def report(session: Session, name: str, storage: str, out: Path | None) -> None:
       mergefront report skills
       mergefront report skills --out report.html
     """
-    from mergefront.cli.commands.demonstration import score_report
     from mergefront.cli.tables import print_front
     from mergefront.results.report.page import write_report
     from mergefront.results.verdict import verdicts
-    from mergefront.running.run import load_study
+    from mergefront.study.stored_study import load_study
 
-    with terminable(), _quiet_libraries():
+    with terminable(), quiet_libraries():
         study = load_study(name, storage=storage)
         if out is None or study.record.definition["evaluator"]["type"] in ("local", "server"):
             score_report(study)
@@ -175,71 +149,3 @@ def report(session: Session, name: str, storage: str, out: Path | None) -> None:
             write_report(study, out)
             click.echo(f"Wrote {out}", err=True)
     print_front(study, verdicts(study))
-
-
-def search_file(
-    session: Session,
-    definition: StudyDefinition,
-    study_file: Path,
-    budget: int,
-    launcher: str | None = None,
-    workers: int | None = None,
-) -> Study:
-    """Run a checked study file with progress."""
-    from mergefront.cli.progress import search_progress
-    from mergefront.running.run import run as run_file
-
-    known = existing(definition.name, definition.storage)
-    with search_progress(session, definition.name, definition.storage, definition.objectives, budget, known) as (
-        observe,
-        before,
-    ):
-        return run_file(
-            study_file, evaluations=budget, launcher=launcher, workers=workers, observe=observe, before=before
-        )
-
-
-def existing(name: str, storage: str) -> Study | None:
-    """The study of this name if there is one."""
-    from mergefront.running.run import load_study
-    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
-    from mergefront.storage.studies import find
-
-    path = sqlite_path(storage)
-    if path is not None and not path.exists():
-        return None
-    try:
-        if find(Database(storage, create=False), name) is None:
-            return None
-    except NoStudiesError:
-        return None
-    return load_study(name, storage=storage)
-
-
-def finish(study: Study) -> None:
-    """The front on stdout; where it is kept and what to do next on stderr."""
-    from mergefront.cli.tables import print_front
-    from mergefront.results.verdict import verdicts
-
-    print_front(study, verdicts(study))
-    where = storage_argument(study.database.url)
-    name = shlex.quote(study.name)
-    stopped = study.stopped
-    if stopped is not None and stopped.cause != "budget":
-        click.echo(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.", err=True)
-    for line in (
-        "",
-        f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
-        f"  mergefront front {name}{where} --plot front.png",
-        f"  mergefront export {name}{where} --knee --out merged",
-        f"  mergefront dashboard{where}",
-    ):
-        click.echo(line, err=True)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Without other libraries' notes to their own developers between the lines of progress."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

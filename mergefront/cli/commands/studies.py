@@ -27,7 +27,7 @@ def studies(storage: str, as_json: bool) -> None:
       mergefront studies --storage sqlite:///mergefront-demo/mergefront.db
     """
     from mergefront.cli.tables import console, plain_table
-    from mergefront.results.formatting import heading, number
+    from mergefront.formatting import heading, number
     from mergefront.storage.database import Database
     from mergefront.storage.studies import all_studies
     from mergefront.study.stored_study import Study
@@ -68,8 +68,8 @@ def status(name: str, storage: str, as_json: bool) -> None:
     Example:
       mergefront status skills
     """
-    from mergefront.results.formatting import duration, heading, number, score, trials
-    from mergefront.running.run import load_study
+    from mergefront.formatting import duration, heading, number, score, trials
+    from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
     facts = _status(study)
@@ -155,9 +155,9 @@ def front(
       mergefront front skills --distinct --prefer maths=0.7,french=0.3
     """
     from mergefront.cli.tables import print_front
-    from mergefront.results.formatting import trials
+    from mergefront.formatting import trials
     from mergefront.results.verdict import verdicts
-    from mergefront.running.run import load_study
+    from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
     if plot is not None:
@@ -204,8 +204,10 @@ def dashboard(storage: str, port: int) -> None:
     from mergefront.storage.database import Database
 
     database = Database(storage, create=False)
+    where = shown_storage(database.url)
     with terminable():
-        serve(database, port)
+        serve(database, port, lambda address: click.echo(f"Studies of {where}: {address} (Ctrl-C ends)", err=True))
+    click.echo("", err=True)
 
 
 def _study_row(study: Study) -> dict[str, Any]:

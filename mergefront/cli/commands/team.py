@@ -30,7 +30,8 @@ def worker(session: Session, name: str, storage: str, device: str | None) -> Non
       mergefront worker skills --storage postgresql+psycopg://me@db/merges --device cuda:1
     """
     from mergefront.cli.progress import search_progress
-    from mergefront.running.run import load_study, work
+    from mergefront.running.worker import work
+    from mergefront.study.stored_study import load_study
 
     known = load_study(name, storage=storage)
     budget = known.record.evaluations
@@ -232,8 +233,8 @@ def upgrade(storage: str) -> None:
 @storage_option
 def delete(name: str, yes: bool, storage: str) -> None:
     """Delete study NAME with all its trials and evaluations, after asking."""
-    from mergefront.running.run import load_study
     from mergefront.storage.transfer import delete as delete_study
+    from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
     if not yes:

@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mergefront.results import formatting
-from mergefront.results.plots.front import Picture, Point, axis_title
+from mergefront import formatting
+from mergefront.results.plots.picture import Picture, Point, axis_title
 
 FRONT = "#0072b2"
 FAINT = "#c3c8ce"

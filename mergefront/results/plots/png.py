@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from mergefront.results import formatting
-from mergefront.results.plots.front import Picture, Point, axis_title
+from mergefront import formatting
+from mergefront.results.plots.picture import Picture, Point, axis_title
 
 FRONT = "#0072b2"
 FAINT = "#c3c8ce"

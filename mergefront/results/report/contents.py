@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.racing.race import DETAILS
+from mergefront.optimizer.scores.evaluation import RACED
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results.importance import importances
 from mergefront.results.verdict import Verdict, evaluations_on, verdict
@@ -118,7 +118,7 @@ def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
             totals[name] = totals.get(name, 0.0) + value
         for name, value in row.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-        in_full += int(sum(row.details.get(DETAILS, {}).get("of", {}).values()) or row.cost.get("items", 0))
+        in_full += int(sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0))
     return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
 
 

@@ -13,15 +13,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergefront import formatting
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.racing.race import DETAILS
 from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
 from mergefront.optimizer.scores.comparison import mean_interval
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.differences import LEVEL, oriented_items
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results import formatting
+from mergefront.results import verdict_text
 from mergefront.results.report.contents import Contents, contents
-from mergefront.results.verdict import LEVEL, Match, Verdict, oriented_items
+from mergefront.results.verdict import Match, Verdict
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
@@ -71,13 +72,13 @@ def _result(shown: Contents) -> str:
     study, judged = shown.study, shown.judged
     parts = [f'<p class="warning">{escape(text)}</p>' for text in shown.warnings]
     if judged is None:
-        parts.append(f'<p class="verdict tie">{escape(formatting.no_merge_on_front(study))}</p>')
+        parts.append(f'<p class="verdict tie">{escape(verdict_text.no_merge_on_front(study))}</p>')
     else:
         kind = "beats" if judged.overall.beats else "tie"
-        for line in formatting.overall_lines(judged, study.objectives):
+        for line in verdict_text.overall_lines(judged, study.objectives):
             parts.append(f'<p class="verdict {kind}">{escape(line)}</p>')
         where = "report items, which the search never saw" if judged.split == "report" else "search items"
-        parts.append(f"<p>Measured on the {where}. {escape(formatting.basis(judged))}</p>")
+        parts.append(f"<p>Measured on the {where}. {escape(verdict_text.basis(judged))}</p>")
         for anchor in judged.anchors:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
             said = f"beaten by {'trials' if len(lost) > 1 else 'trial'} {', '.join(map(str, lost))}"
@@ -92,8 +93,8 @@ def _result(shown: Contents) -> str:
 
 
 def _front(shown: Contents) -> str:
-    from mergefront.results.plots.front import picture
     from mergefront.results.plots.html import figures
+    from mergefront.results.plots.picture import picture
 
     seen = picture(shown.study)
     drawn = [
@@ -175,7 +176,7 @@ def _score(row: Evaluation, objective: Objective) -> str:
 def _interval(row: Evaluation, objective: Objective) -> tuple[float, float] | None:
     """95 % interval from the items, or from the standard error; None for a number without noise."""
     items = oriented_items(row, objective)
-    if items and DETAILS not in row.details:
+    if items and RACED not in row.details:
         low, high = mean_interval([objective.sign * score for score in items.values()])
         return low, high
     error = row.standard_errors.get(objective.name)

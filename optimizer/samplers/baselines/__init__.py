@@ -1,0 +1,1 @@
+"""Samplers to compare with: CMA-ES, Sobol and Optuna's own, made repeatable."""

@@ -1,0 +1,1 @@
+"""Evo-Merging: derivative-free search over the coefficients of a pool of LoRAs."""

@@ -1,0 +1,1 @@
+"""MM-MO: multi-objective Bayesian search over merge coefficients."""

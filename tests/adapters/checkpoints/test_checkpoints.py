@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mergefront.adapters.checkpoints.header import Checkpoint, compare_headers, compare_tokenizers, read_header
+from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+from mergefront.adapters.checkpoints.header import Checkpoint, read_header
 from mergefront.optimizer.errors import UserError
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergefront.adapters.checkpoints.header import compare_headers, read_header
+from mergefront.adapters.checkpoints.compatibility import compare_headers
+from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe

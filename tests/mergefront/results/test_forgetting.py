@@ -13,7 +13,7 @@ from click.testing import CliRunner
 import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.demo.experts import _new_model, _tokenizer
-from mergefront.results.formatting import number
+from mergefront.formatting import number
 from mergefront.results.report.contents import contents
 from mergefront.results.report.page import page
 from mergefront.running.report_items import report

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.optimizer.errors import UserError
-from mergefront.results.verdict import better_beyond_noise
+from mergefront.optimizer.scores.differences import better_beyond_noise
 
 
 def call(*arguments: object) -> Result:
@@ -21,7 +21,7 @@ def test_distinct_members_are_better_than_each_other_in_something_beyond_noise(s
     study = mf.load_study("skills", storage=storage)
     kept = study.distinct_front()
     assert kept and {c.number for c in kept} <= {c.number for c in study.front()}
-    better = better_beyond_noise(study, kept)
+    better = better_beyond_noise(study.objectives, [candidate.evaluation for candidate in kept])
     assert all(better[i][j] or better[j][i] for i in range(len(kept)) for j in range(i))
     # 60 items cannot tell all of a front apart.
     assert len(kept) < len(study.front())

@@ -9,7 +9,8 @@ import pytest
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.plots.front import Picture, Point, picture, save_front
+from mergefront.results.plots.front import save_front
+from mergefront.results.plots.picture import Picture, Point, picture
 
 
 def point(number: int, *scores: float, anchor: str | None = None, on_front: bool = True) -> Point:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mergefront as mf
+from mergefront.formatting import coefficients, duration, number
+from mergefront.optimizer.scores.differences import oriented_items
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.formatting import coefficients, duration, number, verdict_lines
-from mergefront.results.verdict import oriented_items, verdict
+from mergefront.results.verdict import verdict
+from mergefront.results.verdict_text import verdict_lines
 
 ITEMS = 200
 

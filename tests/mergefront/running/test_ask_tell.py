@@ -9,7 +9,7 @@ import pytest
 
 import mergefront as mf
 from mergefront.running.ask_tell import ask, tell, tell_failed
-from mergefront.running.run import work
+from mergefront.running.worker import work
 
 STUDY = """
 study: skills

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 import mergefront as mf
+from mergefront.formatting import score
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
-from mergefront.results.formatting import score
 
 pytest.importorskip("optuna_dashboard", reason="needs the extra 'dashboard'")
 

@@ -12,11 +12,11 @@ import pytest
 
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.racing.race import DETAILS, Race, RacingSettings
+from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation, EvaluationRequest, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import RECIPE, STANDARD_ERRORS
 from mergefront.optimizer.search.restated_trials import restated
@@ -34,7 +34,7 @@ def answers(ability: float, task: str, salt: int) -> tuple[float, ...]:
     return tuple((ability + noise > difficulty).astype(float).tolist())
 
 
-def run(race: Race, abilities: Mapping[str, float], salt: int) -> Evaluation:
+def run(race: ItemRace, abilities: Mapping[str, float], salt: int) -> Evaluation:
     """One candidate through a race, as an evaluator runs it."""
     truth = {name: answers(ability, name, salt) for name, ability in abilities.items()}
     racing = race.start(dict.fromkeys(NAMES, IDS), {})
@@ -56,7 +56,7 @@ def field() -> tuple[RacingSettings, tuple[Evaluation, ...]]:
     settings = RacingSettings(items=0.25)
     known = [(0.3, 0.3), (0.8, 0.4), (0.4, 0.8), (0.7, 0.7)]
     made = [
-        run(Race(settings, 0, OBJECTIVES, is_anchor=True), dict(zip(NAMES, ability, strict=True)), salt)
+        run(ItemRace(settings, 0, OBJECTIVES, is_anchor=True), dict(zip(NAMES, ability, strict=True)), salt)
         for salt, ability in enumerate(known)
     ]
     return settings, tuple(made)
@@ -64,8 +64,8 @@ def field() -> tuple[RacingSettings, tuple[Evaluation, ...]]:
 
 def test_a_hopeless_candidate_costs_a_fraction_of_the_anchors_items(field: Any) -> None:
     settings, known = field
-    hopeless = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
-    assert hopeless.details[DETAILS]["stopped"] == "dominated"
+    hopeless = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
+    assert hopeless.details[RACED]["stopped"] == "dominated"
     assert len(hopeless.items["maths"].ids) < settings.share(ITEMS)
     assert hopeless.standard_errors["maths"] > known[0].standard_errors["maths"]
     assert hopeless.scores["maths"] == pytest.approx(0.2, abs=4 * hopeless.standard_errors["maths"])
@@ -74,14 +74,14 @@ def test_a_hopeless_candidate_costs_a_fraction_of_the_anchors_items(field: Any) 
 def test_a_winner_gets_all_items_once_early_stops_have_paid_for_them(field: Any) -> None:
     settings, known = field
     losers = tuple(
-        run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
+        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
     )
-    winner = run(Race(settings, 0, OBJECTIVES, known, losers), {"maths": 0.9, "french": 0.9}, 9)
-    assert winner.details[DETAILS]["stopped"] == "all items"
+    winner = run(ItemRace(settings, 0, OBJECTIVES, known, losers), {"maths": 0.9, "french": 0.9}, 9)
+    assert winner.details[RACED]["stopped"] == "all items"
     truth = answers(0.9, "maths", 9)
     assert winner.scores["maths"] == pytest.approx(np.mean(truth))
-    alone = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.9, "french": 0.9}, 9)
-    assert alone.details[DETAILS]["stopped"] == "budget of items"
+    alone = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.9, "french": 0.9}, 9)
+    assert alone.details[RACED]["stopped"] == "budget of items"
 
 
 def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(field: Any) -> None:
@@ -89,7 +89,7 @@ def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(fiel
     known = field[1]
     settings = RacingSettings(items=0.25, confidence=0.95)
     dropped = sum(
-        run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.7, "french": 0.7}, salt).details[DETAILS]["stopped"]
+        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.7, "french": 0.7}, salt).details[RACED]["stopped"]
         == "dominated"
         for salt in range(100, 300)
     )
@@ -98,8 +98,8 @@ def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(fiel
 
 def test_every_candidate_is_asked_in_the_same_order(field: Any) -> None:
     settings, known = field
-    short = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
-    longer = run(Race(settings, 0, OBJECTIVES, known), {"maths": 0.72, "french": 0.72}, 10)
+    short = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
+    longer = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.72, "french": 0.72}, 10)
     assert set(short.items["maths"].ids) < set(longer.items["maths"].ids)
 
 
@@ -155,9 +155,9 @@ def test_a_search_pays_no_more_than_its_share_and_says_what_it_paid(tmp_path: Pa
     study = search(tmp_path, ItemEvaluator())
     paid = sum(candidate.evaluation.cost["items"] for candidate in study.candidates())
     assert paid <= 0.25 * 14 * 2 * ITEMS
-    assert all(sum(one.evaluation.details[DETAILS]["asked"].values()) <= 2 * ITEMS for one in study.candidates())
+    assert all(sum(one.evaluation.details[RACED]["asked"].values()) <= 2 * ITEMS for one in study.candidates())
     assert len(anchors(study.space)) == sum(
-        one.evaluation.details[DETAILS]["stopped"] == "anchor" for one in study.anchors()
+        one.evaluation.details[RACED]["stopped"] == "anchor" for one in study.anchors()
     ) - sum(one.anchor == "metric-weighted average" for one in study.anchors())
 
 
@@ -246,7 +246,7 @@ def test_what_no_item_decides_stays_as_it_was_told() -> None:
     answered = ItemScores(("a", "b", "c", "d"), (1.0, 0.0, 1.0, 1.0))
     evaluation = Evaluation(
         {"maths": 0.5, "latency": 3.0}, {"maths": 0.1, "latency": 0.2}, {"maths": answered},
-        details={DETAILS: {"of": {"maths": 8}}},
+        details={RACED: {"of": {"maths": 8}}},
     )  # fmt: skip
     objectives = (Objective("maths"), Objective("latency", "minimize"))
     (shown,) = restated(study, objectives, {"one": evaluation}).get_trials(deepcopy=False)

@@ -1,0 +1,106 @@
+"""What commands that search have in common: progress, the report items, what to do next."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mergefront.cli.session import Session, shown_storage, storage_argument
+
+if TYPE_CHECKING:
+    from mergefront.optimizer.errors import EvaluationError
+    from mergefront.optimizer.scores.evaluation import Evaluation
+    from mergefront.study.definition import StudyDefinition
+    from mergefront.study.stored_study import Candidate, Study
+
+
+def say(message: str) -> None:
+    """A line for whoever watches."""
+    click.echo(message, err=True)
+
+
+def score_report(study: Study) -> int:
+    """Score front and anchors on the report items, saying on stderr how far it is."""
+    from mergefront.optimizer.errors import EvaluationError
+    from mergefront.running.report_items import report
+
+    def observe(candidate: Candidate, result: Evaluation | EvaluationError, left: int) -> None:
+        who = f"trial {candidate.number}" + (f" {candidate.anchor}" if candidate.anchor else "")
+        what = f"failed: {result}" if isinstance(result, EvaluationError) else "done"
+        say(f"report items: {who} {what}, {left} left")
+
+    return report(study, observe)
+
+
+def search_file(
+    session: Session,
+    definition: StudyDefinition,
+    study_file: Path,
+    budget: int,
+    launcher: str | None = None,
+    workers: int | None = None,
+) -> Study:
+    """Run a checked study file with progress."""
+    from mergefront.cli.progress import search_progress
+    from mergefront.running.run import run as run_file
+
+    known = existing(definition.name, definition.storage)
+    with search_progress(session, definition.name, definition.storage, definition.objectives, budget, known) as (
+        observe,
+        before,
+    ):
+        return run_file(
+            study_file, evaluations=budget, launcher=launcher, workers=workers, observe=observe, before=before
+        )
+
+
+def existing(name: str, storage: str) -> Study | None:
+    """The study of this name if there is one."""
+    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
+    from mergefront.storage.studies import find
+    from mergefront.study.stored_study import load_study
+
+    path = sqlite_path(storage)
+    if path is not None and not path.exists():
+        return None
+    try:
+        if find(Database(storage, create=False), name) is None:
+            return None
+    except NoStudiesError:
+        return None
+    return load_study(name, storage=storage)
+
+
+def finish(study: Study) -> None:
+    """The front on stdout; where it is kept and what to do next on stderr."""
+    from mergefront.cli.tables import print_front
+    from mergefront.results.verdict import verdicts
+
+    print_front(study, verdicts(study))
+    where = storage_argument(study.database.url)
+    name = shlex.quote(study.name)
+    stopped = study.stopped
+    if stopped is not None and stopped.cause != "budget":
+        click.echo(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.", err=True)
+    for line in (
+        "",
+        f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
+        f"  mergefront front {name}{where} --plot front.png",
+        f"  mergefront export {name}{where} --knee --out merged",
+        f"  mergefront dashboard{where}",
+    ):
+        click.echo(line, err=True)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without other libraries' notes to their own developers between the lines of progress."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

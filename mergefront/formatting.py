@@ -1,0 +1,93 @@
+"""How numbers, coefficients and trials are written in messages, tables, plots and cards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mergefront.optimizer.scores.comparison import Difference
+from mergefront.optimizer.scores.objectives import Objective
+
+ARROWS = {"maximize": "↑", "minimize": "↓"}
+
+
+def number(value: float) -> str:
+    """Three decimals; none for large numbers, two digits for very small ones."""
+    if not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if size == 0 or 0.0005 <= size < 1000:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if 1000 <= size < 1e7 else f"{value:.2g}"
+
+
+def score(value: float, standard_error: float | None) -> str:
+    """``0.610 ± 0.049``; the number alone when its noise is not known or it is exact."""
+    if standard_error is None or not math.isfinite(standard_error) or standard_error == 0:
+        return number(value)
+    return f"{number(value)} ± {number(standard_error)}"
+
+
+def heading(objective: Objective) -> str:
+    """``maths ↑``: the name and where better lies."""
+    return f"{objective.name} {ARROWS[objective.direction]}"
+
+
+def duration(seconds: float) -> str:
+    """``3.2 s``, ``4:05`` or ``2:10:00``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def coefficients(params: Mapping[str, Any], experts: Iterable[str], wanted: Iterable[str] | None = None) -> str:
+    """``weight 0.40/0.70 · density 0.50/0.90``: the experts' values in their order, in one line.
+
+    Coefficients that vary over depth or module kinds are shown as their range: ``0.10…0.90``.
+    ``wanted`` are the names to show (all by default).
+    """
+    known = list(experts)
+    shown = params if wanted is None else {name: params[name] for name in wanted if name in params}
+    groups: dict[str, dict[str, list[Any]]] = {}
+    for name, value in shown.items():
+        parameter, _, inside = name.partition("[")
+        owner = inside.rstrip("]").split(",")[0].strip()
+        groups.setdefault(parameter, {}).setdefault(owner if owner in known else "", []).append(value)
+    parts = []
+    for parameter, owners in groups.items():
+        own = [_range(owners[expert]) if expert in owners else "–" for expert in known] if set(owners) - {""} else []
+        common = [_range(owners[""])] if "" in owners else []
+        parts.append(f"{parameter} {'/'.join([*own, *common])}")
+    return " · ".join(parts)
+
+
+def _range(values: Sequence[Any]) -> str:
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        low, high = min(values), max(values)
+        return f"{low:.2f}" if low == high else f"{low:.2f}…{high:.2f}"
+    different = list(dict.fromkeys(str(value).lower() if isinstance(value, bool) else str(value) for value in values))
+    return "|".join(different)
+
+
+def difference(part: Difference, objective: Objective | None = None) -> str:
+    """``+0.120 ± 0.031``; with its objective in that one's own direction (less of a minimised one is −)."""
+    mean = part.mean if objective is None else objective.sign * part.mean
+    return f"{'+' if mean >= 0 else '−'}{score(abs(mean), part.standard_error)}"
+
+
+def trials(numbers: Sequence[int]) -> str:
+    """``trial 3`` or ``trials 3, 5 and 8``; long lists are cut."""
+    if len(numbers) == 1:
+        return f"trial {numbers[0]}"
+    if len(numbers) > 8:
+        return f"{len(numbers)} trials ({', '.join(map(str, numbers[:5]))}, ...)"
+    return f"trials {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def nothing_feasible(nearest: int, violations: Mapping[str, float]) -> str:
+    """That no candidate satisfies the constraints, and by how much the nearest trial misses them."""
+    missed = ", ".join(f"{name} by {number(by)}" for name, by in violations.items() if by > 0)
+    return f"No candidate satisfies the constraints yet. Trial {nearest} comes nearest; it misses {missed}."

@@ -1,0 +1,70 @@
+"""How two evaluations differ in an objective, and whether by more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isclose
+
+from mergefront.optimizer.scores.comparison import Difference, paired_difference, unpaired_difference
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation
+from mergefront.optimizer.scores.objectives import Objective
+
+LEVEL = 0.05
+"""Chance of any false "better" among all comparisons of one front."""
+RESOLUTION = 1e-4
+"""Share of a score below which a difference is none: merges that are one model differ by rounding, which no number of
+items averages out, since it has the same direction in all of them."""
+
+
+def scored_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
+    """``first`` minus ``second`` in one objective, positive where ``first`` is better; 0 below the resolution."""
+    found = _measured_difference(objective, first, second)
+    size = max(abs(float(one.scores[objective.name])) for one in (first, second))
+    return found if abs(found.mean) > RESOLUTION * size else replace(found, mean=0.0)
+
+
+def _measured_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
+    items, others = oriented_items(first, objective), oriented_items(second, objective)
+    if items is not None and others is not None:
+        raced = RACED in first.details or RACED in second.details
+        shared = [item for item in items if item in others]
+        if len(shared) >= 2 and (raced or len(shared) == len(items) == len(others)):
+            return paired_difference([items[item] for item in shared], [others[item] for item in shared])
+    name = objective.name
+    return unpaired_difference(
+        objective.sign * float(first.scores[name]),
+        first.standard_errors.get(name),
+        objective.sign * float(second.scores[name]),
+        second.standard_errors.get(name),
+    )
+
+
+def better_beyond_noise(
+    objectives: Sequence[Objective], evaluations: Sequence[Evaluation], level: float = LEVEL
+) -> list[list[bool]]:
+    """Whether evaluation i beats evaluation j in some objective beyond noise (``n x n``)."""
+
+    def is_better(first: Evaluation, second: Evaluation) -> bool:
+        parts = [scored_difference(objective, first, second) for objective in objectives]
+        return any(part.mean > 0 and part.p_value < level for part in parts)
+
+    return [[first is not second and is_better(first, second) for second in evaluations] for first in evaluations]
+
+
+def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:
+    """Item scores of an objective, larger better, by item id.
+
+    None when there are none, or when the objective is not their mean (a rank correlation, say).
+    """
+    items = evaluation.items.get(objective.name)
+    if items is None or not items.scores:
+        return None
+    if RACED in evaluation.details:
+        # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
+        return {item: objective.sign * score for item, score in zip(items.ids, items.scores, strict=True)}
+    wanted = objective.sign * float(evaluation.scores[objective.name])
+    for sign in (1.0, -1.0):
+        if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9):
+            return {item: sign * score for item, score in zip(items.ids, items.scores, strict=True)}
+    return None
