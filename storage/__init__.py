@@ -2,3 +2,6 @@
 
 Evaluates nothing and proposes nothing.
 """
+
+DEFAULT_STORAGE = "sqlite:///mergefront.db"
+"""The database of whoever names none: a file in the current folder."""

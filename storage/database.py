@@ -17,13 +17,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from mergefront.optimizer.errors import StorageError, UserError
-from mergefront.storage import schema
+from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
 from mergefront.storage.optuna_tables.retrying_storage import READS, PatientStorage
 from mergefront.storage.retry import PassingError, passes, patiently
 
-DEFAULT_URL = "sqlite:///mergefront.db"
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
 DURABLE = "mergefront_durable"
@@ -54,7 +53,7 @@ class Database:
     used and for tables of a newer version.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, create: bool = True, may_upgrade: bool = False) -> None:
+    def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True, may_upgrade: bool = False) -> None:
         self.url = normalised_url(url)
         _check_supported(self.url)
         self._may_upgrade = may_upgrade

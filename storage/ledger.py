@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.search.loop import Claim, Failure
+from mergefront.optimizer.search.ledger import Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.optuna_tables.bulk import without_collector

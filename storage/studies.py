@@ -45,15 +45,11 @@ def create_or_load(
     evaluations: int,
     versions: Mapping[str, str],
 ) -> StudyRecord:
-    """The study of this name, created if there is none.
-
-    Raises ``UserError``, showing the difference, when a study of this name has another definition.
-    """
+    """The study of this name, whatever its definition, created if there is none."""
     if "\0" in name:
         raise UserError(f"study {name!r}: a name cannot hold a NUL character; use another name")
     known = find(database, name)
     if known is not None:
-        check_same(known, definition)
         return known
     study = optuna.create_study(
         study_name=name,
@@ -86,20 +82,6 @@ def create_or_load(
             database, name, definition, objectives, root=root, evaluations=evaluations, versions=versions
         )
     return StudyRecord(**row)
-
-
-def check_same(known: StudyRecord, definition: Mapping[str, Any]) -> None:
-    """Raises ``UserError``, showing the difference, when a stored study has another definition."""
-    old, new = (
-        {key: value for key, value in side.items() if key not in ("runtime", "stop")}
-        for side in (known.definition, _as_stored(definition))
-    )
-    changes = differences(old, new)
-    if changes:
-        raise UserError(
-            f"study {known.name!r} exists already with another definition; give the new one another name, "
-            "or undo the change:\n" + "\n".join(f"    {change}" for change in changes)
-        )
 
 
 def _as_stored(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,34 +137,22 @@ def all_studies(database: Database) -> list[StudyRecord]:
 
 def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:
     """Store the budget that was last asked for."""
-    with database.transaction() as connection:
-        connection.execute(studies.update().where(studies.c.study_id == study_id).values(evaluations=evaluations))
+    _set(database, study_id, evaluations=evaluations)
+
+
+def set_root(database: Database, record: StudyRecord, root: str) -> StudyRecord:
+    """Store the folder that relative paths start from; returns the changed record."""
+    _set(database, record.study_id, root=root)
+    return replace(record, root=root)
 
 
 def set_stop(database: Database, record: StudyRecord, stop: Mapping[str, Any]) -> StudyRecord:
     """Store when runs shall stop, as last asked for; returns the changed record."""
     definition = {**record.definition, "stop": dict(stop)}
-    with database.transaction() as connection:
-        connection.execute(studies.update().where(studies.c.study_id == record.study_id).values(definition=definition))
+    _set(database, record.study_id, definition=definition)
     return replace(record, definition=definition)
 
 
-def differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """What differs between two JSON values, a line each, with the path to it."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in sorted({*old, *new}, key=str):
-            path = f"{where}.{key}" if where else str(key)
-            if key not in new:
-                found.append(f"{path}: was {_short(old[key])}, is now missing")
-            elif key not in old:
-                found.append(f"{path}: was missing, is now {_short(new[key])}")
-            else:
-                found.extend(differences(old[key], new[key], path))
-        return found
-    return [] if old == new else [f"{where}: was {_short(old)}, is now {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _set(database: Database, study_id: int, **values: Any) -> None:
+    with database.transaction() as connection:
+        connection.execute(studies.update().where(studies.c.study_id == study_id).values(**values))

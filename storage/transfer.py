@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -58,8 +59,19 @@ def delete(database: Database, name: str) -> None:
         connection.execute(item_sets.delete().where(item_sets.c.digest.not_in(select(item_scores.c.item_set))))
 
 
-def copy(source: Database, name: str, target: Database, new_name: str | None = None) -> StudyRecord:
+def copy(
+    source: Database,
+    name: str,
+    target: Database,
+    new_name: str | None = None,
+    *,
+    root: str | None = None,
+    with_responses: bool = False,
+) -> StudyRecord:
     """Copy a study, within a database or to another one; trial numbers stay.
+
+    ``root`` is the folder of its files as the target keeps it (default: as the source does); ``with_responses``
+    takes along what servers answered.
 
     The copy appears in one piece: mergefront's own rows, without which nothing lists or resumes it,
     are written last and all at once. Raises ``UserError`` when the name is taken in the target.
@@ -84,7 +96,7 @@ def copy(source: Database, name: str, target: Database, new_name: str | None = N
         scores = _rows(connection, item_scores, item_scores.c.evaluation_id.in_(own))
         used = {row.item_set for row in scores}
         sets = [row for row in _rows(connection, item_sets, None) if row.digest in used]
-    made = StudyRecord(**{**record.__dict__, "study_id": study_id, "name": wanted, "uuid": str(uuid.uuid4())})
+    made = replace(record, study_id=study_id, name=wanted, uuid=str(uuid.uuid4()), root=root or record.root)
     with target.transaction() as connection:
         connection.execute(studies.insert().values(**made.__dict__))
         known = set(connection.execute(select(item_sets.c.digest)).scalars())
@@ -103,7 +115,7 @@ def copy(source: Database, name: str, target: Database, new_name: str | None = N
         _insert(
             connection, item_scores, [{**row._asdict(), "evaluation_id": new_ids[row.evaluation_id]} for row in scores]
         )
-    if target.url != source.url and record.definition["evaluator"]["type"] == "server":
+    if target.url != source.url and with_responses:
         _copy_responses(source, target)
     return made
 

@@ -248,6 +248,18 @@ def _dtype(dtype: str, device: torch.device) -> str | torch.dtype:
     return known[dtype]
 
 
+def resolved_dtype(base: Path, device: str) -> str:
+    """What ``dtype`` "auto" means on this machine: float32 on a CPU, else what the base was saved in."""
+    if _device(device).type == "cpu":
+        return "float32"
+    from mergefront.adapters.checkpoints.header import read_header
+
+    header = read_header(base)
+    saved = header.config.get("dtype") or header.config.get("torch_dtype")
+    known = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    return str(saved) if saved else known.get(next(iter(header.tensors.values())).dtype, "float32")
+
+
 def _load_model(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
     """The causal model and the tokenizer of a local folder; no remote code, no pickles, no network."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +131,14 @@ def read_jsonl_task(
     options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
     frozen = {split: tuple(items) for split, items in splits.items()}
     return JsonlTask(name, metric, MetricOptions(**options), frozen), problems
+
+
+def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a sound entry leaves out."""
+    defaults: dict[str, Any] = {**asdict(MetricOptions()), "stop": list(MetricOptions.stop)}
+    if "report" not in config:
+        defaults["report_fraction"] = DEFAULT_REPORT_FRACTION
+    return {name: value for name, value in defaults.items() if name not in config}
 
 
 def _unknown_metric(name: Any) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.jsonl import JsonlTask, read_jsonl_task
+from mergefront.adapters.tasks.jsonl import JsonlTask, jsonl_defaults, read_jsonl_task
 from mergefront.adapters.tasks.lm_eval.task import LmEvalTask, read_lm_eval_task
 from mergefront.adapters.tasks.metrics.registry import METRICS, MetricOptions, MetricSpec
 from mergefront.adapters.tasks.task import SPLITS, Task
@@ -39,16 +39,18 @@ class TaskType:
     """A kind of task that a study file can name.
 
     ``read`` makes the task from its name, its options, the folder of the study file and the seed, and
-    lists what is wrong with them; the task is None, or not to be used, when there is a problem.
+    lists what is wrong with them; the task is None, or not to be used, when there is a problem. ``defaults`` are the
+    options that a sound entry leaves out, with their values.
     """
 
     name: str
     read: Callable[[str, Mapping[str, Any], Path, int], tuple[Task | None, list[str]]]
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 TASK_TYPES: Mapping[str, TaskType] = {
-    "jsonl": TaskType("jsonl", read_jsonl_task),
-    "lm_eval": TaskType("lm_eval", read_lm_eval_task),
+    "jsonl": TaskType("jsonl", read_jsonl_task, jsonl_defaults),
+    "lm_eval": TaskType("lm_eval", read_lm_eval_task, lambda _: {}),
 }
 
 
@@ -61,6 +63,11 @@ def build_task(name: str, config: Mapping[str, Any], folder: Path, seed: int = 0
     if task is None or problems:
         raise UserError("\n".join(f"task {name!r}: {problem}" for problem in problems))
     return task
+
+
+def resolved_task(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A sound task entry with the default of every option that it leaves out."""
+    return {**TASK_TYPES[config["type"]].defaults(config), **config}
 
 
 def problems_of(config: Any, folder: Path, seed: int = 0) -> list[str]:

@@ -69,7 +69,7 @@ def claims(seed: int, sampler: str, racing: bool, method: str) -> Claims:
         }
         path = folder / "study.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
-        study = mf.search(path)
+        study = mf.run(path)
         report(study)
         said = claims_of(study)
         study.database.close()

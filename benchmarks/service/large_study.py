@@ -71,7 +71,7 @@ def make(folder: Path, trials: int, sampler: str, is_wide: bool) -> None:
         "search": {"sampler": sampler, "evaluations": 12},
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(content))
-    mf.search(folder / "study.yaml")
+    mf.run(folder / "study.yaml")
     grow(mf.load_study("large", storage=f"sqlite:///{folder}/study.db"), trials, wide if is_wide else competing)
 
 

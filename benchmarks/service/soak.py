@@ -115,7 +115,7 @@ def soak(
     study_file.write_text(STUDY.format(storage=url, trials=arguments.trials))
     sys.path.insert(0, str(folder))
     if not (folder / "calls.txt").exists():
-        mf.search(study_file, evaluations=1)
+        mf.run(study_file, evaluations=1)
     from mergefront.storage.studies import load, set_evaluations
 
     database = Database(url)

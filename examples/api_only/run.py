@@ -59,10 +59,8 @@ def report(study: Study) -> None:
     """Score those on the report items and print a table."""
     from mergefront.study.evaluators import make_evaluator
 
-    stored = study.record.definition
-    root, url = Path(study.record.root), study.database.url
     print(f"{'':18} {' '.join(LORAS):24} loss on report items")
-    with make_evaluator(stored["evaluator"], study.space, root, stored["runtime"], url) as evaluator:
+    with make_evaluator(study.definition, lambda: study.database) as evaluator:
         for label, candidate in shown(study).items():
             found = evaluator.evaluate(candidate.recipe, EvaluationRequest((TASK,), "report"))
             scales = " ".join(f"{candidate.params[f'weight[{name}]']:+7.2f}" for name in LORAS)

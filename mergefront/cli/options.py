@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from mergefront.cli.session import DEFAULT_STORAGE, STORAGE_VARIABLE
+from mergefront.cli.session import STORAGE_VARIABLE
+from mergefront.storage import DEFAULT_STORAGE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,6 +25,16 @@ def storage_option(command: Command) -> Command:
         show_default=True,
         show_envvar=True,
         help="Database of studies: a URL that SQLAlchemy understands, or the path of an SQLite file.",
+    )(command)
+
+
+def root_option(command: Command) -> Command:
+    """``--root DIR``: where a study's files are."""
+    return click.option(
+        "--root",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Folder of the study file, where the study's own is not on this machine.",
     )(command)
 
 

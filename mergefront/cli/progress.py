@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mergefront.cli.session import Session
     from mergefront.optimizer.search.loop import TrialOutcome
+    from mergefront.running.worker import OnTrialEnd, OnTrialStart
     from mergefront.study.stored_study import Study
 
 
@@ -115,35 +116,30 @@ class SearchState:
         return "" if left is None or self.done >= self.budget else f"about {formatting.duration(left)} left"
 
 
-Observe = Callable[["TrialOutcome"], None]
-Before = Callable[[int, "str | None"], None]
-Show = Callable[["SearchState", Callable[["TrialOutcome"], float]], AbstractContextManager["tuple[Observe, Before]"]]
+Callbacks = tuple["OnTrialEnd", "OnTrialStart"]
+Show = Callable[["SearchState", Callable[["TrialOutcome"], float]], AbstractContextManager["Callbacks"]]
 
 
 @contextmanager
-def search_progress(
-    session: Session, name: str, storage: str, objectives: Sequence[Objective], budget: int, study: Study | None
-) -> Iterator[tuple[Observe, Before]]:
-    """Show a search; yields the callbacks ``observe`` and ``before`` of ``mergefront.running.run.run``.
+def search_progress(session: Session, study: Study) -> Iterator[Callbacks]:
+    """Show a search of ``study``; yields the callbacks ``on_trial_end`` and ``on_trial_start`` of ``Search.run``.
 
-    ``study`` is what exists already. From here on an interruption says how to resume.
+    From here on an interruption says how to resume.
     """
-    state = SearchState(objectives, budget)
-    if study is not None:
-        state.start_from(study)
-    session.study, session.kept, session.budget = (name, storage), state.done, budget
+    state = SearchState(study.objectives, study.record.evaluations)
+    state.start_from(study)
+    session.study, session.kept, session.budget = (study.name, study.database.url), state.done, state.budget
     clock = _Clock()
 
     def finish(outcome: TrialOutcome) -> float:
         seconds = clock.lap()
         state.finish(outcome, seconds)
-        if study is not None:
-            state.done = study.ledger.finished_count()  # other workers have done some of it
+        state.done = study.ledger.finished_count()  # other workers have done some of it
         session.kept = state.done
         return seconds
 
     for_people = _live if sys.stderr.isatty() else _lines
-    show = _events(name) if session.log_format == "json" else for_people
+    show = _events(study.name) if session.log_format == "json" else for_people
     with show(state, finish) as callbacks:
         yield callbacks
     session.study = None
@@ -162,8 +158,8 @@ class _Clock:
 
 
 @contextmanager
-def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
-    def observe(outcome: TrialOutcome) -> None:
+def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
+    def on_trial_end(outcome: TrialOutcome) -> None:
         seconds = finish(outcome)
         parts = [
             f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} "
@@ -173,7 +169,7 @@ def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Itera
         ]
         print(" | ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
-    yield observe, state.start
+    yield on_trial_end, state.start
 
 
 def _events(name: str) -> Show:
@@ -181,8 +177,8 @@ def _events(name: str) -> Show:
     from mergefront.cli.logs import log_event
 
     @contextmanager
-    def show(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
-        def observe(outcome: TrialOutcome) -> None:
+    def show(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
+        def on_trial_end(outcome: TrialOutcome) -> None:
             seconds = finish(outcome)
             evaluation = outcome.evaluation
             log_event(
@@ -202,14 +198,14 @@ def _events(name: str) -> Show:
             )
 
         log_event("search", study=name, done=state.done, budget=state.budget)
-        yield observe, state.start
+        yield on_trial_end, state.start
         log_event("end", study=name, done=state.done, budget=state.budget, failed=state.failed)
 
     return show
 
 
 @contextmanager
-def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[tuple[Observe, Before]]:
+def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
     from rich.live import Live
 
     from mergefront.cli.tables import console
@@ -218,12 +214,12 @@ def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterat
     # Live is refreshed from a thread of its own, so that the clock runs during a long evaluation.
     with Live(get_renderable=lambda: _picture(state), console=screen, refresh_per_second=4) as live:
 
-        def observe(outcome: TrialOutcome) -> None:
+        def on_trial_end(outcome: TrialOutcome) -> None:
             finish(outcome)
             if outcome.failure is not None:
                 live.console.print(_what_happened(outcome, state.objectives), style="red")
 
-        yield observe, state.start
+        yield on_trial_end, state.start
 
 
 def _picture(state: SearchState) -> RenderableType:

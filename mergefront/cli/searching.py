@@ -16,7 +16,7 @@ from mergefront.cli.session import Session, shown_storage, storage_argument
 if TYPE_CHECKING:
     from mergefront.optimizer.errors import EvaluationError
     from mergefront.optimizer.scores.evaluation import Evaluation
-    from mergefront.study.definition import StudyDefinition
+    from mergefront.running.run import Launcher, Search
     from mergefront.study.stored_study import Candidate, Study
 
 
@@ -38,43 +38,23 @@ def score_report(study: Study) -> int:
     return report(study, observe)
 
 
-def search_file(
-    session: Session,
-    definition: StudyDefinition,
-    study_file: Path,
-    budget: int,
-    launcher: str | None = None,
-    workers: int | None = None,
-) -> Study:
-    """Run a checked study file with progress."""
+def show_search(session: Session, ready: Search) -> Study:
+    """Run a search that is ready, with progress, after what there is to say of it."""
     from mergefront.cli.progress import search_progress
-    from mergefront.running.run import run as run_file
 
-    known = existing(definition.name, definition.storage)
-    with search_progress(session, definition.name, definition.storage, definition.objectives, budget, known) as (
-        observe,
-        before,
-    ):
-        return run_file(
-            study_file, evaluations=budget, launcher=launcher, workers=workers, observe=observe, before=before
-        )
+    for note in ready.notes:
+        say(note)
+    with search_progress(session, ready.study) as callbacks:
+        return ready.run(*callbacks)
 
 
-def existing(name: str, storage: str) -> Study | None:
-    """The study of this name if there is one."""
-    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
-    from mergefront.storage.studies import find
-    from mergefront.study.stored_study import load_study
+def search_file(session: Session, study_file: Path, evaluations: int | None, launcher: Launcher) -> Study:
+    """Check a study file and run it with progress."""
+    from mergefront.running.run import ready_to_run
+    from mergefront.study.check import check_study
 
-    path = sqlite_path(storage)
-    if path is not None and not path.exists():
-        return None
-    try:
-        if find(Database(storage, create=False), name) is None:
-            return None
-    except NoStudiesError:
-        return None
-    return load_study(name, storage=storage)
+    with ready_to_run(check_study(study_file), evaluations=evaluations, launcher=launcher) as ready:
+        return show_search(session, ready)
 
 
 def finish(study: Study) -> None:

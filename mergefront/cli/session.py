@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import click
 
+from mergefront.storage import DEFAULT_STORAGE
+
 STORAGE_VARIABLE = "MERGEFRONT_STORAGE"
-DEFAULT_STORAGE = "sqlite:///mergefront.db"
 
 
 @dataclass

@@ -81,7 +81,7 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         remedy = (
             f" Score the front on other items: mergefront report {quote(study.name)}"
             f"{storage_argument(study.database.url)}"
-            if study.record.definition["evaluator"]["type"] in ("local", "server")
+            if study.definition.evaluator.asks_models
             else ""
         )
         screen.print()

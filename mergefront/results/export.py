@@ -44,11 +44,11 @@ def export_candidate(
     """
     from mergefront.results.model_card import model_card
 
-    root = Path(study.record.root)
+    root = study.root
     recipe = candidate.recipe
     references = export_references(recipe, study.space.base_model, root)
     config = recipe.to_mergekit(references)
-    if "compat" in study.record.definition["evaluator"].get("backend", {}):
+    if study.definition.evaluator.backend.get("compat") is not None:
         config["compat"] = "mergekit"
     if not config_only:
         missing = [
@@ -80,7 +80,7 @@ def merge_config(config: str | Path, out: str | Path) -> Path:
     Raises ``UserError`` for a file that cannot be read or says what is not supported.
     """
     from mergefront.adapters.merging.output.directory import merge_to_directory
-    from mergefront.study.yaml_file import read_mapping
+    from mergefront.optimizer.yaml_file import read_mapping
 
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")

@@ -116,14 +116,13 @@ def _coefficients(params: Mapping[str, Any]) -> list[str]:
 
 
 def _history(study: Study) -> list[str]:
-    definition = study.record.definition
-    sampler = definition["sampler"]
-    options = ", ".join(f"{key}={value}" for key, value in sampler["options"].items())
+    definition = study.definition
+    options = ", ".join(f"{key}={value}" for key, value in definition.sampler_options.items())
     objectives = ", ".join(f"{objective.name} ({objective.direction})" for objective in study.objectives)
     found = versions()
     return [
         f"objectives: {_plain(objectives)}",
-        f"sampler: {sampler['name']}{f' ({options})' if options else ''}, seed {definition['seed']}, "
+        f"sampler: {definition.sampler}{f' ({options})' if options else ''}, seed {definition.seed}, "
         f"{study.space.dimension} coefficients searched",
         f"{study.finished_count()} evaluations, {len(study.failures())} failed; hypervolume of the front "
         f"{formatting.number(study.hypervolume())} (objectives normalised by the anchors, reference point -0.1)",

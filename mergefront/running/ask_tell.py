@@ -14,7 +14,8 @@ from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.running.worker import plan_of
-from mergefront.study.stored_study import DEFAULT_STORAGE, load_study
+from mergefront.storage import DEFAULT_STORAGE
+from mergefront.study.stored_study import load_study
 
 if TYPE_CHECKING:
     from mergefront.optimizer.search.loop import Proposal
@@ -48,7 +49,7 @@ def ask_study(study: Study, lease: float = DEFAULT_LEASE) -> Asked | None:
 
     if not lease > 0:
         raise UserError(f"lease is {lease:g}; it must be a number of seconds above 0")
-    plan = plan_of(study, study.record.evaluations)
+    plan = plan_of(study)
     ledger = StudyLedger(study.database, study.record.study_id, versions(), lease)
     while (claim := ledger.claim(plan.budget)) is not None:
         handed_out = False
@@ -112,7 +113,8 @@ def tell_failed(name: str, trial: int, reason: str, *, storage: str = DEFAULT_ST
 
 def fail_study(study: Study, trial: int, reason: str) -> None:
     """See ``tell_failed``."""
-    from mergefront.optimizer.search.loop import Failure, give_up
+    from mergefront.optimizer.search.ledger import Failure
+    from mergefront.optimizer.search.loop import give_up
 
     told = _Told(study, trial)
     if told.finished:
@@ -131,7 +133,7 @@ class _Told:
 
     def __init__(self, study: Study, trial: int) -> None:
         self.study = study
-        self.plan = plan_of(self.study, self.study.record.evaluations)
+        self.plan = plan_of(self.study)
         self.ledger = self.study.ledger
         found = self.ledger.claim_of(trial)
         if found is None:
@@ -147,9 +149,9 @@ class _Told:
         return told
 
     def proposal(self) -> Proposal:
-        from mergefront.optimizer.search.loop import propose
+        from mergefront.optimizer.search.loop import proposal_of
 
-        return propose(self.plan, self.study.optuna, self.ledger, self.claim)
+        return proposal_of(self.plan, self.study.optuna, self.claim)
 
     def check_same(self, evaluation: Evaluation) -> None:
         """Raises ``UserError`` when the trial was told something else."""

@@ -30,8 +30,8 @@ def work_on_ray(
     study: Study,
     evaluator: Evaluator | None,
     workers: int | None,
-    observe: Callable[[TrialOutcome], None],
-    before: Callable[[int, str | None], None],
+    on_trial_end: Callable[[TrialOutcome], None],
+    on_trial_start: Callable[[int, str | None], None],
 ) -> None:
     """Work on a study with ``workers`` tasks until its budget is spent.
 
@@ -48,16 +48,18 @@ def work_on_ray(
     with _connected(ray):
         url = reachable_url(study.database.url, sum(node["Alive"] for node in ray.nodes()))
         left = max(study.record.evaluations - study.finished_count(), 1)
-        count, needs = share(ray.cluster_resources(), study.record.definition, workers, left)
+        definition = study.definition
+        takes_gpus = definition.evaluator.type != "server" and definition.runtime.get("device") != "cpu"
+        count, needs = share(ray.cluster_resources(), takes_gpus, workers, left)
         device = "cuda" if needs["num_gpus"] else None
         inbox = Queue(actor_options={"num_cpus": 0})
         task = ray.remote(max_retries=RESTARTS, **needs)(_work)
         pending = [task.remote(study.name, url, device, evaluator, inbox) for _ in range(count)]
         try:
-            lost = _follow(ray, pending, lambda: _deliver(inbox, observe, before))
+            lost = _follow(ray, pending, lambda: _deliver(inbox, on_trial_end, on_trial_start))
         finally:
             _cancel(ray, pending)
-            _deliver(inbox, observe, before)
+            _deliver(inbox, on_trial_end, on_trial_start)
             inbox.shutdown()
     done = study.finished_count()
     if lost and done < study.record.evaluations:
@@ -85,8 +87,8 @@ def _work(name: str, storage: str, device: str | None, evaluator: Evaluator | No
         storage=storage,
         device=device,
         evaluator=evaluator,
-        observe=lambda outcome: inbox.put((None, outcome)),
-        before=lambda number, anchor: inbox.put(((number, anchor), None)),
+        on_trial_end=lambda outcome: inbox.put((None, outcome)),
+        on_trial_start=lambda number, anchor: inbox.put(((number, anchor), None)),
     )
 
 
@@ -109,12 +111,14 @@ def _follow(ray: Any, pending: list[Any], deliver: Callable[[], None]) -> int:
     return lost
 
 
-def _deliver(inbox: Any, observe: Callable[[TrialOutcome], None], before: Callable[[int, str | None], None]) -> None:
+def _deliver(
+    inbox: Any, on_trial_end: Callable[[TrialOutcome], None], on_trial_start: Callable[[int, str | None], None]
+) -> None:
     for begun, outcome in inbox.get_nowait_batch(inbox.qsize()):
         if begun is not None:
-            before(*begun)
+            on_trial_start(*begun)
         if outcome is not None:
-            observe(outcome)
+            on_trial_end(outcome)
 
 
 def _cancel(ray: Any, pending: list[Any]) -> None:
@@ -127,12 +131,9 @@ def _cancel(ray: Any, pending: list[Any]) -> None:
             ray.cancel(task, force=True)
 
 
-def share(
-    resources: dict[str, float], definition: dict[str, Any], workers: int | None, most: int
-) -> tuple[int, dict[str, int]]:
+def share(resources: dict[str, float], takes_gpus: bool, workers: int | None, most: int) -> tuple[int, dict[str, int]]:
     """How many workers, and what each asks the cluster for: a GPU where there are some and the study may use one."""
-    on_servers = definition["evaluator"]["type"] == "server"
-    gpus = 0 if on_servers or definition["runtime"].get("device") == "cpu" else int(resources.get("GPU", 0))
+    gpus = int(resources.get("GPU", 0)) if takes_gpus else 0
     wanted = workers if workers is not None else min(gpus or int(resources.get("CPU", 1)), most)
     return max(wanted, 1), {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
 

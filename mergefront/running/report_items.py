@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, checked_scores
@@ -26,11 +25,11 @@ def report(
     """
     from mergefront.study.evaluators import make_evaluator
 
-    description = study.record.definition["evaluator"]
-    if description["type"] not in ("local", "server"):
+    described = study.definition.evaluator
+    if not described.asks_models:
         raise UserError(f"study {study.name!r} is scored by a function of its own, which has no report items")
     names = [objective.name for objective in study.objectives]
-    side = [name for name in description.get("tasks", {}) if name not in names]
+    side = [name for name in described.tasks if name not in names]
     wanted: dict[str, Candidate] = {}
     for candidate in (*study.anchors(), *study.front()):
         if candidate.digest not in wanted and study.ledger.find(candidate.recipe, SPLIT) is None:
@@ -38,8 +37,7 @@ def report(
     if not wanted:
         return 0
     scored = 0
-    runtime = study.record.definition["runtime"]
-    with make_evaluator(description, study.space, Path(study.record.root), runtime, study.database.url) as evaluator:
+    with make_evaluator(study.definition, lambda: study.database) as evaluator:
         for index, candidate in enumerate(wanted.values()):
             result: Evaluation | EvaluationError
             try:

@@ -1,8 +1,11 @@
-"""The Python API: search, continue and load studies."""
+"""Searching: from arguments, from a study file, or on with a stored study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,85 +17,123 @@ from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.stopping import StopRule
-from mergefront.running.worker import nothing, plan_of
-from mergefront.study.definition import StudyDefinition
-from mergefront.study.stored_study import DEFAULT_STORAGE, Study, load_study
-from mergefront.study.warm_start import begin, entries, read_warm_start
+from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
+from mergefront.storage import DEFAULT_STORAGE
+from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
+from mergefront.study.stored_study import Study, load_study
+from mergefront.study.warm_start import begin as begin_warm
+from mergefront.study.warm_start import entries, read_warm_start
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.search.loop import TrialOutcome
+    from mergefront.storage.database import Database
+    from mergefront.study.check import CheckReport
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Where a search runs: in this process (``name`` None), or with ``workers`` processes of a launcher."""
+
+    name: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in (None, "ray"):
+            raise UserError(
+                f"launcher {self.name!r} is not known; there is 'ray', and without one this process searches"
+            )
+        count = self.workers
+        if count is not None and self.name is None:
+            raise UserError(
+                f"workers={count} needs a launcher, such as 'ray'; or start 'mergefront worker NAME' so many times"
+            )
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise UserError(f"workers is {count!r}; it must be a whole number of at least 1")
+        if self.name is not None:
+            from mergefront.running.ray_launcher import imported_ray
+
+            imported_ray()
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that is ready to start: its study is stored, and its evaluator is made.
+
+    ``notes`` say what of the stored study differs from what the same file would begin today.
+    """
+
+    study: Study
+    evaluator: Evaluator | None
+    launcher: Launcher
+    notes: tuple[str, ...] = ()
+
+    def run(self, on_trial_end: OnTrialEnd = nothing, on_trial_start: OnTrialStart = nothing) -> Study:
+        """Search until the budget is spent or the study's rule stops it; returns the study."""
+        from mergefront.optimizer.search.loop import run_search
+
+        study = self.study
+        study.ledger.forgive()
+        if self.launcher.name is not None:
+            from mergefront.running.ray_launcher import work_on_ray
+
+            work_on_ray(study, self.evaluator, self.launcher.workers, on_trial_end, on_trial_start)
+        else:
+            assert self.evaluator is not None
+            plan = plan_of(study)
+            run_search(plan, study.optuna, study.ledger, self.evaluator, on_trial_end, on_trial_start)
+        return study.refresh()
 
 
 def search(
-    study: str | Path | None = None,
     *,
-    space: MergeSpace | None = None,
-    evaluate: Callable[[Recipe], Any] | Evaluator | None = None,
-    objectives: Sequence[str | Objective | Mapping[str, Any]] | None = None,
+    space: MergeSpace,
+    evaluate: Callable[[Recipe], Any] | Evaluator,
+    objectives: Sequence[str | Objective | Mapping[str, Any]],
+    name: str,
     constraints: Sequence[str | Constraint | Mapping[str, Any]] = (),
     sampler: str = "mm-mo",
     sampler_options: Mapping[str, Any] | None = None,
     evaluations: int | None = None,
     seed: int = 0,
     storage: str = DEFAULT_STORAGE,
-    name: str | None = None,
     racing: bool | Mapping[str, float] = False,
     stop: StopRule | Mapping[str, Any] | None = None,
     warm_start: Sequence[str | Path | Mapping[str, str]] = (),
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = nothing,
+    on_trial_end: OnTrialEnd = nothing,
+    on_trial_start: OnTrialStart = nothing,
 ) -> Study:
-    """Search merges and return the study.
+    """Search merges with a function of your own and return the study; ``run`` does it from a study file.
 
-    Either everything comes from a study file (``search("study.yaml")``), or from arguments:
-    ``space``, ``evaluate`` (a function ``Recipe -> {objective: number}``, or any ``Evaluator``),
-    ``objectives`` (names, mappings as in a study file, or ``Objective``) and ``name``. ``constraints``, such as
-    ``"forgetting <= 0.02"``, bound an objective or anything else that an evaluation reports.
-    ``evaluations`` is the study's whole budget, anchors included: an existing study of the same
-    definition is continued up to it (default 30). ``racing`` (True, or a mapping as in a study file) asks each
-    candidate no more items than needed; the evaluator must score item by item. ``stop`` (``{"hours": 2}``, or
-    ``{"improvement": 0.001, "asks": 5}``) ends the run before the budget is spent; ``Study.stopped`` then says why.
-    ``warm_start`` names what is known already: paths of mergekit YAML, ``{"study": NAME, "storage": URL}``
-    (see ``mergefront.study.warm_start``). ``observe`` is called after each trial.
+    ``evaluate`` is a function ``Recipe -> {objective: number}``, or any ``Evaluator``; ``objectives`` are names,
+    mappings as in a study file, or ``Objective``. ``constraints``, such as ``"forgetting <= 0.02"``, bound an
+    objective or anything else that an evaluation reports. ``evaluations`` is the study's whole budget, anchors
+    included (default: 30, or what a stored study has): a stored study of the same definition is continued up to it.
+    ``racing`` (True, or a mapping as in a study file) asks each candidate no more items than needed; the evaluator
+    must score item by item. ``stop`` (``{"hours": 2}``, or ``{"improvement": 0.001, "asks": 5}``) ends the run before
+    the budget is spent; ``Study.stopped`` then says why. ``warm_start`` names what is known already: paths of
+    mergekit YAML, ``{"study": NAME, "storage": URL}`` (see ``mergefront.study.warm_start``).
+    ``on_trial_start(number, anchor)`` and ``on_trial_end(outcome)`` are called around each trial.
 
     ``launcher="ray"`` searches with ``workers`` processes of a Ray cluster (by default one per GPU, else one per CPU;
     see ``mergefront.running.ray_launcher``) instead of in this process.
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
-    if study is not None:
-        given = {
-            "space": space,
-            "evaluate": evaluate,
-            "objectives": objectives,
-            "name": name,
-            "constraints": constraints or None,
-        }
-        extra = [key for key, value in given.items() if value is not None]
-        if extra:
-            raise UserError(f"search: {', '.join(extra)} cannot be combined with a study file; write it into the file")
-        return run(study, evaluations=evaluations, launcher=launcher, workers=workers, observe=observe)
-    missing = [
-        key
-        for key, value in {"space": space, "evaluate": evaluate, "objectives": objectives, "name": name}.items()
-        if value is None
-    ]
-    if missing:
-        raise UserError(
-            f"search: {', '.join(missing)} missing; give a study file, or space, evaluate, objectives and name"
-        )
-    assert space is not None and evaluate is not None and objectives is not None and name is not None
-    from mergefront.optimizer.samplers.registry import check_sampler
+    from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
+    from mergefront.storage.database import Database
+    from mergefront.study.rules import sampler_version
+    from mergefront.study.study_file import left_out_of_search
 
     wanted = objectives_from(objectives)
-    options = dict(sampler_options or {})
+    given = dict(sampler_options or {})
     bounds, rule = constraints_from(constraints), StopRule.read(stop)
     problems = check_sampler(
-        sampler, options, len(wanted), constrained=bool(bounds), stops_by_improvement=rule.improvement is not None
+        sampler, given, len(wanted), constrained=bool(bounds), stops_by_improvement=rule.improvement is not None
     )
     if problems:
         raise UserError("; ".join(problems))
+    options = resolved_options(sampler, given)
     definition = StudyDefinition(
         name=name,
         space=space,
@@ -100,21 +141,22 @@ def search(
         constraints=bounds,
         stop=rule,
         warm_start=entries(warm_start),
-        evaluator={"type": "python", "function": _function_name(evaluate)},
+        evaluator=EvaluatorDefinition("python", call=_function_name(evaluate)),
         sampler=sampler,
         sampler_options=options,
+        sampler_version=sampler_version(sampler),
         seed=seed,
         storage=storage,
-        evaluations=30 if evaluations is None else evaluations,
+        evaluations=evaluations,
         racing=RacingSettings.read(racing),
+        left_out=left_out_of_search(options, given, racing),
     )
-    check_launcher(launcher, workers)
+    where = Launcher(launcher, workers)
+    _budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
-    evaluator = FunctionEvaluator(evaluate) if not isinstance(evaluate, Evaluator) else evaluate
-    begun = _begin(definition)
-    if launcher is not None:
-        return _launch(begun, evaluator, workers, observe, nothing)
-    return _continue(begun, evaluator, definition.evaluations, observe, nothing)
+    evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
+    study, notes = begin(definition, Database(storage))
+    return Search(study, evaluator, where, tuple(notes)).run(on_trial_end, on_trial_start)
 
 
 def run(
@@ -123,144 +165,135 @@ def run(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = nothing,
-    before: Callable[[int, str | None], None] = nothing,
+    on_trial_end: OnTrialEnd = nothing,
+    on_trial_start: OnTrialStart = nothing,
 ) -> Study:
     """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
 
-    ``launcher`` and ``workers`` are those of ``search``.
+    Everything else is in the file. ``launcher``, ``workers`` and the callbacks are those of ``search``.
 
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
-    from dataclasses import replace
-
     from mergefront.study.check import check_study
-    from mergefront.study.evaluators import make_evaluator
 
-    check_launcher(launcher, workers)
-    report = check_study(path)
-    definition = report.definition_or_raise()
-    if evaluations is not None:
-        definition = replace(definition, evaluations=_budget(evaluations))
-    if launcher is not None:
-        return _launch(_begin(definition), None, workers, observe, before)
-    with make_evaluator(
-        definition.evaluator, definition.space, definition.root, definition.runtime, definition.storage
-    ) as evaluator:
-        return _continue(_begin(definition), evaluator, definition.evaluations, observe, before)
+    where = Launcher(launcher, workers)
+    _budget(evaluations)
+    with ready_to_run(check_study(path), evaluations=evaluations, launcher=where) as ready:
+        return ready.run(on_trial_end, on_trial_start)
 
 
 def resume(
     study: str | Study,
     *,
     storage: str = DEFAULT_STORAGE,
+    root: str | Path | None = None,
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
-    observe: Callable[[TrialOutcome], None] = nothing,
-    before: Callable[[int, str | None], None] = nothing,
+    on_trial_end: OnTrialEnd = nothing,
+    on_trial_start: OnTrialStart = nothing,
 ) -> Study:
     """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
 
-    A study that is loaded already may stand for both. ``launcher`` and ``workers`` are those of ``search``.
+    A study that is loaded already may stand for both. ``root`` is the folder of its files where that is not the one
+    that the database knows. ``launcher``, ``workers`` and the callbacks are those of ``search``.
     """
+    where = Launcher(launcher, workers)
+    if isinstance(study, str):
+        study = load_study(study, storage=storage, root=root)
+    with ready_to_resume(study, evaluations=evaluations, launcher=where) as ready:
+        return study if ready is None else ready.run(on_trial_end, on_trial_start)
+
+
+@contextmanager
+def ready_to_run(
+    report: CheckReport, *, evaluations: int | None = None, launcher: Launcher = Launcher()
+) -> Iterator[Search]:
+    """A checked study file as a search that is ready to start; raises ``StudyFileError`` if it is not sound."""
+    from mergefront.storage.database import Database
+    from mergefront.study.evaluators import make_evaluator, resolved_here
+    from mergefront.study.stored_study import continued
+
+    definition = report.definition_or_raise()
+    if evaluations is not None:
+        definition = replace(definition, evaluations=_budget(evaluations))
+
+    @cache
+    def open_database() -> Database:
+        return report.database or Database(definition.storage)
+
+    if report.record is None:
+        definition = resolved_here(definition)
+        scored_by = definition
+    else:
+        scored_by = continued(definition, report.record)
+    if launcher.name is not None:
+        study, notes = begin(definition, open_database())
+        yield Search(study, None, launcher, tuple(notes))
+        return
+    with make_evaluator(scored_by, open_database) as evaluator:
+        study, notes = begin(definition, open_database())
+        yield Search(study, evaluator, launcher, tuple(notes))
+
+
+@contextmanager
+def ready_to_resume(
+    study: Study, *, evaluations: int | None = None, launcher: Launcher = Launcher()
+) -> Iterator[Search | None]:
+    """A stored study as a search that is ready to start; None when its budget is spent."""
     from mergefront.storage.studies import set_evaluations
     from mergefront.study.evaluators import make_evaluator
+    from mergefront.study.rules import changes_since
 
-    check_launcher(launcher, workers)
-    if isinstance(study, str):
-        study = load_study(study, storage=storage)
+    notes = changes_since(study.name, study.record.definition)
     if evaluations is not None:
-        set_evaluations(study.database, study.record.study_id, _budget(evaluations))
+        _budget(evaluations)
+        set_evaluations(study.database, study.record.study_id, evaluations)
         study.refresh()
-    budget = study.record.evaluations
-    if study.finished_count() >= budget:
-        return study
-    stored = study.record.definition
-    if launcher is not None:
-        return _launch(study, None, workers, observe, before)
-    with make_evaluator(
-        stored["evaluator"], study.space, Path(study.record.root), stored["runtime"], study.database.url
-    ) as made:
-        return _continue(study, made, budget, observe, before)
+    if study.finished_count() >= study.record.evaluations:
+        yield None
+    elif launcher.name is not None:
+        yield Search(study, None, launcher, tuple(notes))
+    else:
+        with make_evaluator(study.definition, lambda: study.database) as evaluator:
+            yield Search(study, evaluator, launcher, tuple(notes))
 
 
-def check_launcher(launcher: str | None, workers: int | None) -> None:
-    """Raises ``UserError`` for an unknown launcher, one that is not installed, and a wrong number of workers."""
-    if launcher not in (None, "ray"):
-        raise UserError(f"launcher {launcher!r} is not known; there is 'ray', and without one this process searches")
-    if workers is not None and launcher is None:
-        raise UserError(
-            f"workers={workers} needs a launcher, such as 'ray'; or start 'mergefront worker NAME' so many times"
-        )
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise UserError(f"workers is {workers!r}; it must be a whole number of at least 1")
-    if launcher is not None:
-        from mergefront.running.ray_launcher import imported_ray
-
-        imported_ray()
-
-
-def _begin(definition: StudyDefinition) -> Study:
-    """The stored study of this definition, made if there is none, with its budget and warm start."""
-    from dataclasses import replace
-
+def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[str]]:
+    """The stored study of this definition, made if there is none, with its budget and warm start; and notes on it."""
     from mergefront.optimizer.search.attributes import write_search_space
-    from mergefront.storage.database import Database
-    from mergefront.storage.studies import create_or_load, set_evaluations, set_stop
+    from mergefront.storage.studies import create_or_load, set_evaluations, set_root, set_stop
+    from mergefront.study.continuation import check_continues, stored_root
+    from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
     from mergefront.versions import versions
 
-    budget = _budget(definition.evaluations)
-    database = Database(definition.storage)
+    root = stored_root(definition.root, definition.storage)
     record = create_or_load(
         database,
         definition.name,
         definition.to_json(),
         definition.objectives,
-        root=str(definition.root.resolve()),
-        evaluations=budget,
+        root=root,
+        evaluations=DEFAULT_EVALUATIONS if definition.evaluations is None else definition.evaluations,
         versions=versions(),
     )
+    notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
     if record.definition["stop"] != definition.stop.to_json():
         record = set_stop(database, record, definition.stop.to_json())
-    study = Study(database, record)
+    if record.root != root:
+        record = set_root(database, record, root)
+    study = Study(database, record, definition.root)
     write_search_space(study.optuna, study.space.distributions())
-    begin(study, definition)
-    if record.evaluations != budget:
-        set_evaluations(database, record.study_id, budget)
-        study.record = replace(record, evaluations=budget)
-    return study
+    begin_warm(study, definition)
+    if definition.evaluations is not None and record.evaluations != definition.evaluations:
+        set_evaluations(database, record.study_id, definition.evaluations)
+        study.record = replace(record, evaluations=definition.evaluations)
+    return study, notes
 
 
-def _launch(
-    study: Study,
-    evaluator: Evaluator | None,
-    workers: int | None,
-    observe: Callable[[TrialOutcome], None],
-    before: Callable[[int, str | None], None],
-) -> Study:
-    from mergefront.running.ray_launcher import work_on_ray
-
-    study.ledger.forgive()
-    work_on_ray(study, evaluator, workers, observe, before)
-    return study.refresh()
-
-
-def _continue(
-    study: Study,
-    evaluator: Evaluator,
-    budget: int,
-    observe: Callable[[TrialOutcome], None],
-    before: Callable[[int, str | None], None],
-) -> Study:
-    from mergefront.optimizer.search.loop import run_search
-
-    study.ledger.forgive()
-    run_search(plan_of(study, budget), study.optuna, study.ledger, evaluator, observe, before)
-    return study.refresh()
-
-
-def _budget(evaluations: object) -> int:
+def _budget(evaluations: int | None) -> int | None:
+    if evaluations is None:
+        return None
     if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
         raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of at least 1")
     return evaluations

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.serving.merges.settings import PoolFile
-from mergefront.study.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     from mergefront.serving.merges.service import MergeService

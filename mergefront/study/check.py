@@ -5,26 +5,33 @@ Reads the study file, headers of checkpoints and data files; lists every problem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mergefront.adapters.remote.settings import Section
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.stopping import StopRule
-from mergefront.study.check_local import check_checkpoints, check_tasks, starts_by_importance
-from mergefront.study.definition import StudyDefinition
-from mergefront.study.evaluators import local_evaluator_description
+from mergefront.study.check_local import check_checkpoints, check_tasks, local_definition, starts_by_importance
+from mergefront.study.continuation import check_continues
+from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.method_files import load_method_files
-from mergefront.study.server_backends import check_server, server_description
-from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, read_study_file
+from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
+from mergefront.study.server_backends import check_server, server_definition
+from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, left_out, read_study_file
 from mergefront.study.warm_start import entries, read_warm_start
 
+if TYPE_CHECKING:
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import StudyRecord
+
+Read = TypeVar("Read")
 SPARSITY = "delta_l1"
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
 
@@ -37,6 +44,10 @@ class CheckReport:
     problems: list[str]
     notes: list[str] = field(default_factory=list)
     definition: StudyDefinition | None = None
+    database: Database | None = None
+    """The study's database, open, where there is one already."""
+    record: StudyRecord | None = None
+    """The stored study that the file continues."""
 
     def definition_or_raise(self) -> StudyDefinition:
         """The definition; raises ``StudyFileError`` when there is any problem."""
@@ -56,57 +67,84 @@ def check_study(path: str | Path) -> CheckReport:
     notes: list[str] = []
     root = path.resolve().parent
     method_files = _method_files(file, root, problems)
-    directions: dict[str, str] | None
-    runtime: dict[str, Any]
+    directions: dict[str, str] | None = None
+    layers: int | None = 0
     if isinstance(file.backend, FunctionBackendSection):
-        evaluator = _check_function(file, root, problems)
-        directions, layers, runtime = None, 0, {}
+        _check_function(file, root, problems)
     elif isinstance(file.backend, Section):
-        directions, layers = dict(_check_server_tasks(file, root, problems, notes)), 0
-        evaluator, runtime = ({}, {}) if problems else server_description(file, root)
+        directions = dict(_check_server_tasks(file, root, problems, notes))
     else:
-        runtime = {"device": file.backend.device}
         layers = check_checkpoints(file, root, problems, notes)
         directions = {**check_tasks(file, root, problems, notes), SPARSITY: "minimize"}
-        evaluator = {} if problems else local_evaluator_description(file, root)
     objectives = _objectives(file, directions, problems)
     constraints = _constraints(file, directions, problems)
-    stop = _stop(file, problems)
+    stop = _read(lambda: StopRule.read(file.stop), problems, StopRule())
     warm_start = _warm_start(file, root, problems)
     space = _space(file, layers, root, problems, notes)
-    _check_sampler(file, problems)
+    problems.extend(
+        f"search: {problem}"
+        for problem in check_sampler(
+            file.search.sampler,
+            file.search.options,
+            len(file.objectives),
+            constrained=bool(file.constraints),
+            stops_by_improvement=file.stop.get("improvement") is not None,
+        )
+    )
     racing = _racing(file, problems)
-    storage = _storage(file, root, problems)
+    storage = _absolute_storage(file.storage, root, problems)
     if not problems and space is not None and isinstance(file.backend, Section):
         check_server(file, space, root, problems, notes)
-    definition = None
-    if not problems and space is not None:
-        definition = StudyDefinition(
-            name=file.study,
-            space=space,
-            objectives=tuple(objectives),
-            evaluator=evaluator,
-            sampler=file.search.sampler,
-            sampler_options=file.search.options,
-            seed=file.seed,
-            evaluations=file.search.evaluations,
-            storage=storage,
-            root=root,
-            runtime=runtime,
-            constraints=constraints,
-            stop=stop,
-            warm_start=warm_start,
-            racing=racing,
-            method_files=method_files,
-        )
-        _check_stored(definition, problems)
-        if not problems:
-            _check_warm_start(definition, problems, notes)
-        notes.append(
-            f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
-            f"{file.search.evaluations} evaluations of {file.search.sampler}"
-        )
-    return CheckReport(str(path), problems, notes, None if problems else definition)
+    if problems or space is None:
+        return CheckReport(str(path), problems, notes)
+    evaluator, runtime = _evaluator(file, root)
+    options = resolved_options(file.search.sampler, file.search.options)
+    definition = StudyDefinition(
+        name=file.study,
+        space=space,
+        objectives=tuple(objectives),
+        evaluator=evaluator,
+        sampler=file.search.sampler,
+        sampler_options=options,
+        sampler_version=sampler_version(file.search.sampler),
+        seed=file.seed,
+        evaluations=file.search.evaluations,
+        storage=storage,
+        root=root,
+        runtime=runtime,
+        constraints=constraints,
+        stop=stop,
+        warm_start=warm_start,
+        racing=racing,
+        method_files=method_files,
+        left_out=left_out(file, evaluator, options),
+    )
+    database, record = _check_stored(definition, problems, notes)
+    if not problems:
+        _check_warm_start(definition, problems, notes)
+    budget = definition.evaluations or (DEFAULT_EVALUATIONS if record is None else record.evaluations)
+    notes.append(
+        f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
+        f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"
+    )
+    return CheckReport(str(path), problems, notes, None if problems else definition, database, record)
+
+
+def _evaluator(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
+    """How a sound file's recipes are scored, and what of it may differ between runs."""
+    if isinstance(file.backend, FunctionBackendSection):
+        return EvaluatorDefinition("function", call=file.backend.call), {}
+    if isinstance(file.backend, Section):
+        return server_definition(file, root)
+    return local_definition(file, root), {"device": file.backend.device}
+
+
+def _read(read: Callable[[], Read], problems: list[str], otherwise: Read) -> Read:
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return otherwise
 
 
 def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str, str]:
@@ -128,7 +166,7 @@ def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes:
     return {"loss": "minimize"}
 
 
-def _check_function(file: StudyFile, root: Path, problems: list[str]) -> dict[str, Any]:
+def _check_function(file: StudyFile, root: Path, problems: list[str]) -> None:
     from mergefront.study.evaluators import importable, user_function
 
     assert isinstance(file.backend, FunctionBackendSection)
@@ -139,21 +177,16 @@ def _check_function(file: StudyFile, root: Path, problems: list[str]) -> dict[st
             user_function(file.backend.call, root)
     except UserError as error:
         problems.append(str(error))
-    return {"type": "function", "call": file.backend.call}
 
 
-def _space(file: StudyFile, layers: int, root: Path, problems: list[str], notes: list[str]) -> MergeSpace | None:
+def _space(file: StudyFile, layers: int | None, root: Path, problems: list[str], notes: list[str]) -> MergeSpace | None:
     parameters = dict(file.merge.space)
     granularity = parameters.pop("granularity", "global")
     split = parameters.pop("split", ())
     if not isinstance(split, (list, tuple)) or not all(isinstance(part, str) for part in split):
         problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
         return None
-    if (
-        granularity != "global"
-        and layers == 0
-        and not any(problem.startswith("merge.base_model") for problem in problems)
-    ):
+    if granularity != "global" and layers == 0:
         problems.append(
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
         )
@@ -175,7 +208,7 @@ def _space(file: StudyFile, layers: int, root: Path, problems: list[str], notes:
             parameters=parameters,
             granularity=granularity,
             split=split,
-            layers=layers,
+            layers=layers or 0,
             seed=file.seed,
         )
     except StudyFileError as error:
@@ -219,20 +252,9 @@ def _constraints(file: StudyFile, directions: Mapping[str, str] | None, problems
     return made
 
 
-def _stop(file: StudyFile, problems: list[str]) -> StopRule:
-    try:
-        return StopRule.read(file.stop)
-    except UserError as error:
-        problems.append(str(error))
-        return StopRule()
-
-
 def _warm_start(file: StudyFile, root: Path, problems: list[str]) -> tuple[dict[str, str], ...]:
-    try:
-        made = entries(file.warm_start)
-    except UserError as error:
-        problems.append(str(error))
-        return ()
+    nothing: tuple[dict[str, str], ...] = ()
+    made = _read(lambda: entries(file.warm_start), problems, nothing)
     return tuple(
         {**entry, "storage": _absolute_storage(entry["storage"], root, problems)} if "storage" in entry else entry
         for entry in made
@@ -250,32 +272,11 @@ def _check_warm_start(definition: StudyDefinition, problems: list[str], notes: l
     notes.append(f"warm start: {len(found.known)} evaluations are known, {len(found.seeds)} recipes come first")
 
 
-def _check_sampler(file: StudyFile, problems: list[str]) -> None:
-    from mergefront.optimizer.samplers.registry import check_sampler
-
-    found = check_sampler(
-        file.search.sampler,
-        file.search.options,
-        len(file.objectives),
-        constrained=bool(file.constraints),
-        stops_by_improvement=file.stop.get("improvement") is not None,
-    )
-    problems.extend(f"search: {problem}" for problem in found)
-
-
 def _racing(file: StudyFile, problems: list[str]) -> RacingSettings | None:
-    try:
-        racing = RacingSettings.read(file.racing)
-    except UserError as error:
-        problems.append(str(error))
-        return None
+    racing = _read(lambda: RacingSettings.read(file.racing), problems, None)
     if racing is not None and not file.tasks:
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     return racing
-
-
-def _storage(file: StudyFile, root: Path, problems: list[str]) -> str:
-    return _absolute_storage(file.storage, root, problems)
 
 
 def _absolute_storage(given: str, root: Path, problems: list[str]) -> str:
@@ -291,23 +292,27 @@ def _absolute_storage(given: str, root: Path, problems: list[str]) -> str:
     return url if relative is None or relative.is_absolute() else f"sqlite:///{root / relative}"
 
 
-def _check_stored(definition: StudyDefinition, problems: list[str]) -> None:
-    """Whether the database can be used, and does not hold another study of this name."""
+def _check_stored(
+    definition: StudyDefinition, problems: list[str], notes: list[str]
+) -> tuple[Database | None, StudyRecord | None]:
+    """The database if there is one, and the study that the file continues; another study of this name is a problem."""
     from mergefront.storage.database import Database, NoStudiesError, sqlite_path
-    from mergefront.storage.studies import check_same, find
+    from mergefront.storage.studies import find
 
     path = sqlite_path(definition.storage)
     if path is not None and not path.exists():
         if not path.parent.is_dir():
             problems.append(f"storage: the folder {path.parent} does not exist; create it first")
-        return
+        return None, None
     try:
         database = Database(definition.storage, create=False)
-        known = find(database, definition.name)
-        if known is not None:
-            check_same(known, definition.to_json())
-        database.close()
+        record = find(database, definition.name)
+        if record is not None:
+            notes.extend(check_continues(definition, record))
+            notes.extend(changes_since(record.name, record.definition))
+        return database, record
     except NoStudiesError:
-        return  # an empty database on a server: its tables are made with the study
+        return None, None  # an empty database on a server: its tables are made with the study
     except UserError as error:
         problems.append(str(error))
+        return None, None

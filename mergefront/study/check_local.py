@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
-from mergefront.study.study_file import StudyFile
+from mergefront.study.content import data_paths, fingerprints
+from mergefront.study.definition import EvaluatorDefinition
+from mergefront.study.study_file import LocalBackendSection, StudyFile
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.registry import Item, Task
 
-_WHOLE_FILE_UP_TO = 64 * 1024 * 1024
-_SAMPLE = 1024 * 1024
 
-
-def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int:
-    """Compare base and experts by their headers; returns the number of layers (0 if it cannot be told)."""
+def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int | None:
+    """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
     from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
     from mergefront.adapters.checkpoints.header import read_header
 
@@ -31,7 +29,7 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
         models = {}
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
-        return 0
+        return None
     try:
         base = read_header(root / file.merge.base_model)
     except UserError as error:
@@ -51,10 +49,26 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
             found = compare_tokenizers(root / file.merge.base_model, root / path, name)
             problems.extend(f"merge.models.{name}: {problem}" for problem in found)
     if base is None:
-        return 0
+        return None
     notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     layers = {layer_of(name) for name in base.tensors} - {None}
     return len(layers)
+
+
+def local_definition(file: StudyFile, root: Path) -> EvaluatorDefinition:
+    """What a study's definition keeps of a local backend, its tasks and the content of their files."""
+    from mergefront.adapters.tasks.registry import resolved_task
+
+    assert isinstance(file.backend, LocalBackendSection)
+    models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
+    checkpoints = [str(file.merge.base_model), *models.values()]
+    return EvaluatorDefinition(
+        "local",
+        backend=file.backend.model_dump(exclude={"type", "device"}),
+        tasks={name: resolved_task(config) for name, config in file.tasks.items()},
+        content=fingerprints([*checkpoints, *data_paths(file.tasks, root)], root),
+        seed=file.seed,
+    )
 
 
 def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:
@@ -147,54 +161,6 @@ def _no_lora(file: StudyFile, kind: str) -> list[str]:
     return [
         f"{of_loras[0]} merges LoRAs, and this is a whole checkpoint; use task_arithmetic, or give the LoRA's folder"
     ]
-
-
-def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
-    """Content hashes of files and checkpoint folders, by path; what a study's scores depend on.
-
-    Files above 64 MiB are hashed by size, first and last MiB, which tells checkpoints apart at the
-    price of their headers.
-    """
-    found: dict[str, str] = {}
-    for path in sorted(set(paths)):
-        digest = hashlib.sha256()
-        for file in _content_files(root / path):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            digest.update(_content(file))
-        found[path] = digest.hexdigest()[:16]
-    return found
-
-
-def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
-    """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
-    modules of metrics of one's own with those that they import."""
-    from mergefront.adapters.tasks.lm_eval.files import task_files
-    from mergefront.adapters.tasks.local_imports import imported_files, module_files
-
-    named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
-    harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
-    local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
-    own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
-    metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
-    modules = [file for module, colon, _ in metrics if colon for file in module_files(module, root)]
-    return [*named, *local, *own, *modules, *imported_files(modules, root)]
-
-
-def _content_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    kept = (".safetensors", ".json", ".jsonl", ".model", ".txt")
-    return sorted(file for file in path.iterdir() if file.suffix in kept and file.is_file())
-
-
-def _content(file: Path) -> bytes:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if size <= _WHOLE_FILE_UP_TO:
-            return hashlib.file_digest(stream, "sha256").digest()
-        head = stream.read(_SAMPLE)
-        stream.seek(size - _SAMPLE)
-        return hashlib.sha256(head + stream.read(_SAMPLE)).digest()
 
 
 def _count(task: Task, split: str) -> int:

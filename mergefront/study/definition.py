@@ -1,39 +1,86 @@
-"""A study's definition: all that decides which recipes are tried and how they are scored."""
+"""A study's definition: one typed object from the study file to the database and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.scores.constraints import Constraint
-from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.constraints import Constraint, constraints_from
+from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.stopping import NEVER, StopRule
+from mergefront.study.rules import SCORING
+
+
+@dataclass(frozen=True)
+class EvaluatorDefinition:
+    """How recipes are scored, as data from which the evaluator is made again.
+
+    ``type``: "local" (weights on this machine), "server" (a backend over HTTP), "function" (``call`` names a user's
+    ``package.module:name``) or "python" (``call`` names a function given to ``search``, which no other process can
+    make). ``backend`` and ``tasks`` are sections of the study file with every default filled in; ``content`` has
+    hashes of the files that scores depend on, by their path in the study file.
+    """
+
+    type: Literal["local", "server", "function", "python"]
+    call: str = ""
+    backend: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    content: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def asks_models(self) -> bool:
+        """Whether it asks models about tasks; otherwise a function of the user's scores."""
+        return self.type in ("local", "server")
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored."""
+        if not self.asks_models:
+            return {"type": self.type, "function" if self.type == "python" else "call": self.call}
+        return {
+            "type": self.type,
+            "backend": dict(self.backend),
+            "seed": self.seed,
+            "tasks": {name: dict(task) for name, task in self.tasks.items()},
+            "content": dict(self.content),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> EvaluatorDefinition:
+        """Read what ``to_json`` wrote."""
+        rest = dict(stored)
+        call = rest.pop("function", rest.pop("call", ""))
+        return cls(call=call, **rest)
 
 
 @dataclass(frozen=True)
 class StudyDefinition:
-    """What a study file or a call of ``search`` says.
+    """What a study file or a call of ``search`` says, with every default filled in.
 
-    ``evaluator`` is a JSON object from which the evaluator is made again on resume (see
-    ``mergefront.study.evaluators``); ``root`` is the folder that relative paths in it start from;
-    ``runtime`` says where it runs ("device"); ``method_files`` are the user's own merge methods, content
-    hashes by path. Storage, root, runtime and evaluations may change
-    between runs of one study; the rest must stay.
+    ``root`` is the folder that relative paths start from; ``runtime`` says where the evaluator runs ("device",
+    "url"); ``method_files`` are the user's own merge methods, content hashes by path; ``scoring`` is the version of
+    the rules by which scores are computed (``mergefront.study.rules``). Name, storage, root, runtime, stop rule and
+    evaluations may change between runs of one study; the rest stays what the study was started with.
+
+    ``left_out`` has the paths in ``to_json`` that the user did not write: in a study that exists they take the
+    stored values.
     """
 
     name: str
     space: MergeSpace
     objectives: tuple[Objective, ...]
-    evaluator: Mapping[str, Any]
-    sampler: str = "mm-mo"
+    evaluator: EvaluatorDefinition
+    sampler: str
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler_version: int = 1
     seed: int = 0
-    evaluations: int = 30
-    storage: str = "sqlite:///mergefront.db"
+    evaluations: int | None = None
+    """The whole budget, anchors included; None where the user left it to the study."""
+    storage: str = ""
     root: Path = Path(".")
     runtime: Mapping[str, Any] = field(default_factory=dict)
     constraints: tuple[Constraint, ...] = ()
@@ -41,10 +88,12 @@ class StudyDefinition:
     warm_start: tuple[Mapping[str, str], ...] = ()
     racing: RacingSettings | None = None
     method_files: Mapping[str, str] = field(default_factory=dict)
+    scoring: int = SCORING
+    left_out: frozenset[tuple[str, ...]] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
-        """What is stored: all that must stay the same while a study is continued, and ``runtime``."""
-        made = {
+        """What is stored of it beside name, root and budget."""
+        made: dict[str, Any] = {
             "space": self.space.to_json(),
             "objectives": [
                 {
@@ -57,10 +106,49 @@ class StudyDefinition:
             "constraints": [str(constraint) for constraint in self.constraints],
             "stop": self.stop.to_json(),
             "warm_start": [dict(entry) for entry in self.warm_start],
-            "evaluator": dict(self.evaluator),
-            "sampler": {"name": self.sampler, "options": dict(self.sampler_options)},
+            "evaluator": self.evaluator.to_json(),
+            "sampler": {
+                "name": self.sampler,
+                "options": dict(self.sampler_options),
+                "version": self.sampler_version,
+            },
             "seed": self.seed,
             "runtime": dict(self.runtime),
             "racing": None if self.racing is None else self.racing.to_json(),
+            "scoring": self.scoring,
         }
         return {**made, "method_files": dict(self.method_files)} if self.method_files else made
+
+    @classmethod
+    def from_json(
+        cls, stored: Mapping[str, Any], *, name: str, storage: str, root: Path, evaluations: int
+    ) -> StudyDefinition:
+        """Read what ``to_json`` wrote, in this version or an earlier one.
+
+        The merge methods of its ``method_files`` must be known by now. Numbers of rules that are not stored are 1.
+        """
+        return cls(
+            name=name,
+            space=MergeSpace.from_json(stored["space"]),
+            objectives=objectives_from(
+                [
+                    Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
+                    for entry in stored["objectives"]
+                ]
+            ),
+            evaluator=EvaluatorDefinition.from_json(stored["evaluator"]),
+            sampler=stored["sampler"]["name"],
+            sampler_options=stored["sampler"]["options"],
+            sampler_version=stored["sampler"].get("version", 1),
+            seed=stored["seed"],
+            evaluations=evaluations,
+            storage=storage,
+            root=root,
+            runtime=stored["runtime"],
+            constraints=constraints_from(stored["constraints"]),
+            stop=StopRule.read(stored["stop"]),
+            warm_start=tuple(stored["warm_start"]),
+            racing=RacingSettings.read(stored["racing"]),
+            method_files=stored.get("method_files", {}),
+            scoring=stored.get("scoring", 1),
+        )

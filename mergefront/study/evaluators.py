@@ -1,105 +1,106 @@
-"""Evaluators from their description in a study's definition, so that ``resume`` can make them again."""
+"""Evaluators from a study's definition, so that any process can make them again."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
+from mergefront.study.content import fingerprints
+from mergefront.study.definition import StudyDefinition
 from mergefront.study.server_backends import server_evaluator
-from mergefront.study.study_file import LocalBackendSection, StudyFile
+
+if TYPE_CHECKING:
+    from mergefront.adapters.tasks.task import Task
+    from mergefront.storage.database import Database
 
 
 @contextmanager
-def make_evaluator(
-    description: Mapping[str, Any],
-    space: MergeSpace,
-    root: Path,
-    runtime: Mapping[str, Any],
-    storage: str | None = None,
-) -> Iterator[Evaluator]:
-    """The evaluator that ``description`` (a study's ``evaluator``) describes, until the block ends.
+def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Database]) -> Iterator[Evaluator]:
+    """The evaluator of a study, until the block ends; the database keeps what servers answer.
 
-    Relative paths start from ``root``; ``runtime`` says where it runs ("device", "url"); the
-    database at ``storage`` keeps what servers answer. Raises ``UserError``
-    when it cannot be made.
+    Raises ``UserError`` when it cannot be made, and when a file that scores depend on has changed.
     """
-    kind = description["type"]
-    if kind == "python":
+    described = definition.evaluator
+    if described.type == "python":
         raise UserError(
-            f"this study is scored by the Python function {description['function']}; continue it from Python by "
+            f"this study is scored by the Python function {described.call}; continue it from Python by "
             "calling search(...) again with the same arguments"
         )
-    if kind == "function":
-        with importable(root):
-            function = user_function(description["call"], root)
-            yield FunctionEvaluator(function)
+    if not definition.root.is_dir():
+        raise UserError(
+            f"study {definition.name!r}: its files were in {definition.root}, which is no folder here; "
+            "name the folder of its study file with --root DIR"
+        )
+    if described.type == "function":
+        with importable(definition.root):
+            yield FunctionEvaluator(user_function(described.call, definition.root))
         return
-    _refuse_changed(description, root)
-    if kind == "server":
-        with server_evaluator(description, space, root, runtime, storage) as evaluator:
+    _refuse_changed(definition)
+    if described.type == "server":
+        with server_evaluator(definition, tasks_of(definition), open_database()) as evaluator:
             yield evaluator
         return
-    yield _local_evaluator(description, space, root, runtime)
+    yield _local_evaluator(definition)
 
 
-def local_evaluator_description(file: StudyFile, root: Path) -> dict[str, Any]:
-    """What a study's definition keeps of a local backend, its tasks and the content of their files."""
-    from mergefront.study.check_local import data_paths, fingerprints
+def tasks_of(definition: StudyDefinition) -> list[Task]:
+    """The study's tasks, objectives or not; none where a function scores."""
+    from mergefront.adapters.tasks.registry import build_task
 
-    assert isinstance(file.backend, LocalBackendSection)
-    models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
-    checkpoints = [str(file.merge.base_model), *models.values()]
-    return {
-        "type": "local",
-        "backend": {"dtype": file.backend.dtype, **_unusual(file.backend)},
-        "seed": file.seed,
-        "tasks": {name: dict(config) for name, config in file.tasks.items()},
-        "content": fingerprints([*checkpoints, *data_paths(file.tasks, root)], root),
-    }
+    described = definition.evaluator
+    return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
 
 
-def _unusual(backend: LocalBackendSection) -> dict[str, Any]:
-    """The local backend's other settings, where they are not the default."""
-    return backend.model_dump(include={"compat", "task_vectors"}, exclude_defaults=True)
+def resolved_here(definition: StudyDefinition) -> StudyDefinition:
+    """The definition of a study that begins on this machine: what "auto" means here is what it means everywhere."""
+    from dataclasses import replace
+
+    described = definition.evaluator
+    if described.type != "local" or described.backend["dtype"] != "auto":
+        return definition
+    from mergefront.adapters.local.backend import resolved_dtype
+
+    assert definition.space.base_model is not None
+    base = definition.root / definition.space.base_model
+    dtype = resolved_dtype(base, definition.runtime.get("device", "auto"))
+    return replace(definition, evaluator=replace(described, backend={**described.backend, "dtype": dtype}))
 
 
-def _refuse_changed(description: Mapping[str, Any], root: Path) -> None:
+def _refuse_changed(definition: StudyDefinition) -> None:
     """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
-    from mergefront.study.check_local import fingerprints
-
-    for path, known in description["content"].items():
-        if not (root / path).exists():
-            raise UserError(f"{root / path}: it is gone, and the study needs it; put it back to continue")
-        if fingerprints([path], root)[path] != known:
+    for path, known in definition.evaluator.content.items():
+        here = definition.root / path
+        if not here.exists():
             raise UserError(
-                f"{root / path}: its content has changed since the study was begun, so new scores could not be "
+                f"{here}: it is gone, and the study needs it; put it back, or name the folder that holds it with --root"
+            )
+        if fingerprints([path], definition.root)[path] != known:
+            raise UserError(
+                f"{here}: its content has changed since the study was begun, so new scores could not be "
                 "compared with the old; put the old content back, or begin a study of another name"
             )
 
 
-def _local_evaluator(
-    description: Mapping[str, Any], space: MergeSpace, root: Path, runtime: Mapping[str, Any]
-) -> Evaluator:
+def _local_evaluator(definition: StudyDefinition) -> Evaluator:
     from mergefront.adapters.evaluator import TaskEvaluator
     from mergefront.adapters.local.backend import LocalBackend
-    from mergefront.adapters.tasks.registry import build_task
 
-    tasks = [build_task(name, config, root, description["seed"]) for name, config in description["tasks"].items()]
+    space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
+    tasks = tasks_of(definition)
     backend = LocalBackend.from_checkpoints(
         root / space.base_model,
         {name: root / path for name, path in space.models.items()},
-        device=runtime.get("device", "auto"),
-        dtype=description["backend"]["dtype"],
-        compat_mergekit=description["backend"].get("compat") == "mergekit",
-        task_vectors=description["backend"].get("task_vectors", "exact"),
+        device=definition.runtime.get("device", "auto"),
+        dtype=settings["dtype"],
+        compat_mergekit=settings.get("compat") == "mergekit",
+        task_vectors=settings.get("task_vectors", "exact"),
     )
     return TaskEvaluator(backend, tasks)
 

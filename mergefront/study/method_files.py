@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mergefront.optimizer.errors import UserError
+from mergefront.study.content import file_hash
 
 
 def load_method_files(files: Iterable[str], root: Path) -> dict[str, str]:
@@ -21,10 +22,9 @@ def load_method_files(files: Iterable[str], root: Path) -> dict[str, str]:
     for file in files:
         path = root / file
         try:
-            content = path.read_bytes()
+            hashes[file] = file_hash(path)
         except OSError as error:
             raise UserError(f"method file {path}: it cannot be read ({error.strerror}); put it there") from None
-        hashes[file] = hashlib.sha256(content).hexdigest()[:16]
         _run(path.resolve(), hashes[file])
     return hashes
 

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.remote.settings import Section, joined_settings, split_settings
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluator
+from mergefront.study.content import data_paths, fingerprints
+from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.study_file import StudyFile
 
+if TYPE_CHECKING:
+    from mergefront.adapters.tasks.task import Task
+    from mergefront.storage.database import Database
 
-def server_description(file: StudyFile, root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+
+def server_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """What a study's definition keeps of a backend over HTTP and its tasks, and what may differ between runs."""
-    from mergefront.study.check_local import data_paths, fingerprints
+    from mergefront.adapters.tasks.registry import resolved_task
 
     assert isinstance(file.backend, Section)
     backend, runtime = split_settings(file.backend)
-    description = {
-        "type": "server",
-        "backend": backend,
-        "seed": file.seed,
-        "tasks": {name: dict(config) for name, config in file.tasks.items()},
-        "content": fingerprints(data_paths(file.tasks, root), root),
-    }
-    return description, runtime
+    tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
+    content = fingerprints(data_paths(file.tasks, root), root)
+    return EvaluatorDefinition("server", backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
 
 
 def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[str], notes: list[str]) -> None:
@@ -42,21 +43,12 @@ def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[
 
 
 @contextmanager
-def server_evaluator(
-    description: Mapping[str, Any], space: MergeSpace, root: Path, runtime: Mapping[str, Any], storage: str | None
-) -> Iterator[Evaluator]:
-    """The evaluator of a backend over HTTP; responses are kept in the database at ``storage``."""
+def server_evaluator(definition: StudyDefinition, tasks: Sequence[Task], database: Database) -> Iterator[Evaluator]:
+    """The evaluator of a backend over HTTP; responses are kept in the database."""
     from mergefront.adapters.remote.registry import make_evaluator, read_settings
-    from mergefront.adapters.tasks.registry import build_task
-    from mergefront.storage.database import Database
     from mergefront.storage.responses import DatabaseResponses
 
-    settings = read_settings(joined_settings(dict(description["backend"]), dict(runtime)))
-    tasks = [build_task(name, config, root, description["seed"]) for name, config in description["tasks"].items()]
-    with ExitStack() as stack:
-        cache = None
-        if storage is not None:
-            database = Database(storage)
-            stack.callback(database.close)
-            cache = DatabaseResponses(database)
-        yield stack.enter_context(make_evaluator(settings, tasks, space, root, cache))
+    settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
+    cache = DatabaseResponses(database)
+    with make_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
+        yield evaluator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -13,9 +13,12 @@ from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.scores.constraints import Constraint, constraints_from, feasible
+from mergefront.optimizer.scores.constraints import Constraint, feasible
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.scores.objectives import Normaliser, Objective, objectives_from
+from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.storage import DEFAULT_STORAGE
+from mergefront.study.continuation import root_of, stored_root
+from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 
 if TYPE_CHECKING:
     import optuna
@@ -27,9 +30,6 @@ if TYPE_CHECKING:
     from mergefront.storage.database import Database
     from mergefront.storage.ledger import StudyLedger
     from mergefront.storage.studies import StudyRecord
-
-
-DEFAULT_STORAGE = "sqlite:///mergefront.db"
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,12 @@ class Failure:
 class Study:
     """A stored study. ``optuna`` is the ``optuna.Study`` underneath."""
 
-    def __init__(self, database: Database, record: StudyRecord) -> None:
+    def __init__(self, database: Database, record: StudyRecord, root: Path | None = None) -> None:
+        """``root`` is the folder of the study's files where that is not the one that the database knows."""
         self.database = database
         self.record = record
+        self._given_root = root
+        self._definition: tuple[StudyRecord, StudyDefinition] | None = None
         self._known: tuple[tuple[int, int], list[Candidate]] | None = None
         self._standings: tuple[tuple[str, ...], dict[str, dict[str, Estimate]]] = ((), {})
 
@@ -94,32 +97,35 @@ class Study:
         return self
 
     @cached_property
-    def space(self) -> MergeSpace:
-        self._know_methods()
-        return MergeSpace.from_json(self.record.definition["space"])
+    def root(self) -> Path:
+        """The folder from which relative paths start."""
+        return root_of(self.record, self.database.url, self._given_root)
 
-    @cached_property
+    @property
+    def definition(self) -> StudyDefinition:
+        """What the study was started with, which it goes on with."""
+        if self._definition is None or self._definition[0] is not self.record:
+            self._definition = (self.record, read_definition(self.record, self.database.url, self.root))
+        return self._definition[1]
+
+    @property
+    def space(self) -> MergeSpace:
+        return self.definition.space
+
+    @property
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives, in the order of Optuna's values."""
-        given = self.record.definition["objectives"]
-        return objectives_from(
-            [
-                Objective(entry["name"], entry["direction"], tuple(entry["range"]) if entry.get("range") else None)
-                for entry in given
-            ]
-        )
+        return self.definition.objectives
 
-    @cached_property
+    @property
     def constraints(self) -> tuple[Constraint, ...]:
         """What a candidate has to satisfy to be on the front."""
-        return constraints_from(self.record.definition["constraints"])
+        return self.definition.constraints
 
-    @cached_property
+    @property
     def racing(self) -> RacingSettings | None:
         """How the search races; None when every candidate answers every item."""
-        from mergefront.optimizer.racing.race import RacingSettings
-
-        return RacingSettings.read(self.record.definition["racing"])
+        return self.definition.racing
 
     @cached_property
     def optuna(self) -> optuna.Study:
@@ -127,32 +133,26 @@ class Study:
 
         from mergefront.optimizer.samplers.registry import make_sampler
 
-        sampler = self.record.definition["sampler"]
+        definition = self.definition
         return optuna.load_study(
             study_name=self.name,
             storage=self.database.optuna_storage,
             sampler=make_sampler(
-                sampler["name"],
-                seed=self.record.definition["seed"],
-                search_space=self.space.distributions(),
-                objectives=self.objectives,
-                options=sampler["options"],
-                rule=self.space.merge_rule,
+                definition.sampler,
+                seed=definition.seed,
+                search_space=definition.space.distributions(),
+                objectives=definition.objectives,
+                options=definition.sampler_options,
+                rule=definition.space.merge_rule,
             ),
         )
-
-    def _know_methods(self) -> None:
-        """Load the merge methods of the user's own, without which recipes cannot be read."""
-        from mergefront.study.method_files import load_known_method_files
-
-        load_known_method_files(self.record.definition.get("method_files", {}), Path(self.record.root))
 
     @cached_property
     def ledger(self) -> StudyLedger:
         from mergefront.storage.ledger import StudyLedger
         from mergefront.versions import versions
 
-        self._know_methods()
+        _ = self.definition  # recipes of merge methods of the user's own cannot be read before these are known
         return StudyLedger(self.database, self.record.study_id, versions())
 
     def candidates(self) -> list[Candidate]:
@@ -445,14 +445,43 @@ class Study:
     def _feasible(candidates: list[Candidate]) -> list[Candidate]:
         return [candidate for candidate in candidates if candidate.feasible]
 
+    def copy(self, target: Database, new_name: str | None = None) -> Study:
+        """Copy the study within its database or to another one; raises ``UserError`` when the name is taken."""
+        from mergefront.storage.transfer import copy
+
+        asks_a_server = EvaluatorDefinition.from_json(self.record.definition["evaluator"]).type == "server"
+        root = stored_root(self.root, target.url)
+        record = copy(self.database, self.name, target, new_name, root=root, with_responses=asks_a_server)
+        return Study(target, record)
+
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.database.url})"
 
 
-def load_study(name: str, *, storage: str = DEFAULT_STORAGE) -> Study:
-    """The stored study of this name; raises ``UserError`` when there is none."""
+def load_study(name: str, *, storage: str = DEFAULT_STORAGE, root: str | Path | None = None) -> Study:
+    """The stored study of this name; raises ``UserError`` when there is none.
+
+    ``root`` is the folder of its files where that is not the one that the database knows.
+    """
     from mergefront.storage.database import Database
     from mergefront.storage.studies import load
 
     database = Database(storage, create=False)
-    return Study(database, load(database, name))
+    return Study(database, load(database, name), None if root is None else Path(root))
+
+
+def read_definition(record: StudyRecord, storage: str, root: Path) -> StudyDefinition:
+    """The typed definition of a stored study; loads the merge methods of the user's own that it names."""
+    from mergefront.study.method_files import load_known_method_files
+
+    stored = record.definition
+    load_known_method_files(stored.get("method_files", {}), root)
+    return StudyDefinition.from_json(
+        stored, name=record.name, storage=storage, root=root, evaluations=record.evaluations
+    )
+
+
+def continued(definition: StudyDefinition, record: StudyRecord) -> StudyDefinition:
+    """The stored definition that ``definition`` goes on with, in its own folder and where it says to run."""
+    stored = read_definition(record, definition.storage, definition.root)
+    return replace(stored, runtime=definition.runtime, stop=definition.stop)

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergefront.adapters.remote.settings import SERVER_SECTIONS, ServerSection
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
-from mergefront.study.yaml_file import read_mapping
+from mergefront.optimizer.yaml_file import read_mapping
+from mergefront.storage import DEFAULT_STORAGE
+from mergefront.study.definition import EvaluatorDefinition
 
 
 class _Section(BaseModel):
@@ -76,7 +78,7 @@ class SearchSection(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     sampler: str = "mm-mo"
-    evaluations: int = Field(default=30, ge=1)
+    evaluations: int | None = Field(default=None, ge=1)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class StudyFile(_Section):
     """A study file, as written."""
 
     study: str = Field(min_length=1, max_length=200)
-    storage: str = "sqlite:///mergefront.db"
+    storage: str = DEFAULT_STORAGE
     seed: int = Field(default=0, ge=0)
     merge: MergeSection
     backend: LocalBackendSection | FunctionBackendSection | ServerSection = Field(
@@ -160,3 +162,39 @@ def _readable(location: tuple[Any, ...]) -> str:
         else:
             words.append(str(part))
     return ".".join(words)
+
+
+def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[str, Any]) -> frozenset[tuple[str, ...]]:
+    """The paths in a definition's JSON whose values are defaults, since the file does not write them.
+
+    ``options`` are the sampler's with every default.
+    """
+    found = set(left_out_of_search(options, file.search.options, file.racing))
+    if "seed" not in file.model_fields_set:
+        found |= {("seed",), ("space", "seed"), ("evaluator", "seed")}
+    if "sampler" not in file.search.model_fields_set:
+        found.add(("sampler", "name"))
+    found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space}
+    backend = ("evaluator", "backend")
+    written_keys = {key for key in file.backend.model_fields_set if getattr(file.backend, key) != "auto"}
+    found |= {(*backend, key) for key in evaluator.backend if key not in written_keys}
+    for name, member in getattr(file.backend, "members", {}).items():
+        described = evaluator.backend["members"][name]
+        found |= {(*backend, "members", name, key) for key in described if key not in member.model_fields_set}
+    for name, task in evaluator.tasks.items():
+        found |= {("evaluator", "tasks", name, key) for key in task if key not in file.tasks[name]}
+    return frozenset(found)
+
+
+def left_out_of_search(
+    options: Mapping[str, Any], written: Mapping[str, Any], racing: bool | Mapping[str, Any]
+) -> frozenset[tuple[str, ...]]:
+    """The paths in a definition's JSON of what was not written of the space's ranges, the sampler and racing."""
+    found: set[tuple[str, ...]] = {("space", "ranges")}
+    if not written:
+        found.add(("sampler", "options"))
+    found |= {("sampler", "options", name) for name in options if name not in written}
+    if racing:
+        raced = racing if isinstance(racing, Mapping) else {}
+        found |= {("racing", key) for key in ("items", "confidence") if key not in raced}
+    return frozenset(found)

@@ -9,7 +9,7 @@ an earlier study that was scored otherwise only the recipes of its front are eva
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from mergefront.study.definition import StudyDefinition
+    from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
     from mergefront.study.stored_study import Study
 
 DONE = "mergefront:warm_start"
@@ -198,7 +198,7 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
             f"warm_start: {origin} has the models {', '.join(other.models)}, this one {', '.join(space.models)}: "
             f"{unknown!r} is in one only {did_you_mean(unknown, space.models)}"
         )
-    new, old = (side.get("content", {}) for side in (definition.evaluator, earlier.record.definition["evaluator"]))
+    new, old = definition.evaluator.content, earlier.definition.evaluator.content
     for name, reference in space.models.items():
         theirs = old.get(other.models[name])
         if reference in new and theirs is not None and new[reference] != theirs:
@@ -210,17 +210,18 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
 
 def _scores_alike(definition: StudyDefinition, earlier: Study) -> bool:
     """Whether the earlier study's scores are what this one's evaluator would give."""
-    return _scoring(definition, definition.evaluator) == _scoring(definition, earlier.record.definition["evaluator"])
+    return definition.scoring == earlier.definition.scoring and _scoring(definition, definition.evaluator) == _scoring(
+        definition, earlier.definition.evaluator
+    )
 
 
-def _scoring(definition: StudyDefinition, evaluator: Mapping[str, Any]) -> dict[str, Any]:
+def _scoring(definition: StudyDefinition, evaluator: EvaluatorDefinition) -> dict[str, Any]:
     """The part of an evaluator's description on which the numbers asked for depend."""
     wanted = {objective.name for objective in definition.objectives} | {c.name for c in definition.constraints}
-    rest = {key: value for key, value in evaluator.items() if key not in ("tasks", "content")}
-    tasks = {name: task for name, task in evaluator.get("tasks", {}).items() if name in wanted}
+    tasks = {name: task for name, task in evaluator.tasks.items() if name in wanted}
     files = {task[key] for task in tasks.values() for key in ("path", "report") if key in task}
-    content = {path: digest for path, digest in evaluator.get("content", {}).items() if path in files}
-    return {**rest, "tasks": tasks, "content": content}
+    content = {path: digest for path, digest in evaluator.content.items() if path in files}
+    return replace(evaluator, tasks=tasks, content=content).to_json()
 
 
 def _reports_all(definition: StudyDefinition, evaluation: Evaluation) -> bool:

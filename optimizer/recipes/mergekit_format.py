@@ -145,12 +145,9 @@ def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
 def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """YAML text or a mapping as a checked mapping; raises ``UserError`` for unknown keys."""
     if isinstance(config, str):
-        import yaml
+        from mergefront.optimizer.yaml_file import load_yaml
 
-        try:
-            config = yaml.safe_load(config)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UserError(f"mergekit configuration: not valid YAML: {error}") from None
+        config = load_yaml(config, "mergekit configuration")
     if not isinstance(config, Mapping):
         raise UserError("mergekit configuration: it must be a mapping with 'merge_method' and 'models'")
     for key in config:

@@ -368,6 +368,7 @@ class MergeSpace:
             "method": [method.name for method in self.methods],
             "base_model": self.base_model,
             "parameters": {name: _rule_to_json(rule) for name, rule in self.given.items()},
+            "ranges": self._ranges(),
             "granularity": self.granularity,
             "split": list(self.grouping.split),
             "layers": self.grouping.layers,
@@ -376,9 +377,16 @@ class MergeSpace:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MergeSpace:
-        """Read what ``to_json`` wrote."""
+        """Read what ``to_json`` wrote; "ranges" decide where a method's own ranges are others by now."""
         rest = dict(content)
-        return cls(rest.pop("models"), **rest)
+        models, ranges = rest.pop("models"), rest.pop("ranges", None)
+        made = cls(models, **rest)
+        return made if ranges in (None, made._ranges()) else cls(models, **{**rest, "parameters": ranges})
+
+    def _ranges(self) -> dict[str, Any]:
+        """Every coefficient of the space, searched or fixed, as a study file writes it."""
+        known = {**self.searched, **self.fixed}
+        return {name: _rule_to_json(rule) for name, rule in known.items() if name != METHOD}
 
 
 def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMethod]:

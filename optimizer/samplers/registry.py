@@ -112,6 +112,11 @@ def check_sampler(
     return problems
 
 
+def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's options with the default of every one that is left out."""
+    return dict(options)
+
+
 def make_sampler(
     name: str,
     *,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -36,6 +35,7 @@ from mergefront.optimizer.search.attributes import (
     expected_improvement,
     write_violations,
 )
+from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
 from mergefront.optimizer.search.restated_trials import restated
 from mergefront.optimizer.search.stopping import NEVER, STOPPED, Stop, StopRule, StopWatch
 
@@ -52,85 +52,6 @@ PATIENCE_SECONDS = 1.0
 """How often a worker that has nothing to do looks whether another one has died."""
 CONSECUTIVE_FAILURES = 5
 """That many failed evaluations in a row stop the search: they have a common cause worth mending."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A slot of the budget that this process works on.
-
-    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it;
-    ``fresh`` says that nobody worked on it before.
-    """
-
-    slot: int
-    trial_number: int | None
-    deaths: int = 0
-    fresh: bool = False
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a recipe could not be scored; failures of one ``kind`` have the same cause."""
-
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}"
-
-
-class Ledger(Protocol):
-    """Where claims and evaluations are kept; implemented by ``mergefront.storage``."""
-
-    def claim(self, budget: int) -> Claim | None:
-        """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
-
-    def forgive(self) -> None:
-        """Forget how often workers died on abandoned slots: somebody asked to go on."""
-
-    def others_at_work(self) -> bool:
-        """Whether another live process works on a slot of this study."""
-
-    def bind(
-        self,
-        claim: Claim,
-        trial: FrozenTrial,
-        params: Mapping[str, Any],
-        distributions: Mapping[str, BaseDistribution],
-        attributes: Mapping[str, Any],
-    ) -> None:
-        """Note which trial fills a claimed slot; write its parameters and user attributes, all or nothing."""
-
-    def finish(
-        self,
-        claim: Claim,
-        trial: FrozenTrial,
-        recipe: Recipe,
-        outcome: Evaluation | Failure,
-        values: Sequence[float] | None,
-        attributes: Mapping[str, Any],
-        keep: bool,
-    ) -> None:
-        """Keep the outcome (unless ``keep`` is False: it was kept before), tell the trial and close the claim.
-
-        All or nothing. ``values`` are the objectives' scores, None for a failure; ``attributes`` are
-        further user attributes of the trial.
-        """
-
-    def close(self, claim: Claim) -> None:
-        """Close the claim of a trial that was told already."""
-
-    def release(self, claim: Claim) -> None:
-        """Give an unfinished slot back, so that a later run takes it over at once."""
-
-    def keep_alive(self, claim: Claim) -> AbstractContextManager[None]:
-        """While entered, others see that this process is at work on the slot."""
-
-    def find(self, recipe: Recipe) -> Evaluation | None:
-        """The evaluation of an identical recipe, or None."""
-
-    def evaluations(self, *, items: bool = False) -> dict[str, Evaluation]:
-        """Every finished evaluation by its recipe's digest, in the order in which they finished; items if asked."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +136,14 @@ def run_search(
     study: optuna.Study,
     ledger: Ledger,
     evaluator: Evaluator,
-    observe: Callable[[TrialOutcome], None] = lambda outcome: None,
-    before: Callable[[int, str | None], None] = lambda number, anchor: None,
+    on_trial_end: Callable[[TrialOutcome], None] = lambda outcome: None,
+    on_trial_start: Callable[[int, str | None], None] = lambda number, anchor: None,
     should_stop: Callable[[], bool] = lambda: False,
     wait_for_others: bool = False,
 ) -> Stop:
     """Fill the budget, or as much of it as the plan's rule lets; returns why the call ended.
 
-    ``before(trial number, anchor name)`` is called when an evaluation starts and ``observe`` when
+    ``on_trial_start(trial number, anchor name)`` is called when an evaluation starts and ``on_trial_end`` when
     a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
     lasts until every trial is finished, so that it can take over from workers that die.
     Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
@@ -245,14 +166,14 @@ def run_search(
         told = False
         try:
             with ledger.keep_alive(claim):
-                outcome = _fill(plan, study, ledger, evaluator, claim, before)
+                outcome = _fill(plan, study, ledger, evaluator, claim, on_trial_start)
             told = True
         finally:
             if not told:
                 ledger.release(claim)
         if plan.stop.improvement is not None:
             watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
-        observe(outcome)
+        on_trial_end(outcome)
         if outcome.failure is None:
             failures.row.clear()
         else:
@@ -267,10 +188,10 @@ def _fill(
     ledger: Ledger,
     evaluator: Evaluator,
     claim: Claim,
-    before: Callable[[int, str | None], None],
+    on_trial_start: Callable[[int, str | None], None],
 ) -> TrialOutcome:
     proposal = propose(plan, study, ledger, claim)
-    before(proposal.number, proposal.anchor)
+    on_trial_start(proposal.number, proposal.anchor)
     known = ledger.find(proposal.recipe)
     if known is not None:
         return complete(plan, study, ledger, proposal, known, reused=True)
@@ -315,6 +236,23 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
     return Proposal(claim, frozen, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+
+
+def proposal_of(plan: SearchPlan, study: optuna.Study, claim: Claim) -> Proposal:
+    """The proposal that a claimed trial is, from what is stored of it; nothing is sampled."""
+    trial = study.get_trials(deepcopy=False)[claim.trial_number] if claim.trial_number is not None else None
+    assert trial is not None, "only a claim with a trial is a proposal"
+    anchor = _anchor_of(plan, study, trial)
+    recipe = anchor.recipe if anchor is not None else plan.space.recipe(trial.params)
+    return Proposal(claim, trial, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+
+
+def _anchor_of(plan: SearchPlan, study: optuna.Study, trial: FrozenTrial) -> Anchor | None:
+    """The anchor or warm start's recipe that a trial evaluates, or None."""
+    seed = trial.user_attrs.get(SEED)
+    if seed is not None:
+        return next(known for known in plan.seeds if known.name == seed)
+    return _anchor_named(plan, study, trial.user_attrs.get(ANCHOR))
 
 
 def _seen_by_the_sampler(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> optuna.Study:
@@ -405,9 +343,7 @@ def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[in
     """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
     found = _trial_of(study, claim)
     if found is not None:
-        if SEED in found.user_attrs:
-            return found._trial_id, next(seed for seed in plan.seeds if seed.name == found.user_attrs[SEED])
-        return found._trial_id, _anchor_named(plan, study, found.user_attrs.get(ANCHOR))
+        return found._trial_id, _anchor_of(plan, study, found)
     anchor = _anchor_for(plan, study, claim.slot)
     attributes: dict[str, Any] = {SLOT: claim.slot}
     params: Mapping[str, Any] = {}

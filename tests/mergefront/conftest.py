@@ -72,7 +72,7 @@ def studies_folder(tmp_path_factory: pytest.TempPathFactory, write_study: WriteS
         ("skills", "[maths, french]"),
         ("three", "[maths, french, {name: delta_l1, direction: minimize}]"),
     ):
-        mf.search(write_study(folder, name, objectives))
+        mf.run(write_study(folder, name, objectives))
     return folder
 
 

@@ -75,7 +75,7 @@ def test_a_search_outlasts_the_renaming_of_its_study(database_url: str) -> None:
         evaluations=8,
         storage=database_url,
         name="small",
-        observe=rename_it,
+        on_trial_end=rename_it,
     )
     assert (ended.name, ended.finished_count()) == ("renamed", 8)
 

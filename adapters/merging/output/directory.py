@@ -22,6 +22,7 @@ from mergefront.adapters.merging.output.mergekit_config import (
 )
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import before_layers, layer_of, with_layer
+from mergefront.optimizer.yaml_file import read_mapping
 
 if TYPE_CHECKING:
     import torch
@@ -62,20 +63,10 @@ def merge_to_directory(
 
 
 def _content(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
-    import yaml
-
     if isinstance(config, Mapping):
         return config, Path()
     path = Path(config)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: a merge configuration must be a mapping with 'merge_method' and 'models'")
-    return content, path.parent
+    return read_mapping(path, "merge configuration", "merge_method and models"), path.parent
 
 
 def _yaml(content: Mapping[str, Any]) -> str:

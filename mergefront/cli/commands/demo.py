@@ -21,13 +21,12 @@ def run_demo(session: Session, directory: Path, seed: int) -> None:
     """Build the example in ``directory``, search it, score the front on report items, show and keep the results."""
     from mergefront.demo import write_demo
     from mergefront.demo.threads import one_thread
-    from mergefront.study.check import check_study
+    from mergefront.running.run import Launcher
 
     say(f"A tiny base model, experts trained from it, and a search over their merges, in {directory}.")
     with one_thread():
         study_file = write_demo(directory, seed=seed, progress=say)
-        definition = check_study(study_file).definition_or_raise()
-        study = search_file(session, definition, study_file, definition.evaluations)
+        study = search_file(session, study_file, None, Launcher())
         score_report(study)
     written = _write_results(study, directory)
     finish(study)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mergefront.cli.boundary import terminable
-from mergefront.cli.options import evaluations_option, json_option, launcher_options, print_json, storage_option
-from mergefront.cli.searching import finish, quiet_libraries, score_report, search_file
+from mergefront.cli.options import (
+    evaluations_option,
+    json_option,
+    launcher_options,
+    print_json,
+    root_option,
+    storage_option,
+)
+from mergefront.cli.searching import finish, quiet_libraries, score_report, search_file, show_search
 from mergefront.cli.session import Session
-
-if TYPE_CHECKING:
-    pass
 
 STUDY_FILE = click.Path(path_type=Path)
 
@@ -68,25 +71,28 @@ def run(session: Session, study_file: Path, evaluations: int | None, launcher: s
       mergefront run study.yaml --evaluations 60     (more budget for a study that is done)
       mergefront run study.yaml --launcher ray --workers 8
     """
-    from mergefront.running.run import check_launcher
-    from mergefront.study.check import check_study
+    from mergefront.running.run import Launcher
 
     with terminable(), quiet_libraries():
-        definition = check_study(study_file).definition_or_raise()
-        budget = definition.evaluations if evaluations is None else evaluations
-        check_launcher(launcher, workers)
-        study = search_file(session, definition, study_file, budget, launcher, workers)
+        study = search_file(session, study_file, evaluations, Launcher(launcher, workers))
     finish(study)
 
 
 @click.command(short_help="Continue a stored study; needs only its name.")
 @click.argument("name")
 @storage_option
+@root_option
 @evaluations_option
 @launcher_options
 @click.pass_obj
 def resume(
-    session: Session, name: str, storage: str, evaluations: int | None, launcher: str | None, workers: int | None
+    session: Session,
+    name: str,
+    storage: str,
+    root: Path | None,
+    evaluations: int | None,
+    launcher: str | None,
+    workers: int | None,
 ) -> None:
     """Continue study NAME up to its budget, or up to --evaluations.
 
@@ -95,29 +101,22 @@ def resume(
       mergefront resume skills
       mergefront resume skills --evaluations 60 --storage sqlite:///examples/smollm/mergefront.db
     """
-    from mergefront.cli.progress import search_progress
-    from mergefront.running import run as running
+    from mergefront.running.run import Launcher, ready_to_resume
     from mergefront.study.stored_study import load_study
 
     with terminable(), quiet_libraries():
-        running.check_launcher(launcher, workers)
-        known = load_study(name, storage=storage)
-        budget = known.record.evaluations if evaluations is None else evaluations
-        with search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before):
-            study = running.resume(
-                known,
-                evaluations=evaluations,
-                launcher=launcher,
-                workers=workers,
-                observe=observe,
-                before=before,
-            )
+        where = Launcher(launcher, workers)
+        study = load_study(name, storage=storage, root=root)
+        with ready_to_resume(study, evaluations=evaluations, launcher=where) as ready:
+            if ready is not None:
+                study = show_search(session, ready)
     finish(study)
 
 
 @click.command(short_help="Score the front and the anchors on items that the search never saw.")
 @click.argument("name")
 @storage_option
+@root_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -125,7 +124,7 @@ def resume(
     help="Also write everything as one self-contained HTML page.",
 )
 @click.pass_obj
-def report(session: Session, name: str, storage: str, out: Path | None) -> None:
+def report(session: Session, name: str, storage: str, root: Path | None, out: Path | None) -> None:
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
 
     The report items are those that the tasks keep apart (report, report_fraction). What is scored
@@ -142,8 +141,8 @@ def report(session: Session, name: str, storage: str, out: Path | None) -> None:
     from mergefront.study.stored_study import load_study
 
     with terminable(), quiet_libraries():
-        study = load_study(name, storage=storage)
-        if out is None or study.record.definition["evaluator"]["type"] in ("local", "server"):
+        study = load_study(name, storage=storage, root=root)
+        if out is None or study.definition.evaluator.asks_models:
             score_report(study)
         if out is not None:
             write_report(study, out)

@@ -46,7 +46,7 @@ def studies(storage: str, as_json: bool) -> None:
             f"{study.finished_count()}/{study.record.evaluations}",
             ", ".join(heading(objective) for objective in study.objectives),
             ", ".join(method.name for method in study.space.methods),
-            str(study.record.definition["sampler"]["name"]),
+            study.definition.sampler,
             number(study.hypervolume()),
             f"{study.record.created_at:%Y-%m-%d %H:%M}",
         ]
@@ -217,7 +217,7 @@ def _study_row(study: Study) -> dict[str, Any]:
         "budget": study.record.evaluations,
         "objectives": [{"name": objective.name, "direction": objective.direction} for objective in study.objectives],
         "methods": [method.name for method in study.space.methods],
-        "sampler": study.record.definition["sampler"]["name"],
+        "sampler": study.definition.sampler,
         "hypervolume": study.hypervolume(),
         "created": f"{study.record.created_at.isoformat(timespec='seconds')}Z",
     }

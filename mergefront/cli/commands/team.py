@@ -6,20 +6,22 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import click
 
-from mergefront.cli.options import json_option, print_json, storage_option
+from mergefront.cli.options import json_option, print_json, root_option, storage_option
 from mergefront.cli.session import Session, shown_storage
 
 
 @click.command(short_help="One more process on a stored study, here or on another machine.")
 @click.argument("name")
 @storage_option
+@root_option
 @click.option("--device", metavar="DEVICE", help="Where this worker merges and scores, such as cuda:1.")
 @click.pass_obj
-def worker(session: Session, name: str, storage: str, device: str | None) -> None:
+def worker(session: Session, name: str, storage: str, root: Path | None, device: str | None) -> None:
     """Work on study NAME until its budget is spent; any number of workers share it and never overshoot it.
 
     What a worker leaves unfinished when it dies is taken over by another. SIGTERM drains: the evaluation under
@@ -31,16 +33,21 @@ def worker(session: Session, name: str, storage: str, device: str | None) -> Non
     """
     from mergefront.cli.progress import search_progress
     from mergefront.running.worker import work
+    from mergefront.study.rules import changes_since
     from mergefront.study.stored_study import load_study
 
-    known = load_study(name, storage=storage)
-    budget = known.record.evaluations
-    with (
-        draining(session) as should_stop,
-        search_progress(session, name, known.database.url, known.objectives, budget, known) as (observe, before),
-    ):
-        study = work(known, device=device, observe=observe, before=before, should_stop=should_stop)
-    session.say(f"{study.finished_count()} of {budget} evaluations are finished.")
+    study = load_study(name, storage=storage, root=root)
+    for note in changes_since(name, study.record.definition):
+        session.say(note)
+    with draining(session) as should_stop, search_progress(session, study) as (on_trial_end, on_trial_start):
+        study = work(
+            study,
+            device=device,
+            on_trial_end=on_trial_end,
+            on_trial_start=on_trial_start,
+            should_stop=should_stop,
+        )
+    session.say(f"{study.finished_count()} of {study.record.evaluations} evaluations are finished.")
 
 
 @contextmanager
@@ -195,13 +202,13 @@ def copy(name: str, new_name: str | None, to: str | None, storage: str) -> None:
       mergefront copy skills --storage skills.db --to postgresql+psycopg://me@db/merges
     """
     from mergefront.storage.database import Database
-    from mergefront.storage.transfer import copy as copy_study
+    from mergefront.study.stored_study import load_study
 
     if to is None and new_name is None:
         raise click.UsageError("give the copy a name, or another database with --to")
-    source = Database(storage, create=False)
-    target = source if to is None else Database(to)
-    made = copy_study(source, name, target, new_name)
+    study = load_study(name, storage=storage)
+    target = study.database if to is None else Database(to)
+    made = study.copy(target, new_name)
     # Closed, an SQLite database is one file again, fit to be sent around.
     target.close()
     click.echo(f"Study {made.name} is now in {shown_storage(target.url)}.", err=True)

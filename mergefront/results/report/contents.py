@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergefront.optimizer.errors import UserError
@@ -12,11 +11,12 @@ from mergefront.optimizer.scores.evaluation import RACED
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results.importance import importances
 from mergefront.results.verdict import Verdict, evaluations_on, verdict
+from mergefront.study.evaluators import tasks_of
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.registry import Task
     from mergefront.optimizer.scores.evaluation import Evaluation
-    from mergefront.study.stored_study import Candidate, Study
+from mergefront.study.stored_study import Candidate, Study
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def contents(study: Study) -> Contents:
         rows = evaluations_on(study, "report", anchors)
         split = "report" if rows else "search"
         rows = rows or evaluations_on(study, "search", anchors)
-    tasks = _tasks(study)
+    tasks = tasks_of(study.definition)
     return Contents(
         study,
         front,
@@ -83,15 +83,6 @@ def contents(study: Study) -> Contents:
         _cost(study, candidates),
         _warnings(study, split, tasks),
     )
-
-
-def _tasks(study: Study) -> list[Task]:
-    """The study's tasks, objectives or not; none where a function scores."""
-    from mergefront.adapters.tasks.registry import build_task
-
-    described = study.record.definition["evaluator"]
-    root = Path(study.record.root)
-    return [build_task(name, config, root, described["seed"]) for name, config in described.get("tasks", {}).items()]
 
 
 def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
@@ -125,7 +116,7 @@ def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
 def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:
     said = []
     if split != "report":
-        remedy = "run `mergefront report` first" if "tasks" in study.record.definition["evaluator"] else ""
+        remedy = "run `mergefront report` first" if study.definition.evaluator.asks_models else ""
         said.append(
             "The scores below are those that the search optimised on: the best of many trials looks better than it "
             f"is{f' ({remedy})' if remedy else ''}."

@@ -312,7 +312,7 @@ def _recipes(shown: Contents) -> str:
     parts = []
     space = shown.study.space
     for candidate in shown.front:
-        references = export_references(candidate.recipe, space.base_model, Path(shown.study.record.root))
+        references = export_references(candidate.recipe, space.base_model, shown.study.root)
         config = yaml_text(candidate.recipe.to_mergekit(references))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
         parts.append(

@@ -97,7 +97,7 @@ def anchors_of(method: str) -> int:
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_the_name_alone_runs_and_exports(workspace: Path, tmp_path: Path, method: str) -> None:
     budget = anchors_of(method) + 2
-    study = mf.search(write_study(workspace, tmp_path, method, budget))
+    study = mf.run(write_study(workspace, tmp_path, method, budget))
     assert study.failures() == []
     tried = [candidate for candidate in study.candidates() if candidate.anchor is None]
     assert study.finished_count() == budget and {candidate.recipe.method for candidate in tried} == {method}
@@ -112,7 +112,7 @@ def test_the_name_alone_runs_and_exports(workspace: Path, tmp_path: Path, method
 
 @pytest.mark.parametrize("method", ["model_stock", "karcher", "slerp", "metrics_weighted", "lora_svd"])
 def test_the_default_sampler_searches_what_these_methods_take(workspace: Path, tmp_path: Path, method: str) -> None:
-    study = mf.search(write_study(workspace, tmp_path, method, anchors_of(method) + 2, sampler="mm-mo"))
+    study = mf.run(write_study(workspace, tmp_path, method, anchors_of(method) + 2, sampler="mm-mo"))
     assert study.failures() == [] and study.finished_count() == anchors_of(method) + 2
 
 
@@ -128,7 +128,7 @@ def test_a_wrong_number_of_models_is_said_before_anything_is_run(
     lines = [f"  models: {json.dumps(listed)}" if "models:" in line else line for line in path.read_text().splitlines()]
     path.write_text("\n".join(lines))
     with pytest.raises(StudyFileError, match=named):
-        mf.search(path)
+        mf.run(path)
     assert not (tmp_path / "mergefront.db").exists()
 
 
@@ -136,15 +136,15 @@ def test_a_lora_method_names_the_expert_that_is_no_lora(workspace: Path, tmp_pat
     path = write_study(workspace, tmp_path, "lora_cat", 8)
     path.write_text(path.read_text().replace('"lora_two": "lora_two"', '"second": "second"'))
     with pytest.raises(StudyFileError, match=r"merge.models.second: lora_cat merges LoRAs"):
-        mf.search(path)
+        mf.run(path)
 
 
 def test_blocks_by_importance_are_read_off_the_weights(workspace: Path, tmp_path: Path) -> None:
     space = {"weight": [0, 1], "granularity": {"blocks": 2, "boundaries": "importance"}}
-    study = mf.search(write_study(workspace, tmp_path, "ties", 6, space=space))
+    study = mf.run(write_study(workspace, tmp_path, "ties", 6, space=space))
     assert study.space.grouping.starts == (0, 1)
     assert "weight[first, block 1]" in study.space.searched
-    assert len(mf.search(tmp_path / "study.yaml", evaluations=7).candidates()) == 7  # the same study, continued
+    assert len(mf.run(tmp_path / "study.yaml", evaluations=7).candidates()) == 7  # the same study, continued
 
 
 def test_loras_are_weighted_by_layer_and_switched_by_module(workspace: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_loras_are_weighted_by_layer_and_switched_by_module(workspace: Path, tmp
         "granularity": {"blocks": 2},
         "split": ["self_attn"],
     }
-    study = mf.search(write_study(workspace, tmp_path, "lora_cat", 8, space=space))
+    study = mf.run(write_study(workspace, tmp_path, "lora_cat", 8, space=space))
     assert study.failures() == []
     assert {"weight[lora_one, self_attn, block 1]", "active[lora_two, self_attn, block 0]"} <= set(study.space.searched)
     export_candidate(study, study.candidates()[-1], tmp_path / "out")
@@ -162,7 +162,7 @@ def test_loras_are_weighted_by_layer_and_switched_by_module(workspace: Path, tmp
 
 @pytest.mark.parametrize("method", ["lora_cat", "lora_svd"])
 def test_a_merge_of_loras_is_exported_as_one_lora(workspace: Path, tmp_path: Path, method: str) -> None:
-    study = mf.search(write_study(workspace, tmp_path, method, 7))
+    study = mf.run(write_study(workspace, tmp_path, method, 7))
     chosen = study.candidates()[-1]
     out = export_candidate(study, chosen, tmp_path / "out", as_lora=True)
     assert (out / "adapter_config.json").exists() and not (out / "model.safetensors").exists()
@@ -192,7 +192,7 @@ def merge(tensors, base, *, weight: tuple[float, ...], pull: Annotated[float, Ra
 def test_a_method_of_the_users_own_runs_from_its_file(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(METHOD_FILE.format(name="part_way"))
     path = write_study(workspace, tmp_path, "part_way", 7, method_files=["own.py"])
-    study = mf.search(path)
+    study = mf.run(path)
     assert study.failures() == [] and {c.recipe.method for c in study.candidates() if c.anchor is None} == {"part_way"}
     export_candidate(study, study.candidates()[-1], tmp_path / "out")
     METHODS._methods.pop("part_way")
@@ -217,14 +217,14 @@ def test_a_method_file_that_cannot_be_used_is_a_problem_of_the_study_file(
         (tmp_path / "own.py").write_text(content)
     path = write_study(workspace, tmp_path, "ties", 7, method_files=["own.py"])
     with pytest.raises(StudyFileError, match=rf"merge.method_files.*own.py.*{named}|merge.method_files.*{named}"):
-        mf.search(path)
+        mf.run(path)
 
 
 @pytest.mark.parametrize("setting", ["compat: mergekit", "task_vectors: int8", "task_vectors: 4"])
 def test_the_backends_arithmetic_is_a_line_of_the_study_file(workspace: Path, tmp_path: Path, setting: str) -> None:
     path = write_study(workspace, tmp_path, "ties", 6)
     path.write_text(path.read_text() + f"backend: {{type: local, {setting}}}\n")
-    study = mf.search(path)
+    study = mf.run(path)
     assert study.failures() == [] and len(study.candidates()) == 6
     key, value = setting.split(": ")
     assert str(study.record.definition["evaluator"]["backend"][key]) == value

@@ -44,7 +44,7 @@ def test_a_json_log_is_one_object_a_line_with_every_trial(tmp_path: Path, write_
 
 
 def test_a_workers_json_log_holds_nothing_else(tmp_path: Path, write_study: object) -> None:
-    study = mf.search(write_study(tmp_path, "logged", evaluations=7))  # type: ignore[operator]
+    study = mf.run(write_study(tmp_path, "logged", evaluations=7))  # type: ignore[operator]
     from mergefront.storage.studies import set_evaluations
 
     set_evaluations(study.database, study.record.study_id, 9)
@@ -61,7 +61,7 @@ def test_an_error_is_a_json_object_too(tmp_path: Path) -> None:
 
 
 def test_status_tells_workers_speed_and_failures(tmp_path: Path, write_study: object) -> None:
-    storage = mf.search(write_study(tmp_path, "skills")).database.url  # type: ignore[operator]
+    storage = mf.run(write_study(tmp_path, "skills")).database.url  # type: ignore[operator]
     facts = json.loads(call("status", "skills", "--json", "--storage", storage).stdout)
     assert facts["per_hour"] > 0 and facts["seconds_left"] == 0 and facts["workers"] == []
     asked = mf.load_study("skills", storage=storage)

@@ -33,7 +33,7 @@ def storage(tmp_path: Path) -> str:
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study))
-    made = mf.search(path)
+    made = mf.run(path)
     from mergefront.storage.studies import set_evaluations
 
     set_evaluations(made.database, made.record.study_id, 8)

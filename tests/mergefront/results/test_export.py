@@ -50,14 +50,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
     (root / "models" / "base" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
     (root / "export_scoring.py").write_text(FUNCTION)
     (root / "study.yaml").write_text(STUDY)
-    return mf.search(root / "study.yaml")
+    return mf.run(root / "study.yaml")
 
 
 def test_exported_weights_are_the_evaluated_merge_random_masks_included(study: mf.Study, tmp_path: Path) -> None:
     candidate = study.candidates()[-1]
     assert candidate.recipe.method == "dare_ties" and candidate.anchor is None
     out = export_candidate(study, candidate, tmp_path / "merged")
-    root = Path(study.record.root)
+    root = study.root
     engine = MergeEngine(
         str(root / "models/base"), {name: str(root / path) for name, path in candidate.recipe.models.items()}
     )
@@ -102,7 +102,7 @@ def test_a_folder_in_use_is_left_alone(study: mf.Study, tmp_path: Path) -> None:
 
 
 def test_a_failed_export_leaves_nothing_behind(study: mf.Study, tmp_path: Path) -> None:
-    weights = Path(study.record.root) / "models/some-folder/model.safetensors"
+    weights = study.root / "models/some-folder/model.safetensors"
     content = weights.read_bytes()
     try:
         weights.write_bytes(content[:40])
@@ -123,7 +123,7 @@ def test_models_known_by_name_only_have_no_weights_to_export(storage: str, tmp_p
 def test_merge_reads_paths_from_the_current_folder_or_the_files_own(
     study: mf.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = Path(study.record.root)
+    root = study.root
     config = root / "linear.yaml"
     entries = [{"model": f"models/{name}", "parameters": {"weight": 0.5}} for name in ("some-folder", "other-folder")]
     config.write_text(yaml.safe_dump({"merge_method": "linear", "models": entries}))

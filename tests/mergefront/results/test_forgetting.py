@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from html import unescape
-from pathlib import Path
 
 import pytest
 import yaml
@@ -59,7 +58,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return mf.search(path)
+    return mf.run(path)
 
 
 def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study) -> None:
@@ -97,11 +96,11 @@ def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study
 
 def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study: mf.Study) -> None:
     """Who found nothing would otherwise read the search items' scores, and not that nothing was found."""
-    folder = Path(study.record.root)
+    folder = study.root
     content = yaml.safe_load((folder / "study.yaml").read_text()) | {"study": "nothing", "objectives": ["delta_l1"]}
     path = folder / "nothing.yaml"
     path.write_text(yaml.safe_dump(content))
-    nothing = mf.search(path)
+    nothing = mf.run(path)
     assert contents(nothing).split == "search"
     assert report(nothing) == len(nothing.anchors()) > 3
     shown = contents(nothing)

@@ -31,7 +31,7 @@ def url(tmp_path: Path) -> str:
     (tmp_path / "ask_tell_scorer.py").write_text(SCORER)
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.replace("evaluations: 8", "evaluations: 1"))
-    study = mf.search(path)
+    study = mf.run(path)
     from mergefront.storage.studies import set_evaluations
 
     set_evaluations(study.database, study.record.study_id, 8)
@@ -101,7 +101,7 @@ def test_workers_share_the_budget_and_never_overshoot_it(url: str) -> None:
     finished: list[int] = []
     threads = [
         threading.Thread(
-            target=lambda: work("skills", storage=url, observe=lambda outcome: finished.append(outcome.slot))
+            target=lambda: work("skills", storage=url, on_trial_end=lambda outcome: finished.append(outcome.slot))
         )
         for _ in range(3)
     ]
@@ -117,7 +117,7 @@ def test_a_worker_drains_when_it_is_asked_to_stop(url: str) -> None:
     work(
         "skills",
         storage=url,
-        observe=lambda outcome: finished.append(outcome.slot),
+        on_trial_end=lambda outcome: finished.append(outcome.slot),
         should_stop=lambda: len(finished) > 1,
     )
     assert finished == [1, 2]

@@ -17,9 +17,6 @@ import mergefront as mf
 from mergefront.running.ray_launcher import reachable_url, share
 from mergefront.storage.schema import claims
 
-LOCAL = {"evaluator": {"type": "local"}, "runtime": {"device": "auto"}}
-ON_SERVERS = {"evaluator": {"type": "server"}, "runtime": {}}
-
 
 def search(folder: Path, evaluate: Any, **options: Any) -> mf.Study:
     return mf.search(
@@ -57,7 +54,9 @@ def test_workers_share_a_budget_and_a_killed_one_loses_nothing(ray: ModuleType, 
         return float(recipe.params["weight[a]"])
 
     told: list[int] = []
-    study = search(tmp_path, evaluate, workers=2, evaluations=12, observe=lambda outcome: told.append(outcome.number))
+    study = search(
+        tmp_path, evaluate, workers=2, evaluations=12, on_trial_end=lambda outcome: told.append(outcome.number)
+    )
     assert died.exists()
     trials = study.optuna.get_trials(deepcopy=False)
     assert [(trial.number, trial.state.name) for trial in trials] == [(number, "COMPLETE") for number in range(12)]
@@ -87,20 +86,20 @@ def test_without_ray_one_message_and_nothing_written(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("definition", "resources", "workers", "expected"),
+    ("takes_gpus", "resources", "workers", "expected"),
     [
-        (LOCAL, {"CPU": 64.0, "GPU": 4.0}, None, (4, 1)),
-        (LOCAL, {"CPU": 64.0, "GPU": 4.0}, 2, (2, 1)),
-        (LOCAL, {"CPU": 6.0}, None, (6, 0)),
-        (LOCAL, {"CPU": 600.0}, None, (30, 0)),
-        ({**LOCAL, "runtime": {"device": "cpu"}}, {"CPU": 6.0, "GPU": 4.0}, None, (6, 0)),
-        (ON_SERVERS, {"CPU": 6.0, "GPU": 4.0}, None, (6, 0)),
+        (True, {"CPU": 64.0, "GPU": 4.0}, None, (4, 1)),
+        (True, {"CPU": 64.0, "GPU": 4.0}, 2, (2, 1)),
+        (True, {"CPU": 6.0}, None, (6, 0)),
+        (True, {"CPU": 600.0}, None, (30, 0)),
+        (False, {"CPU": 6.0, "GPU": 4.0}, None, (6, 0)),
+        (False, {"CPU": 6.0, "GPU": 4.0}, None, (6, 0)),
     ],
 )
 def test_a_worker_has_a_gpu_of_its_own_where_there_are_some(
-    definition: dict[str, Any], resources: dict[str, float], workers: int | None, expected: tuple[int, int]
+    takes_gpus: bool, resources: dict[str, float], workers: int | None, expected: tuple[int, int]
 ) -> None:
-    count, needs = share(resources, definition, workers, most=30)
+    count, needs = share(resources, takes_gpus, workers, most=30)
     assert (count, needs["num_gpus"]) == expected
 
 
@@ -123,4 +122,4 @@ def test_an_sqlite_file_is_refused_to_several_machines(tmp_path: Path, monkeypat
 )
 def test_a_wrong_launcher_is_refused(options: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(mf.UserError, match=problem):
-        mf.search(tmp_path / "study.yaml", **{"launcher": "ray", **options})
+        mf.run(tmp_path / "study.yaml", **{"launcher": "ray", **options})

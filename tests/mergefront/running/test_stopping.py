@@ -47,7 +47,7 @@ def test_a_search_stops_when_little_is_to_be_gained_and_goes_on_when_resumed(tmp
 
 
 def test_no_time_means_no_evaluation(tmp_path: Path, write_study) -> None:
-    study = mf.search(with_stop(write_study(tmp_path), "{hours: 0}"))
+    study = mf.run(with_stop(write_study(tmp_path), "{hours: 0}"))
     assert study.finished_count() == 0 and study.stopped is not None and study.stopped.cause == "time"
 
 
@@ -63,4 +63,4 @@ def test_a_rule_that_could_never_hold_is_a_problem_of_the_file(
     tmp_path: Path, write_study, stop: str, sampler: str, problem: str
 ) -> None:
     with pytest.raises(StudyFileError, match=problem):
-        mf.search(with_stop(write_study(tmp_path), stop, sampler))
+        mf.run(with_stop(write_study(tmp_path), stop, sampler))

@@ -35,7 +35,7 @@ def test_a_sound_study_has_no_problems_and_runs(tmp_path: Path) -> None:
     report = check_study(path)
     assert report.problems == []
     assert not (tmp_path / "mergefront.db").exists(), "check writes nothing"
-    study = mf.search(path)
+    study = mf.run(path)
     assert study.finished_count() == 8
     assert (tmp_path / "mergefront.db").exists(), "paths are relative to the study file"
 
@@ -52,7 +52,7 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
 """,
     )
     with pytest.raises(StudyFileError) as raised:
-        mf.search(path)
+        mf.run(path)
     message = str(raised.value)
     for words in (
         "'tiez'",
@@ -121,18 +121,18 @@ def test_a_missing_study_file(tmp_path: Path) -> None:
 
 def test_a_stored_study_of_another_definition_is_a_problem_before_the_run(tmp_path: Path) -> None:
     path = study_in(tmp_path)
-    mf.search(path)
+    mf.run(path)
     path.write_text(GOOD.replace("weight: [0, 1]", "weight: [0, 0.5]"))
     text = "\n".join(check_study(path).problems)
     assert "space.parameters.weight: was [0, 1], is now [0, 0.5]" in text
     path.write_text(GOOD.replace("evaluations: 8", "evaluations: 9"))
-    assert mf.search(path).finished_count() == 9, "a larger budget continues the study"
+    assert mf.run(path).finished_count() == 9, "a larger budget continues the study"
 
 
 def test_resume_needs_only_name_and_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mergefront.running.run import resume
 
-    mf.search(study_in(tmp_path))
+    mf.run(study_in(tmp_path))
     monkeypatch.chdir("/")
     (tmp_path / "study.yaml").unlink()
     study = resume("skills", storage=f"sqlite:///{tmp_path}/mergefront.db", evaluations=10)

@@ -11,6 +11,7 @@ import pytest
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files
 from mergefront.optimizer.errors import UserError
+from mergefront.storage.database import Database
 from mergefront.study.check import check_study
 from mergefront.study.evaluators import make_evaluator
 
@@ -192,7 +193,7 @@ def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(stu
         *("mine.yaml", "common.yaml", "wanted.py", "helper_of_wanted.py"),
         *("data/a1.jsonl", "data/a2.jsonl", "data/more.jsonl"),
     }
-    assert {name for name in definition.evaluator["content"] if name.startswith("tasks")} == {
+    assert {name for name in definition.evaluator.content if name.startswith("tasks")} == {
         f"tasks/{name}" for name in made_of
     }
     for name in made_of:
@@ -201,7 +202,7 @@ def test_a_study_knows_every_file_that_a_harness_task_of_ones_own_is_made_of(stu
         file.write_text(before + "\n")
         with (
             pytest.raises(UserError, match=f"{name}: its content has changed"),
-            make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+            make_evaluator(definition, lambda: Database(definition.storage)),
         ):
             pass
         file.write_text(before)
@@ -225,11 +226,11 @@ def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
     module.write_text("def shouting(item, text):\n    return text.isupper()\n")
     study.write_text(STUDY.replace("metric: exact_match", "metric: 'own_metric_of_check.loud:shouting'"))
     definition = check_study(study).definition_or_raise()
-    assert "own_metric_of_check/__init__.py" in definition.evaluator["content"]
+    assert "own_metric_of_check/__init__.py" in definition.evaluator.content
     module.write_text("def shouting(item, text):\n    return not text.isupper()\n")
     with (
         pytest.raises(UserError, match=r"loud\.py: its content has changed"),
-        make_evaluator(definition.evaluator, definition.space, study.parent, definition.runtime),
+        make_evaluator(definition, lambda: Database(definition.storage)),
     ):
         pass
 

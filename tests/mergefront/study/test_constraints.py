@@ -124,10 +124,10 @@ def test_wrong_constraints_are_problems_of_the_file(tmp_path: Path, write_study)
     for written, problem in (("[delta < 3]", "must be written like"), ("[{name: x, atmost: 3}]", "at_most")):
         path.write_text(f"{text}constraints: {written}\n")
         with pytest.raises(StudyFileError, match=problem):
-            mf.search(path)
+            mf.run(path)
     path.write_text(f"{text}constraints: ['delta_l1 <= 3']\n".replace("sampler: random", "sampler: map"))
     with pytest.raises(StudyFileError, match="'map' does not know constraints"):
-        mf.search(path)
+        mf.run(path)
 
 
 def test_a_constrained_number_is_told_by_an_outside_harness(tmp_path: Path, write_study) -> None:

@@ -133,4 +133,4 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
     path = write_study(tmp_path)
     path.write_text(path.read_text() + "warm_start: [{study: old, storage: m.db}]\n")
     with pytest.raises(StudyFileError, match="has the models a, b, this one maths, french"):
-        mf.search(path)
+        mf.run(path)

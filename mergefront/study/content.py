@@ -1,0 +1,64 @@
+"""The files that a study's scores depend on, and their content as hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_WHOLE_FILE_UP_TO = 64 * 1024 * 1024
+_SAMPLE = 1024 * 1024
+
+
+def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
+    """Content hashes of files and checkpoint folders, by path; what a study's scores depend on.
+
+    Files above 64 MiB are hashed by size, first and last MiB, which tells checkpoints apart at the
+    price of their headers.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(set(paths)):
+        digest = hashlib.sha256()
+        for file in _content_files(root / path):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(_content(file))
+        found[path] = digest.hexdigest()[:16]
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """The content hash of one file of code: 16 hexadecimal characters."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
+    """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
+    modules of metrics of one's own with those that they import."""
+    from mergefront.adapters.tasks.lm_eval.files import task_files
+    from mergefront.adapters.tasks.local_imports import imported_files, module_files
+
+    named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
+    local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
+    own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
+    metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
+    modules = [file for module, colon, _ in metrics if colon for file in module_files(module, root)]
+    return [*named, *local, *own, *modules, *imported_files(modules, root)]
+
+
+def _content_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    kept = (".safetensors", ".json", ".jsonl", ".model", ".txt")
+    return sorted(file for file in path.iterdir() if file.suffix in kept and file.is_file())
+
+
+def _content(file: Path) -> bytes:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _WHOLE_FILE_UP_TO:
+            return hashlib.file_digest(stream, "sha256").digest()
+        head = stream.read(_SAMPLE)
+        stream.seek(size - _SAMPLE)
+        return hashlib.sha256(head + stream.read(_SAMPLE)).digest()

@@ -1,0 +1,93 @@
+"""Where a search keeps its claims and evaluations: the protocol that ``mergefront.storage`` implements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot of the budget that this process works on.
+
+    ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it;
+    ``fresh`` says that nobody worked on it before.
+    """
+
+    slot: int
+    trial_number: int | None
+    deaths: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a recipe could not be scored; failures of one ``kind`` have the same cause."""
+
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+class Ledger(Protocol):
+    """Where claims and evaluations are kept; implemented by ``mergefront.storage``."""
+
+    def claim(self, budget: int) -> Claim | None:
+        """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
+
+    def forgive(self) -> None:
+        """Forget how often workers died on abandoned slots: somebody asked to go on."""
+
+    def others_at_work(self) -> bool:
+        """Whether another live process works on a slot of this study."""
+
+    def bind(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        params: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Note which trial fills a claimed slot; write its parameters and user attributes, all or nothing."""
+
+    def finish(
+        self,
+        claim: Claim,
+        trial: FrozenTrial,
+        recipe: Recipe,
+        outcome: Evaluation | Failure,
+        values: Sequence[float] | None,
+        attributes: Mapping[str, Any],
+        keep: bool,
+    ) -> None:
+        """Keep the outcome (unless ``keep`` is False: it was kept before), tell the trial and close the claim.
+
+        All or nothing. ``values`` are the objectives' scores, None for a failure; ``attributes`` are
+        further user attributes of the trial.
+        """
+
+    def close(self, claim: Claim) -> None:
+        """Close the claim of a trial that was told already."""
+
+    def release(self, claim: Claim) -> None:
+        """Give an unfinished slot back, so that a later run takes it over at once."""
+
+    def keep_alive(self, claim: Claim) -> AbstractContextManager[None]:
+        """While entered, others see that this process is at work on the slot."""
+
+    def find(self, recipe: Recipe) -> Evaluation | None:
+        """The evaluation of an identical recipe, or None."""
+
+    def evaluations(self, *, items: bool = False) -> dict[str, Evaluation]:
+        """Every finished evaluation by its recipe's digest, in the order in which they finished; items if asked."""
