@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import sqlite_path
 from mergefront.study.content import file_hash, fingerprints
+from mergefront.study.rules import completed
 
 if TYPE_CHECKING:
     from mergefront.storage.studies import StudyRecord
@@ -27,7 +28,7 @@ def check_continues(definition: StudyDefinition, record: StudyRecord) -> list[st
     any other key differs.
     """
     new = json.loads(json.dumps(definition.to_json()))
-    old: dict[str, Any] = json.loads(json.dumps(record.definition))
+    old: dict[str, Any] = json.loads(json.dumps(completed(record.definition)))
     for key in _MAY_CHANGE:
         new.pop(key, None)
         old.pop(key, None)

@@ -12,7 +12,7 @@ from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.stopping import NEVER, StopRule
-from mergefront.study.rules import SCORING
+from mergefront.study.rules import SCORING, completed
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ class StudyDefinition:
 
         The merge methods of its ``method_files`` must be known by now. Numbers of rules that are not stored are 1.
         """
+        stored = completed(stored)
         return cls(
             name=name,
             space=MergeSpace.from_json(stored["space"]),

@@ -24,6 +24,36 @@ OLDEST_SCORING = 1
 SAMPLERS: Mapping[str, int] = {}
 """Versions of the samplers by name, where above 1."""
 
+_TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
+    "jsonl": {
+        "max_new_tokens": 32,
+        "stop": ["\n"],
+        "delimiter": " ",
+        "length_normalised": False,
+        "margins": False,
+        "normalise": False,
+        "tolerance": 0.0,
+        "seconds": 5.0,
+        "memory_mb": 512,
+        "report_fraction": 0.5,
+    },
+}
+"""What a task's options were where a study of commit 1712830 or before left them out."""
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored definition with the defaults of its day, which studies of commit 1712830 and before did not store."""
+    evaluator = stored["evaluator"]
+    if "scoring" in stored or "tasks" not in evaluator:
+        return dict(stored)
+    tasks = {}
+    for name, task in evaluator["tasks"].items():
+        defaults = dict(_TASK_DEFAULTS_OF_1712830.get(task["type"], {}))
+        if "report" in task:
+            defaults.pop("report_fraction", None)
+        tasks[name] = {**defaults, **task}
+    return {**stored, "evaluator": {**evaluator, "tasks": tasks}}
+
 
 def sampler_version(name: str) -> int:
     """The version of a sampler's rules."""
