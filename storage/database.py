@@ -20,8 +20,8 @@ from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
-from mergefront.storage.optuna_tables.retrying_storage import READS, PatientStorage
-from mergefront.storage.retry import PassingError, passes, patiently
+from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage
+from mergefront.storage.retry import TransientError, is_transient, retry_transient
 
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
@@ -68,7 +68,7 @@ class Database:
         except StorageError as error:
             raise UserError(str(error)) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if passes(error) and not self.is_sqlite:  # right, perhaps, and away: starting again may help
+            if is_transient(error) and not self.is_sqlite:  # right, perhaps, and away: starting again may help
                 raise StorageError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
             if "file is not a database" in str(error):
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
@@ -79,7 +79,7 @@ class Database:
         except RuntimeError as error:
             raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
 
-    def _open(self, create: bool) -> PatientStorage:
+    def _open(self, create: bool) -> RetryingStorage:
         kwargs: dict[str, Any] = {"json_serializer": to_json, "json_deserializer": from_json}
         if self.is_sqlite:
             kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
@@ -96,8 +96,8 @@ class Database:
                     raise
                 time.sleep(0.1)
 
-    def _made(self, kwargs: dict[str, Any]) -> PatientStorage:
-        storage = PatientStorage(self.url, dict(kwargs), self.fault)
+    def _made(self, kwargs: dict[str, Any]) -> RetryingStorage:
+        storage = RetryingStorage(self.url, dict(kwargs), self.fault)
         if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
             # RDBStorage connected before the listeners were there.
@@ -184,7 +184,7 @@ class Database:
 
     def fault(self, error: Exception) -> StorageError:
         """What a user reads of a database error."""
-        kind = PassingError if passes(error) else StorageError
+        kind = TransientError if is_transient(error) else StorageError
         return kind(f"storage {_safe(self.url)}: {_with_remedy(error)}")
 
     def now(self, connection: Connection) -> tuple[float, float]:
@@ -291,7 +291,7 @@ def _make_sqlite_safe(engine: Engine) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         # SQLite does not wait for a lock here, and a file that another process opens first needs one.
-        patiently(lambda: cursor.execute("PRAGMA journal_mode=WAL"), _BUSY_SECONDS)
+        retry_transient(lambda: cursor.execute("PRAGMA journal_mode=WAL"), _BUSY_SECONDS)
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 

@@ -25,12 +25,12 @@ from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.tables import finish_trial, read_trial, write_params, write_user_attributes
-from mergefront.storage.retry import patiently
+from mergefront.storage.retry import retry_transient
 from mergefront.storage.schema import claims, evaluations, studies
-from mergefront.storage.workers.heartbeat import Heart
+from mergefront.storage.workers.heartbeat import Heartbeat
 from mergefront.storage.workers.processes import (
     is_alive,
-    is_same_machine_started_again,
+    is_previous_boot,
     machine_identity,
     process_identity,
 )
@@ -74,11 +74,11 @@ class StudyLedger:
         # Ledgers of one process are told apart: each takes care of its own claims.
         self.process = f"{process_identity(os.getpid())}/{secrets.token_hex(4)}"
         self._open: set[int] = set()
-        self._heart = Heart(self._beat, HEARTBEAT_SECONDS)
+        self._heart = Heartbeat(self._beat, HEARTBEAT_SECONDS)
 
     def claim(self, budget: int) -> Claim | None:
         """See ``Ledger.claim``; atomic between processes and machines."""
-        claim = patiently(lambda: self._claim(budget))
+        claim = retry_transient(lambda: self._claim(budget))
         if claim is not None:
             self._open.add(claim.slot)
         return claim
@@ -127,7 +127,7 @@ class StudyLedger:
                     if self._is_abandoned(row, now):
                         connection.execute(claims.update().where(self._slot(row.slot)).values(deaths=0, **_NOBODY))
 
-        patiently(free)
+        retry_transient(free)
 
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
@@ -187,7 +187,7 @@ class StudyLedger:
                 write_user_attributes(connection, trial._trial_id, changed)
 
         try:
-            patiently(write)
+            retry_transient(write)
         except IntegrityError:
             # Written by a transaction whose success was never heard of, or by one who took this trial over.
             with self.database.reading() as connection:
@@ -215,7 +215,7 @@ class StudyLedger:
                         self._keep(connection, trial.number, recipe, outcome, "search", _utc_now())
                 connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
 
-        patiently(write)
+        retry_transient(write)
         self._open.discard(claim.slot)
 
     def close(self, claim: Claim) -> None:
@@ -279,7 +279,7 @@ class StudyLedger:
                 if connection.execute(of_this_call).first() is None:
                     self._keep(connection, None, recipe, evaluation, split, moment)
 
-        patiently(write)
+        retry_transient(write)
 
     def _keep(
         self,
@@ -360,7 +360,7 @@ class StudyLedger:
             with without_collector(), self.database.reading() as connection:
                 return look(connection)
 
-        return patiently(attempt)
+        return retry_transient(attempt)
 
     def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
         return connection.execute(
@@ -376,7 +376,7 @@ class StudyLedger:
             if self._is_mine(row):
                 return row.slot not in self._open  # claimed by a transaction whose success was never heard of
             return not is_alive(_process_of(row.process))
-        if row.process != _LEASED and self.database.is_sqlite and is_same_machine_started_again(row.host or ""):
+        if row.process != _LEASED and self.database.is_sqlite and is_previous_boot(row.host or ""):
             return True
         time_now, running_since = now
         # Nobody could give a sign of life while the server was down.
@@ -407,14 +407,14 @@ class StudyLedger:
                 now, _ = self.database.now(connection)
                 connection.execute(claims.update().where(self._own_slot(slot)).values(heartbeat=now))
 
-        patiently(write)
+        retry_transient(write)
 
     def _update(self, where: ColumnElement[bool], patience: float | None = None, **values: Any) -> None:
         def write() -> None:
             with self.database.transaction() as connection:
                 connection.execute(claims.update().where(where).values(**values))
 
-        patiently(write, patience)
+        retry_transient(write, patience)
 
 
 def _process_of(owner: str) -> str:

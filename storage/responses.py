@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from sqlalchemy import func, select
 
 from mergefront.storage.database import Database, insert_missing
-from mergefront.storage.retry import patiently
+from mergefront.storage.retry import retry_transient
 from mergefront.storage.schema import responses
 
 
@@ -30,7 +30,7 @@ class DatabaseResponses:
             with self.database.reading() as connection:
                 return connection.execute(select(responses.c.body).where(responses.c.key == key)).scalar()
 
-        body = patiently(look)
+        body = retry_transient(look)
         return None if body is None else zlib.decompress(body).decode()
 
     def keep(self, key: str, server: str, body: str, spent: tuple[int, int, int]) -> None:
@@ -49,7 +49,7 @@ class DatabaseResponses:
             with self.database.transaction() as connection:
                 insert_missing(connection, responses, row)
 
-        patiently(write)
+        retry_transient(write)
 
     def spent(self, server: str) -> tuple[int, int, int]:
         """Requests, input tokens and output tokens of all stored responses of one server."""
@@ -61,7 +61,7 @@ class DatabaseResponses:
                 row = connection.execute(sums.where(responses.c.server == _digest(server))).one()
             return int(row[0]), int(row[1]), int(row[2])
 
-        return patiently(look)
+        return retry_transient(look)
 
 
 def _digest(server: str) -> str:

@@ -27,17 +27,17 @@ Result = TypeVar("Result")
 _log = logging.getLogger("mergefront.storage")
 
 
-class PassingError(StorageError):
+class TransientError(StorageError):
     """The database cannot be used now; the same transaction may succeed later."""
 
 
-def passes(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a database fault is one that goes away by itself.
 
     A lost connection leaves open whether the transaction was committed, so only what may run twice
     can be repeated.
     """
-    if isinstance(error, PassingError):
+    if isinstance(error, TransientError):
         return True
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if isinstance(cause, sqlite3.OperationalError):
@@ -56,7 +56,7 @@ def passes(error: BaseException) -> bool:
     return False
 
 
-def patiently(action: Callable[[], Result], seconds: float | None = None) -> Result:
+def retry_transient(action: Callable[[], Result], seconds: float | None = None) -> Result:
     """What ``action`` returns, trying again for ``seconds`` (``PATIENCE_SECONDS``) while the database is away.
 
     ``action`` may run several times although it was committed once: it must be safe to repeat.
@@ -68,7 +68,7 @@ def patiently(action: Callable[[], Result], seconds: float | None = None) -> Res
         try:
             result = action()
         except Exception as error:
-            if not passes(error) or time.monotonic() + pause > ends:
+            if not is_transient(error) or time.monotonic() + pause > ends:
                 raise
             if not told and pause > 0.5:
                 told = True

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
-from mergefront.storage.retry import patiently
+from mergefront.storage.retry import retry_transient
 from mergefront.storage.schema import studies
 
 
@@ -111,7 +111,7 @@ def _the_one(database: Database, where: ColumnElement[bool]) -> StudyRecord | No
             row = connection.execute(select(studies).where(where)).first()
         return None if row is None else StudyRecord(**row._mapping)
 
-    return patiently(look)
+    return retry_transient(look)
 
 
 def load(database: Database, name: str) -> StudyRecord:
@@ -132,7 +132,7 @@ def all_studies(database: Database) -> list[StudyRecord]:
             rows = connection.execute(select(studies).order_by(studies.c.study_id)).all()
         return [StudyRecord(**row._mapping) for row in rows]
 
-    return patiently(look)
+    return retry_transient(look)
 
 
 def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:

@@ -84,3 +84,13 @@ def test_a_folder_is_small_and_says_what_lives_there(folder: Path) -> None:
     documented = text.split('"""')[1] if text.count('"""') >= 2 else ""
     assert documented.strip(), "the folder does not say what lives here and what never does"
     assert len(documented.strip().splitlines()) <= 5
+
+
+def test_a_recipe_and_a_study_file_are_followed_through_few_files_and_each_room_once(tmp_path: Path) -> None:
+    """A reader who wonders where a recipe goes must not climb up and down the house."""
+    import reading_path
+
+    recipes, study_files = reading_path.followed(tmp_path)
+    assert 0 < len({callee for callee, _ in recipes}) <= 12
+    rooms = reading_path.entrances(study_files)
+    assert len(rooms) == len(set(rooms)) <= 12

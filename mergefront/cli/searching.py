@@ -16,7 +16,8 @@ from mergefront.cli.session import Session, shown_storage, storage_argument
 if TYPE_CHECKING:
     from mergefront.optimizer.errors import EvaluationError
     from mergefront.optimizer.scores.evaluation import Evaluation
-    from mergefront.running.run import Launcher, Search
+    from mergefront.running.run import Launcher
+    from mergefront.study.ready import ReadyStudy
     from mergefront.study.stored_study import Candidate, Study
 
 
@@ -38,23 +39,25 @@ def score_report(study: Study) -> int:
     return report(study, observe)
 
 
-def show_search(session: Session, ready: Search) -> Study:
-    """Run a search that is ready, with progress, after what there is to say of it."""
+def show_search(session: Session, ready: ReadyStudy, launcher: Launcher) -> Study:
+    """Search a study that is ready, with progress, after what there is to say of it."""
     from mergefront.cli.progress import search_progress
+    from mergefront.running.run import search_ready
 
     for note in ready.notes:
         say(note)
     with search_progress(session, ready.study) as callbacks:
-        return ready.run(*callbacks)
+        return search_ready(ready, launcher, *callbacks)
 
 
 def search_file(session: Session, study_file: Path, evaluations: int | None, launcher: Launcher) -> Study:
     """Check a study file and run it with progress."""
-    from mergefront.running.run import ready_to_run
     from mergefront.study.check import check_study
+    from mergefront.study.ready import ready_to_run
 
-    with ready_to_run(check_study(study_file), evaluations=evaluations, launcher=launcher) as ready:
-        return show_search(session, ready)
+    report = check_study(study_file)
+    with ready_to_run(report, evaluations=evaluations, with_evaluator=launcher.name is None) as ready:
+        return show_search(session, ready, launcher)
 
 
 def finish(study: Study) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.race import RacingSettings
@@ -20,13 +18,9 @@ from mergefront.optimizer.search.stopping import StopRule
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
+from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run
 from mergefront.study.stored_study import Study, load_study
-from mergefront.study.warm_start import begin as begin_warm
 from mergefront.study.warm_start import entries, read_warm_start
-
-if TYPE_CHECKING:
-    from mergefront.storage.database import Database
-    from mergefront.study.check import CheckReport
 
 
 @dataclass(frozen=True)
@@ -54,33 +48,28 @@ class Launcher:
             imported_ray()
 
 
-@dataclass(frozen=True)
-class Search:
-    """A search that is ready to start: its study is stored, and its evaluator is made.
+IN_THIS_PROCESS = Launcher()
 
-    ``notes`` say what of the stored study differs from what the same file would begin today.
-    """
 
-    study: Study
-    evaluator: Evaluator | None
-    launcher: Launcher
-    notes: tuple[str, ...] = ()
+def search_ready(
+    ready: ReadyStudy,
+    launcher: Launcher = IN_THIS_PROCESS,
+    on_trial_end: OnTrialEnd = nothing,
+    on_trial_start: OnTrialStart = nothing,
+) -> Study:
+    """Search until the budget is spent or the study's rule stops it; returns the study."""
+    study = ready.study
+    study.ledger.forgive()
+    if launcher.name is not None:
+        from mergefront.running.ray_launcher import work_on_ray
 
-    def run(self, on_trial_end: OnTrialEnd = nothing, on_trial_start: OnTrialStart = nothing) -> Study:
-        """Search until the budget is spent or the study's rule stops it; returns the study."""
+        work_on_ray(study, ready.evaluator, launcher.workers, on_trial_end, on_trial_start)
+    else:
         from mergefront.optimizer.search.loop import run_search
 
-        study = self.study
-        study.ledger.forgive()
-        if self.launcher.name is not None:
-            from mergefront.running.ray_launcher import work_on_ray
-
-            work_on_ray(study, self.evaluator, self.launcher.workers, on_trial_end, on_trial_start)
-        else:
-            assert self.evaluator is not None
-            plan = plan_of(study)
-            run_search(plan, study.optuna, study.ledger, self.evaluator, on_trial_end, on_trial_start)
-        return study.refresh()
+        assert ready.evaluator is not None
+        run_search(plan_of(study), study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
+    return study.refresh()
 
 
 def search(
@@ -152,11 +141,11 @@ def search(
         left_out=left_out_of_search(options, given, racing),
     )
     where = Launcher(launcher, workers)
-    _budget(evaluations)
+    checked_budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
     study, notes = begin(definition, Database(storage))
-    return Search(study, evaluator, where, tuple(notes)).run(on_trial_end, on_trial_start)
+    return search_ready(ReadyStudy(study, evaluator, tuple(notes)), where, on_trial_end, on_trial_start)
 
 
 def run(
@@ -177,9 +166,9 @@ def run(
     from mergefront.study.check import check_study
 
     where = Launcher(launcher, workers)
-    _budget(evaluations)
-    with ready_to_run(check_study(path), evaluations=evaluations, launcher=where) as ready:
-        return ready.run(on_trial_end, on_trial_start)
+    checked_budget(evaluations)
+    with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
+        return search_ready(ready, where, on_trial_end, on_trial_start)
 
 
 def resume(
@@ -201,102 +190,8 @@ def resume(
     where = Launcher(launcher, workers)
     if isinstance(study, str):
         study = load_study(study, storage=storage, root=root)
-    with ready_to_resume(study, evaluations=evaluations, launcher=where) as ready:
-        return study if ready is None else ready.run(on_trial_end, on_trial_start)
-
-
-@contextmanager
-def ready_to_run(
-    report: CheckReport, *, evaluations: int | None = None, launcher: Launcher = Launcher()
-) -> Iterator[Search]:
-    """A checked study file as a search that is ready to start; raises ``StudyFileError`` if it is not sound."""
-    from mergefront.storage.database import Database
-    from mergefront.study.evaluators import make_evaluator, resolved_here
-    from mergefront.study.stored_study import continued
-
-    definition = report.definition_or_raise()
-    if evaluations is not None:
-        definition = replace(definition, evaluations=_budget(evaluations))
-
-    @cache
-    def open_database() -> Database:
-        return report.database or Database(definition.storage)
-
-    if report.record is None:
-        definition = resolved_here(definition)
-        scored_by = definition
-    else:
-        scored_by = continued(definition, report.record)
-    if launcher.name is not None:
-        study, notes = begin(definition, open_database())
-        yield Search(study, None, launcher, tuple(notes))
-        return
-    with make_evaluator(scored_by, open_database) as evaluator:
-        study, notes = begin(definition, open_database())
-        yield Search(study, evaluator, launcher, tuple(notes))
-
-
-@contextmanager
-def ready_to_resume(
-    study: Study, *, evaluations: int | None = None, launcher: Launcher = Launcher()
-) -> Iterator[Search | None]:
-    """A stored study as a search that is ready to start; None when its budget is spent."""
-    from mergefront.storage.studies import set_evaluations
-    from mergefront.study.evaluators import make_evaluator
-    from mergefront.study.rules import changes_since
-
-    notes = changes_since(study.name, study.record.definition)
-    if evaluations is not None:
-        _budget(evaluations)
-        set_evaluations(study.database, study.record.study_id, evaluations)
-        study.refresh()
-    if study.finished_count() >= study.record.evaluations:
-        yield None
-    elif launcher.name is not None:
-        yield Search(study, None, launcher, tuple(notes))
-    else:
-        with make_evaluator(study.definition, lambda: study.database) as evaluator:
-            yield Search(study, evaluator, launcher, tuple(notes))
-
-
-def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[str]]:
-    """The stored study of this definition, made if there is none, with its budget and warm start; and notes on it."""
-    from mergefront.optimizer.search.attributes import write_search_space
-    from mergefront.storage.studies import create_or_load, set_evaluations, set_root, set_stop
-    from mergefront.study.continuation import check_continues, stored_root
-    from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
-    from mergefront.versions import versions
-
-    root = stored_root(definition.root, definition.storage)
-    record = create_or_load(
-        database,
-        definition.name,
-        definition.to_json(),
-        definition.objectives,
-        root=root,
-        evaluations=DEFAULT_EVALUATIONS if definition.evaluations is None else definition.evaluations,
-        versions=versions(),
-    )
-    notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
-    if record.definition["stop"] != definition.stop.to_json():
-        record = set_stop(database, record, definition.stop.to_json())
-    if record.root != root:
-        record = set_root(database, record, root)
-    study = Study(database, record, definition.root)
-    write_search_space(study.optuna, study.space.distributions())
-    begin_warm(study, definition)
-    if definition.evaluations is not None and record.evaluations != definition.evaluations:
-        set_evaluations(database, record.study_id, definition.evaluations)
-        study.record = replace(record, evaluations=definition.evaluations)
-    return study, notes
-
-
-def _budget(evaluations: int | None) -> int | None:
-    if evaluations is None:
-        return None
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
-        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of at least 1")
-    return evaluations
+    with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
+        return study if ready is None else search_ready(ready, where, on_trial_end, on_trial_start)
 
 
 def _function_name(function: object) -> str:

@@ -18,12 +18,18 @@ from mergefront.optimizer.samplers.registry import check_sampler, resolved_optio
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.stopping import StopRule
-from mergefront.study.check_local import check_checkpoints, check_tasks, local_definition, starts_by_importance
+from mergefront.study.check_backend import (
+    check_checkpoints,
+    check_server,
+    check_tasks,
+    local_definition,
+    server_definition,
+    starts_by_importance,
+)
 from mergefront.study.continuation import check_continues
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.method_files import load_method_files
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
-from mergefront.study.server_backends import check_server, server_definition
 from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, left_out, read_study_file
 from mergefront.study.warm_start import entries, read_warm_start
 

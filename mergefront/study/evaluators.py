@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,6 @@ from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.study.content import fingerprints
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.server_backends import server_evaluator
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.task import Task
@@ -43,7 +42,7 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
         return
     _refuse_changed(definition)
     if described.type == "server":
-        with server_evaluator(definition, tasks_of(definition), open_database()) as evaluator:
+        with _server_evaluator(definition, tasks_of(definition), open_database()) as evaluator:
             yield evaluator
         return
     yield _local_evaluator(definition)
@@ -70,6 +69,19 @@ def resolved_here(definition: StudyDefinition) -> StudyDefinition:
     base = definition.root / definition.space.base_model
     dtype = resolved_dtype(base, definition.runtime.get("device", "auto"))
     return replace(definition, evaluator=replace(described, backend={**described.backend, "dtype": dtype}))
+
+
+@contextmanager
+def _server_evaluator(definition: StudyDefinition, tasks: Sequence[Task], database: Database) -> Iterator[Evaluator]:
+    """The evaluator of a backend over HTTP; responses are kept in the database."""
+    from mergefront.adapters.remote.registry import make_evaluator, read_settings
+    from mergefront.adapters.remote.settings import joined_settings
+    from mergefront.storage.responses import DatabaseResponses
+
+    settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
+    cache = DatabaseResponses(database)
+    with make_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
+        yield evaluator
 
 
 def _refuse_changed(definition: StudyDefinition) -> None:

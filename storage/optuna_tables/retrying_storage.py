@@ -15,7 +15,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 
 from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.tables import create_trial, read_trial, read_trials
-from mergefront.storage.retry import patiently
+from mergefront.storage.retry import retry_transient
 
 READS = "mergefront_reads"
 """Execution option of a connection whose transactions only read."""
@@ -28,7 +28,7 @@ def _reading(name: str) -> Callable[..., Any]:
     """``RDBStorage``'s method of this name, in transactions that only read."""
     plain = getattr(RDBStorage, name)
 
-    def method(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         return self._patiently(lambda: plain(self._reader, *args, **kwargs))
 
     return method
@@ -38,13 +38,13 @@ def _repeatable(name: str) -> Callable[..., Any]:
     """``RDBStorage``'s method of this name, which may run twice without harm."""
     plain = getattr(RDBStorage, name)
 
-    def method(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
         return self._patiently(lambda: plain(self, *args, **kwargs))
 
     return method
 
 
-class PatientStorage(RDBStorage):
+class RetryingStorage(RDBStorage):
     """``RDBStorage`` that repeats what was cut off by a lost connection, without doing anything twice.
 
     ``fault`` turns a database error into the error that users see.
@@ -131,6 +131,6 @@ class PatientStorage(RDBStorage):
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         try:
-            return patiently(action)
+            return retry_transient(action)
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
             raise self._fault(error) from None

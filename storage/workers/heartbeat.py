@@ -11,7 +11,7 @@ from mergefront.optimizer.errors import StorageError
 _log = logging.getLogger("mergefront.storage")
 
 
-class Heart:
+class Heartbeat:
     """Calls ``beat(slot)`` every ``seconds`` for each slot between its ``add`` and its ``remove``.
 
     The thread starts with the first slot and ends when it wakes up to none.

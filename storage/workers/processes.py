@@ -49,7 +49,7 @@ def is_alive(identity: str) -> bool:
     return process_identity(int(pid)) == identity
 
 
-def is_same_machine_started_again(host: str) -> bool:
+def is_previous_boot(host: str) -> bool:
     """Whether ``host`` (a ``machine_identity``) is this machine before its last start, as far as names tell."""
     name, _, rest = host.partition("/")
     own_name, _, own_rest = machine_identity().partition("/")

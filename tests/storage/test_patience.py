@@ -15,8 +15,8 @@ import mergefront as mf
 from mergefront.optimizer.errors import StorageError
 from mergefront.storage.database import Database
 from mergefront.storage.responses import DatabaseResponses
-from mergefront.storage.retry import PassingError, passes, patiently
-from mergefront.storage.workers.heartbeat import Heart
+from mergefront.storage.retry import TransientError, is_transient, retry_transient
+from mergefront.storage.workers.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from postgres_server import PostgresServer
@@ -30,26 +30,26 @@ def test_only_faults_that_go_away_are_waited_out() -> None:
         raise error
 
     with pytest.raises(StorageError):
-        patiently(lambda: fails(StorageError("disk full")))
+        retry_transient(lambda: fails(StorageError("disk full")))
     assert len(calls) == 1
     begun = time.monotonic()
-    with pytest.raises(PassingError):
-        patiently(lambda: fails(PassingError("restarting")), 0.4)
+    with pytest.raises(TransientError):
+        retry_transient(lambda: fails(TransientError("restarting")), 0.4)
     assert len(calls) > 2 and time.monotonic() - begun < 5
-    assert not passes(ValueError("no database at all"))
+    assert not is_transient(ValueError("no database at all"))
     syntax = sqlalchemy.exc.OperationalError("SELEC 1", {}, Exception('near "SELEC": syntax error'))
-    assert not passes(syntax)
+    assert not is_transient(syntax)
 
 
 def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
-    left = [PassingError("away"), PassingError("away")]
+    left = [TransientError("away"), TransientError("away")]
 
     def action() -> str:
         if left:
             raise left.pop()
         return "done"
 
-    assert patiently(action) == "done"
+    assert retry_transient(action) == "done"
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_a_commit_whose_answer_got_lost_makes_no_second_trial(database_url: str)
             made = super()._made_trial(study_id, template)
             if not self.lost:
                 self.lost = True
-                raise PassingError("the connection is gone")
+                raise TransientError("the connection is gone")
             return made
 
     from optuna.trial import TrialState, create_trial
@@ -146,7 +146,7 @@ def test_signs_of_life_go_on_after_a_fault_and_stop_with_the_work() -> None:
         if len(beats) == 2:
             raise StorageError("away")
 
-    heart = Heart(beat, 0.01)
+    heart = Heartbeat(beat, 0.01)
     heart.add(1)
     heart.add(2)
     assert beaten.wait(10)

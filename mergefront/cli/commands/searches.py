@@ -101,15 +101,16 @@ def resume(
       mergefront resume skills
       mergefront resume skills --evaluations 60 --storage sqlite:///examples/smollm/mergefront.db
     """
-    from mergefront.running.run import Launcher, ready_to_resume
+    from mergefront.running.run import Launcher
+    from mergefront.study.ready import ready_to_resume
     from mergefront.study.stored_study import load_study
 
     with terminable(), quiet_libraries():
         where = Launcher(launcher, workers)
         study = load_study(name, storage=storage, root=root)
-        with ready_to_resume(study, evaluations=evaluations, launcher=where) as ready:
+        with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
             if ready is not None:
-                study = show_search(session, ready)
+                study = show_search(session, ready, where)
     finish(study)
 
 

@@ -78,7 +78,7 @@ def test_a_default_that_has_changed_since_does_not_change_the_study(study_file: 
 def test_what_the_file_writes_must_agree_with_what_is_stored(study_file: Path) -> None:
     mf.run(study_file)
     study_file.write_text(STUDY.replace("sampler: sobol", "sampler: random"))
-    with pytest.raises(StudyFileError, match='sampler.name: was "sobol", is now "random"'):
+    with pytest.raises(StudyFileError, match=r'sampler\.name: was "sobol", is now "random"'):
         mf.run(study_file)
 
 

@@ -1,4 +1,4 @@
-"""Preflight of a local backend: checkpoints by their headers, tokenizers, tasks by their data files."""
+"""Preflight of a backend and its tasks (headers, tokenizers, data, servers), and what a definition keeps of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergefront.adapters.remote.settings import Section, split_settings
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
+from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.study_file import LocalBackendSection, StudyFile
@@ -69,6 +71,29 @@ def local_definition(file: StudyFile, root: Path) -> EvaluatorDefinition:
         content=fingerprints([*checkpoints, *data_paths(file.tasks, root)], root),
         seed=file.seed,
     )
+
+
+def server_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
+    """What a study's definition keeps of a backend over HTTP and its tasks, and what may differ between runs."""
+    from mergefront.adapters.tasks.registry import resolved_task
+
+    assert isinstance(file.backend, Section)
+    backend, runtime = split_settings(file.backend)
+    tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
+    content = fingerprints(data_paths(file.tasks, root), root)
+    return EvaluatorDefinition("server", backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
+
+
+def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[str], notes: list[str]) -> None:
+    """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
+    from mergefront.adapters.remote.registry import backend_problems
+    from mergefront.adapters.tasks.registry import build_task
+
+    assert isinstance(file.backend, Section)
+    tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
+    verbs = sorted({task.verb for task in tasks})
+    problems.extend(f"backend: {line}" for line in backend_problems(file.backend, space, root, verbs))
+    notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
 
 
 def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:

@@ -1,0 +1,123 @@
+"""A study file or a stored study as a study that is ready to be searched: stored, with its evaluator made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.evaluation import Evaluator
+from mergefront.study.continuation import check_continues, stored_root
+from mergefront.study.definition import StudyDefinition
+from mergefront.study.evaluators import make_evaluator, resolved_here
+from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
+from mergefront.study.stored_study import Study, continued
+from mergefront.study.warm_start import begin as begin_warm
+
+if TYPE_CHECKING:
+    from mergefront.storage.database import Database
+    from mergefront.study.check import CheckReport
+
+
+@dataclass(frozen=True)
+class ReadyStudy:
+    """A study that is stored, and its evaluator (None where workers elsewhere make their own).
+
+    ``notes`` say what of the stored study differs from what the same file would begin today.
+    """
+
+    study: Study
+    evaluator: Evaluator | None
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def ready_to_run(
+    report: CheckReport, *, evaluations: int | None = None, with_evaluator: bool = True
+) -> Iterator[ReadyStudy]:
+    """A checked study file as a search that is ready to start; raises ``StudyFileError`` if it is not sound."""
+    from mergefront.storage.database import Database
+
+    definition = report.definition_or_raise()
+    if evaluations is not None:
+        definition = replace(definition, evaluations=checked_budget(evaluations))
+
+    @cache
+    def open_database() -> Database:
+        return report.database or Database(definition.storage)
+
+    if report.record is None:
+        definition = resolved_here(definition)
+        scored_by = definition
+    else:
+        scored_by = continued(definition, report.record)
+    if not with_evaluator:
+        study, notes = begin(definition, open_database())
+        yield ReadyStudy(study, None, tuple(notes))
+        return
+    with make_evaluator(scored_by, open_database) as evaluator:
+        study, notes = begin(definition, open_database())
+        yield ReadyStudy(study, evaluator, tuple(notes))
+
+
+@contextmanager
+def ready_to_resume(
+    study: Study, *, evaluations: int | None = None, with_evaluator: bool = True
+) -> Iterator[ReadyStudy | None]:
+    """A stored study as a search that is ready to start; None when its budget is spent."""
+    from mergefront.storage.studies import set_evaluations
+
+    notes = changes_since(study.name, study.record.definition)
+    if evaluations is not None:
+        checked_budget(evaluations)
+        set_evaluations(study.database, study.record.study_id, evaluations)
+        study.refresh()
+    if study.finished_count() >= study.record.evaluations:
+        yield None
+    elif not with_evaluator:
+        yield ReadyStudy(study, None, tuple(notes))
+    else:
+        with make_evaluator(study.definition, lambda: study.database) as evaluator:
+            yield ReadyStudy(study, evaluator, tuple(notes))
+
+
+def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[str]]:
+    """The stored study of this definition, made if there is none, with its budget and warm start; and notes on it."""
+    from mergefront.optimizer.search.attributes import write_search_space
+    from mergefront.storage.studies import create_or_load, set_evaluations, set_root, set_stop
+    from mergefront.versions import versions
+
+    root = stored_root(definition.root, definition.storage)
+    record = create_or_load(
+        database,
+        definition.name,
+        definition.to_json(),
+        definition.objectives,
+        root=root,
+        evaluations=DEFAULT_EVALUATIONS if definition.evaluations is None else definition.evaluations,
+        versions=versions(),
+    )
+    notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
+    if record.definition["stop"] != definition.stop.to_json():
+        record = set_stop(database, record, definition.stop.to_json())
+    if record.root != root:
+        record = set_root(database, record, root)
+    study = Study(database, record, definition.root)
+    write_search_space(study.optuna, study.space.distributions())
+    begin_warm(study, definition)
+    if definition.evaluations is not None and record.evaluations != definition.evaluations:
+        set_evaluations(database, record.study_id, definition.evaluations)
+        study.record = replace(record, evaluations=definition.evaluations)
+    return study, notes
+
+
+def checked_budget(evaluations: int | None) -> int | None:
+    """The budget; raises ``UserError`` for one that is no whole number of at least 1."""
+    if evaluations is None:
+        return None
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
+        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of at least 1")
+    return evaluations
