@@ -32,6 +32,7 @@ test: setup-tests
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mdformat --check README.md CHANGELOG.md docs examples
 
 # mypy does not follow editable installs whose folders are mapped, so it gets the package laid out with links.
 types: setup-tests

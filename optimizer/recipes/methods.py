@@ -490,7 +490,10 @@ METHODS = MethodRegistry(_METHODS)
 
 def methods_table(methods: Mapping[str, MergeMethod] = METHODS) -> str:
     """The registry as a Markdown table (docs/methods.md holds it, and a test compares)."""
-    lines = ["| method | what it does | base | models | parameters (default) | source |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| method | what it does | base | models | parameters (default) | source |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for method in methods.values():
         base = "needed" if method.needs_base else "optional" if method.optional_base else "no"
         most = "" if method.max_models is None else str(method.max_models)
