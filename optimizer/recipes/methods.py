@@ -492,7 +492,7 @@ def methods_table(methods: Mapping[str, MergeMethod] = METHODS) -> str:
     """The registry as a Markdown table (docs/methods.md holds it, and a test compares)."""
     lines = [
         "| method | what it does | base | models | parameters (default) | source |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| -- | -- | -- | -- | -- | -- |",
     ]
     for method in methods.values():
         base = "needed" if method.needs_base else "optional" if method.optional_base else "no"
