@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from small_study import NAME, small_study
 
 import mergefront as mf
+from mergefront.optimizer.scores.evaluation import FunctionEvaluator
+from mergefront.running.worker import work
+from mergefront.storage.studies import set_evaluations
 
 STUDY = """
 study: skills
@@ -181,3 +186,52 @@ def test_a_study_grows_to_a_larger_budget_and_keeps_its_trials(tmp_path: Path) -
     assert [(c.number, c.recipe) for c in large.candidates()][: len(first)] == first
     with pytest.raises(mf.UserError, match="seed: was 0, is now 1"):
         mf.search(**arguments, evaluations=12, seed=1)
+
+
+DYING_WORKER = """
+import os, sys
+from mergefront.optimizer.scores.evaluation import FunctionEvaluator
+from mergefront.running.worker import work
+work(sys.argv[1], storage=sys.argv[2], evaluator=FunctionEvaluator(lambda recipe: os._exit(9)))
+"""
+
+
+def test_a_trial_that_killed_two_workers_kills_no_third_unless_somebody_asks_to_go_on(tmp_path: Path) -> None:
+    """A merge that takes more memory than there is would kill one worker after the other for ever."""
+    folder = tmp_path / "first"
+    folder.mkdir()
+    url = f"sqlite:///{folder}/study.db"
+    study = small_study(url, 6)
+    set_evaluations(study.database, study.record.study_id, 8)
+    study.database.close()  # an SQLite file must not be copied by a process that has it open
+    evaluated: list[str] = []
+
+    def score(recipe: mf.Recipe) -> float:
+        evaluated.append(recipe.digest)
+        return 0.5
+
+    def die(folder: Path) -> None:
+        died = subprocess.run([sys.executable, "-c", DYING_WORKER, NAME, f"sqlite:///{folder}/study.db"], timeout=120)
+        assert died.returncode == 9
+
+    for copies in (["once"], ["twice", "forgiven"]):
+        die(folder)
+        for copy in copies:
+            shutil.copytree(folder, tmp_path / copy)
+
+    done = work(NAME, storage=url, evaluator=FunctionEvaluator(score))
+    assert [failure.number for failure in done.failures()] == [6] and "2 workers died" in done.failures()[0].reason
+    assert len(evaluated) == 1 and done.candidates()[-1].digest == evaluated[0] and done.finished_count() == 8
+    assert len(done.optuna.get_trials(deepcopy=False)) == 8, "both died on the same trial"
+
+    # One death may be an accident, and who asks to go on has mended something: the count begins anew.
+    once = work(NAME, storage=f"sqlite:///{tmp_path}/once/study.db", evaluator=FunctionEvaluator(score))
+    asked = small_study(f"sqlite:///{tmp_path}/twice/study.db", 8)
+    url = f"sqlite:///{tmp_path}/forgiven/study.db"
+    forgiving = mf.load_study(NAME, storage=url)
+    forgiving.ledger.forgive()
+    forgiving.database.close()
+    die(tmp_path / "forgiven")
+    forgiven = work(NAME, storage=url, evaluator=FunctionEvaluator(score))
+    for whole in (once, asked, forgiven):
+        assert whole.failures() == [] and [candidate.number for candidate in whole.candidates()] == list(range(8))

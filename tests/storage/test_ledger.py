@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_study import small_study
+from sqlalchemy.engine import Connection
 
+import mergefront as mf
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, FunctionEvaluator, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.running.ask_tell import tell, tell_failed
+from mergefront.running.worker import work
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
-from mergefront.storage.studies import create_or_load
+from mergefront.storage.schema import claims
+from mergefront.storage.studies import create_or_load, set_evaluations
 from mergefront.storage.workers.processes import process_identity
 
 MODELS = {"maths": "m", "french": "f"}
@@ -61,14 +70,18 @@ def test_budget_is_never_overshot_by_threads_claiming_at_once(database_url: str)
 
 def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(database_url: str) -> None:
     script = (
-        "import sys, time; sys.path.insert(0, sys.argv[2])\n"
+        "import sys, time, optuna; sys.path[:0] = sys.argv[2:]\n"
         "from test_ledger import ledger_in\n"
         "ledger = ledger_in(sys.argv[1]); claim = ledger.claim(10)\n"
-        "ledger._update(ledger._slot(claim.slot), trial_number=7)\n"
+        "study = optuna.load_study(study_name='study', storage=ledger.database.optuna_storage)\n"
+        "trials = [study.ask() and study.trials[-1] for _ in range(3)]\n"
+        "ledger.bind(claim, trials[-1], {}, {}, {})\n"
         "print(claim.slot, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", script, database_url, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, database_url, str(Path(__file__).parent), *sys.path],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert other.stdout is not None
     assert other.stdout.readline().strip() == "0"
@@ -79,7 +92,7 @@ def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(database_
     other.wait()
     taken = ledger.claim(10)
     assert taken is not None
-    assert (taken.slot, taken.trial_number) == (0, 7)
+    assert (taken.slot, taken.trial_number, taken.deaths) == (0, 2, 1)
 
 
 def test_finished_slots_stay_finished_and_released_ones_are_free(database_url: str) -> None:
@@ -100,3 +113,85 @@ def test_a_reused_process_id_is_another_process() -> None:
 def test_items_and_scores_must_match() -> None:
     with pytest.raises(ValueError, match="equally many"):
         ItemScores(("a",), (1.0, 2.0))
+
+
+@pytest.mark.parametrize("told", ["scores", "failure"])
+def test_who_finishes_a_trial_second_changes_nothing_of_what_the_first_told(database_url: str, told: str) -> None:
+    """Somebody tells trial 6 while a search evaluates it: its scores and its error bars are of one evaluation."""
+    evaluated: list[str] = []
+
+    def score(recipe: Recipe) -> Evaluation:
+        evaluated.append(recipe.digest)
+        if len(evaluated) == 7 and told == "scores":
+            tell("both", 6, {"score": 0.25}, standard_errors={"score": 0.125}, storage=database_url)
+        elif len(evaluated) == 7:
+            tell_failed("both", 6, "the harness gave up", storage=database_url)
+        return Evaluation({"score": 0.75}, {"score": 0.5})
+
+    study = mf.search(
+        space=mf.MergeSpace(["a", "b"], method="ties"),
+        evaluate=score,
+        objectives=["score"],
+        sampler="random",
+        evaluations=8,
+        storage=database_url,
+        name="both",
+    )
+    assert study.finished_count() == study.ledger.evaluation_count() == 8
+    trial = study.optuna.get_trials()[6]
+    found = study.ledger.evaluations().get(evaluated[6])
+    if told == "scores":
+        assert trial.values == [0.25]
+        assert found is not None and (found.scores, found.standard_errors) == ({"score": 0.25}, {"score": 0.125})
+        assert [0.125] in trial.user_attrs.values() and [0.5] not in trial.user_attrs.values()
+    else:
+        assert [failure.number for failure in study.failures()] == [6] and trial.values is None
+        assert found is None and [0.5] not in trial.user_attrs.values()
+
+
+class Deaf(Database):
+    """Commits, and hears of every other commit only: the connection is lost before the answer comes."""
+
+    heard = True
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[Connection]:
+        with super().transaction(durable=durable) as connection:
+            yield connection
+        self.heard = not self.heard
+        if not self.heard:
+            raise sqlite3.OperationalError("database is locked")
+
+
+def test_commits_that_are_not_heard_of_cost_one_evaluation_each_and_no_slot(database_url: str) -> None:
+    study = small_study(database_url, 3)
+    set_evaluations(study.database, study.record.study_id, 9)
+    evaluated: list[str] = []
+    turns: list[None] = []
+
+    def score(recipe: Recipe) -> float:
+        evaluated.append(recipe.digest)
+        return float(recipe.params["weight[a]"])
+
+    def too_long() -> bool:
+        turns.append(None)
+        return len(turns) > 12  # who waits for a slot that nobody works on waits for ever
+
+    deaf = mf.Study(Deaf(database_url), study.refresh().record)
+    work(deaf, evaluator=FunctionEvaluator(score), should_stop=too_long)
+    assert len(evaluated) == len(set(evaluated)) == 6
+    assert study.finished_count() == study.ledger.evaluation_count() == 9
+    trials = study.optuna.get_trials(deepcopy=False)
+    assert [(trial.number, trial.state.name) for trial in trials] == [(n, "COMPLETE") for n in range(9)]
+    with study.database.transaction() as connection:
+        rows = connection.execute(claims.select().order_by(claims.c.slot)).all()
+    assert [(row.slot, row.trial_number, row.deaths) for row in rows] == [(n, n, 0) for n in range(9)]
+
+
+def test_a_claim_whose_commit_was_not_heard_of_is_the_next_one_and_an_open_one_is_not(database_url: str) -> None:
+    ledger = ledger_in(database_url)
+    deaf = StudyLedger(Deaf(database_url), ledger.study_id, {})
+    made = [deaf.claim(10) for _ in range(3)]
+    assert [(claim.slot, claim.deaths) for claim in made if claim is not None] == [(0, 0), (1, 0), (2, 0)]
+    theirs = ledger.claim(10)
+    assert theirs is not None and (theirs.slot, theirs.deaths) == (3, 0)
