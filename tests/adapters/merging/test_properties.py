@@ -83,6 +83,38 @@ def test_one_expert_at_weight_one_is_that_expert_exactly(method: str, dtype: tor
     assert all(torch.equal(made[name], experts["e1"][name]) for name in base)
 
 
+@pytest.mark.parametrize("method", ["linear", *(m for m in FAMILY if METHODS[m].sparsifier != "breadcrumbs")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_one_expert_alone_keeps_every_last_digit(method: str, dtype: torch.dtype, compiled: bool) -> None:
+    """On most entries base + (expert - base) is not the expert: the sum loses a digit, and with it the score."""
+    generator = torch.Generator().manual_seed(0)
+    base, expert = ({"w": torch.randn(40, 50, generator=generator).to(dtype)} for _ in range(2))
+    lost = base["w"].float() + (expert["w"].float() - base["w"].float())
+    if dtype == torch.float32:
+        assert not torch.equal(lost.to(dtype), expert["w"])
+    experts = {"e0": base, "e1": expert}
+    recipe = recipe_for(method, list(experts), [0.0, 1.0])
+    for resident in (True, False):
+        engine = MergeEngine(base, experts, resident=resident, compile=compiled)
+        live = {"w": torch.empty_like(base["w"])}
+        engine.merge_into(recipe, live)
+        assert torch.equal(live["w"], expert["w"])
+        assert torch.equal(merged(engine, recipe)["w"], expert["w"])
+
+
+@pytest.mark.parametrize("method", [name for name in FAMILY if METHODS[name].sparsifier == "magnitude"])
+@pytest.mark.parametrize(("density", "kept"), [(0.0, 0), (1e-9, 1), (0.03, 1), (0.049, 1), (0.05, 2), (0.999, 39)])
+def test_a_density_keeps_so_many_entries_rounded_down_and_one_where_any_are_wanted(
+    method: str, density: float, kept: int
+) -> None:
+    """A recipe that drops an expert whole would otherwise still carry its largest entry."""
+    base = {"w": torch.zeros(40)}
+    delta = {"w": torch.arange(1.0, 41.0)}
+    made = merged(MergeEngine(base, {"e": delta}), recipe_for(method, ["e"], [0.5], density))["w"]
+    assert (made != 0).nonzero().flatten().tolist() == list(range(40 - kept, 40))
+
+
 @pytest.mark.parametrize("method", FAMILY)
 @given(seed=seeds, weight=st.lists(weights, min_size=3, max_size=3), density=st.floats(0.2, 1.0))
 @settings(max_examples=15, deadline=None)

@@ -45,3 +45,13 @@ def test_metric_weighted_average_follows_the_scores() -> None:
     assert anchor is not None
     assert anchor.recipe.params["weight[maths]"] == pytest.approx(0.6)
     assert metric_weighted(space, {"maths": 0.0, "french": 0.0, "code": -1.0}) is None
+
+
+def test_a_score_below_zero_counts_nothing_and_the_weights_stay_shares() -> None:
+    """The expert of a task with negative scores would be subtracted from the average, and the others overweighted."""
+    space = MergeSpace(EXPERTS, method="task_arithmetic", parameters={"weight": [-1, 1]})
+    anchor = metric_weighted(space, {"maths": 0.6, "french": 0.2, "code": -0.4})
+    assert anchor is not None
+    weights = [anchor.recipe.params[f"weight[{name}]"] for name in EXPERTS]
+    assert weights == pytest.approx([0.75, 0.25, 0.0]) and sum(weights) == pytest.approx(1.0)
+    assert anchor.params == {f"weight[{name}]": weight for name, weight in zip(EXPERTS, weights, strict=True)}
