@@ -23,6 +23,8 @@ class Received:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    port: int
+    """The client's end of the connection: requests with one port came over one connection."""
 
     @property
     def json(self) -> Any:
@@ -58,7 +60,8 @@ def serve(answer: Callable[[Received], Answer]) -> Iterator[Served]:
 
         def do_POST(self) -> None:
             length = int(self.headers.get("content-length") or 0)
-            request = Received(self.command, self.path, dict(self.headers.items()), self.rfile.read(length))
+            body, port = self.rfile.read(length), int(self.client_address[1])
+            request = Received(self.command, self.path, dict(self.headers.items()), body, port)
             served.received.append(request)
             made = answer(request)
             self.send_response(made.status)
