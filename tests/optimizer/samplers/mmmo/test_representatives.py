@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.samplers import MMMOSampler
 from mergefront.optimizer.samplers.mmmo.representatives import MOST_TOLD, representatives, spread_order
 from mergefront.optimizer.scores.pareto import nondominated
-from mergefront.optimizer.search.attributes import ANCHOR, proposal_stage
+from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, expected_improvement, proposal_stage
 
 EVERY = np.ones(200, dtype=bool)
 
@@ -109,3 +111,37 @@ def test_only_above_the_limit_is_anything_left_out(extra: int) -> None:
     known = study.sampler._last_surrogate
     told = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     assert known is not None and len(known[1].x) == min(told, MOST_TOLD + 2), "two anchors besides"
+
+
+def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() -> None:
+    """What is a gain over those that stand for the front may be none over the front: the search would go in circles.
+
+    A trial outside the space is never learnt from and counts for the front. So a study whose left-out front members are
+    such trials, and nothing else is left out, proposes the same; one that has lost them expects a larger improvement.
+    """
+    drawn = np.random.default_rng(3).random((MOST_TOLD + 100, 2))
+    angle, depth = drawn[:, 0] * np.pi / 2, 1.0 - np.maximum(drawn[:, 1] - 0.6, 0.0)
+    values = np.column_stack([depth * np.sin(angle), depth * np.cos(angle)])
+    kept, beyond = representatives(values, np.ones(len(values), dtype=bool), MOST_TOLD)
+    assert len(beyond) >= 3
+
+    def next_trial(left_out: dict[str, Any] | None, beyond_too: dict[str, Any] | None) -> FrozenTrial:
+        """``left_out`` and ``beyond_too`` change those trials of the study that nobody learns from."""
+        sampler = MMMOSampler(seed=0, search_space=SPACE, n_startup=0, ranges=[(0.0, 1.0)] * 2)
+        study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
+        for number, (point, scores) in enumerate(zip(drawn.tolist(), values.tolist(), strict=True)):
+            changes = (beyond_too if number in beyond else left_out if number not in kept else None) or {}
+            given = {"state": TrialState.COMPLETE, "values": scores, **changes}
+            study.add_trial(
+                create_trial(params=dict(zip(SPACE, point, strict=True)), distributions=dict(SPACE), **given)
+            )
+        study.ask(SPACE)
+        return study.get_trials(deepcopy=False)[-1]
+
+    lost: dict[str, Any] = {"state": TrialState.FAIL, "values": None}
+    known = next_trial(None, None)
+    alike = next_trial(lost, {"user_attrs": {OUTSIDE_SPACE: True}})
+    without = next_trial(lost, lost)
+    assert known.params == alike.params
+    expected, same, too_much = (expected_improvement(trial) for trial in (known, alike, without))
+    assert expected is not None and too_much is not None and expected == same < too_much
