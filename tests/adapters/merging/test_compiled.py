@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergefront.adapters.merging.coefficients import read_coefficients
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import Rank, sort_magnitudes
@@ -155,21 +156,22 @@ def test_a_folder_that_others_may_write_to_is_not_trusted_with_the_compiled_kern
     assert not list((tmp_path / "mergefront").iterdir())
 
 
-def test_ranks_without_room_for_an_order_are_the_same() -> None:
+def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once() -> None:
     base, experts = pool(torch.bfloat16)
     held = TensorPool(base, experts, torch.device("cpu"), None, True, True)
-    with_order, without = TermBuilder(held, False), TermBuilder(held, False, room=lambda _: False)
-    assert without._orders == {}
-    for name, tensor in base.items():
+    wanted: dict[bool, list[int]] = {True: [], False: []}
 
-        def delta(start: int, end: int, name: str = name) -> torch.Tensor:
-            return experts["a"][name].view(-1)[start:end].float() - base[name].view(-1)[start:end].float()
+    def builder(has_room: bool) -> TermBuilder:
+        return TermBuilder(held, False, room=lambda needed: wanted[has_room].append(needed) or has_room)
 
-        for k in {1, tensor.numel() // 3 or 1, tensor.numel()}:
-            assert without._rank(name, "a", delta, tensor.numel(), k) == with_order._rank(
-                name, "a", delta, tensor.numel(), k
-            )
-    assert without._orders == {} and len(with_order._orders) == len(base)
+    ordered, selected = builder(True), builder(False)
+    densities = (1e-9, 0.33, 0.99)
+    for name in ("up", "norm", "square", "long"):
+        for density in densities:
+            given = read_coefficients(recipe("ties", False, density), METHODS["ties"], EXPERTS, name)
+            terms = [one.term(name, METHODS["ties"], given, "a", base[name]) for one in (ordered, selected)]
+            assert None not in terms and terms[0]._replace(tensor=None) == terms[1]._replace(tensor=None)
+    assert len(wanted[True]) == 4 and len(wanted[False]) == 4 * len(densities)
 
 
 @pytest.mark.parametrize("size", [1, 700, LEVELS, LEVELS + 1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
@@ -14,7 +13,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 
 
 @pytest.fixture
-def halfway() -> Iterator[str]:
+def halfway() -> str:
     @merge_method("halfway")
     def kernel(
         tensors: Any,
@@ -28,8 +27,20 @@ def halfway() -> Iterator[str]:
         mean = sum(w * (x - base) for w, x in zip(weight, tensors, strict=True)) / len(tensors)
         return base + (2 if double else 1) * pull * mean
 
-    yield "halfway"
-    METHODS._methods.pop("halfway")
+    return "halfway"
+
+
+def test_a_function_may_be_written_anew_under_its_name(halfway: str) -> None:
+    """In a notebook the cell that defines a method is run many times."""
+    known = len(METHODS)
+    for pull in (0.5, 0.75):
+
+        @merge_method("rewritten")
+        def kernel(tensors: Any, base: Any, *, pull: Annotated[float, Range(0, 1)] = pull) -> Any:
+            """Something else."""
+            return base
+
+    assert METHODS["rewritten"].parameter("pull").default == 0.75 and len(METHODS) == known + 1
 
 
 def test_the_signature_declares_the_method(halfway: str) -> None:
