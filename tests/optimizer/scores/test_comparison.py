@@ -13,6 +13,7 @@ from scipy import stats
 from mergefront.optimizer.scores.comparison import (
     Difference,
     holm,
+    mean_interval,
     paired_difference,
     unpaired_difference,
     weighted_sum,
@@ -92,3 +93,30 @@ def test_holm_only_ever_raises_p_values_and_keeps_their_order(p_values: list[flo
     ordered = [corrected[index] for index in sorted(range(len(p_values)), key=p_values.__getitem__)]
     assert ordered == sorted(ordered)
     assert min(corrected) == pytest.approx(min(1.0, len(p_values) * min(p_values)))
+
+
+def test_picking_from_many_comparisons_counts_those_that_were_left_out() -> None:
+    """A study that shows the two best of five comparisons would call noise a win."""
+    assert holm([0.01, 0.02], comparisons=5) == pytest.approx([0.05, 0.08])
+    assert holm([0.01, 0.02, 0.5], comparisons=2) == pytest.approx([0.03, 0.04, 0.5])
+
+
+def test_a_noisy_part_that_is_not_paired_takes_the_floor_of_the_paired_ones_away() -> None:
+    paired, unpaired = Difference(1.0, 0.0, 4, 5), Difference(1.0, 0.1)
+    assert weighted_sum([paired, unpaired], [0.5, 0.5]).pairs is None
+    assert weighted_sum([paired, unpaired], [0.5, 0.5]).p_value < 2.0**-4
+    assert weighted_sum([paired, paired], [0.5, 0.5]).pairs == 10
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+@given(count=st.integers(1, 60), data=st.data())
+def test_the_interval_of_right_and_wrong_is_wilsons_and_of_numbers_students(
+    level: float, count: int, data: st.DataObject
+) -> None:
+    right = data.draw(st.integers(0, count))
+    expected = stats.binomtest(right, count).proportion_ci(level, method="wilson")
+    assert mean_interval([1.0] * right + [0.0] * (count - right), level) == pytest.approx(expected, abs=1e-9)
+    scores = np.random.default_rng(count).normal(size=count + 2)
+    expected = stats.t.interval(level, count + 1, scores.mean(), stats.sem(scores))
+    assert mean_interval(scores.tolist(), level) == pytest.approx(expected)
+    assert mean_interval([0.5], level) == (-math.inf, math.inf)

@@ -60,3 +60,8 @@ def test_a_number_that_is_not_there_fails_the_candidate(scores: dict[str, Any]) 
 def test_what_cannot_be_meant_is_refused_with_the_remedy(written: list[Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         constraints_from(written)
+
+
+def test_a_score_of_the_users_own_goes_before_a_count_of_the_same_name() -> None:
+    evaluation = Evaluation({"items": 3.0}, cost={"items": 100.0})
+    assert checked_violations(evaluation, constraints_from(["items <= 10"])) == [-7.0]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.objectives import Normaliser, Objective, objectives_from
+from mergefront.optimizer.scores.pareto import hypervolume
 
 finite = st.floats(-1e12, 1e12)
 
@@ -51,3 +52,27 @@ def test_mistakes_in_objectives_are_named() -> None:
         objectives_from([{"name": "a", "direction": "maximise"}])
     with pytest.raises(UserError, match="at least one"):
         objectives_from([])
+
+
+@pytest.mark.parametrize(
+    ("anchors", "value", "normalised"),
+    [
+        ([[0.3], [0.3]], 0.6, 1.0),
+        ([[-4.0], [-4.0]], -2.0, 0.5),
+        ([[0.0]], 0.25, 0.25),
+        ([], 0.25, 0.25),
+        ([], -3.0, -3.0),
+    ],
+)
+def test_where_anchors_agree_their_size_is_the_unit(
+    anchors: list[list[float]], value: float, normalised: float
+) -> None:
+    """A loss of 1e-4 would count nothing beside an accuracy, and one of 1e4 everything."""
+    normaliser = Normaliser.from_anchors((Objective("acc"),), anchors)
+    assert normaliser.normalise([value]) == pytest.approx([normalised])
+
+
+def test_as_bad_as_the_worst_anchor_in_one_objective_still_counts_for_the_others() -> None:
+    normaliser = Normaliser.from_anchors((Objective("a"), Objective("b", "minimize")), [[2.0, 4.0], [6.0, 3.0]])
+    specialist = normaliser.normalise([2.0, 3.0])
+    assert hypervolume([specialist], normaliser.reference_point) == pytest.approx(0.1 * 1.1)

@@ -78,3 +78,34 @@ def test_a_reference_direction_picks_the_point_that_goes_farthest_along_it() -> 
     assert along((np.array(front) * [1000, 1e-3]).tolist(), [2, 1]) == 3
     with pytest.raises(ValueError, match="not all 0"):
         along(front, [0, 0])
+
+
+CORNERS = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+UNITS = [[1.0, 1.0, 1.0], [1000.0, 1e-3, 1.0]]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_knee_has_the_largest_sum_of_shares_in_whatever_units(unit: list[float]) -> None:
+    front = np.array([[0.0, 1.0], [0.6, 0.6], [0.9, 0.35], [1.0, 0.0]]) * unit[:2] + 7.0
+    assert knee(front) == 2
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_preference_reaches_hollows_of_the_front_in_whatever_units(unit: list[float]) -> None:
+    """A weighted sum would only ever pick one of the ends."""
+    hollow = np.array([[0.0, 1.0], [0.45, 0.45], [1.0, 0.0]]) * unit[:2] - 7.0
+    assert preferred(hollow, [1, 1]) == 1
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_of_two_that_are_equal_in_the_worst_the_one_that_is_better_elsewhere_is_picked(unit: list[float]) -> None:
+    front = np.array([*CORNERS, [0.5, 0.5, 0.8], [0.5, 0.9, 0.5]]) * unit
+    assert preferred(front, [1, 1, 1]) == 4
+    assert along(front, [1, 1, 1]) == 4
+
+
+def test_who_is_better_in_nothing_than_one_that_stays_is_left_out() -> None:
+    assert distinct([[False, True], [False, False]], [0, 1]).tolist() == [True, False]
+    assert distinct([[False, True], [False, False]], [1, 0]).tolist() == [True, True]
+    assert epsilon_better([[1.0], [0.5]], 0.5).tolist() == [[False, False], [False, False]]
+    assert epsilon_better([[1.0], [0.5]], 0.4).tolist() == [[False, True], [False, False]]
