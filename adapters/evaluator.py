@@ -162,7 +162,7 @@ def _failures(doing: str) -> Iterator[None]:
     except MergefrontError:
         raise
     except Exception as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             raise EvaluationError(
                 f"{doing}: out of memory ({error}); a smaller model, batch or dtype would fit", kind="out of memory"
             ) from error
@@ -170,7 +170,7 @@ def _failures(doing: str) -> Iterator[None]:
         raise EvaluationError(f"{doing}: {name}: {error}", kind=name) from error
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether Python, an accelerator or torch's CPU allocator ran out of memory."""
     torch = sys.modules.get("torch")
     accelerator = getattr(torch, "OutOfMemoryError", MemoryError)

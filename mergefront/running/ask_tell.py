@@ -119,13 +119,17 @@ def fail_study(study: Study, trial: int, reason: str) -> None:
     told = _Told(study, trial)
     if told.finished:
         if told.values() is not None:
-            raise UserError(f"trial {trial} of study {study.name!r} is finished already, with scores")
+            raise ConflictError(f"trial {trial} of study {study.name!r} is finished already, with scores")
         return
     give_up(study.optuna, told.ledger, told.proposal(), Failure("reported", reason or "no reason was given"))
 
 
 class UnknownTrialError(UserError):
     """A trial that was never handed out."""
+
+
+class ConflictError(UserError):
+    """A finished trial that is told something else."""
 
 
 class _Told:
@@ -154,10 +158,10 @@ class _Told:
         return proposal_of(self.plan, self.study.optuna, self.claim)
 
     def check_same(self, evaluation: Evaluation) -> None:
-        """Raises ``UserError`` when the trial was told something else."""
+        """Raises ``ConflictError`` when the trial was told something else."""
         values = self.values()
         given = [evaluation.scores.get(name) for name in self.plan.objective_names]
         if values != given:
-            raise UserError(
+            raise ConflictError(
                 f"trial {self.trial} of study {self.study.name!r} was told already, with other scores: {values}"
             )

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from mergefront.optimizer.errors import UserError
+from mergefront.serving.guard import OWN_NAMES, host_name
 
 if TYPE_CHECKING:
     from mergefront.results.dashboard_view import ExplainedStorage
     from mergefront.storage.database import Database
 
 HOST = "127.0.0.1"
-_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 _STUDY = re.compile(r"/api/studies/(\d{1,18})(?:/|$)")
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
@@ -73,7 +73,7 @@ def only_from_here(application: Application) -> Application:
     def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         host = environ.get("HTTP_HOST", "")
         origin = environ.get("HTTP_ORIGIN")
-        if _name(host) not in _OWN_NAMES or (origin is not None and urlsplit(origin).netloc != host):
+        if host_name(host) not in OWN_NAMES or (origin is not None and urlsplit(origin).netloc != host):
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"This server answers its own machine only.\n"]
         return application(environ, start_response)
@@ -106,8 +106,3 @@ def only_notes(application: Application) -> Application:
         return [b'{"reason": "This dashboard only shows studies; rename, copy and delete them with mergefront."}']
 
     return guarded
-
-
-def _name(host: str) -> str:
-    """The host name without the port."""
-    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host

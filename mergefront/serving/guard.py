@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
 class _TooLargeError(Exception):
@@ -62,7 +62,7 @@ class Guard:
     def _refusal(self, method: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
         if b"origin" in headers:
             return 403, "this service does not answer web pages"
-        if self._loopback_only and _host_name(headers.get(b"host", "")) not in _OWN_NAMES:
+        if self._loopback_only and host_name(headers.get(b"host", "")) not in OWN_NAMES:
             return 403, "this service answers its own machine only"
         length = headers.get(b"content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._largest:
@@ -74,7 +74,8 @@ class Guard:
         return None
 
 
-def _host_name(host: str) -> str:
+def host_name(host: str) -> str:
+    """A Host header without the port."""
     return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.yaml_file import read_mapping
-from mergefront.serving.merges.settings import PoolFile
+from mergefront.serving.merges.pool_settings import ClientSection, PoolFile
+from mergefront.serving.tokens import Tokens, checked_token, token_in_file
 
 if TYPE_CHECKING:
     from mergefront.serving.merges.service import MergeService
@@ -35,12 +36,12 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
     from mergefront.adapters.checkpoints.compatibility import compare_headers
     from mergefront.adapters.checkpoints.header import read_header
-    from mergefront.serving.merges.access import declared_clients
-    from mergefront.serving.merges.pool import MergePool
+    from mergefront.serving.merges.resident_models import MergePool
     from mergefront.serving.merges.service import MergeService
     from mergefront.serving.merges.state import ServiceState
 
-    clients = declared_clients(file, root, environment)
+    tokens = Tokens({name: _token(name, client, root, environment) for name, client in file.clients.items()})
+    tokens.check_host(file.host, "declare clients with tokens under clients")
     base = read_header(root / file.base_model)
     problems = []
     for name, path in file.models.items():
@@ -53,4 +54,12 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     state = ServiceState(root / file.state)
     models = {name: root / path for name, path in file.models.items()}
     pool = MergePool(root / file.base_model, models, device=file.device, dtype=file.dtype)
-    return MergeService(file, pool, state, clients)
+    return MergeService(file, pool, state, tokens)
+
+
+def _token(name: str, client: ClientSection, root: Path, environment: Mapping[str, str]) -> str:
+    if client.token_file is not None:
+        return token_in_file(root / client.token_file, f"clients.{name}.token_file")
+    variable = str(client.token_env)
+    source = f"clients.{name}: the environment variable {variable}"
+    return checked_token(environment.get(variable, ""), source)

@@ -1,4 +1,4 @@
-"""The process of ``mergefront serve``: the address, the signals, the end."""
+"""The process of a service: the address, the signals, the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import errno
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from mergefront.optimizer.errors import UserError
-from mergefront.serving.merges.application import make_application
-from mergefront.serving.merges.service import MergeService
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _PATIENCE = 60
 """Seconds that the end waits for the job that runs."""
@@ -32,29 +34,32 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run_service(service: MergeService, bound: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. Then what runs is answered, and what waits is told to ask again."""
+def run_application(
+    app: FastAPI, bound: socket.socket, ready: Callable[[str], None], *, concurrency: int, closing: Callable[[], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT: ``ready`` gets the URL, ``closing`` is called when the end begins, and what
+    runs then is answered. More than ``concurrency`` requests at once are refused."""
     host, port = bound.getsockname()[:2]
     config = uvicorn.Config(
-        make_application(service),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_PATIENCE,
-        limit_concurrency=4 * service.limits.waiting + 64,
+        limit_concurrency=concurrency,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
     named = f"[{host}]" if ":" in host else host
-    _Server(config, service, lambda: ready(f"http://{named}:{port}")).run([bound])
+    _Server(config, closing, lambda: ready(f"http://{named}:{port}")).run([bound])
 
 
 class _Server(uvicorn.Server):
-    """Ends with exit status 0 on a signal, and tells what waits to ask again instead of working it off."""
+    """Ends with exit status 0 on a signal."""
 
-    def __init__(self, config: uvicorn.Config, service: MergeService, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, closing: Callable[[], None], ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._service = service
+        self._closing = closing
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -65,7 +70,7 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._service.queue.close)
+            self._loop.call_soon_threadsafe(self._closing)
         # A second signal does not wait for what runs.
         self.force_exit = self.should_exit
         self.should_exit = True

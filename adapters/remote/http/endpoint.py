@@ -109,7 +109,11 @@ def checked_url(url: str, *, has_key: bool = False, allow_plain_http: bool = Fal
 
 def is_loopback(url: str) -> bool:
     """Whether the server is on this machine."""
-    host = urlsplit(url).hostname or ""
+    return is_loopback_host(urlsplit(url).hostname or "")
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether only this machine reaches the name or address ``host``."""
     if host == "localhost":
         return True
     try:

@@ -58,8 +58,9 @@ def serve(
         return
     if token_file is not None:
         raise click.UsageError("--token-file goes with --studies; a pool file declares its clients itself")
+    from mergefront.serving.merges.application import run_service
     from mergefront.serving.pool_file import load_service, read_pool_file
-    from mergefront.serving.process import bound_socket, run_service
+    from mergefront.serving.process import bound_socket
 
     file = read_pool_file(pool_file)
     changes = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
@@ -74,7 +75,8 @@ def serve(
 
 
 def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) -> None:
-    from mergefront.serving.study_server import checked_token, serve_studies
+    from mergefront.serving.study_server import serve_studies
+    from mergefront.serving.tokens import checked_token
     from mergefront.storage.database import Database
 
     given, source = os.environ.get(_TOKEN_VARIABLE), f"the environment variable {_TOKEN_VARIABLE}"

@@ -1,58 +1,46 @@
-"""The routes of the merge service.
-
-Every route but ``/health`` and the OpenAPI document wants a bearer token where the pool file declares clients.
-"""
+"""The routes of the merge service."""
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
-from mergefront.serving.guard import Guard
+from mergefront.serving.api import add_routes, described, metrics_answer, problem
 from mergefront.serving.merges import wire
-from mergefront.serving.merges.access import QuotaSpentError
 from mergefront.serving.merges.dependencies import Asker, Service, check_sizes, service_of
 from mergefront.serving.merges.openai_routes import routes as openai_routes
 from mergefront.serving.merges.queueing import GoneError, QueueClosedError, QueueFullError
+from mergefront.serving.merges.quotas import QuotaSpentError
 from mergefront.serving.merges.service import MergeService, UnknownSessionError
+from mergefront.serving.process import run_application
 
 _log = logging.getLogger("mergefront.serve")
-_SHOWN_PROBLEMS = 5
-
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": wire.Problem, "description": description}
-    for status, description in {
-        400: "the recipe or request makes no sense; asking again does not help",
-        401: "no valid token",
-        402: "the quota is used up for good",
-        404: "no such session",
-        413: "the body is too large",
-        422: "a field is wrong, or the merge cannot be scored (kind says why)",
-        429: "too much at once, or the day's quota is used up; see Retry-After",
-        503: "the service is ending; see Retry-After",
-    }.items()
-}
-open_routes = APIRouter()
-routes = APIRouter(responses=_PROBLEMS)
-
-
-@open_routes.get("/health", summary="Whether the service answers.")
-async def health() -> dict[str, str]:
-    return {"status": "ok"}
+routes = APIRouter(
+    responses=described(
+        {
+            400: "the recipe or request makes no sense; asking again does not help",
+            401: "no valid token",
+            402: "the quota is used up for good",
+            404: "no such session",
+            413: "the body is too large",
+            422: "a field is wrong, or the merge cannot be scored (kind says why)",
+            429: "too much at once, or the day's quota is used up; see Retry-After",
+            503: "the service is ending; see Retry-After",
+        }
+    )
+)
 
 
 @routes.get("/metrics", response_class=PlainTextResponse, summary="Counters in Prometheus' text format.")
 async def metrics(service: Service, _: Asker) -> PlainTextResponse:
-    return PlainTextResponse(service.metrics_text(), media_type="text/plain; version=0.0.4")
+    return metrics_answer(service.metrics_text())
 
 
 @routes.post("/v1/sessions", summary="Begin a session.")
@@ -136,7 +124,7 @@ async def generate(
     )
 
 
-def make_application(service: MergeService) -> Guard:
+def make_application(service: MergeService) -> FastAPI:
     """The ASGI application of a service; it ends the service when it shuts down."""
 
     @asynccontextmanager
@@ -152,13 +140,23 @@ def make_application(service: MergeService) -> Guard:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.service = service
-    for router in (open_routes, routes, openai_routes):
-        app.include_router(router)
     app.middleware("http")(_count)
-    for kind, answer in _ANSWERS.items():
-        app.add_exception_handler(kind, answer)
-    return Guard(app, largest_body=service.limits.body, loopback_only=service.clients[0].token_hash is None)
+    add_routes(
+        app,
+        [routes, openai_routes],
+        service,
+        service.tokens,
+        _answer,
+        largest_body=service.limits.body,
+        loopback_only=not service.tokens.are_needed,
+    )
+    return app
+
+
+def run_service(service: MergeService, bound: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Then what runs is answered, and what waits is told to ask again."""
+    concurrency = 4 * service.limits.waiting + 64
+    run_application(make_application(service), bound, ready, concurrency=concurrency, closing=service.queue.close)
 
 
 async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -166,50 +164,27 @@ async def _count(request: Request, call_next: Callable[[Request], Awaitable[Resp
         response = await call_next(request)
     except Exception:
         _log.exception("an unexpected fault")
-        response = _problem(500, "the service failed; its log says how", "fault")
+        response = problem(500, "the service failed; its log says how", "fault")
     route = request.scope.get("route")
     path = getattr(route, "path", "other")
     service_of(request).metrics.add("requests_total", route=path, status=str(response.status_code))
     return response
 
 
-def _problem(status: int, detail: str, kind: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"detail": detail, "kind": kind}, status, headers)
-
-
-def _http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": str(error.detail), "kind": "request"}, error.status_code, error.headers)
-
-
-def _invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    # Without the input, which may be long and the client knows.
-    listed = [f"{'.'.join(str(part) for part in one['loc'])[:200]}: {one['msg'][:200]}" for one in error.errors()]
-    more = f" (and {len(listed) - _SHOWN_PROBLEMS} more)" if len(listed) > _SHOWN_PROBLEMS else ""
-    return _problem(422, "; ".join(listed[:_SHOWN_PROBLEMS]) + more, "request")
-
-
-def _mergefront(_: Request, error: Exception) -> JSONResponse:
+def _answer(error: MergefrontError) -> JSONResponse:
     match error:
         case EvaluationError():
-            return _problem(422, str(error), error.kind)
+            return problem(422, str(error), error.kind)
+        case UnknownSessionError():
+            return problem(404, str(error), "session")
         case QuotaSpentError(wait=None):
-            return _problem(402, str(error), "quota")
+            return problem(402, str(error), "quota")
         case QuotaSpentError(wait=seconds):
-            return _problem(429, str(error), "quota", **{"Retry-After": str(seconds)})
+            return problem(429, str(error), "quota", **{"Retry-After": str(seconds)})
         case QueueFullError():
-            return _problem(429, str(error), "busy", **{"Retry-After": "1"})
+            return problem(429, str(error), "busy", **{"Retry-After": "1"})
         case QueueClosedError():
-            return _problem(503, str(error), "ending", **{"Retry-After": "1"})
+            return problem(503, str(error), "ending", **{"Retry-After": "1"})
         case GoneError():
-            return _problem(499, str(error), "gone")
-    return _problem(400 if isinstance(error, UserError) else 500, str(error), "request")
-
-
-_ANSWERS: dict[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
-    HTTPException: _http,
-    RequestValidationError: _invalid,
-    MergefrontError: _mergefront,
-    UnknownSessionError: lambda _, error: _problem(404, "there is no such session; begin one", "session"),
-}
+            return problem(499, str(error), "gone")
+    return problem(400 if isinstance(error, UserError) else 500, str(error))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 
 from mergefront.optimizer.errors import UserError
-from mergefront.serving.merges.access import Client, who_asks
+from mergefront.serving import api
+from mergefront.serving.merges.pool_settings import LimitsSection
+from mergefront.serving.merges.quotas import Client
 from mergefront.serving.merges.service import MergeService
-from mergefront.serving.merges.settings import LimitsSection
 
 
 def service_of(request: Request) -> MergeService:
@@ -21,15 +22,12 @@ def service_of(request: Request) -> MergeService:
 Service = Annotated[MergeService, Depends(service_of)]
 
 
-def asking_client(request: Request, service: Service) -> Client:
-    """The client whose token the request has; answers 401 to all others."""
-    client = who_asks(service.clients, request.headers.get("authorization"))
-    if client is None:
-        raise HTTPException(401, "send a valid token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
-    return client
+def client_of(service: Service, name: api.Asker) -> Client:
+    """The client whose token the request has."""
+    return service.client(name)
 
 
-Asker = Annotated[Client, Depends(asking_client)]
+Asker = Annotated[Client, Depends(client_of)]
 
 
 def check_sizes(limits: LimitsSection, items: int, texts: list[str], new_tokens: int = 0) -> None:

@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mergefront.adapters.evaluator import out_of_memory
 from mergefront.optimizer.errors import EvaluationError, MergefrontError
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.serving.merges.access import Client, Quotas
-from mergefront.serving.merges.metrics import Metrics
-from mergefront.serving.merges.pool import MergePool, Worked
+from mergefront.serving.merges.pool_settings import PoolFile, QuotaSection
 from mergefront.serving.merges.queueing import FairQueue, QueueClosedError, QueueFullError
-from mergefront.serving.merges.settings import PoolFile
+from mergefront.serving.merges.quotas import Client, Quotas
+from mergefront.serving.merges.resident_models import MergePool, Worked
 from mergefront.serving.merges.state import ServiceSession, ServiceState
+from mergefront.serving.metrics import Metrics
+from mergefront.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from mergefront.adapters.local.model import HuggingFaceModel
@@ -30,26 +32,45 @@ _GENERATED = 8
 """A generated token takes a pass of its own: so many times the work of one that is read."""
 
 
-class UnknownSessionError(Exception):
+_METRICS = {
+    "requests_total": ("counter", "Answered HTTP requests by route and status."),
+    "items_total": ("counter", "Items answered, by verb."),
+    "tokens_total": ("counter", "Tokens scored or generated, by verb."),
+    "merges_total": ("counter", "Merges written into the resident model."),
+    "merge_seconds_total": ("counter", "Seconds spent merging."),
+    "work_seconds_total": ("counter", "Seconds spent on jobs, merging included."),
+    "failures_total": ("counter", "Jobs that failed, by kind."),
+    "waiting": ("gauge", "Jobs that wait for their turn."),
+    "sessions": ("gauge", "Sessions that are open."),
+}
+"""No labels with names of clients or sessions: everybody with a token may read them."""
+
+
+class UnknownSessionError(MergefrontError):
     """No such session, or another client's."""
 
 
 class MergeService:
     """One pool, one live model, many sessions. Everything but the jobs runs on one event loop."""
 
-    def __init__(self, file: PoolFile, pool: MergePool, state: ServiceState, clients: tuple[Client, ...]) -> None:
+    def __init__(self, file: PoolFile, pool: MergePool, state: ServiceState, tokens: Tokens) -> None:
         self.file = file
         self.limits = file.limits
         self.pool = pool
         self.state = state
-        self.clients = clients
-        self.metrics = Metrics()
+        self.tokens = tokens
+        self.metrics = Metrics("mergefront_serve_", _METRICS)
         self.quotas = Quotas(state)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mergefront-serve")
         self.queue = FairQueue(self._in_thread, file.limits.waiting)
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def client(self, name: str) -> Client:
+        """The client that a token belongs to, or everybody on this machine."""
+        declared = self.file.clients.get(name)
+        return Client(name, QuotaSection() if declared is None else declared.quota)
 
     def open_session(self, client: Client) -> ServiceSession:
         """A new session; sessions unused for long end, and the longest unused where a client has too many."""
@@ -68,7 +89,7 @@ class MergeService:
         """The client's session; raises ``UnknownSessionError``."""
         found = self.state.find_session(id)
         if found is None or found.client != client.name:
-            raise UnknownSessionError
+            raise UnknownSessionError("there is no such session; begin one")
         self.state.touch_session(id, time.time())
         return found
 
@@ -127,7 +148,7 @@ class MergeService:
         except Exception as error:
             _log.exception("a job failed")
             name = type(error).__name__
-            kind = "out of memory" if "OutOfMemory" in name or isinstance(error, MemoryError) else name
+            kind = "out of memory" if out_of_memory(error) else name
             raise EvaluationError(f"the merge could not be made or asked ({name})", kind=kind) from error
 
     def cost(self, read: int, written: int = 0) -> float:

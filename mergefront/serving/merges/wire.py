@@ -10,16 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.serving.api import Body
 
 MOST_LAYERS = 4096
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Body(BaseModel):
-    """Strict: an unknown field and a value of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class OpenSession(Body):
@@ -120,13 +115,6 @@ class GenerateAnswer(Body):
     """In the order of the requests."""
 
     answers: list[Generated]
-
-
-class Problem(Body):
-    """Why a request was refused. ``kind`` groups causes: a merge whose logits are not finite has "not finite"."""
-
-    detail: str
-    kind: str
 
 
 class CompletionBody(BaseModel):

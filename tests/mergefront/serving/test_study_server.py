@@ -17,7 +17,8 @@ import uvicorn
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
 from mergefront.serving.process import bound_socket
-from mergefront.serving.study_server import StudyServer, checked_token, make_application, serve_studies
+from mergefront.serving.study_server import StudyServer, make_application, serve_studies
+from mergefront.serving.tokens import checked_token
 from mergefront.storage.database import Database
 
 TOKEN = "correct-horse-battery-staple"
@@ -46,8 +47,8 @@ class Running:
         self.database.close()
 
 
-def new_study(url: str, evaluations: int) -> mf.Study:
-    """A study "remote" with one evaluation done."""
+def new_study(url: str, evaluations: int, name: str = "remote") -> mf.Study:
+    """A study with one evaluation done."""
     study = mf.search(
         space=mf.MergeSpace(["maths", "french"], method="ties"),
         evaluate=lambda recipe: {"maths": recipe.params["weight[maths]"], "french": 0.5},
@@ -55,7 +56,7 @@ def new_study(url: str, evaluations: int) -> mf.Study:
         sampler="random",
         evaluations=1,
         storage=url,
-        name="remote",
+        name=name,
     )
     from mergefront.storage.studies import set_evaluations
 
@@ -169,6 +170,18 @@ def test_scores_must_be_the_studys(running: Running) -> None:
     assert "french" in missing.json()["detail"] and "german" in unknown.json()["detail"]
     good = post(running, f"trials/{trial}/tell", {"scores": {"maths": 1.0, "french": 1.0}})
     assert good.status_code == 204, "a refused tell leaves the trial open"
+
+
+def test_a_studys_name_does_not_decide_the_status(running: Running) -> None:
+    new_study(running.database.url, 12, "already-tuned")
+    path = "/v1/studies/already-tuned"
+    trial = running.client.post(f"{path}/ask", json={}).json()["trial"]
+    tell = f"{path}/trials/{trial}/tell"
+    wrong = [{"maths": 1.0}, {"maths": 1.0, "french": 1.0, "german": 1.0}]
+    assert [running.client.post(tell, json={"scores": scores}).status_code for scores in wrong] == [422, 422]
+    assert running.client.post(tell, json={"scores": {"maths": 1.0, "french": 1.0}}).status_code == 204
+    assert running.client.post(tell, json={"scores": {"maths": 0.5, "french": 1.0}}).status_code == 409
+    assert running.client.post(f"{path}/trials/99/tell", json={"scores": {"maths": 1.0}}).status_code == 404
 
 
 def test_large_odd_and_foreign_requests_are_refused_unread(running: Running) -> None:

@@ -260,7 +260,7 @@ def test_the_openapi_document_describes_every_route(pool_file: Callable[..., Pat
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"host": "0.0.0.0"}, "needs clients with tokens"),
+        ({"host": "0.0.0.0"}, "needs a token; declare clients"),
         ({"clients": CLIENTS}, "ALICE_TOKEN"),
         ({"clients": {"alice": {}}}, "token_env or token_file"),
         ({"clients": {"alice": {"token_file": "gone.token"}}}, "gone.token"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -65,19 +65,7 @@ class PoolFile(Section):
     @field_validator("clients")
     @classmethod
     def _plain_names(cls, clients: dict[str, ClientSection]) -> dict[str, ClientSection]:
-        import re
-
         for name in clients:
             if not re.match(NAME, name):
                 raise ValueError(f"client {name!r}: a name has letters, digits, dots, dashes and underscores only")
         return clients
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach ``host``."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
