@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
-from mergefront.adapters.remote.connection import connect
-from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob
-from mergefront.adapters.remote.openai.backend import AppliedModel
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, fields, logprob
+from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MergeServiceSection
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import CoefficientName
@@ -45,51 +45,30 @@ QUERY_DEFAULTS: Mapping[str, Any] = {
 """The released service resets every field that a request leaves out, so that all are always sent."""
 
 
-class MergeServiceBackend:
-    """Our own merge service. ``models`` are the recipe's, by names that the pool must have."""
+class MergeServiceBackend(Connected[MergeServiceSection]):
+    """Our own merge service; the pool must have the recipe's models, by their names."""
 
-    def __init__(
-        self,
-        settings: MergeServiceSection,
-        models: Mapping[str, str],
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self.client: HttpClient = connect(
-            settings, cache, server=f"merge_service {settings.url} {settings.pool}", seed=seed
-        )
-        try:
-            self._session = self.client.run(self._open(settings.pool, models))
-        except EvaluationError as error:
-            self.client.close()
-            raise UserError(f"backend merge_service: {error}") from None
-        except BaseException:
-            self.client.close()
-            raise
+    kind = "merge_service"
 
-    async def _open(self, pool: str, models: Mapping[str, str]) -> str:
+    def _connect(self, root: Path) -> None:
+        pool, models = self.settings.pool, self.space.models
+        self.client = self._client(self.settings, f"merge_service {self.settings.url} {pool}")
+
         def read(answer: Any) -> Reply[tuple[str, list[str], str]]:
-            names = field(answer, "models", kind=list)
-            for place in range(len(names)):
-                field(names, place, kind=str)
-            return Reply((field(answer, "session_id", kind=str), names, field(answer, "pool_digest", kind=str)))
+            held = fields(answer, "models", kind=str)
+            return Reply((field(answer, "session_id", kind=str), held, field(answer, "pool_digest", kind=str)))
 
-        session, held, digest = await self.client.ask("POST", "/v1/sessions", {"pool": pool}, read, cached=False)
+        opened = self.client.ask("POST", "/v1/sessions", {"pool": pool}, read, cached=False)
+        self._session, held, digest = self.client.run(opened)
         missing = [name for name in models if name not in held]
         if missing:
             raise UserError(f"the pool {pool!r} has no model {missing[0]!r} {did_you_mean(missing[0], held)}")
         # Answers belong to the pool's content, not to the session or the address.
         self.client.identify(f"merge_service {digest}")
-        return session
 
-    def apply(self, recipe: Recipe) -> AppliedModel:
+    def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; the service refuses recipes that it cannot make."""
-        return AppliedModel(MergeServiceModel(self.client, self._session, recipe))
-
-    def close(self) -> None:
-        """Release the connections."""
-        self.client.close()
+        return AppliedOnServer(nullcontext(MergeServiceModel(self.client, self._session, recipe)))
 
 
 class MergeServiceModel:
@@ -138,7 +117,7 @@ class MergeServiceModel:
         return [entry for answers in self._client.run(all_of(part(one) for one in parts)) for entry in answers]
 
 
-class EvoMergingEvaluator:
+class EvoMergingEvaluator(Connected[MergeServiceSection]):
     """The released Evo-Merging service as an ``Evaluator`` of the objective ``loss`` (minimise it).
 
     A recipe's ``density`` is the service's alpha (how much of each LoRA's A to keep, 1 where the method has
@@ -147,51 +126,32 @@ class EvoMergingEvaluator:
     are drawn anew in each call, so that the loss is noisy unless ``evaluation_batches`` cover the data set.
     """
 
-    def __init__(
-        self,
-        settings: MergeServiceSection,
-        models: Sequence[str],
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
+    kind = "merge_service"
+
+    def _connect(self, root: Path) -> None:
+        settings, preset = self.settings, self.settings.pool
         if not settings.query or "dataset" not in settings.query:
             raise UserError("backend.query: the service needs at least {dataset: NAME}")
         unknown = [key for key in settings.query if key != "dataset" and key not in QUERY_DEFAULTS]
         if unknown:
             raise UserError(f"backend.query: unknown key {unknown[0]!r} {did_you_mean(unknown[0], QUERY_DEFAULTS)}")
-        self._models = list(models)
-        self._query = {**QUERY_DEFAULTS, **settings.query}
+        self._models = list(self.space.models)
+        query = {**QUERY_DEFAULTS, **settings.query}
         # It shares one model among its threads; and its status 500 means a wrong call as often as a fault.
         careful = settings.model_copy(update={"concurrency": 1, "attempts": min(settings.attempts, 3)})
-        self.client: HttpClient = connect(
-            careful,
-            cache,
-            server=f"evo-merging {settings.url} {settings.pool} {sorted(self._query.items())}",
-            seed=seed,
-        )
-        try:
-            self._session = self.client.run(self._open(settings.pool))
-        except EvaluationError as error:
-            self.client.close()
-            raise UserError(f"backend merge_service: {error}") from None
-        except BaseException:
-            self.client.close()
-            raise
-
-    async def _open(self, preset: str) -> str:
-        body = {"preset_id": preset, "model_name_or_path": None, "query_plus": self._query}
+        self.client = self._client(careful, f"evo-merging {settings.url} {preset} {sorted(query.items())}")
+        body = {"preset_id": preset, "model_name_or_path": None, "query_plus": query}
 
         def read(answer: Any) -> Reply[tuple[str, int]]:
             return Reply((field(answer, "session_id", kind=str), field(answer, "adapter_count", kind=int)))
 
-        session, number = await self.client.ask("POST", "/v1/sessions", body, read, cached=False)
+        opened = self.client.ask("POST", "/v1/sessions", body, read, cached=False)
+        self._session, number = self.client.run(opened)
         if number != len(self._models):
             raise UserError(
                 f"preset {preset!r} has {number} LoRAs, but the study has {len(self._models)} models; list them all, "
                 "in the preset's order"
             )
-        return session
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         """One loss; raises ``UserError`` for other objectives and for the report split."""
@@ -208,17 +168,10 @@ class EvoMergingEvaluator:
                 raise EvaluationError("the service's loss is no number", kind="not finite")
             return Reply(float(field(answer, "loss", kind=(int, float))))
 
-        async def ask() -> float:
-            # The tag names a folder on the server: a digest is safe and never the same for two candidates.
-            body = {"alpha": alpha, "beta": beta, "tag": recipe.digest}
-            path = f"/v1/sessions/{self._session}/evaluate"
-            return await self.client.ask("POST", path, body, read, cached=False)
-
-        return Evaluation({LOSS: self.client.run(ask())}, seconds={"total": time.perf_counter() - started})
-
-    def close(self) -> None:
-        """Release the connections."""
-        self.client.close()
+        # The tag names a folder on the server: a digest is safe and never the same for two candidates.
+        body = {"alpha": alpha, "beta": beta, "tag": recipe.digest}
+        asked = self.client.ask("POST", f"/v1/sessions/{self._session}/evaluate", body, read, cached=False)
+        return Evaluation({LOSS: self.client.run(asked)}, seconds={"total": time.perf_counter() - started})
 
 
 def control_vectors(recipe: Recipe, models: Sequence[str]) -> tuple[list[float], list[float]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from mergefront.adapters.remote.http.client import HttpClient, all_of
+from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
+from mergefront.adapters.remote.http.json_answers import fields
 
 Encode = Callable[[str, bool], Coroutine[Any, Any, list[int]]]
 """Tokens of a text; the switch asks for the special tokens that the model wants around a text."""
@@ -33,3 +34,8 @@ class ServerTokenizer:
         several = [texts] if isinstance(texts, str) else texts
         encoded = self._client.run(all_of(self._encode(text, add_special_tokens) for text in several))
         return {"input_ids": encoded[0] if isinstance(texts, str) else encoded}
+
+
+def read_tokens(answer: Any) -> Reply[list[int]]:
+    """The tokens in an answer to ``/tokenize``."""
+    return Reply(fields(answer, "tokens", kind=int))

@@ -162,7 +162,7 @@ def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str,
 
 
 def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
-    from mergefront.adapters.remote.registry import answers_with_a_loss
+    from mergefront.adapters.remote.backend_types import answers_with_a_loss
 
     assert isinstance(file.backend, Section)
     if not answers_with_a_loss(file.backend):

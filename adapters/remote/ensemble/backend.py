@@ -8,6 +8,8 @@ because the answers do not depend on the weights.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 from mergefront.adapters.language_model import (
     Generation,
@@ -17,12 +19,11 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
     Verb,
 )
-from mergefront.adapters.remote.connection import connect
 from mergefront.adapters.remote.ensemble.votes import mixture_shares, pooled_choices, pooled_text, weighted_vote
-from mergefront.adapters.remote.http.cache import ResponseCache
-from mergefront.adapters.remote.openai.backend import AppliedModel, OpenAIModel, endpoint_problems
+from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_problems
 from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import model_weights, not_a_sum
+from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import EnsembleSection
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -75,53 +76,38 @@ class EnsembleModel:
         ]
 
 
-class EnsembleBackend:
+class EnsembleBackend(Connected[EnsembleSection]):
     """Closed models by the recipe's names, each at its own endpoint."""
 
-    def __init__(
-        self,
-        settings: EnsembleSection,
-        models: Mapping[str, str],
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
+    kind = "ensemble"
+
+    def _connect(self, root: Path) -> None:
+        members, models = self.settings.members, self.space.models
         problems = [
             f"backend.members: {name!r} is no model of the recipe {did_you_mean(name, models)}"
-            for name in settings.members
+            for name in members
             if name not in models
         ]
-        problems += [f"backend.members: {name!r} is missing" for name in models if name not in settings.members]
+        problems += [f"backend.members: {name!r} is missing" for name in models if name not in members]
         if problems:
             raise UserError("\n".join(problems))
         self._members: dict[str, OpenAIModel] = {}
-        try:
-            for name in models:
-                member = settings.members[name]
-                client = connect(member, cache, server=f"openai {member.url}", seed=seed)
-                wire = OpenAIWire(client, member.model, mode=member.mode, system=member.system)
-                self._members[name] = OpenAIModel(wire)
-        except BaseException:
-            self.close()
-            raise
+        for name in models:
+            member = members[name]
+            client = self._client(member, f"openai {member.url}")
+            self._members[name] = OpenAIModel(OpenAIWire(client, member.model, mode=member.mode, system=member.system))
 
-    def apply(self, recipe: Recipe) -> AppliedModel:
+    def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; only the recipe's weights count."""
         problem = not_a_sum(recipe)
         if problem is not None:
             raise UserError(f"an ensemble needs one weight for each model: {problem}")
-        return AppliedModel(EnsembleModel(self._members, model_weights(recipe)))
+        return AppliedOnServer(nullcontext(EnsembleModel(self._members, model_weights(recipe))))
 
     def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        """What the endpoints cannot do of what tasks ask."""
         return [problem for model in self._members.values() for problem in endpoint_problems(model, verbs)]
 
     @property
     def requests(self) -> int:
         """How many requests were sent so far, cached answers not counted."""
-        return sum(model.wire.client.usage.requests for model in self._members.values())
-
-    def close(self) -> None:
-        """Release the connections."""
-        for model in self._members.values():
-            model.wire.client.close()
+        return sum(client.usage.requests for client in self._clients)

@@ -45,6 +45,12 @@ def field(value: Any, *path: str | int, kind: type | tuple[type, ...] = object) 
     return here
 
 
+def fields(value: Any, *path: str | int, kind: type) -> list[Any]:
+    """The list at ``path``, all of whose entries are of the given ``kind``."""
+    found: list[Any] = field(value, *path, kind=list)
+    return [field(found, place, kind=kind) for place in range(len(found))]
+
+
 def logprob(value: Any, *path: str | int) -> float:
     """A log-probability at ``path``: a finite number, at most 0 up to rounding.
 

@@ -3,69 +3,52 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.language_model import LanguageModel
-from mergefront.adapters.remote.connection import connect
-from mergefront.adapters.remote.http.cache import ResponseCache, request_key
-from mergefront.adapters.remote.http.client import HttpClient
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field
+from mergefront.adapters.remote.http.cache import request_key
+from mergefront.adapters.remote.http.json_answers import field
 from mergefront.adapters.remote.llama_server.canary import CanaryReport, Distribution, difference, run_canary
 from mergefront.adapters.remote.llama_server.model import LlamaServerModel
-from mergefront.adapters.remote.llama_server.wire import LlamaWire, Lora
+from mergefront.adapters.remote.llama_server.wire import LlamaWire, Lora, last_part
 from mergefront.adapters.remote.scales import lora_scales
+from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import LlamaServerSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
 from mergefront.adapters.tokenization import Tokenization
-from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 
 _SAME_SERVER = 0.02
 """Nats by which two runs of one model may differ (threads, batches, KV cache types)."""
 
 
-class LlamaServerBackend:
+class LlamaServerBackend(Connected[LlamaServerSection]):
     """Turns recipes into requests to one llama.cpp server.
 
-    ``models`` are the recipe's models by name and reference. Connecting finds each model's LoRA on the
-    server and runs the canary; raises ``UserError`` when the server is not there, lacks a LoRA or is
-    dishonest about scales. ``canary`` has what the canary measured, ``loras`` the ids by model.
+    Connecting finds each model's LoRA on the server and runs the canary; raises ``UserError`` when the server is not
+    there, lacks a LoRA or is dishonest about scales. ``canary`` has what the canary measured, ``loras`` the ids by
+    model.
     """
 
-    def __init__(
-        self,
-        settings: LlamaServerSection,
-        models: Mapping[str, str],
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self._settings = settings
-        self.client: HttpClient = connect(settings, cache, seed=seed)
-        self._wire = LlamaWire(self.client, per_request=settings.scales == "request")
-        try:
-            self._connect(models)
-        except (EvaluationError, MalformedAnswerError) as error:
-            self.client.close()
-            raise UserError(f"backend llama_server: {error}") from None
-        except BaseException:
-            self.client.close()
-            raise
+    kind = "llama_server"
 
-    def _connect(self, models: Mapping[str, str]) -> None:
+    def _connect(self, root: Path) -> None:
+        self.client = self._client(self.settings)
+        self._wire = LlamaWire(self.client, per_request=self.settings.scales == "request")
         run = self.client.run
         props = run(self._wire.props())
         listed = run(self._wire.loras())
-        self.loras = resolve_loras(listed, models, self._settings.loras)
+        self.loras = resolve_loras(listed, self.space.models, self.settings.loras)
         self._all_ids = [lora.id for lora in listed]
         self._context = int(field(props, "default_generation_settings", "n_ctx", kind=int))
-        model = str(field(props, "model_path", kind=str)).replace("\\", "/").rpartition("/")[2]
+        model = last_part(str(field(props, "model_path", kind=str)))
         identity = json.dumps(["llama_server", model, [lora.file for lora in listed]])
         self.client.identify(identity)
-        self.canary: CanaryReport = run(run_canary(self._wire, self.loras, prompt_cache=self._settings.prompt_cache))
+        self.canary: CanaryReport = run(run_canary(self._wire, self.loras, prompt_cache=self.settings.prompt_cache))
         self.client.identify(f"{identity} #{self._generation(identity)}")
         self._tokenization = Tokenization(self._tokenizer(props))
         self._plain_token = run(self._wire.tokenize("a", False))[0]
@@ -101,7 +84,7 @@ class LlamaServerBackend:
             eos_token_id=id_of(props.get("eos_token")),
         )
 
-    def apply(self, recipe: Recipe) -> AppliedScales:
+    def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no weighted sum of LoRAs."""
         by_name = lora_scales(recipe)
         missing = [name for name in by_name if name not in self.loras]
@@ -116,38 +99,16 @@ class LlamaServerBackend:
             scales,
             context=self._context,
             plain_token=self._plain_token,
-            prompt_cache=self._settings.prompt_cache,
+            prompt_cache=self.settings.prompt_cache,
         )
-        return AppliedScales(self._wire, model, scales)
+        return AppliedOnServer(nullcontext(model) if self._wire.per_request else self._under_global_scales(model))
 
-    def close(self) -> None:
-        """Release the connections."""
-        self.client.close()
-
-
-class AppliedScales:
-    """One recipe on the server; see ``AppliedMerge``. Global scales are set on entry and checked at the end."""
-
-    delta_l1: float | None = None
-
-    def __init__(self, wire: LlamaWire, model: LanguageModel, scales: Mapping[int, float]) -> None:
-        self._wire = wire
-        self._model = model
-        self._scales = scales
-        self.seconds = 0.0
-
-    def __enter__(self) -> LanguageModel:
-        if not self._wire.per_request:
-            started = time.perf_counter()
-            self._wire.client.run(self._wire.set_global(self._scales))
-            self.seconds = time.perf_counter() - started
-        return self._model
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and not self._wire.per_request:
-            self._wire.client.run(self._wire.check_global(self._scales))
+    @contextmanager
+    def _under_global_scales(self, model: LlamaServerModel) -> Iterator[LanguageModel]:
+        """Set on entry, and checked when the block ends without a fault."""
+        self.client.run(self._wire.set_global(model.scales))
+        yield model
+        self.client.run(self._wire.check_global(model.scales))
 
 
 def resolve_loras(
@@ -172,7 +133,7 @@ def resolve_loras(
             else:
                 problems.append(f"backend.loras.{name}: the server has no LoRA with id {wanted}")
             continue
-        words = [wanted] if wanted is not None else [name, reference.rstrip("/").rpartition("/")[2]]
+        words = [wanted] if wanted is not None else [name, last_part(reference.rstrip("/"))]
         matches = _matching(listed, words)
         if len(matches) == 1:
             found[name] = matches[0].id

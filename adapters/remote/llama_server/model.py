@@ -45,7 +45,7 @@ class LlamaServerModel:
     ) -> None:
         self._wire = wire
         self._tokenization = tokenization
-        self._scales = scales
+        self.scales = scales
         self._context = context
         self._plain_token = plain_token
         self._prompt_cache = prompt_cache
@@ -85,7 +85,7 @@ class LlamaServerModel:
 
     async def _continue(self, prompt: tuple[int, ...], request: GenerationRequest) -> Generation:
         answer = await self._wire.complete(
-            prompt, self._scales, tokens=request.max_new_tokens, stop=request.stop, prompt_cache=self._prompt_cache
+            prompt, self.scales, tokens=request.max_new_tokens, stop=request.stop, prompt_cache=self._prompt_cache
         )
         return Generation(answer.text, answer.generated, "length" if answer.stop_type == "limit" else "stop")
 
@@ -110,7 +110,7 @@ class LlamaServerModel:
         """The steps of the longest beginning that the server spelled in the continuation's own tokens."""
         answer = await self._wire.complete(
             context,
-            self._scales,
+            self.scales,
             tokens=len(continuation),
             bias=dict.fromkeys(continuation, _FAVOUR),
             grammar=f"root ::= {json.dumps(text, ensure_ascii=False)}",
@@ -128,7 +128,7 @@ class LlamaServerModel:
 
     async def _forced(self, context: tuple[int, ...], token: int) -> Step:
         answer = await self._wire.complete(
-            context, self._scales, tokens=1, bias={token: _FORCE}, prompt_cache=self._prompt_cache
+            context, self.scales, tokens=1, bias={token: _FORCE}, prompt_cache=self._prompt_cache
         )
         if answer.tokens and answer.tokens[0].id == token:
             return answer.tokens[0].logprob, answer.tokens[0].is_greedy
@@ -146,7 +146,7 @@ class LlamaServerModel:
         """The token's step if it is among the ``top`` most likely ones, else nothing."""
         answer = await self._wire.complete(
             context,
-            self._scales,
+            self.scales,
             tokens=1,
             top=top,
             bias={self._plain_token: _FORCE},

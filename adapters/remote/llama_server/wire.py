@@ -15,6 +15,7 @@ from typing import Any
 
 from mergefront.adapters.remote.http.client import HttpClient, Reply
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.adapters.remote.tokenizer import read_tokens
 from mergefront.optimizer.errors import EvaluationError
 
 LARGEST_SCALE = 1e6
@@ -66,17 +67,16 @@ class LlamaWire:
         self.per_request = per_request
 
     async def props(self) -> Mapping[str, Any]:
-        def read(answer: Any) -> Reply[Mapping[str, Any]]:
-            return Reply(field(answer, kind=dict))
-
-        return await self.client.ask("GET", "/props", None, read, cached=False)
+        return await self.client.ask(
+            "GET", "/props", None, lambda answer: Reply(field(answer, kind=dict)), cached=False
+        )
 
     async def loras(self) -> list[Lora]:
         return await self.client.ask("GET", "/lora-adapters", None, _read_loras, cached=False)
 
     async def tokenize(self, text: str, add_special: bool) -> list[int]:
         body = {"content": text, "add_special": add_special, "parse_special": True}
-        return await self.client.ask("POST", "/tokenize", body, _read_tokens)
+        return await self.client.ask("POST", "/tokenize", body, read_tokens)
 
     async def set_global(self, scales: Mapping[int, float]) -> None:
         """Set the global scales and read them back; raises ``EvaluationError`` when they are others."""
@@ -148,22 +148,14 @@ def _scale_list(scales: Mapping[int, float]) -> list[dict[str, Any]]:
 def _read_loras(answer: Any) -> Reply[list[Lora]]:
     loras = []
     for entry in field(answer, kind=list):
-        path = field(entry, "path", kind=str)
-        loras.append(
-            Lora(
-                field(entry, "id", kind=int),
-                path.replace("\\", "/").rpartition("/")[2],
-                float(field(entry, "scale", kind=(int, float))),
-            )
-        )
+        file = last_part(field(entry, "path", kind=str))
+        loras.append(Lora(field(entry, "id", kind=int), file, float(field(entry, "scale", kind=(int, float)))))
     return Reply(loras)
 
 
-def _read_tokens(answer: Any) -> Reply[list[int]]:
-    tokens = field(answer, "tokens", kind=list)
-    for place in range(len(tokens)):
-        field(tokens, place, kind=int)
-    return Reply(tokens)
+def last_part(path: str) -> str:
+    """The file's name in a path of any system."""
+    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def _read_completion(answer: Any, prompt_tokens: int, prompt_cache: bool) -> Completion:

@@ -6,22 +6,21 @@ base model. The same language model stands behind ensembles and servers of merge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
-    LanguageModel,
     LogLikelihood,
     ScoringRequest,
     Verb,
 )
-from mergefront.adapters.remote.connection import connect
-from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import all_of
-from mergefront.adapters.remote.openai.wire import NoLogProbabilitiesError, OpenAIWire
+from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import single_model
+from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import OpenAISection
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -44,42 +43,15 @@ class OpenAIModel:
         return self.wire.client.run(all_of(work))
 
 
-class AppliedModel:
-    """A model that needs no applying; see ``AppliedMerge``."""
-
-    delta_l1: float | None = None
-    seconds: float = 0.0
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-
-    def __enter__(self) -> LanguageModel:
-        return self._model
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class OpenAIBackend:
+class OpenAIBackend(Connected[OpenAISection]):
     """Served models by the recipe's names; a model's reference is its name at the endpoint."""
 
-    def __init__(
-        self,
-        settings: OpenAISection,
-        models: Mapping[str, str],
-        base_model: str | None,
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self._settings = settings
-        self._models = dict(models)
-        self._base_model = base_model
-        self.client = connect(settings, cache, server=f"openai {settings.url}", seed=seed)
+    kind = "openai"
 
-    def apply(self, recipe: Recipe) -> AppliedModel:
+    def _connect(self, root: Path) -> None:
+        self.client = self._client(self.settings, f"openai {self.settings.url}")
+
+    def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for every recipe that is a real merge."""
         name = single_model(recipe)
         if name is None:
@@ -87,23 +59,18 @@ class OpenAIBackend:
                 "an OpenAI-compatible endpoint serves models as they are and cannot merge them; use backend: ensemble "
                 "to mix their answers, or a server that holds LoRAs (llama_server, vllm, merge_service)"
             )
-        served = self._models[name] if name else self._base_model
+        served = self.space.models[name] if name else self.space.base_model
         if served is None:
             raise UserError("this recipe is the base model; name the served one in merge.base_model")
-        return AppliedModel(self.model(served))
+        return AppliedOnServer(nullcontext(self.model(served)))
 
     def model(self, served: str) -> OpenAIModel:
         """A served model by its name at the endpoint."""
-        return OpenAIModel(OpenAIWire(self.client, served, mode=self._settings.mode, system=self._settings.system))
+        return OpenAIModel(OpenAIWire(self.client, served, mode=self.settings.mode, system=self.settings.system))
 
     def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        """What the endpoint cannot do of what tasks ask; one or two short requests."""
-        served = self._base_model or next(iter(self._models.values()))
-        return endpoint_problems(self.model(served), verbs)
-
-    def close(self) -> None:
-        """Release the connections."""
-        self.client.close()
+        """One or two short requests."""
+        return endpoint_problems(self.model(self.space.base_model or next(iter(self.space.models.values()))), verbs)
 
 
 def endpoint_problems(model: OpenAIModel, verbs: Sequence[Verb]) -> list[str]:
@@ -114,8 +81,6 @@ def endpoint_problems(model: OpenAIModel, verbs: Sequence[Verb]) -> list[str]:
             model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
         if "generate" in verbs:
             model.generate([GenerationRequest("The capital of France is", 1)])
-    except NoLogProbabilitiesError as error:
-        return [f"{label}: {error}"]
     except (EvaluationError, SearchStoppedError) as error:
         return [f"{label}: {error}"]
     return []

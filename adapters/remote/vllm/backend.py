@@ -8,12 +8,11 @@ LoRA without its folder ends the server.
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from types import TracebackType
 
 from mergefront.adapters.language_model import (
     Generation,
@@ -22,11 +21,9 @@ from mergefront.adapters.language_model import (
     LogLikelihood,
     ScoringRequest,
 )
-from mergefront.adapters.remote.connection import connect
-from mergefront.adapters.remote.http.cache import ResponseCache
-from mergefront.adapters.remote.http.client import HttpClient, all_of
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError
+from mergefront.adapters.remote.http.client import all_of
 from mergefront.adapters.remote.scales import lora_scales
+from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import VllmSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
 from mergefront.adapters.remote.vllm.wire import VllmWire
@@ -38,44 +35,27 @@ from mergefront.optimizer.recipes.recipe import Recipe
 _PROBE = "The capital of France is"
 
 
-class VllmBackend:
-    """Turns recipes into LoRAs of one vLLM server. ``loras`` has the folder of every model of the recipes.
+class VllmBackend(Connected[VllmSection]):
+    """Turns recipes into LoRAs of one vLLM server; a model's reference is the folder of its LoRA.
 
     A recipe is a weighted sum of whole LoRAs (``task_arithmetic``, ``linear``) or of the methods ``lora_cat``,
     ``lora_svd`` and ``lora_factor``. Connecting raises ``UserError`` when the server is not there, serves no
     base model, or does not take LoRAs at run time.
     """
 
-    def __init__(
-        self,
-        settings: VllmSection,
-        loras: Mapping[str, Path],
-        root: Path,
-        cache: ResponseCache | None = None,
-        *,
-        seed: int = 0,
-    ) -> None:
-        self._settings = settings
-        self._loras = dict(loras)
-        self._folder = (root / settings.lora_folder).resolve()
+    kind = "vllm"
+
+    def _connect(self, root: Path) -> None:
+        self._loras = {name: root / path for name, path in self.space.models.items()}
+        self._folder = (root / self.settings.lora_folder).resolve()
         if not self._folder.is_dir():
             raise UserError(f"backend.lora_folder {self._folder}: there is no such folder; the server has to read it")
         self._numbers = count()
         self._run = token_hex(4)
-        self.client: HttpClient = connect(settings, cache, seed=seed)
+        self.client = self._client(self.settings)
         self.wire = VllmWire(self.client)
-        try:
-            self._connect()
-        except (EvaluationError, MalformedAnswerError) as error:
-            self.client.close()
-            raise UserError(f"backend vllm: {error}") from None
-        except BaseException:
-            self.client.close()
-            raise
-
-    def _connect(self) -> None:
         served = self.client.run(self.wire.models())
-        wanted = self._settings.base_model
+        wanted = self.settings.base_model
         found = [(name, longest) for name, longest in served if wanted in (None, name)]
         if not found:
             names = ", ".join(name for name, _ in served) or "none"
@@ -101,11 +81,28 @@ class VllmBackend:
         found = self.client.run(self.wire.force(self.base, tokens, token, "", cached=False))
         self.client.identify(f"vllm {self.base} {found.logprob:.2f}")
 
-    def apply(self, recipe: Recipe) -> AppliedLora:
+    def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""
         if METHODS[recipe.method].lora is None:
             lora_scales(recipe)
-        return AppliedLora(self, recipe)
+        return AppliedOnServer(self._loaded(recipe))
+
+    @contextmanager
+    def _loaded(self, recipe: Recipe) -> Iterator[LanguageModel]:
+        """The recipe's LoRA on the server, then unloaded, and then its folder deleted."""
+        made = self.merge(recipe)
+        if made is None:
+            yield self._model(self.base, "base")
+            return
+        name, folder = made
+        try:
+            self._load(name)
+            yield self._model(name, recipe.digest)
+        finally:
+            # A server that failed to load may have it after all; an unloaded name does no harm, a loaded one without
+            # files does.
+            if self._unloaded(name):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def merge(self, recipe: Recipe) -> tuple[str, Path] | None:
         """Write the recipe's LoRA under a new name; None where it is the base model."""
@@ -119,7 +116,7 @@ class VllmBackend:
         if not merged:
             return None
         rank = max(int(factors.a.shape[0]) for factors in merged.values())
-        most = self._settings.max_rank
+        most = self.settings.max_rank
         if most is not None and rank > most:
             raise UserError(
                 f"the merged LoRA has rank {rank}, the server takes {most} (--max-lora-rank); use method lora_svd "
@@ -128,63 +125,22 @@ class VllmBackend:
         name = f"mergefront-{self._run}-{next(self._numbers)}-{recipe.digest[:12]}"
         return name, write_lora(merged, self._folder / name, next(iter(used.values())))
 
-    def load(self, name: str) -> None:
+    def _load(self, name: str) -> None:
         """Have the server read the folder of this name; raises ``EvaluationError`` when it does not."""
-        server_folder = self._settings.server_folder or str(self._folder)
+        server_folder = self.settings.server_folder or str(self._folder)
         self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
-
-    def model(self, name: str, state: str) -> VllmModel:
-        """A served name as a language model; ``state`` says what is behind it."""
-        return VllmModel(self.wire, self._tokenization, name, state, self._context)
-
-    def close(self) -> None:
-        """Release the connections."""
-        self.client.close()
-
-
-class AppliedLora:
-    """One recipe on the server; see ``AppliedMerge``. On exit it is unloaded, and then its folder deleted."""
-
-    delta_l1: float | None = None
-
-    def __init__(self, backend: VllmBackend, recipe: Recipe) -> None:
-        self._backend = backend
-        self._recipe = recipe
-        self._loaded: tuple[str, Path] | None = None
-        self.seconds = 0.0
-
-    def __enter__(self) -> LanguageModel:
-        started = time.perf_counter()
-        made = self._backend.merge(self._recipe)
-        if made is None:
-            return self._backend.model(self._backend.base, "base")
-        try:
-            self._backend.load(made[0])
-        except BaseException:
-            # The server may have it after all; an unloaded name does no harm, a loaded one without files does.
-            if self._unloaded(made[0]):
-                shutil.rmtree(made[1], ignore_errors=True)
-            raise
-        self._loaded = made
-        self.seconds = time.perf_counter() - started
-        return self._backend.model(made[0], self._recipe.digest)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._loaded is not None:
-            name, folder = self._loaded
-            self._loaded = None
-            if self._unloaded(name):
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _unloaded(self, name: str) -> bool:
         """Whether the server has the LoRA no more, so that its folder may go."""
         try:
-            self._backend.client.run(self._backend.wire.unload(name))
+            self.client.run(self.wire.unload(name))
         except EvaluationError as fault:
             return fault.kind == "http 404"
         return True
+
+    def _model(self, name: str, state: str) -> VllmModel:
+        """A served name as a language model; ``state`` says what is behind it."""
+        return VllmModel(self.wire, self._tokenization, name, state, self._context)
 
 
 class VllmModel:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from mergefront.adapters.language_model import Generation
 from mergefront.adapters.remote.http.client import HttpClient, Reply
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.adapters.remote.tokenizer import read_tokens
 from mergefront.optimizer.errors import EvaluationError
 
 T = TypeVar("T")
@@ -62,14 +63,7 @@ class VllmWire:
     async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]:
         """A text's tokens."""
         body = {"model": model, "prompt": text, "add_special_tokens": add_special}
-
-        def read(answer: Any) -> Reply[list[int]]:
-            tokens = field(answer, "tokens", kind=list)
-            for place in range(len(tokens)):
-                field(tokens, place, kind=int)
-            return Reply(tokens)
-
-        return await self.client.ask("POST", "/tokenize", body, read)
+        return await self.client.ask("POST", "/tokenize", body, read_tokens)
 
     async def force(
         self, model: str, prompt: Sequence[int], token: int, state: str, *, cached: bool = True

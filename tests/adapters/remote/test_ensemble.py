@@ -11,8 +11,8 @@ import pytest
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.remote.backend_types import backend_problems, make_backend, read_settings
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
-from mergefront.adapters.remote.registry import backend_problems, make_backend, read_settings
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.registry import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -87,7 +87,7 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
 
 def test_log_probabilities_by_echo_split_at_the_seam():
     with serve(echo) as server:
-        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url), {"a": "model-a"}, None)
+        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url), MergeSpace({"a": "model-a"}))
         recipe = Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")
         with backend.apply(recipe) as model:
             plain, spaced = model.loglikelihood(
@@ -120,7 +120,7 @@ def test_refusals_and_filtered_answers_are_failures_not_wrong_answers():
         return as_json({"choices": [{"message": message, "finish_reason": "content_filter"}]})
 
     with serve(refuse) as server:
-        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url, mode="chat"), {"a": "m"}, None)
+        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url, mode="chat"), MergeSpace({"a": "m"}))
         with (
             backend.apply(Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")) as model,
             pytest.raises(EvaluationError, match="refusal"),

@@ -17,6 +17,7 @@ from mergefront.adapters.remote.settings import LlamaServerSection
 from mergefront.adapters.tasks.registry import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import EvaluationRequest
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
@@ -50,7 +51,7 @@ def recipe(scales: Mapping[str, float], method: str = "task_arithmetic") -> Reci
 def backend(url: str, **settings: Any) -> LlamaServerBackend:
     models = {name: name for name in LORAS}
     section = {"type": "llama_server", "url": url, "longest_wait": 0.05, "concurrency": 2, **settings}
-    return LlamaServerBackend(LlamaServerSection.model_validate(section), models)
+    return LlamaServerBackend(LlamaServerSection.model_validate(section), MergeSpace(models))
 
 
 def peft_model(tiny: Tiny) -> Any:
@@ -183,7 +184,7 @@ def test_overflowing_scales_fail_instead_of_scoring(url: str):
 
 def test_wrong_names_and_other_methods_are_refused_with_what_would_be_right(url: str):
     with pytest.raises(UserError, match=r"no LoRA called 'maths'.*plain\.gguf"):
-        LlamaServerBackend(LlamaServerSection(type="llama_server", url=url), {"maths": "maths"})
+        LlamaServerBackend(LlamaServerSection(type="llama_server", url=url), MergeSpace(["maths"]))
     opened = backend(url)
     with pytest.raises(UserError, match="task_arithmetic"):
         opened.apply(recipe(SCALES[1], "ties"))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.remote.backend_types import backend_problems, make_backend, make_evaluator, read_settings
 from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.adapters.remote.merge_service import QUERY_DEFAULTS
-from mergefront.adapters.remote.registry import backend_problems, make_backend, make_evaluator, read_settings
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace

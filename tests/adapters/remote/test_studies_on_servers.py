@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import mergefront as mf
-from mergefront.adapters.remote.registry import make_backend, read_settings
+from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.optimizer.recipes.space import MergeSpace
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))

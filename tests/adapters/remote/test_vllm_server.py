@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from mergefront.adapters.language_model import GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.remote.backend_types import backend_problems, make_backend, read_settings
 from mergefront.adapters.remote.http.cache import MemoryCache
-from mergefront.adapters.remote.registry import backend_problems, make_backend, read_settings
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace

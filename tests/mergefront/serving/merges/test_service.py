@@ -19,8 +19,8 @@ pytest.importorskip("uvicorn")
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
-from mergefront.adapters.remote.registry import make_backend, read_settings
 from mergefront.adapters.remote.settings import OpenAISection
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -66,7 +66,7 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()
     assert session["models"] == ["whole", "lora"]
     openai_settings = OpenAISection(type="openai", url=f"{served.url}/v1")
-    merged = OpenAIBackend(openai_settings, {}, session["session_id"])
+    merged = OpenAIBackend(openai_settings, MergeSpace([session["session_id"]]))
     for recipe in RECIPES:
         with local.apply(recipe) as here, remote.apply(recipe) as there:
             expected = here.loglikelihood(SCORED)

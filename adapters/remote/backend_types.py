@@ -1,0 +1,90 @@
+"""Backends over HTTP by the ``type`` of their section, and what they can be asked beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.language_model import Verb
+from mergefront.adapters.remote.ensemble.backend import EnsembleBackend
+from mergefront.adapters.remote.http.cache import ResponseCache
+from mergefront.adapters.remote.llama_server.backend import LlamaServerBackend
+from mergefront.adapters.remote.merge_service import EvoMergingEvaluator, MergeServiceBackend
+from mergefront.adapters.remote.openai.backend import OpenAIBackend
+from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection
+from mergefront.adapters.remote.vllm.backend import VllmBackend
+from mergefront.adapters.tasks.registry import Task
+from mergefront.optimizer.errors import MergefrontError, UserError
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluator
+
+ServerBackend = LlamaServerBackend | VllmBackend | OpenAIBackend | EnsembleBackend | MergeServiceBackend
+BACKENDS: Mapping[str, type[Any]] = {
+    backend.kind: backend
+    for backend in (LlamaServerBackend, VllmBackend, OpenAIBackend, EnsembleBackend, MergeServiceBackend)
+}
+
+
+def read_settings(content: Mapping[str, Any]) -> ServerSection:
+    """A backend section from a mapping (``type`` says which)."""
+    adapter: TypeAdapter[ServerSection] = TypeAdapter(ServerSection)
+    return adapter.validate_python(dict(content))
+
+
+def make_backend(
+    settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None = None
+) -> ServerBackend:
+    """Connect to the server and return its backend; close it when done.
+
+    Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``).
+    Raises ``UserError`` when the server cannot be used as the settings say.
+    """
+    if answers_with_a_loss(settings):
+        raise UserError("the Evo-Merging service answers with a loss only; drop the tasks and name the objective loss")
+    backend: ServerBackend = BACKENDS[settings.type](settings, space, root, cache)
+    return backend
+
+
+def _connected(
+    settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None
+) -> ServerBackend | EvoMergingEvaluator:
+    if isinstance(settings, MergeServiceSection) and answers_with_a_loss(settings):
+        return EvoMergingEvaluator(settings, space, root, cache)
+    return make_backend(settings, space, root, cache)
+
+
+def answers_with_a_loss(settings: ServerSection) -> bool:
+    """Whether the server is no language model but an evaluator of its own (then a study has no tasks)."""
+    return isinstance(settings, MergeServiceSection) and settings.protocol == "evo-merging"
+
+
+@contextmanager
+def make_evaluator(
+    settings: ServerSection,
+    tasks: Sequence[Task],
+    space: MergeSpace,
+    root: Path,
+    cache: ResponseCache | None = None,
+) -> Iterator[Evaluator]:
+    """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
+    with closing(_connected(settings, space, root, cache)) as connected:
+        yield connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks)
+
+
+def backend_problems(
+    settings: ServerSection, space: MergeSpace, root: Path, verbs: Sequence[Verb], cache: ResponseCache | None = None
+) -> list[str]:
+    """What is wrong with a backend, found by connecting to it: addresses, keys, LoRAs, honesty, abilities.
+
+    ``verbs`` are what the study's tasks ask. At most a few short requests per model.
+    """
+    try:
+        with closing(_connected(settings, space, root, cache)) as connected:
+            return connected.problems(verbs)
+    except MergefrontError as error:
+        return str(error).split("\n")

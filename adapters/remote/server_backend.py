@@ -1,0 +1,106 @@
+"""What every backend over HTTP is: clients that are closed with it, and recipes that are applied for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.remote.http.breaker import BreakerPolicy
+from mergefront.adapters.remote.http.budget import Budget, Price
+from mergefront.adapters.remote.http.cache import ResponseCache
+from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
+from mergefront.adapters.remote.http.endpoint import ApiKey
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError
+from mergefront.adapters.remote.http.retry import RetryPolicy
+from mergefront.adapters.remote.settings import ConnectionSection
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.recipes.space import MergeSpace
+
+SectionT = TypeVar("SectionT")
+
+
+class Connected(Generic[SectionT]):
+    """A server that is connected to when this is made, and closed with ``close``.
+
+    Relative paths of ``settings`` start from ``root``; ``cache`` keeps responses. Raises ``UserError`` when the
+    server cannot be used as the settings say.
+    """
+
+    kind: str
+    """The ``type`` of its section."""
+
+    def __init__(
+        self, settings: SectionT, space: MergeSpace, root: Path = Path(), cache: ResponseCache | None = None
+    ) -> None:
+        self.settings = settings
+        self.space = space
+        self._cache = cache
+        self._clients: list[HttpClient] = []
+        try:
+            self._connect(root)
+        except (EvaluationError, MalformedAnswerError) as error:
+            self.close()
+            raise UserError(f"backend {self.kind}: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, root: Path) -> None:
+        """Make the clients, and find out whether the server is what it should be."""
+        raise NotImplementedError
+
+    def _client(self, settings: ConnectionSection, server: str | None = None) -> HttpClient:
+        """A client that is closed with this; raises ``UserError`` when the address or the key's variable is wrong."""
+        policy = ClientPolicy(
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            retry=RetryPolicy(settings.attempts, longest_wait=settings.longest_wait),
+            breaker=BreakerPolicy(give_up=settings.give_up),
+            budget=Budget(settings.budget.requests, settings.budget.tokens, settings.budget.money),
+            price=Price(settings.price.input, settings.price.output, settings.price.request),
+        )
+        client = HttpClient(
+            settings.url,
+            policy,
+            api_key=None if settings.api_key_env is None else ApiKey.from_environment(settings.api_key_env),
+            cache=self._cache,
+            server=server,
+            seed=self.space.seed,
+            allow_plain_http=settings.allow_plain_http,
+        )
+        self._clients.append(client)
+        return client
+
+    def problems(self, verbs: Sequence[Verb]) -> list[str]:
+        """What the server cannot do of what tasks ask (``verbs``), as far as connecting has not shown it."""
+        return []
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+class AppliedOnServer:
+    """One recipe on a server; see ``AppliedMerge``. ``model`` makes and removes what the server needs for it."""
+
+    delta_l1: float | None = None
+
+    def __init__(self, model: AbstractContextManager[LanguageModel]) -> None:
+        self._model = model
+        self.seconds = 0.0
+
+    def __enter__(self) -> LanguageModel:
+        started = time.perf_counter()
+        model = self._model.__enter__()
+        self.seconds = time.perf_counter() - started
+        return model
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._model.__exit__(kind, error, trace)
