@@ -18,7 +18,7 @@ from mergefront.adapters.remote.merge_service import EvoMergingEvaluator, MergeS
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection
 from mergefront.adapters.remote.vllm.backend import VllmBackend
-from mergefront.adapters.tasks.registry import Task
+from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import MergefrontError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluator

@@ -14,10 +14,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-
-from mergefront.optimizer.errors import did_you_mean
 
 KEYS = ("prompt", "answer", "choices", "text", "tests")
 MOST_PROBLEMS = 10
@@ -113,10 +112,8 @@ def parse_item(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]
     if not any(all(key in content for key in keys) for keys in required):
         nearest = min(required, key=lambda keys: sum(key not in content for key in keys))
         missing = next(key for key in nearest if key not in content)
-        others = [key for key in content if key not in KEYS]
-        hint = next(
-            (f" (is {other!r} meant?)" for other in others if did_you_mean(other, [missing]).startswith("(did")), ""
-        )
+        near = get_close_matches(missing, [key for key in content if key not in KEYS], n=1)
+        hint = f" (is {near[0]!r} meant?)" if near else ""
         needed = " or ".join("+".join(keys) for keys in required)
         raise ValueError(f"the key {missing!r} is missing{hint}; the metric needs {needed}")
     if "text" in content and ("prompt" in content or "choices" in content):

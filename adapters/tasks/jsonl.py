@@ -11,24 +11,34 @@ from typing import Any, Literal
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
-from mergefront.adapters.tasks.metrics.registry import METRICS, MetricOptions, MetricSpec
+from mergefront.adapters.tasks.metrics.known_metrics import METRICS
+from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
+from mergefront.adapters.tasks.task import (
+    DEFAULT_REPORT_FRACTION,
+    SPLIT_OPTIONS,
+    Splits,
+    items_of,
+    limited,
+    seeded_order,
+    split_items,
+)
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 
+
+def _wrong_metric(name: Any) -> str | None:
+    if is_user_metric(name) or (isinstance(name, str) and name in METRICS):
+        return None
+    return f"a metric, or a function of your own as module:name {did_you_mean(str(name), METRICS)}"
+
+
 OPTIONS = (
     Option("path", option.is_path, required=True),
-    Option(
-        "metric",
-        lambda name: None if is_user_metric(name) or name in METRICS else _unknown_metric(name),
-        required=True,
-    ),
+    Option("metric", _wrong_metric, required=True),
     Option("report", option.is_path),
-    Option("report_fraction", option.is_fraction),
-    Option("search_items", option.is_count),
-    Option("report_items", option.is_count),
+    *SPLIT_OPTIONS,
     Option("max_new_tokens", option.is_count),
     Option("stop", option.is_stop, read=option.as_texts),
     Option("delimiter", option.is_any_text),
@@ -39,8 +49,6 @@ OPTIONS = (
     Option("seconds", option.is_positive, read=float),
     Option("memory_mb", option.is_count),
 )
-
-DEFAULT_REPORT_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class JsonlTask:
     name: str
     metric: MetricSpec
     metric_options: MetricOptions
-    splits: Mapping[str, tuple[Item, ...]] = field(repr=False)
+    splits: Splits = field(repr=False)
 
     @classmethod
     def read(
@@ -79,13 +87,7 @@ class JsonlTask:
         return self.metric.verb
 
     def items(self, split: str) -> Sequence[Item]:
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
-        if not self.splits[split]:
-            raise UserError(
-                f"task {self.name!r} has no {split} items; give it a file 'report' or a 'report_fraction' above 0"
-            )
-        return self.splits[split]
+        return items_of(self.name, self.splits, split, "a file 'report' or a 'report_fraction' above 0")
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """Ask the model about the items and score its answers, in the items' order."""
@@ -122,15 +124,10 @@ def read_jsonl_task(
             problems.append(
                 f"{sound['path']}: has 1 item; at least 2 are needed for search and report (or a file 'report')"
             )
-    splits = {"search": search, "report": report}
-    for split, items in splits.items():
-        wanted = sound.get(f"{split}_items")
-        if wanted is not None and wanted > len(items) and not read.problems:
-            problems.append(f"{split}_items is {wanted}; there are {len(items)} {split} items")
-        splits[split] = items[:wanted]
+    splits, too_few = limited({"search": search, "report": report}, sound)
+    problems += too_few if not read.problems else []
     options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
-    frozen = {split: tuple(items) for split, items in splits.items()}
-    return JsonlTask(name, metric, MetricOptions(**options), frozen), problems
+    return JsonlTask(name, metric, MetricOptions(**options), splits), problems
 
 
 def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,10 +136,6 @@ def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if "report" not in config:
         defaults["report_fraction"] = DEFAULT_REPORT_FRACTION
     return {name: value for name, value in defaults.items() if name not in config}
-
-
-def _unknown_metric(name: Any) -> str:
-    return f"a metric, or a function of your own as module:name {did_you_mean(str(name), METRICS)}"
 
 
 def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:

@@ -8,13 +8,16 @@ from typing import Any
 
 from mergefront.optimizer.errors import did_you_mean
 
+Rule = Callable[[Any], str | None]
+"""What a value must be, or None where it is that."""
+
 
 @dataclass(frozen=True)
 class Option:
-    """``wrong`` says what is wrong with a value, or returns None; ``read`` turns it into what is kept."""
+    """``read`` turns a sound value into what is kept."""
 
     name: str
-    wrong: Callable[[Any], str | None]
+    rule: Rule
     required: bool = False
     read: Callable[[Any], Any] = lambda value: value
 
@@ -29,66 +32,49 @@ def check_options(config: Mapping[str, Any], options: Sequence[Option]) -> tuple
             if option.required:
                 problems.append(f"the key {option.name!r} is missing")
             continue
-        wrong = option.wrong(config[option.name])
-        if wrong is None:
+        needed = option.rule(config[option.name])
+        if needed is None:
             sound[option.name] = option.read(config[option.name])
         else:
-            problems.append(f"{option.name} is {config[option.name]!r}; it must be {wrong}")
+            problems.append(f"{option.name} is {config[option.name]!r}; it must be {needed}")
     return sound, problems
 
 
-def is_text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "a text"
+def rule(needed: str, sound: Callable[[Any], bool]) -> Rule:
+    return lambda value: None if sound(value) else needed
 
 
-def is_any_text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "a text (it may be empty)"
+def _number(needed: str, sound: Callable[[Any], bool], kinds: tuple[type, ...] = (int, float)) -> Rule:
+    return rule(needed, lambda value: isinstance(value, kinds) and not isinstance(value, bool) and sound(value))
 
 
-def is_path(value: Any) -> str | None:
-    return None if hasattr(value, "__fspath__") else ("a path" if is_text(value) else None)
+def _names(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
-def is_file_by_split(value: Any) -> str | None:
-    sound = (
-        isinstance(value, Mapping)
-        and value
-        and all(is_text(a) is None and is_path(b) is None for a, b in value.items())
-    )
-    return None if sound else "one file for each split, such as {test: items.jsonl}"
+def _path(value: Any) -> bool:
+    return hasattr(value, "__fspath__") or _names(value)
 
 
-def is_switch(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def is_count(value: Any) -> str | None:
-    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 1 else "an integer of at least 1"
-
-
-def is_tolerance(value: Any) -> str | None:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
-    return None if sound else "a number of at least 0"
-
-
-def is_positive(value: Any) -> str | None:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
-    return None if sound else "a number above 0"
-
-
-def is_natural(value: Any) -> str | None:
-    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "an integer of at least 0"
-
-
-def is_fraction(value: Any) -> str | None:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
-    return None if sound else "a number in [0, 1)"
-
-
-def is_stop(value: Any) -> str | None:
-    several = [value] if isinstance(value, str) else value
-    sound = isinstance(several, (list, tuple)) and all(isinstance(text, str) and text for text in several)
-    return None if sound else "a text or a list of texts, none of them empty"
+is_text = rule("a text", _names)
+is_any_text = rule("a text (it may be empty)", lambda value: isinstance(value, str))
+is_path = rule("a path", _path)
+is_file_by_split = rule(
+    "one file for each split, such as {test: items.jsonl}",
+    lambda value: (
+        isinstance(value, Mapping) and bool(value) and all(_names(one) and _path(two) for one, two in value.items())
+    ),
+)
+is_switch = rule("true or false", lambda value: isinstance(value, bool))
+is_count = _number("an integer of at least 1", lambda value: value >= 1, (int,))
+is_natural = _number("an integer of at least 0", lambda value: value >= 0, (int,))
+is_tolerance = _number("a number of at least 0", lambda value: 0 <= value < float("inf"))
+is_positive = _number("a number above 0", lambda value: 0 < value < float("inf"))
+is_fraction = _number("a number in [0, 1)", lambda value: 0 <= value < 1)
+is_stop = rule(
+    "a text or a list of texts, none of them empty",
+    lambda value: _names(value) or (isinstance(value, (list, tuple)) and all(map(_names, value))),
+)
 
 
 def as_texts(value: Any) -> tuple[str, ...]:

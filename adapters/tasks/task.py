@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.options import Option
+from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
 
 SPLITS = ("search", "report")
+SPLIT_OPTIONS = (
+    Option("report_fraction", option.is_fraction),
+    Option("search_items", option.is_count),
+    Option("report_items", option.is_count),
+)
+DEFAULT_REPORT_FRACTION = 0.5
 
 
 @runtime_checkable
@@ -34,6 +43,29 @@ class Task(Protocol):
     def items(self, split: str) -> Sequence[Item]: ...
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores: ...
+
+
+Splits = Mapping[str, tuple[Item, ...]]
+
+
+def items_of(task: str, splits: Splits, split: str, remedy: str) -> tuple[Item, ...]:
+    """The items of one split of a task; raises ``UserError`` for an unknown split and for one without items."""
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
+    if not splits[split]:
+        raise UserError(f"task {task!r} has no {split} items; give it {remedy}")
+    return splits[split]
+
+
+def limited(splits: Mapping[str, Sequence[Item]], options: Mapping[str, Any]) -> tuple[Splits, list[str]]:
+    """The first ``search_items`` and ``report_items``, as far as the options say, and where there are fewer."""
+    wanted = {split: options.get(f"{split}_items") for split in splits}
+    problems = [
+        f"{split}_items is {most}; there are {len(splits[split])} {split} items"
+        for split, most in wanted.items()
+        if most is not None and most > len(splits[split])
+    ]
+    return {split: tuple(items[: wanted[split]]) for split, items in splits.items()}, problems
 
 
 def seeded_order(items: Sequence[Item], seed: int) -> list[Item]:

@@ -15,7 +15,7 @@ from benchmarks.search.experts import PoolSpec, margins, trained_pool
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.tasks.registry import build_task
+from mergefront.adapters.tasks.task_types import build_task
 from mergefront.demo.experts import train_models
 from mergefront.demo.skills import SKILLS, item, questions
 from mergefront.optimizer.recipes.recipe import Recipe

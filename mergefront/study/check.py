@@ -173,7 +173,7 @@ def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes:
 
 
 def _check_function(file: StudyFile, root: Path, problems: list[str]) -> None:
-    from mergefront.study.evaluators import importable, user_function
+    from mergefront.adapters.tasks.user_code import importable, user_function
 
     assert isinstance(file.backend, FunctionBackendSection)
     if file.tasks:

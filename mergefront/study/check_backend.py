@@ -17,7 +17,8 @@ from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.study_file import LocalBackendSection, StudyFile
 
 if TYPE_CHECKING:
-    from mergefront.adapters.tasks.registry import Item, Task
+    from mergefront.adapters.tasks.items import Item
+    from mergefront.adapters.tasks.task import Task
 
 
 def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int | None:
@@ -59,7 +60,7 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
 
 def local_definition(file: StudyFile, root: Path) -> EvaluatorDefinition:
     """What a study's definition keeps of a local backend, its tasks and the content of their files."""
-    from mergefront.adapters.tasks.registry import resolved_task
+    from mergefront.adapters.tasks.task_types import resolved_task
 
     assert isinstance(file.backend, LocalBackendSection)
     models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
@@ -75,7 +76,7 @@ def local_definition(file: StudyFile, root: Path) -> EvaluatorDefinition:
 
 def server_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """What a study's definition keeps of a backend over HTTP and its tasks, and what may differ between runs."""
-    from mergefront.adapters.tasks.registry import resolved_task
+    from mergefront.adapters.tasks.task_types import resolved_task
 
     assert isinstance(file.backend, Section)
     backend, runtime = split_settings(file.backend)
@@ -86,8 +87,8 @@ def server_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition,
 
 def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[str], notes: list[str]) -> None:
     """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
-    from mergefront.adapters.remote.registry import backend_problems
-    from mergefront.adapters.tasks.registry import build_task
+    from mergefront.adapters.remote.backend_types import backend_problems
+    from mergefront.adapters.tasks.task_types import build_task
 
     assert isinstance(file.backend, Section)
     tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
@@ -114,7 +115,7 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
 
 def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
     """Read every task's files; returns the direction of each task that is sound."""
-    from mergefront.adapters.tasks.registry import build_task, problems_of
+    from mergefront.adapters.tasks.task_types import build_task, problems_of
 
     directions: dict[str, str] = {}
     sound: dict[str, Task] = {}

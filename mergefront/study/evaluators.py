@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.adapters.tasks.user_code import importable, user_function
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.study.content import fingerprints
 from mergefront.study.definition import StudyDefinition
@@ -50,7 +48,7 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
 
 def tasks_of(definition: StudyDefinition) -> list[Task]:
     """The study's tasks, objectives or not; none where a function scores."""
-    from mergefront.adapters.tasks.registry import build_task
+    from mergefront.adapters.tasks.task_types import build_task
 
     described = definition.evaluator
     return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
@@ -74,7 +72,7 @@ def resolved_here(definition: StudyDefinition) -> StudyDefinition:
 @contextmanager
 def _server_evaluator(definition: StudyDefinition, tasks: Sequence[Task], database: Database) -> Iterator[Evaluator]:
     """The evaluator of a backend over HTTP; responses are kept in the database."""
-    from mergefront.adapters.remote.registry import make_evaluator, read_settings
+    from mergefront.adapters.remote.backend_types import make_evaluator, read_settings
     from mergefront.adapters.remote.settings import joined_settings
     from mergefront.storage.responses import DatabaseResponses
 
@@ -115,34 +113,3 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         task_vectors=settings.get("task_vectors", "exact"),
     )
     return TaskEvaluator(backend, tasks)
-
-
-@contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """While entered, modules in ``folder`` can be imported."""
-    path = str(folder.resolve())
-    sys.path.insert(0, path)
-    try:
-        yield
-    finally:
-        sys.path.remove(path)
-
-
-def user_function(call: str, root: Path) -> Callable[[Any], Any]:
-    """The callable that ``package.module:name`` names; raises ``UserError`` saying what is missing."""
-    module_name, separator, name = call.partition(":")
-    if not separator or not module_name or not name:
-        raise UserError(f"backend.call: {call!r} must be written as package.module:name")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module_name.split(".")[0] == error.name.split(".")[0]:
-            raise UserError(f"backend.call: there is no module {module_name!r} in {root} or installed") from None
-        raise UserError(f"backend.call: importing {module_name!r} failed: {error}") from None
-    except Exception as error:
-        raise UserError(f"backend.call: importing {module_name!r} failed: {type(error).__name__}: {error}") from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        public = [known for known in vars(module) if not known.startswith("_")]
-        raise UserError(f"backend.call: {module_name!r} has no function {name!r} {did_you_mean(name, public)}")
-    return function  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from mergefront.adapters.language_model import (
     LogLikelihood,
     ScoringRequest,
 )
-from mergefront.adapters.tasks.registry import JsonlTask
+from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import EvaluationRequest, Evaluator

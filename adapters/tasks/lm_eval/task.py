@@ -22,7 +22,15 @@ from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.task import SPLITS, seeded_order, split_items
+from mergefront.adapters.tasks.task import (
+    DEFAULT_REPORT_FRACTION,
+    SPLIT_OPTIONS,
+    Splits,
+    items_of,
+    limited,
+    seeded_order,
+    split_items,
+)
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
@@ -39,11 +47,8 @@ OPTIONS = (
     Option("include_path", option.is_path),
     Option("data_files", option.is_file_by_split, read=dict),
     Option("num_fewshot", option.is_natural),
-    Option("report_fraction", option.is_fraction),
-    Option("search_items", option.is_count),
-    Option("report_items", option.is_count),
+    *SPLIT_OPTIONS,
 )
-DEFAULT_REPORT_FRACTION = 0.5
 
 
 @dataclass
@@ -61,7 +66,7 @@ class LmEvalTask:
     metric: str
     filter: str | None
     direction: Literal["maximize", "minimize"]
-    splits: Mapping[str, tuple[Item, ...]] = field(repr=False)
+    splits: Splits = field(repr=False)
     documents: Mapping[str, Any] = field(repr=False)
     few_shot: int = 0
     seed: int = 0
@@ -74,11 +79,7 @@ class LmEvalTask:
         return "generate" if self.harness.OUTPUT_TYPE == "generate_until" else "loglikelihood"
 
     def items(self, split: str) -> Sequence[Item]:
-        if split not in SPLITS:
-            raise UserError(f"unknown split {split!r} {did_you_mean(split, SPLITS)}")
-        if not self.splits[split]:
-            raise UserError(f"task {self.name!r} has no {split} items; give it a 'report_fraction' above 0")
-        return self.splits[split]
+        return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """Ask the model what the harness would ask it about the items, and score its answers as the harness does."""
@@ -147,26 +148,13 @@ def read_lm_eval_task(
         search, report = split_items(
             [item for item, _ in only], sound.get("report_fraction", DEFAULT_REPORT_FRACTION), seed
         )
-    splits = {"search": search, "report": report}
-    for split, items in splits.items():
-        wanted = sound.get(f"{split}_items")
-        if wanted is not None and wanted > len(items):
-            problems.append(f"{split}_items is {wanted}; there are {len(items)} {split} items")
-        splits[split] = items[:wanted]
+    splits, too_few = limited({"search": search, "report": report}, sound)
+    problems += too_few
     if not search:
         problems.append(f"task {sound['task']!r} has {len(documents)} items, too few to search on")
     announcement = None
-    if published and "data_files" in sound and optimised_on == "test":
-        announcement = (
-            f"Task {name} asks the published benchmark {sound['task']} on files of its own. If they hold the "
-            "benchmark's test items, the search optimised on them, and its merges must not be compared with others by "
-            "that benchmark."
-        )
-    elif published and optimised_on == "test":
-        announcement = (
-            f"Task {name} optimises on test items of the published benchmark {sound['task']}. The merges found here "
-            "must not be compared with others by that benchmark; the report items are other items of it."
-        )
+    if published and optimised_on == "test":
+        announcement = _announcement(name, sound["task"], own_files="data_files" in sound)
     return (
         LmEvalTask(
             name,
@@ -174,13 +162,26 @@ def read_lm_eval_task(
             metric,
             chosen,
             direction,
-            {split: tuple(items) for split, items in splits.items()},
+            splits,
             documents,
             int(sound.get("num_fewshot", harness.config.num_fewshot or 0)),
             seed,
             announcement,
         ),
         problems,
+    )
+
+
+def _announcement(name: str, benchmark: str, *, own_files: bool) -> str:
+    if own_files:
+        return (
+            f"Task {name} asks the published benchmark {benchmark} on files of its own. If they hold the benchmark's "
+            "test items, the search optimised on them, and its merges must not be compared with others by that "
+            "benchmark."
+        )
+    return (
+        f"Task {name} optimises on test items of the published benchmark {benchmark}. The merges found here must not "
+        "be compared with others by that benchmark; the report items are other items of it."
     )
 
 

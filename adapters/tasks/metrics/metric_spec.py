@@ -12,6 +12,10 @@ from mergefront.adapters.tasks.items import Item
 Scored = tuple[list[float], list[float] | None]
 """Scores and margins (None: the metric has none), one number per item."""
 
+PROMPT = (("prompt",),)
+ANSWER = (("prompt", "answer"),)
+TEXT = (*ANSWER, ("text",))
+
 
 @dataclass(frozen=True)
 class MetricOptions:
@@ -44,7 +48,5 @@ class MetricSpec:
     verb: Verb
     direction: Literal["maximize", "minimize"]
     required: tuple[tuple[str, ...], ...]
-    summary: str
     score: Callable[[LanguageModel, Sequence[Item], MetricOptions], Scored]
-    always_margins: bool = False
     missing: Callable[[], str | None] = lambda: None

@@ -28,8 +28,8 @@ _CHILD = Path(__file__).with_name("sandbox_child.py")
 class SandboxLimits:
     """``seconds`` of processor time (twice that of wall time), ``memory_mb`` of address space."""
 
-    seconds: float = 5.0
-    memory_mb: int = 512
+    seconds: float
+    memory_mb: int
 
 
 @dataclass(frozen=True)

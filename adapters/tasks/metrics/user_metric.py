@@ -8,18 +8,17 @@ shouting.direction = "minimize"  # where less is better
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.generation_metrics import generations
-from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec, Scored
-from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.adapters.tasks.metrics.metric_spec import PROMPT, MetricOptions, MetricSpec, Scored
+from mergefront.adapters.tasks.user_code import user_function
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 
 def is_user_metric(name: Any) -> bool:
@@ -29,7 +28,7 @@ def is_user_metric(name: Any) -> bool:
 
 def user_metric(call: str, folder: Path) -> MetricSpec:
     """The metric that ``call`` names; modules in ``folder`` can be named. Raises ``UserError``."""
-    function = _function(call, folder)
+    function = user_function(call, folder, f"metric {call!r}")
     direction: Literal["maximize", "minimize"] = getattr(function, "direction", "maximize")
     if direction not in ("maximize", "minimize"):
         raise UserError(f"metric {call!r}: its direction is {direction!r}; it must be 'maximize' or 'minimize'")
@@ -38,7 +37,7 @@ def user_metric(call: str, folder: Path) -> MetricSpec:
         answers = generations(model, items, options)
         return [_number(call, function(item, said.text)) for item, said in zip(items, answers, strict=True)], None
 
-    return MetricSpec(call, "generate", direction, (("prompt",),), function.__doc__ or call, score)
+    return MetricSpec(call, "generate", direction, PROMPT, score)
 
 
 def _number(call: str, value: Any) -> float:
@@ -49,26 +48,3 @@ def _number(call: str, value: Any) -> float:
     if not math.isfinite(number):
         raise EvaluationError(f"metric {call} returned {number}", kind="not finite")
     return number
-
-
-def _function(call: str, folder: Path) -> Callable[[Item, str], Any]:
-    module_name, _, name = call.partition(":")
-    if not module_name or not name:
-        raise UserError(f"metric {call!r} must be written as package.module:name")
-    path = str(folder.resolve())
-    sys.path.insert(0, path)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and module_name.split(".")[0] == error.name.split(".")[0]:
-            raise UserError(f"metric {call!r}: there is no module {module_name!r} in {folder} or installed") from None
-        raise UserError(f"metric {call!r}: importing {module_name!r} failed: {error}") from None
-    except Exception as error:
-        raise UserError(f"metric {call!r}: importing {module_name!r} failed: {type(error).__name__}: {error}") from None
-    finally:
-        sys.path.remove(path)
-    function = getattr(module, name, None)
-    if not callable(function):
-        public = [known for known in vars(module) if not known.startswith("_")]
-        raise UserError(f"metric {call!r}: {module_name!r} has no function {name!r} {did_you_mean(name, public)}")
-    return function  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from mergefront.results.verdict import Verdict, evaluations_on, verdict
 from mergefront.study.evaluators import tasks_of
 
 if TYPE_CHECKING:
-    from mergefront.adapters.tasks.registry import Task
+    from mergefront.adapters.tasks.task import Task
     from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.study.stored_study import Candidate, Study
 

@@ -14,7 +14,7 @@ from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.backend_types import backend_problems, make_backend, read_settings
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
-from mergefront.adapters.tasks.registry import JsonlTask
+from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace

@@ -14,7 +14,7 @@ from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.llama_server.backend import LlamaServerBackend
 from mergefront.adapters.remote.settings import LlamaServerSection
-from mergefront.adapters.tasks.registry import JsonlTask
+from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace

@@ -10,7 +10,7 @@ import pytest
 
 from mergefront.adapters.language_model import Generation, LogLikelihood
 from mergefront.adapters.local.model import HuggingFaceModel
-from mergefront.adapters.tasks.registry import build_task, problems_of
+from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.demo.experts import _new_model, _tokenizer
 from mergefront.demo.skills import SKILLS, item
 from mergefront.optimizer.errors import UserError

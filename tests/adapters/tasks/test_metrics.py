@@ -19,8 +19,10 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.adapters.tasks.items import parse_item
 from mergefront.adapters.tasks.metrics.answer_texts import last_number, normalised, program, word_f1
+from mergefront.adapters.tasks.metrics.known_metrics import METRICS
+from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
-from mergefront.adapters.tasks.registry import METRICS, MetricOptions, build_task, problems_of
+from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.optimizer.errors import EvaluationError
 
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.registry import METRICS, JsonlTask, build_task, problems_of
+from mergefront.adapters.tasks.jsonl import JsonlTask
+from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.task import split_items
+from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.optimizer.errors import EvaluationError, UserError
 
 
@@ -283,7 +285,7 @@ def test_a_task_without_report_items_says_how_to_get_some(tmp_path: Path) -> Non
 
 def test_tasks_need_no_model_library() -> None:
     code = (
-        "import sys, mergefront.adapters.tasks.registry, mergefront.adapters.evaluator\n"
+        "import sys, mergefront.adapters.tasks.task_types, mergefront.adapters.evaluator\n"
         "import mergefront.adapters.local.backend\n"
         "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
     )

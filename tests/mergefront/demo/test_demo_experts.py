@@ -83,7 +83,7 @@ def test_search_and_report_items_are_all_different(study_file: Path) -> None:
 def test_each_expert_is_clearly_best_at_its_own_skill(study_file: Path) -> None:
     from mergefront.adapters.evaluator import TaskEvaluator
     from mergefront.adapters.local.backend import LocalBackend
-    from mergefront.adapters.tasks.registry import build_task
+    from mergefront.adapters.tasks.task_types import build_task
 
     study = yaml.safe_load(study_file.read_text())
     folder = study_file.parent

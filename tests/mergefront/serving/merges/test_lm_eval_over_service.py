@@ -16,7 +16,7 @@ pytest.importorskip("lm_eval")
 from mergefront.adapters.language_model import GenerationRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
-from mergefront.adapters.tasks.registry import build_task
+from mergefront.adapters.tasks.task_types import build_task
 from mergefront.optimizer.recipes.space import MergeSpace
 
 SPACE = MergeSpace({"whole": "whole", "lora": "lora"}, method="task_arithmetic", parameters={"weight": [-1, 1]})

@@ -7,7 +7,7 @@ is maximised, a loss minimised. Margins are smooth numbers behind the scores; la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.items import Item
@@ -20,11 +20,12 @@ from mergefront.adapters.tasks.metrics.generation_metrics import (
     numeric,
     output_tokens,
 )
-from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec, Scored
+from mergefront.adapters.tasks.metrics.metric_spec import ANSWER, PROMPT, TEXT, MetricOptions, MetricSpec, Scored
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
-from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.errors import EvaluationError
 
-__all__ = ["METRICS", "MetricOptions", "MetricRegistry", "MetricSpec", "Scored"]
+_LARGEST_LOSS = 300.0
+"""exp of more overflows a mean; such a model has no perplexity worth telling apart."""
 
 
 def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
@@ -78,10 +79,6 @@ def bits_per_byte(model: LanguageModel, items: Sequence[Item], options: MetricOp
     return scores, [-score for score in scores]
 
 
-_LARGEST_LOSS = 300.0
-"""exp of more overflows a mean; such a model has no perplexity worth telling apart."""
-
-
 def per_token(likelihood: LogLikelihood) -> float:
     """Mean log-likelihood of a token, in nats."""
     return likelihood.logprob / likelihood.tokens
@@ -120,109 +117,19 @@ def _likelihoods(
     return [[next(following) for _ in texts(item)] for item in items]
 
 
-class MetricRegistry(Mapping[str, MetricSpec]):
-    """Metrics by name; looking up an unknown one raises ``UserError`` with the nearest name."""
-
-    def __init__(self, metrics: tuple[MetricSpec, ...]) -> None:
-        self._metrics = {metric.name: metric for metric in metrics}
-
-    def __getitem__(self, name: str) -> MetricSpec:
-        try:
-            return self._metrics[name]
-        except KeyError:
-            raise UserError(f"unknown metric {name!r} {did_you_mean(str(name), self._metrics)}") from None
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._metrics
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._metrics)
-
-    def __len__(self) -> int:
-        return len(self._metrics)
-
-
-METRICS = MetricRegistry(
-    (
-        MetricSpec(
-            "exact_match",
-            "generate",
-            "maximize",
-            (("prompt", "answer"),),
-            "fraction of items whose greedy continuation is the answer",
-            exact_match,
-        ),
-        MetricSpec(
-            "loglikelihood",
-            "loglikelihood",
-            "maximize",
-            (("prompt", "choices", "answer"),),
-            "fraction of items whose likeliest choice is the right one",
-            accuracy,
-            always_margins=True,
-        ),
-        MetricSpec(
-            "loss",
-            "loglikelihood",
-            "minimize",
-            (("prompt", "answer"), ("text",)),
-            "mean negative log-likelihood per token of the answer or text",
-            loss,
-            always_margins=True,
-        ),
-        MetricSpec(
-            "perplexity",
-            "loglikelihood",
-            "minimize",
-            (("prompt", "answer"), ("text",)),
-            "mean over items of exp(loss per token)",
-            perplexity,
-            always_margins=True,
-        ),
-        MetricSpec(
-            "bits_per_byte",
-            "loglikelihood",
-            "minimize",
-            (("prompt", "answer"), ("text",)),
-            "mean negative log2-likelihood per byte of the answer or text",
-            bits_per_byte,
-            always_margins=True,
-        ),
-        MetricSpec(
-            "f1",
-            "generate",
-            "maximize",
-            (("prompt", "answer"),),
-            "mean word F1 of the continuation against the nearest answer",
-            f1,
-        ),
-        MetricSpec(
-            "numeric",
-            "generate",
-            "maximize",
-            (("prompt", "answer"),),
-            "fraction of items whose last number is the answer's",
-            numeric,
-        ),
-        MetricSpec(
-            "code",
-            "generate",
-            "maximize",
-            (("prompt", "tests"),),
-            "fraction of programs that pass the item's tests in a sandbox",
-            code,
-            missing=missing_sandbox,
-        ),
-        MetricSpec(
-            "output_tokens",
-            "generate",
-            "minimize",
-            (("prompt",),),
-            "mean number of tokens written",
-            output_tokens,
-        ),
-        MetricSpec(
-            "latency", "generate", "minimize", (("prompt",),), "mean seconds for an item asked by itself", latency
-        ),
+METRICS: Mapping[str, MetricSpec] = {
+    metric.name: metric
+    for metric in (
+        MetricSpec("exact_match", "generate", "maximize", ANSWER, exact_match),
+        MetricSpec("loglikelihood", "loglikelihood", "maximize", (("prompt", "choices", "answer"),), accuracy),
+        MetricSpec("loss", "loglikelihood", "minimize", TEXT, loss),
+        MetricSpec("perplexity", "loglikelihood", "minimize", TEXT, perplexity),
+        MetricSpec("bits_per_byte", "loglikelihood", "minimize", TEXT, bits_per_byte),
+        MetricSpec("f1", "generate", "maximize", ANSWER, f1),
+        MetricSpec("numeric", "generate", "maximize", ANSWER, numeric),
+        MetricSpec("code", "generate", "maximize", (("prompt", "tests"),), code, missing_sandbox),
+        MetricSpec("output_tokens", "generate", "minimize", PROMPT, output_tokens),
+        MetricSpec("latency", "generate", "minimize", PROMPT, latency),
     )
-)
+}
+"""Metrics by name."""

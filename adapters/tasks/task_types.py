@@ -1,7 +1,7 @@
-"""Tasks: what is asked of a model. No model library is imported here.
+"""Tasks by the ``type`` of their entry. No model library is imported here.
 
 A study file's ``tasks`` section becomes tasks through ``build_task``; ``problems_of`` says beforehand
-what is wrong with an entry, all at once. ``TASK_TYPES`` and ``METRICS`` are the registries behind them.
+what is wrong with an entry, all at once.
 """
 
 from __future__ import annotations
@@ -11,27 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.jsonl import JsonlTask, jsonl_defaults, read_jsonl_task
-from mergefront.adapters.tasks.lm_eval.task import LmEvalTask, read_lm_eval_task
-from mergefront.adapters.tasks.metrics.registry import METRICS, MetricOptions, MetricSpec
-from mergefront.adapters.tasks.task import SPLITS, Task
+from mergefront.adapters.tasks.jsonl import jsonl_defaults, read_jsonl_task
+from mergefront.adapters.tasks.lm_eval.task import read_lm_eval_task
+from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError, did_you_mean
-
-__all__ = [
-    "METRICS",
-    "SPLITS",
-    "TASK_TYPES",
-    "Item",
-    "JsonlTask",
-    "LmEvalTask",
-    "MetricOptions",
-    "MetricSpec",
-    "Task",
-    "TaskType",
-    "build_task",
-    "problems_of",
-]
 
 
 @dataclass(frozen=True)
@@ -43,14 +26,13 @@ class TaskType:
     options that a sound entry leaves out, with their values.
     """
 
-    name: str
     read: Callable[[str, Mapping[str, Any], Path, int], tuple[Task | None, list[str]]]
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
 
 
 TASK_TYPES: Mapping[str, TaskType] = {
-    "jsonl": TaskType("jsonl", read_jsonl_task, jsonl_defaults),
-    "lm_eval": TaskType("lm_eval", read_lm_eval_task, lambda _: {}),
+    "jsonl": TaskType(read_jsonl_task, jsonl_defaults),
+    "lm_eval": TaskType(read_lm_eval_task),
 }
 
 
