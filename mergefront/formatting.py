@@ -78,6 +78,11 @@ def difference(part: Difference, objective: Objective | None = None) -> str:
     return f"{'+' if mean >= 0 else '−'}{score(abs(mean), part.standard_error)}"
 
 
+def p_value(value: float) -> str:
+    """``= 0.031``, or ``< 0.001``."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
 def trials(numbers: Sequence[int]) -> str:
     """``trial 3`` or ``trials 3, 5 and 8``; long lists are cut."""
     if len(numbers) == 1:

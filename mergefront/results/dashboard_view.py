@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _CHUNK = 2000  # characters of a note or plot in one attribute, below the dashboard's own limit
 _FRESH_SECONDS = 5.0
 _MOST_NOTES = 2000
-_MOST_POINTS = 150
 _RACED = (
     "This study is raced: a trial's values are those of the moment when it ended. The front and the hypervolume here "
     "and in the plots, and the scores in the trials' notes, are estimated from everything that was answered by now."
@@ -168,7 +167,7 @@ def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, 
 def plots(study: Study) -> dict[str, Any]:
     """Plotly figures by name: the front with its anchors, the hypervolume over the trials."""
     try:
-        from mergefront.results.plots.html import figures
+        from mergefront.results.plots.html import figures, hypervolume_figure
     except ImportError:
         return {}
     from mergefront.results.plots.picture import picture
@@ -180,51 +179,8 @@ def plots(study: Study) -> dict[str, Any]:
     drawn = {f"front-{index + 1}": figure for index, figure in enumerate(figures(shown))}
     for figure in drawn.values():
         figure.update_layout(title=f"The front of {study.name} with its anchors"[:120], height=None, width=None)
-    return {**drawn, "hypervolume": _hypervolume_figure(study)}
-
-
-def hypervolume_history(study: Study) -> list[tuple[int, float]]:
-    """(trial number, hypervolume of everything up to it) in the study's normalised units, thinned out when long."""
-    candidates = study.candidates()
-    merges = [index for index, candidate in enumerate(candidates) if candidate.anchor is None]
-    if not merges:
-        return []
-    ends = list(range(merges[0], len(candidates)))
-    step = max(1, len(ends) // _MOST_POINTS)
-    chosen = sorted({*ends[::step], ends[-1]})
-    normaliser = study.normaliser(candidates)
-    from mergefront.optimizer.scores.pareto import hypervolume
-
-    rows = [
-        normaliser.normalise([candidate.scores[objective.name] for objective in study.objectives])
-        for candidate in candidates
-    ]
-    return [(candidates[end].number, hypervolume(rows[: end + 1], normaliser.reference_point)) for end in chosen]
-
-
-def _hypervolume_figure(study: Study) -> Any:
-    import plotly.graph_objects as go
-
-    history = hypervolume_history(study)
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[number for number, _ in history],
-        y=[value for _, value in history],
-        mode="lines",
-        line={"shape": "hv", "color": "#0072b2"},
-        name="hypervolume",
-    )
-    anchors = [candidate for candidate in study.candidates() if candidate.anchor is not None]
-    if history and anchors:
-        level = study.hypervolume(anchors)
-        figure.add_hline(y=level, line_dash="dash", line_color="#666666", annotation_text="anchors alone")
-    figure.update_layout(
-        title=f"Hypervolume of {study.name} over its trials"[:120],
-        xaxis_title="trial",
-        yaxis_title="hypervolume, normalised by the anchors",
-        template="plotly_white",
-    )
-    return figure
+    hypervolume = hypervolume_figure(study).update_layout(title=f"Hypervolume of {study.name} over its trials"[:120])
+    return {**drawn, "hypervolume": hypervolume}
 
 
 def _study_note(study: Study) -> str:

@@ -111,10 +111,7 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
 
     On the "report" split only the candidates that were evaluated on its items take part.
     """
-    candidates = study.candidates()
-    anchors = [candidate for candidate in candidates if candidate.anchor is not None]
-    anchor_digests = {candidate.digest for candidate in anchors}
-    merges = [candidate for candidate in study.front() if candidate.digest not in anchor_digests]
+    anchors, merges = study.anchors(), front_merges(study)
     rows = evaluations_on(study, split, (*merges, *anchors))
     merges = [candidate for candidate in merges if candidate.number in rows]
     anchors = [candidate for candidate in anchors if candidate.number in rows]
@@ -122,8 +119,14 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
         return None
     on_search_items = verdict(study, "search") if split != "search" else None
     picked = None if on_search_items is None else on_search_items.overall.merge
-    picked_from = len(candidates) - len(anchors) if split == "search" else len(merges)
+    picked_from = len(study.candidates()) - len(anchors) if split == "search" else len(merges)
     return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
+
+
+def front_merges(study: Study) -> list[Candidate]:
+    """The front without the anchors and without merges that are an anchor's recipe."""
+    of_anchors = {anchor.digest for anchor in study.anchors()}
+    return [candidate for candidate in study.front() if candidate.digest not in of_anchors]
 
 
 def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergefront.formatting import difference, nothing_feasible, number, trials
+from mergefront.formatting import difference, nothing_feasible, number, p_value, trials
 from mergefront.optimizer.scores.differences import LEVEL
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results.verdict import Verdict
@@ -38,7 +38,7 @@ def overall_lines(found: Verdict, objectives: Sequence[Objective]) -> list[str]:
     what = (
         f"in {objectives[0].name}, normalised" if len(objectives) == 1 else "in the mean of the normalised objectives"
     )
-    gap = f"{difference(overall.difference)}{_p(overall.p_value) if found.noise_known else ''}"
+    gap = f"{difference(overall.difference)}{f', p {p_value(overall.p_value)}' if found.noise_known else ''}"
     numbers = (
         f"{number(overall.merge_mean)} against {number(overall.anchor_mean)} {what} "
         f"(0 worst anchor, 1 best anchor): {gap}"
@@ -81,7 +81,3 @@ def _anchor_lines(found: Verdict, objectives: Sequence[Objective]) -> list[str]:
         example = gains if len(lost) == 1 else f"trial {best.merge}: {gains}"
         lines.append(f"  {anchor:<{width}}  beaten by {who} ({example})")
     return lines
-
-
-def _p(p_value: float) -> str:
-    return ", p < 0.001" if p_value < 0.001 else f", p = {p_value:.3f}"

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mergefront import formatting
-from mergefront.results.plots.picture import Picture, Point, axis_title
-
-FRONT = "#0072b2"
-FAINT = "#c3c8ce"
-KNEE = "#d55e00"
-ANCHOR_COLOURS = ("#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
-ANCHOR_SYMBOLS = (
-    "square",
-    "triangle-up",
-    "triangle-down",
-    "diamond",
-    "cross",
-    "x",
-    "pentagon",
-    "triangle-left",
-    "triangle-right",
-    "hexagon",
+from mergefront.results.plots.picture import (
+    ANCHOR,
+    FAINT,
+    FRONT,
+    GRID,
+    KNEE,
+    Axis,
+    Picture,
+    Point,
+    Series,
+    hypervolumes,
 )
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Study
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -41,74 +39,84 @@ _PAGE = """<!doctype html>
 
 def write_html(shown: Picture, path: Path) -> None:
     """Draw ``shown`` into ``path``: plotly itself is inside the file, nothing is loaded from elsewhere."""
-    drawn = figures(shown)
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False, "responsive": True})
+    text = _PAGE.format(title=escape(shown.title), figures=html_of(figures(shown), with_plotly=True))
+    path.write_text(text, encoding="utf-8")
+
+
+def html_of(drawn: Sequence[Any], *, with_plotly: bool = False) -> str:
+    """Figures as HTML; plotly itself has to be on the page once, before them or with them."""
+    config = {"displaylogo": False, "responsive": True}
+    return "\n".join(
+        figure.to_html(full_html=False, include_plotlyjs=with_plotly and index == 0, config=config)
         for index, figure in enumerate(drawn)
-    ]
-    title = (
-        f"{shown.study}: the front after {shown.evaluations} evaluations "
-        f"(hypervolume {formatting.number(shown.hypervolume)})"
     )
-    path.write_text(_PAGE.format(title=escape(title), figures="\n".join(parts)), encoding="utf-8")
 
 
 def figures(shown: Picture) -> list[Any]:
     """One scatter for one or two objectives; for more, a triangle of pairs and parallel coordinates."""
-    if len(shown.objectives) > 2:
-        return [_pairs(shown), _parallel(shown)]
-    return [_history(shown) if len(shown.objectives) == 1 else _plane(shown)]
+    return [_pairs(shown), _parallel(shown)] if len(shown.objectives) > 2 else [_panel(shown)]
 
 
-def _plane(shown: Picture) -> Any:
+def hypervolume_figure(study: Study) -> Any:
+    """The hypervolume of everything up to a trial, by trial, and that of the anchors alone."""
+    history = hypervolumes(study)
+    anchors = study.anchors()
+    of_anchors = {anchor.number for anchor in anchors}
     figure = go.Figure()
-    corners = shown.staircase()
+    figure.add_scatter(
+        x=[number for number, _ in history],
+        y=[value for _, value in history],
+        mode="lines+markers",
+        line={"shape": "hv", "color": FRONT},
+        marker={"color": [ANCHOR if number in of_anchors else FRONT for number, _ in history]},
+        name="all so far",
+    )
+    if anchors:
+        figure.add_hline(
+            y=study.hypervolume(anchors), line={"dash": "dash", "color": KNEE}, annotation_text="the anchors alone"
+        )
+    figure.update_xaxes(title="trial (yellow: anchors)")
+    figure.update_yaxes(title="hypervolume, normalised by the anchors")
+    return figure.update_layout(template="plotly_white")
+
+
+def _panel(shown: Picture) -> Any:
+    (across, up) = shown.panels()[0]
+    name, corners = shown.border()
+    figure = go.Figure()
     figure.add_scatter(
         x=[x for x, _ in corners],
         y=[y for _, y in corners],
         mode="lines",
-        name="border of the front",
+        name=name,
         line={"color": FRONT, "width": 1.5},
         opacity=0.5,
         hoverinfo="skip",
     )
-    for name, points, style in _groups(shown):
-        figure.add_trace(_markers(shown, name, points, style, 0, 1, legend=True))
-    figure.update_xaxes(title=_safe(axis_title(shown.objectives[0])))
-    figure.update_yaxes(title=_safe(axis_title(shown.objectives[1])))
+    for series in shown.series():
+        figure.add_trace(_markers(shown, series, across, up, legend=True))
+    figure.update_xaxes(title=_safe(across.title))
+    figure.update_yaxes(title=_safe(up.title))
     return _styled(figure, 620)
 
 
-def _history(shown: Picture) -> Any:
-    figure = go.Figure()
-    for name, points, style in _groups(shown):
-        trace = _markers(shown, name, points, style, 0, 0, legend=True)
-        trace.update(x=[point.number for point in points], error_x=None)
-        figure.add_trace(trace)
-    figure.update_xaxes(title="trial")
-    figure.update_yaxes(title=_safe(axis_title(shown.objectives[0])))
-    return _styled(figure, 520)
-
-
 def _pairs(shown: Picture) -> Any:
-    panels = len(shown.objectives) - 1
+    side = len(shown.objectives) - 1
     figure = make_subplots(
-        rows=panels, cols=panels, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.03
+        rows=side, cols=side, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.03
     )
-    for row in range(panels):
-        for column in range(row + 1):
-            for name, points, style in _groups(shown):
-                trace = _markers(shown, name, points, style, column, row + 1, legend=row == column == 0)
-                figure.add_trace(trace, row=row + 1, col=column + 1)
-        figure.update_yaxes(title=_safe(formatting.heading(shown.objectives[row + 1])), row=row + 1, col=1)
-    for column in range(panels):
-        figure.update_xaxes(
-            title=_safe(formatting.heading(shown.objectives[column])), row=panels, col=column + 1, showticklabels=True
-        )
-        for row in range(column):
-            figure.update_xaxes(visible=False, row=row + 1, col=column + 1)
-            figure.update_yaxes(visible=False, row=row + 1, col=column + 1)
-    figure = _styled(figure, 260 + 240 * panels)
+    places = [(row, column) for row in range(1, side + 1) for column in range(1, row + 1)]
+    for (row, column), (across, up) in zip(places, shown.panels(), strict=True):
+        for series in shown.series():
+            figure.add_trace(_markers(shown, series, across, up, legend=row == column == 1), row=row, col=column)
+        if column == 1:
+            figure.update_yaxes(title=_safe(up.title), row=row, col=1)
+        if row == side:
+            figure.update_xaxes(title=_safe(across.title), row=row, col=column, showticklabels=True)
+        if row != column:  # the mirrored panel stays empty
+            figure.update_xaxes(visible=False, row=column, col=row)
+            figure.update_yaxes(visible=False, row=column, col=row)
+    figure = _styled(figure, 260 + 240 * side)
     return figure.update_layout(legend={"x": 1.0, "y": 1.0, "xanchor": "right", "bgcolor": "rgba(255,255,255,0.9)"})
 
 
@@ -119,22 +127,12 @@ def _parallel(shown: Picture) -> Any:
         values = [point.scores[index] for point in shown.points]
         low, high = min(values), max(values)
         ends = [low, high] if low < high else [low - 0.5, high + 0.5]
-        dimensions.append(
-            {
-                "label": _safe(formatting.heading(objective)),
-                "values": values,
-                "range": ends if objective.direction == "maximize" else ends[::-1],
-            }
-        )
-    kinds = [
-        0.0 if not point.on_front and point.anchor is None else 0.5 if point.anchor is not None else 1.0
-        for point in shown.points
-    ]
+        ends = ends if objective.direction == "maximize" else ends[::-1]
+        dimensions.append({"label": _safe(formatting.heading(objective)), "values": values, "range": ends})
+    kinds = [0.5 if point.anchor is not None else float(point.on_front) for point in shown.points]
+    scale = [[0, FAINT], [0.5, ANCHOR], [1, FRONT]]
     figure = go.Figure(
-        go.Parcoords(
-            dimensions=dimensions,
-            line={"color": kinds, "cmin": 0, "cmax": 1, "colorscale": [[0, FAINT], [0.5, "#e69f00"], [1, FRONT]]},
-        )
+        go.Parcoords(dimensions=dimensions, line={"color": kinds, "cmin": 0, "cmax": 1, "colorscale": scale})
     )
     return _styled(figure, 420).update_layout(
         title={
@@ -146,57 +144,33 @@ def _parallel(shown: Picture) -> Any:
     )
 
 
-def _groups(shown: Picture) -> list[tuple[str, list[Point], dict[str, Any]]]:
-    """(legend entry, points, marker) in drawing order."""
-    groups: list[tuple[str, list[Point], dict[str, Any]]] = [
-        ("dominated merge", shown.dominated, {"color": FAINT, "size": 7, "symbol": "circle"}),
-        ("merge on the front", shown.front_merges, {"color": FRONT, "size": 10, "symbol": "circle"}),
-        (
-            "knee",
-            [point for point in shown.points if point.knee],
-            {"color": KNEE, "size": 20, "symbol": "circle-open", "line": {"width": 2.5, "color": KNEE}},
-        ),
-    ]
-    groups += [
-        (f"{point.anchor} (trial {point.number})", [point], {"color": color, "size": 12, "symbol": symbol})
-        for point, color, symbol in zip(shown.anchors, cycle(ANCHOR_COLOURS), cycle(ANCHOR_SYMBOLS), strict=False)
-    ]
-    return [group for group in groups if group[1]]
-
-
-def _markers(
-    shown: Picture, name: str, points: list[Point], marker: dict[str, Any], x: int, y: int, *, legend: bool
-) -> Any:
-    noisy = name not in ("dominated merge", "knee")
-    text = "+text" if name == "merge on the front" else ""
+def _markers(shown: Picture, series: Series, across: Axis, up: Axis, *, legend: bool) -> Any:
+    points = series.points
+    named = any(point.on_front and point.anchor is None for point in points) and not series.hollow
+    look = {"color": series.color, "size": series.size, "symbol": series.symbol[1] + ("-open" if series.hollow else "")}
     return go.Scatter(
-        x=[point.scores[x] for point in points],
-        y=[point.scores[y] for point in points],
-        mode=f"markers{text}",
-        name=_safe(name),
-        legendgroup=_safe(name),
+        x=across.values(points),
+        y=up.values(points),
+        mode="markers+text" if named else "markers",
+        name=_safe(series.name),
+        legendgroup=_safe(series.name),
         showlegend=legend,
-        marker=marker,
-        text=[str(point.number) for point in points] if text else None,
+        marker={**look, "line": {"width": 2.5, "color": series.color}} if series.hollow else look,
+        text=[str(point.number) for point in points] if named else None,
         textposition="top right",
         textfont={"size": 10, "color": FRONT},
-        error_x=_errors(points, x, marker["color"]) if noisy else None,
-        error_y=_errors(points, y, marker["color"]) if noisy else None,
-        hoverinfo="skip" if name == "knee" else "text",
+        error_x=_errors(series, across),
+        error_y=_errors(series, up),
+        hoverinfo="skip" if series.hollow else "text",
         hovertext=[_hover(shown, point) for point in points],
     )
 
 
-def _errors(points: list[Point], index: int, color: str) -> dict[str, Any] | None:
-    if not any(point.errors[index] for point in points):
+def _errors(series: Series, axis: Axis) -> dict[str, Any] | None:
+    errors = axis.errors(series.points) if series.with_errors else None
+    if errors is None:
         return None
-    return {
-        "type": "data",
-        "array": [point.errors[index] or 0.0 for point in points],
-        "thickness": 0.7,
-        "width": 0,
-        "color": color,
-    }
+    return {"type": "data", "array": errors, "thickness": 0.7, "width": 0, "color": series.color}
 
 
 def _hover(shown: Picture, point: Point) -> str:
@@ -221,6 +195,6 @@ def _styled(figure: Any, height: int) -> Any:
         margin={"l": 70, "r": 30, "t": 30, "b": 60},
         hoverlabel={"align": "left"},
     )
-    figure.update_xaxes(showgrid=True, gridcolor="#e9ecef")
-    figure.update_yaxes(showgrid=True, gridcolor="#e9ecef")
+    figure.update_xaxes(showgrid=True, gridcolor=GRID)
+    figure.update_yaxes(showgrid=True, gridcolor=GRID)
     return figure

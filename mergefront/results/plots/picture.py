@@ -1,8 +1,9 @@
-"""What a plot of a front shows, as plain data."""
+"""What a plot of a front shows, as plain data, and how it looks: ``png`` and ``html`` only draw it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from mergefront import formatting
@@ -11,6 +12,29 @@ from mergefront.optimizer.scores.objectives import Objective
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Study
+
+FRONT = "#0072b2"
+FAINT = "#c3c8ce"
+KNEE = "#d55e00"
+ANCHOR = "#e69f00"
+GRID = "#e9ecef"
+# Okabe and Ito's colours without the front's blue and the knee's vermilion: told apart by everyone.
+_ANCHOR_COLOURS = ("#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
+_CIRCLE = ("o", "circle")
+_ANCHOR_SYMBOLS = (
+    ("s", "square"),
+    ("^", "triangle-up"),
+    ("v", "triangle-down"),
+    ("D", "diamond"),
+    ("P", "cross"),
+    ("X", "x"),
+    ("p", "pentagon"),
+    ("<", "triangle-left"),
+    (">", "triangle-right"),
+    ("h", "hexagon"),
+)
+_MOST_HYPERVOLUMES = 150
+"""Chosen by hand: each costs a hypervolume, and more points than this are not told apart in a plot."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +51,35 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Series:
+    """Points that look alike. ``symbol`` is matplotlib's name and plotly's; ``size`` a diameter in plotly's pixels."""
+
+    name: str
+    points: list[Point]
+    color: str
+    size: float
+    symbol: tuple[str, str] = _CIRCLE
+    with_errors: bool = True
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one axis of a panel shows: an objective by its index, or the trials' numbers (None)."""
+
+    title: str
+    index: int | None
+
+    def values(self, points: list[Point]) -> list[float]:
+        return [point.number if self.index is None else point.scores[self.index] for point in points]
+
+    def errors(self, points: list[Point]) -> list[float] | None:
+        """Standard errors, 0 where unknown; None where none is known."""
+        found = [0.0 if self.index is None else point.errors[self.index] or 0.0 for point in points]
+        return found if any(found) else None
+
+
+@dataclass(frozen=True)
 class Picture:
     """Everything that a plot of a front shows; anchors come as points of their own, in their order."""
 
@@ -35,6 +88,13 @@ class Picture:
     points: tuple[Point, ...]
     evaluations: int
     hypervolume: float
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.study}: the front after {self.evaluations} evaluations "
+            f"(hypervolume {formatting.number(self.hypervolume)})"
+        )
 
     @property
     def anchors(self) -> list[Point]:
@@ -49,6 +109,39 @@ class Picture:
     def dominated(self) -> list[Point]:
         """Merges that another candidate dominates."""
         return [point for point in self.points if not point.on_front and point.anchor is None]
+
+    def series(self) -> list[Series]:
+        """What is drawn, from the bottom up."""
+        anchors = zip(self.anchors, cycle(_ANCHOR_COLOURS), cycle(_ANCHOR_SYMBOLS), strict=False)
+        knee = [point for point in self.points if point.knee]
+        every = [
+            Series("dominated merge", self.dominated, FAINT, 7, with_errors=False),
+            *(Series(f"{one.anchor} (trial {one.number})", [one], color, 12, mark) for one, color, mark in anchors),
+            Series("merge on the front", self.front_merges, FRONT, 10),
+            Series("knee", knee, KNEE, 20, with_errors=False, hollow=True),
+        ]
+        return [series for series in every if series.points]
+
+    def panels(self) -> list[tuple[Axis, Axis]]:
+        """The axes (across, up) of each panel: of one or two objectives one, of more every pair, row by row."""
+        axes = [Axis(_title(objective), index) for index, objective in enumerate(self.objectives)]
+        if len(axes) == 1:
+            return [(Axis("trial", None), axes[0])]
+        return [(axes[column], axes[row]) for row in range(1, len(axes)) for column in range(row)]
+
+    def border(self) -> tuple[str, list[tuple[float, float]]]:
+        """The name and the corners of the line in the only panel: the best so far, or the border of the front."""
+        return ("best so far", self.best_so_far()) if len(self.objectives) == 1 else ("the front", self.staircase())
+
+    def best_so_far(self) -> list[tuple[float, float]]:
+        """The corners of the best score by trial, for one objective."""
+        sign = self.objectives[0].sign
+        corners: list[tuple[float, float]] = []
+        for point in sorted(self.points, key=lambda point: point.number):
+            best = max(sign * point.scores[0], sign * corners[-1][1]) if corners else sign * point.scores[0]
+            corners += [(point.number, corners[-1][1])] if corners else []
+            corners.append((point.number, sign * best))
+        return corners
 
     def staircase(self) -> list[tuple[float, float]]:
         """The corners of the attained region's border, for two objectives."""
@@ -92,7 +185,15 @@ def picture(study: Study) -> Picture:
     return Picture(study.name, study.objectives, tuple(points), study.finished_count(), study.hypervolume(candidates))
 
 
-def axis_title(objective: Objective) -> str:
+def hypervolumes(study: Study) -> list[tuple[int, float]]:
+    """Trial number and hypervolume of everything up to it, by trial; thinned out when long."""
+    candidates = study.candidates()
+    step = max(1, len(candidates) // _MOST_HYPERVOLUMES)
+    ends = sorted({*range(0, len(candidates), step), len(candidates) - 1}) if candidates else []
+    return [(candidates[end].number, study.hypervolume(candidates[: end + 1])) for end in ends]
+
+
+def _title(objective: Objective) -> str:
     """``maths ↑ (higher is better)``."""
     better = "higher" if objective.direction == "maximize" else "lower"
     return f"{formatting.heading(objective)} ({better} is better)"

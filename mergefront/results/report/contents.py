@@ -1,7 +1,8 @@
-"""What the report of a study says, as plain data; ``report_page`` writes it as HTML."""
+"""What the report of a study says, as plain data; ``page`` writes it as HTML."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import RACED
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.importance import importances
-from mergefront.results.verdict import Verdict, evaluations_on, verdict
+from mergefront.results.coefficient_importance import importances
+from mergefront.results.verdict import Verdict, evaluations_on, front_merges, verdict
 from mergefront.study.evaluators import tasks_of
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.task import Task
     from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.study.stored_study import Candidate, Study
+    from mergefront.study.stored_study import Candidate, Study
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Contents:
     split: str
     rows: Mapping[int, Evaluation]
     judged: Verdict | None
-    hypervolumes: Sequence[tuple[int, float]]
     anchor_hypervolume: float
     importances: Mapping[str, Mapping[str, float]]
     side_tasks: Sequence[Objective]
@@ -55,12 +55,9 @@ class Contents:
 
 def contents(study: Study) -> Contents:
     """Collect what the page says. Raises ``UserError`` for a study without a finished evaluation."""
-    candidates = study.candidates()
-    if not candidates:
+    if not study.candidates():
         raise UserError(f"study {study.name!r} has no finished evaluation yet; run or resume it first")
-    anchors = [candidate for candidate in candidates if candidate.anchor is not None]
-    of_anchors = {candidate.digest for candidate in anchors}
-    front = [candidate for candidate in study.front() if candidate.digest not in of_anchors]
+    anchors, front = study.anchors(), front_merges(study)
     judged = verdict(study, "report") or verdict(study, "search")
     if judged is not None:
         split, rows = judged.split, judged.rows
@@ -76,11 +73,10 @@ def contents(study: Study) -> Contents:
         split,
         rows,
         judged,
-        _hypervolumes(study, candidates),
         study.hypervolume(anchors) if anchors else 0.0,
         importances(study),
         _side_tasks(study, tasks),
-        _cost(study, candidates),
+        _cost(study),
         _warnings(study, split, tasks),
     )
 
@@ -91,24 +87,13 @@ def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
     return [Objective(task.name, task.direction) for task in tasks if task.name not in wanted]
 
 
-def _hypervolumes(study: Study, candidates: Sequence[Candidate]) -> list[tuple[int, float]]:
-    """Trial number and hypervolume of everything up to it, by trial."""
-    return [
-        (candidate.number, study.hypervolume(list(candidates[: index + 1])))
-        for index, candidate in enumerate(candidates)
-    ]
-
-
-def _cost(study: Study, candidates: Sequence[Candidate]) -> Cost:
-    rows = list(study.ledger.evaluations().values())
-    totals: dict[str, float] = {}
-    seconds: dict[str, float] = {}
+def _cost(study: Study) -> Cost:
+    totals: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     in_full = 0
-    for row in rows:
-        for name, value in row.cost.items():
-            totals[name] = totals.get(name, 0.0) + value
-        for name, value in row.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
+    for row in study.ledger.evaluations().values():
+        totals.update(row.cost)
+        seconds.update(row.seconds)
         in_full += int(sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0))
     return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
 

@@ -11,12 +11,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
-from mergefront.optimizer.scores.comparison import mean_interval
+from mergefront.optimizer.scores.comparison import Difference, mean_interval
 from mergefront.optimizer.scores.differences import LEVEL, oriented_items
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
@@ -81,8 +81,7 @@ def _result(shown: Contents) -> str:
         parts.append(f"<p>Measured on the {where}. {escape(verdict_text.basis(judged))}</p>")
         for anchor in judged.anchors:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
-            said = f"beaten by {'trials' if len(lost) > 1 else 'trial'} {', '.join(map(str, lost))}"
-            said = said if lost else "not beaten"
+            said = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
             parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
     parts.append(
         f"<p>{shown.cost.evaluations} evaluations, {len(shown.front)} merges on the front, hypervolume "
@@ -93,17 +92,12 @@ def _result(shown: Contents) -> str:
 
 
 def _front(shown: Contents) -> str:
-    from mergefront.results.plots.html import figures
+    from mergefront.results.plots.html import figures, html_of
     from mergefront.results.plots.picture import picture
 
-    seen = picture(shown.study)
-    drawn = [
-        figure.to_html(full_html=False, include_plotlyjs=index == 0, config={"displaylogo": False, "responsive": True})
-        for index, figure in enumerate(figures(seen))
-    ]
     raced = "" if shown.study.racing is None else ", estimated from those that were asked"
     caption = f"<p>On the search items{raced}; bars are one standard error.</p>"
-    return caption + "\n".join(drawn) + _picture(shown.study)
+    return caption + html_of(figures(picture(shown.study)), with_plotly=True) + _picture(shown.study)
 
 
 def _picture(study: Study) -> str:
@@ -123,28 +117,26 @@ def _picture(study: Study) -> str:
 
 
 def _scores(shown: Contents) -> str:
-    study, rows = shown.study, shown.rows
-    title = f"{shown.split} items"
+    study = shown.study
     headings = ["", *(formatting.heading(objective) for objective in study.objectives), "mean, normalised by experts"]
     own = _expert_scores(shown)
     table = []
-    for candidate in (*shown.front, *shown.anchors):
-        row = rows.get(candidate.number)
-        if row is None:
-            continue
+    for candidate, row in _rows(shown):
         cells = [_score(row, objective) for objective in study.objectives]
         shares = [
             _share(objective, row, own[objective.name]) for objective in study.objectives if objective.name in own
         ]
-        mean = f"{sum(shares) / len(shares):.3f}" if shares else "–"
-        table.append([_who(candidate), *cells, mean])
-    note = (
-        f"<p>On the {title}: mean, and its 95 % confidence interval. Normalised by experts: 1 is the score of the "
-        "task's own expert, as far as objectives are named after experts.</p>"
-        if own
-        else f"<p>On the {title}: mean, and its 95 % confidence interval.</p>"
+        table.append([_who(candidate), *cells, f"{sum(shares) / len(shares):.3f}" if shares else "–"])
+    normalised = (
+        " Normalised by experts: 1 is the score of the task's own expert, as far as objectives are named after experts."
     )
+    note = f"<p>On the {shown.split} items: mean, and its 95 % confidence interval.{normalised if own else ''}</p>"
     return note + _table(headings, table)
+
+
+def _rows(shown: Contents) -> list[tuple[Candidate, Evaluation]]:
+    """The candidates that were scored, front first."""
+    return [(one, shown.rows[one.number]) for one in (*shown.front, *shown.anchors) if one.number in shown.rows]
 
 
 def _expert_scores(shown: Contents) -> dict[str, float]:
@@ -165,25 +157,17 @@ def _share(objective: Objective, row: Evaluation, expert: float) -> float:
 
 
 def _score(row: Evaluation, objective: Objective) -> str:
+    """The mean and its 95 % interval from the items, or from the standard error; a number without noise has none."""
     value = float(row.scores[objective.name])
-    interval = _interval(row, objective)
-    if interval is None:
-        return formatting.number(value)
-    low, high = interval
-    return f"{formatting.number(value)} ({formatting.number(low)} to {formatting.number(high)})"
-
-
-def _interval(row: Evaluation, objective: Objective) -> tuple[float, float] | None:
-    """95 % interval from the items, or from the standard error; None for a number without noise."""
     items = oriented_items(row, objective)
+    error = row.standard_errors.get(objective.name)
     if items and RACED not in row.details:
         low, high = mean_interval([objective.sign * score for score in items.values()])
-        return low, high
-    error = row.standard_errors.get(objective.name)
-    if error is None or error == 0:
-        return None
-    value = float(row.scores[objective.name])
-    return value - 1.96 * error, value + 1.96 * error
+    elif error:
+        low, high = value - 1.96 * error, value + 1.96 * error
+    else:
+        return formatting.number(value)
+    return f"{formatting.number(value)} ({formatting.number(low)} to {formatting.number(high)})"
 
 
 def _significance(shown: Contents) -> str:
@@ -199,7 +183,7 @@ def _significance(shown: Contents) -> str:
             match = next(one for one in judged.matches if one.merge == merge and one.anchor == anchor)
             label = f"{anchor} (best expert)" if anchor == best else anchor
             cells = [_change(match, objective) for objective in shown.study.objectives]
-            rows.append([f"trial {merge}", label, *cells, _overall(match)])
+            rows.append([f"trial {merge}", label, *cells, _difference(match.overall, match.overall.p_value)])
     how = "paired item by item" if judged.paired else "from standard errors"
     note = (
         f"<p>Difference to the baseline, {how}, with p-values after Holm's correction over all comparisons of the "
@@ -225,19 +209,15 @@ def _best_expert(shown: Contents, judged: Verdict) -> str | None:
 
 
 def _change(match: Match, objective: Objective) -> str:
-    part = match.by_objective[objective.name]
-    said = f"{escape(formatting.difference(part, objective))} <small>p {_p(match.corrected[objective.name])}</small>"
+    said = _difference(match.by_objective[objective.name], match.corrected[objective.name], objective)
     if objective.name in match.better:
         return f"<b>{said}</b>"
     return f'<span class="worse">{said}</span>' if objective.name in match.worse else said
 
 
-def _overall(match: Match) -> str:
-    return f"{escape(formatting.difference(match.overall))} <small>p {_p(match.overall.p_value)}</small>"
-
-
-def _p(value: float) -> str:
-    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"
+def _difference(part: Difference, p_value: float, objective: Objective | None = None) -> str:
+    said = escape(formatting.difference(part, objective))
+    return f"{said} <small>p {escape(formatting.p_value(p_value))}</small>"
 
 
 def _forgetting(shown: Contents) -> str:
@@ -250,9 +230,8 @@ def _forgetting(shown: Contents) -> str:
     of_base = shown.rows[base.number]
     headings = ["", *(formatting.heading(task) for task in shown.side_tasks)]
     rows = []
-    for candidate in (*shown.front, *shown.anchors):
-        row = shown.rows.get(candidate.number)
-        if row is None or any(task.name not in row.scores for task in shown.side_tasks):
+    for candidate, row in _rows(shown):
+        if any(task.name not in row.scores for task in shown.side_tasks):
             continue
         cells = []
         for task in shown.side_tasks:
@@ -271,24 +250,9 @@ def _lost(lost: float) -> str:
 
 
 def _hypervolume_figure(shown: Contents) -> str:
-    import plotly.graph_objects as go
+    from mergefront.results.plots.html import hypervolume_figure
 
-    figure = go.Figure()
-    anchors = {anchor.number for anchor in shown.anchors}
-    figure.add_scatter(
-        x=[number for number, _ in shown.hypervolumes],
-        y=[value for _, value in shown.hypervolumes],
-        mode="lines+markers",
-        line={"shape": "hv", "color": "#0072b2"},
-        marker={"color": ["#e69f00" if number in anchors else "#0072b2" for number, _ in shown.hypervolumes]},
-        name="all so far",
-    )
-    figure.add_hline(
-        y=shown.anchor_hypervolume, line={"dash": "dash", "color": "#d55e00"}, annotation_text="the anchors alone"
-    )
-    figure.update_xaxes(title="trial (yellow: anchors)")
-    figure.update_yaxes(title="hypervolume")
-    return _figure(figure, 380)
+    return _figure(hypervolume_figure(shown.study), 380)
 
 
 def _importance(shown: Contents) -> str:
@@ -343,11 +307,11 @@ def _who(candidate: Candidate) -> str:
     return candidate.anchor if candidate.anchor is not None else f"trial {candidate.number}"
 
 
-def _figure(figure: object, height: int) -> str:
-    figure.update_layout(  # type: ignore[attr-defined]
-        template="plotly_white", height=height, margin={"l": 60, "r": 30, "t": 20, "b": 50}
-    )
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))  # type: ignore[attr-defined]
+def _figure(figure: Any, height: int) -> str:
+    from mergefront.results.plots.html import html_of
+
+    figure.update_layout(template="plotly_white", height=height, margin={"l": 60, "r": 30, "t": 20, "b": 50})
+    return html_of([figure])
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:

@@ -36,6 +36,12 @@ def test_staircase_is_the_border_of_what_is_dominated() -> None:
     assert shown.staircase() == [(3.0, 5.0), (1.0, 5.0), (1.0, 3.0)]
 
 
+def test_with_one_objective_the_border_is_the_best_so_far() -> None:
+    points = tuple(point(number, score) for number, score in ((2, 4.0), (0, 5.0), (1, 7.0)))
+    shown = Picture("s", (Objective("a", "minimize"),), points, 3, 0.5)
+    assert shown.border() == ("best so far", [(0, 5.0), (1, 5.0), (1, 5.0), (2, 5.0), (2, 4.0)])
+
+
 @pytest.mark.parametrize("name", ["one", "skills", "three"])
 def test_png_and_html_are_written_for_any_number_of_objectives(name: str, storage: str, tmp_path: Path) -> None:
     study = mf.load_study(name, storage=storage)

@@ -14,7 +14,8 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.comparison import mean_interval
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
-from mergefront.results.importance import importances
+from mergefront.results.coefficient_importance import importances
+from mergefront.results.plots.picture import hypervolumes
 from mergefront.results.report.contents import contents
 from mergefront.results.report.page import page, write_report
 
@@ -80,7 +81,7 @@ def test_every_front_member_has_its_recipe_and_its_comparisons(study: mf.Study) 
 
 def test_hypervolume_never_falls_and_ends_at_the_studys(study: mf.Study) -> None:
     shown = contents(study)
-    values = [value for _, value in shown.hypervolumes]
+    values = [value for _, value in hypervolumes(study)]
     assert all(later >= earlier - 1e-12 for earlier, later in pairwise(values))
     assert values[-1] == pytest.approx(study.hypervolume())
     assert shown.cost.items == shown.cost.items_in_full == 300 * len({one.recipe.digest for one in study.candidates()})
