@@ -11,7 +11,6 @@ from typing import Generic, TypeVar
 
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
-from mergefront.adapters.remote.http.budget import Budget, Price
 from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
 from mergefront.adapters.remote.http.endpoint import ApiKey
@@ -61,8 +60,8 @@ class Connected(Generic[SectionT]):
             timeout=settings.timeout,
             retry=RetryPolicy(settings.attempts, longest_wait=settings.longest_wait),
             breaker=BreakerPolicy(give_up=settings.give_up),
-            budget=Budget(settings.budget.requests, settings.budget.tokens, settings.budget.money),
-            price=Price(settings.price.input, settings.price.output, settings.price.request),
+            budget=settings.budget,
+            price=settings.price,
         )
         client = HttpClient(
             settings.url,

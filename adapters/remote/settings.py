@@ -5,29 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-
-class Section(BaseModel):
-    """Strict: an unknown key and a value of another type are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class BudgetSection(Section):
-    """Limits of the whole study on this server; see ``mergefront.adapters.remote.http.budget``."""
-
-    requests: int | None = Field(default=None, ge=1)
-    tokens: int | None = Field(default=None, ge=1)
-    money: float | None = Field(default=None, gt=0)
-
-
-class PriceSection(Section):
-    """Money per million tokens and per request."""
-
-    input: float = Field(default=0.0, ge=0)
-    output: float = Field(default=0.0, ge=0)
-    request: float = Field(default=0.0, ge=0)
+from mergefront.adapters.remote.http.budget import Budget, Price
+from mergefront.adapters.remote.http.section import Section
 
 
 class ConnectionSection(Section):
@@ -41,8 +22,8 @@ class ConnectionSection(Section):
     attempts: int = Field(default=10, ge=1, le=100)
     longest_wait: float = Field(default=30.0, gt=0, le=3600)
     give_up: float = Field(default=300.0, gt=0, le=86400)
-    budget: BudgetSection = Field(default_factory=BudgetSection)
-    price: PriceSection = Field(default_factory=PriceSection)
+    budget: Budget = Budget()
+    price: Price = Price()
 
 
 class LlamaServerSection(ConnectionSection):

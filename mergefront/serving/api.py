@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.serving.guard import Guard
 from mergefront.serving.tokens import Tokens
@@ -18,13 +18,7 @@ from mergefront.serving.tokens import Tokens
 _SHOWN_PROBLEMS = 5
 
 
-class Body(BaseModel):
-    """Strict: an unknown field and a value of another type are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Problem(Body):
+class Problem(Section):
     """Why a request was refused. ``kind`` groups causes: "refused" for what no route has seen, "not finite" for a
     merge whose logits are not finite."""
 

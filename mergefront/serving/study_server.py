@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
 
 from mergefront.adapters.remote.http.endpoint import is_loopback_host
+from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
 from mergefront.running.ask_tell import (
     DEFAULT_LEASE,
@@ -25,7 +26,7 @@ from mergefront.running.ask_tell import (
     fail_study,
     tell_study,
 )
-from mergefront.serving.api import Asker, Body, add_routes, described, metrics_answer, problem
+from mergefront.serving.api import Asker, add_routes, described, metrics_answer, problem
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.process import bound_socket, run_application
 from mergefront.serving.tokens import Tokens
@@ -45,13 +46,13 @@ Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class Ask(Body):
+class Ask(Section):
     """``lease``: seconds after which a trial that was not told is handed out again."""
 
     lease: float = Field(default=DEFAULT_LEASE, gt=0, le=_LONGEST_LEASE)
 
 
-class AskedTrial(Body):
+class AskedTrial(Section):
     """A recipe to score: its parameters, and the whole of it in mergekit's format."""
 
     trial: int
@@ -61,27 +62,27 @@ class AskedTrial(Body):
     mergekit: dict[str, Any]
 
 
-class Tell(Body):
+class Tell(Section):
     """One score per objective, and their standard errors where they are known."""
 
     scores: dict[Text, Number] = Field(min_length=1, max_length=1000)
     standard_errors: dict[Text, Annotated[float, Field(ge=0, le=1e300)]] = Field(default={}, max_length=1000)
 
 
-class Fail(Body):
+class Fail(Section):
     """Why a recipe could not be scored."""
 
     reason: str = Field(min_length=1, max_length=10_000)
 
 
-class ObjectiveShown(Body):
+class ObjectiveShown(Section):
     """An objective and its direction, "maximize" or "minimize"."""
 
     name: str
     direction: str
 
 
-class StudyShown(Body):
+class StudyShown(Section):
     """How far a study is; ``evaluations`` is its budget, ``done`` what is spent of it."""
 
     name: str

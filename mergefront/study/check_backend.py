@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.remote.settings import Section, split_settings
+from mergefront.adapters.remote.http.section import Section
+from mergefront.adapters.remote.settings import split_settings
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
 from mergefront.optimizer.recipes.space import MergeSpace

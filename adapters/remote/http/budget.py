@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pydantic import Field
+
+from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import SearchStoppedError
 
 
@@ -31,13 +34,12 @@ class Usage:
         return self.input_tokens + self.output_tokens
 
 
-@dataclass(frozen=True)
-class Price:
+class Price(Section):
     """Money per million tokens, in the currency of the budget, and per request."""
 
-    input: float = 0.0
-    output: float = 0.0
-    request: float = 0.0
+    input: float = Field(default=0.0, ge=0)
+    output: float = Field(default=0.0, ge=0)
+    request: float = Field(default=0.0, ge=0)
 
     def of(self, usage: Usage) -> float:
         return (
@@ -47,13 +49,12 @@ class Price:
         )
 
 
-@dataclass(frozen=True)
-class Budget:
-    """Limits of a study on one server; None is no limit."""
+class Budget(Section):
+    """Limits of the whole study on one server; None is no limit."""
 
-    requests: int | None = None
-    tokens: int | None = None
-    money: float | None = None
+    requests: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    money: float | None = Field(default=None, gt=0)
 
     def check(self, spent: Usage, price: Price) -> None:
         """Raises ``BudgetExhaustedError`` when one more request may not be sent.

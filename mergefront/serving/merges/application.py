@@ -96,9 +96,7 @@ async def loglikelihood(
         lambda answers: sum(one.tokens for one in answers),
         request.is_disconnected,
     )
-    return wire.LogLikelihoodAnswer(
-        answers=[wire.Scored(logprob=one.logprob, tokens=one.tokens, is_greedy=one.is_greedy) for one in answers]
-    )
+    return wire.LogLikelihoodAnswer(answers=answers)
 
 
 @routes.post("/v1/sessions/{session_id}/generate", summary="Continue prompts with a merge.")
@@ -119,9 +117,7 @@ async def generate(
         lambda answers: sum(one.tokens for one in answers),
         request.is_disconnected,
     )
-    return wire.GenerateAnswer(
-        answers=[wire.Generated(text=one.text, tokens=one.tokens, finish=one.finish) for one in answers]
-    )
+    return wire.GenerateAnswer(answers=answers)
 
 
 def make_application(service: MergeService) -> FastAPI:

@@ -1,6 +1,6 @@
 """What the merge service must not forget: its sessions and what each client has used, in an SQLite file of its own.
 
-One process has the file open; every call is a transaction.
+One process has the file open; every call is one statement and so a transaction.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,70 +74,50 @@ class ServiceState:
         except sqlite3.DatabaseError as error:
             raise UserError(f"state {path}: cannot be opened as an SQLite file: {error}") from None
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            return self._connection.execute(statement, values).fetchall()
 
     def add_session(self, session: ServiceSession) -> None:
-        """Keep a new session."""
         recipe = None if session.recipe is None else json.dumps(session.recipe)
-        row = (session.id, session.client, recipe, session.created, session.last_used)
-        with self._transaction() as connection:
-            connection.execute(f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)
+        statement = f"INSERT INTO sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)"
+        self._rows(statement, session.id, session.client, recipe, session.created, session.last_used)
 
     def find_session(self, id: str) -> ServiceSession | None:
-        """The session, or None."""
-        with self._transaction() as connection:
-            row = connection.execute(f"SELECT {_COLUMNS} FROM sessions WHERE id = ?", (id,)).fetchone()
-        return None if row is None else _session(row)
+        found = self._rows(f"SELECT {_COLUMNS} FROM sessions WHERE id = ?", id)
+        return _session(found[0]) if found else None
 
     def sessions(self, client: str | None = None) -> list[ServiceSession]:
         """The sessions of one client, or all, the longest unused first."""
         where, values = ("", ()) if client is None else ("WHERE client = ?", (client,))
-        with self._transaction() as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM sessions {where} ORDER BY last_used, id", values)
-            return [_session(row) for row in rows.fetchall()]
+        statement = f"SELECT {_COLUMNS} FROM sessions {where} ORDER BY last_used, id"
+        return [_session(row) for row in self._rows(statement, *values)]
 
     def touch_session(self, id: str, when: float) -> None:
         """The session was used."""
-        with self._transaction() as connection:
-            connection.execute("UPDATE sessions SET last_used = ? WHERE id = ?", (when, id))
+        self._rows("UPDATE sessions SET last_used = ? WHERE id = ?", when, id)
 
     def set_recipe(self, id: str, recipe: dict[str, Any]) -> None:
         """The merge that the session's OpenAI routes answer with."""
-        with self._transaction() as connection:
-            connection.execute("UPDATE sessions SET recipe = ? WHERE id = ?", (json.dumps(recipe), id))
+        self._rows("UPDATE sessions SET recipe = ? WHERE id = ?", json.dumps(recipe), id)
 
     def remove_session(self, id: str) -> None:
-        """Forget a session."""
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE id = ?", (id,))
+        self._rows("DELETE FROM sessions WHERE id = ?", id)
 
     def used(self, client: str, period: str) -> Used:
         """What a client has used in a period."""
-        with self._transaction() as connection:
-            return _used(connection, client, period)
+        found = self._rows("SELECT requests, items, tokens FROM used WHERE client = ? AND period = ?", client, period)
+        return Used(*found[0]) if found else Used()
 
-    def add_used(self, client: str, period: str, more: Used) -> Used:
-        """Add to it, and return the new sums."""
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO used (client, period, requests, items, tokens) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (client, period) DO UPDATE SET requests = requests + excluded.requests, "
-                "items = items + excluded.items, tokens = tokens + excluded.tokens",
-                (client, period, more.requests, more.items, more.tokens),
-            )
-            return _used(connection, client, period)
+    def add_used(self, client: str, period: str, more: Used) -> None:
+        self._rows(
+            "INSERT INTO used (client, period, requests, items, tokens) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (client, period) DO UPDATE SET requests = requests + excluded.requests, "
+            "items = items + excluded.items, tokens = tokens + excluded.tokens",
+            client, period, more.requests, more.items, more.tokens,
+        )  # fmt: skip
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             self._connection.close()
 
@@ -147,10 +125,3 @@ class ServiceState:
 def _session(row: tuple[Any, ...]) -> ServiceSession:
     id, client, recipe, created, last_used = row
     return ServiceSession(id, client, None if recipe is None else json.loads(recipe), created, last_used)
-
-
-def _used(connection: sqlite3.Connection, client: str, period: str) -> Used:
-    row = connection.execute(
-        "SELECT requests, items, tokens FROM used WHERE client = ? AND period = ?", (client, period)
-    ).fetchone()
-    return Used() if row is None else Used(*row)

@@ -9,21 +9,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mergefront.adapters.language_model import Generation, LogLikelihood
+from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.serving.api import Body
 
 MOST_LAYERS = 4096
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class OpenSession(Body):
+class OpenSession(Section):
     """Begin a session on a pool, by the pool's name."""
 
     pool: str = Field(max_length=200)
 
 
-class SessionOpened(Body):
+class SessionOpened(Section):
     """``models`` are the names that recipes may use; ``pool_digest`` changes with the content of any file."""
 
     session_id: str
@@ -37,7 +38,7 @@ class SessionFound(SessionOpened):
     recipe: dict[str, Any] | None
 
 
-class RecipeBody(Body):
+class RecipeBody(Section):
     """A merge: mergefront's recipe with names in place of paths. ``base_model`` has to be null."""
 
     method: Name
@@ -54,41 +55,33 @@ class RecipeBody(Body):
         return Recipe.from_json({**self.model_dump(), "models": {name: name for name in self.models}})
 
 
-class SetMerge(Body):
+class SetMerge(Section):
     """Choose the merge that a session's completions routes answer with."""
 
     recipe: RecipeBody
 
 
-class ScoringItem(Body):
+class ScoringItem(Section):
     """How likely is ``continuation`` after ``context``?"""
 
     context: str
     continuation: str
 
 
-class LogLikelihoodBody(Body):
+class LogLikelihoodBody(Section):
     """Items to score with one merge."""
 
     recipe: RecipeBody
     requests: list[ScoringItem] = Field(min_length=1)
 
 
-class Scored(Body):
-    """Sum of the continuation's log-probabilities (nats), its tokens, whether each is the most likely one."""
-
-    logprob: float
-    tokens: int
-    is_greedy: bool
-
-
-class LogLikelihoodAnswer(Body):
+class LogLikelihoodAnswer(Section):
     """In the order of the requests."""
 
-    answers: list[Scored]
+    answers: list[LogLikelihood]
 
 
-class GenerationItem(Body):
+class GenerationItem(Section):
     """Continue ``prompt`` greedily, up to the first of ``stop``."""
 
     prompt: str
@@ -96,25 +89,17 @@ class GenerationItem(Body):
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
 
 
-class GenerateBody(Body):
+class GenerateBody(Section):
     """Prompts to continue with one merge."""
 
     recipe: RecipeBody
     requests: list[GenerationItem] = Field(min_length=1)
 
 
-class Generated(Body):
-    """``finish`` is "length" when the text was cut off at ``max_new_tokens``."""
-
-    text: str
-    tokens: int
-    finish: Literal["stop", "length"]
-
-
-class GenerateAnswer(Body):
+class GenerateAnswer(Section):
     """In the order of the requests."""
 
-    answers: list[Generated]
+    answers: list[Generation]
 
 
 class CompletionBody(BaseModel):
