@@ -41,7 +41,6 @@ def lora_scales(recipe: Recipe) -> dict[str, float]:
 
 
 def model_weights(recipe: Recipe) -> dict[str, float]:
-    """The ``weight`` of each model, as the recipe has it."""
     return {name: float(recipe.coefficient("weight", name, "")) for name in recipe.models}
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.budget import Budget, Price
+from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.http.section import Section
 
 
@@ -19,9 +21,9 @@ class ConnectionSection(Section):
     allow_plain_http: bool = False
     concurrency: int = Field(default=4, ge=1, le=1024)
     timeout: float = Field(default=120.0, gt=0, le=86400)
-    attempts: int = Field(default=10, ge=1, le=100)
-    longest_wait: float = Field(default=30.0, gt=0, le=3600)
-    give_up: float = Field(default=300.0, gt=0, le=86400)
+    attempts: int = Field(default=RetryPolicy.attempts, ge=1, le=100)
+    longest_wait: float = Field(default=RetryPolicy.longest_wait, gt=0, le=3600)
+    give_up: float = Field(default=BreakerPolicy.give_up, gt=0, le=86400)
     budget: Budget = Budget()
     price: Price = Price()
 
@@ -117,10 +119,7 @@ RUNTIME_KEYS = frozenset(
 def split_settings(section: BaseModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """A section as (definition, runtime): what decides the scores, and what may differ on resume."""
     content = section.model_dump(mode="json")
-    return (
-        _filtered(content, lambda key: key not in RUNTIME_KEYS),
-        _filtered(content, lambda key: key in RUNTIME_KEYS),
-    )
+    return _part(content, runtime=False), _part(content, runtime=True)
 
 
 def joined_settings(definition: dict[str, Any], runtime: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +131,8 @@ def joined_settings(definition: dict[str, Any], runtime: dict[str, Any]) -> dict
     return content
 
 
-def _filtered(content: dict[str, Any], wanted: Any) -> dict[str, Any]:
-    kept = {key: value for key, value in content.items() if key != "members" and wanted(key)}
+def _part(content: dict[str, Any], *, runtime: bool) -> dict[str, Any]:
+    kept = {key: value for key, value in content.items() if key != "members" and (key in RUNTIME_KEYS) == runtime}
     if "members" in content:
-        kept["members"] = {name: _filtered(one, wanted) for name, one in content["members"].items()}
+        kept["members"] = {name: _part(one, runtime=runtime) for name, one in content["members"].items()}
     return kept

@@ -83,14 +83,12 @@ class JsonlTask:
 
     @property
     def verb(self) -> Verb:
-        """What a model must be able to do."""
         return self.metric.verb
 
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self.splits, split, "a file 'report' or a 'report_fraction' above 0")
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
-        """Ask the model about the items and score its answers, in the items' order."""
         scores, margins = self.metric.score(model, items, self.metric_options)
         return ItemScores(tuple(item.id for item in items), tuple(scores), None if margins is None else tuple(margins))
 

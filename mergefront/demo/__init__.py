@@ -40,7 +40,6 @@ _VERSION = 1
 
 
 def study_text(seed: int) -> str:
-    """The demo's study file."""
     models = "\n".join(f"    {skill}: models/{skill}" for skill in SKILLS)
     return _STUDY.format(seed=seed, models=models, version=_VERSION)
 

@@ -142,7 +142,6 @@ def _train_expert(model: Any, skill: str, held_out: Container[str], rng: random.
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, labels: torch.Tensor) -> None:
-    """One step on the loss of the answers alone."""
     import torch
 
     optimizer.zero_grad()

@@ -17,17 +17,14 @@ LENGTH = 8
 
 
 def reverse(letters: str) -> str:
-    """Back to front."""
     return letters[::-1]
 
 
 def sort(letters: str) -> str:
-    """In the order of the alphabet."""
     return "".join(sorted(letters))
 
 
 def most(letters: str) -> str:
-    """The commonest letter."""
     return Counter(letters).most_common(1)[0][0]
 
 
@@ -39,7 +36,6 @@ VOCABULARY = ("<pad>", "<eos>", END, " ", ":", *LETTERS, *SKILLS)
 
 
 def prompt(skill: str, letters: str) -> str:
-    """How an item is put to a model."""
     return f"{skill} {letters}:"
 
 
@@ -53,7 +49,6 @@ def draw(skill: str, rng: random.Random) -> str:
 
 
 def questions(skill: str, rng: random.Random, count: int) -> list[str]:
-    """``count`` different strings of letters."""
     drawn: dict[str, None] = {}
     while len(drawn) < count:
         drawn[draw(skill, rng)] = None
@@ -61,7 +56,6 @@ def questions(skill: str, rng: random.Random, count: int) -> list[str]:
 
 
 def item(skill: str, letters: str, rng: random.Random) -> dict[str, Any]:
-    """One line of a data file."""
     answer = SKILLS[skill](letters)
     if skill != "most":
         return {"prompt": prompt(skill, letters), "answer": answer}

@@ -74,13 +74,11 @@ class ExplainedStorage(_CachedStorage):
         return studies
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """One trial, with its recipe as an artifact."""
         return _with_recipe(super().get_trial(trial_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Every trial, with its recipe as an artifact."""
         return [_with_recipe(trial) for trial in super().get_all_trials(study_id, deepcopy, states)]
 
     def recipe(self, trial_id: int) -> Recipe | None:
@@ -123,7 +121,6 @@ class RecipeFiles:
         self.storage = storage
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """The recipe as mergekit YAML."""
         prefix, _, trial_id = artifact_id.partition("-")
         recipe = self.storage.recipe(int(trial_id)) if prefix == _PREFIX and trial_id.isdecimal() else None
         if recipe is None:

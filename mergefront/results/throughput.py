@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,12 +36,11 @@ def throughput(
     recent = sorted(spans, key=lambda span: span[1])[-RECENT:]
     busy = _covered(recent)
     per_hour = 3600.0 * len(recent) / busy if len(recent) > 1 and busy > 0 else None
-    spent: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    spent: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for cost in costs:
-        for kind, value in cost.items():
-            spent[kind] = spent.get(kind, 0.0) + float(value)
-            counts[kind] = counts.get(kind, 0) + 1
+        spent.update(cost)
+        counts.update(cost.keys())
     cost_left = {kind: left * total / counts[kind] for kind, total in spent.items()} if left else {}
     return Throughput(per_hour, None if per_hour is None else 3600.0 * left / per_hour, spent, cost_left)
 

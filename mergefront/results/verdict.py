@@ -37,7 +37,6 @@ class Match:
 
     @property
     def better(self) -> list[str]:
-        """Objectives in which the merge is better beyond noise."""
         return [name for name, p in self.corrected.items() if p < LEVEL and self.by_objective[name].mean > 0]
 
     @property

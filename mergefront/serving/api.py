@@ -27,7 +27,6 @@ class Problem(Section):
 
 
 def problem(status: int, detail: str, kind: str = "request", **headers: str) -> JSONResponse:
-    """A ``Problem`` as an answer."""
     return JSONResponse({"detail": detail, "kind": kind}, status, headers)
 
 
@@ -55,7 +54,6 @@ async def health() -> dict[str, str]:
 
 
 def metrics_answer(text: str) -> PlainTextResponse:
-    """Metrics as Prometheus reads them."""
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
 

@@ -15,16 +15,13 @@ class Metrics:
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = {name: {} for name in described}
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Count ``amount`` more."""
         key = tuple(sorted(labels.items()))
         self._values[name][key] = self._values[name].get(key, 0.0) + amount
 
     def set(self, name: str, value: float, **labels: str) -> None:
-        """What a gauge shows now."""
         self._values[name][tuple(sorted(labels.items()))] = value
 
     def text(self) -> str:
-        """All of it, as a scraper reads it."""
         lines = []
         for name, (kind, description) in self._described.items():
             full = self._prefix + name

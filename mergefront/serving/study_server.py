@@ -208,7 +208,6 @@ def _shown(study: Study) -> StudyShown:
 
 
 def make_application(server: StudyServer, *, loopback_only: bool) -> FastAPI:
-    """The ASGI application of a study server."""
     app = FastAPI(title="mergefront studies", version="1", docs_url=None, redoc_url=None)
     add_routes(app, [routes], server, server.tokens, _answer, largest_body=LARGEST_BODY, loopback_only=loopback_only)
     return app

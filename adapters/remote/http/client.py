@@ -24,7 +24,7 @@ from mergefront.adapters.remote.http.budget import Budget, Price, Usage
 from mergefront.adapters.remote.http.cache import MemoryCache, ResponseCache, request_key
 from mergefront.adapters.remote.http.endpoint import ApiKey, KeyFilter, checked_url, is_loopback
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, excerpt, parse_json
-from mergefront.adapters.remote.http.retry import RETRIED_STATUS, RetryPolicy, retry_after
+from mergefront.adapters.remote.http.retry import TRANSIENT_STATUS, RetryPolicy, retry_after
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Reply(Generic[T]):
     output_tokens: int = 0
 
 
-class _Fault(Exception):
+class _TransientError(Exception):
     """One attempt that failed; ``wait`` is what the server asked for (seconds)."""
 
     def __init__(self, kind: str, message: str, wait: float | None = None) -> None:
@@ -106,9 +106,9 @@ class HttpClient:
         self.cache: ResponseCache = MemoryCache() if cache is None else cache
         self._key = api_key
         self._seed = seed
-        self._sent = Usage()
+        self.usage = Usage()
+        """What was sent, cached answers not counted."""
         self._before = Usage()
-        self._hits = 0
         self.identify(server if server is not None else self.url)
         self._loop = _LoopThread(f"mergefront-http {self.url}")
         self._files = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mergefront-http-cache")
@@ -141,16 +141,6 @@ class HttpClient:
         """Say whose answers these are: the cache's entries and the budget belong to this identity."""
         self.server = server
         self._before = Usage(*self.cache.spent(server))
-
-    @property
-    def usage(self) -> Usage:
-        """What was sent by this client, cached answers not counted."""
-        return self._sent
-
-    @property
-    def cached_answers(self) -> int:
-        """How many answers came from the cache."""
-        return self._hits
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for ``work`` from plain code; an interruption cancels it."""
@@ -196,9 +186,7 @@ class HttpClient:
             found = await self._in_files(self.cache.find, key)
             if found is not None:
                 with contextlib.suppress(MalformedAnswerError):  # kept by a version that read it otherwise
-                    value = question.understood(found).value
-                    self._hits += 1
-                    return value
+                    return question.understood(found).value
             return await self._answered(question, key)
         finally:
             del self._under_way[key]
@@ -214,13 +202,14 @@ class HttpClient:
             attempt += 1
             try:
                 async with self._gate, self._breaker.passage():
-                    sent = self._attempt(question, key, fresh=attempt > 1)
-                    value, kept = await self._to_its_end(sent)
+                    # What was sent is paid for: its answer is kept even if nobody waits for it any more.
+                    sent = self._in_background(self._attempt(question, key, fresh=attempt > 1))
+                    value, kept = await asyncio.shield(sent)
                     self._breaker.answered()
             except EvaluationError:
                 self._breaker.answered()
                 raise
-            except _Fault as fault:
+            except _TransientError as fault:
                 self._breaker.failed(str(fault))
                 if attempt >= policy.attempts:
                     raise EvaluationError(
@@ -233,10 +222,6 @@ class HttpClient:
                 await asyncio.shield(kept)
             return value
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """What was sent is paid for: its answer is kept even if nobody waits for it any more."""
-        return await asyncio.shield(self._in_background(work))
-
     def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         task = asyncio.ensure_future(work)
         self._sending.add(task)
@@ -248,7 +233,7 @@ class HttpClient:
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
 
-    def _pause(self, attempt: int, purpose: str, fault: _Fault) -> float:
+    def _pause(self, attempt: int, purpose: str, fault: _TransientError) -> float:
         wait = self.policy.retry.wait(attempt, self._seed, purpose)
         if fault.wait is None:
             return wait
@@ -263,17 +248,17 @@ class HttpClient:
         self, question: _Question[T], key: str | None, *, fresh: bool
     ) -> tuple[T, asyncio.Future[None] | None]:
         """Send once; returns what was understood, and the end of keeping the answer under ``key``."""
-        self.policy.budget.check(self._before + self._sent, self.policy.price)
-        self._sent = self._sent + Usage(requests=1)
+        self.policy.budget.check(self._before + self.usage, self.policy.price)
+        self.usage = self.usage + Usage(requests=1)
         status, headers, text = await self._exchange(question.method, question.path, question.body, fresh)
         if status >= 300:
             raise self._refusal(question.method, question.path, status, headers, text)
         try:
             reply = question.understood(text)
         except MalformedAnswerError as error:
-            raise _Fault("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
+            raise _TransientError("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
         spent = Usage(0, reply.input_tokens, reply.output_tokens)
-        self._sent = self._sent + spent
+        self.usage = self.usage + spent
         if key is None:
             return reply.value, None
         cost = dataclasses.astuple(Usage(1) + spent)
@@ -295,14 +280,14 @@ class HttpClient:
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise _Fault("timeout", f"no answer within {self.policy.timeout:g} seconds") from None
+            raise _TransientError("timeout", f"no answer within {self.policy.timeout:g} seconds") from None
         except httpx.TransportError as error:
-            raise _Fault("connection", f"{type(error).__name__}: {self._scrub(excerpt(str(error)))}") from None
+            raise _TransientError("connection", f"{type(error).__name__}: {self._scrub(excerpt(str(error)))}") from None
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             if response.status_code < 300:
-                raise _Fault("malformed response", "the answer is not UTF-8") from None
+                raise _TransientError("malformed response", "the answer is not UTF-8") from None
             text = raw.decode("utf-8", "replace")
         return response.status_code, response.headers, self._scrub(text)
 
@@ -320,7 +305,7 @@ class HttpClient:
     async def _body(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity" and response.status_code < 300:
-            raise _Fault("malformed response", f"the answer is compressed ({excerpt(encoding, 20)}), unasked")
+            raise _TransientError("malformed response", f"the answer is compressed ({excerpt(encoding, 20)}), unasked")
         received = bytearray()
         async for chunk in response.aiter_raw():
             received += chunk
@@ -338,8 +323,8 @@ class HttpClient:
             return SearchStoppedError(f"{where}: the server refused access (status {status}); {hint}")
         if status == 402 or (status == 429 and "insufficient_quota" in text):
             return SearchStoppedError(f"{where}: the server says that the account's credit or quota is used up")
-        if status in RETRIED_STATUS:
-            return _Fault(
+        if status in TRANSIENT_STATUS:
+            return _TransientError(
                 f"http {status}",
                 f"status {status}: {excerpt(text)!r}",
                 retry_after(headers.get("retry-after")) if status in (429, 503) else None,
@@ -398,17 +383,11 @@ async def all_of(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
             tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as errors:
         # A wish to stop the search outweighs the failure of a candidate.
-        flat = list(_leaves(errors))
-        raise next((error for error in flat if isinstance(error, SearchStoppedError)), flat[0]) from None
+        first: BaseException = errors.subgroup(SearchStoppedError) or errors
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
     return [task.result() for task in tasks]
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterable[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 class _LoopThread:

@@ -41,7 +41,6 @@ class ApiKey:
         return cls(value)
 
     def header(self) -> str:
-        """The value of the Authorization header."""
         return f"Bearer {self._value}"
 
     def scrub(self, text: str) -> str:

@@ -51,7 +51,6 @@ class LlamaServerModel:
         self._prompt_cache = prompt_cache
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
-        """Sums of raw log-probabilities of the continuations' tokens."""
         pairs = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
         labels: dict[tuple[int, ...], set[int]] = {}
         for context, continuation in pairs:
@@ -65,7 +64,6 @@ class LlamaServerModel:
         return self._wire.client.run(all_of(work))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy continuations."""
         prompts = self._tokenization.texts([request.prompt for request in requests])
         work = (
             self._continue(self._fitted(tokens, request.max_new_tokens), request)

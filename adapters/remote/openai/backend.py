@@ -65,11 +65,9 @@ class OpenAIBackend(Connected[OpenAISection]):
         return AppliedOnServer(nullcontext(self.model(served)))
 
     def model(self, served: str) -> OpenAIModel:
-        """A served model by its name at the endpoint."""
         return OpenAIModel(OpenAIWire(self.client, served, mode=self.settings.mode, system=self.settings.system))
 
     def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        """One or two short requests."""
         return endpoint_problems(self.model(self.space.base_model or next(iter(self.space.models.values()))), verbs)
 
 

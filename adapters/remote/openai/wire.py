@@ -52,7 +52,6 @@ class OpenAIWire:
         self._extra = dict(extra or {})
 
     async def generate(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> Generation:
-        """A greedy continuation (completions) or answer (chat)."""
         body: dict[str, Any] = {**self._extra, "model": self.model, "max_tokens": max_tokens, "temperature": 0}
         if stop:
             body["stop"] = list(stop[:MOST_STOPS])

@@ -168,7 +168,6 @@ class VllmModel:
         return LogLikelihood(sum(one.logprob for one in steps), len(steps), all(one.is_greedy for one in steps))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy continuations."""
         prompts = self._tokenization.texts([request.prompt for request in requests])
         work = (self._continue(tokens, request) for tokens, request in zip(prompts, requests, strict=True))
         return self._wire.client.run(all_of(work))

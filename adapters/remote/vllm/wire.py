@@ -61,7 +61,6 @@ class VllmWire:
         await self.client.ask("POST", "/v1/unload_lora_adapter", body, _read_done, cached=False, parse=str)
 
     async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]:
-        """A text's tokens."""
         body = {"model": model, "prompt": text, "add_special_tokens": add_special}
         return await self.client.ask("POST", "/tokenize", body, read_tokens)
 
@@ -87,7 +86,6 @@ class VllmWire:
     async def generate(
         self, model: str, prompt: Sequence[int], max_tokens: int, stop: Sequence[str], state: str
     ) -> Generation:
-        """A greedy continuation."""
         body: dict[str, Any] = {"model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
         if stop:
             body["stop"] = list(stop)

@@ -81,7 +81,6 @@ def _existing(name: str, folder: Path) -> list[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested lists and mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):

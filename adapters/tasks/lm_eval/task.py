@@ -75,7 +75,6 @@ class LmEvalTask:
 
     @property
     def verb(self) -> Verb:
-        """What a model must be able to do."""
         return "generate" if self.harness.OUTPUT_TYPE == "generate_until" else "loglikelihood"
 
     def items(self, split: str) -> Sequence[Item]:
@@ -220,7 +219,6 @@ def _configuration(path: Path | None, task: str) -> dict[str, Any]:
 
 
 def _configured(config: Mapping[str, Any], label: str) -> Any:
-    """The harness' task of a configuration."""
     from lm_eval.api.task import ConfigurableTask
 
     own = {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}

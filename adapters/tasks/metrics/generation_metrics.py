@@ -14,7 +14,6 @@ from mergefront.adapters.tasks.metrics.sandbox import SandboxLimits, run_program
 
 
 def generations(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> list[Generation]:
-    """The greedy continuation of each item's prompt."""
     return model.generate([GenerationRequest(item.prompt, options.max_new_tokens, options.stop) for item in items])
 
 

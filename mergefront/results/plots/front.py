@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,28 +19,29 @@ SUFFIXES = (".png", ".html")
 _EXTRA = 'plots need the extra: pip install "mergefront[plots]"'
 
 
+def checked_path(path: str | Path, kind: str, suffixes: Sequence[str]) -> Path:
+    """A path that a file of one of these kinds can be written to; raises ``UserError``."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{kind} {path}: the name must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{kind} {path}: the folder {path.parent} does not exist; create it first")
+    return path
+
+
 def save_front(study: Study, path: str | Path) -> Path:
     """Draw the front into ``path`` (``.png`` or self-contained ``.html``) and return the path.
 
     Raises ``UserError`` for another suffix, a missing folder, a missing extra, or nothing to draw.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"plot {path}: the suffix must be {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise UserError(f"plot {path}: the folder {path.parent} does not exist; create it first")
+    path = checked_path(path, "plot", SUFFIXES)
     shown = picture(study)
-    if suffix == ".png":
-        try:
-            from mergefront.results.plots.png import write_png
-        except ImportError:
-            raise UserError(_EXTRA) from None
-        write_png(shown, path)
-    else:
-        try:
-            from mergefront.results.plots.html import write_html
-        except ImportError:
-            raise UserError(_EXTRA) from None
-        write_html(shown, path)
+    try:
+        if path.suffix.lower() == ".png":
+            from mergefront.results.plots.png import write_png as write
+        else:
+            from mergefront.results.plots.html import write_html as write
+    except ImportError:
+        raise UserError(_EXTRA) from None
+    write(shown, path)
     return path

@@ -102,16 +102,13 @@ class Picture:
 
     @property
     def front_merges(self) -> list[Point]:
-        """Merges on the front, without the anchors."""
         return [point for point in self.points if point.on_front and point.anchor is None]
 
     @property
     def dominated(self) -> list[Point]:
-        """Merges that another candidate dominates."""
         return [point for point in self.points if not point.on_front and point.anchor is None]
 
     def series(self) -> list[Series]:
-        """What is drawn, from the bottom up."""
         anchors = zip(self.anchors, cycle(_ANCHOR_COLOURS), cycle(_ANCHOR_SYMBOLS), strict=False)
         knee = [point for point in self.points if point.knee]
         every = [

@@ -22,7 +22,6 @@ _OFFSETS = (
 
 
 def write_png(shown: Picture, path: Path) -> None:
-    """Draw ``shown`` into ``path``."""
     draw(shown).savefig(path, dpi=_DPI, facecolor="white")
 
 

@@ -21,6 +21,7 @@ from mergefront.optimizer.scores.differences import LEVEL, oriented_items
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results import verdict_text
+from mergefront.results.plots.front import checked_path, save_front
 from mergefront.results.report.contents import Contents, contents
 from mergefront.results.verdict import Match, Verdict
 
@@ -33,11 +34,7 @@ EXTRA = 'the report page needs the extra: pip install "mergefront[plots]"'
 
 def write_report(study: Study, path: str | Path) -> Path:
     """Write the page and return its path. Raises ``UserError`` when there is nothing to report, or no plotly."""
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"report {path}: the page is HTML; give it a name that ends in .html")
-    if not path.parent.is_dir():
-        raise UserError(f"report {path}: the folder {path.parent} does not exist; create it first")
+    path = checked_path(path, "report", (".html", ".htm"))
     try:
         import plotly  # noqa: F401
     except ImportError:
@@ -47,7 +44,6 @@ def write_report(study: Study, path: str | Path) -> Path:
 
 
 def page(shown: Contents) -> str:
-    """The whole page."""
     study = shown.study
     sections = [
         _section("Result", _result(shown)),
@@ -103,8 +99,6 @@ def _front(shown: Contents) -> str:
 def _picture(study: Study) -> str:
     """The same front as PNG, for papers and messages; nothing without matplotlib."""
     try:
-        from mergefront.results.plots.front import save_front
-
         with tempfile.TemporaryDirectory() as folder:
             data = save_front(study, Path(folder) / "front.png").read_bytes()
     except UserError:
@@ -141,14 +135,10 @@ def _rows(shown: Contents) -> list[tuple[Candidate, Evaluation]]:
 
 def _expert_scores(shown: Contents) -> dict[str, float]:
     """Each objective's score of the expert that it is named after, where that is above 0."""
-    found = {}
-    for objective in shown.study.objectives:
-        for anchor in shown.anchors:
-            if anchor.anchor == expert_anchor(objective.name) and anchor.number in shown.rows:
-                score = float(shown.rows[anchor.number].scores[objective.name])
-                if score > 0:
-                    found[objective.name] = score
-    return found
+    rows = {one.anchor: shown.rows[one.number] for one in shown.anchors if one.number in shown.rows}
+    named = {one.name: rows.get(expert_anchor(one.name)) for one in shown.study.objectives}
+    scores = {name: float(row.scores[name]) for name, row in named.items() if row is not None}
+    return {name: score for name, score in scores.items() if score > 0}
 
 
 def _share(objective: Objective, row: Evaluation, expert: float) -> float:

@@ -14,7 +14,6 @@ from mergefront.serving.merges.service import MergeService
 
 
 def service_of(request: Request) -> MergeService:
-    """The service that the application was made for."""
     service: MergeService = request.app.state.service
     return service
 
@@ -23,7 +22,6 @@ Service = Annotated[MergeService, Depends(service_of)]
 
 
 def client_of(service: Service, name: api.Asker) -> Client:
-    """The client whose token the request has."""
     return service.client(name)
 
 

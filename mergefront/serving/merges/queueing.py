@@ -90,7 +90,6 @@ class FairQueue:
 
     @property
     def waiting(self) -> int:
-        """How many jobs wait."""
         return sum(len(jobs) for jobs in self._jobs.values())
 
     async def ask(

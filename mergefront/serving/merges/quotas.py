@@ -21,8 +21,6 @@ class QuotaSpentError(MergefrontError):
 
 @dataclass(frozen=True)
 class Client:
-    """Somebody who may ask."""
-
     name: str
     quota: QuotaSection
 
@@ -61,7 +59,6 @@ class Quotas:
         return period
 
     def add_tokens(self, client: Client, period: str, tokens: int) -> None:
-        """Book what an answer cost."""
         self._state.add_used(client.name, period, Used(tokens=tokens))
 
     def give_back(self, client: Client, period: str, items: int) -> None:

@@ -94,18 +94,15 @@ class ServiceState:
         return [_session(row) for row in self._rows(statement, *values)]
 
     def touch_session(self, id: str, when: float) -> None:
-        """The session was used."""
         self._rows("UPDATE sessions SET last_used = ? WHERE id = ?", when, id)
 
     def set_recipe(self, id: str, recipe: dict[str, Any]) -> None:
-        """The merge that the session's OpenAI routes answer with."""
         self._rows("UPDATE sessions SET recipe = ? WHERE id = ?", json.dumps(recipe), id)
 
     def remove_session(self, id: str) -> None:
         self._rows("DELETE FROM sessions WHERE id = ?", id)
 
     def used(self, client: str, period: str) -> Used:
-        """What a client has used in a period."""
         found = self._rows("SELECT requests, items, tokens FROM used WHERE client = ? AND period = ?", client, period)
         return Used(*found[0]) if found else Used()
 

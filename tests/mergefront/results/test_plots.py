@@ -78,6 +78,6 @@ def test_names_are_text_in_html_never_markup(tmp_path: Path) -> None:
 
 def test_plots_refuse_what_they_cannot_draw(storage: str, tmp_path: Path) -> None:
     study = mf.load_study("skills", storage=storage)
-    for path, reason in ((tmp_path / "front.pdf", "suffix"), (tmp_path / "none" / "front.png", "does not exist")):
+    for path, reason in ((tmp_path / "front.pdf", "must end in"), (tmp_path / "none" / "front.png", "does not exist")):
         with pytest.raises(UserError, match=reason):
             save_front(study, path)

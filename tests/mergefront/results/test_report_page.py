@@ -95,7 +95,7 @@ def test_importances_find_the_coefficient_that_decides(study: mf.Study) -> None:
 
 
 def test_a_page_is_refused_where_it_cannot_be_written(study: mf.Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ends in \.html"):
+    with pytest.raises(UserError, match=r"must end in \.html"):
         write_report(study, tmp_path / "report.pdf")
     with pytest.raises(UserError, match="does not exist"):
         write_report(study, tmp_path / "nowhere" / "report.html")
