@@ -106,8 +106,3 @@ class EnsembleBackend(Connected[EnsembleSection]):
 
     def problems(self, verbs: Sequence[Verb]) -> list[str]:
         return [problem for model in self._members.values() for problem in endpoint_problems(model, verbs)]
-
-    @property
-    def requests(self) -> int:
-        """How many requests were sent so far, cached answers not counted."""
-        return sum(client.usage.requests for client in self._clients)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.serving.api import add_routes, described, metrics_answer, problem
 from mergefront.serving.merges import wire
-from mergefront.serving.merges.dependencies import Asker, Service, check_sizes, service_of
+from mergefront.serving.merges.dependencies import Asker, Service, service_of
 from mergefront.serving.merges.openai_routes import routes as openai_routes
 from mergefront.serving.merges.queueing import GoneError, QueueClosedError, QueueFullError
 from mergefront.serving.merges.quotas import QuotaSpentError
-from mergefront.serving.merges.service import MergeService, UnknownSessionError
+from mergefront.serving.merges.service import MergeService, Question, UnknownSessionError
 from mergefront.serving.process import run_application
 
 _log = logging.getLogger("mergefront.serve")
@@ -84,19 +84,15 @@ async def loglikelihood(
     session = service.session(session_id, client)
     asked = [ScoringRequest(one.context, one.continuation) for one in body.requests]
     texts = [text for one in asked for text in (one.context, one.continuation)]
-    check_sizes(service.limits, len(asked), texts)
-    answers = await service.ask(
-        client,
-        session,
+    question: Question[list[LogLikelihood]] = Question(
         "loglikelihood",
         body.recipe.to_recipe(),
-        len(asked),
-        service.cost(sum(map(len, texts))),
+        texts,
+        [0] * len(asked),
         lambda model: model.loglikelihood(asked),
-        lambda answers: sum(one.tokens for one in answers),
-        request.is_disconnected,
+        _tokens,
     )
-    return wire.LogLikelihoodAnswer(answers=answers)
+    return wire.LogLikelihoodAnswer(answers=await service.ask(client, session, question, request.is_disconnected))
 
 
 @routes.post("/v1/sessions/{session_id}/generate", summary="Continue prompts with a merge.")
@@ -105,19 +101,19 @@ async def generate(
 ) -> wire.GenerateAnswer:
     session = service.session(session_id, client)
     asked = [GenerationRequest(one.prompt, one.max_new_tokens, tuple(one.stop)) for one in body.requests]
-    check_sizes(service.limits, len(asked), [one.prompt for one in asked], max(one.max_new_tokens for one in asked))
-    answers = await service.ask(
-        client,
-        session,
+    question: Question[list[Generation]] = Question(
         "generate",
         body.recipe.to_recipe(),
-        len(asked),
-        service.cost(sum(len(one.prompt) for one in asked), sum(one.max_new_tokens for one in asked)),
+        [one.prompt for one in asked],
+        [one.max_new_tokens for one in asked],
         lambda model: model.generate(asked),
-        lambda answers: sum(one.tokens for one in answers),
-        request.is_disconnected,
+        _tokens,
     )
-    return wire.GenerateAnswer(answers=answers)
+    return wire.GenerateAnswer(answers=await service.ask(client, session, question, request.is_disconnected))
+
+
+def _tokens(answers: Sequence[LogLikelihood] | Sequence[Generation]) -> int:
+    return sum(one.tokens for one in answers)
 
 
 def make_application(service: MergeService) -> FastAPI:

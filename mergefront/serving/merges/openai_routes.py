@@ -16,9 +16,9 @@ from fastapi import APIRouter, HTTPException, Request
 from mergefront.adapters.language_model import Generation, GenerationRequest
 from mergefront.optimizer.errors import UserError
 from mergefront.serving.merges import wire
-from mergefront.serving.merges.dependencies import Asker, Service, check_sizes
+from mergefront.serving.merges.dependencies import Asker, Service
 from mergefront.serving.merges.echo import Echo, echo
-from mergefront.serving.merges.service import UnknownSessionError
+from mergefront.serving.merges.service import Question, UnknownSessionError
 
 if TYPE_CHECKING:
     from mergefront.adapters.local.model import HuggingFaceModel
@@ -63,7 +63,6 @@ async def completions(body: wire.CompletionBody, request: Request, service: Serv
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     if "" in stop:
         raise UserError("stop: an empty text would stop at once")
-    check_sizes(service.limits, len(prompts), [*prompts, *stop], body.max_tokens)
     wanted = [GenerationRequest(prompt, body.max_tokens, stop) for prompt in prompts]
 
     def work(model: HuggingFaceModel) -> _Answered:
@@ -71,17 +70,15 @@ async def completions(body: wire.CompletionBody, request: Request, service: Serv
         echoes = [echo(model, prompt) for prompt in prompts] if body.logprobs is not None else []
         return _Answered(written, echoes, sum(len(ids) for ids in model.tokenizer(prompts)["input_ids"]))
 
-    answered = await service.ask(
-        client,
-        session,
+    question = Question(
         "completions",
         wire.RecipeBody.model_validate(session.recipe).to_recipe(),
-        len(prompts),
-        service.cost(sum(map(len, prompts)), body.max_tokens * len(prompts)),
+        [*prompts, *stop],
+        [body.max_tokens] * len(prompts),
         work,
         lambda answered: answered.generated + (answered.read if answered.echoes else 0),
-        request.is_disconnected,
     )
+    answered = await service.ask(client, session, question, request.is_disconnected)
     choices = []
     for index, (prompt, generation) in enumerate(zip(prompts, answered.written, strict=True)):
         choices.append(

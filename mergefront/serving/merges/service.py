@@ -6,12 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mergefront.adapters.evaluator import out_of_memory
-from mergefront.optimizer.errors import EvaluationError, MergefrontError
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.serving.merges.pool_settings import PoolFile, QuotaSection
 from mergefront.serving.merges.queueing import FairQueue, QueueClosedError, QueueFullError
@@ -48,6 +49,24 @@ _METRICS = {
 
 class UnknownSessionError(MergefrontError):
     """No such session, or another client's."""
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """``work`` on the merge of ``recipe``: ``texts`` are all that it reads, ``new_tokens`` the most that each item may
+    generate; ``tokens`` counts those of an answer."""
+
+    verb: str
+    recipe: Recipe
+    texts: Sequence[str]
+    new_tokens: Sequence[int]
+    work: Callable[[HuggingFaceModel], T]
+    tokens: Callable[[T], int]
+
+    @property
+    def cost(self) -> float:
+        """What it weighs in the queue: characters that are read (about four a token), tokens generated."""
+        return 1.0 + sum(map(len, self.texts)) / 4 + _GENERATED * sum(self.new_tokens)
 
 
 class MergeService:
@@ -93,23 +112,14 @@ class MergeService:
         self.state.touch_session(id, time.time())
         return found
 
-    async def ask(
-        self,
-        client: Client,
-        session: ServiceSession,
-        verb: str,
-        recipe: Recipe,
-        items: int,
-        cost: float,
-        work: Callable[[HuggingFaceModel], T],
-        tokens: Callable[[T], int],
-        gone: Gone,
-    ) -> T:
-        """The result of ``work`` on the recipe's merge, in its turn; books ``items`` and the answer's ``tokens``.
+    async def ask(self, client: Client, session: ServiceSession, question: Question[T], gone: Gone) -> T:
+        """The answer, in its turn; books its items and tokens.
 
         Raises ``UserError``, ``EvaluationError``, ``QuotaSpentError`` and the queue's errors.
         """
-        self.pool.check(recipe)
+        verb, items = question.verb, len(question.new_tokens)
+        self._check_sizes(question)
+        self.pool.check(question.recipe)
         period = self.quotas.take(client, items)
 
         async def wanted() -> bool:
@@ -117,7 +127,7 @@ class MergeService:
 
         try:
             worked: Worked[T] = await self.queue.ask(
-                client.name, session.id, cost, lambda: self._run(recipe, work), wanted
+                client.name, session.id, question.cost, lambda: self._run(question), wanted
             )
         except (QueueClosedError, QueueFullError):
             self.quotas.give_back(client, period, items)
@@ -126,7 +136,7 @@ class MergeService:
             kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
             self.metrics.add("failures_total", kind=kind)
             raise
-        answered = tokens(worked.value)
+        answered = question.tokens(worked.value)
         self.quotas.add_tokens(client, period, answered)
         self.metrics.add("items_total", items, verb=verb)
         self.metrics.add("tokens_total", answered, verb=verb)
@@ -139,10 +149,10 @@ class MergeService:
         )  # fmt: skip
         return worked.value
 
-    def _run(self, recipe: Recipe, work: Callable[[HuggingFaceModel], T]) -> Worked[T]:
+    def _run(self, question: Question[T]) -> Worked[T]:
         """In the thread: whatever goes wrong with a candidate is the candidate's failure, not to be asked again."""
         try:
-            return self.pool.run(recipe, work)
+            return self.pool.run(question.recipe, question.work)
         except MergefrontError:
             raise
         except Exception as error:
@@ -151,9 +161,16 @@ class MergeService:
             kind = "out of memory" if out_of_memory(error) else name
             raise EvaluationError(f"the merge could not be made or asked ({name})", kind=kind) from error
 
-    def cost(self, read: int, written: int = 0) -> float:
-        """What a job weighs in the queue: characters that are read (about four a token), tokens generated."""
-        return 1.0 + read / 4 + _GENERATED * written
+    def _check_sizes(self, question: Question[Any]) -> None:
+        limits, items = self.limits, len(question.new_tokens)
+        if items > limits.items:
+            raise UserError(f"{items} items in one message; this service takes {limits.items}: send several messages")
+        longest = max(map(len, question.texts), default=0)
+        if longest > limits.text:
+            raise UserError(f"a text of {longest} characters; this service takes {limits.text}")
+        new_tokens = max(question.new_tokens, default=0)
+        if new_tokens > limits.new_tokens:
+            raise UserError(f"{new_tokens} new tokens; this service generates {limits.new_tokens} at most")
 
     def metrics_text(self) -> str:
         """The metrics with the gauges as they are now."""
