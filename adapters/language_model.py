@@ -70,8 +70,8 @@ class LanguageModel(Protocol):
 class CountedModel:
     """A language model that counts what was asked of the one inside it.
 
-    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` add up over all calls. It lives
-    as long as one merge: generation is greedy, so that a prompt has one answer.
+    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` add up over all calls. One instance
+    serves one merge: generation is greedy, so a prompt has one answer.
     """
 
     def __init__(self, model: LanguageModel) -> None:
@@ -79,7 +79,7 @@ class CountedModel:
         self.requests = 0
         self.scored_tokens = 0
         self.generated_tokens = 0
-        self._written: dict[GenerationRequest, Generation] = {}
+        self._generated: dict[GenerationRequest, Generation] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         answers = self.model.loglikelihood(requests)
@@ -88,11 +88,11 @@ class CountedModel:
         return answers
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """As the model; what was asked before is not asked again, so that two tasks may read one answer."""
-        new = [request for request in dict.fromkeys(requests) if request not in self._written]
+        """Like the model's, but each request is sent once: two tasks share one answer."""
+        new = [request for request in dict.fromkeys(requests) if request not in self._generated]
         if new:
             answers = self.model.generate(new)
-            self._written.update(zip(new, answers, strict=True))
+            self._generated.update(zip(new, answers, strict=True))
             self.requests += len(answers)
             self.generated_tokens += sum(answer.tokens for answer in answers)
-        return [self._written[request] for request in requests]
+        return [self._generated[request] for request in requests]

@@ -1,7 +1,7 @@
 """The built-in example: a tiny real language model, three experts, data and a study file.
 
-Everything is made there and then, seeded and offline, in about a minute on two cores; after that
-the ordinary study machinery runs it like any other study.
+Everything is made on the spot, seeded and offline, in about a minute on two cores. The ordinary study machinery then
+runs it like any other study.
 """
 
 from __future__ import annotations

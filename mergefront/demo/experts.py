@@ -1,8 +1,7 @@
-"""The demo's models: a small Llama trained there and then, and three experts fine-tuned from it.
+"""The demo's models: a small Llama, and three experts fine-tuned from it.
 
-The base learns a little of every skill. Each expert goes on from the base with one skill, and a
-few items of the others so that it does not lose them all; it still loses much of them, which is
-what makes merging worth searching.
+The base learns a little of every skill. Each expert continues from the base with one skill and a few items of the
+others. It still loses much of the others, which makes merging worth searching.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What optuna-dashboard shows of a study beyond Optuna: our plots, notes and recipes.
 
-Everything is worked out when it is looked at and never written: a database that is watched stays as it
-is, and what a user writes into a note himself takes the place of ours.
+Everything is computed when somebody looks at it and never stored: viewing does not change a database, and a user's
+own note replaces ours.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RACED = (
 
 @dataclass
 class _Shown:
-    """What was worked out of one study, and when."""
+    """The explanations of one study, and when they were computed."""
 
     at: float
     finished: int

@@ -1,8 +1,8 @@
 """Which merges beat which anchors, and by more than noise.
 
 A merge beats an anchor when it is better in at least one objective beyond noise and worse in none.
-"Better" needs a p-value that holds after Holm's correction over all comparisons of the front;
-"worse" counts already without it, so that a merge gets the benefit of the doubt in neither direction.
+"Better" is tested with Holm's correction over all comparisons of the front, "worse" without a correction: doubt counts
+against the merge in both directions.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What is refused before any route sees it (ASGI middleware): bodies that are too large, requests that a web
-page made its reader's browser send, and bodies that are no JSON."""
+page made its reader's browser send, and bodies that are not JSON."""
 
 from __future__ import annotations
 

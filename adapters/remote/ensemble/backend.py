@@ -1,8 +1,7 @@
 """The ``ensemble`` backend: closed models side by side, whose answers a recipe's weights mix.
 
-Nothing is merged: the weights decide a vote over normalised answers, or a mixture of the models'
-probabilities. Every model is asked each item once; then a search of any length costs no further calls,
-because the answers do not depend on the weights.
+Nothing is merged: the weights decide a vote over normalised answers, or a mixture of the models' probabilities. The
+answers do not depend on the weights, so every model is asked each item once, however long the search.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a server is, and the key that it wants.
 
-A key is read from the environment when the client is made; it is sent and never stored, logged or
+A key is read from the environment when the client is made. It is sent, and never stored, logged or
 shown: ``ApiKey`` has no readable representation, and ``scrub`` removes it from whatever a server echoes.
 """
 

@@ -1,8 +1,8 @@
 """A canary for llama.cpp's server: is it honest about LoRA scales?
 
 A server can answer 200 with the log-probabilities of another merge: its prompt cache survives a change of
-scales, and malformed scales count as 0. So, before anything is scored, one prompt is asked under two scale
-vectors without any cache, and then there and back in just the way in which scoring will ask.
+scales, and malformed scales count as 0. So one prompt is asked before anything is scored: under two scale vectors
+without any cache, and then alternating between them with the cache settings of the search.
 """
 
 from __future__ import annotations

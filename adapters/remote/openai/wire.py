@@ -1,7 +1,7 @@
 """What is said to an OpenAI-compatible endpoint, and how its answers are read.
 
-Endpoints differ in what they pass over in silence: ``echo`` and ``logprobs`` are ignored by many, with
-status 200. So an answer counts only if it has what was asked for, in full.
+Many endpoints ignore ``echo`` and ``logprobs`` and still answer with status 200. So an answer counts only if it has
+everything that was asked for.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class OpenAIWire:
         if reason not in ("stop", "length", "eos", None):
             raise EvaluationError(f"{self.model} stopped with finish_reason {reason!r}", kind="no answer")
         cut, stopped = _cut(text, stop)
-        read, written = _usage(answer)
+        prompt_tokens, generated = _usage(answer)
         finish: Literal["stop", "length"] = "length" if reason == "length" and not stopped else "stop"
-        return Reply(Generation(cut, written, finish), read, written)
+        return Reply(Generation(cut, generated, finish), prompt_tokens, generated)
 
     async def score(self, context: str, continuation: str) -> LogLikelihood:
         """The log-likelihood of a text after another, by echo; a token across the seam counts to the continuation.
@@ -155,8 +155,8 @@ def _read_echo(answer: Any, text: str) -> Reply[list[EchoedToken]]:
         tokens.append(EchoedToken(offset, value, greedy))
     if not tokens:
         raise MalformedAnswerError("has no tokens of the text")
-    read, written = _usage(answer)
-    return Reply(tokens, read, written)
+    prompt_tokens, generated = _usage(answer)
+    return Reply(tokens, prompt_tokens, generated)
 
 
 def _is_best(value: float, best: Mapping[str, Any]) -> bool:

@@ -96,8 +96,8 @@ class VllmWire:
             if reason not in ("stop", "length"):
                 raise EvaluationError(f"{model} stopped with finish_reason {reason!r}", kind="no answer")
             finish: Literal["stop", "length"] = reason
-            written = count(answer, "usage", "completion_tokens")
-            return Reply(Generation(field(choice, "text", kind=str), written, finish), *_usage(answer, len(prompt)))
+            generated = count(answer, "usage", "completion_tokens")
+            return Reply(Generation(field(choice, "text", kind=str), generated, finish), *_usage(answer, len(prompt)))
 
         return await self._complete(body, read, state, True)
 

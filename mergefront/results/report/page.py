@@ -1,7 +1,7 @@
 """The report of a study as one HTML page that needs nothing else.
 
-``report_contents`` collects what stands in it. The verdict comes from the report items
-where they were scored; the page says so when it had to use the items that the search optimised on.
+``contents`` collects the data. The verdict comes from the report items where they were scored; otherwise the page says
+that it uses the items that the search optimised on.
 """
 
 from __future__ import annotations

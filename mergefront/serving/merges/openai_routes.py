@@ -1,7 +1,7 @@
 """Routes that OpenAI's clients know: a session's merge as a model called by the session's id.
 
 Decoding is greedy, so ``temperature`` has to be 0; ``logprobs`` come with ``echo``. What is not supported is
-refused, never passed over.
+refused.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ routes = APIRouter(prefix="/v1")
 class _Answered:
     """What was generated, the prompts' echoes (if asked for), and how many tokens the prompts have."""
 
-    written: list[Generation]
+    generations: list[Generation]
     echoes: list[Echo]
     read: int
 
     @property
     def generated(self) -> int:
-        return sum(one.tokens for one in self.written)
+        return sum(one.tokens for one in self.generations)
 
 
 @routes.get("/models", summary="The client's sessions that have a merge, as models.")
@@ -66,9 +66,9 @@ async def completions(body: wire.CompletionBody, request: Request, service: Serv
     wanted = [GenerationRequest(prompt, body.max_tokens, stop) for prompt in prompts]
 
     def work(model: HuggingFaceModel) -> _Answered:
-        written = model.generate(wanted) if body.max_tokens else [Generation("", 0, "length")] * len(wanted)
+        generations = model.generate(wanted) if body.max_tokens else [Generation("", 0, "length")] * len(wanted)
         echoes = [echo(model, prompt) for prompt in prompts] if body.logprobs is not None else []
-        return _Answered(written, echoes, sum(len(ids) for ids in model.tokenizer(prompts)["input_ids"]))
+        return _Answered(generations, echoes, sum(len(ids) for ids in model.tokenizer(prompts)["input_ids"]))
 
     question = Question(
         "completions",
@@ -80,7 +80,7 @@ async def completions(body: wire.CompletionBody, request: Request, service: Serv
     )
     answered = await service.ask(client, session, question, request.is_disconnected)
     choices = []
-    for index, (prompt, generation) in enumerate(zip(prompts, answered.written, strict=True)):
+    for index, (prompt, generation) in enumerate(zip(prompts, answered.generations, strict=True)):
         choices.append(
             {
                 "index": index,

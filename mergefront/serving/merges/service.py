@@ -30,7 +30,7 @@ Gone = Callable[[], Awaitable[bool]]
 
 _log = logging.getLogger("mergefront.serve")
 _GENERATED = 8
-"""A generated token takes a pass of its own: so many times the work of one that is read."""
+"""A generated token takes a pass of its own; counted as this many read tokens. Chosen by hand."""
 
 
 _METRICS = {
