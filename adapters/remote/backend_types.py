@@ -64,7 +64,7 @@ def answers_with_a_loss(settings: ServerSection) -> bool:
 
 
 @contextmanager
-def make_evaluator(
+def connected_evaluator(
     settings: ServerSection,
     tasks: Sequence[Task],
     space: MergeSpace,

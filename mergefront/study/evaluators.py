@@ -72,13 +72,13 @@ def resolved_here(definition: StudyDefinition) -> StudyDefinition:
 @contextmanager
 def _server_evaluator(definition: StudyDefinition, tasks: Sequence[Task], database: Database) -> Iterator[Evaluator]:
     """The evaluator of a backend over HTTP; responses are kept in the database."""
-    from mergefront.adapters.remote.backend_types import make_evaluator, read_settings
+    from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
     from mergefront.adapters.remote.settings import joined_settings
     from mergefront.storage.responses import DatabaseResponses
 
     settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
     cache = DatabaseResponses(database)
-    with make_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
+    with connected_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
         yield evaluator
 
 

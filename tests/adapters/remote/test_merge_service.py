@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
-from mergefront.adapters.remote.backend_types import backend_problems, make_backend, make_evaluator, read_settings
+from mergefront.adapters.remote.backend_types import backend_problems, connected_evaluator, make_backend, read_settings
 from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.adapters.remote.merge_service import QUERY_DEFAULTS
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -43,7 +43,7 @@ def evo_settings(url: str, **more: Any) -> Any:
 
 
 def test_control_vectors_go_out_and_a_loss_comes_back(tmp_path: Path):
-    with serve(evo_service) as server, make_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+    with serve(evo_service) as server, connected_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
         evaluation = evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
         assert evaluation.scores["loss"] == pytest.approx(0.25 + 2.0)
         opened, evaluated = (request.json for request in server.received)
@@ -67,7 +67,7 @@ def test_a_pool_of_another_size_and_a_loss_that_is_none_are_told(tmp_path: Path)
     def diverged(request: Received) -> Answer:
         return evo_service(request) if request.path == "/v1/sessions" else Answer(500, b"Internal Server Error")
 
-    with serve(diverged) as server, make_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+    with serve(diverged) as server, connected_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
         with pytest.raises(EvaluationError) as raised:
             evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
         assert raised.value.kind == "http 500" and len(server.received) == 1 + 3
