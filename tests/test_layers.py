@@ -22,7 +22,7 @@ ROOMS: Mapping[str, str] = {
     "mergefront.optimizer.samplers": "common base baselines map evo_merging mmmo registry",
     "mergefront.adapters": "backend language_model tokenization checkpoints merging tasks evaluator local gguf remote",
     "mergefront.adapters.merging": (
-        "memory coefficients sources compression tensor_pool importance reference task_vectors whole_models loras "
+        "memory coefficients sources compression tensor_pool importance task_vectors reference whole_models loras "
         "engine output"
     ),
 }

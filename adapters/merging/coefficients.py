@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mergefront.optimizer.recipes.grouping import Grouping, layer_of
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, ParameterValue
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RecipeLike(Protocol):
@@ -40,9 +43,30 @@ class Coefficients:
         """The parameter's value for every model."""
         return next(values for name, values in self.per_model if name == parameter)
 
+    def of_model(self, model: str) -> dict[str, Any]:
+        """The value of every parameter that each model has, for one of them."""
+        place = self.models.index(model)
+        return {name: values[place] for name, values in self.per_model}
+
     def of_recipe(self, parameter: str) -> Any:
         """The value of a parameter that the whole merge has."""
         return next(value for name, value in self.shared if name == parameter)
+
+
+@dataclass(frozen=True)
+class TensorMerge:
+    """One tensor of a merge: its name, the method, the numbers, and the base's tensor (None without a base)."""
+
+    name: str
+    method: MergeMethod
+    coefficients: Coefficients
+    base: torch.Tensor | None
+
+    @property
+    def origin(self) -> torch.Tensor:
+        """The base's tensor, for methods that need one."""
+        assert self.base is not None
+        return self.base
 
 
 def read_coefficients(recipe: RecipeLike, method: MergeMethod, models: Sequence[str], tensor_name: str) -> Coefficients:

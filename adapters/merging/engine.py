@@ -11,16 +11,18 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
-from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike
+from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike, TensorMerge
 from mergefront.adapters.merging.loras.merger import LoraMerger
-from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
+from mergefront.adapters.merging.reference import MergekitMerger
+from mergefront.adapters.merging.task_vectors.c_kernel import load_merge_pieces
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.merger import KernelMerger
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -33,11 +35,23 @@ if TYPE_CHECKING:
 _WORTH_COMPILING = 30_000_000
 
 
+class Merger(Protocol):
+    """Merges the tensors of one family of methods."""
+
+    def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> SupportsFloat:
+        """Merge one tensor into ``out`` (contiguous, on the pool's device), now or when ``batch`` runs.
+
+        Returns the L1 norm of merged - base (NaN without a base), known once the batch has run.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class MergeReport:
-    """What one merge did. ``delta_l1`` is the L1 norm of merged - base over all tensors, before the cast
+    """What one merge did.
 
-    to the targets' dtype (NaN without a base); ``merged_tensors`` counts those written this time.
+    ``delta_l1`` is the L1 norm of merged - base over all tensors, before the cast to the targets' dtype (NaN without a
+    base); ``merged_tensors`` counts those written this time.
     """
 
     delta_l1: float
@@ -93,13 +107,16 @@ class MergeEngine:
         import torch
 
         self.device = torch.device(device)
-        self._compat = compat_mergekit
         self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors)
         self.experts = self._pool.experts
         self.names = self._pool.names
         self.resident = self._pool.resident
         compiled = self._worth_compiling() if compile == "auto" else compile
-        self._family = TaskVectorMerger(self._pool, compiled)
+        on_cpu = self.device.type == "cpu"
+        self._merge_pieces = load_merge_pieces() if compiled and on_cpu else None
+        self._family: Merger = (
+            MergekitMerger(self._pool) if compat_mergekit else TaskVectorMerger(self._pool, compiled and not on_cpu)
+        )
         self._kernels = KernelMerger(self._pool, compat_mergekit)
         self._loras = LoraMerger(self._pool)
         self._written: dict[tuple[int, str], _Written] = {}
@@ -116,9 +133,9 @@ class MergeEngine:
         started = time.perf_counter()
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
-        norms: list[torch.Tensor | PendingNorm | float] = []
-        batch = self._family.batch()
-        updates: list[tuple[tuple[int, str], Coefficients, torch.Tensor]] = []
+        norms: list[SupportsFloat] = []
+        updates: list[tuple[int, tuple[int, str], Coefficients, torch.Tensor]] = []
+        batch = FusedBatch(self._merge_pieces)
         with torch.no_grad():
             for name, target in self._distinct(targets).items():
                 coefficients = reader(name)
@@ -128,16 +145,14 @@ class MergeEngine:
                     norms.append(known.norm)
                     continue
                 self._written.pop(place, None)
+                updates.append((len(norms), place, coefficients, target))
                 norms.append(self._merge_tensor(name, coefficients, target, batch))
-                updates.append((place, coefficients, target))
-            if batch is not None:
-                batch.run()
+            batch.run()
         values = [float(norm) for norm in norms]
-        written = iter(value for value, norm in zip(values, norms, strict=True) if not isinstance(norm, float))
-        for (place, coefficients, target), value in zip(updates, written, strict=True):
+        for number, place, coefficients, target in updates:
             version = _version(target)
             if version is not None:
-                self._written[place] = _Written(coefficients, weakref.ref(target), version, value)
+                self._written[place] = _Written(coefficients, weakref.ref(target), version, values[number])
         return MergeReport(sum(values), time.perf_counter() - started, len(updates))
 
     def iterate(
@@ -148,7 +163,7 @@ class MergeEngine:
 
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
-        batch = self._family.batch()
+        batch = FusedBatch(self._merge_pieces)
         for name in names if names is not None else self.names:
             origin = self._pool.origin(name)
             out = torch.empty(
@@ -158,9 +173,13 @@ class MergeEngine:
             )
             with torch.no_grad():
                 self._merge_tensor(name, reader(name), out, batch)
-                if batch is not None:
-                    batch.run()
+                batch.run()
             yield name, out
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the CPU's compiled kernel merges."""
+        return self._merge_pieces is not None
 
     def task_vector_errors(self) -> dict[str, float]:
         """By expert, |held - exact| / |exact| of its task vector, over the tensors that are held (Frobenius)."""
@@ -202,8 +221,8 @@ class MergeEngine:
         return {name: targets[name] for name in chosen.values()}
 
     def _merge_tensor(
-        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch | None
-    ) -> torch.Tensor | PendingNorm:
+        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch
+    ) -> SupportsFloat:
         """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base."""
         import torch
 
@@ -213,32 +232,22 @@ class MergeEngine:
             raise UserError(f"target {name!r} is {list(out.shape)}, the checkpoint's tensor {list(shape)}")
         if not out.is_floating_point():
             out.copy_(self._pool.origin(name))
-            return torch.zeros((), dtype=torch.float64)
+            return 0.0
         method = METHODS[coefficients.method]
-        norm: torch.Tensor | PendingNorm
-        written = (
-            out
-            if out.is_contiguous() and out.device == self.device
-            else torch.empty(shape, dtype=out.dtype, device=self.device)
-        )
-        if method.lora is not None:
-            assert base is not None
-            norm = self._loras.merge(name, method, coefficients, base, written)
-        elif method.consensus is not None and not self._compat:
-            assert base is not None
-            norm = self._family.merge(name, method, coefficients, base, written, batch)
-        else:
-            norm = self._kernels.merge(name, method, coefficients, base, written)
-        if isinstance(norm, PendingNorm):
-            assert batch is not None
-            if written is not out:
-                batch.copy_afterwards(written, out)
-            if not self._pool.holds_entries:
-                batch.run()
-            return norm
-        if written is not out:
+        direct = out.is_contiguous() and out.device == self.device
+        written = out if direct else torch.empty(shape, dtype=out.dtype, device=self.device)
+        wanted = TensorMerge(name, method, coefficients, base)
+        norm = self._merger(method).merge(wanted, written, batch)
+        if not direct or not self._pool.holds_entries:
+            batch.run()
+        if not direct:
             out.copy_(written)
-        return norm.double()
+        return norm
+
+    def _merger(self, method: MergeMethod) -> Merger:
+        if method.lora is not None:
+            return self._loras
+        return self._kernels if method.consensus is None else self._family
 
     def _worth_compiling(self) -> bool:
         """The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes."""

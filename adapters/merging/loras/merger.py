@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.loras.pool import Factors, Part, combine, keep_largest
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import MergeMethod
@@ -33,35 +34,34 @@ class LoraMerger:
                     "give the LoRA itself, or use task_arithmetic"
                 )
 
-    def merge(
-        self, name: str, method: MergeMethod, coefficients: Coefficients, base: torch.Tensor, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Merge one tensor into ``out``; returns the L1 norm of what was added (scalar)."""
+    def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
+        """Merge one tensor into ``out`` (see ``engine.Merger``)."""
         import torch
 
-        assert method.lora is not None
+        coefficients, base, operator = wanted.coefficients, wanted.origin, wanted.method.lora
+        assert operator is not None
         parts: list[Part] = []
         ranks = [0]
         total = None
-        weights, densities = coefficients.of_models("weight"), coefficients.of_models("density")
-        for place, model in enumerate(coefficients.models):
-            weight = float(weights[place]) * bool(coefficients.of_models("active")[place])
-            module = self._pool.lora_module(name, model)
+        for model in coefficients.models:
+            values = coefficients.of_model(model)
+            weight = float(values["weight"]) * bool(values["active"])
+            module = self._pool.lora_module(wanted.name, model)
             if module is not None:
                 ranks.append(module.rank)
             if weight == 0:
                 continue
             if module is not None:
                 a, b = self._pool.lora_factors(module, model)
-                a = keep_largest(a, float(densities[place]))
+                a = keep_largest(a, float(values["density"]))
                 factors = Factors(b.T, a.T) if module.transposed else Factors(a, b)
                 parts.append(Part(weight, module.scaling, factors))
-            elif (entry := self._pool.entry(name, model)) is not None:
+            elif (entry := self._pool.entry(wanted.name, model)) is not None:
                 added = weight * (entry.tensor.float() - base.float())
                 total = added if total is None else total + added
         if parts:
-            rank = round(float(coefficients.of_recipe("rank"))) if method.lora == "svd" else 0
-            merged = combine(parts, method.lora, rank or max(ranks))
+            rank = round(float(coefficients.of_recipe("rank"))) if operator == "svd" else 0
+            merged = combine(parts, operator, rank or max(ranks))
             product = merged.b @ merged.a
             total = product if total is None else total + product
         if total is None:

@@ -7,7 +7,6 @@ so that threads share the work evenly. The structures below are those of the C s
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from mergefront.adapters.merging.task_vectors.c_kernel import MergePieces
 if TYPE_CHECKING:
     import torch
 
-    from mergefront.adapters.merging.task_vectors.torch_kernel import Fusion, Term
+    from mergefront.adapters.merging.task_vectors.torch_kernel import Mix
 
 _MODES = {"all": 0, "largest": 1, "window": 2, "random": 3, "ranked": 4}
 _TERM = np.dtype(
@@ -38,7 +37,7 @@ _PIECE = np.dtype([("tensor", "i8"), ("start", "i8"), ("end", "i8"), ("norm", "f
 _PIECE_ENTRIES = 1 << 17
 
 
-def kernel_dtype(tensor: torch.Tensor) -> int | None:
+def _dtype(tensor: torch.Tensor) -> int | None:
     """The kernel's number for a tensor's dtype, or None for one that it does not have."""
     import torch
 
@@ -56,9 +55,12 @@ class PendingNorm:
 
 
 class FusedBatch:
-    """Merges of tensors that are made together by ``run``. Until then nothing is written."""
+    """Merges of tensors that are made together by ``run``. Until then nothing is written.
 
-    def __init__(self, merge_pieces: MergePieces) -> None:
+    Without a kernel the batch takes none.
+    """
+
+    def __init__(self, merge_pieces: MergePieces | None) -> None:
         self._merge_pieces = merge_pieces
         self._tensors: list[tuple[Any, ...]] = []
         self._terms: list[tuple[Any, ...]] = []
@@ -68,16 +70,15 @@ class FusedBatch:
         self._held: list[object] = []
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def add(
-        self,
-        fusion: Fusion,
-        base: torch.Tensor,
-        terms: Sequence[Term],
-        scale: float,
-        divisor: float,
-        out: torch.Tensor,
-    ) -> PendingNorm:
-        """Put one tensor into the batch: ``base`` and ``out`` (contiguous, equal sizes) and its experts' terms."""
+    def add(self, mix: Mix, base: torch.Tensor, out: torch.Tensor) -> PendingNorm | None:
+        """Put one tensor into the batch; ``base`` and ``out`` are contiguous and of equal sizes.
+
+        None when the kernel cannot merge it: there is no kernel, or it does not have a dtype.
+        """
+        terms = mix.terms
+        tensors = (base, out, *(term.tensor for term in terms))
+        if self._merge_pieces is None or any(_dtype(tensor) is None for tensor in tensors):
+            return None
         first = len(self._terms)
         for term in terms:
             ranked = term.row_ranks is not None
@@ -85,7 +86,7 @@ class FusedBatch:
                 (
                     term.tensor.data_ptr(), term.row_ranks.data_ptr() if term.row_ranks is not None else 0,
                     term.least.position, term.above.position,
-                    kernel_dtype(term.tensor), term.is_delta, _MODES[term.mode],
+                    _dtype(term.tensor), term.is_delta, _MODES[term.mode],
                     term.row_ranks.element_size() if term.row_ranks is not None else 0,
                     term.factor, term.weight, term.least.value, term.above.value,
                     term.start if ranked else 0.0, term.slope if ranked else 0.0,
@@ -94,8 +95,8 @@ class FusedBatch:
             )  # fmt: skip
             self._held.append((term.tensor, term.row_ranks))
         self._tensors.append(
-            (base.data_ptr(), out.data_ptr(), kernel_dtype(base), kernel_dtype(out), first, len(terms),
-             fusion.consensus, fusion.normalize, scale, divisor)
+            (base.data_ptr(), out.data_ptr(), _dtype(base), _dtype(out), first, len(terms),
+             mix.consensus, mix.normalize, mix.scale, mix.divisor)
         )  # fmt: skip
         self._held.append(base)
         self._outs.append(out)
@@ -132,8 +133,11 @@ class FusedBatch:
         taken = np.zeros(1, dtype=np.int64)
         failed: list[int] = []
 
+        merge_pieces = self._merge_pieces
+        assert merge_pieces is not None
+
         def merge() -> None:
-            failed.append(self._merge_pieces(*arguments, taken.ctypes.data))
+            failed.append(merge_pieces(*arguments, taken.ctypes.data))
 
         # The kernel runs without Python's lock, so plain threads share the work; the last to end is waited for once.
         helpers = [threading.Thread(target=merge) for _ in range(threads - 1)]

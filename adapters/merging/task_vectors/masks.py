@@ -8,10 +8,9 @@ rounds; its upper 16 bits are the random number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -62,20 +61,19 @@ def entry_index(start: int, end: int, device: torch.device) -> torch.Tensor:
 class KeptNorms:
     """The L1 norm that a random mask keeps of one task vector, for every threshold at the price of a look-up.
 
-    ``delta(start, end)`` returns entries of the task vector (n in all) as float32. Small task vectors keep
-    their entries' random numbers in order (n), large ones a sum for each of the 65536 thresholds.
+    Small task vectors (n entries) keep their entries' random numbers in order (n), large ones a sum for each of
+    the 65536 thresholds.
     """
 
-    def __init__(self, delta: Callable[[int, int], torch.Tensor], size: int, keys: tuple[int, int]) -> None:
+    def __init__(self, delta: TaskVector, keys: tuple[int, int]) -> None:
         import numpy as np
         import torch
 
-        table = np.zeros(LEVELS if size > LEVELS else 0)
+        table = np.zeros(LEVELS if delta.size > LEVELS else 0)
         levels, magnitudes = np.zeros(0, dtype=np.int32), np.zeros(0)
-        step = stretch(delta(0, 1).device)
-        for start in range(0, size, step):
-            part = delta(start, min(start + step, size)).abs().double()
-            drawn = random_levels(entry_index(start, start + part.numel(), part.device), *keys)
+        for start, entries in delta.stretches():
+            part = entries.abs().double()
+            drawn = random_levels(entry_index(start, start + len(part), part.device), *keys)
             if len(table):
                 table += torch.bincount(drawn, weights=part, minlength=LEVELS).cpu().numpy()
             else:

@@ -4,17 +4,17 @@
 value, or equals it at an index not above the pair's. Ties therefore break by position, and a mask
 with exactly k entries is one comparison per entry. The pair for any k comes from the order of the
 magnitudes, sorted once per task vector, or from two histograms over the float's bits when the
-tensor is seen only once.
+task vector is seen only once.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ class Rank(NamedTuple):
 EVERY = Rank(-1.0, -1)
 NONE = Rank(float("inf"), -1)
 
-DeltaChunk = Callable[[int, int], "torch.Tensor"]
-
 
 def kept_count(density: float, size: int) -> int:
     """floor(density * size) entries are kept, but at least one when density is positive (mergekit 0.1.5)."""
@@ -42,22 +40,17 @@ def kept_count(density: float, size: int) -> int:
     return max(1, int(density * size)) if density > 0 and size else 0
 
 
-def sort_magnitudes(delta: DeltaChunk, size: int, device: torch.device) -> torch.Tensor:
-    """Indices by descending magnitude, ties by ascending index (int32 or int64, n).
-
-    ``delta(start, end)`` returns the task vector's entries as float32.
-    """
+def sort_magnitudes(delta: TaskVector) -> torch.Tensor:
+    """Indices by descending magnitude, ties by ascending index (int32 or int64, n)."""
     import torch
 
-    if device.type != "cpu":
-        return torch.sort(delta(0, size).abs(), descending=True, stable=True).indices.to(torch.int32)
-    if size >= 1 << 32:
-        return torch.sort(delta(0, size).abs(), descending=True, stable=True).indices
+    size = delta.size
+    if delta.device.type != "cpu" or size >= 1 << 32:
+        order = torch.sort(delta.part(0, size).abs(), descending=True, stable=True).indices
+        return order if delta.device.type == "cpu" else order.to(torch.int32)
     keys = torch.empty(size, dtype=torch.int32)
-    step = stretch(device)
-    for start in range(0, size, step):
-        end = min(start + step, size)
-        keys[start:end] = 0x7FFFFFFF - delta(start, end).abs().contiguous().view(torch.int32)
+    for start, part in delta.stretches():
+        keys[start : start + len(part)] = 0x7FFFFFFF - part.abs().contiguous().view(torch.int32)
     order = sorted_by_radix(keys) if _radix_is_quicker() else sorted_as_pairs(keys)
     return order.to(torch.int32) if size < 1 << 31 else order
 
@@ -96,13 +89,13 @@ def _radix_is_quicker() -> bool:
     return seconds[0] < seconds[1]
 
 
-def rank_in_order(order: torch.Tensor, delta: DeltaChunk, k: int) -> Rank:
+def rank_in_order(order: torch.Tensor, delta: TaskVector, k: int) -> Rank:
     """The k-th largest magnitude (k from 1) of a sorted task vector."""
     index = int(order[k - 1])
-    return Rank(abs(float(delta(index, index + 1))), index)
+    return Rank(abs(float(delta.part(index, index + 1))), index)
 
 
-def select_rank(delta: DeltaChunk, size: int, k: int) -> Rank:
+def select_rank(delta: TaskVector, k: int) -> Rank:
     """The k-th largest magnitude (k from 1) without sorting: three passes over the entries.
 
     The bits of a non-negative float order like the float, so the upper half's histogram finds the
@@ -110,28 +103,24 @@ def select_rank(delta: DeltaChunk, size: int, k: int) -> Rank:
     """
     import torch
 
-    bin_, k = _descend(_histogram(bits >> 16 for bits in _bits(delta, size)), k)
-    low, k = _descend(_histogram(bits[(bits >> 16) == bin_] & 0xFFFF for bits in _bits(delta, size)), k)
+    bin_, k = _descend(_histogram(bits >> 16 for _, bits in _bits(delta)), k)
+    low, k = _descend(_histogram(bits[(bits >> 16) == bin_] & 0xFFFF for _, bits in _bits(delta)), k)
     wanted = (bin_ << 16) | low
     value = float(torch.tensor([wanted], dtype=torch.int32).view(torch.float32))
-    start = 0
-    for bits in _bits(delta, size):
+    for start, bits in _bits(delta):
         equal = (bits == wanted).nonzero().flatten()
         if len(equal) >= k:
             return Rank(value, start + int(equal[k - 1]))
         k -= len(equal)
-        start += len(bits)
     raise AssertionError("the histograms and the entries disagree; the task vector changed while it was read")
 
 
-def _bits(delta: DeltaChunk, size: int) -> Iterator[torch.Tensor]:
-    """The magnitudes' bits, chunk by chunk, where the task vector is."""
+def _bits(delta: TaskVector) -> Iterator[tuple[int, torch.Tensor]]:
+    """The magnitudes' bits, stretch by stretch, where the task vector is."""
     import torch
 
-    step = stretch(delta(0, 1).device)
-    for start in range(0, size, step):
-        chunk = delta(start, min(start + step, size)).abs().contiguous()
-        yield chunk.view(torch.int32).to(torch.int64)
+    for start, part in delta.stretches():
+        yield start, part.abs().contiguous().view(torch.int32).to(torch.int64)
 
 
 def _histogram(halves: Iterator[torch.Tensor]) -> torch.Tensor:
@@ -152,19 +141,19 @@ def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
     return len(histogram) - 1 - place, k - before
 
 
-def ranks_in_rows(delta: DeltaChunk, shape: torch.Size) -> torch.Tensor:
+def ranks_in_rows(delta: TaskVector) -> torch.Tensor:
     """``row_ranks`` of a task vector that is read in stretches of rows, so that little of it is in memory at once."""
     import torch
 
-    size = shape.numel()
+    shape, size = delta.shape, delta.size
     if len(shape) != 2 or size <= _ROWS_AT_ONCE:
-        return row_ranks(delta(0, size).view(shape))
+        return row_ranks(delta.part(0, size).view(shape))
     rows = max(1, _ROWS_AT_ONCE // shape[1])
-    ranks = torch.empty(size, dtype=rank_dtype(shape[1]), device=delta(0, 1).device)
+    ranks = torch.empty(size, dtype=rank_dtype(shape[1]), device=delta.device)
     for start in range(0, shape[0], rows):
         end = min(start + rows, shape[0])
         part = slice(start * shape[1], end * shape[1])
-        ranks[part] = row_ranks(delta(part.start, part.stop).view(end - start, shape[1]))
+        ranks[part] = row_ranks(delta.part(part.start, part.stop).view(end - start, shape[1]))
     return ranks
 
 

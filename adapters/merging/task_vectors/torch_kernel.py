@@ -1,14 +1,7 @@
-"""The task-vector family on one stretch of entries: sparsify, elect signs, mix, add to the base.
+"""The task-vector family (``reference.py`` has its formulas) on one stretch of entries, in torch's operations.
 
-    delta_m = x_m - base;  delta_m = sparsify(delta_m);  wd_m = w_m * delta_m
-    with sign consensus   majority = sign of sum_m wd_m (zero counts as +1); an entry takes part only
-                          if sign(wd_m) is the majority; mix = sum of those; div = sum of their w_m, 0 -> 1
-    without               mix = sum_m wd_m;  div = sum_m w_m, |.| < 1e-8 -> 1
-    normalize             mix / div
-    out = base + lambda * mix, in float32, cast once
-
-One function of tensors serves all methods of the family; what differs between methods is data (a
-``Fusion``), fixed when the function is compiled, and what differs between recipes is numbers, given
+One function of tensors serves all methods of the family. What differs between methods is data (a
+``Fusion``), fixed when the function is compiled. What differs between recipes is numbers, given
 to the compiled function as tensors. Run eagerly it does the same operations on stretches that fit
 into the processor's cache.
 """
@@ -23,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Rank
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +59,45 @@ class Fusion:
     normalize: bool
 
 
-def pack(
-    terms: Sequence[Term], scale: float, divisor: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+class Mix(NamedTuple):
+    """How the terms of one tensor are put together: base + ``scale`` * sum of terms, divided by ``divisor``.
+
+    ``consensus`` elects signs; ``normalize`` divides, with ``consensus`` by the weights that took part instead.
+    """
+
+    terms: Sequence[Term]
+    consensus: bool
+    normalize: bool
+    scale: float
+    divisor: float
+
+    @property
+    def fusion(self) -> Fusion:
+        """What is compiled for it."""
+        modes, is_delta = tuple(term.mode for term in self.terms), tuple(term.is_delta for term in self.terms)
+        return Fusion(modes, is_delta, self.consensus, self.normalize)
+
+
+class Operands(NamedTuple):
+    """What is merged, flat (n): ``base``, the experts' ``tensors``, and the recipe's numbers as ``pack`` makes them.
+
+    ``row_ranks`` has one tensor (n) per expert of mode "ranked", in order.
+    """
+
+    base: torch.Tensor
+    tensors: Sequence[torch.Tensor]
+    row_ranks: Sequence[torch.Tensor]
+    numbers: torch.Tensor
+    integers: torch.Tensor
+
+
+def pack(mix: Mix, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The recipe's numbers as tensors: float32 (4 per expert, then lambda and divisor), int32 (5 per expert)."""
     import torch
 
     numbers: list[float] = []
     integers: list[int] = []
-    for term in terms:
+    for term in mix.terms:
         ranked = term.mode == "ranked"
         numbers += [
             term.factor,
@@ -82,29 +106,21 @@ def pack(
             term.slope if ranked else term.above.value,
         ]
         integers += [term.least.position, term.above.position, *term.keys, term.threshold]
-    numbers += [scale, divisor]
+    numbers += [mix.scale, mix.divisor]
     return (
         torch.tensor(numbers, dtype=torch.float32, device=device),
         torch.tensor(integers, dtype=torch.int32, device=device),
     )
 
 
-def fuse(
-    fusion: Fusion,
-    base: torch.Tensor,
-    tensors: Sequence[torch.Tensor],
-    row_ranks: Sequence[torch.Tensor],
-    numbers: torch.Tensor,
-    integers: torch.Tensor,
-    index: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fuse(fusion: Fusion, operands: Operands, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Merged entries (float32, n) and the L1 norm of what was added (float32, scalar).
 
-    ``base`` and every one of ``tensors`` have shape n; ``index`` (int32, n) counts entries within the
-    whole tensor; ``row_ranks`` has one tensor (n) per expert of mode "ranked", in order.
+    ``index`` (int32, n) counts entries within the whole tensor.
     """
     import torch
 
+    base, tensors, row_ranks, numbers, integers = operands
     origin = base.float()
     ranks = iter(row_ranks)
     parts = []
@@ -163,14 +179,12 @@ def kept_entries(
     return levels.float() < first + second * row_ranks.float()
 
 
-def kept_norms(term: Term, delta: Callable[[int, int], torch.Tensor], size: int) -> tuple[float, float]:
+def kept_norms(term: Term, delta: TaskVector) -> tuple[float, float]:
     """L1 norm of a task vector, and of what a term keeps of it."""
-    numbers, integers = pack([term], 1.0, 1.0, term.tensor.device)
+    numbers, integers = pack(Mix([term], False, False, 1.0, 1.0), delta.device)
     whole, kept = 0.0, 0.0
-    step = stretch(term.tensor.device)
-    for start in range(0, size, step):
-        end = min(start + step, size)
-        part = delta(start, end)
+    for start, part in delta.stretches():
+        end = start + len(part)
         index = entry_index(start, end, part.device)
         ranks = None if term.row_ranks is None else term.row_ranks[start:end]
         keep = kept_entries(term.mode, part, index, numbers[2:_NUMBERS].unbind(), integers.unbind(), ranks)
@@ -180,31 +194,27 @@ def kept_norms(term: Term, delta: Callable[[int, int], torch.Tensor], size: int)
     return whole, kept
 
 
-Kernel = Callable[..., "torch.Tensor"]
+Kernel = Callable[["Operands", "torch.Tensor"], "torch.Tensor"]
+"""Writes the merge of its operands into a tensor (flat, n) and returns the L1 norm of what was added."""
 
 
 def eager_kernel(fusion: Fusion) -> Kernel:
-    """Run ``fuse`` stretch by stretch: ``kernel(base, tensors, row_ranks, numbers, integers, out) -> L1``."""
+    """``fuse`` stretch by stretch."""
 
-    def kernel(
-        base: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        row_ranks: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        integers: torch.Tensor,
-        out: torch.Tensor,
-    ) -> torch.Tensor:
+    def kernel(operands: Operands, out: torch.Tensor) -> torch.Tensor:
         import torch
 
+        base, tensors, row_ranks, numbers, integers = operands
         size = base.numel()
         step = stretch(base.device)
         norms = []
         for start in range(0, size, step):
             part = slice(start, min(start + step, size))
             index = entry_index(part.start, part.stop, base.device)
-            merged, norm = fuse(
-                fusion, base[part], [t[part] for t in tensors], [r[part] for r in row_ranks], numbers, integers, index
+            stretches = Operands(
+                base[part], [t[part] for t in tensors], [r[part] for r in row_ranks], numbers, integers
             )
+            merged, norm = fuse(fusion, stretches, index)
             out[part].copy_(merged)
             norms.append(norm)
         return torch.stack(norms).double().sum()
@@ -214,19 +224,12 @@ def eager_kernel(fusion: Fusion) -> Kernel:
 
 @functools.lru_cache(maxsize=64)
 def compiled_kernel(fusion: Fusion) -> Kernel:
-    """The same as ``eager_kernel`` as one fused pass over memory, compiled when first called."""
+    """``fuse`` as one pass over memory, compiled when first called."""
     import torch
 
-    def kernel(
-        base: torch.Tensor,
-        tensors: Sequence[torch.Tensor],
-        row_ranks: Sequence[torch.Tensor],
-        numbers: torch.Tensor,
-        integers: torch.Tensor,
-        out: torch.Tensor,
-    ) -> torch.Tensor:
-        index = torch.arange(base.shape[0], dtype=torch.int32, device=base.device)
-        merged, norm = fuse(fusion, base, tensors, row_ranks, numbers, integers, index)
+    def kernel(operands: Operands, out: torch.Tensor) -> torch.Tensor:
+        index = torch.arange(out.shape[0], dtype=torch.int32, device=out.device)
+        merged, norm = fuse(fusion, operands, index)
         out.copy_(merged)
         return norm
 

@@ -1,1 +1,1 @@
-"""Methods with an arithmetic of their own, and mergekit's own arithmetic for every method."""
+"""Methods with an arithmetic of their own."""

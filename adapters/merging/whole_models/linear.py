@@ -38,6 +38,19 @@ def merge(
     return total / divisor
 
 
+def merge_as_mergekit(
+    tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, weight: Sequence[float], normalize: bool
+) -> torch.Tensor:
+    """The same rounding for rounding as mergekit 0.1.5: fused multiply-add, divided by the float32 sum of weights."""
+    import torch
+
+    weights = torch.tensor(weight, dtype=torch.float32, device=tensors[0].device)
+    total = torch.zeros_like(tensors[0], dtype=torch.float32)
+    for tensor, factor in zip(tensors, weights, strict=True):
+        total.addcmul_(tensor, factor.view([1] * tensor.dim()))
+    return total / weights.sum() if normalize else total
+
+
 def nearswap(tensors: Sequence[torch.Tensor], base: torch.Tensor, *, t: float) -> torch.Tensor:
     """Every entry moves from the base towards the expert by min(|difference|, t), as in mergekit 0.1.5."""
     share = (t / (base - tensors[0]).abs().clamp(min=1e-6)).clamp(0, 1)

@@ -1,48 +1,46 @@
-"""Merging one tensor by a method that has a kernel of its own, and any method in mergekit's arithmetic."""
+"""Merging one tensor by a method that has a kernel of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.merging.coefficients import Coefficients
+from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.tensor_pool import TensorPool
-from mergefront.adapters.merging.whole_models import compat
-from mergefront.optimizer.recipes.methods import MergeMethod
+from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
 
 if TYPE_CHECKING:
     import torch
 
+_IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
+"""Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
+
 
 class KernelMerger:
-    """Kernel methods on a pool; what a method prepares per tensor and pool is kept when the pool is resident."""
+    """Kernel methods on a pool; what a method prepares per tensor and pool is kept when the pool is resident.
+
+    ``compat_mergekit`` computes in the tensors' own dtype where mergekit 0.1.5 does, rounding for rounding.
+    """
 
     def __init__(self, pool: TensorPool, compat_mergekit: bool) -> None:
         self._pool = pool
         self._compat = compat_mergekit
         self._prepared: dict[tuple[str, str, tuple[str, ...]], Any] = {}
 
-    def merge(
-        self, name: str, method: MergeMethod, coefficients: Coefficients, base: torch.Tensor | None, out: torch.Tensor
-    ) -> torch.Tensor:
-        """Merge one tensor into ``out`` (contiguous); returns the L1 norm of merged - base (NaN without a base)."""
+    def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
+        """Merge one tensor into ``out`` (see ``engine.Merger``)."""
         import torch
 
+        method, coefficients, base = wanted.method, wanted.coefficients, wanted.base
         arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
         if "lambda" in arguments:
             arguments["lambda_"] = arguments.pop("lambda")
-        if method.consensus is None:
-            kernel = compat.linear if self._compat and method.name == "linear" else method.load_kernel()
-        else:
-            place = (name, coefficients.models, coefficients.seed)
-
-            def kernel(tensors: Sequence[torch.Tensor], origin: torch.Tensor, **parameters: Any) -> torch.Tensor:
-                return compat.merge_task_vectors(method, tensors, origin, parameters, place)
-
+        kernel = merge_as_mergekit if self._compat and method.name == "linear" else method.load_kernel()
         prepare = method.load_prepare()
-        entries = [self._pool.entry(name, model) for model in coefficients.models]
-        own_dtype = self._compat and method.name not in compat.IN_FLOAT32
+        entries = [self._pool.entry(wanted.name, model) for model in coefficients.models]
+        own_dtype = self._compat and method.name not in _IN_FLOAT32
         flat = method.elementwise and not self._compat
         size = out.numel()
         step = stretch(self._pool.device) if flat else max(size, 1)
@@ -62,7 +60,7 @@ class KernelMerger:
                 tensor = tensor if own_dtype else tensor.float()
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
             if prepare is not None:
-                arguments["prepared"] = self._prepare(name, coefficients, prepare, tensors, origin)
+                arguments["prepared"] = self._prepare(wanted, prepare, tensors, origin)
             merged = kernel(tensors, origin if coefficients.with_base else None, **arguments)
             _cut(out, part, flat).copy_(merged)
             if origin is None:
@@ -73,14 +71,13 @@ class KernelMerger:
 
     def _prepare(
         self,
-        name: str,
-        coefficients: Coefficients,
+        wanted: TensorMerge,
         prepare: Callable[..., Any],
         tensors: Sequence[torch.Tensor],
         base: torch.Tensor | None,
     ) -> Any:
         """What a method computes once per tensor and pool, kept when resident."""
-        place = (coefficients.method, name, coefficients.models)
+        place = (wanted.method.name, wanted.name, wanted.coefficients.models)
         if place in self._prepared:
             return self._prepared[place]
         made = prepare(tensors, base)

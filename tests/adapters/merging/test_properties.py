@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, mask_key, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import (
     rank_in_order,
@@ -16,6 +17,7 @@ from mergefront.adapters.merging.task_vectors.ranks import (
     sorted_as_pairs,
     sorted_by_radix,
 )
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -79,6 +81,10 @@ def test_weights_of_zero_give_the_base_exactly(method: str, seed: int, density: 
 @settings(max_examples=10, deadline=None)
 def test_one_expert_at_weight_one_is_that_expert_exactly(method: str, dtype: torch.dtype, seed: int) -> None:
     base, experts = pool(seed, dtype=dtype)
+    if METHODS[method].sparsifier != "breadcrumbs":  # whose window over all entries is computed like any other
+        # Normal numbers: base + (expert - base) would lose the last digit of many.
+        generator = torch.Generator().manual_seed(seed + 1)
+        experts["e1"] = {name: torch.randn(t.shape, generator=generator).to(dtype) for name, t in base.items()}
     made = merged(MergeEngine(base, experts), recipe_for(method, list(experts), [0.0, 1.0, 0.0]))
     assert all(torch.equal(made[name], experts["e1"][name]) for name in base)
 
@@ -127,24 +133,6 @@ def test_permuting_experts_changes_nothing(method: str, seed: int, weight: list[
     assert all(torch.equal(first[name], second[name]) for name in base)
 
 
-@pytest.mark.parametrize("method", ["linear", *FAMILY])
-@given(seed=seeds, weight=st.lists(st.floats(0.1, 1.5), min_size=3, max_size=3), density=st.floats(0.0, 1.0))
-@settings(max_examples=15, deadline=None)
-def test_in_place_and_streaming_agree_and_l1_is_what_was_added(
-    method: str, seed: int, weight: list[float], density: float
-) -> None:
-    if METHODS[method].sparsifier == "rank":
-        density = 0.5
-    base, experts = pool(seed)
-    recipe = recipe_for(method, list(experts), weight, density)
-    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
-    report = MergeEngine(base, experts).merge_into(recipe, live)
-    streamed = merged(MergeEngine(base, experts, resident=False), recipe)
-    assert all(torch.equal(live[name], streamed[name]) for name in base)
-    added = sum(float((live[name].double() - base[name].double()).abs().sum()) for name in base)
-    assert report.delta_l1 == pytest.approx(added, rel=1e-5, abs=1e-5)
-
-
 @given(seed=seeds, size=st.integers(1, 300), data=st.data())
 @settings(deadline=None)
 def test_the_largest_entries_are_exactly_as_many_as_asked_for(seed: int, size: int, data: st.DataObject) -> None:
@@ -152,11 +140,9 @@ def test_the_largest_entries_are_exactly_as_many_as_asked_for(seed: int, size: i
     generator = torch.Generator().manual_seed(seed)
     entries = torch.randint(-5, 6, (size,), generator=generator) / 8
 
-    def delta(start: int, end: int) -> torch.Tensor:
-        return entries[start:end]
-
-    rank = rank_in_order(sort_magnitudes(delta, size, torch.device("cpu")), delta, k)
-    assert rank == select_rank(delta, size, k)
+    delta = TaskVector(Entry(entries, True), entries)
+    rank = rank_in_order(sort_magnitudes(delta), delta, k)
+    assert rank == select_rank(delta, k)
     index = torch.arange(size)
     keep = (entries.abs() > rank.value) | ((entries.abs() == rank.value) & (index <= rank.position))
     assert int(keep.sum()) == k

@@ -1,0 +1,35 @@
+"""One expert's task vector of one tensor, made in float32 a stretch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.sources import Entry
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TaskVector:
+    """An expert's ``entry`` (of any shape, n entries) minus the base's tensor; ``tensor`` (n) is the entry, flat."""
+
+    def __init__(self, entry: Entry, base: torch.Tensor) -> None:
+        self.tensor = entry.tensor.view(-1)
+        self.is_delta = entry.is_delta
+        self.shape = entry.tensor.shape
+        self.size = self.tensor.numel()
+        self.device = self.tensor.device
+        self._base = base.view(-1)
+
+    def part(self, start: int, end: int) -> torch.Tensor:
+        """The entries from ``start`` to before ``end`` in float32."""
+        part = self.tensor[start:end].float()
+        return part if self.is_delta else part - self._base[start:end].float()
+
+    def stretches(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Index of the first entry and entries of every stretch that is worked on at once (``memory.stretch``)."""
+        step = stretch(self.device)
+        for start in range(0, self.size, step):
+            yield start, self.part(start, min(start + step, self.size))
