@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.scores.comparison import Difference
 from mergefront.optimizer.scores.objectives import Objective
 
@@ -53,9 +54,9 @@ def coefficients(params: Mapping[str, Any], experts: Iterable[str], wanted: Iter
     shown = params if wanted is None else {name: params[name] for name in wanted if name in params}
     groups: dict[str, dict[str, list[Any]]] = {}
     for name, value in shown.items():
-        parameter, _, inside = name.partition("[")
-        owner = inside.rstrip("]").split(",")[0].strip()
-        groups.setdefault(parameter, {}).setdefault(owner if owner in known else "", []).append(value)
+        read = CoefficientName.guess(name)
+        owner = read.expert if read.expert in known else ""
+        groups.setdefault(read.parameter, {}).setdefault(owner or "", []).append(value)
     parts = []
     for parameter, owners in groups.items():
         own = [_range(owners[expert]) if expert in owners else "–" for expert in known] if set(owners) - {""} else []

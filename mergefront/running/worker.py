@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.stored_study import Study, load_study
-from mergefront.study.warm_start import seeds_of
+from mergefront.study.warm_start import warm_start_recipes
 
 if TYPE_CHECKING:
     from mergefront.optimizer.search.loop import SearchPlan, TrialOutcome
@@ -83,5 +83,5 @@ def plan_of(study: Study) -> SearchPlan:
         definition.seed,
         stop=definition.stop,
         constraints=definition.constraints,
-        seeds=seeds_of(study),
+        warm_start_recipes=warm_start_recipes(study),
     )

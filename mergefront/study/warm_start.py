@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
-from mergefront.optimizer.recipes.anchors import Anchor
+from mergefront.optimizer.recipes.anchors import WarmStartRecipe
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -95,7 +95,7 @@ def begin(study: Study, definition: StudyDefinition) -> None:
     study.optuna.set_user_attr(DONE, seeds)
 
 
-def seeds_of(study: Study) -> tuple[Anchor, ...]:
+def warm_start_recipes(study: Study) -> tuple[WarmStartRecipe, ...]:
     """The recipes to evaluate after the anchors, as the study keeps them."""
     made = []
     for entry in study.optuna.user_attrs.get(DONE, ()):
@@ -103,7 +103,7 @@ def seeds_of(study: Study) -> tuple[Anchor, ...]:
         params = params_in(study.space, recipe)
         shown = _nearest(study.space, recipe) if params is None else params
         exact = recipe if params is None else study.space.recipe(params)
-        made.append(Anchor(entry["name"], exact, shown, outside_space=params is None, baseline=False))
+        made.append(WarmStartRecipe(entry["name"], exact, shown, outside_space=params is None))
     return tuple(made)
 
 

@@ -1,8 +1,8 @@
 """The recipes that every search evaluates first.
 
 The anchors (base model, each expert alone, the uniform average, task arithmetic at 0.3) fix the
-unit system in which objectives are compared, are the baselines that a merge has to beat, and are
-good first data for the surrogate where they are points of the searched space.
+unit system in which objectives are compared, and a merge has to beat them. Those that are points of
+the searched space are good first data for the surrogate.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _SINGLE_EXPERT_EXACT = (*_ADDS_WHOLE_TASK_VECTORS, "ties", "dare_ties", "lora_fa
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """A recipe that is evaluated first, under a name.
+class GivenRecipe:
+    """A recipe that is evaluated before the sampler proposes any, under a name.
 
     ``params`` are its Optuna parameters. When ``outside_space`` is set the recipe is not a point of
-    the searched space (an average among ``ties`` candidates, say): ``params`` then holds the same
+    the searched space (an average among ``ties`` candidates, say). ``params`` then holds the same
     coefficients as far as the space has them, for display, and no surrogate may learn from them.
     """
 
@@ -39,8 +39,14 @@ class Anchor:
     recipe: Recipe
     params: Mapping[str, ParameterValue]
     outside_space: bool
-    baseline: bool = True
-    """False for a recipe that is evaluated first without being one to compare with: a seed of a warm start."""
+
+
+class Anchor(GivenRecipe):
+    """A baseline: a recipe that a merge has to beat."""
+
+
+class WarmStartRecipe(GivenRecipe):
+    """A recipe that an earlier search or the user recommends; merges are not compared with it."""
 
 
 def expert_anchor(expert: str) -> str:
@@ -64,10 +70,10 @@ def anchors(space: MergeSpace) -> list[Anchor]:
 
 
 def metric_weighted(space: MergeSpace, own_scores: Mapping[str, float]) -> Anchor | None:
-    """The average whose weights are proportional to each expert's own score (``own_scores``, larger
-    is better, by expert), as a point of the space; None where the space has no such point.
+    """The average whose weights are proportional to ``own_scores``, each expert's own score (larger is better).
 
-    Metrics-weighted averaging as in METHODS of checkpoint averaging; negative scores count as 0.
+    It is a point of the space, None where the space has no such point. Metrics-weighted averaging, arXiv
+    2504.18580; negative scores count as 0.
     """
     total = sum(max(score, 0.0) for score in own_scores.values())
     if total <= 0 or set(own_scores) != set(space.models):

@@ -64,16 +64,12 @@ class CoefficientName:
     @classmethod
     def parse(cls, name: str, experts: Iterable[str], split: Iterable[str] = ()) -> CoefficientName:
         """Read a flat name; raises ``UserError`` when it names no expert, module kind or position."""
-        matched = _FLAT_NAME.match(name)
-        if matched is None:
+        taken = _take_apart(name)
+        if taken is None:
             raise UserError(
                 f"coefficient name {name!r} is malformed; write it like weight[maths] or weight[maths, block 2]"
             )
-        rest = [part.strip() for part in matched["inside"].split(",")] if matched["inside"] else []
-        position: tuple[str, int] | None = None
-        if rest and (at := _POSITION.match(rest[-1])):
-            position = (at["kind"], int(at["index"]))
-            rest.pop()
+        parameter, rest, position = taken
         expert = rest.pop(0) if rest and rest[0] in set(experts) else None
         module = rest.pop(0) if rest and rest[0] in set(split) else None
         if rest:
@@ -81,7 +77,32 @@ class CoefficientName:
                 f"coefficient {name!r}: {rest[0]!r} is neither an expert ({', '.join(experts)}) nor a module kind "
                 f"({', '.join(split) or 'none declared'})"
             )
-        return cls(matched["parameter"], expert, module, position)
+        return cls(parameter, expert, module, position)
+
+    @classmethod
+    def guess(cls, name: str) -> CoefficientName:
+        """Read a flat name where the experts are not known.
+
+        The first part in brackets is an expert, the second a module kind; a name of another form is a parameter.
+        """
+        parameter, parts, position = _take_apart(name) or (name, [], None)
+        expert, module, *more = (*parts, None, None)
+        return cls(name) if any(more) else cls(parameter, expert, module, position)
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that a flat name is about."""
+    return CoefficientName.guess(name).parameter
+
+
+def _take_apart(name: str) -> tuple[str, list[str], tuple[str, int] | None] | None:
+    """Parameter, the parts in brackets without the position, and the position; None for a name of another form."""
+    matched = _FLAT_NAME.match(name)
+    if matched is None:
+        return None
+    parts = [part.strip() for part in matched["inside"].split(",")] if matched["inside"] else []
+    at = _POSITION.match(parts[-1]) if parts else None
+    return matched["parameter"], parts[:-1] if at else parts, (at["kind"], int(at["index"])) if at else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, parameter_of
 from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -261,8 +261,8 @@ class MergeSpace:
     @property
     def weights_are_proportions(self) -> bool:
         """Whether every recipe divides by the sum of its weights, which are all searched."""
-        fixed = {name.partition("[")[0] for name in self.fixed}
-        searched = {name.partition("[")[0] for name in self.searched}
+        fixed = {parameter_of(name) for name in self.fixed}
+        searched = {parameter_of(name) for name in self.searched}
         if "weight" not in searched or "weight" in fixed or "normalize" in searched:
             return False
         return all(
@@ -292,7 +292,7 @@ class MergeSpace:
     def _used_by(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """The methods that use each searched parameter that not all of them use."""
         found = {}
-        for parameter in dict.fromkeys(name.partition("[")[0] for name in self.searched if name != METHOD):
+        for parameter in dict.fromkeys(parameter_of(name) for name in self.searched if name != METHOD):
             users = tuple(method.name for method in self.methods if method.parameter(parameter) is not None)
             if len(users) < len(self.methods):
                 found[parameter] = users
@@ -320,7 +320,7 @@ class MergeSpace:
             raise UserError(f"params: the space has no {unknown[0]!r} {did_you_mean(unknown[0], self.searched)}")
         method = METHODS[str(params[METHOD])] if METHOD in self.searched else self.methods[0]
         coefficients = {**self.fixed, **{name: params[name] for name in self.searched if name != METHOD}}
-        used = {name: value for name, value in coefficients.items() if method.parameter(name.partition("[")[0])}
+        used = {name: value for name, value in coefficients.items() if method.parameter(parameter_of(name))}
         return self.make(method.name, used)
 
     def make(self, method: str, params: Mapping[str, ParameterValue], grouping: Grouping | None = None) -> Recipe:

@@ -18,7 +18,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings
-from mergefront.optimizer.recipes.anchors import METRIC_WEIGHTED, Anchor, expert_anchor, metric_weighted
+from mergefront.optimizer.recipes.anchors import (
+    METRIC_WEIGHTED,
+    Anchor,
+    GivenRecipe,
+    WarmStartRecipe,
+    expert_anchor,
+    metric_weighted,
+)
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, checked_violations
@@ -83,8 +90,8 @@ class SearchPlan:
     seed: int = 0
 
     stop: StopRule = NEVER
-    seeds: tuple[Anchor, ...] = ()
-    """Recipes of a warm start, evaluated after the anchors."""
+    warm_start_recipes: tuple[WarmStartRecipe, ...] = ()
+    """Evaluated after the anchors."""
     constraints: tuple[Constraint, ...] = ()
     """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
 
@@ -235,7 +242,7 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
-    return Proposal(claim, frozen, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+    return Proposal(claim, frozen, recipe, anchor.name if isinstance(anchor, Anchor) else None)
 
 
 def proposal_of(plan: SearchPlan, study: optuna.Study, claim: Claim) -> Proposal:
@@ -244,14 +251,14 @@ def proposal_of(plan: SearchPlan, study: optuna.Study, claim: Claim) -> Proposal
     assert trial is not None, "only a claim with a trial is a proposal"
     anchor = _anchor_of(plan, study, trial)
     recipe = anchor.recipe if anchor is not None else plan.space.recipe(trial.params)
-    return Proposal(claim, trial, recipe, anchor.name if anchor is not None and anchor.baseline else None)
+    return Proposal(claim, trial, recipe, anchor.name if isinstance(anchor, Anchor) else None)
 
 
-def _anchor_of(plan: SearchPlan, study: optuna.Study, trial: FrozenTrial) -> Anchor | None:
+def _anchor_of(plan: SearchPlan, study: optuna.Study, trial: FrozenTrial) -> GivenRecipe | None:
     """The anchor or warm start's recipe that a trial evaluates, or None."""
     seed = trial.user_attrs.get(SEED)
     if seed is not None:
-        return next(known for known in plan.seeds if known.name == seed)
+        return next(given for given in plan.warm_start_recipes if given.name == seed)
     return _anchor_named(plan, study, trial.user_attrs.get(ANCHOR))
 
 
@@ -339,7 +346,7 @@ def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Fa
     return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, None, failure)
 
 
-def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[int, Anchor | None]:
+def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[int, GivenRecipe | None]:
     """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
     found = _trial_of(study, claim)
     if found is not None:
@@ -349,7 +356,7 @@ def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[in
     params: Mapping[str, Any] = {}
     distributions: Mapping[str, BaseDistribution] = {}
     if anchor is not None:
-        attributes[ANCHOR if anchor.baseline else SEED] = anchor.name
+        attributes[ANCHOR if isinstance(anchor, Anchor) else SEED] = anchor.name
         if anchor.outside_space:
             attributes[OUTSIDE_SPACE] = True
         params, distributions = anchor.params, plan.space.distributions()
@@ -369,13 +376,13 @@ def _trial_of(study: optuna.Study, claim: Claim) -> FrozenTrial | None:
     return None
 
 
-def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> Anchor | None:
+def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> GivenRecipe | None:
     if slot < len(plan.anchors):
         return plan.anchors[slot]
     if slot == len(plan.anchors):
         return _metric_weighted(plan, study)
-    seed = slot - len(plan.anchors) - 1
-    return plan.seeds[seed] if seed < len(plan.seeds) else None
+    number = slot - len(plan.anchors) - 1
+    return plan.warm_start_recipes[number] if number < len(plan.warm_start_recipes) else None
 
 
 def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> Anchor | None:

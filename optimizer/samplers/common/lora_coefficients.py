@@ -7,7 +7,6 @@ brackets. Points are vectors of ``encoding.Encoder``, in [0, 1]^d.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -15,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
+from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.samplers.common.encoding import Encoder
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-_NAME = re.compile(r"^(?P<parameter>density|weight)(?:\[(?P<inside>[^\[\]]+)\])?$")
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,11 @@ def read_coefficients(space: Mapping[str, BaseDistribution]) -> Coefficients:
     """The meaning of a space of numeric parameters."""
     encoder = Encoder(space)
     density, weight, owners, start, lows, widths = [], [], [], {}, [], []
-    for name in space:
-        found = _NAME.match(name)
-        density.append(found is not None and found["parameter"] == "density")
-        weight.append(found is not None and found["parameter"] == "weight")
-        inside = found["inside"] if found is not None else None
-        owners.append(inside.split(",")[0].strip() if inside else None)
+    names = {name: CoefficientName.guess(name) for name in space}
+    for found in names.values():
+        density.append(found.parameter == "density")
+        weight.append(found.parameter == "weight")
+        owners.append(found.expert if found.parameter in ("density", "weight") else None)
     count = len({owner for owner, is_weight in zip(owners, weight, strict=True) if is_weight and owner is not None})
     for column, (name, distribution) in enumerate(space.items()):
         assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -87,7 +84,7 @@ def read_coefficients(space: Mapping[str, BaseDistribution]) -> Coefficients:
         widths.append(high - low if named and not distribution.log else 1.0)
         if weight[column]:
             wanted = 1.0 / max(count, 1)
-        elif density[column] or name.partition("[")[0] == "lambda":
+        elif density[column] or names[name].parameter == "lambda":
             wanted = 1.0
         else:
             wanted = 0.5 * (low + high)

@@ -16,19 +16,21 @@ features too, and the coefficients' own count for less. What that is worth: ``do
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mergefront.optimizer.recipes.grouping import CoefficientName, parameter_of
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
 
 Array = NDArray[np.float64]
 
-_COEFFICIENT = re.compile(r"(weight|density)\[([^\],]+)((?:,[^\]]*)?)\]")
+_Scope = tuple[str | None, tuple[str, int] | None]
+"""The module kind and the position that a coefficient is for."""
+_EVERYWHERE: _Scope = (None, None)
 _STEP = 1e-6
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """What projections, and beside them the own features of weights and densities, are multiplied with."""
@@ -81,17 +83,17 @@ class MergeFeatures:
     """
 
     def __init__(self, encoder: Encoder, rule: MergeRule = UNKNOWN, active: bool = True) -> None:
-        weights: dict[str, dict[str, _Column]] = {}
-        densities: dict[tuple[str, str], _Column] = {}
+        weights: dict[_Scope, dict[str, _Column]] = {}
+        densities: dict[tuple[str, _Scope], _Column] = {}
         for name, (index, low, high) in (encoder.numeric_columns if active else {}).items():
-            match = _COEFFICIENT.fullmatch(name)
-            if match is None:
+            read = CoefficientName.guess(name)
+            if read.expert is None:
                 continue
-            parameter, expert, scope = match.groups()
-            if parameter == "weight":
-                weights.setdefault(scope, {})[expert] = _Column(index, low, high)
-            else:
-                densities[expert, scope] = _Column(index, low, high)
+            scope = (read.module, read.position)
+            if read.parameter == "weight":
+                weights.setdefault(scope, {})[read.expert] = _Column(index, low, high)
+            elif read.parameter == "density":
+                densities[read.expert, scope] = _Column(index, low, high)
         self._groups = [
             list(columns.values())
             for columns in weights.values()
@@ -106,13 +108,13 @@ class MergeFeatures:
         self.identity = not (self._groups or self._densities or self._conditions) and self._projected is None
 
     def _scaled_densities(
-        self, weights: dict[str, dict[str, _Column]], densities: dict[tuple[str, str], _Column]
+        self, weights: dict[_Scope, dict[str, _Column]], densities: dict[tuple[str, _Scope], _Column]
     ) -> list[tuple[int, int, float]]:
         """Of every density to be multiplied with a weight's feature: its column, the weight's and the lowest share."""
         proportional = {column.index for columns in self._groups for column in columns}
         found = []
         for (expert, scope), column in densities.items():
-            weight = weights.get(scope, {}).get(expert) or weights.get("", {}).get(expert)
+            weight = weights.get(scope, {}).get(expert) or weights.get(_EVERYWHERE, {}).get(expert)
             if weight is not None and weight.low >= 0.0:
                 # A weight that is no proportion yet is taken relative to the top of its range.
                 lowest = 0.0 if weight.index in proportional else weight.low / weight.high
@@ -157,7 +159,7 @@ class MergeFeatures:
 
 
 def _projected(
-    rule: MergeRule, weights: dict[str, dict[str, _Column]], densities: dict[tuple[str, str], _Column]
+    rule: MergeRule, weights: dict[_Scope, dict[str, _Column]], densities: dict[tuple[str, _Scope], _Column]
 ) -> _Projected | None:
     """None where the weights' own features say the same, and where layers have weights of their own."""
     if not rule.additive or len(weights) != 1:
@@ -174,7 +176,7 @@ def _conditions(rule: MergeRule, encoder: Encoder) -> list[tuple[int, list[int]]
     methods, users = encoder.choice_columns("method"), dict(rule.used_by)
     found = []
     for name, (column, _, _) in encoder.numeric_columns.items():
-        using = users.get(name.partition("[")[0])
+        using = users.get(parameter_of(name))
         if using is not None and methods:
             found.append((column, [methods[method] for method in using]))
     return found

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+
 def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once() -> None:
     base = {"x": torch.randn(12_000, generator=torch.Generator().manual_seed(0)).bfloat16()}
     expert = {"x": base["x"].flip(0)}
@@ -29,6 +30,8 @@ def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once(
         assert terms[0] is not None and terms[1] is not None
         assert terms[0].least == terms[1].least and terms[0].mode == "largest"
     assert len(asked[True]) == 1 and len(asked[False]) == 3
+
+
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, random_levels
@@ -110,37 +113,23 @@ def test_a_folder_that_others_may_write_to_is_not_trusted_with_the_compiled_kern
     assert not list((tmp_path / "mergefront").iterdir())
 
 
-<<<<<<< HEAD
 def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once() -> None:
-    base, experts = pool(torch.bfloat16)
-    held = TensorPool(base, experts, torch.device("cpu"), None, True, True)
-    wanted: dict[bool, list[int]] = {True: [], False: []}
-
-    def builder(has_room: bool) -> TermBuilder:
-        return TermBuilder(held, False, room=lambda needed: wanted[has_room].append(needed) or has_room)
-
-    ordered, selected = builder(True), builder(False)
-    densities = (1e-9, 0.33, 0.99)
-    for name in ("up", "norm", "square", "long"):
-        for density in densities:
-            given = read_coefficients(recipe("ties", False, density), METHODS["ties"], EXPERTS, name)
-            terms = [one.term(name, METHODS["ties"], given, "a", base[name]) for one in (ordered, selected)]
-            assert None not in terms and terms[0]._replace(tensor=None) == terms[1]._replace(tensor=None)
-    assert len(wanted[True]) == 4 and len(wanted[False]) == 4 * len(densities)
-=======
-def test_ranks_without_room_for_an_order_are_the_same() -> None:
     base = {"x": torch.randn(12_000, generator=torch.Generator().manual_seed(0)).bfloat16()}
     expert = {"x": base["x"].flip(0)}
     held = TensorPool(base, {"a": expert}, torch.device("cpu"), None, True, True)
-    with_order, without = TermBuilder(held, False), TermBuilder(held, False, room=lambda _: False)
+    asked: dict[bool, list[int]] = {True: [], False: []}
+
+    def builder(has_room: bool) -> TermBuilder:
+        return TermBuilder(held, False, room=lambda needed: asked[has_room].append(needed) or has_room)
+
+    with_order, without = builder(True), builder(False)
     for density in (1e-9, 0.3, 0.9999):
         made = Recipe("ties", {"a": "a"}, {"weight[a]": 0.7, "density": density}, "base")
         wanted = TensorMerge("x", METHODS["ties"], CoefficientReader(made)("x"), base["x"])
         terms = [builder.term(wanted, "a") for builder in (with_order, without)]
         assert terms[0] is not None and terms[1] is not None
         assert terms[0].least == terms[1].least and terms[0].mode == "largest"
-    assert without._orders == {} and len(with_order._orders) == 1
->>>>>>> 71deed7 (One protocol for mergers, one reference for the task-vector family)
+    assert len(asked[True]) == 1 and len(asked[False]) == 3
 
 
 @pytest.mark.parametrize("size", [1, 700, LEVELS, LEVELS + 1])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, blocks_by_importance
 
 importances = st.lists(st.floats(0, 1e6), min_size=1, max_size=9)
 
@@ -61,3 +61,16 @@ def test_a_layer_that_moved_most_gets_a_block_of_its_own() -> None:
 def test_what_cannot_be_divided_is_named(importance: list[float], blocks: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
         blocks_by_importance(importance, blocks)
+
+
+@given(
+    st.text("abcXYZ_", min_size=1), st.none() | st.text("abc -", min_size=1).map(str.strip).filter(bool),
+    st.sampled_from([None, "mlp"]), st.sampled_from([None, ("block", 2), ("knot", 11)]),
+)  # fmt: skip
+def test_a_name_is_read_without_knowing_the_experts(
+    parameter: str, expert: str | None, module: str | None, position: tuple[str, int] | None
+) -> None:
+    name = CoefficientName(parameter, expert, None if expert is None else module, position)
+    assert CoefficientName.guess(str(name)) == name
+    assert CoefficientName.parse(str(name), [expert] if expert else [], ["mlp"]) == name
+    assert CoefficientName.guess(f"{name}]").parameter == f"{name}]"
