@@ -12,26 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
-def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once() -> None:
-    base = {"x": torch.randn(12_000, generator=torch.Generator().manual_seed(0)).bfloat16()}
-    expert = {"x": base["x"].flip(0)}
-    held = TensorPool(base, {"a": expert}, torch.device("cpu"), None, True, True)
-    asked: dict[bool, list[int]] = {True: [], False: []}
-
-    def builder(has_room: bool) -> TermBuilder:
-        return TermBuilder(held, False, room=lambda needed: asked[has_room].append(needed) or has_room)
-
-    with_order, without = builder(True), builder(False)
-    for density in (1e-9, 0.3, 0.9999):
-        made = Recipe("ties", {"a": "a"}, {"weight[a]": 0.7, "density": density}, "base")
-        wanted = TensorMerge("x", METHODS["ties"], CoefficientReader(made)("x"), base["x"])
-        terms = [builder.term(wanted, "a") for builder in (with_order, without)]
-        assert terms[0] is not None and terms[1] is not None
-        assert terms[0].least == terms[1].least and terms[0].mode == "largest"
-    assert len(asked[True]) == 1 and len(asked[False]) == 3
-
-
+from mergefront.adapters.merging.coefficients import CoefficientReader, TensorMerge
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, random_levels
