@@ -32,6 +32,7 @@ def user_function(call: str, folder: Path, label: str = "backend.call") -> Calla
     if not module_name or not name:
         raise UserError(f"{label}: {call!r} must be written as package.module:name")
     try:
+        _forget_namesakes(module_name, folder.resolve())
         with importable(folder):
             module = importlib.import_module(module_name)
     except Exception as error:
@@ -44,3 +45,15 @@ def user_function(call: str, folder: Path, label: str = "backend.call") -> Calla
         public = [known for known in vars(module) if not known.startswith("_")]
         raise UserError(f"{label}: {module_name!r} has no function {name!r} {did_you_mean(name, public)}")
     return function  # type: ignore[no-any-return]
+
+
+def _forget_namesakes(module_name: str, folder: Path) -> None:
+    """Unloads a module of this name that came from elsewhere where ``folder`` has its own: a copy of a study's folder
+    must not be scored by the original's code."""
+    top = module_name.partition(".")[0]
+    file = getattr(sys.modules.get(top), "__file__", None)
+    has_own = (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
+    if has_own and file is not None and not Path(file).resolve().is_relative_to(folder):
+        for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+            del sys.modules[name]
+        importlib.invalidate_caches()

@@ -173,14 +173,13 @@ def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes:
 
 
 def _check_function(file: StudyFile, root: Path, problems: list[str]) -> None:
-    from mergefront.adapters.tasks.user_code import importable, user_function
+    from mergefront.adapters.tasks.user_code import user_function
 
     assert isinstance(file.backend, FunctionBackendSection)
     if file.tasks:
         problems.append("tasks: a function scores by itself; remove 'tasks', or use backend: {type: local}")
     try:
-        with importable(root):
-            user_function(file.backend.call, root)
+        user_function(file.backend.call, root)
     except UserError as error:
         problems.append(str(error))
 

@@ -102,6 +102,15 @@ def test_a_copy_uses_its_own_code(study_file: Path, tmp_path: Path) -> None:
     assert mf.load_study("skills", storage=f"sqlite:///{copied}/mergefront.db").root == copied.resolve()
 
 
+def test_a_copy_in_the_same_process_is_scored_by_its_own_code(study_file: Path, tmp_path: Path) -> None:
+    """A notebook that goes on with a copy would be told the original's scores otherwise."""
+    mf.run(study_file)
+    copied = Path(shutil.copytree(study_file.parent, tmp_path / "copied"))
+    (copied / "scores_of_continuation.py").write_text("def score(recipe):\n    return {'a': -7.0}\n")
+    study = mf.resume("skills", storage=f"sqlite:///{copied}/mergefront.db", evaluations=7)
+    assert study.candidates()[-1].scores == {"a": -7.0}
+
+
 def test_root_says_where_the_files_are(study_file: Path, tmp_path: Path) -> None:
     mf.run(study_file)
     folder = tmp_path / "database"
