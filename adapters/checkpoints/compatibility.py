@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import EMBEDDINGS, HEADS, CheckpointHeader, head_name, read_json
+from mergefront.adapters.checkpoints.header import CheckpointHeader, read_json
 from mergefront.adapters.checkpoints.lora import lora_modules
+from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name
 from mergefront.optimizer.errors import UserError
 
 _EXAMPLES = 3

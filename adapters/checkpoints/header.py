@@ -22,29 +22,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mergefront.adapters.checkpoints.names import embedding_name, head_name
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
-DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+DTYPES = {
+    "BOOL": (1, "bool"), "U8": (1, "uint8"), "I8": (1, "int8"), "F8_E4M3": (1, "float8_e4m3fn"),
+    "F8_E5M2": (1, "float8_e5m2"), "U16": (2, "uint16"), "I16": (2, "int16"), "F16": (2, "float16"),
+    "BF16": (2, "bfloat16"), "U32": (4, "uint32"), "I32": (4, "int32"), "F32": (4, "float32"), "U64": (8, "uint64"),
+    "I64": (8, "int64"), "F64": (8, "float64"),
 }  # fmt: skip
-_TORCH_NAMES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    "U16": "uint16", "I16": "int16", "F16": "float16", "BF16": "bfloat16", "U32": "uint32", "I32": "int32",
-    "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
-}  # fmt: skip
+"""Bytes of an entry and torch's name, by the name that safetensors has."""
 _LONGEST_HEADER = 100 * 1024 * 1024
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "convert it to safetensors first: load it where you trust it and call "
     "model.save_pretrained(folder) (transformers 5 writes safetensors)"
 )
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-HEADS = ("lm_head.weight", "embed_out.weight")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class TensorInfo(NamedTuple):
@@ -90,16 +88,6 @@ class CheckpointHeader:
         if "tie_word_embeddings" in self.config:
             return bool(self.config["tie_word_embeddings"])
         return head_name(self.tensors) is None and embedding_name(self.tensors) is not None
-
-
-def embedding_name(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the input embedding among tensor names, or None."""
-    return next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
-
-
-def head_name(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the output head among tensor names, or None."""
-    return next((name for name in tensors if name.endswith(HEADS)), None)
 
 
 def read_header(path: str | Path) -> CheckpointHeader:
@@ -189,8 +177,12 @@ def lora_settings(header: CheckpointHeader) -> LoraSettings:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise UserError(f"{header.path}: a PEFT adapter of type {kind}; only LORA can be merged")
-    if config.get("use_dora"):
-        raise UserError(f"{header.path}: a DoRA (use_dora); merge it into its base with peft's merge_and_unload first")
+    for key in ("use_dora", "lora_bias", "use_qalora"):
+        if config.get(key):
+            raise UserError(
+                f"{header.path}: {key} is set, so it is no plain LoRA; merge it into its base with peft's "
+                "merge_and_unload first"
+            )
     try:
         return LoraSettings(
             r=int(config.get("r", 8)),
@@ -243,11 +235,9 @@ def _tensor_info(file: Path, name: str, entry: Any, start: int, size: int) -> Te
         integers, dtype, shape, begin, end = False, None, (), 0, 0
     if not integers or not isinstance(dtype, str):
         raise UserError(f"{file}: tensor {name!r}: the header's entry is malformed; the file is damaged")
-    if dtype not in DTYPE_BYTES:
-        raise UserError(
-            f"{file}: tensor {name!r} has the unsupported dtype {dtype!r} (known: {', '.join(DTYPE_BYTES)})"
-        )
-    if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+    if dtype not in DTYPES:
+        raise UserError(f"{file}: tensor {name!r} has the unsupported dtype {dtype!r} (known: {', '.join(DTYPES)})")
+    if end - begin != math.prod(shape) * DTYPES[dtype][0]:
         raise UserError(f"{file}: tensor {name!r}: {end - begin} bytes do not hold shape {list(shape)} of {dtype}")
     if start + end > size:
         raise UserError(f"{file}: tensor {name!r} ends at byte {start + end}, the file at {size}; it is cut off")
@@ -260,6 +250,7 @@ def _refuse_pickle(file: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object. Raises ``UserError``."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -267,6 +258,21 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file}: it must be a JSON object")
     return content
+
+
+def read_array(info: TensorInfo) -> NDArray[np.float32]:
+    """A tensor's numbers in float32, without torch; bfloat16, which numpy lacks, is widened exactly."""
+    import numpy as np
+
+    with info.file.open("rb") as stream:
+        stream.seek(info.begin)
+        data = stream.read(info.end - info.begin)
+    if info.dtype == "BF16":
+        bits = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)
+        return bits.view(np.float32).reshape(info.shape)
+    if info.dtype not in ("F16", "F32", "F64"):
+        raise UserError(f"{info.file}: a tensor is of type {info.dtype}; floating-point weights are needed")
+    return np.frombuffer(data, dtype=f"<f{DTYPES[info.dtype][0]}").astype(np.float32).reshape(info.shape)
 
 
 class Checkpoint(Mapping[str, "torch.Tensor"]):
@@ -288,7 +294,8 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         import torch
 
         info = self.header.tensors[name]
-        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
+        item_bytes, torch_name = DTYPES[info.dtype]
+        dtype = getattr(torch, torch_name)
         if info.begin == info.end:
             return torch.empty(info.shape, dtype=dtype)
         if info.file not in self._storages:
@@ -297,7 +304,7 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
                 str(info.file), shared=False, nbytes=size
             )
         data = torch.empty(0, dtype=torch.uint8).set_(self._storages[info.file])[info.begin : info.end]
-        if info.begin % DTYPE_BYTES[info.dtype]:
+        if info.begin % item_bytes:
             data = data.clone()
         return data.view(dtype).view(info.shape)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, lora_settings
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, LoraSettings, lora_settings
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,13 +60,14 @@ def lora_modules(header: CheckpointHeader) -> tuple[dict[str, LoraModule], dict[
     for (module, embedding), sides in factors.items():
         if set(sides) != {"A", "B"}:
             raise UserError(f"{header.path}: module {module!r} has only one of lora_A and lora_B")
-        made = _module(header, module, embedding, sides["A"], sides["B"], settings.fan_in_fan_out)
+        made = _module(header, settings, module, embedding, sides["A"], sides["B"])
         modules[made.target] = made
     return modules, whole
 
 
-def _module(header: CheckpointHeader, module: str, embedding: bool, a: str, b: str, fan_in_fan_out: bool) -> LoraModule:
-    settings = lora_settings(header)
+def _module(
+    header: CheckpointHeader, settings: LoraSettings, module: str, embedding: bool, a: str, b: str
+) -> LoraModule:
     shape_a, shape_b = header.tensors[a].shape, header.tensors[b].shape
     if len(shape_a) != 2 or len(shape_b) != 2:
         raise UserError(f"{header.path}: {a} has shape {list(shape_a)}; only matrices can be merged, not convolutions")
@@ -77,9 +78,8 @@ def _module(header: CheckpointHeader, module: str, embedding: bool, a: str, b: s
         raise UserError(f"{header.path}: {a} has rank {shape_a[0]}, adapter_config.json says {declared}")
     alpha = float(_pattern(settings.alpha_pattern, module, settings.alpha))
     scaling = alpha / (math.sqrt(declared) if settings.rslora else declared)
-    return LoraModule(
-        f"{module}.weight", a, b, declared, (shape_b[0], shape_a[1]), scaling, transposed=embedding or fan_in_fan_out
-    )
+    transposed = embedding or settings.fan_in_fan_out
+    return LoraModule(f"{module}.weight", a, b, declared, (shape_b[0], shape_a[1]), scaling, transposed)
 
 
 def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:

@@ -7,6 +7,7 @@ every tensor is appended and forgotten. The folder appears under its name when i
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.checkpoints.header import DTYPE_BYTES
+from mergefront.adapters.checkpoints.header import DTYPES
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 5_000_000_000
 _ALIGNMENT = 8
-_SAFETENSORS_NAMES = {
-    "bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
-    "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
-}  # fmt: skip
+_SAFETENSORS_NAMES = {torch_name: name for name, (_, torch_name) in DTYPES.items()}
 
 Layout = Mapping[str, tuple[tuple[int, ...], "torch.dtype"]]
 
@@ -83,10 +81,7 @@ def _shards(layout: Layout, shard_bytes: int) -> list[list[str]]:
 
 
 def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    count = DTYPE_BYTES[_name(dtype)]
-    for length in shape:
-        count *= length
-    return count
+    return DTYPES[_name(dtype)][0] * math.prod(shape)
 
 
 def _name(dtype: torch.dtype) -> str:

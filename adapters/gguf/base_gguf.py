@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergefront.adapters.gguf.peft_lora import read_safetensors
-from mergefront.adapters.gguf.tensor_names import Heads, gguf_name, reorder_rotary_rows, rotary_heads
+from mergefront.adapters.checkpoints.header import read_array, read_header
+from mergefront.adapters.gguf.tensor_names import Heads, gguf_file, gguf_name, in_rotary_order
 from mergefront.optimizer.errors import UserError
 
 
@@ -25,7 +25,7 @@ def write_base_gguf(
     Norms stay in float32, as llama.cpp wants them. Raises ``UserError`` for another family of models, for
     scaled rotary embeddings and for a tokenizer of another vocabulary.
     """
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFReader, GGUFValueType
 
     checkpoint, out = Path(checkpoint), Path(out)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
@@ -35,28 +35,19 @@ def write_base_gguf(
     found = 0 if tokens is None else len(tokens.data)
     if found != config["vocab_size"]:
         raise UserError(f"{tokenizer_from}: has {found} tokens, but the checkpoint has {config['vocab_size']}")
-    temporary = out.with_name(out.name + ".part")
-    writer = GGUFWriter(temporary, "llama")
-    _write_hyperparameters(writer, config, heads, checkpoint)
-    for name, entry in donor.fields.items():
-        if name.startswith("tokenizer."):
-            kind = entry.types[0]
-            element = entry.types[-1] if kind == GGUFValueType.ARRAY else None
-            writer.add_key_value(name, entry.contents(), kind, element)
-    writer.add_file_type(0 if dtype == "f32" else 1)
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        for name, tensor in read_safetensors(file).items():
+    with gguf_file(out) as writer:
+        _write_hyperparameters(writer, config, heads, checkpoint)
+        for name, entry in donor.fields.items():
+            if name.startswith("tokenizer."):
+                kind = entry.types[0]
+                element = entry.types[-1] if kind == GGUFValueType.ARRAY else None
+                writer.add_key_value(name, entry.contents(), kind, element)
+        writer.add_file_type(0 if dtype == "f32" else 1)
+        for name, info in read_header(checkpoint).tensors.items():
             module = name.removesuffix(".weight")
-            rotary = rotary_heads(module, heads)
-            if rotary is not None:
-                tensor = reorder_rotary_rows(tensor, rotary)
+            tensor = in_rotary_order(module, read_array(info), heads)
             kept = np.float32 if tensor.ndim == 1 or dtype == "f32" else np.float16
             writer.add_tensor(f"{gguf_name(module)}.weight", tensor.astype(kept))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    temporary.replace(out)
     return out
 
 

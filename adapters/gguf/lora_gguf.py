@@ -1,7 +1,7 @@
 """Write a PEFT LoRA as a GGUF LoRA.
 
 llama.cpp multiplies by ``request scale * alpha / rank`` with one alpha for the whole file, so that
-differences between modules (alpha or rank patterns, rsLoRA) are folded into B: the file then means
+differences between modules (alpha or rank patterns, rsLoRA) are folded into B. The file then means
 exactly what PEFT means, and scale s in a request is weight s in a recipe.
 """
 
@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from mergefront.adapters.gguf.peft_lora import PeftLora, read_peft_lora
-from mergefront.adapters.gguf.tensor_names import Heads, gguf_name, reorder_rotary_rows, rotary_heads
+from mergefront.adapters.checkpoints.header import CheckpointHeader, read_array, read_header
+from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
+from mergefront.adapters.gguf.tensor_names import Heads, Matrix, gguf_file, gguf_name, in_rotary_order
 from mergefront.optimizer.errors import UserError
 
 
@@ -25,37 +26,44 @@ def write_lora_gguf(
 
     Only the checkpoint's config.json is read. Raises ``UserError`` for a LoRA that llama.cpp cannot apply.
     """
-    read = read_peft_lora(Path(lora))
-    config = json.loads((Path(base_model) / "config.json").read_text(encoding="utf-8"))
-    heads = Heads.of(config)
-    out = Path(out)
-    _write(read, heads, out, np.dtype(np.float32 if dtype == "f32" else np.float16))
+    header, out = read_header(lora), Path(out)
+    modules = _modules(header)
+    heads = Heads.of(json.loads((Path(base_model) / "config.json").read_text(encoding="utf-8")))
+    kept = np.float32 if dtype == "f32" else np.float16
+    alpha = modules[0].scaling * modules[0].rank
+    if not np.isfinite(alpha) or alpha == 0:
+        raise UserError(f"{header.path}: lora_alpha is {alpha:g}; the LoRA has no effect")
+    with gguf_file(out) as writer:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        for module in modules:
+            name = gguf_name(module.target.removesuffix(".weight"))
+            a, b = _factor(header, module.a), _factor(header, module.b)
+            b = in_rotary_order(module.target.removesuffix(".weight"), b, heads)
+            writer.add_tensor(f"{name}.weight.lora_a", np.ascontiguousarray(a, dtype=kept))
+            share = module.scaling * module.rank / alpha
+            writer.add_tensor(f"{name}.weight.lora_b", np.ascontiguousarray(b * share, dtype=kept))
     return out
 
 
-def _write(lora: PeftLora, heads: Heads, out: Path, dtype: np.dtype) -> None:
-    from gguf import GGUFWriter
+def _modules(header: CheckpointHeader) -> list[LoraModule]:
+    """The adapted linear layers by name. Raises ``UserError`` where the file could not say what the LoRA does."""
+    if header.kind != "lora":
+        raise UserError(f"{header.path}: has no adapter_config.json; this is no PEFT LoRA")
+    modules, whole = lora_modules(header)
+    if whole:
+        raise UserError(f"{header.path}: it also changes biases or whole modules ({next(iter(whole))})")
+    if not modules:
+        raise UserError(f"{header.path}: holds no LoRA matrices")
+    for module in modules.values():
+        if module.transposed:
+            raise UserError(f"{header.path}: {module.target} is an embedding or stored transposed; it is not written")
+    return [modules[target] for target in sorted(modules)]
 
-    alpha = next(iter(lora.modules.values())).alpha
-    if not np.isfinite(alpha) or alpha == 0:
-        raise UserError(f"{lora.folder}: lora_alpha is {alpha:g}; the LoRA has no effect")
-    temporary = out.with_name(out.name + ".part")
-    writer = GGUFWriter(temporary, "llama")
-    writer.add_type("adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", alpha)
-    for module, share in lora.modules.items():
-        name = gguf_name(module)
-        if name == "token_embd":
-            raise UserError(f"{lora.folder}: it changes the embeddings, which this converter does not write")
-        b = share.b
-        rotary = rotary_heads(module, heads)
-        if rotary is not None:
-            b = reorder_rotary_rows(b, rotary)
-        writer.add_tensor(f"{name}.weight.lora_a", np.ascontiguousarray(share.a, dtype=dtype))
-        writer.add_tensor(f"{name}.weight.lora_b", np.ascontiguousarray(b * (share.alpha / alpha), dtype=dtype))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    temporary.replace(out)
+
+def _factor(header: CheckpointHeader, name: str) -> Matrix:
+    matrix = read_array(header.tensors[name])
+    if not np.isfinite(matrix).all():
+        raise UserError(f"{header.path}: {name} has NaN or infinite entries")
+    return matrix

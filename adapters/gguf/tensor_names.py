@@ -1,4 +1,4 @@
-"""Names of tensors in GGUF files of the llama family, and the order of rows that llama.cpp wants.
+"""GGUF files of the llama family: names of tensors, the order of rows that llama.cpp wants, writing all or nothing.
 
 Hugging Face keeps the two halves of each head's rotary dimensions one after the other; llama.cpp keeps
 their pairs side by side. So the rows of q_proj and k_proj (and of their LoRA's B) are reordered.
@@ -7,14 +7,18 @@ their pairs side by side. So the rows of q_proj and k_proj (and of their LoRA's 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mergefront.adapters.gguf.peft_lora import Matrix
 from mergefront.optimizer.errors import UserError
+
+Matrix = NDArray[np.float32]
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -57,11 +61,11 @@ def gguf_name(module: str) -> str:
     return f"blk.{found[1]}.{_LAYER[found[2]]}"
 
 
-def rotary_heads(module: str, heads: Heads) -> int | None:
-    """The number of heads whose rows have to be reordered, or None for other modules."""
+def in_rotary_order(module: str, matrix: Matrix, heads: Heads) -> Matrix:
+    """A module's rows as llama.cpp wants them: those of q_proj and k_proj reordered."""
     if module.endswith("q_proj"):
-        return heads.query
-    return heads.key_value if module.endswith("k_proj") else None
+        return reorder_rotary_rows(matrix, heads.query)
+    return reorder_rotary_rows(matrix, heads.key_value) if module.endswith("k_proj") else matrix
 
 
 def reorder_rotary_rows(matrix: Matrix, heads: int) -> Matrix:
@@ -70,3 +74,18 @@ def reorder_rotary_rows(matrix: Matrix, heads: int) -> Matrix:
     if rows % (2 * heads):
         raise UserError(f"{rows} rows cannot be split into {heads} heads of even size")
     return np.ascontiguousarray(matrix.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width))
+
+
+@contextmanager
+def gguf_file(out: Path) -> Iterator[Any]:
+    """A writer of GGUF; its keys and tensors are under ``out`` once the block is left, all or none of them."""
+    from gguf import GGUFWriter
+
+    temporary = out.with_name(out.name + ".part")
+    writer = GGUFWriter(temporary, "llama")
+    yield writer
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    temporary.replace(out)

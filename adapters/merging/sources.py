@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, TensorInfo, embedding_name, head_name
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
+from mergefront.adapters.checkpoints.names import embedding_name, head_name
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
-from mergefront.adapters.checkpoints.header import TOKENIZER_FILES, Checkpoint, embedding_name, head_name
+from mergefront.adapters.checkpoints.header import Checkpoint
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
+from mergefront.adapters.checkpoints.names import TOKENIZER_FILES, embedding_name, head_name
 from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.mergekit_config import (
@@ -240,7 +241,7 @@ def _length(made: OutputSlice, layers: int) -> int:
 
 
 def _tied_head(source: Checkpoint, name: str) -> bool:
-    return source.header.tied and name == head_name({name: None})
+    return source.header.tied and name == head_name([name])
 
 
 def _ask_everything(recipe: SliceRecipe, places: Mapping[str, Any]) -> None:

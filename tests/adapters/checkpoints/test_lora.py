@@ -107,7 +107,7 @@ def test_conv1d_layout_is_transposed(tmp_path: Path) -> None:
             "x.weight",
         ),
         ({f"{KEY}.lora_A.weight": torch.ones(2, 32)}, '{"peft_type": "IA3"}', "IA3"),
-        ({f"{KEY}.lora_A.weight": torch.ones(2, 32)}, '{"use_dora": true}', "DoRA"),
+        ({f"{KEY}.lora_A.weight": torch.ones(2, 32)}, '{"use_dora": true}', "use_dora"),
     ],
 )
 def test_loras_that_do_not_fit_are_refused(
