@@ -5,12 +5,11 @@ What the parts mean is checked by those who read them; they may rely on the stru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
 
-_WORDS = ("merge_method", "base_model")
 _SHOWN = 60
 
 
@@ -22,49 +21,47 @@ def check_structure(content: Mapping[str, Any]) -> None:
 
 
 def _problems(content: Mapping[str, Any]) -> Iterator[str]:
-    for key in _WORDS:
-        value = content.get(key)
-        if value is not None and not _is_reference(value):
-            yield f"{key} is {_short(value)}; it must be a name or path"
+    yield from _reference("merge_method", content.get("merge_method"))
+    yield from _reference("base_model", content.get("base_model"))
     if "merge_method" in content and content["merge_method"] is None:
         yield "merge_method is empty; it must be the name of a method"
     seed = content.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
         yield f"seed is {_short(seed)}; it must be a whole number of at least 0"
     yield from _parameters("parameters", content.get("parameters"))
-    yield from _models("models", content.get("models"))
-    slices = content.get("slices")
-    if slices is not None and not isinstance(slices, list):
-        yield f"slices is {_short(slices)}; it must be a list"
-        return
-    for number, made in enumerate(slices or ()):
-        if not isinstance(made, Mapping):
-            yield f"slice {number} is {_short(made)}; it must be a mapping"
-            continue
-        yield from _models(f"slice {number}: sources", made.get("sources"))
-        yield from _parameters(f"slice {number}: parameters", made.get("parameters"))
-        base = made.get("base_model")
-        if base is not None and not _is_reference(base):
-            yield f"slice {number}: base_model is {_short(base)}; it must be a name or path"
+    yield from _entries("models", content.get("models"), _model)
+    yield from _entries("slices", content.get("slices"), _slice)
 
 
-def _models(where: str, models: Any) -> Iterator[str]:
-    if models is None:
+def _entries(where: str, entries: Any, problems: Callable[[str, Any], Iterator[str]]) -> Iterator[str]:
+    """Of a list, what is wrong with each of its entries; nothing where there is no list."""
+    if entries is not None and not isinstance(entries, list):
+        yield f"{where} is {_short(entries)}; it must be a list"
         return
-    if not isinstance(models, list):
-        yield f"{where} is {_short(models)}; it must be a list"
+    for number, entry in enumerate(entries or ()):
+        yield from problems(f"slice {number}" if where == "slices" else where, entry)
+
+
+def _slice(where: str, made: Any) -> Iterator[str]:
+    if not isinstance(made, Mapping):
+        yield f"{where} is {_short(made)}; it must be a mapping"
         return
-    for entry in models:
-        if not isinstance(entry, Mapping) or "model" not in entry:
-            yield f"{where}: {_short(entry)} must be a mapping with the key 'model'"
-            continue
-        model = entry["model"]
-        if not _is_reference(model):
-            yield f"{where}: the model {_short(model)} must be a name or path"
-        yield from _parameters(f"{where}: {_short(model)}", entry.get("parameters"))
-        layers = entry.get("layer_range")
-        if layers is not None and not isinstance(layers, list):
-            yield f"{where}: layer_range is {_short(layers)}; it must be [first, end)"
+    yield from _entries(f"{where}: sources", made.get("sources"), _model)
+    yield from _parameters(f"{where}: parameters", made.get("parameters"))
+    yield from _reference(f"{where}: base_model", made.get("base_model"))
+
+
+def _model(where: str, entry: Any) -> Iterator[str]:
+    if not isinstance(entry, Mapping) or "model" not in entry:
+        yield f"{where}: {_short(entry)} must be a mapping with the key 'model'"
+        return
+    model = entry["model"]
+    if not _is_reference(model):
+        yield f"{where}: the model {_short(model)} must be a name or path"
+    yield from _parameters(f"{where}: {_short(model)}", entry.get("parameters"))
+    layers = entry.get("layer_range")
+    if layers is not None and not isinstance(layers, list):
+        yield f"{where}: layer_range is {_short(layers)}; it must be [first, end)"
 
 
 def _parameters(where: str, parameters: Any) -> Iterator[str]:
@@ -91,6 +88,11 @@ def _parameters(where: str, parameters: Any) -> Iterator[str]:
                     yield f"{where}: {name}: the filter {_short(rule['filter'])} must be a word"
             elif with_rules or isinstance(rule, list) or rule is None:
                 yield f"{where}: {name}: {_short(rule)} must be a number, or a rule {{filter: ..., value: ...}}"
+
+
+def _reference(where: str, value: Any) -> Iterator[str]:
+    if value is not None and not _is_reference(value):
+        yield f"{where} is {_short(value)}; it must be a name or path"
 
 
 def _is_reference(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Merge methods as data: what each one is called, what it needs, which coefficients it takes.
 
-A method declares its parameters, ranges and defaults here once; the space, the study file, the
+A method declares its parameters, ranges and defaults here once. The space, the study file, the
 docs table and the error messages read them from here. The arithmetic is in
 ``mergefront.adapters.merging``: methods of the task-vector family are a combination of a
 ``sparsifier`` and a ``consensus``, the others name a ``kernel``.
@@ -18,6 +18,8 @@ from typing import Any, Literal
 from mergefront.optimizer.errors import UserError, did_you_mean
 
 ParameterValue = float | int | bool | str
+Scope = Literal["model", "recipe"]
+Sparsifier = Literal["none", "magnitude", "bernoulli", "rank", "breadcrumbs"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class MethodParameter:
     """
 
     name: str
-    scope: Literal["model", "recipe"]
+    scope: Scope
     default: ParameterValue | None
     doc: str
     low: float = float("-inf")
@@ -75,13 +77,17 @@ class MergeMethod:
     optional_base: bool = False
     min_models: int = 1
     max_models: int | None = None
-    sparsifier: Literal["none", "magnitude", "bernoulli", "rank", "breadcrumbs"] = "none"
+    sparsifier: Sparsifier = "none"
     consensus: Literal["none", "sign"] | None = None
     kernel: str | Callable[..., Any] | None = None
     prepare: str | Callable[..., Any] | None = None
     elementwise: bool = False
-    stochastic: bool = False
     lora: Literal["cat", "svd", "factor"] | None = None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether entries are dropped at random."""
+        return self.sparsifier in ("bernoulli", "rank")
 
     def parameter(self, name: str) -> MethodParameter | None:
         """The parameter called ``name``, or None when this method has no such parameter."""
@@ -118,152 +124,160 @@ class MergeMethod:
         return loaded
 
 
-WEIGHT = MethodParameter("weight", "model", None, "multiplies the expert's task vector (or the expert itself)")
-DENSITY = MethodParameter(
-    "density", "model", 1.0, "fraction of the task vector's entries that is kept", low=0.0, high=1.0, search=(0.1, 1.0)
-)
-LAMBDA = MethodParameter("lambda", "recipe", 1.0, "multiplies the merged task vector", search=(0.5, 1.5))
+def number(
+    name: str,
+    default: float | None,
+    doc: str,
+    search: tuple[float, float] = (0.0, 1.0),
+    scope: Scope = "recipe",
+    low: float = 0.0,
+    high: float = float("inf"),
+) -> MethodParameter:
+    """A parameter that is a number, by default of the whole merge and at least 0."""
+    return MethodParameter(name, scope, default, doc, low, high, search)
+
+
+def switch(name: str, default: bool, doc: str, scope: Scope = "recipe") -> MethodParameter:
+    """A parameter that is true or false."""
+    return MethodParameter(name, scope, default, doc, choices=(True, False))
+
+
+def weight(doc: str, default: float | None = None) -> MethodParameter:
+    """Any number, negative ones too."""
+    return MethodParameter("weight", "model", default, doc)
 
 
 def normalize(default: bool) -> MethodParameter:
     """The switch that divides by the sum of the weights that took part."""
-    return MethodParameter(
-        "normalize", "recipe", default, "divide by the sum of the weights that took part", choices=(True, False)
-    )
+    return switch("normalize", default, "divide by the sum of the weights that took part")
 
 
-def rescale(default: str) -> MethodParameter:
-    """What to do about the entries that were dropped."""
-    return MethodParameter(
-        "rescale",
-        "recipe",
-        default,
-        "after dropping entries: restore the L1 norm (mergekit), divide by the density (the paper), or leave as is",
-        choices=("l1", "density", "none"),
-    )
-
-
-def switch(name: str, default: bool, doc: str) -> MethodParameter:
-    """A parameter that is true or false."""
-    return MethodParameter(name, "recipe", default, doc, choices=(True, False))
-
-
-INTERPOLATION = MethodParameter("t", "recipe", None, "0 is the first model, 1 the second", low=0.0, high=1.0)
-GAMMA = MethodParameter(
-    "gamma", "model", 0.01, "fraction of the largest entries that is dropped", low=0.0, high=1.0, search=(0.0, 0.1)
-)
-EPSILON = MethodParameter(
+WEIGHT = weight("multiplies the expert's task vector (or the expert itself)")
+LAMBDA = MethodParameter("lambda", "recipe", 1.0, "multiplies the merged task vector", search=(0.5, 1.5))
+DENSITY = number("density", 1.0, "fraction of the task vector's entries that is kept", (0.1, 1.0), "model", high=1.0)
+GAMMA = number("gamma", 0.01, "fraction of the largest entries that is dropped", (0.0, 0.1), "model", high=1.0)
+EPSILON = number(
     "epsilon",
-    "model",
     0.15,
     "how far the keep probability moves from the density between the smallest and the largest entry of a row "
     "(less where density +- epsilon would leave (0, 1))",
-    low=0.0,
+    (0.0, 0.3),
+    "model",
     high=0.5,
-    search=(0.0, 0.3),
 )
-OPTIONAL_WEIGHT = MethodParameter("weight", "model", 1.0, "multiplies the expert's singular values")
-LORA_WEIGHT = MethodParameter("weight", "model", None, "multiplies the LoRA (in lora_factor: each of its two factors)")
-LORA_DENSITY = MethodParameter(
-    "density", "model", 1.0, "fraction of A's entries that is kept, the largest", low=0.0, high=1.0, search=(0.1, 1.0)
+INTERPOLATION = number("t", None, "0 is the first model, 1 the second", high=1.0)
+CHANGED = number("epsilon", 1e-5, "changes below this count as none", (0.0, 1e-3))
+SELECTED = number(
+    "select_topk", 1.0, "fraction of entries with the largest variance that is kept", (0.1, 1.0), high=1.0
 )
-LORA_ACTIVE = MethodParameter(
-    "active", "model", True, "false leaves the LoRA out (by module kind with split, by depth with blocks)",
-    choices=(True, False),
-)  # fmt: skip
+FAR_MOVED = number(
+    "above_average_ratio", 1.0, "columns that moved more than this times the average take part in full", (0.5, 3.0)
+)
+
+
+def _of_task_vectors(
+    name: str,
+    summary: str,
+    source: str,
+    sparsifier: Sparsifier,
+    consensus: Literal["none", "sign"],
+    rescale: Literal["l1", "none"] = "none",
+    normalized: bool = False,
+) -> MergeMethod:
+    """A method of the task-vector family; ``rescale`` and ``normalized`` are its defaults."""
+    dropping = {"none": (), "rank": (DENSITY, EPSILON), "breadcrumbs": (DENSITY, GAMMA)}.get(sparsifier, (DENSITY,))
+    doc = "after dropping entries: restore the L1 norm (mergekit), divide by the density (the paper), or leave as is"
+    rescaling = MethodParameter("rescale", "recipe", rescale, doc, choices=("l1", "density", "none"))
+    parameters = (WEIGHT, *dropping, LAMBDA, normalize(normalized), *([rescaling] if dropping else []))
+    return MergeMethod(name, summary, source, parameters, sparsifier=sparsifier, consensus=consensus)
+
+
+def _of_kernel(
+    name: str, summary: str, source: str, kernel: str, parameters: tuple[MethodParameter, ...], **more: Any
+) -> MergeMethod:
+    """A method with a kernel in ``adapters.merging.whole_models``."""
+    return MergeMethod(name, summary, source, parameters, kernel=f"{_KERNELS}.{kernel}", **more)
+
+
+def _of_loras(
+    name: str, summary: str, source: str, operator: Literal["cat", "svd", "factor"], *more: MethodParameter
+) -> MergeMethod:
+    """A method of LoRA factors."""
+    parameters = (
+        weight("multiplies the LoRA (in lora_factor: each of its two factors)"),
+        number("density", 1.0, "fraction of A's entries that is kept, the largest", (0.1, 1.0), "model", high=1.0),
+        switch("active", True, "false leaves the LoRA out (by module kind with split, by depth with blocks)", "model"),
+    )
+    return MergeMethod(name, summary, source, (*parameters, *more), lora=operator)
+
+
+_MERGEKIT = "mergekit 0.1.5"
+_DARE = "DARE, arXiv 2311.03099"
+_DELLA = "DELLA, arXiv 2406.11617"
+_CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
+_RAM = "Reinforced Agent Merging, arXiv 2601.13572"
 _KERNELS = "mergefront.adapters.merging.whole_models"
 
 _METHODS = (
-    MergeMethod(
+    _of_kernel(
         "linear",
         "weighted average of the experts",
         "Model Soups, arXiv 2203.05482",
+        "linear:merge",
         (WEIGHT, normalize(True)),
         needs_base=False,
-        kernel=f"{_KERNELS}.linear:merge",
         elementwise=True,
     ),
-    MergeMethod(
-        "task_arithmetic",
-        "base plus the weighted sum of task vectors",
-        "arXiv 2212.04089",
-        (WEIGHT, LAMBDA, normalize(False)),
-        consensus="none",
+    _of_task_vectors(
+        "task_arithmetic", "base plus the weighted sum of task vectors", "arXiv 2212.04089", "none", "none"
     ),
-    MergeMethod(
+    _of_task_vectors(
         "ties",
         "keep the largest entries, elect a sign, average those that agree",
         "TIES, arXiv 2306.01708",
-        (WEIGHT, DENSITY, LAMBDA, normalize(True), rescale("none")),
-        sparsifier="magnitude",
-        consensus="sign",
+        "magnitude",
+        "sign",
+        normalized=True,
     ),
-    MergeMethod(
-        "dare_linear",
-        "drop entries at random, rescale, add",
-        "DARE, arXiv 2311.03099",
-        (WEIGHT, DENSITY, LAMBDA, normalize(False), rescale("l1")),
-        sparsifier="bernoulli",
-        consensus="none",
-        stochastic=True,
+    _of_task_vectors("dare_linear", "drop entries at random, rescale, add", _DARE, "bernoulli", "none", "l1"),
+    _of_task_vectors(
+        "dare_ties", "drop entries at random, rescale, elect a sign, add", _DARE, "bernoulli", "sign", "l1"
     ),
-    MergeMethod(
-        "dare_ties",
-        "drop entries at random, rescale, elect a sign, add",
-        "DARE, arXiv 2311.03099",
-        (WEIGHT, DENSITY, LAMBDA, normalize(False), rescale("l1")),
-        sparsifier="bernoulli",
-        consensus="sign",
-        stochastic=True,
-    ),
-    MergeMethod(
+    _of_kernel(
         "slerp",
         "spherical interpolation between two models",
-        "mergekit 0.1.5",
+        _MERGEKIT,
+        "spherical:slerp",
         (INTERPOLATION,),
         needs_base=False,
         min_models=2,
         max_models=2,
-        kernel=f"{_KERNELS}.spherical:slerp",
     ),
-    MergeMethod(
-        "della_linear",
-        "drop entries at random, small ones more often, rescale, add",
-        "DELLA, arXiv 2406.11617",
-        (WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(False), rescale("l1")),
-        sparsifier="rank",
-        consensus="none",
-        stochastic=True,
+    _of_task_vectors(
+        "della_linear", "drop entries at random, small ones more often, rescale, add", _DELLA, "rank", "none", "l1"
     ),
-    MergeMethod(
+    _of_task_vectors(
         "della",
         "drop entries at random, small ones more often, rescale, elect a sign, average those that agree",
-        "DELLA, arXiv 2406.11617",
-        (WEIGHT, DENSITY, EPSILON, LAMBDA, normalize(True), rescale("l1")),
-        sparsifier="rank",
-        consensus="sign",
-        stochastic=True,
+        _DELLA,
+        "rank",
+        "sign",
+        "l1",
+        normalized=True,
     ),
-    MergeMethod(
-        "breadcrumbs",
-        "drop the largest and the smallest entries, add",
-        "Model Breadcrumbs, arXiv 2312.06795",
-        (WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(False), rescale("none")),
-        sparsifier="breadcrumbs",
-        consensus="none",
-    ),
-    MergeMethod(
+    _of_task_vectors("breadcrumbs", "drop the largest and the smallest entries, add", _CRUMBS, "breadcrumbs", "none"),
+    _of_task_vectors(
         "breadcrumbs_ties",
         "drop the largest and the smallest entries, elect a sign, add",
-        "Model Breadcrumbs, arXiv 2312.06795",
-        (WEIGHT, DENSITY, GAMMA, LAMBDA, normalize(False), rescale("none")),
-        sparsifier="breadcrumbs",
-        consensus="sign",
+        _CRUMBS,
+        "breadcrumbs",
+        "sign",
     ),
-    MergeMethod(
+    _of_kernel(
         "nuslerp",
         "spherical interpolation with weights, of models or of task vectors",
-        "mergekit 0.1.5",
+        _MERGEKIT,
+        "spherical:nuslerp",
         (
             WEIGHT,
             switch("nuslerp_row_wise", False, "interpolate along the first dimension when not flattened"),
@@ -273,175 +287,137 @@ _METHODS = (
         optional_base=True,
         min_models=2,
         max_models=2,
-        kernel=f"{_KERNELS}.spherical:nuslerp",
     ),
-    MergeMethod(
+    _of_kernel(
         "multislerp",
         "spherical interpolation of any number of models in the tangent space of their mean",
         "C. Goddard 2025 (multislerp); mergekit 0.1.5",
+        "spherical:multislerp",
         (
             WEIGHT,
             switch("normalize_weights", True, "divide the weights by their sum"),
-            MethodParameter("eps", "recipe", 1e-8, "norms below this count as zero", low=0.0, search=(1e-8, 1e-8)),
+            number("eps", 1e-8, "norms below this count as zero", (1e-8, 1e-8)),
         ),
         needs_base=False,
         optional_base=True,
-        kernel=f"{_KERNELS}.spherical:multislerp",
     ),
-    MergeMethod(
+    _of_kernel(
         "karcher",
         "mean on the sphere (Karcher, Riemannian centre of mass), equal weights",
         "arXiv 2603.04972; mergekit 0.1.5",
+        "spherical:karcher",
         (
-            MethodParameter("max_iter", "recipe", 10.0, "most iterations", low=1.0, search=(1.0, 20.0)),
-            MethodParameter("tol", "recipe", 1e-5, "stops when the tangent is shorter", low=0.0, search=(1e-6, 1e-4)),
+            number("max_iter", 10.0, "most iterations", (1.0, 20.0), low=1.0),
+            number("tol", 1e-5, "stops when the tangent is shorter", (1e-6, 1e-4)),
         ),
         needs_base=False,
-        kernel=f"{_KERNELS}.spherical:karcher",
     ),
-    MergeMethod(
+    _of_kernel(
         "model_stock",
         "between base and average, as close to the average as the experts agree",
         "Model Stock, arXiv 2403.19522",
+        "consensus:model_stock",
         (switch("filter_wise", False, "one ratio per row rather than one per tensor"),),
         min_models=2,
-        kernel=f"{_KERNELS}.consensus:model_stock",
     ),
-    MergeMethod(
+    _of_kernel(
         "sce",
         "select by variance, weigh by energy, erase the minority sign",
         "SCE (FuseChat), arXiv 2408.07990",
-        (
-            MethodParameter(
-                "select_topk",
-                "recipe",
-                1.0,
-                "fraction of entries with the largest variance that is kept",
-                low=0.0,
-                high=1.0,
-                search=(0.1, 1.0),
-            ),
-        ),
-        kernel=f"{_KERNELS}.consensus:sce",
+        "consensus:sce",
+        (SELECTED,),
     ),
-    MergeMethod(
+    _of_kernel(
         "ram",
         "add what only one expert changed, average what several changed",
-        "Reinforced Agent Merging, arXiv 2601.13572",
-        (MethodParameter("epsilon", "recipe", 1e-5, "changes below this count as none", low=0.0, search=(0.0, 1e-3)),),
-        kernel=f"{_KERNELS}.consensus:ram",
+        _RAM,
+        "consensus:ram",
+        (CHANGED,),
         elementwise=True,
     ),
-    MergeMethod(
+    _of_kernel(
         "ramplus_tl",
         "as ram, with what only one expert changed scaled up by how much of its change is shared",
-        "Reinforced Agent Merging, arXiv 2601.13572",
+        _RAM,
+        "consensus:ram_plus",
         (
-            MethodParameter("r", "recipe", 0.1, "strength of the scaling", low=0.0, search=(0.0, 0.5)),
-            MethodParameter(
-                "alpha", "recipe", 0.2, "largest shared-to-unique ratio that counts", low=0.0, search=(0.0, 1.0)
-            ),
-            MethodParameter("epsilon", "recipe", 1e-5, "changes below this count as none", low=0.0, search=(0.0, 1e-3)),
+            number("r", 0.1, "strength of the scaling", (0.0, 0.5)),
+            number("alpha", 0.2, "largest shared-to-unique ratio that counts"),
+            CHANGED,
         ),
-        kernel=f"{_KERNELS}.consensus:ram_plus",
     ),
-    MergeMethod(
+    _of_kernel(
         "nearswap",
         "move the base towards one expert, by at most t per entry",
-        "mergekit 0.1.5",
-        (MethodParameter("t", "recipe", None, "largest step per entry", low=0.0, search=(0.0, 0.01)),),
+        _MERGEKIT,
+        "linear:nearswap",
+        (number("t", None, "largest step per entry", (0.0, 0.01)),),
         max_models=1,
-        kernel=f"{_KERNELS}.linear:nearswap",
         elementwise=True,
     ),
-    MergeMethod(
+    _of_kernel(
         "passthrough",
         "one model as it is, scaled if wanted",
-        "mergekit 0.1.5",
+        _MERGEKIT,
+        "linear:passthrough",
         (MethodParameter("scale", "model", 1.0, "multiplies the tensor", search=(0.5, 1.5)),),
         needs_base=False,
         max_models=1,
-        kernel=f"{_KERNELS}.linear:passthrough",
         elementwise=True,
     ),
-    MergeMethod(
+    _of_kernel(
         "metrics_weighted",
         "average with weights from each checkpoint's own metric",
         "Metrics-Weighted Averaging, arXiv 2504.18580",
+        "linear:metrics_weighted",
         (
-            MethodParameter("metric", "model", None, "the checkpoint's metric, higher is better", low=0.0),
-            MethodParameter("penalty", "recipe", 1.0, "exponent: above 1 favours the best", low=0.0, search=(0.0, 4.0)),
+            number("metric", None, "the checkpoint's metric, higher is better", scope="model"),
+            number("penalty", 1.0, "exponent: above 1 favours the best", (0.0, 4.0)),
         ),
         needs_base=False,
-        kernel=f"{_KERNELS}.linear:metrics_weighted",
         elementwise=True,
     ),
-    MergeMethod(
+    _of_kernel(
         "tsv_m",
         "concatenate the leading singular vectors of all experts and decorrelate them",
         "Task Singular Vectors, arXiv 2412.00081",
-        (OPTIONAL_WEIGHT, LAMBDA),
-        kernel=f"{_KERNELS}.spectral:tsv_m",
+        "spectral:tsv_m",
+        (weight("multiplies the expert's singular values", 1.0), LAMBDA),
         prepare=f"{_KERNELS}.spectral:leading_singular_vectors",
     ),
-    MergeMethod(
+    _of_kernel(
         "wudi",
         "the task vector with the least interference on every expert's subspace, solved once per pool",
         "WUDI-Merging, arXiv 2503.08099",
+        "spectral:wudi",
         (LAMBDA,),
-        kernel=f"{_KERNELS}.spectral:wudi",
         prepare=f"{_KERNELS}.spectral:least_interference",
     ),
-    MergeMethod(
+    _of_kernel(
         "widen",
         "weigh magnitude and direction of every column by how far each expert moved it",
         "WIDEN, arXiv 2408.03092",
-        (
-            MethodParameter(
-                "above_average_ratio",
-                "recipe",
-                1.0,
-                "columns that moved more than this times the average take part in full",
-                low=0.0,
-                search=(0.5, 3.0),
-            ),
-            MethodParameter("calibration", "recipe", 1.0, "weight of those columns", low=0.0, search=(0.5, 1.0)),
-            LAMBDA,
-        ),
-        kernel=f"{_KERNELS}.disentangled:widen",
+        "disentangled:widen",
+        (FAR_MOVED, number("calibration", 1.0, "weight of those columns", (0.5, 1.0)), LAMBDA),
     ),
-    MergeMethod(
+    _of_loras(
         "lora_cat",
         "concatenate the factors of LoRAs: exactly the weighted sum, ranks add up",
         "LoRA Soups, arXiv 2410.13025",
-        (LORA_WEIGHT, LORA_DENSITY, LORA_ACTIVE),
-        lora="cat",
+        "cat",
     ),
-    MergeMethod(
+    _of_loras(
         "lora_svd",
         "the weighted sum of LoRAs cut back to a rank, with the least squared error",
         "Eckart and Young 1936",
-        (
-            LORA_WEIGHT,
-            LORA_DENSITY,
-            LORA_ACTIVE,
-            MethodParameter(
-                "rank",
-                "recipe",
-                0.0,
-                "rank of every merged module; 0: the largest of its LoRAs",
-                low=0.0,
-                search=(1.0, 64.0),
-            ),
-        ),
-        lora="svd",
+        "svd",
+        number("rank", 0.0, "rank of every merged module; 0: the largest of its LoRAs", (1.0, 64.0)),
     ),
-    MergeMethod(
+    _of_loras(
         "lora_factor",
         "sum the factors of LoRAs apart, A with A and B with B",
         "Evo-Merging, arXiv 2509.12951",
-        (LORA_WEIGHT, LORA_DENSITY, LORA_ACTIVE),
-        lora="factor",
+        "factor",
     ),
 )
 
@@ -486,23 +462,3 @@ def _same_function(first: object, second: object) -> bool:
 
 
 METHODS = MethodRegistry(_METHODS)
-
-
-def methods_table(methods: Mapping[str, MergeMethod] = METHODS) -> str:
-    """The registry as a Markdown table (docs/methods.md holds it, and a test compares)."""
-    lines = [
-        "| method | what it does | base | models | parameters (default) | source |",
-        "| -- | -- | -- | -- | -- | -- |",
-    ]
-    for method in methods.values():
-        base = "needed" if method.needs_base else "optional" if method.optional_base else "no"
-        most = "" if method.max_models is None else str(method.max_models)
-        models = str(method.min_models) if most == str(method.min_models) else f"{method.min_models}-{most}".rstrip("-")
-        models += "+" if method.max_models is None else ""
-        parameters = ", ".join(
-            f"`{parameter.name}{'[expert]' if parameter.scope == 'model' else ''}`"
-            f" ({'required' if parameter.default is None else str(parameter.default).lower()})"
-            for parameter in method.parameters
-        )
-        lines.append(f"| `{method.name}` | {method.summary} | {base} | {models} | {parameters} | {method.source} |")
-    return "\n".join(lines)
