@@ -1,4 +1,4 @@
-"""Texts to tokens and back, each text once.
+"""Texts to tokens and back, with a cache.
 
 Context and continuation are encoded as the LM evaluation harness does (lm-eval 0.4.13), so that
 scores agree with it token by token.
@@ -14,11 +14,11 @@ from mergefront.optimizer.errors import UserError
 Tokens = tuple[int, ...]
 
 MOST_REMEMBERED = 50_000_000
-"""Characters of texts that are remembered; beyond it, everything is forgotten and read anew."""
+"""Characters of texts whose tokens are cached; beyond it the cache is emptied (chosen by hand)."""
 
 
 class Tokenization:
-    """A tokenizer with a memory: requests repeat for every merge, their tokens do not change.
+    """A tokenizer with a cache: every merge is asked the same requests, so each text is tokenised once.
 
     ``add_bos`` forces a BOS token on or off; None leaves it to the tokenizer. A text that begins
     with the BOS token's own text never gets a second one.
@@ -72,7 +72,7 @@ class Tokenization:
         before, whole = self._texts[context], self._texts[context + continuation]
         after = whole[len(before) :]
         if not after and continuation:
-            # The seam vanished in a token of both: score the continuation by itself rather than nothing.
+            # One token spans the seam: the continuation is tokenised by itself.
             self._read_plain([continuation])
             after = self._plain[continuation]
         return before or (self._prefix_token(),), after

@@ -1,4 +1,4 @@
-"""What a model has written for one request so far, and when that ends."""
+"""The state of one generation: its tokens so far, and whether it is done."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from mergefront.adapters.language_model import Generation, GenerationRequest
 from mergefront.adapters.tokenization import Tokenization
 
 
-class Written:
-    """The tokens written for ``request``; ``done`` when there is an end token, a stop string or no room for more."""
+class GenerationState:
+    """The tokens generated for ``request``; ``done`` after an end token, a stop string or the last allowed token."""
 
     def __init__(
         self, request: GenerationRequest, tokenizer: Any, tokenization: Tokenization, ends: Container[int]

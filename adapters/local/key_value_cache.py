@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens that it has read: caches of transformers, and when rows of several become one."""
+"""Key-value caches of transformers, and joining the rows of several."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Linear layers in float32 on a CPU by oneDNN, where torch itself would take another library.
 
 For float32 torch multiplies matrices with the BLAS that it was built with: on x86 MKL, which takes twice as long as
-oneDNN on AMD's processors (docs/benchmarks-evaluation.md). Torch holds both. oneDNN reads weights where they are, so
-that nothing has to follow when they change.
+oneDNN on AMD's processors (docs/benchmarks-evaluation.md). Torch holds both. oneDNN reads the weights in place, so
+a merge that changes them needs no further step.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 LEAST_WEIGHTS = 2**16
-"""Weights of a layer from which oneDNN is quicker however few the rows: reading them from memory takes longest."""
+"""Weights of a layer from which oneDNN is faster for any number of rows: reading the weights takes longest."""
 LEAST_PRODUCTS = 2**21
-"""Multiplications (rows x weights) from which it is quicker for smaller layers; below, its call costs too much."""
+"""Multiplications (rows x weights) from which oneDNN is faster for smaller layers; below, its call costs too much."""
 
 
 def fast_linear_layers(model: torch.nn.Module) -> AbstractContextManager[object]:
-    """A context, to be entered once, in which ``model`` is best asked; it needs no gradients.
+    """Context manager that routes the float32 linear layers of ``model`` to oneDNN; enter it once, without gradients.
 
-    It changes results in their last digits at most, and nothing where oneDNN is missing or the model is elsewhere than
-    on the CPU.
+    Results change in their last digits at most. Nothing changes without oneDNN or for a model that is not on the CPU.
     """
     operator = _operator()
     parameter = next(model.parameters(), None)
@@ -38,9 +37,9 @@ def fast_linear_layers(model: torch.nn.Module) -> AbstractContextManager[object]
 
 @cache
 def _operator() -> Callable[..., torch.Tensor] | None:
-    """oneDNN's linear layer, where torch has it as it is known here; None elsewhere, and where torch has no MKL.
+    """oneDNN's linear layer, or None where torch does not have it or has no MKL to be slower than it.
 
-    It is private to torch, which calls it in compiled models, so that it is tried before it is relied on.
+    The operator is private to torch, which calls it in compiled models, so one call tests that it still works.
     """
     packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if packet is None or platform.machine() not in ("x86_64", "AMD64"):

@@ -1,4 +1,4 @@
-"""A live Hugging Face causal language model, asked in batches.
+"""A live Hugging Face causal language model that answers requests in batches.
 
 Scoring pads on the right: under causal attention what follows a sequence cannot change it, so that
 a batch gives what single requests give. Generation pads on the left and keeps the keys and values
@@ -16,16 +16,14 @@ from typing import Any
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
-from mergefront.adapters.local.generation_state import Written
+from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
-from mergefront.adapters.tokenization import Tokenization
+from mergefront.adapters.tokenization import Tokenization, Tokens
 from mergefront.optimizer.errors import EvaluationError
 
 _log = logging.getLogger(__name__)
-
-Tokens = tuple[int, ...]
 
 
 class HuggingFaceModel:
@@ -65,8 +63,11 @@ class HuggingFaceModel:
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
-        """Exact log-likelihoods. Requests that read the same tokens share one pass (choices of one token), and
-        several continuations of one context share its reading."""
+        """Exact log-likelihoods.
+
+        Requests with the same input tokens share one pass (choices of one token), and several continuations of one
+        context share its pass.
+        """
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
         shared = self._shared(encoded)
         windows = [
@@ -185,12 +186,8 @@ class HuggingFaceModel:
         at_row = [row for row, (_, _, one) in enumerate(places) for _ in one]
         at_place = [place for _, _, one in places for place in range(len(one))]
         chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
-        logprobs, greedy = _token_scores(chosen, [token for _, _, one in places for token in one])
-        start = 0
-        for _, context, one in places:
-            end = start + len(one)
-            shared[context][one] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
-            start = end
+        for (_, context, one), score in zip(places, _scores(chosen, [one for _, _, one in places]), strict=True):
+            shared[context][one] = score
 
     def _positions(self, mask: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """Positions of the last ``length`` tokens under a mask, where the model takes them."""
@@ -247,12 +244,8 @@ class HuggingFaceModel:
         at_row = [index[row] for row, targets in places for _ in targets]
         at_place = [len(row) - len(targets) + k - first for row, targets in places for k in range(len(targets))]
         chosen = logits[torch.tensor(at_row, device=device), torch.tensor(at_place, device=device)].float()
-        logprobs, greedy = _token_scores(chosen, [token for _, targets in places for token in targets])
-        start = 0
-        for row, targets in places:
-            end = start + len(targets)
-            wanted[row][targets] = (float(logprobs[start:end].sum()), bool(greedy[start:end].all()))
-            start = end
+        for (row, targets), score in zip(places, _scores(chosen, [targets for _, targets in places]), strict=True):
+            wanted[row][targets] = score
 
     def _forward(self, tokens: torch.Tensor, keep: torch.Tensor | int, **more: Any) -> Any:
         """One pass that computes logits only for the positions in ``keep`` (an integer: the last ones)."""
@@ -293,7 +286,7 @@ class HuggingFaceModel:
     ) -> None:
         """Generate for one batch (longest prompts first) and put the answers into ``answers``."""
         logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
-        written = [Written(request, self.tokenizer, self._tokenization, self._ends) for _, request in rows]
+        written = [GenerationState(request, self.tokenizer, self._tokenization, self._ends) for _, request in rows]
         active = written
         while True:
             # A step's largest logit is NaN as soon as one of them is.
@@ -344,29 +337,37 @@ class HuggingFaceModel:
         )
 
 
-def _token_scores(logits: torch.Tensor, targets: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target (``n``, from logits ``n x vocabulary``), and whether it is the likeliest token."""
-    target = torch.tensor(targets, device=logits.device)
+def _scores(logits: torch.Tensor, continuations: Sequence[Tokens]) -> Iterator[tuple[float, bool]]:
+    """Log-probability of each continuation, and whether each of its tokens is the likeliest.
+
+    ``logits`` (``n x vocabulary``) are those before each token, of the continuations one after the other.
+    """
+    target = torch.tensor([token for one in continuations for token in one], device=logits.device)
     logprobs = (logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(1)).double().cpu()
     if not bool(torch.isfinite(logprobs).all()):
         raise EvaluationError("the merged model's log-probabilities are not finite", kind="not finite")
-    return logprobs, (logits.argmax(1) == target).cpu()
+    greedy = (logits.argmax(1) == target).cpu()
+    start = 0
+    for one in continuations:
+        end = start + len(one)
+        yield float(logprobs[start:end].sum()), bool(greedy[start:end].all())
+        start = end
 
 
 _SHORTEST_SHARED = 8
-"""Tokens of a context from which reading it once pays for a second pass."""
+"""Tokens of a context from which computing it once pays for a second pass (chosen by hand)."""
 _GENERATED_ROWS = 4
-"""Times ``max_rows``: generating, each row of a batch is one token, and reading the weights takes longest."""
+"""Times ``max_rows``: a step of generation reads one token a row, and reading the weights takes longest."""
 _LIKE_LENGTH = 0.9
-"""Length of the shortest of the prompts that are read together, in that of the longest."""
+"""Least length of a prompt in a batch, as a share of the batch's longest (chosen by hand)."""
 _LEAST_READ = 256
-"""Tokens from which a pass keeps a processor busy."""
+"""Tokens from which a pass keeps a processor busy (chosen by hand)."""
 _MAX_LOGITS = 2**27
 """Most float32 logits that one scoring batch gathers: 512 MiB."""
 
 
 def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Slices of rows (longest first) to be read together: little of one is padding, and each is a pass worth making."""
+    """Slices of rows (longest first) that one pass each reads, with little padding and enough tokens to pay."""
     start = 0
     for end in range(1, len(lengths)):
         if lengths[end] < _LIKE_LENGTH * lengths[start] and (end - start) * lengths[start] >= _LEAST_READ:

@@ -1,6 +1,6 @@
-"""The beginning that all rows of a call have in common (instructions, few-shot examples), read once.
+"""The prefix that all rows of a call share (instructions, few-shot examples), computed once.
 
-Its keys and values are copied for every batch that goes on from it; rows then hold only what is their own.
+Its keys and values are copied for every batch; rows then hold only the tokens after the prefix.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-Tokens = tuple[int, ...]
+from mergefront.adapters.tokenization import Tokens
 
 LEAST_SAVED = 128
-"""Tokens that need not be read again from which a shared beginning pays for a pass of its own."""
+"""Saved tokens from which a shared prefix pays for a forward pass of its own (chosen by hand)."""
 
 
 def common_length(rows: Sequence[Tokens], most: int) -> int:
@@ -29,7 +29,7 @@ def common_length(rows: Sequence[Tokens], most: int) -> int:
 
 
 class Prefix:
-    """Tokens that were read, and the model's cache of them (one row). An empty one stands for no shared beginning."""
+    """Tokens and the model's cache of them (one row); empty where rows share no prefix."""
 
     def __init__(self, tokens: Tokens = (), cache: Any = None) -> None:
         self.tokens = tokens

@@ -5,8 +5,8 @@
     rank r  a matrix d (m x n) as its r leading singular triples: r (m + n) bfloat16 numbers; vectors, and
             matrices that would not get smaller, stay as they are
 
-Both are approximations of the experts; how good they are is measured while they are made
-(``relative_error``), and depends on the experts.
+Both approximate the experts. Their error is measured while they are made (``CompressionError``); it depends
+on the experts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The resident merge engine: base and experts stay in memory, a candidate is written in place.
 
-A candidate reads K + 1 tensors and writes one; nothing is reloaded, and tensors whose coefficients
-did not change since the last merge into the same targets are left as they are. The same engine
-streams: with ``resident=False`` tensors come from memory-mapped files one at a time.
+A candidate reads K + 1 tensors and writes one. Nothing is reloaded, and tensors whose coefficients
+did not change since the last merge into the same targets are left as they are. With
+``resident=False`` the engine streams: tensors come from memory-mapped files one at a time.
 """
 
 from __future__ import annotations

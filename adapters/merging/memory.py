@@ -12,10 +12,10 @@ _ON_CPU, _ELSEWHERE = 3 << 13, 1 << 26
 
 
 def stretch(device: torch.device) -> int:
-    """How many entries to work on at once where what is made of them would not all fit into memory, or the cache.
+    """How many entries to work on at once, so that intermediate results fit into memory, or the cache.
 
     On a CPU below the 32768 entries from which torch splits an operation over threads: on a busy machine waiting for
-    those threads costs more than they save. A GPU has to be given many, or it waits for the next call.
+    those threads costs more than they save. A GPU gets many entries, so that it does not wait for the next call.
     """
     return _ON_CPU if device.type == "cpu" else _ELSEWHERE
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 METHOD = "method"
+"""The name under which the merge method itself is searched when a space has several."""
 SPARSIFIERS: Mapping[str, Sparsifier] = {
     "none": "none",
     "magnitude": "magnitude",
@@ -23,8 +24,7 @@ SPARSIFIERS: Mapping[str, Sparsifier] = {
     "bernoulli": "bernoulli",
     "rank": "bernoulli",
 }
-"""What the entries that a method drops are chosen by, as far as its density is concerned."""
-"""The name under which the merge method itself is searched when a space has several."""
+"""What a method's density does to a task vector, by the method's sparsifier."""
 
 
 @dataclass(frozen=True)

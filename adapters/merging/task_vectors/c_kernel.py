@@ -1,8 +1,7 @@
 """The fused merge kernel, compiled once by the machine's own C compiler and kept in the user's cache folder.
 
-A compiler takes two seconds for it, at the first merge on a machine; what it made is found again by a hash of
-the source, the compiler and the processor. Without a compiler there is no kernel, and merging is done by torch's
-operations, with the same result.
+Compiling takes two seconds, at the first merge on a machine. The library is found again by a hash of the source, the
+compiler and the processor. Without a compiler torch's operations merge instead, with the same result.
 """
 
 from __future__ import annotations
