@@ -13,27 +13,20 @@ from typing import Any
 import numpy as np
 from cmaes import CMA
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.encoding import Encoder
-from mergefront.optimizer.samplers.common.history import is_told
-from mergefront.optimizer.search.attributes import (
-    is_outside_space,
-    proposal_stage,
-    proposed_params,
-    read_search_space,
-    write_proposal,
-)
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told
+from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed
 
 STAGE = "cma-es"
 
 
-class CmaEsSampler(BaseSampler):
+class CmaEsSampler(ReplayableSampler):
     """Covariance matrix adaptation on the numeric parameters, of which it needs two; others are drawn at random.
 
     Args:
@@ -55,60 +48,31 @@ class CmaEsSampler(BaseSampler):
     ) -> None:
         if sigma <= 0.0:
             raise UserError(f"sigma {sigma} must be positive")
-        self._seed = seed
-        self._search_space = None if search_space is None else dict(search_space)
+        super().__init__(seed=seed, search_space=search_space)
         self._sigma = sigma
         self._population_size = population_size
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         _check_single_objective(study)
-        space = self._search_space if self._search_space is not None else read_search_space(study)
-        if space is None:
-            finished = [
-                other
-                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                if other.number < trial.number and not is_outside_space(other)
-            ]
-            space = intersection_search_space(finished)
-        return {
-            name: distribution
-            for name, distribution in space.items()
-            if not distribution.single() and not isinstance(distribution, CategoricalDistribution)
-        }
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        _check_single_objective(study)
         numeric = {
             name: distribution
-            for name, distribution in search_space.items()
+            for name, distribution in super().infer_relative_search_space(study, trial).items()
             if not isinstance(distribution, CategoricalDistribution)
         }
-        if len(numeric) < 2:
-            return {}
-        encoder = Encoder(numeric)
-        told = [
-            other
-            for other in study.get_trials(deepcopy=False)
-            if other.number < trial.number
-            and is_told(other)
-            and not is_outside_space(other)
-            and encoder.contains(proposed_params(other))
-        ]
-        optimiser = self._replayed(sorted(told, key=lambda other: other.number), encoder, study.direction)
-        optimiser.reseed_rng(derive_seed(self._seed, trial.number, STAGE) % 2**32)
-        params = encoder.decode(encoder.snap(optimiser.ask()[None, :])[0])
-        write_proposal(study, trial, STAGE, params)
-        return params
+        return numeric if len(numeric) > 1 else {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         _check_single_objective(study)
-        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
-        encoder = Encoder({param_name: param_distribution})
-        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        earlier = earlier_trials(study, trial.number)
+        told = [other for other in earlier if is_told(other) and is_inside(other, encoder)]
+        optimiser = self._replayed(told, encoder, study.direction)
+        optimiser.reseed_rng(derive_seed(self._seed, trial.number, STAGE) % 2**32)
+        return Suggestion(STAGE, encoder.decode(encoder.snap(optimiser.ask()[None, :])[0]))
 
     def _replayed(self, told: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> CMA:
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0

@@ -10,26 +10,21 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.samplers._ga import BaseGASampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
-from mergefront.optimizer.search.attributes import (
-    is_anchor,
-    is_outside_space,
-    read_search_space,
-    write_proposal,
-)
+from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
 from mergefront.optimizer.search.study_view import study_view
 from mergefront.optimizer.seeding import derive_seed
 
 
-class OptunaSampler(BaseSampler):
+class OptunaSampler(ReplayableSampler):
     """One of Optuna's samplers, seeded by the trial's number.
 
     Args:
@@ -48,17 +43,15 @@ class OptunaSampler(BaseSampler):
         search_space: Mapping[str, BaseDistribution] | None = None,
         joint: bool = True,
     ) -> None:
+        super().__init__(seed=seed, search_space=search_space)
         self._make = make
-        self._seed = seed
-        self._search_space = None if search_space is None else dict(search_space)
         self._joint = joint
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self._search_space if self._search_space is not None else read_search_space(study)
+        if self._joint and self._declared_space(study) is not None:
+            return super().infer_relative_search_space(study, trial)
         inner = self._inner(trial)
-        if space is None or not self._joint:
-            return inner.infer_relative_search_space(_view(study, inner), trial)
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+        return inner.infer_relative_search_space(_view(study, inner), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -86,37 +79,16 @@ class OptunaSampler(BaseSampler):
         return self._make(derive_seed(self._seed, trial.number, *purpose) % 2**32)
 
 
-class SobolSampler(BaseSampler):
+class SobolSampler(ReplayableSampler):
     """A scrambled Sobol sequence, addressed by the trial's number."""
 
-    def __init__(self, *, seed: int, search_space: Mapping[str, BaseDistribution] | None = None) -> None:
-        self._seed = seed
-        self._search_space = None if search_space is None else dict(search_space)
+    def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        # The first trial shows which parameters there are; later ones keep to its order.
+        first = next((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), None)
+        return {} if first is None else first.distributions
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self._search_space if self._search_space is not None else read_search_space(study)
-        if space is None:
-            # The first trial shows which parameters there are; later ones keep to its order.
-            first = next((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), None)
-            space = {} if first is None else first.distributions
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if not search_space:
-            return {}
-        encoder = Encoder(search_space)
-        params = encoder.decode(sobol_points(encoder, self._seed, trial.number, 1)[0])
-        write_proposal(study, trial, "sobol", params)
-        return params
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
-        encoder = Encoder({param_name: param_distribution})
-        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        return Suggestion("sobol", encoder.decode(sobol_points(encoder, self._seed, trial.number, 1)[0]))
 
 
 def _view(study: Study, inner: BaseSampler) -> Study:

@@ -136,6 +136,7 @@ class Encoder:
             width = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1
             parameters.append(_Parameter(name, distribution, slice(start, start + width)))
             start += width
+        self.space = dict(space)
         self._parameters = tuple(parameters)
         self.dimension = start
         """Number of columns, d."""

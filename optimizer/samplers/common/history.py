@@ -12,9 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposed_params
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,8 @@ class History:
     """On the front of a long study, but left out of ``told`` (``representatives``)."""
 
 
-def read_history(trials: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:
-    """The history of trial ``number``; trials with a larger number are ignored."""
-    earlier = sorted((trial for trial in trials if trial.number < number), key=lambda trial: trial.number)
+def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:
+    """The history of trial ``number``, from the trials before it (``earlier_trials``)."""
     ranked = [trial for trial in earlier if not _is_extra(trial)]
     position = len(ranked)
     slot = (position - initial) % batch if position >= initial else 0
@@ -59,6 +64,23 @@ def read_history(trials: Sequence[FrozenTrial], number: int, initial: int, batch
         if trial.number in mate_numbers or trial.state in (TrialState.RUNNING, TrialState.WAITING)
     )
     return History(position, slot, round_start, told, anchors, pending, tuple(earlier))
+
+
+def earlier_trials(study: Study, number: int) -> list[FrozenTrial]:
+    """All trials with a smaller number, in order, whatever has become of them."""
+    trials = study.get_trials(deepcopy=False)
+    return sorted((trial for trial in trials if trial.number < number), key=lambda trial: trial.number)
+
+
+def is_inside(trial: FrozenTrial, encoder: Encoder) -> bool:
+    """Whether the trial is a point of the space, as far as is known."""
+    return not is_outside_space(trial) and encoder.contains(proposed_params(trial))
+
+
+def points_of(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
+    """Those of the trials that are points of the space, encoded: ``n x d``."""
+    points = [encoder.encode(proposed_params(trial)) for trial in trials if is_inside(trial, encoder)]
+    return np.array(points).reshape(-1, encoder.dimension)
 
 
 def is_told(trial: FrozenTrial) -> bool:

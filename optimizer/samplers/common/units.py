@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
@@ -19,6 +20,14 @@ TAIL = 0.5
 """Below the reference point, differences beyond this size are compressed logarithmically."""
 FLOOR = -3.0
 """No value counts as worse than this."""
+LARGEST = 1e150
+"""Values are clipped to this magnitude, so that their sums, squares and differences stay finite."""
+
+
+def values_of(trials: Sequence[FrozenTrial], objectives: int) -> Array:
+    """The raw values of finished trials, ``n x m``."""
+    values = np.array([trial.values for trial in trials], dtype=float).reshape(-1, objectives)
+    return np.asarray(np.clip(values, -LARGEST, LARGEST))
 
 
 def normaliser_for(

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
 from mergefront.optimizer.samplers.common.encoding import Encoder
-from mergefront.optimizer.samplers.common.history import is_told
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_told
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
-from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
+from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
-from mergefront.optimizer.search.attributes import (
-    is_anchor,
-    is_outside_space,
-    proposal_stage,
-    proposed_params,
-    read_search_space,
-    write_proposal,
-)
+from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -39,15 +29,13 @@ Variant = Literal["default", "paper", "lorahub", "joint"]
 
 VARIANTS: tuple[Variant, ...] = ("default", "paper", "lorahub", "joint")
 PAPER_PENALTY = 0.05
-LARGEST = 1e150
-"""Values are clipped to this magnitude, so that their sums, squares and differences stay finite."""
 PREFILTER_ABOVE = 32
 """Pools of more LoRAs than this are reduced to as many by default, in the default variant."""
 KEPT = "mergefront:kept_loras"
 """Trial system attribute: the LoRAs that the prefilter kept, when it left some out."""
 
 
-class EvoMergingSampler(BaseSampler):
+class EvoMergingSampler(ReplayableSampler):
     """Search for the merge of a pool of LoRAs (Evo-Merging, arXiv 2509.12951), and for numbers in general.
 
     >>> study = optuna.create_study(direction="minimize", sampler=EvoMergingSampler(seed=0))
@@ -119,10 +107,8 @@ class EvoMergingSampler(BaseSampler):
         if preferences is not None:
             usable = all(0.0 <= share < math.inf for share in preferences) and sum(preferences) > 0.0
             _check("preferences", list(preferences), usable, "numbers of at least 0, not all 0")
-        self._seed = secrets.randbits(62) if seed is None else int(seed)
-        self._search_space = None if search_space is None else dict(search_space)
+        super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._preferences = preferences
-        self._ranges = ranges
         self._top = PREFILTER_ABOVE if top is None and variant == "default" else top
         fallback = 0.0 if variant == "default" else PAPER_PENALTY
         penalties = Penalties(
@@ -140,42 +126,21 @@ class EvoMergingSampler(BaseSampler):
             options = EvolutionOptions(population, sigma, first_stage, patience, separable)
             self._search = StagedEvolution(STAGES[variant], options, penalties)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self._search_space if self._search_space is not None else read_search_space(study)
-        if space is None:
-            finished = [
-                other
-                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                if other.number < trial.number and not is_outside_space(other)
-            ]
-            space = intersection_search_space(finished)
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if not search_space:
-            return {}
-        published = proposed_params(trial)
-        if Encoder(search_space).contains(published):
-            # The trial of a process that died after proposing: the proposal stands.
-            return {name: published[name] for name in search_space}
-        numeric = _numeric(search_space)
-        with one_blas_thread():
-            stage, params = self._propose(study, trial, numeric) if numeric else ("random", {})
-        for name, distribution in search_space.items():
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        numeric = {name: d for name, d in encoder.space.items() if not isinstance(d, CategoricalDistribution)}
+        stage, params = self._numeric_point(study, trial, numeric) if numeric else ("random", {})
+        for name, distribution in encoder.space.items():
             if name not in params:
                 params[name] = self.sample_independent(study, trial, name, distribution)
-        write_proposal(study, trial, stage, params)
-        return params
+        return Suggestion(stage, params)
 
-    def _propose(
+    def _numeric_point(
         self, study: Study, trial: FrozenTrial, numeric: Mapping[str, BaseDistribution]
     ) -> tuple[str, dict[str, Any]]:
         if self._coefficients is None or self._coefficients[0] != numeric:
             self._coefficients, self._points = (dict(numeric), read_coefficients(numeric)), {}
         coefficients = self._coefficients[1]
-        others = [other for other in study.get_trials(deepcopy=False) if other.number < trial.number]
+        others = earlier_trials(study, trial.number)
         trials = self._trials(study, others, coefficients)
         kept = self._kept(others, trials, coefficients)
         if isinstance(self._search, StagedEvolution):
@@ -189,13 +154,6 @@ class EvoMergingSampler(BaseSampler):
         if len(kept) < len(coefficients.loras):
             study._storage.set_trial_system_attr(trial._trial_id, KEPT, list(kept))
         return stage, coefficients.encoder.decode(point)
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
-        encoder = Encoder({param_name: param_distribution})
-        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
 
     def _kept(
         self, others: Sequence[FrozenTrial], trials: Sequence[PoolTrial], coefficients: Coefficients
@@ -211,7 +169,7 @@ class EvoMergingSampler(BaseSampler):
     def _trials(self, study: Study, others: Sequence[FrozenTrial], coefficients: Coefficients) -> list[PoolTrial]:
         """The earlier trials that are points of the space, in order of number."""
         inside, points = [], []
-        for other in sorted(others, key=lambda other: other.number):
+        for other in others:
             point = None if is_outside_space(other) else self._point(proposed_params(other), coefficients.encoder)
             if point is not None:
                 inside.append(other)
@@ -239,23 +197,18 @@ class EvoMergingSampler(BaseSampler):
     def _losses(self, study: Study, others: Sequence[FrozenTrial], inside: Sequence[FrozenTrial]) -> list[float]:
         """One number to minimise per trial, NaN where there is none."""
         m = len(study.directions)
-        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
         told = [i for i, trial in enumerate(inside) if is_told(trial)]
         losses = np.full(len(inside), math.nan)
         if not told:
             return losses.tolist()
-        values = np.clip(np.array([inside[i].values for i in told], dtype=float), -LARGEST, LARGEST)
+        values = values_of([inside[i] for i in told], m)
         if m == 1:
-            losses[told] = -values[:, 0] if maximise[0] else values[:, 0]
+            losses[told] = -values[:, 0] if maximised(study)[0] else values[:, 0]
             return losses.tolist()
+        check_length("preferences", self._preferences, study)
         shares = np.array([1.0] * m if self._preferences is None else list(self._preferences), dtype=float)
-        if len(shares) != m:
-            raise UserError(f"preferences has {len(shares)} entries, but the study has {m} objectives")
-        if self._ranges is not None and len(self._ranges) != m:
-            raise UserError(f"ranges has {len(self._ranges)} entries, but the study has {m} objectives")
         reference = _unit_trials(others) or [inside[i] for i in told[: m + 1]]
-        anchors = np.array([trial.values for trial in reference], dtype=float).reshape(-1, m)
-        normalised = normalise(normaliser_for(maximise, anchors, self._ranges), values)
+        normalised = normalise(self._normaliser(study, reference), values)
         losses[told] = (1.0 - normalised) @ (shares / shares.sum())
         return losses.tolist()
 
@@ -269,14 +222,6 @@ def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _is_design(trial: FrozenTrial) -> bool:
     return proposal_stage(trial) == "design"
-
-
-def _numeric(space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    return {
-        name: distribution
-        for name, distribution in space.items()
-        if not distribution.single() and not isinstance(distribution, CategoricalDistribution)
-    }
 
 
 def _check(name: str, value: object, holds: bool, wanted: str) -> None:

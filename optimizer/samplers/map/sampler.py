@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
 from mergefront.optimizer.samplers.common.encoding import Encoder
-from mergefront.optimizer.samplers.common.history import is_told
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told, points_of
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
-from mergefront.optimizer.samplers.common.units import compress_tail, normalise, normaliser_for
+from mergefront.optimizer.samplers.common.units import compress_tail, normalise, values_of
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
 from mergefront.optimizer.samplers.map.quadratic import QuadraticModel, coefficient_count, fit_quadratic
 from mergefront.optimizer.samplers.map.tournament import next_point
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.scores.pareto import nondominated
-from mergefront.optimizer.search.attributes import (
-    is_anchor,
-    is_outside_space,
-    proposed_params,
-    read_search_space,
-    write_proposal,
-)
+from mergefront.optimizer.search.attributes import is_anchor
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
 
 MOST_STARTUP = 60
 """The surrogate is regularised, so that large spaces need not wait for as many trials as it has coefficients."""
-LARGEST = 1e150
 GENERATIONS, POPULATION, RAW = 40, 100, 512
 
 
-class MAPSampler(BaseSampler):
+class MAPSampler(ReplayableSampler):
     """Amortised Pareto fronts (MAP, arXiv 2406.07529): a quadratic with a sigmoid link per objective.
 
     >>> study = optuna.create_study(directions=["maximize"] * 2, sampler=MAPSampler(seed=0))
@@ -86,59 +75,22 @@ class MAPSampler(BaseSampler):
             raise UserError(f"n_startup {n_startup} must be at least 2")
         if refine < 0:
             raise UserError(f"refine {refine} must not be negative")
-        self._seed = secrets.randbits(62) if seed is None else int(seed)
-        self._search_space = None if search_space is None else dict(search_space)
+        super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._n_startup = n_startup
         self._nested = nested
         self._link = link
         self._refine = refine
-        self._ranges = ranges
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self._search_space if self._search_space is not None else read_search_space(study)
-        if space is None:
-            finished = [
-                other
-                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                if other.number < trial.number and not is_outside_space(other)
-            ]
-            space = intersection_search_space(finished)
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        stage, point = self._staged_point(study, trial.number, encoder)
+        return Suggestion(stage, encoder.decode(point))
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if not search_space:
-            return {}
-        encoder = Encoder(search_space)
-        published = proposed_params(trial)
-        if encoder.contains(published):
-            # The trial of a process that died after proposing: the proposal stands.
-            return {name: published[name] for name in search_space}
-        with one_blas_thread():
-            stage, point = self._propose(study, trial.number, search_space, encoder)
-        params = encoder.decode(point)
-        write_proposal(study, trial, stage, params)
-        return params
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
-        encoder = Encoder({param_name: param_distribution})
-        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
-
-    def _propose(
-        self, study: Study, number: int, space: Mapping[str, BaseDistribution], encoder: Encoder
-    ) -> tuple[str, Array]:
-        earlier = sorted(
-            (trial for trial in study.get_trials(deepcopy=False) if trial.number < number),
-            key=lambda trial: trial.number,
-        )
-        inside = [t for t in earlier if not is_outside_space(t) and encoder.contains(proposed_params(t))]
+    def _staged_point(self, study: Study, number: int, encoder: Encoder) -> tuple[str, Array]:
+        earlier = earlier_trials(study, number)
+        inside = [trial for trial in earlier if is_inside(trial, encoder)]
         told = [trial for trial in inside if is_told(trial)]
-        if self._nested and not any(isinstance(d, CategoricalDistribution) for d in space.values()):
-            point = self._match_point(study, read_coefficients(space), inside, earlier)
+        if self._nested and not any(isinstance(d, CategoricalDistribution) for d in encoder.space.values()):
+            point = self._match_point(study, read_coefficients(encoder.space), inside, earlier)
             if point is not None:
                 return "match", point
         startup = self._n_startup
@@ -147,11 +99,11 @@ class MAPSampler(BaseSampler):
         if len(told) < 2 or (len(inside) < startup and not self._nested):
             return "sobol", sobol_points(encoder, self._seed, number, 1)[0]
         values, reference = self._values(study, told, earlier)
-        x = self._points(told, encoder)
+        x = _points(told, encoder)
         models = [fit_quadratic(x, values[:, j], self._link) for j in range(values.shape[1])]
         rng = np.random.default_rng(derive_seed(self._seed, number, "front"))
         front = amortised_front(models, x[nondominated(values)], encoder, rng)
-        taken = {row.tobytes() for row in self._points(inside, encoder)}
+        taken = {row.tobytes() for row in _points(inside, encoder)}
         fresh = np.array([row.tobytes() not in taken for row in front], dtype=bool)
         if not fresh.any():
             return "fallback", sobol_points(encoder, self._seed, number, 1)[0]
@@ -160,7 +112,7 @@ class MAPSampler(BaseSampler):
         if self._refine and (number % self._refine) == self._refine - 1:
             # Uncertainties add up in the one unit that all objectives share.
             return "refine", front[int(np.argmax(sum(deviation for _, deviation in predicted)))]
-        pending = self._points([trial for trial in inside if not trial.state.is_finished()], encoder)
+        pending = _points([trial for trial in inside if not trial.state.is_finished()], encoder)
         expected = np.stack([model.predict(pending)[0] for model in models], axis=1)
         means = np.stack([mean for mean, _ in predicted], axis=1)
         return "front", front[_most_promising(means, np.concatenate([values, expected]), reference)]
@@ -173,7 +125,7 @@ class MAPSampler(BaseSampler):
         earlier: Sequence[FrozenTrial],
     ) -> Array | None:
         """The next point of the tournament; None when it is over."""
-        points = self._points(inside, coefficients.encoder)
+        points = _points(inside, coefficients.encoder)
         told = [i for i, trial in enumerate(inside) if is_told(trial)]
         values: Mapping[bytes, Array] = {}
         if told:
@@ -184,18 +136,14 @@ class MAPSampler(BaseSampler):
     def _values(self, study: Study, told: Sequence[FrozenTrial], earlier: Sequence[FrozenTrial]) -> tuple[Array, Array]:
         """Values (``n x m``) and reference point (``m``) in the common unit, collapsed merges squeezed."""
         m = len(study.directions)
-        if self._ranges is not None and len(self._ranges) != m:
-            raise UserError(f"ranges has {len(self._ranges)} entries, but the study has {m} objectives")
-        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
         anchors = [trial for trial in earlier if is_anchor(trial) and is_told(trial)] or told
-        raw = [np.clip(np.array([t.values for t in some], dtype=float), -LARGEST, LARGEST) for some in (anchors, told)]
         reference = np.full(m, REFERENCE)
-        return compress_tail(normalise(normaliser_for(maximise, raw[0], self._ranges), raw[1]), reference), reference
+        normalised = normalise(self._normaliser(study, anchors), values_of(told, m))
+        return compress_tail(normalised, reference), reference
 
-    @staticmethod
-    def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
-        points = [encoder.encode(proposed_params(trial)) for trial in trials]
-        return encoder.snap(np.array(points).reshape(-1, encoder.dimension))
+
+def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
+    return encoder.snap(points_of(trials, encoder))
 
 
 def amortised_front(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,19 +11,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
-from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
-from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
 from mergefront.optimizer.samplers.common.encoding import Encoder
-from mergefront.optimizer.samplers.common.history import History, read_history
+from mergefront.optimizer.samplers.common.history import History, earlier_trials, is_inside, points_of, read_history
 from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.surrogate import Surrogate
-from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
+from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, Preset
@@ -43,11 +40,8 @@ from mergefront.optimizer.search.attributes import (
     is_anchor,
     is_feasible,
     is_outside_space,
-    proposed_params,
-    read_search_space,
     standard_errors,
     violation_errors,
-    write_proposal,
 )
 from mergefront.optimizer.seeding import derive_seed
 
@@ -60,7 +54,7 @@ PAPER_STARTUP = 10
 PAPER_BATCH = 5
 
 
-class MMMOSampler(BaseSampler):
+class MMMOSampler(ReplayableSampler):
     """Multi-objective Bayesian optimisation of model merges (MM-MO, arXiv 2407.00487), and of anything else.
 
     >>> study = optuna.create_study(directions=["maximize"] * 3, sampler=MMMOSampler(seed=0))
@@ -129,13 +123,11 @@ class MMMOSampler(BaseSampler):
             raise UserError(f"batch {batch} must be at least 1")
         if n_startup is not None and n_startup < 0:
             raise UserError(f"n_startup {n_startup} must not be negative")
-        self._seed = secrets.randbits(62) if seed is None else int(seed)
+        super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._variant = variant
-        self._search_space = None if search_space is None else dict(search_space)
         self._anchors = tuple(dict(anchor) for anchor in anchors)
         self._n_startup = n_startup
         self._batch = batch or (PAPER_BATCH if variant == "paper" else 1)
-        self._ranges = ranges
         self._reference_point = reference_point
         self._task_objectives = task_objectives
         self._fisher_screen = fisher_screen
@@ -146,71 +138,38 @@ class MMMOSampler(BaseSampler):
         self._last_surrogate: tuple[str, Surrogate] | None = None
         self._last_paper_round: tuple[str, Array] | None = None
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        space = self._search_space if self._search_space is not None else read_search_space(study)
-        if space is None:
-            finished = [
-                other
-                for other in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                if other.number < trial.number and not is_outside_space(other)
-            ]
-            space = intersection_search_space(finished)
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        if not search_space:
-            return {}
-        encoder = Encoder(search_space)
-        published = proposed_params(trial)
-        if encoder.contains(published):
-            # The trial of a process that died after proposing: the proposal stands.
-            return {name: published[name] for name in search_space}
-        with one_blas_thread():
-            stage, params, improvement = self._propose(study, trial.number, encoder)
-        write_proposal(study, trial, stage, params, improvement)
-        return params
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
-        encoder = Encoder({param_name: param_distribution})
-        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
-
-    def _propose(self, study: Study, number: int, encoder: Encoder) -> tuple[str, dict[str, Any], float | None]:
-        """Stage, parameters and, from a model, the expected improvement of the hypervolume."""
-        trials = study.get_trials(deepcopy=False)
-        startup = self._startup(trials, number, encoder)
-        initial = len(self._anchors) + startup
-        history = read_history(trials, number, initial, self._batch)
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        earlier = earlier_trials(study, trial.number)
+        initial = len(self._anchors) + self._startup(earlier, encoder)
+        history = read_history(earlier, trial.number, initial, self._batch)
         if history.position < len(self._anchors):
             anchor = self._anchors[history.position]
             if encoder.contains(anchor):
-                return "anchor", encoder.decode(encoder.encode(anchor)), None
+                return Suggestion("anchor", encoder.decode(encoder.encode(anchor)))
             logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
-        history = limited(history, [direction == StudyDirection.MAXIMIZE for direction in study.directions])
+        history = limited(history, maximised(study))
         situation = self._situation(study, history, encoder)
         if history.position >= initial and len(situation.x) >= 2:
             try:
                 situation = replace(situation, feasibility=self._feasibility(history, encoder))
                 proposed = self._model_point(situation, history)
             except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
-                logger.warning("trial %d: no surrogate could be fitted (%s), a Sobol point instead", number, error)
+                logger.warning(
+                    "trial %d: no surrogate could be fitted (%s), a Sobol point instead", trial.number, error
+                )
             else:
                 if proposed is not None:
-                    return "model", encoder.decode(proposed.point), proposed.improvement
+                    return Suggestion("model", encoder.decode(proposed.point), proposed.improvement)
         stage = "sobol" if history.position < initial else "fallback"
         index = max(history.position - len(self._anchors), 0)
-        return stage, encoder.decode(fresh_point(situation, self._seed, index)), None
+        return Suggestion(stage, encoder.decode(fresh_point(situation, self._seed, index)))
 
-    def _startup(self, trials: Sequence[FrozenTrial], number: int, encoder: Encoder) -> int:
+    def _startup(self, earlier: Sequence[FrozenTrial], encoder: Encoder) -> int:
         if self._n_startup is not None:
             return self._n_startup
         if self._variant == "paper":
             return PAPER_STARTUP
-        flagged = [trial.params for trial in trials if trial.number < number and is_anchor(trial)]
+        flagged = [trial.params for trial in earlier if is_anchor(trial)]
         anchors = [*flagged, *self._anchors]
         points = [encoder.encode(params) for params in anchors if encoder.contains(params)]
         return startup_size(encoder.parameters, len(anchors), points)
@@ -235,8 +194,8 @@ class MMMOSampler(BaseSampler):
     def _paper_round(self, situation: Situation, surrogate: Surrogate, history: History, seed: int) -> Array:
         """The round's points, the same for every member: what happened since it began is left out."""
         mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
-        before = self._points([t for t in history.pending if t.number not in mates], situation.encoder)
-        taken = self._points([t for t in history.earlier if t.number not in mates], situation.encoder)
+        before = points_of([t for t in history.pending if t.number not in mates], situation.encoder)
+        taken = points_of([t for t in history.earlier if t.number not in mates], situation.encoder)
         shared = replace(situation, pending=before, taken=taken)
         key = _digest(
             shared.x, shared.y, shared.noise_variance, shared.reference, before, taken, np.array([seed], dtype=float)
@@ -252,33 +211,31 @@ class MMMOSampler(BaseSampler):
         return cached[1]
 
     def _situation(self, study: Study, history: History, encoder: Encoder) -> Situation:
-        maximise = [direction == StudyDirection.MAXIMIZE for direction in study.directions]
-        m = len(maximise)
-        _check_length("ranges", self._ranges, m)
-        _check_length("reference_point", self._reference_point, m)
-        normaliser = normaliser_for(maximise, _values(history.anchors, m), self._ranges)
+        m = len(study.directions)
+        check_length("reference_point", self._reference_point, study)
+        normaliser = self._normaliser(study, history.anchors)
         if self._reference_point is None:
             reference = np.full(m, REFERENCE)
         else:
             reference = normalise(normaliser, np.array([self._reference_point], dtype=float))[0]
-        inside = [trial for trial in history.told if _inside(trial, encoder)]
+        inside = [trial for trial in history.told if is_inside(trial, encoder)]
         outside = [trial for trial in history.told if is_outside_space(trial) and is_feasible(trial)]
         outside.extend(history.front_beyond)
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
         return Situation(
             encoder=encoder,
             features=self._features(encoder),
-            x=self._points(inside, encoder),
-            y=normalise(normaliser, _values(inside, m)),
+            x=points_of(inside, encoder),
+            y=normalise(normaliser, values_of(inside, m)),
             noise_variance=(errors / np.array(normaliser.scales)) ** 2,
-            outside=normalise(normaliser, _values(outside, m)),
-            pending=self._points(history.pending, encoder),
-            taken=self._points(history.earlier, encoder),
+            outside=normalise(normaliser, values_of(outside, m)),
+            pending=points_of(history.pending, encoder),
+            taken=points_of(history.earlier, encoder),
             reference=reference,
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
-        inside = [trial for trial in history.told if _inside(trial, encoder)]
+        inside = [trial for trial in history.told if is_inside(trial, encoder)]
         names = sorted({name for trial in inside for name in trial.constraints})
         if not names:
             return None
@@ -287,26 +244,12 @@ class MMMOSampler(BaseSampler):
             reporting = [trial for trial in inside if name in trial.constraints]
             errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
             values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
-            told = Violations(self._features(encoder)(self._points(reporting, encoder)), values, errors**2)
+            told = Violations(self._features(encoder)(points_of(reporting, encoder)), values, errors**2)
             processes.append(fit_violations(told))
         return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
 
     def _features(self, encoder: Encoder) -> MergeFeatures:
         return MergeFeatures(encoder, self._rule, self._merge_features)
-
-    @staticmethod
-    def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
-        """Trials whose point is known and inside the space, encoded: ``n x d``."""
-        points = [encoder.encode(proposed_params(trial)) for trial in trials if _inside(trial, encoder)]
-        return np.array(points).reshape(-1, encoder.dimension)
-
-
-def _inside(trial: FrozenTrial, encoder: Encoder) -> bool:
-    return not is_outside_space(trial) and encoder.contains(proposed_params(trial))
-
-
-def _values(trials: Sequence[FrozenTrial], objectives: int) -> Array:
-    return np.array([trial.values for trial in trials], dtype=float).reshape(-1, objectives)
 
 
 def _digest(*arrays: Array) -> str:
@@ -320,8 +263,3 @@ def _digest(*arrays: Array) -> str:
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"{name} {value!r} must be one of {', '.join(repr(choice) for choice in choices)}")
-
-
-def _check_length(name: str, given: Sequence[Any] | None, objectives: int) -> None:
-    if given is not None and len(given) != objectives:
-        raise UserError(f"{name} has {len(given)} entries, but the study has {objectives} objectives")

@@ -1,0 +1,121 @@
+"""What the samplers share: which space they search, how a proposal is published, in which unit scores are compared."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.samplers.common.units import normaliser_for, values_of
+from mergefront.optimizer.scores.objectives import Normaliser
+from mergefront.optimizer.search.attributes import (
+    is_outside_space,
+    proposed_params,
+    read_search_space,
+    write_proposal,
+)
+from mergefront.optimizer.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One proposal: the stage that made it, its parameters, and the hypervolume it is expected to add if known."""
+
+    stage: str
+    params: dict[str, Any]
+    improvement: float | None = None
+
+
+class ReplayableSampler(BaseSampler):
+    """A sampler whose proposals depend on the seed, the trial's number and the earlier trials, and on nothing else.
+
+    A study that was killed and resumed, in any process, gets the proposals that it would have got. A subclass
+    implements ``_propose``.
+
+    Args:
+        seed: None draws one, and gives up repeatability.
+        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
+            (``attributes.write_search_space``), otherwise those common to all finished trials.
+        ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
+            all, means from the anchors.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        ranges: Sequence[tuple[float, float] | None] | None = None,
+    ) -> None:
+        self._seed = secrets.randbits(62) if seed is None else int(seed)
+        self._search_space = None if search_space is None else dict(search_space)
+        self._ranges = ranges
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._declared_space(study)
+        if space is None:
+            space = self._observed_space(study, trial)
+        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if not search_space:
+            return {}
+        encoder = Encoder(search_space)
+        published = proposed_params(trial)
+        if encoder.contains(published):
+            # The trial of a process that died after proposing: the proposal stands.
+            return {name: published[name] for name in search_space}
+        with one_blas_thread():
+            suggestion = self._propose(study, trial, encoder)
+        write_proposal(study, trial, suggestion.stage, suggestion.params, suggestion.improvement)
+        return suggestion.params
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
+        encoder = Encoder({param_name: param_distribution})
+        return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
+
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        """A value for every parameter of the encoder's space."""
+        raise NotImplementedError
+
+    def _declared_space(self, study: Study) -> dict[str, BaseDistribution] | None:
+        return self._search_space if self._search_space is not None else read_search_space(study)
+
+    def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The space where none was declared: what all earlier finished trials have in common."""
+        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return intersection_search_space(
+            [other for other in finished if other.number < trial.number and not is_outside_space(other)]
+        )
+
+    def _normaliser(self, study: Study, anchors: Sequence[FrozenTrial]) -> Normaliser:
+        """The common unit of the objectives, by the anchors' values except where the sampler was given ranges."""
+        check_length("ranges", self._ranges, study)
+        return normaliser_for(maximised(study), values_of(anchors, len(study.directions)), self._ranges)
+
+
+def maximised(study: Study) -> list[bool]:
+    """Of every objective, whether it is maximised."""
+    return [direction == StudyDirection.MAXIMIZE for direction in study.directions]
+
+
+def check_length(name: str, given: Sequence[Any] | None, study: Study) -> None:
+    """Raises ``UserError`` unless an argument has one entry per objective."""
+    if given is not None and len(given) != len(study.directions):
+        raise UserError(f"{name} has {len(given)} entries, but the study has {len(study.directions)} objectives")
