@@ -44,8 +44,8 @@ def score(recipe: mf.Recipe) -> Evaluation:
 
 def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation]) -> None:
     """Fill a study up to so many trials, all rows at once, as the search would have written them."""
+    from mergefront.optimizer.search.attributes import FAILURE, RECIPE, SLOT
     from mergefront.optimizer.search.ledger import Failure
-    from mergefront.optimizer.search.loop import RECIPE, SLOT
     from mergefront.storage import optuna_tables, schema
 
     moment = datetime(2026, 1, 1)

@@ -23,8 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergefront import formatting
 from mergefront.optimizer.errors import MergefrontError
-from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
-from mergefront.optimizer.search.loop import FAILURE, REUSED
+from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUSED
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
 from mergefront.study.stored_study import Study

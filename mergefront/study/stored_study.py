@@ -223,7 +223,7 @@ class Study:
         """The failed trials with their reasons."""
         from optuna.trial import TrialState
 
-        from mergefront.optimizer.search.loop import FAILURE
+        from mergefront.optimizer.search.attributes import FAILURE
 
         return [
             Failure(trial.number, str(trial.user_attrs.get(FAILURE, "no reason was kept")))
@@ -403,7 +403,8 @@ class Study:
     @property
     def stopped(self) -> Stop | None:
         """Why the last run ended; None while it is under way, or when it was interrupted or failed."""
-        from mergefront.optimizer.search.stopping import STOPPED, Stop
+        from mergefront.optimizer.search.attributes import STOPPED
+        from mergefront.optimizer.search.stopping import Stop
 
         found = self.optuna.user_attrs.get(STOPPED)
         return None if found is None else Stop(found["cause"], found["reason"])

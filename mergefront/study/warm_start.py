@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
     from mergefront.study.stored_study import Study
 
-DONE = "mergefront:warm_start"
-"""Study user attribute: the seeds (name and recipe) that follow the anchors; there when a warm start is complete."""
 MOST_SEEDS = 5
 """So many recipes of an earlier study that was scored otherwise are evaluated."""
 
@@ -78,9 +76,9 @@ def begin(study: Study, definition: StudyDefinition) -> None:
 
     Interrupted, it goes on where it was: what was taken over is known by its recipe.
     """
-    from mergefront.optimizer.search.attributes import RECIPE
+    from mergefront.optimizer.search.attributes import RECIPE, WARM_START_RECIPES
 
-    if not definition.warm_start or DONE in study.optuna.user_attrs:
+    if not definition.warm_start or WARM_START_RECIPES in study.optuna.user_attrs:
         return
     found = read_warm_start(definition)
     told = {trial.user_attrs.get(RECIPE) for trial in study.optuna.get_trials(deepcopy=False)}
@@ -92,13 +90,15 @@ def begin(study: Study, definition: StudyDefinition) -> None:
             _tell(study, origin, recipe, evaluation, params)
             told.add(recipe.digest)
     seeds = [{"name": name, "recipe": recipe.to_json()} for name, recipe in found.seeds]
-    study.optuna.set_user_attr(DONE, seeds)
+    study.optuna.set_user_attr(WARM_START_RECIPES, seeds)
 
 
 def warm_start_recipes(study: Study) -> tuple[WarmStartRecipe, ...]:
     """The recipes to evaluate after the anchors, as the study keeps them."""
+    from mergefront.optimizer.search.attributes import WARM_START_RECIPES
+
     made = []
-    for entry in study.optuna.user_attrs.get(DONE, ()):
+    for entry in study.optuna.user_attrs.get(WARM_START_RECIPES, ()):
         recipe = Recipe.from_json(entry["recipe"])
         params = params_in(study.space, recipe)
         shown = _nearest(study.space, recipe) if params is None else params

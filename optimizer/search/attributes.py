@@ -2,17 +2,23 @@
 
 | of | key | written by | value |
 | --- | --- | --- | --- |
+| trial, user | ``mergefront:slot`` | search loop | which slot of the budget the trial fills |
 | trial, user | ``mergefront:anchor`` | search loop | name of the anchor that this trial evaluates |
 | trial, user | ``mergefront:recipe`` | search loop | digest of the recipe that this trial evaluates |
 | trial, user | ``mergefront:outside_space`` | search loop | true: the recipe is no point of the space |
 | trial, user | ``mergefront:standard_errors`` | search loop | one per objective, null where unknown or exact |
 | trial, user | ``mergefront:seed`` | search loop | name of the warm start's recipe that this trial evaluates |
+| trial, user | ``mergefront:failure`` | search loop | why the trial failed |
+| trial, user | ``mergefront:reused`` | search loop | true: the scores of an equal recipe were taken from the ledger |
 | trial, user | ``mergefront:from`` | warm start | "study/trial" that this trial was taken over from |
 | trial, user | ``mergefront:constraints`` | search loop | constraint as written to the number it bounds |
 | trial, user | ``mergefront:constraint_errors`` | search loop | one per constraint, null where unknown or exact |
 | trial, system | ``constraints`` | search loop | violations, at most 0 where satisfied, in the constraints' order |
 | study, user | ``mergefront:search_space`` | search loop | parameter name to Optuna's JSON of its distribution |
+| study, user | ``mergefront:stopped`` | search loop | why the last run ended, ``{"cause": ..., "reason": ...}`` |
+| study, user | ``mergefront:warm_start`` | warm start, when complete | name and recipe of what follows the anchors |
 | trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, ``"improvement"`` |
+| trial, system | ``mergefront:kept_loras`` | Evo-Merging | the LoRAs that are searched, where some are left out |
 
 The list under ``constraints`` is Optuna's older form: its samplers read it as ``trial.constraints``, in this order and
 named by index, and it is the only form that optuna-dashboard 0.21 knows.
@@ -35,17 +41,23 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
+SLOT = "mergefront:slot"
 ANCHOR = "mergefront:anchor"
 RECIPE = "mergefront:recipe"
 OUTSIDE_SPACE = "mergefront:outside_space"
 STANDARD_ERRORS = "mergefront:standard_errors"
 SEED = "mergefront:seed"
+FAILURE = "mergefront:failure"
+REUSED = "mergefront:reused"
 WARM_START = "mergefront:from"
 CONSTRAINTS = "mergefront:constraints"
 CONSTRAINT_ERRORS = "mergefront:constraint_errors"
 VIOLATIONS = "constraints"
 SEARCH_SPACE = "mergefront:search_space"
+STOPPED = "mergefront:stopped"
+WARM_START_RECIPES = "mergefront:warm_start"
 PROPOSAL = "mergefront:proposal"
+KEPT_LORAS = "mergefront:kept_loras"
 
 
 def is_anchor(trial: FrozenTrial) -> bool:

@@ -35,23 +35,20 @@ from mergefront.optimizer.search.attributes import (
     ANCHOR,
     CONSTRAINT_ERRORS,
     CONSTRAINTS,
+    FAILURE,
     OUTSIDE_SPACE,
     RECIPE,
+    REUSED,
     SEED,
+    SLOT,
     STANDARD_ERRORS,
+    STOPPED,
     expected_improvement,
     write_violations,
 )
 from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
 from mergefront.optimizer.search.restated_trials import restated
-from mergefront.optimizer.search.stopping import NEVER, STOPPED, Stop, StopRule, StopWatch
-
-SLOT = "mergefront:slot"
-"""Trial user attribute: which slot of the budget the trial fills."""
-FAILURE = "mergefront:failure"
-"""Trial user attribute: why the trial failed."""
-REUSED = "mergefront:reused"
-"""Trial user attribute: the recipe had been evaluated already; its scores were taken from the ledger."""
+from mergefront.optimizer.search.stopping import NEVER, Stop, StopRule, StopWatch
 
 TOLERATED_DEATHS = 1
 """A trial on which more workers died than that (killed, out of memory) is given up as failed."""

@@ -13,9 +13,6 @@ from typing import Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 
-STOPPED = "mergefront:stopped"
-"""Study user attribute: why the last run to end did, ``{"cause": ..., "reason": ...}``."""
-
 
 @dataclass(frozen=True)
 class StopRule:

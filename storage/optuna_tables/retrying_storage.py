@@ -13,13 +13,13 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from mergefront.optimizer.search.attributes import SLOT
 from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.tables import create_trial, read_trial, read_trials
 from mergefront.storage.retry import retry_transient
 
 READS = "mergefront_reads"
 """Execution option of a connection whose transactions only read."""
-_SLOT = "mergefront:slot"
 
 Result = TypeVar("Result")
 
@@ -102,7 +102,7 @@ class RetryingStorage(RDBStorage):
 
         def attempt() -> FrozenTrial:
             nonlocal tried
-            slot = None if template_trial is None else template_trial.user_attrs.get(_SLOT)
+            slot = None if template_trial is None else template_trial.user_attrs.get(SLOT)
             if tried and slot is not None:
                 made = self._trial_of_slot(study_id, slot)
                 if made is not None:
@@ -127,7 +127,7 @@ class RetryingStorage(RDBStorage):
 
     def _trial_of_slot(self, study_id: int, slot: int) -> FrozenTrial | None:
         trials = self._get_trials(study_id, (TrialState.RUNNING,), set(), -1)
-        return next((trial for trial in trials if trial.user_attrs.get(_SLOT) == slot), None)
+        return next((trial for trial in trials if trial.user_attrs.get(SLOT) == slot), None)
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         try:

@@ -21,7 +21,13 @@ from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
-from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposal_stage, proposed_params
+from mergefront.optimizer.search.attributes import (
+    KEPT_LORAS,
+    is_anchor,
+    is_outside_space,
+    proposal_stage,
+    proposed_params,
+)
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -31,8 +37,6 @@ VARIANTS: tuple[Variant, ...] = ("default", "paper", "lorahub", "joint")
 PAPER_PENALTY = 0.05
 PREFILTER_ABOVE = 32
 """Pools of more LoRAs than this are reduced to as many by default, in the default variant."""
-KEPT = "mergefront:kept_loras"
-"""Trial system attribute: the LoRAs that the prefilter kept, when it left some out."""
 
 
 class EvoMergingSampler(ReplayableSampler):
@@ -152,7 +156,7 @@ class EvoMergingSampler(ReplayableSampler):
             known = Knowledge(coefficients, tuple(trials), kept, running, self._seed, trial.number)
             stage, point = self._search.propose(known)
         if len(kept) < len(coefficients.loras):
-            study._storage.set_trial_system_attr(trial._trial_id, KEPT, list(kept))
+            study._storage.set_trial_system_attr(trial._trial_id, KEPT_LORAS, list(kept))
         return stage, coefficients.encoder.decode(point)
 
     def _kept(
@@ -162,8 +166,8 @@ class EvoMergingSampler(ReplayableSampler):
         if self._top is None or len(coefficients.loras) <= self._top:
             return coefficients.loras
         for other in others:
-            if KEPT in other.system_attrs and not _is_design(other):
-                return tuple(str(name) for name in other.system_attrs[KEPT])
+            if KEPT_LORAS in other.system_attrs and not _is_design(other):
+                return tuple(str(name) for name in other.system_attrs[KEPT_LORAS])
         return prefilter(coefficients, trials, self._top)
 
     def _trials(self, study: Study, others: Sequence[FrozenTrial], coefficients: Coefficients) -> list[PoolTrial]:
