@@ -38,10 +38,7 @@ def bank(place: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         space, evaluator, names = built.space, built.evaluator, built.objectives
         rng = np.random.default_rng(0)
         known = [anchor.recipe for anchor in anchors(space)]
-        drawn = [
-            space.recipe({name: searched.at(float(rng.random())) for name, searched in space.searched.items()})
-            for _ in range(MERGES)
-        ]
+        drawn = [space.from_vector(rng.random(len(space.to_vector(anchors(space)[0].params)))) for _ in range(MERGES)]
         rows = []
         for recipe in [*known, *drawn]:
             items = evaluator.evaluate(recipe, EvaluationRequest(names)).items

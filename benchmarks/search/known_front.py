@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.search.problems import Problem
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.scores.pareto import hypervolume, nondominated
 

@@ -14,7 +14,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.search.problems import Problem
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.surrogate import fit_surrogate
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants

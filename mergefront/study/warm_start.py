@@ -161,7 +161,7 @@ def _nearest(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue]:
     params: dict[str, ParameterValue] = {}
     for name, searched in space.searched.items():
         value = recipe.method if name == METHOD else recipe.params.get(name, recipe.params.get(_whole_or(space, name)))
-        params[name] = searched.at(0.5) if value is None else searched.nearest(value)
+        params[name] = searched.middle if value is None else searched.nearest(value)
     return params
 
 

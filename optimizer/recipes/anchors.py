@@ -156,5 +156,5 @@ def _projected(space: MergeSpace, weights: Mapping[str, float], method: str) -> 
             total = sum(weights.values())
             params[name] = searched.nearest(list(weights.values())[-1] / total if total > 0 else 0.0)
         else:
-            params[name] = searched.at(0.5)
+            params[name] = searched.middle
     return params

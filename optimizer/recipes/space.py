@@ -15,6 +15,8 @@ from mergefront.optimizer.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+    from mergefront.optimizer.recipes.unit_cube import Encoder
+
 METHOD = "method"
 """The name under which the merge method itself is searched when a space has several."""
 SPARSIFIERS: Mapping[str, Sparsifier] = {
@@ -109,27 +111,14 @@ class Range:
             return clipped
         return min(self.low + self.step * round((clipped - self.low) / self.step), self.high)
 
-    def at(self, fraction: float) -> ParameterValue:
-        """The value at ``fraction`` in [0, 1] of the way (exact at both ends)."""
+    @property
+    def middle(self) -> ParameterValue:
+        """The value half-way, on the range's own scale."""
         if self.choices:
-            return self.choices[min(int(fraction * len(self.choices)), len(self.choices) - 1)]
-        if fraction <= 0.0:
-            return self.low
-        if fraction >= 1.0:
-            return self.high if self.step is None else self.nearest(self.high)
+            return self.choices[len(self.choices) // 2]
         if self.log:
-            return float(self.low * (self.high / self.low) ** fraction)
-        return self.nearest(self.low + fraction * (self.high - self.low))
-
-    def fraction(self, value: ParameterValue) -> float:
-        """The inverse of ``at``; choices come back as the middle of their share."""
-        if self.choices:
-            return (self.choices.index(value) + 0.5) / len(self.choices)
-        if self.log:
-            import math
-
-            return math.log(float(value) / self.low) / math.log(self.high / self.low)
-        return (float(value) - self.low) / (self.high - self.low)
+            return float(self.low * (self.high / self.low) ** 0.5)
+        return self.nearest(self.low + 0.5 * (self.high - self.low))
 
 
 class MergeSpace:
@@ -343,23 +332,29 @@ class MergeSpace:
         for name, searched in self.searched.items():
             value = recipe.method if name == METHOD else recipe.params.get(name)
             if value is None:
-                value = searched.at(1.0)
+                value = searched.choices[-1] if searched.choices else searched.nearest(searched.high)
             elif not searched.holds(value):
                 return None
             params[name] = value
         return params if self.recipe(params) == recipe else None
 
     def from_vector(self, vector: Sequence[float]) -> Recipe:
-        """The recipe at a point of [0, 1]^d, ``d`` being ``dimension``."""
-        if len(vector) != self.dimension:
-            raise UserError(f"the vector has {len(vector)} entries; the space has {self.dimension}")
-        return self.recipe(
-            {name: searched.at(float(v)) for (name, searched), v in zip(self.searched.items(), vector, strict=True)}
-        )
+        """The recipe at a point of [0, 1]^d (``unit_cube``): a column for each number and for each choice."""
+        import numpy as np
+
+        cube = self._unit_cube()
+        if len(vector) != cube.dimension:
+            raise UserError(f"the vector has {len(vector)} entries; the space has {cube.dimension}")
+        return self.recipe(cube.decode(np.asarray(vector, dtype=float)))
 
     def to_vector(self, params: Mapping[str, ParameterValue]) -> list[float]:
         """Optuna parameters as a point of [0, 1]^d."""
-        return [searched.fraction(params[name]) for name, searched in self.searched.items()]
+        return [float(coordinate) for coordinate in self._unit_cube().encode(params)]
+
+    def _unit_cube(self) -> Encoder:
+        from mergefront.optimizer.recipes.unit_cube import Encoder
+
+        return Encoder(self.distributions())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that declares the same space."""

@@ -15,8 +15,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.units import normaliser_for, values_of
 from mergefront.optimizer.scores.objectives import Normaliser
 from mergefront.optimizer.search.attributes import (

@@ -17,8 +17,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told
 from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed

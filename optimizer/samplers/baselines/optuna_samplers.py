@@ -16,8 +16,8 @@ from optuna.samplers._ga import BaseGASampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
 from mergefront.optimizer.search.study_view import study_view

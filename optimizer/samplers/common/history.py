@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposed_params
 
 Array = NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]

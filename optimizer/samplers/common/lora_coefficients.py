@@ -2,7 +2,7 @@
 
 alpha, the densities: the share of a LoRA-A matrix's entries that is kept. beta, the weights: signed scales. A
 coefficient may have finer names (``weight[NAME, block 2]``); it belongs to the LoRA that comes first inside the
-brackets. Points are vectors of ``encoding.Encoder``, in [0, 1]^d.
+brackets. Points are vectors of ``unit_cube.Encoder``, in [0, 1]^d.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from mergefront.optimizer.recipes.grouping import CoefficientName
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]

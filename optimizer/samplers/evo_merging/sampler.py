@@ -13,8 +13,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_told
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import normalise, values_of

@@ -11,9 +11,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told, points_of
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients

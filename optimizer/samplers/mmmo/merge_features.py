@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mergefront.optimizer.recipes.grouping import CoefficientName, parameter_of
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
 
 Array = NDArray[np.float64]

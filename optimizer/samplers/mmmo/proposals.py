@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.surrogate import Surrogate, fit_surrogate
 from mergefront.optimizer.samplers.common.units import compress_tail

@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.history import History, earlier_trials, is_inside, points_of, read_history
 from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.surrogate import Surrogate

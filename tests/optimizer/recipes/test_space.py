@@ -50,10 +50,19 @@ def test_both_ends_of_a_range_are_reached_exactly() -> None:
     assert set(space.from_vector([0.0, 1.0]).params.values()) == {0.1, 0.7}
 
 
-@given(st.floats(0, 1))
-def test_log_step_and_choices_stay_inside(fraction: float) -> None:
-    for searched in (Range(1e-3, 1.0, log=True), Range(0.0, 1.0, step=0.3), Range(choices=("a", "b"))):
-        assert searched.holds(searched.at(fraction))
+@pytest.mark.parametrize("searched", [Range(1e-3, 1.0, log=True), Range(0.0, 1.0, step=0.3), Range(choices=("a", "b"))])
+def test_the_middle_of_a_log_range_of_steps_or_choices_is_inside(searched: Range) -> None:
+    assert searched.holds(searched.middle)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_recipes_with_log_step_and_choices_are_points_of_the_space(share: float, other: float) -> None:
+    log, steps = {"low": 0.001, "high": 1, "log": True}, {"low": 0.1, "high": 1, "step": 0.3}
+    space = MergeSpace(["maths"], method=["ties", "dare_ties"], parameters={"weight": log, "density": steps})
+    recipe = space.from_vector([share, 1.0 - share, *[other] * (len(space.searched) - 1)])
+    assert space.params(recipe) is not None
+    assert 0.001 <= float(recipe.params["weight[maths]"]) <= 1.0
+    assert float(recipe.params["density[maths]"]) in {0.1, 0.4, 0.7, 1.0}
 
 
 def test_space_survives_the_database() -> None:
@@ -69,7 +78,7 @@ def test_space_survives_the_database() -> None:
     )
     again = MergeSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert again.distributions() == space.distributions()
-    middle = [0.5] * space.dimension
+    middle = space.to_vector({name: searched.middle for name, searched in space.searched.items()})
     assert again.from_vector(middle) == space.from_vector(middle)
 
 

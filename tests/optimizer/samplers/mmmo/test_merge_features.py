@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from mergefront.optimizer.recipes.merge_rule import MergeRule
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 
 SPACE = {

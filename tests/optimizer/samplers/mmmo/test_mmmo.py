@@ -18,8 +18,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers import MMMOSampler
-from mergefront.optimizer.samplers.common.encoding import Encoder
 from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mergefront.optimizer.samplers.common.encoding import Encoder
+from mergefront.optimizer.recipes.unit_cube import Encoder
 
 DISTRIBUTIONS: list[BaseDistribution] = [
     FloatDistribution(0.0, 1.0),
