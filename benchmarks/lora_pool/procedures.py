@@ -18,7 +18,7 @@ from optuna.distributions import FloatDistribution
 from benchmarks.lora_pool.merged_model import MergedModel, Operator
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
-from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
+from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
 from mergefront.optimizer.seeding import derive_seed
 
@@ -67,7 +67,7 @@ def _default() -> Propose:
     search = PoolSearch(Penalties(0.0, 0.0))
 
     def propose(coefficients: Coefficients, trials: list[PoolTrial], seed: int, number: int) -> tuple[str, Array]:
-        return search.propose(Knowledge(coefficients, tuple(trials), coefficients.loras, False, seed, number))
+        return search.propose(PoolState(coefficients, tuple(trials), coefficients.loras, False, seed, number))
 
     return propose
 

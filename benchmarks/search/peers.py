@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.search.problems import Problem
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
-from mergefront.optimizer.samplers.common.surrogate import fit_surrogate
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
 from mergefront.optimizer.seeding import derive_seed

@@ -44,7 +44,7 @@ def score(recipe: mf.Recipe) -> Evaluation:
 
 def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation]) -> None:
     """Fill a study up to so many trials, all rows at once, as the search would have written them."""
-    from mergefront.optimizer.search.attributes import FAILURE, RECIPE, SLOT
+    from mergefront.optimizer.search.attributes import RECIPE, SLOT
     from mergefront.optimizer.search.ledger import Failure
     from mergefront.storage import optuna_tables, schema
 

@@ -1,4 +1,4 @@
-"""CMA-ES for one objective, replayed from the told trials.
+"""CMA-ES for one objective, replayed from the observed trials.
 
 Optuna's CmaEsSampler keeps its state as a pickle in the database and loads it again, so that whoever can write the
 database can run code. Here the state is recomputed: telling the same generations to a fresh ``cmaes.CMA``
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
-from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed
 from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed
 
@@ -35,7 +35,7 @@ class CmaEsSampler(ReplayableSampler):
         sigma: initial standard deviation, as a share of each parameter's range.
         population_size: by default 4 + floor(3 log d).
 
-    The search starts from the best trial told by others (the anchors), or from the middle of the space.
+    The search starts from the best trial observed by others (the anchors), or from the middle of the space.
     """
 
     def __init__(
@@ -69,18 +69,18 @@ class CmaEsSampler(ReplayableSampler):
 
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         earlier = earlier_trials(study, trial.number)
-        told = [other for other in earlier if is_told(other) and is_inside(other, encoder)]
-        optimiser = self._replayed(told, encoder, study.direction)
+        observed = [other for other in earlier if is_observed(other) and is_inside(other, encoder)]
+        optimiser = self._replayed(observed, encoder, study.direction)
         optimiser.reseed_rng(derive_seed(self._seed, trial.number, STAGE) % 2**32)
         return Suggestion(STAGE, encoder.decode(encoder.snap(optimiser.ask()[None, :])[0]))
 
-    def _replayed(self, told: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> CMA:
+    def _replayed(self, observed: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> CMA:
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        own = [trial for trial in told if proposal_stage(trial) == STAGE]
-        given = [trial for trial in told if proposal_stage(trial) != STAGE]
+        own = [trial for trial in observed if proposal_stage(trial) == STAGE]
+        given = [trial for trial in observed if proposal_stage(trial) != STAGE]
         mean = np.full(encoder.dimension, 0.5)
         if given:
-            # Those told later must not move the start of generations that have been sampled.
+            # Those observed later must not move the start of generations that have been sampled.
             before = [trial for trial in given if not own or trial.number < own[0].number]
             if before:
                 mean = encoder.encode(proposed_params(min(before, key=lambda trial: sign * trial.values[0])))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def improvement_cells(front: Array, reference: Array) -> tuple[Array, Array]:
+def nondominated_boxes(front: Array, reference: Array) -> tuple[Array, Array]:
     """Boxes ``(lower, upper)``, each ``C x m``, of the region above ``reference`` (``m``) not dominated by ``front``.
 
     ``front`` (``n x m``) may hold dominated points and points below the reference; they make no difference.

@@ -2,7 +2,7 @@
 
 Trials are counted by position: their rank among the trials that are not anchors of the search loop. Positions
 below ``initial`` belong to the initial design, the rest to rounds of ``batch``. A round's model is fitted on
-what was told before the round began, and its earlier members count as pending whatever has become of them: a
+what was observed before the round began, and its earlier members count as pending whatever has become of them: a
 proposal does not depend on the order in which the members of its round finish.
 """
 
@@ -33,16 +33,16 @@ class History:
     """Index within the round; 0 in the initial design."""
     round_start: int
     """Number of the first trial of the round: what all its members share, for seeding."""
-    told: tuple[FrozenTrial, ...]
+    observed: tuple[FrozenTrial, ...]
     """Finished with finite values before the round began, in order of number."""
     anchors: tuple[FrozenTrial, ...]
-    """Told trials by which objectives are normalised: the flagged anchors, or else the initial design."""
+    """Observed trials by which objectives are normalised: the flagged anchors, or else the initial design."""
     pending: tuple[FrozenTrial, ...]
     """On their way, or members of the same round."""
     earlier: tuple[FrozenTrial, ...]
     """All trials with a smaller number: what should not be proposed again."""
     front_beyond: tuple[FrozenTrial, ...] = ()
-    """On the front of a long study, but left out of ``told`` (``representatives``)."""
+    """On the front of a long study, but left out of ``observed`` (``representatives``)."""
 
 
 def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:
@@ -53,17 +53,17 @@ def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batc
     mates = ranked[position - slot :] if slot else []
     round_start = mates[0].number if mates else number
     mate_numbers = {trial.number for trial in mates}
-    told = tuple(trial for trial in earlier if trial.number < round_start and is_told(trial))
+    observed = tuple(trial for trial in earlier if trial.number < round_start and is_observed(trial))
     design = {trial.number for trial in ranked[:initial]}
-    anchors = tuple(trial for trial in told if is_anchor(trial))
+    anchors = tuple(trial for trial in observed if is_anchor(trial))
     if not anchors:
-        anchors = tuple(trial for trial in told if trial.number in design) or told
+        anchors = tuple(trial for trial in observed if trial.number in design) or observed
     pending = tuple(
         trial
         for trial in earlier
         if trial.number in mate_numbers or trial.state in (TrialState.RUNNING, TrialState.WAITING)
     )
-    return History(position, slot, round_start, told, anchors, pending, tuple(earlier))
+    return History(position, slot, round_start, observed, anchors, pending, tuple(earlier))
 
 
 def earlier_trials(study: Study, number: int) -> list[FrozenTrial]:
@@ -83,7 +83,7 @@ def points_of(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
     return np.array(points).reshape(-1, encoder.dimension)
 
 
-def is_told(trial: FrozenTrial) -> bool:
+def is_observed(trial: FrozenTrial) -> bool:
     """Whether the trial finished with finite values (Optuna accepts infinite ones)."""
     return trial.state == TrialState.COMPLETE and all(math.isfinite(value) for value in trial.values)
 

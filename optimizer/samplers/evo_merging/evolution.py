@@ -1,4 +1,4 @@
-"""CMA-ES whose state is recomputed from told generations; knows nothing of studies.
+"""CMA-ES whose state is recomputed from observed generations; knows nothing of studies.
 
 A generation counts once all its members are in. Telling the same generations to a fresh optimiser gives the same
 distribution bit for bit, so nothing needs to be stored (Optuna's own sampler stores a pickle).

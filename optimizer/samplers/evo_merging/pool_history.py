@@ -26,7 +26,7 @@ class PoolTrial:
     """The sampler's own stage; None for anchors and for what others proposed."""
 
     @property
-    def told(self) -> bool:
+    def observed(self) -> bool:
         """Whether it finished with a finite loss."""
         return self.finished and math.isfinite(self.loss)
 
@@ -55,18 +55,18 @@ class Penalties:
 
 
 def own_losses(coefficients: Coefficients, trials: Sequence[PoolTrial]) -> dict[str, float]:
-    """The loss of each LoRA alone and whole, of those that were told."""
+    """The loss of each LoRA alone and whole, of those that were observed."""
     single = {coefficients.mix({name: 1.0}).tobytes(): name for name in coefficients.loras}
     found: dict[str, float] = {}
     for trial in trials:
         name = single.get(trial.point.tobytes())
-        if name is not None and trial.told:
+        if name is not None and trial.observed:
             found.setdefault(name, trial.loss)
     return found
 
 
 def prefilter(coefficients: Coefficients, trials: Sequence[PoolTrial], top: int | None) -> tuple[str, ...]:
-    """The ``top`` LoRAs of lowest own loss, in the space's order; those never told count as worst. All when None."""
+    """The ``top`` LoRAs of lowest own loss (all when None), in the space's order; the others count as worst."""
     loras = coefficients.loras
     if top is None or len(loras) <= top:
         return loras

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
-from mergefront.optimizer.samplers.common.surrogate import GaussianProcess
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
 from mergefront.optimizer.samplers.evo_merging.trust_region import (
     Region,
     RegionRule,
     compress,
-    condition,
     fit_model,
     minimise,
     nearest,
     region_bounds,
 )
+from mergefront.optimizer.samplers.gaussian_process.fit import condition
+from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -46,7 +46,7 @@ OPTIMISM = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class PoolState:
     """What a proposal rests on. ``trials`` are all earlier ones in order of number, inside the space."""
 
     coefficients: Coefficients
@@ -74,39 +74,39 @@ class PoolSearch:
         self._densities = densities
         self._fitted: tuple[str, GaussianProcess] | None = None
 
-    def propose(self, known: Knowledge) -> tuple[str, Array]:
+    def propose(self, state: PoolState) -> tuple[str, Array]:
         """(stage, point) of the next trial."""
-        taken = {trial.point.tobytes() for trial in known.trials}
-        for point in design(known):
+        taken = {trial.point.tobytes() for trial in state.trials}
+        for point in design(state):
             if point.tobytes() not in taken:
                 return DESIGN, point
-        data = self._data(known)
-        if not any(trial.told for trial in data):
-            return DESIGN, self._unlike(known, known.coefficients.start, self._rule.initial, taken)
-        best, region, since = self._walk(known, data)
-        weights_only = known.free & ~known.coefficients.density
-        joint = bool(self._densities and (known.free & known.coefficients.density).any())
+        data = self._data(state)
+        if not any(trial.observed for trial in data):
+            return DESIGN, self._unlike(state, state.coefficients.start, self._rule.initial, taken)
+        best, region, since = self._walk(state, data)
+        weights_only = state.free & ~state.coefficients.density
+        joint = bool(self._densities and (state.free & state.coefficients.density).any())
         if joint and (region.turns % 2 == 1 or not weights_only.any()):
-            if region.turns == 1 and (probe := self._probe(known, best, since)) is not None:
+            if region.turns == 1 and (probe := self._probe(state, best, since)) is not None:
                 return PROBE, probe
-            return EVERYTHING, self._step(known, data, best, region, known.free, taken)
-        return WEIGHTS, self._step(known, data, best, region, weights_only, taken)
+            return EVERYTHING, self._step(state, data, best, region, state.free, taken)
+        return WEIGHTS, self._step(state, data, best, region, weights_only, taken)
 
-    def _data(self, known: Knowledge) -> list[PoolTrial]:
+    def _data(self, state: PoolState) -> list[PoolTrial]:
         """Finished trials in which the LoRAs that are not searched have no part."""
-        idle = known.coefficients.weight & ~known.free
-        off = known.coefficients.mix({})
-        return [trial for trial in known.trials if trial.finished and np.array_equal(trial.point[idle], off[idle])]
+        idle = state.coefficients.weight & ~state.free
+        off = state.coefficients.mix({})
+        return [trial for trial in state.trials if trial.finished and np.array_equal(trial.point[idle], off[idle])]
 
     def _losses(self, coefficients: Coefficients, data: Sequence[PoolTrial]) -> Array:
-        """Penalised losses (``n``); a failed trial counts as the worst of those told."""
-        losses = np.array([trial.loss if trial.told else math.nan for trial in data])
+        """Penalised losses (``n``); a failed trial counts as the worst of those observed."""
+        losses = np.array([trial.loss if trial.observed else math.nan for trial in data])
         losses += self._penalties.of(coefficients, np.stack([trial.point for trial in data]))
         return np.where(np.isnan(losses), np.nanmax(losses), losses)
 
-    def _walk(self, known: Knowledge, data: Sequence[PoolTrial]) -> tuple[PoolTrial, Region, int]:
-        """The best trial, the region as the told trials left it, and the number of the trial that last ended a turn."""
-        losses = self._losses(known.coefficients, data)
+    def _walk(self, state: PoolState, data: Sequence[PoolTrial]) -> tuple[PoolTrial, Region, int]:
+        """The best trial, the region after the observed trials, and the number of the trial that last ended a turn."""
+        losses = self._losses(state.coefficients, data)
         before = [i for i, trial in enumerate(data) if trial.stage not in (WEIGHTS, EVERYTHING)]
         region, since = Region(self._rule.initial, float(losses[before].min() if before else losses[0])), -1
         begun = region.best_at_restart
@@ -121,15 +121,15 @@ class PoolSearch:
             region = moved
         return data[int(np.argmin(losses))], region, since
 
-    def _probe(self, known: Knowledge, best: PoolTrial, since: int) -> Array | None:
+    def _probe(self, state: PoolState, best: PoolTrial, since: int) -> Array | None:
         """The best point with the density of the next LoRA that matters halved; None when all were probed."""
-        coefficients = known.coefficients
-        probed = sum(1 for trial in known.trials if trial.stage == PROBE and trial.number > since)
+        coefficients = state.coefficients
+        probed = sum(1 for trial in state.trials if trial.stage == PROBE and trial.number > since)
         values = coefficients.lows + best.point * coefficients.widths
         owners = np.array([owner or "" for owner in coefficients.owners])
         matter = [
             name
-            for name in known.kept
+            for name in state.kept
             if (coefficients.density & (owners == name)).any()
             and np.abs(values[coefficients.weight & (owners == name)]).max(initial=0.0) >= PROBED_WEIGHT
         ]
@@ -140,13 +140,13 @@ class PoolSearch:
                 (PROBED_DENSITY - coefficients.lows[columns]) / coefficients.widths[columns], 0.0, 1.0
             )
             snapped = np.asarray(coefficients.encoder.snap(point[None, :])[0])
-            if not any(np.array_equal(snapped, trial.point) for trial in known.trials):
+            if not any(np.array_equal(snapped, trial.point) for trial in state.trials):
                 return snapped
         return None
 
     def _step(
         self,
-        known: Knowledge,
+        state: PoolState,
         data: Sequence[PoolTrial],
         best: PoolTrial,
         region: Region,
@@ -154,38 +154,38 @@ class PoolSearch:
         taken: set[bytes],
     ) -> Array:
         """The least expected loss inside the region, in the ``free`` columns."""
-        coefficients = known.coefficients
+        coefficients = state.coefficients
         try:
-            model, columns = self._model(known, data, best, free)
+            model, columns = self._model(state, data, best, free)
         except np.linalg.LinAlgError:
-            return self._unlike(known, best.point, region.half, taken, free)
+            return self._unlike(state, best.point, region.half, taken, free)
         inside = free[columns]
         bounds = region_bounds(model, best.point[columns], region.half, inside)
-        rng = known.rng("trust region")
+        rng = state.rng("trust region")
         optimism = EXPLORING if region.explore else 0.0
-        if known.others_running:
-            pending = [trial.point[columns] for trial in known.trials if not trial.finished]
+        if state.others_running:
+            pending = [trial.point[columns] for trial in state.trials if not trial.finished]
             model = model.with_pending(np.array(pending).reshape(-1, int(columns.sum())))
             optimism = float(rng.uniform(*OPTIMISM))
-        # Models are fitted to losses without penalties, which are known exactly and are not smooth.
+        # Models are fitted to losses without penalties, which are state exactly and are not smooth.
         slopes, zeros = self._penalties.slopes(coefficients)
         found = minimise(model, bounds, best.point[columns], optimism, (slopes[columns], zeros[columns]), rng)
         point = best.point.copy()
         point[columns] = found
         snapped = np.asarray(coefficients.encoder.snap(point[None, :])[0])
-        return self._unlike(known, best.point, region.half, taken, free) if snapped.tobytes() in taken else snapped
+        return self._unlike(state, best.point, region.half, taken, free) if snapped.tobytes() in taken else snapped
 
     def _model(
-        self, known: Knowledge, data: Sequence[PoolTrial], best: PoolTrial, free: Mask
+        self, state: PoolState, data: Sequence[PoolTrial], best: PoolTrial, free: Mask
     ) -> tuple[GaussianProcess, Mask]:
         """The model of the losses and the columns it knows: those that are free or have varied.
 
         Its kernel is fitted to the first trials, every few trials anew, and conditioned on all.
         """
         points = np.stack([trial.point for trial in data])
-        raw = np.array([trial.loss if trial.told else math.nan for trial in data])
+        raw = np.array([trial.loss if trial.observed else math.nan for trial in data])
         losses = np.where(np.isnan(raw), np.nanmax(raw), raw)
-        columns = free | (known.free & (np.ptp(points, axis=0) > 0.0))
+        columns = free | (state.free & (np.ptp(points, axis=0) > 0.0))
         points = points[:, columns]
         first = _refit_at(len(data))
         early = nearest(points[:first], points[int(np.argmin(losses[:first]))])
@@ -196,32 +196,32 @@ class PoolSearch:
         return condition(self._fitted[1], points[near], compress(losses[near])), columns
 
     def _unlike(
-        self, known: Knowledge, centre: Array, half: float, taken: set[bytes], free: Mask | None = None
+        self, state: PoolState, centre: Array, half: float, taken: set[bytes], free: Mask | None = None
     ) -> Array:
         """A random point near ``centre`` that was not proposed before, in the ``free`` columns."""
-        rng = known.rng("near the best")
-        columns = known.free if free is None else free
+        rng = state.rng("near the best")
+        columns = state.free if free is None else free
         point = centre
         for _ in range(50):
             point = centre.copy()
             point[columns] = np.clip(centre[columns] + rng.uniform(-half, half, int(columns.sum())), 0.0, 1.0)
-            point = np.asarray(known.coefficients.encoder.snap(point[None, :])[0])
+            point = np.asarray(state.coefficients.encoder.snap(point[None, :])[0])
             if point.tobytes() not in taken:
                 break
         return point
 
 
-def design(known: Knowledge) -> list[Array]:
+def design(state: PoolState) -> list[Array]:
     """Points evaluated before there is a model, of which a study's anchors are most: no LoRA, each alone, equal
     weights over the kept ones. A space without weights gets the start and a few Sobol points."""
-    coefficients = known.coefficients
+    coefficients = state.coefficients
     loras = coefficients.loras
     if loras:
-        share = 1.0 / len(known.kept)
+        share = 1.0 / len(state.kept)
         points = [coefficients.mix({}), *(coefficients.mix({name: 1.0}) for name in loras)]
-        return [*points, coefficients.mix(dict.fromkeys(known.kept, share))]
+        return [*points, coefficients.mix(dict.fromkeys(state.kept, share))]
     dimension = coefficients.encoder.dimension
-    engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(derive_seed(known.seed, "design")))
+    engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(derive_seed(state.seed, "design")))
     drawn = coefficients.encoder.from_uniform(engine.random_base2(4)[: min(dimension + 1, 12)])
     return [coefficients.start, *drawn]
 

@@ -15,11 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
-from mergefront.optimizer.samplers.common.history import earlier_trials, is_told
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_observed
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
-from mergefront.optimizer.samplers.evo_merging.pool_search import Knowledge, PoolSearch
+from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
 from mergefront.optimizer.search.attributes import (
     KEPT_LORAS,
@@ -53,7 +53,7 @@ class EvoMergingSampler(ReplayableSampler):
     - "lorahub": CMA-ES on weights alone;
     - "joint": CMA-ES on densities and weights at once.
 
-    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
+    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else: a study
     that was killed and resumed, in any process, gets the proposals it would have got. Several workers may ask
     at once; failed trials count as the worst.
 
@@ -63,7 +63,7 @@ class EvoMergingSampler(ReplayableSampler):
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study
             (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
         preferences: how much each of several objectives counts, in any unit; equally by default. Objectives are
-            normalised by the anchors told before the first proposal (or by ``ranges``) and added up.
+            normalised by the anchors observed before the first proposal (or by ``ranges``) and added up.
         ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
         top: how many LoRAs to keep, by their loss alone. By default all, except that the default
             variant keeps 32 of larger pools.
@@ -153,8 +153,8 @@ class EvoMergingSampler(ReplayableSampler):
             stage, point = self._search.propose(coefficients, kept, own, seed)
         else:
             running = any(other.state == TrialState.RUNNING for other in others)
-            known = Knowledge(coefficients, tuple(trials), kept, running, self._seed, trial.number)
-            stage, point = self._search.propose(known)
+            state = PoolState(coefficients, tuple(trials), kept, running, self._seed, trial.number)
+            stage, point = self._search.propose(state)
         if len(kept) < len(coefficients.loras):
             study._storage.set_trial_system_attr(trial._trial_id, KEPT_LORAS, list(kept))
         return stage, coefficients.encoder.decode(point)
@@ -162,7 +162,7 @@ class EvoMergingSampler(ReplayableSampler):
     def _kept(
         self, others: Sequence[FrozenTrial], trials: Sequence[PoolTrial], coefficients: Coefficients
     ) -> tuple[str, ...]:
-        """The LoRAs that are searched. What was decided stands: scores told later must not change the dimensions."""
+        """The LoRAs that are searched. A decision stands: later scores must not change the dimensions."""
         if self._top is None or len(coefficients.loras) <= self._top:
             return coefficients.loras
         for other in others:
@@ -201,27 +201,27 @@ class EvoMergingSampler(ReplayableSampler):
     def _losses(self, study: Study, others: Sequence[FrozenTrial], inside: Sequence[FrozenTrial]) -> list[float]:
         """One number to minimise per trial, NaN where there is none."""
         m = len(study.directions)
-        told = [i for i, trial in enumerate(inside) if is_told(trial)]
+        observed = [i for i, trial in enumerate(inside) if is_observed(trial)]
         losses = np.full(len(inside), math.nan)
-        if not told:
+        if not observed:
             return losses.tolist()
-        values = values_of([inside[i] for i in told], m)
+        values = values_of([inside[i] for i in observed], m)
         if m == 1:
-            losses[told] = -values[:, 0] if maximised(study)[0] else values[:, 0]
+            losses[observed] = -values[:, 0] if maximised(study)[0] else values[:, 0]
             return losses.tolist()
         check_length("preferences", self._preferences, study)
         shares = np.array([1.0] * m if self._preferences is None else list(self._preferences), dtype=float)
-        reference = _unit_trials(others) or [inside[i] for i in told[: m + 1]]
+        reference = _unit_trials(others) or [inside[i] for i in observed[: m + 1]]
         normalised = normalise(self._normaliser(study, reference), values)
-        losses[told] = (1.0 - normalised) @ (shares / shares.sum())
+        losses[observed] = (1.0 - normalised) @ (shares / shares.sum())
         return losses.tolist()
 
 
 def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """The told anchors by which objectives are normalised: those numbered before the first proposal."""
+    """The observed anchors by which objectives are normalised: those numbered before the first proposal."""
     own = [other.number for other in others if not is_anchor(other) and proposal_stage(other) is not None]
     first = min(own, default=math.inf)
-    return [other for other in others if is_anchor(other) and is_told(other) and other.number < first]
+    return [other for other in others if is_anchor(other) and is_observed(other) and other.number < first]
 
 
 def _is_design(trial: FrozenTrial) -> bool:

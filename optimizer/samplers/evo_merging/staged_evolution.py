@@ -5,7 +5,7 @@
     joint     both at once
 
 A stage is left when its trials are spent, or after ``patience`` generations that did not pay. Every trial says
-which stage it belongs to, so that the whole state follows from the told trials.
+which stage it belongs to, so that the whole state follows from the observed trials.
 """
 
 from __future__ import annotations
@@ -131,15 +131,15 @@ class StagedEvolution:
         return centre
 
     def _best_of(self, coefficients: Coefficients, stage: Stage, trials: Sequence[PoolTrial]) -> PoolTrial | None:
-        told = [trial for trial in trials if trial.told]
-        return told[int(np.argmin(self._penalised(coefficients, stage, told)))] if told else None
+        observed = [trial for trial in trials if trial.observed]
+        return observed[int(np.argmin(self._penalised(coefficients, stage, observed)))] if observed else None
 
     def _penalised(self, coefficients: Coefficients, stage: Stage, trials: Sequence[PoolTrial]) -> Array:
-        """Losses plus the stage's own penalties (``n``), NaN for trials that were not told."""
+        """Losses plus the stage's own penalties (``n``), NaN for trials that were not observed."""
         active = Penalties(
             self._penalties.density if stage.densities else 0.0, self._penalties.weight if stage.weights else 0.0
         )
-        losses = np.array([trial.loss if trial.told else math.nan for trial in trials])
+        losses = np.array([trial.loss if trial.observed else math.nan for trial in trials])
         return np.asarray(losses + active.of(coefficients, np.stack([trial.point for trial in trials])))
 
     def _closed(self, mine: Sequence[PoolTrial]) -> list[Sequence[PoolTrial]]:

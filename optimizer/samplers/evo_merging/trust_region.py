@@ -3,7 +3,7 @@
 The loss of a merge is smooth in its coefficients (``cat`` is linear in the weights before the network bends it), so
 after one evaluation per coefficient a surrogate knows a descent direction, and a model-based method converges in
 tens of evaluations per dimension where an evolution strategy needs hundreds. The model is the maximum a posteriori
-Gaussian process of ``surrogate.py``; the region is a box around the best point, longer in dimensions in which
+Gaussian process of ``gaussian_process``; the region is a box around the best point, longer in dimensions in which
 the loss changes slowly, that grows on success and shrinks on failure (Eriksson et al., "Scalable Global
 Optimization via Local Bayesian Optimization", 2019; derivative-free trust-region methods since Powell).
 """
@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 
-from mergefront.optimizer.samplers.common.surrogate import SMOOTH, GaussianProcess, fit_gaussian_process
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
+from mergefront.optimizer.samplers.gaussian_process.kernel import SMOOTH
+from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 
 Array = NDArray[np.float64]
 
@@ -28,7 +30,7 @@ EXACT_NOISE = 1e-6
 LEARNED_NOISE_FLOOR = 2e-4
 """Learned noise below this share means that the values are as good as exact."""
 NEAREST = 200
-"""Told points nearest to the best one that the model is fitted to."""
+"""Observed points nearest to the best one that the model is fitted to."""
 LARGEST_EXCESS = 1e100
 SIDE_RATIO = 3.0
 """How much longer or shorter than average a side of the region may be."""
@@ -96,19 +98,6 @@ def fit_model(points: Array, losses: Array) -> GaussianProcess:
     if learned.noise[0] > LEARNED_NOISE_FLOOR:
         return learned
     return fit_gaussian_process(points, losses, np.full(len(losses), EXACT_NOISE * learned.scale**2), SMOOTH)
-
-
-def condition(model: GaussianProcess, points: Array, losses: Array) -> GaussianProcess:
-    """The model's kernel and noise on other data (``n x d``, ``n``): no new fit."""
-    mean = float(losses.mean())
-    scale = float(losses.std(ddof=1)) if len(losses) > 1 else 0.0
-    scale = scale if scale > 1e-12 * max(abs(mean), 1e-300) else 1.0
-    standardised = (losses - mean) / scale
-    noise = np.full(len(losses), float(np.median(model.noise)))
-    factor = cho_factor(model.covariance.kernel(points, points, model.lengthscales) + np.diag(noise), lower=True)
-    ones = cho_solve(factor, np.ones(len(losses)))
-    constant = float(ones @ standardised / ones.sum())
-    return GaussianProcess(points, standardised, noise, model.lengthscales, constant, mean, scale, model.covariance)
 
 
 def nearest(points: Array, best: Array, count: int = NEAREST) -> NDArray[np.int_]:

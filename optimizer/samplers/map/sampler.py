@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
-from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
-from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_told, points_of
+from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
+from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed, points_of
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import compress_tail, normalise, values_of
@@ -38,11 +38,11 @@ class MAPSampler(ReplayableSampler):
 
     >>> study = optuna.create_study(directions=["maximize"] * 2, sampler=MAPSampler(seed=0))
 
-    After a scrambled Sobol design, every objective is modelled from all told trials, an evolutionary search
+    After a scrambled Sobol design, every objective is modelled from all observed trials, an evolutionary search
     finds the front of the models, and its members are evaluated: those that promise the largest hypervolume and, every
     ``refine``-th time, the one of which the models know least (Bayesian MAP). Any number of objectives.
 
-    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else.
+    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else.
 
     Args:
         seed: None draws one, and gives up repeatability.
@@ -88,7 +88,7 @@ class MAPSampler(ReplayableSampler):
     def _staged_point(self, study: Study, number: int, encoder: Encoder) -> tuple[str, Array]:
         earlier = earlier_trials(study, number)
         inside = [trial for trial in earlier if is_inside(trial, encoder)]
-        told = [trial for trial in inside if is_told(trial)]
+        observed = [trial for trial in inside if is_observed(trial)]
         if self._nested and not any(isinstance(d, CategoricalDistribution) for d in encoder.space.values()):
             point = self._match_point(study, read_coefficients(encoder.space), inside, earlier)
             if point is not None:
@@ -96,10 +96,10 @@ class MAPSampler(ReplayableSampler):
         startup = self._n_startup
         if startup is None:
             startup = min(coefficient_count(encoder.dimension), MOST_STARTUP)
-        if len(told) < 2 or (len(inside) < startup and not self._nested):
+        if len(observed) < 2 or (len(inside) < startup and not self._nested):
             return "sobol", sobol_points(encoder, self._seed, number, 1)[0]
-        values, reference = self._values(study, told, earlier)
-        x = _points(told, encoder)
+        values, reference = self._values(study, observed, earlier)
+        x = _points(observed, encoder)
         models = [fit_quadratic(x, values[:, j], self._link) for j in range(values.shape[1])]
         rng = np.random.default_rng(derive_seed(self._seed, number, "front"))
         front = amortised_front(models, x[nondominated(values)], encoder, rng)
@@ -126,19 +126,21 @@ class MAPSampler(ReplayableSampler):
     ) -> Array | None:
         """The next point of the tournament; None when it is over."""
         points = _points(inside, coefficients.encoder)
-        told = [i for i, trial in enumerate(inside) if is_told(trial)]
+        observed = [i for i, trial in enumerate(inside) if is_observed(trial)]
         values: Mapping[bytes, Array] = {}
-        if told:
-            rows, _ = self._values(study, [inside[i] for i in told], earlier)
-            values = {points[i].tobytes(): row for i, row in zip(told, rows, strict=True)}
+        if observed:
+            rows, _ = self._values(study, [inside[i] for i in observed], earlier)
+            values = {points[i].tobytes(): row for i, row in zip(observed, rows, strict=True)}
         return next_point(coefficients, values, {point.tobytes() for point in points})
 
-    def _values(self, study: Study, told: Sequence[FrozenTrial], earlier: Sequence[FrozenTrial]) -> tuple[Array, Array]:
+    def _values(
+        self, study: Study, observed: Sequence[FrozenTrial], earlier: Sequence[FrozenTrial]
+    ) -> tuple[Array, Array]:
         """Values (``n x m``) and reference point (``m``) in the common unit, collapsed merges squeezed."""
         m = len(study.directions)
-        anchors = [trial for trial in earlier if is_anchor(trial) and is_told(trial)] or told
+        anchors = [trial for trial in earlier if is_anchor(trial) and is_observed(trial)] or observed
         reference = np.full(m, REFERENCE)
-        normalised = normalise(self._normaliser(study, anchors), values_of(told, m))
+        normalised = normalise(self._normaliser(study, anchors), values_of(observed, m))
         return compress_tail(normalised, reference), reference
 
 
@@ -147,14 +149,14 @@ def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
 
 
 def amortised_front(
-    models: Sequence[QuadraticModel], known: Array, encoder: Encoder, rng: np.random.Generator
+    models: Sequence[QuadraticModel], observed: Array, encoder: Encoder, rng: np.random.Generator
 ) -> Array:
-    """Points (``f x d``) that none dominates under the models, evolved from ``known`` (``k x d``) and random ones."""
+    """Points (``f x d``) that none dominates under the models, evolved from ``observed`` (``k x d``) and chance."""
 
     def predict(points: Array) -> Array:
         return np.stack([model.predict(points)[0] for model in models], axis=1)
 
-    points = np.concatenate([known, encoder.from_uniform(rng.random((RAW, encoder.parameters)))])
+    points = np.concatenate([observed, encoder.from_uniform(rng.random((RAW, encoder.parameters)))])
     points, values = _select(points, predict(points))
     for _ in range(GENERATIONS):
         if len(points) < 3:
@@ -199,7 +201,7 @@ def _most_promising(candidates: Array, evaluated: Array, reference: Array) -> in
     if len(reference) > 4:
         # Exact cells grow too many; the largest gain in the sum of objectives is a stand-in.
         return int(np.argmax(candidates.sum(axis=1)))
-    lower, upper = improvement_cells(evaluated, reference)
+    lower, upper = nondominated_boxes(evaluated, reference)
     sides = np.minimum(candidates[:, None, :], upper[None]) - lower[None]
     gains = np.maximum(sides, 0.0).prod(axis=2).sum(axis=1)
     if gains.max() > 0.0:

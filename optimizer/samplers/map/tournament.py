@@ -22,10 +22,10 @@ SCALES = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.9, 0.6], [0.6, 0.9], [
 _GRID = np.stack(np.meshgrid(np.linspace(0.0, 1.0, 21), np.linspace(0.0, 1.0, 21)), axis=-1).reshape(-1, 2)
 
 
-def next_point(coefficients: Coefficients, told: Mapping[bytes, Array], taken: set[bytes]) -> Array | None:
+def next_point(coefficients: Coefficients, observed: Mapping[bytes, Array], taken: set[bytes]) -> Array | None:
     """The next point (``d``) that a match needs; None when the tournament is over.
 
-    ``told`` maps the bytes of evaluated points to their values (``m``, all maximised in one unit); ``taken`` holds
+    ``observed`` maps the bytes of evaluated points to their values (``m``, all maximised in one unit); ``taken`` holds
     every point that was proposed, the failed and the unfinished included: a match does not wait for them.
     """
     sides = [{name: 1.0} for name in coefficients.loras]
@@ -36,7 +36,7 @@ def next_point(coefficients: Coefficients, told: Mapping[bytes, Array], taken: s
             for point in points:
                 if point.tobytes() not in taken:
                     return point
-            winners.append(_mixed(left, right, _best_scales(points, told)))
+            winners.append(_mixed(left, right, _best_scales(points, observed)))
         # An odd one out goes on without a match.
         sides = [*winners, *sides[2 * len(winners) :]]
     return None
@@ -50,11 +50,11 @@ def _mixed(left: Mapping[str, float], right: Mapping[str, float], scales: Array)
     }
 
 
-def _best_scales(points: list[Array], told: Mapping[bytes, Array]) -> Array:
-    """The scales (``2``) of largest expected sum of objectives; equal halves when next to nothing was told."""
-    known = [i for i, point in enumerate(points) if point.tobytes() in told]
-    if len(known) < 2:
+def _best_scales(points: list[Array], observed: Mapping[bytes, Array]) -> Array:
+    """The scales (``2``) of largest expected sum of objectives; equal halves when next to nothing was observed."""
+    rows = [i for i, point in enumerate(points) if point.tobytes() in observed]
+    if len(rows) < 2:
         return np.array([0.5, 0.5])
-    total = np.array([float(told[points[i].tobytes()].sum()) for i in known])
-    expected, _ = fit_quadratic(SCALES[known], total).predict(_GRID)
+    total = np.array([float(observed[points[i].tobytes()].sum()) for i in rows])
+    expected, _ = fit_quadratic(SCALES[rows], total).predict(_GRID)
     return np.asarray(_GRID[int(np.argmax(expected))])

@@ -1,6 +1,6 @@
 """Log noisy expected hypervolume improvement, in closed form with its gradient.
 
-The value at x is log E[hypervolume that f(x) adds to the front of f(z)], z being the told and pending points and
+The value at x is log E[hypervolume that f(x) adds to the front of f(z)], z being the observed and pending points and
 the expectation over the surrogate's posterior: what BoTorch calls qLogNoisyExpectedHypervolumeImprovement for one
 candidate with ``X_pending`` (Daulton, Balandat, Bakshy, "Parallel Bayesian Optimization of Multiple Noisy
 Objectives with Expected Hypervolume Improvement", 2021; the logarithm after Ament et al., "Unexpected
@@ -8,14 +8,14 @@ Improvements to Expected Improvement for Bayesian Optimization", 2023). With one
 expected improvement.
 
 Values whose noise is known are noisy; where nothing is known they are taken as they are, and what the kernel does not
-explain is roughness: a part of f that a new point has too (``GaussianProcess.roughness``).
+explain is nugget: a part of f that a new point has too (``GaussianProcess.nugget``).
 
 Only f(z) is sampled, S times. Given a sample, f(x) is Gaussian and independent across objectives, and over a
 box decomposition of the region above that sample's front the expectation is a sum of products of one-dimensional
 expectations. So there is no Monte Carlo error in f(x), the function is smooth, and its gradient is written out.
 
     S    samples of the front          C    boxes of all samples together
-    b    points asked for at once      m    objectives             N    told and pending points
+    b    points asked for at once      m    objectives             N    observed and pending points
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import erfcx
 
-from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
-from mergefront.optimizer.samplers.common.surrogate import JITTER, Covariance, GaussianProcess, Surrogate
+from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
+from mergefront.optimizer.samplers.gaussian_process.kernel import Kernel
+from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
 
 Array = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF_PI = math.sqrt(math.pi / 2)
 MINIMUM_VARIANCE = 1e-10
 """Of f(x) given f(z), in standardised units."""
+JITTER = 1e-9
 CHUNK = 2_000_000
 """Numbers in the largest temporary array; more points than fit are evaluated in turns."""
 
@@ -45,7 +47,7 @@ CHUNK = 2_000_000
 class _Conditional:
     """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (1 - k Q k)."""
 
-    covariance: Covariance
+    kernel: Kernel
     lengthscales: Array
     weights: Array  # N x S, in the objective's unit
     quadratic: Array  # Q, N x N
@@ -58,11 +60,11 @@ class HypervolumeImprovement:
     """The acquisition function of one proposal; larger is better.
 
     Args:
-        surrogate: processes over the told points, in the common unit of the objectives.
+        surrogate: processes over the observed points, in the common unit of the objectives.
         pending: points whose values are on their way (``p x d``).
         reference: reference point (``m``) in the same unit.
         fixed_front: values (``k x m``) that belong to the front although the surrogate does not know their points.
-        normals: standard normal numbers ``S x (n + p) x m`` that choose the samples of f(z).
+        base_samples: standard normal numbers ``S x (n + p) x m`` that choose the samples of f(z).
         in_front: which of the ``n + p`` points may be on the front, those that satisfy the constraints; None means all.
     """
 
@@ -72,25 +74,25 @@ class HypervolumeImprovement:
         pending: Array,
         reference: Array,
         fixed_front: Array,
-        normals: Array,
+        base_samples: Array,
         in_front: NDArray[np.bool_] | None = None,
     ) -> None:
         self._z = np.concatenate([surrogate.x, pending]) if len(pending) else surrogate.x
-        self._samples = len(normals)
+        self._samples = len(base_samples)
         conditionals, values = [], []
         for j, process in enumerate(surrogate.processes):
-            conditional, sampled = _condition(process, self._z, normals[:, :, j].T)
+            conditional, sampled = _condition(process, self._z, base_samples[:, :, j].T)
             conditionals.append(conditional)
             values.append(sampled)
         self._conditionals = tuple(conditionals)
         fronts = np.stack(values, axis=2)  # S x N x m
         if in_front is not None:
             fronts = fronts[:, in_front]
-        cells = [improvement_cells(np.concatenate([front, fixed_front]), reference) for front in fronts]
-        counts = [len(lower) for lower, _ in cells]
-        self._first_cell = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        boxes = [nondominated_boxes(np.concatenate([front, fixed_front]), reference) for front in fronts]
+        counts = [len(lower) for lower, _ in boxes]
+        self._first_box = np.concatenate([[0], np.cumsum(counts)[:-1]])
         self._edges = tuple(
-            _Edges.of([(lower[:, j], upper[:, j]) for lower, upper in cells]) for j in range(len(values))
+            _Edges.of([(lower[:, j], upper[:, j]) for lower, upper in boxes]) for j in range(len(values))
         )
 
     def values(self, points: Array) -> Array:
@@ -109,7 +111,7 @@ class HypervolumeImprovement:
             # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
             per_mean = _difference(terms.log_cdf[0], terms.log_width[0], edges)
             per_deviation = _difference(terms.log_density[0], terms.log_width[0], edges)
-            mean_gradient = np.add.reduceat(share * per_mean, self._first_cell)  # S
+            mean_gradient = np.add.reduceat(share * per_mean, self._first_box)  # S
             deviation_gradient = float(share @ per_deviation)
             by_kernel = conditional.weights @ mean_gradient
             by_kernel -= deviation_gradient * conditional.scale**2 / terms.deviation[0] * terms.product[0]
@@ -128,7 +130,7 @@ class HypervolumeImprovement:
         return _Forward(total, log_area, tuple(terms))
 
     def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
-        cross, slope = conditional.covariance.with_slope(points, self._z, conditional.lengthscales)
+        cross, slope = conditional.kernel.with_slope(points, self._z, conditional.lengthscales)
         product = cross @ conditional.quadratic
         variance = conditional.prior - (product * cross).sum(axis=1)
         # Where the floor acts the deviation no longer depends on x.
@@ -183,27 +185,27 @@ class _Forward:
     terms: tuple[_Terms, ...]
 
 
-def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
-    """Samples f(z) (``S x N``) with ``normals`` (``N x S``), and the process given these samples."""
-    if process.roughness:
-        return _condition_exactly(process, z, normals)
+def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[_Conditional, Array]:
+    """Samples f(z) (``S x N``) with ``base_samples`` (``N x S``), and the process given these samples."""
+    if process.nugget:
+        return _condition_exactly(process, z, base_samples)
     n, total = len(process.x), len(z)
-    cross = process.covariance.kernel(z, process.x, process.lengthscales)  # N x n
+    cross = process.kernel(z, process.x, process.lengthscales)  # N x n
     half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
-    covariance = process.covariance.kernel(z, z, process.lengthscales) - half.T @ half
+    covariance = process.kernel(z, z, process.lengthscales) - half.T @ half
     covariance = _stable_cholesky(covariance)
-    # Cov(f(z), f(x) | data) = (I - k(z, X) (K + noise)^-1 R) k(z, x), R selecting the told points.
+    # Cov(f(z), f(x) | data) = (I - k(z, X) (K + noise)^-1 R) k(z, x), R selecting the observed points.
     projection = np.eye(total)
     projection[:, :n] -= solve_triangular(process.cholesky, half, lower=True, trans="T").T
     whitened = solve_triangular(covariance, projection, lower=True)
     inverse_half = solve_triangular(process.cholesky, np.eye(n), lower=True)
     quadratic = whitened.T @ whitened
     quadratic[:n, :n] += inverse_half.T @ inverse_half
-    weights = whitened.T @ normals
+    weights = whitened.T @ base_samples
     weights[:n] += process.weights[:, None]
-    sampled = process.constant + cross @ process.weights + (covariance @ normals).T
+    sampled = process.constant + cross @ process.weights + (covariance @ base_samples).T
     conditional = _Conditional(
-        process.covariance,
+        process.kernel,
         process.lengthscales,
         process.scale * weights,
         quadratic,
@@ -213,24 +215,24 @@ def _condition(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Con
     return conditional, process.mean + process.scale * sampled
 
 
-def _condition_exactly(process: GaussianProcess, z: Array, normals: Array) -> tuple[_Conditional, Array]:
-    """As ``_condition`` where the told values are the values themselves, roughness included."""
+def _condition_exactly(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[_Conditional, Array]:
+    """As ``_condition`` where the observed values are the values themselves, nugget included."""
     n, total = len(process.x), len(z)
-    covariance = process.covariance.kernel(z, z, process.lengthscales) + process.roughness * np.eye(total)
+    covariance = process.kernel(z, z, process.lengthscales) + process.nugget * np.eye(total)
     factor = _stable_cholesky(covariance)
-    values = np.repeat((process.standardised - process.constant)[:, None], normals.shape[1], axis=1)  # n x S
-    told = solve_triangular(factor[:n, :n], values, lower=True)
-    whitened = np.concatenate([told, normals[n:]])
+    values = np.repeat((process.standardised - process.constant)[:, None], base_samples.shape[1], axis=1)  # n x S
+    observed = solve_triangular(factor[:n, :n], values, lower=True)
+    whitened = np.concatenate([observed, base_samples[n:]])
     inverse_half = solve_triangular(factor, np.eye(total), lower=True)
     sampled = process.constant + (factor @ whitened).T
     conditional = _Conditional(
-        process.covariance,
+        process.kernel,
         process.lengthscales,
         process.scale * (inverse_half.T @ whitened),
         inverse_half.T @ inverse_half,
         process.mean + process.scale * process.constant,
         process.scale,
-        1.0 + process.roughness,
+        1.0 + process.nugget,
     )
     return conditional, process.mean + process.scale * sampled
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mergefront.optimizer.samplers.common.surrogate import LENGTHSCALE_BOUNDS, MATERN
+from mergefront.optimizer.samplers.gaussian_process.fit import LENGTHSCALE_BOUNDS
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN
 
 if TYPE_CHECKING:
     import torch
@@ -23,17 +24,18 @@ Array = NDArray[np.float64]
 
 
 def matern(dimension: int, objectives: int) -> MaternKernel:
-    """The kernel of ``surrogate`` with its prior, for a batch of ``objectives`` processes."""
+    """The kernel of ``gaussian_process`` with its prior, for a batch of ``objectives`` processes."""
     from gpytorch.constraints import GreaterThan
     from gpytorch.kernels import MaternKernel
     from gpytorch.priors import LogNormalPrior
     from torch import Size
 
+    prior = MATERN.lengthscales.in_dimension(dimension)
     return MaternKernel(
         nu=2.5,
         ard_num_dims=dimension,
         batch_shape=Size([objectives]) if objectives > 1 else Size(),
-        lengthscale_prior=LogNormalPrior(MATERN.log_mean(dimension), MATERN.log_sd),
+        lengthscale_prior=LogNormalPrior(prior.log_median, prior.log_sd),
         lengthscale_constraint=GreaterThan(LENGTHSCALE_BOUNDS[0]),
     )
 
@@ -42,14 +44,14 @@ class BoTorchImprovement:
     """The acquisition function of one proposal, by BoTorch; larger is better.
 
     Args:
-        x: told points (``n x d``) in the unit cube.
+        x: observed points (``n x d``) in the unit cube.
         y: their values (``n x m``), normalised and maximised.
         noise_variance: of ``y`` (``n x m``); where any is NaN the noise is inferred.
         pending: points whose values are on their way (``p x d``).
         reference: reference point (``m``) in the unit of ``y``.
         samples: quasi Monte Carlo samples.
         seed: of the samples.
-        feasible: which of the told points (``n``) satisfy the constraints and make the front; None means all.
+        feasible: which of the observed points (``n``) satisfy the constraints and make the front; None means all.
     """
 
     def __init__(
@@ -75,15 +77,15 @@ class BoTorchImprovement:
         # processors may share. It offers no switch; this is the flag that it sets itself after one attempt.
         logei._load_attempted = True
         known = bool(np.isfinite(noise_variance).all())
-        told, values = torch.from_numpy(x.copy()), torch.from_numpy(y.copy())
+        observed, values = torch.from_numpy(x.copy()), torch.from_numpy(y.copy())
         variance = torch.from_numpy(np.maximum(noise_variance, 1e-8)) if known else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = SingleTaskGP(told, values, variance, covar_module=matern(x.shape[1], y.shape[1]))
+            model = SingleTaskGP(observed, values, variance, covar_module=matern(x.shape[1], y.shape[1]))
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
             sampler = SobolQMCNormalSampler(torch.Size([samples]), seed=seed)
             # Without a feasible point there is no front to improve, and only the feasibility is maximised.
-            baseline = told if feasible is None or not feasible.any() else told[torch.from_numpy(feasible)]
+            baseline = observed if feasible is None or not feasible.any() else observed[torch.from_numpy(feasible)]
             waiting = torch.from_numpy(pending.copy()) if len(pending) else None
             if y.shape[1] == 1:
                 self._function = qLogNoisyExpectedImprovement(

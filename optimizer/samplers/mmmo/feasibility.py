@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 from scipy.special import log_ndtr
 
-from mergefront.optimizer.samplers.common.surrogate import GaussianProcess, fit_gaussian_process
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
+from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
 
 Array = NDArray[np.float64]
@@ -27,8 +28,7 @@ LARGEST = 1e150
 
 @dataclass(frozen=True)
 class Violations:
-    """What was told of one constraint: points as a surrogate sees them (``n x f``), violations ``n`` and the variance
-    of their noise (``n``).
+    """The observations of one constraint: features (``n x f``), violations (``n``) and their noise variance (``n``).
 
     Trials that report no such number are left out. The variance is NaN where unknown.
     """
@@ -38,23 +38,23 @@ class Violations:
     noise_variance: Array
 
 
-def fit_violations(told: Violations) -> GaussianProcess:
+def fit_violations(observed: Violations) -> GaussianProcess:
     """The process of one constraint's violation, in units in which 0 stays the boundary.
 
     A collapsed merge can violate a constraint by any amount; left as it is, it would make up most of the variance
     and blur the boundary. So violations v are mapped to sign(v) log(1 + |v| / s), s their median size.
     """
-    values = np.clip(told.values, -LARGEST, LARGEST)
+    values = np.clip(observed.values, -LARGEST, LARGEST)
     size = np.abs(values)
     scale = float(np.median(size)) or float(size.max(initial=0.0)) or 1.0
     squeezed = np.sign(values) * np.log1p(size / scale)
-    noise_variance = told.noise_variance / (scale + size) ** 2
-    return fit_gaussian_process(told.x, squeezed, noise_variance)
+    noise_variance = observed.noise_variance / (scale + size) ** 2
+    return fit_gaussian_process(observed.x, squeezed, noise_variance)
 
 
 @dataclass(frozen=True)
 class Feasibility:
-    """What is known of the constraints: one process for each, and which told points (``n``) satisfy them all."""
+    """What is known of the constraints: one process for each, and which observed points (``n``) satisfy them all."""
 
     processes: tuple[GaussianProcess, ...]
     feasible: NDArray[np.bool_]
@@ -64,7 +64,7 @@ class Feasibility:
         return log_probability(self.processes, points)
 
     def in_front(self, pending: Array) -> NDArray[np.bool_]:
-        """Which of the told and pending points (``n + p``) count in the front; pending ones when it is likely."""
+        """Which of the observed and pending points (``n + p``) count in the front; pending ones when it is likely."""
         likely = self.log_probability(pending) >= np.log(0.5)
         return np.concatenate([self.feasible, likely])
 
@@ -107,17 +107,17 @@ def log_probability(processes: Sequence[GaussianProcess], points: Array) -> Arra
 
 
 def _log_probability_and_gradient(process: GaussianProcess, point: Array) -> tuple[float, Array]:
-    cross, slope = process.covariance.with_slope(point[None, :], process.x, process.lengthscales)
-    to_told = slope[0][:, None] * (process.x - point) / process.lengthscales**2  # n x d: d cross / d point
+    cross, slope = process.kernel.with_slope(point[None, :], process.x, process.lengthscales)
+    to_observed = slope[0][:, None] * (process.x - point) / process.lengthscales**2  # n x d: d cross / d point
     solved = cho_solve((process.cholesky, True), cross[0])
     variance = 1.0 - float(cross[0] @ solved)
     mean = process.mean + process.scale * (process.constant + float(cross[0] @ process.weights))
     floored = max(variance, 1e-12)
     deviation = process.scale * np.sqrt(floored)
     z = -mean / deviation
-    mean_gradient = process.scale * process.weights @ to_told
+    mean_gradient = process.scale * process.weights @ to_observed
     # Where the floor acts the deviation no longer depends on the point.
-    variance_gradient = np.zeros_like(point) if variance < floored else -2.0 * solved @ to_told
+    variance_gradient = np.zeros_like(point) if variance < floored else -2.0 * solved @ to_observed
     deviation_gradient = process.scale * variance_gradient / (2.0 * np.sqrt(floored))
     z_gradient = -(mean_gradient + z * deviation_gradient) / deviation
     log_cdf = float(log_ndtr(z))

@@ -166,9 +166,9 @@ def _projected(
         return None
     ((scope, columns),) = weights.items()
     beside = [densities.get((expert, scope)) for expert in columns]
-    told = rule.signs or (rule.sparsifier != "none" and any(beside))
+    observed = rule.signs or (rule.sparsifier != "none" and any(beside))
     positive = all(column.low >= 0.0 for column in columns.values())
-    return _Projected(rule, list(columns.values()), beside) if told and positive else None
+    return _Projected(rule, list(columns.values()), beside) if observed and positive else None
 
 
 def _conditions(rule: MergeRule, encoder: Encoder) -> list[tuple[int, list[int]]]:

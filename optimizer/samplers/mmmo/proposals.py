@@ -1,4 +1,4 @@
-"""From what was told to the next point: the default and the published variant of MM-MO, without Optuna.
+"""From what was observed to the next point: the default and the published variant of MM-MO, without Optuna.
 
 Both live in one unit system: values, noise, reference point and acquisition are all normalised (``units``).
 """
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
-from mergefront.optimizer.samplers.common.surrogate import Surrogate, fit_surrogate
 from mergefront.optimizer.samplers.common.units import compress_tail
 from mergefront.optimizer.samplers.common.variation import (
     binomial_crossover,
@@ -21,6 +20,8 @@ from mergefront.optimizer.samplers.common.variation import (
     elites_by_sum,
     mutants,
 )
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, FeasibilityWeighted
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
@@ -50,20 +51,20 @@ PAPER_CANDIDATES_PER_EVALUATION = 2
 
 
 @dataclass(frozen=True)
-class Situation:
+class Observations:
     """What a proposal depends on: points in the unit cube, values normalised and maximised."""
 
     encoder: Encoder
     features: MergeFeatures
     """What of a point the surrogate sees."""
     x: Array
-    """Told points, ``n x d``."""
+    """Observed points, ``n x d``."""
     y: Array
     """Their values, ``n x m``."""
     noise_variance: Array
     """Of ``y``, ``n x m``; NaN where unknown."""
     outside: Array
-    """Values (``k x m``) of told trials that are not among ``x``; they belong to the front all the same."""
+    """Values (``k x m``) of observed trials that are not among ``x``; they belong to the front all the same."""
     pending: Array
     """Points on their way, ``p x d``."""
     taken: Array
@@ -74,15 +75,15 @@ class Situation:
     """What is known of the constraints; None where there are none."""
 
 
-def fit(situation: Situation) -> Surrogate:
-    """The surrogate of the told values, collapsed ones pulled in."""
-    seen, y = situation.features(situation.x), compress_tail(situation.y, situation.reference)
+def fit(data: Observations) -> Surrogate:
+    """The surrogate of the observed values, collapsed ones pulled in."""
+    seen, y = data.features(data.x), compress_tail(data.y, data.reference)
     if len(seen) <= MOST_LEARNT_FROM:
-        return fit_surrogate(seen, y, situation.noise_variance)
-    known = situation.feasibility
-    feasible = np.ones(len(y), dtype=bool) if known is None else known.feasible
+        return fit_surrogate(seen, y, data.noise_variance)
+    feasibility = data.feasibility
+    feasible = np.ones(len(y), dtype=bool) if feasibility is None else feasibility.feasible
     learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
-    return fit_surrogate(seen, y, situation.noise_variance, learn_from)
+    return fit_surrogate(seen, y, data.noise_variance, learn_from)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Proposed:
 
 
 def propose(
-    situation: Situation,
+    data: Observations,
     surrogate: Surrogate,
     budget: SearchBudget,
     fisher_screen: FisherScreen,
@@ -106,31 +107,31 @@ def propose(
     as good as the best, and while others are pending, the Fisher screen picks the least known.
     """
     rng = np.random.default_rng(seed)
-    objectives = situation.y.shape[1]
-    situation, surrogate = _scalarised(situation, surrogate, rng)
-    acquisition = acquisition_of(situation, surrogate, budget, rng)
-    near = _near_elites(situation, rng)
-    sobol = sobol_points(situation.encoder, seed, 0, budget.raw_points)
-    taken = frozenset(_merges(situation.taken, situation))
-    starts = _untaken(np.concatenate([near, sobol]), situation, taken)
+    objectives = data.y.shape[1]
+    data, surrogate = _scalarised(data, surrogate, rng)
+    acquisition = acquisition_of(data, surrogate, budget, rng)
+    near = _near_elites(data, rng)
+    sobol = sobol_points(data.encoder, seed, 0, budget.raw_points)
+    taken = frozenset(_merges(data.taken, data))
+    starts = _untaken(np.concatenate([near, sobol]), data, taken)
     if not len(starts):
         return None
-    optima, _ = maximise(acquisition, starts, situation.encoder, budget)
-    candidates = _untaken(np.concatenate([optima, near]), situation, taken)
+    optima, _ = maximise(acquisition, starts, data.encoder, budget)
+    candidates = _untaken(np.concatenate([optima, near]), data, taken)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
     order = np.argsort(-values, kind="stable")
     shortlist = candidates[order[values[order] >= values.max() - SHORTLIST_TOLERANCE]]
-    improvement = float(np.exp(values.max())) if _is_improvement(situation, objectives) else None
-    if not len(situation.pending):
+    improvement = float(np.exp(values.max())) if _is_improvement(data, objectives) else None
+    if not len(data.pending):
         return Proposed(np.asarray(shortlist[0]), improvement)
-    information = _information(situation, surrogate, shortlist)
+    information = _information(data, surrogate, shortlist)
     return Proposed(np.asarray(shortlist[screen(information, 1, fisher_screen)[0]]), improvement)
 
 
 def propose_paper_round(
-    situation: Situation,
+    data: Observations,
     surrogate: Surrogate,
     budget: SearchBudget,
     fisher_screen: FisherScreen,
@@ -147,56 +148,56 @@ def propose_paper_round(
     rng = np.random.default_rng(seed)
     acquired: list[Array] = []
     for i in range(PAPER_CANDIDATES_PER_EVALUATION * batch):
-        pending = np.array([*situation.pending, *acquired]).reshape(-1, situation.encoder.dimension)
-        step = Situation(**{**situation.__dict__, "pending": pending})
+        pending = np.array([*data.pending, *acquired]).reshape(-1, data.encoder.dimension)
+        step = Observations(**{**data.__dict__, "pending": pending})
         step, model = _scalarised(step, surrogate, rng)
         acquisition = acquisition_of(step, model, budget, rng)
-        starts = sobol_points(situation.encoder, seed + i, 0, budget.raw_points)
-        acquired.append(maximise(acquisition, starts, situation.encoder, budget)[0][0])
+        starts = sobol_points(data.encoder, seed + i, 0, budget.raw_points)
+        acquired.append(maximise(acquisition, starts, data.encoder, budget)[0][0])
     weak = np.stack(acquired)
-    tasks = situation.y[:, list(task_objectives)]
-    elites = _elites(situation, PAPER_ELITES, lambda rows: elites_by_sum(tasks[rows], PAPER_ELITES))
-    strong = situation.encoder.snap(_crossed(elites, weak, rng))
-    candidates = _untaken(strong, situation)
+    tasks = data.y[:, list(task_objectives)]
+    elites = _elites(data, PAPER_ELITES, lambda rows: elites_by_sum(tasks[rows], PAPER_ELITES))
+    strong = data.encoder.snap(_crossed(elites, weak, rng))
+    candidates = _untaken(strong, data)
     if not len(candidates):
         return candidates
-    information = _information(situation, surrogate, candidates)
+    information = _information(data, surrogate, candidates)
     return np.asarray(candidates[screen(information, batch, fisher_screen)])
 
 
 def acquisition_of(
-    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
+    data: Observations, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
-    """The acquisition function of a situation, in the surrogate's unit; constraints, where there are any, weigh it."""
-    inner = _weighted(situation, _improvement(situation, surrogate, budget, rng))
-    return inner if situation.features.identity else _OfFeatures(inner, situation.features)
+    """The acquisition function of a proposal, in the surrogate's unit; constraints, where there are any, weigh it."""
+    inner = _weighted(data, _improvement(data, surrogate, budget, rng))
+    return inner if data.features.identity else _OfFeatures(inner, data.features)
 
 
 def _improvement(
-    situation: Situation, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
+    data: Observations, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
     """The logarithm of the improvement, over features."""
-    pending = situation.features(situation.pending)
-    in_front = None if situation.feasibility is None else situation.feasibility.in_front(pending)
+    pending = data.features(data.pending)
+    in_front = None if data.feasibility is None else data.feasibility.in_front(pending)
     if budget.engine == "botorch":
         from mergefront.optimizer.samplers.mmmo.botorch_engine import BoTorchImprovement
 
         return BoTorchImprovement(
-            situation.features(situation.x),
-            compress_tail(situation.y, situation.reference),
-            situation.noise_variance,
+            data.features(data.x),
+            compress_tail(data.y, data.reference),
+            data.noise_variance,
             pending,
-            situation.reference,
+            data.reference,
             budget.samples,
             int(rng.integers(2**31)),
-            None if situation.feasibility is None else situation.feasibility.feasible,
+            None if data.feasibility is None else data.feasibility.feasible,
         )
-    points, objectives = len(situation.x) + len(situation.pending), situation.y.shape[1]
+    points, objectives = len(data.x) + len(data.pending), data.y.shape[1]
     half = rng.standard_normal((budget.samples // 2, points, objectives))
-    normals = np.concatenate([half, -half])
-    if not len(pending) and all(process.roughness for process in surrogate.processes):
-        normals = normals[:1]
-    return HypervolumeImprovement(surrogate, pending, situation.reference, situation.outside, normals, in_front)
+    base_samples = np.concatenate([half, -half])
+    if not len(pending) and all(process.nugget for process in surrogate.processes):
+        base_samples = base_samples[:1]
+    return HypervolumeImprovement(surrogate, pending, data.reference, data.outside, base_samples, in_front)
 
 
 @dataclass(frozen=True)
@@ -214,40 +215,40 @@ class _OfFeatures:
         return value, gradient @ self.features.jacobian(point)
 
 
-def _information(situation: Situation, surrogate: Surrogate, points: Array) -> Array:
+def _information(data: Observations, surrogate: Surrogate, points: Array) -> Array:
     """Fisher information (``n``) of what the surrogate knows about points (``n x d``), pending ones counted."""
-    known = surrogate.with_pending(situation.features(situation.pending))
-    return fisher_information(known.posterior(situation.features(points))[1])
+    known = surrogate.with_pending(data.features(data.pending))
+    return fisher_information(known.posterior(data.features(points))[1])
 
 
-def _weighted(situation: Situation, acquisition: Acquisition) -> Acquisition:
-    known = situation.feasibility
-    if known is None:
+def _weighted(data: Observations, acquisition: Acquisition) -> Acquisition:
+    feasibility = data.feasibility
+    if feasibility is None:
         return acquisition
-    return FeasibilityWeighted(known.processes, acquisition if _front_is_known(situation) else None)
+    return FeasibilityWeighted(feasibility.processes, acquisition if _front_is_known(data) else None)
 
 
-def _front_is_known(situation: Situation) -> bool:
-    """Whether anything that was told satisfies the constraints."""
-    known = situation.feasibility
-    return known is None or bool(known.feasible.any()) or len(situation.outside) > 0
+def _front_is_known(data: Observations) -> bool:
+    """Whether anything that was observed satisfies the constraints."""
+    feasibility = data.feasibility
+    return feasibility is None or bool(feasibility.feasible.any()) or len(data.outside) > 0
 
 
-def _is_improvement(situation: Situation, objectives: int) -> bool:
+def _is_improvement(data: Observations, objectives: int) -> bool:
     """Whether the acquisition is the logarithm of an improvement of the study's hypervolume."""
-    return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(situation)
+    return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(data)
 
 
-def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Situation, Surrogate]:
+def _scalarised(data: Observations, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Observations, Surrogate]:
     """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
-    m = situation.y.shape[1]
+    m = data.y.shape[1]
     if m <= HYPERVOLUME_OBJECTIVES:
-        return situation, surrogate
+        return data, surrogate
     weights = random_weights(m, rng)
-    y = chebyshev(compress_tail(situation.y, situation.reference), weights)
-    outside = chebyshev(compress_tail(situation.outside, situation.reference), weights)
+    y = chebyshev(compress_tail(data.y, data.reference), weights)
+    outside = chebyshev(compress_tail(data.outside, data.reference), weights)
     single = replace(
-        situation,
+        data,
         y=y,
         noise_variance=np.full(y.shape, np.nan),
         outside=outside,
@@ -256,32 +257,30 @@ def _scalarised(situation: Situation, surrogate: Surrogate, rng: np.random.Gener
     return single, fit_surrogate(single.features(single.x), single.y, single.noise_variance)
 
 
-def _near_elites(situation: Situation, rng: np.random.Generator) -> Array:
+def _near_elites(data: Observations, rng: np.random.Generator) -> Array:
     """Points (``NEAR_ELITES x d``, or none) that differ from an elite in a few coordinates, and by little."""
-    elites = _elites(
-        situation, ELITES, lambda rows: elites_by_hypervolume(situation.y[rows], situation.reference, ELITES)
-    )
-    d = situation.encoder.dimension
+    elites = _elites(data, ELITES, lambda rows: elites_by_hypervolume(data.y[rows], data.reference, ELITES))
+    d = data.encoder.dimension
     if not len(elites):
         return np.zeros((0, d))
     chosen = elites[rng.integers(len(elites), size=NEAR_ELITES)]
     moved = rng.random(chosen.shape) < min(1.0, max(MOVED_COORDINATES / d, MOVED_SHARE))
     moved[np.arange(NEAR_ELITES), rng.integers(d, size=NEAR_ELITES)] = True
-    return situation.encoder.snap(np.clip(chosen + moved * rng.normal(0.0, MOVE, chosen.shape), 0.0, 1.0))
+    return data.encoder.snap(np.clip(chosen + moved * rng.normal(0.0, MOVE, chosen.shape), 0.0, 1.0))
 
 
-def _elites(situation: Situation, count: int, ranked: Callable[[Indexes], Indexes]) -> Array:
-    """The best told points (at most ``count x d``); those that violate a constraint come last, the likeliest first.
+def _elites(data: Observations, count: int, ranked: Callable[[Indexes], Indexes]) -> Array:
+    """The best observed points (at most ``count x d``); those that violate a constraint come last, the likeliest first.
 
-    ``ranked`` puts the told points with the given indexes in order, as indexes into them.
+    ``ranked`` puts the observed points with the given indexes in order, as indexes into them.
     """
-    known = situation.feasibility
-    if known is None:
-        return np.asarray(situation.x[ranked(np.arange(len(situation.x)))])
-    good, bad = np.flatnonzero(known.feasible), np.flatnonzero(~known.feasible)
+    feasibility = data.feasibility
+    if feasibility is None:
+        return np.asarray(data.x[ranked(np.arange(len(data.x)))])
+    good, bad = np.flatnonzero(feasibility.feasible), np.flatnonzero(~feasibility.feasible)
     order = good[ranked(good)] if len(good) else good
-    likeliest = bad[np.argsort(-known.log_probability(situation.features(situation.x[bad])), kind="stable")]
-    return np.asarray(situation.x[np.concatenate([order, likeliest])[:count]])
+    likeliest = bad[np.argsort(-feasibility.log_probability(data.features(data.x[bad])), kind="stable")]
+    return np.asarray(data.x[np.concatenate([order, likeliest])[:count]])
 
 
 def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
@@ -290,28 +289,28 @@ def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
     return binomial_crossover(mutants(elites, len(targets), rng), targets, rng)
 
 
-def _untaken(points: Array, situation: Situation, taken: frozenset[bytes] | None = None) -> Array:
+def _untaken(points: Array, data: Observations, taken: frozenset[bytes] | None = None) -> Array:
     """The distinct merges among ``points`` (``n x d``), in order, that are none of those ``taken`` (``_merges``)."""
-    seen = set(_merges(situation.taken, situation) if taken is None else taken)
+    seen = set(_merges(data.taken, data) if taken is None else taken)
     keep = []
-    for i, key in enumerate(_merges(points, situation)):
+    for i, key in enumerate(_merges(points, data)):
         if key not in seen:
             seen.add(key)
             keep.append(i)
     return points[keep]
 
 
-def _merges(points: Array, situation: Situation) -> list[bytes]:
+def _merges(points: Array, data: Observations) -> list[bytes]:
     """What tells the merges at ``points`` (``n x d``) apart."""
-    return [row.tobytes() for row in _rounded(situation.features(points))]
+    return [row.tobytes() for row in _rounded(data.features(points))]
 
 
 def _rounded(points: Array) -> Array:
     return np.round(points, DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0, whose bytes differ
 
 
-def fresh_point(situation: Situation, seed: int, first: int) -> Array:
+def fresh_point(data: Observations, seed: int, first: int) -> Array:
     """A Sobol point that is not taken, starting at index ``first``; a taken one when the whole space is."""
-    points = sobol_points(situation.encoder, seed, first, 64)
-    untaken = _untaken(points, situation)
+    points = sobol_points(data.encoder, seed, first, 64)
+    untaken = _untaken(points, data)
     return np.asarray(untaken[0] if len(untaken) else points[0])

@@ -1,7 +1,7 @@
-"""Told trials that stand for all of them, when there are more than a surrogate can be fitted to while a user waits.
+"""Observed trials that stand for all of them, when there are more than a surrogate can be fitted to while a user waits.
 
 A Gaussian process on n points costs n^3 operations and n^2 numbers, and the front's boxes grow with the front. Up to
-``MOST_TOLD`` told trials nothing is left out.
+``MOST_OBSERVED`` observed trials nothing is left out.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from mergefront.optimizer.search.attributes import is_anchor, is_feasible, is_ou
 Array = NDArray[np.float64]
 Indexes = NDArray[np.int_]
 
-MOST_TOLD = 320
+MOST_OBSERVED = 320
 
 
-def limited(history: History, maximise: Sequence[bool], most: int = MOST_TOLD) -> History:
-    """The history with at most ``most`` told trials besides anchors and those outside the space.
+def limited(history: History, maximise: Sequence[bool], most: int = MOST_OBSERVED) -> History:
+    """The history with at most ``most`` observed trials besides anchors and those outside the space.
 
     Members of the front that had to be left out, at most half as many, are ``front_beyond``: proposals have to improve
     on them all the same.
     """
     always: list[FrozenTrial] = []
     others: list[FrozenTrial] = []
-    for trial in history.told:
+    for trial in history.observed:
         (always if is_anchor(trial) or is_outside_space(trial) else others).append(trial)
     if len(others) <= most:
         return history
     sign = np.where(maximise, 1.0, -1.0)
     values = sign * np.array([trial.values for trial in others], dtype=float)
     kept, beyond = representatives(values, np.array([is_feasible(trial) for trial in others]), most)
-    told = sorted([*always, *(others[i] for i in kept)], key=lambda trial: trial.number)
-    return replace(history, told=tuple(told), front_beyond=tuple(others[i] for i in beyond))
+    observed = sorted([*always, *(others[i] for i in kept)], key=lambda trial: trial.number)
+    return replace(history, observed=tuple(observed), front_beyond=tuple(others[i] for i in beyond))
 
 
 def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tuple[Indexes, Indexes]:
@@ -47,8 +47,8 @@ def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tu
 
     Half of the first are the best feasible ones, front after front (non-dominated sorting); a front that does not fit
     whole is thinned out evenly. A quarter are the last of the rest: what was just proposed and disappointed must not
-    be proposed again. A quarter is taken at equal steps from what is left, in the order in which it was told, so that
-    the surrogate also knows where nothing is to be found. The second are at most ``most / 2``.
+    be proposed again. A quarter is taken at equal steps from what is left, in order of time, so that the surrogate also
+    knows where nothing is to be found. The second are at most ``most / 2``.
     """
     good = np.flatnonzero(feasible)
     ranks = moocore.pareto_rank(-values[good]) if len(good) else np.zeros(0, dtype=int)

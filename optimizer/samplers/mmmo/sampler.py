@@ -20,14 +20,14 @@ from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
 from mergefront.optimizer.samplers.common.history import History, earlier_trials, is_inside, points_of, read_history
 from mergefront.optimizer.samplers.common.initial_design import startup_size
-from mergefront.optimizer.samplers.common.surrogate import Surrogate
 from mergefront.optimizer.samplers.common.units import normalise, values_of
+from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, Preset
 from mergefront.optimizer.samplers.mmmo.proposals import (
+    Observations,
     Proposed,
-    Situation,
     fit,
     fresh_point,
     propose,
@@ -64,9 +64,9 @@ class MMMOSampler(ReplayableSampler):
     "paper" follows the published loop. Any number of objectives works: one is noisy expected
     improvement, more than four are scalarised at random.
 
-    A proposal is a function of the seed, the trial's number and the trials told, and of nothing else: a study
+    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else: a study
     that was killed and resumed, in any process, gets the proposals it would have got. The processes know 320
-    told trials at most, which stand for all when there are more, and learn lengthscales from 150 (``representatives``).
+    observed trials at most, which represent all when there are more, and learn lengthscales from 150.
 
     Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
     has to be likely to satisfy them, and only trials that do are on the front that it has to improve.
@@ -79,8 +79,8 @@ class MMMOSampler(ReplayableSampler):
         anchors: parameter dictionaries inside the space to propose before anything else.
         n_startup: Sobol points after the anchors; by default 10 in the paper variant, otherwise by the number of
             parameters, two when the study has flagged anchors, none when these are 12 or more and span the space.
-        batch: size of a round. Members of a round are proposed from what was told before it began. By default 1,
-            that is from everything told so far; 5 in the paper variant.
+        batch: size of a round. Members of a round are proposed from what was observed before it began. By default 1,
+            that is from everything observed so far; 5 in the paper variant.
         ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
             all, means from the anchors.
         reference_point: worst value of interest of every objective, in its own unit; by default a tenth of the
@@ -148,11 +148,11 @@ class MMMOSampler(ReplayableSampler):
                 return Suggestion("anchor", encoder.decode(encoder.encode(anchor)))
             logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
         history = limited(history, maximised(study))
-        situation = self._situation(study, history, encoder)
-        if history.position >= initial and len(situation.x) >= 2:
+        data = self._observations(study, history, encoder)
+        if history.position >= initial and len(data.x) >= 2:
             try:
-                situation = replace(situation, feasibility=self._feasibility(history, encoder))
-                proposed = self._model_point(situation, history)
+                data = replace(data, feasibility=self._feasibility(history, encoder))
+                proposed = self._model_point(data, history)
             except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
                 logger.warning(
                     "trial %d: no surrogate could be fitted (%s), a Sobol point instead", trial.number, error
@@ -162,7 +162,7 @@ class MMMOSampler(ReplayableSampler):
                     return Suggestion("model", encoder.decode(proposed.point), proposed.improvement)
         stage = "sobol" if history.position < initial else "fallback"
         index = max(history.position - len(self._anchors), 0)
-        return Suggestion(stage, encoder.decode(fresh_point(situation, self._seed, index)))
+        return Suggestion(stage, encoder.decode(fresh_point(data, self._seed, index)))
 
     def _startup(self, earlier: Sequence[FrozenTrial], encoder: Encoder) -> int:
         if self._n_startup is not None:
@@ -174,35 +174,35 @@ class MMMOSampler(ReplayableSampler):
         points = [encoder.encode(params) for params in anchors if encoder.contains(params)]
         return startup_size(encoder.parameters, len(anchors), points)
 
-    def _model_point(self, situation: Situation, history: History) -> Proposed | None:
-        surrogate = self._surrogate(situation)
+    def _model_point(self, data: Observations, history: History) -> Proposed | None:
+        surrogate = self._surrogate(data)
         if self._variant == "default":
             seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
-            return propose(situation, surrogate, self._budget, self._fisher_screen, seed)
+            return propose(data, surrogate, self._budget, self._fisher_screen, seed)
         seed = derive_seed(self._seed, history.round_start, "round")
-        points = self._paper_round(situation, surrogate, history, seed)
+        points = self._paper_round(data, surrogate, history, seed)
         return Proposed(points[history.slot]) if history.slot < len(points) else None
 
-    def _surrogate(self, situation: Situation) -> Surrogate:
-        key = _digest(situation.x, situation.y, situation.noise_variance, situation.reference)
+    def _surrogate(self, data: Observations) -> Surrogate:
+        key = _digest(data.x, data.y, data.noise_variance, data.reference)
         cached = self._last_surrogate
         if cached is None or cached[0] != key:
-            cached = (key, fit(situation))
+            cached = (key, fit(data))
             self._last_surrogate = cached
         return cached[1]
 
-    def _paper_round(self, situation: Situation, surrogate: Surrogate, history: History, seed: int) -> Array:
+    def _paper_round(self, data: Observations, surrogate: Surrogate, history: History, seed: int) -> Array:
         """The round's points, the same for every member: what happened since it began is left out."""
         mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
-        before = points_of([t for t in history.pending if t.number not in mates], situation.encoder)
-        taken = points_of([t for t in history.earlier if t.number not in mates], situation.encoder)
-        shared = replace(situation, pending=before, taken=taken)
+        before = points_of([t for t in history.pending if t.number not in mates], data.encoder)
+        taken = points_of([t for t in history.earlier if t.number not in mates], data.encoder)
+        shared = replace(data, pending=before, taken=taken)
         key = _digest(
             shared.x, shared.y, shared.noise_variance, shared.reference, before, taken, np.array([seed], dtype=float)
         )
         cached = self._last_paper_round
         if cached is None or cached[0] != key:
-            tasks = self._task_objectives if self._task_objectives is not None else range(situation.y.shape[1])
+            tasks = self._task_objectives if self._task_objectives is not None else range(data.y.shape[1])
             points = propose_paper_round(
                 shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, list(tasks)
             )
@@ -210,7 +210,7 @@ class MMMOSampler(ReplayableSampler):
             self._last_paper_round = cached
         return cached[1]
 
-    def _situation(self, study: Study, history: History, encoder: Encoder) -> Situation:
+    def _observations(self, study: Study, history: History, encoder: Encoder) -> Observations:
         m = len(study.directions)
         check_length("reference_point", self._reference_point, study)
         normaliser = self._normaliser(study, history.anchors)
@@ -218,11 +218,11 @@ class MMMOSampler(ReplayableSampler):
             reference = np.full(m, REFERENCE)
         else:
             reference = normalise(normaliser, np.array([self._reference_point], dtype=float))[0]
-        inside = [trial for trial in history.told if is_inside(trial, encoder)]
-        outside = [trial for trial in history.told if is_outside_space(trial) and is_feasible(trial)]
+        inside = [trial for trial in history.observed if is_inside(trial, encoder)]
+        outside = [trial for trial in history.observed if is_outside_space(trial) and is_feasible(trial)]
         outside.extend(history.front_beyond)
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
-        return Situation(
+        return Observations(
             encoder=encoder,
             features=self._features(encoder),
             x=points_of(inside, encoder),
@@ -235,7 +235,7 @@ class MMMOSampler(ReplayableSampler):
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
-        inside = [trial for trial in history.told if is_inside(trial, encoder)]
+        inside = [trial for trial in history.observed if is_inside(trial, encoder)]
         names = sorted({name for trial in inside for name in trial.constraints})
         if not names:
             return None
@@ -244,8 +244,8 @@ class MMMOSampler(ReplayableSampler):
             reporting = [trial for trial in inside if name in trial.constraints]
             errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
             values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
-            told = Violations(self._features(encoder)(points_of(reporting, encoder)), values, errors**2)
-            processes.append(fit_violations(told))
+            observed = Violations(self._features(encoder)(points_of(reporting, encoder)), values, errors**2)
+            processes.append(fit_violations(observed))
         return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
 
     def _features(self, encoder: Encoder) -> MergeFeatures:

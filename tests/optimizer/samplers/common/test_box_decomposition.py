@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergefront.optimizer.samplers.common.box_decomposition import improvement_cells
+from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
 from mergefront.optimizer.scores.pareto import hypervolume
 
 
 def improvement(point: np.ndarray, front: np.ndarray, reference: np.ndarray) -> float:
-    lower, upper = improvement_cells(front, reference)
+    lower, upper = nondominated_boxes(front, reference)
     return float(np.maximum(np.minimum(point, upper) - lower, 0.0).prod(axis=1).sum())
 
 
@@ -29,6 +29,6 @@ def test_the_boxes_add_up_to_the_hypervolume_gained(objectives: int, data: st.Da
 
 
 def test_without_a_front_everything_above_the_reference_improves() -> None:
-    lower, upper = improvement_cells(np.zeros((0, 2)), np.array([-0.1, -0.1]))
+    lower, upper = nondominated_boxes(np.zeros((0, 2)), np.array([-0.1, -0.1]))
     np.testing.assert_array_equal(lower, [[-0.1, -0.1]])
     assert np.isinf(upper).all()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mergefront.optimizer.samplers.common.surrogate import SMOOTH, Surrogate, fit_gaussian_process, fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.kernel import SMOOTH
+from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.scores.pareto import hypervolume
 
@@ -19,9 +21,9 @@ def told(n: int, d: int, m: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 def acquisition(
     surrogate: Surrogate, pending: np.ndarray, samples: int, m: int, outside: np.ndarray | None = None
 ) -> HypervolumeImprovement:
-    normals = np.random.default_rng(7).standard_normal((samples, len(surrogate.x) + len(pending), m))
+    base_samples = np.random.default_rng(7).standard_normal((samples, len(surrogate.x) + len(pending), m))
     outside = np.zeros((0, m)) if outside is None else outside
-    return HypervolumeImprovement(surrogate, pending, np.full(m, -0.1), outside, normals)
+    return HypervolumeImprovement(surrogate, pending, np.full(m, -0.1), outside, base_samples)
 
 
 def joint_samples(surrogate: Surrogate, points: np.ndarray, count: int) -> np.ndarray:
@@ -31,15 +33,13 @@ def joint_samples(surrogate: Surrogate, points: np.ndarray, count: int) -> np.nd
     """
     rng, draws = np.random.default_rng(3), []
     for process in surrogate.processes:
-        gram = process.covariance.kernel(process.x, process.x, process.lengthscales) + np.diag(process.noise)
-        cross = process.covariance.kernel(points, process.x, process.lengthscales)
+        gram = process.kernel(process.x, process.x, process.lengthscales) + np.diag(process.noise)
+        cross = process.kernel(points, process.x, process.lengthscales)
         mean = process.constant + cross @ np.linalg.solve(gram, process.standardised - process.constant)
-        covariance = process.covariance.kernel(points, points, process.lengthscales) - cross @ np.linalg.solve(
-            gram, cross.T
-        )
-        if process.roughness:
+        covariance = process.kernel(points, points, process.lengthscales) - cross @ np.linalg.solve(gram, cross.T)
+        if process.nugget:
             told_points = len(process.x)
-            covariance += process.roughness * np.eye(len(points))
+            covariance += process.nugget * np.eye(len(points))
             covariance[:told_points] = covariance[:, :told_points] = 0.0
             mean[:told_points] = process.standardised
         draws.append(process.mean + process.scale * rng.multivariate_normal(mean, covariance, count, method="svd"))

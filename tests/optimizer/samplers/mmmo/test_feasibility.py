@@ -14,7 +14,7 @@ from scipy.optimize import approx_fprime
 from scipy.stats import norm
 
 from mergefront.optimizer.samplers import MMMOSampler
-from mergefront.optimizer.samplers.common.surrogate import fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.mmmo.feasibility import (
     FeasibilityWeighted,

@@ -23,7 +23,7 @@ from mergefront.optimizer.samplers import MMMOSampler
 from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS
-from mergefront.optimizer.samplers.mmmo.proposals import Situation, acquisition_of, fit
+from mergefront.optimizer.samplers.mmmo.proposals import Observations, acquisition_of, fit
 from mergefront.optimizer.scores.pareto import hypervolume
 from mergefront.optimizer.search.attributes import (
     ANCHOR,
@@ -79,12 +79,12 @@ class TestOneUnitSystem:
         raw = np.array([merge_like(point) for point in x])
         y = normalise(normaliser_for([True, True, False], raw), raw)
         none = np.zeros((0, len(SPACE)))
-        situation = Situation(
+        data = Observations(
             encoder=Encoder(SPACE), features=MergeFeatures(Encoder(SPACE)), x=x, y=y,
             noise_variance=np.full(y.shape, np.nan), outside=np.zeros((0, 3)),
             pending=none, taken=none, reference=np.full(3, -0.1),
         )  # fmt: skip
-        values = acquisition_of(situation, fit(situation), BUDGETS["fast"], rng).values(rng.random((200, len(SPACE))))
+        values = acquisition_of(data, fit(data), BUDGETS["fast"], rng).values(rng.random((200, len(SPACE))))
         assert np.isfinite(values).all()
         assert np.exp(values).max() > 1e-3
         assert np.ptp(values) > 2.0

@@ -13,7 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.samplers import MMMOSampler
-from mergefront.optimizer.samplers.mmmo.representatives import MOST_TOLD, representatives, spread_order
+from mergefront.optimizer.samplers.mmmo.representatives import MOST_OBSERVED, representatives, spread_order
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, expected_improvement, proposal_stage
 
@@ -96,7 +96,7 @@ def long_study(trials: int, *, seed: int = 0) -> optuna.Study:
 
 
 def test_a_long_study_is_searched_with_its_model_and_repeats() -> None:
-    first, second = long_study(MOST_TOLD + 60), long_study(MOST_TOLD + 60)
+    first, second = long_study(MOST_OBSERVED + 60), long_study(MOST_OBSERVED + 60)
     asked, again = first.ask(SPACE), second.ask(SPACE)
     assert asked.params == again.params
     assert proposal_stage(first.get_trials(deepcopy=False)[-1]) == "model"
@@ -105,12 +105,12 @@ def test_a_long_study_is_searched_with_its_model_and_repeats() -> None:
 
 @pytest.mark.parametrize("extra", [-60, 60])
 def test_only_above_the_limit_is_anything_left_out(extra: int) -> None:
-    study = long_study(MOST_TOLD + extra)
+    study = long_study(MOST_OBSERVED + extra)
     study.ask(SPACE)
     assert isinstance(study.sampler, MMMOSampler)
     known = study.sampler._last_surrogate
     told = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    assert known is not None and len(known[1].x) == min(told, MOST_TOLD + 2), "two anchors besides"
+    assert known is not None and len(known[1].x) == min(told, MOST_OBSERVED + 2), "two anchors besides"
 
 
 def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() -> None:
@@ -119,10 +119,10 @@ def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() ->
     A trial outside the space is never learnt from and counts for the front. So a study whose left-out front members are
     such trials, and nothing else is left out, proposes the same; one that has lost them expects a larger improvement.
     """
-    drawn = np.random.default_rng(3).random((MOST_TOLD + 100, 2))
+    drawn = np.random.default_rng(3).random((MOST_OBSERVED + 100, 2))
     angle, depth = drawn[:, 0] * np.pi / 2, 1.0 - np.maximum(drawn[:, 1] - 0.6, 0.0)
     values = np.column_stack([depth * np.sin(angle), depth * np.cos(angle)])
-    kept, beyond = representatives(values, np.ones(len(values), dtype=bool), MOST_TOLD)
+    kept, beyond = representatives(values, np.ones(len(values), dtype=bool), MOST_OBSERVED)
     assert len(beyond) >= 3
 
     def next_trial(left_out: dict[str, Any] | None, beyond_too: dict[str, Any] | None) -> FrozenTrial:

@@ -10,11 +10,7 @@ import torch
 from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
-from mergefront.optimizer.samplers.common.surrogate import (
-    fit_gaussian_process,
-    fit_surrogate,
-    log_posterior,
-)
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate, log_posterior
 from mergefront.optimizer.samplers.mmmo.botorch_engine import matern
 
 UNKNOWN = np.nan
@@ -134,8 +130,8 @@ def test_values_are_exact_until_something_says_otherwise() -> None:
     x = rng.random((15, 2))
     y = np.sin(3 * x[:, 0]) + 0.1 * rng.standard_normal(15)
     unknown = np.full(15, np.nan)
-    assert fit_gaussian_process(x, y, unknown).roughness > 0.0
-    assert fit_gaussian_process(x, y, np.full(15, 0.01)).roughness == 0.0
+    assert fit_gaussian_process(x, y, unknown).nugget > 0.0
+    assert fit_gaussian_process(x, y, np.full(15, 0.01)).nugget == 0.0
     twice = np.concatenate([x, x[:1]])
-    assert fit_gaussian_process(twice, np.append(y, y[0]), np.full(16, np.nan)).roughness > 0.0
-    assert fit_gaussian_process(twice, np.append(y, y[0] + 0.2), np.full(16, np.nan)).roughness == 0.0
+    assert fit_gaussian_process(twice, np.append(y, y[0]), np.full(16, np.nan)).nugget > 0.0
+    assert fit_gaussian_process(twice, np.append(y, y[0] + 0.2), np.full(16, np.nan)).nugget == 0.0
