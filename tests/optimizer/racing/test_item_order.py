@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,3 +49,10 @@ def test_blocks_that_were_asked_equally_often_come_in_another_order_at_every_tur
     asked = np.zeros(100, dtype=np.int64)
     orders = {tuple(least_asked_first(range(100), asked, 10, seed=3, turn=turn)) for turn in range(5)}
     assert len(orders) == 5
+
+
+@pytest.mark.parametrize(("items", "count"), [(15, 1), (20, 2), (100, 6), (400, 6)])
+def test_strata_are_few_and_none_is_tiny(items: int, count: int) -> None:
+    """A stratum of one item would be asked of everybody, or of nobody."""
+    sizes = np.bincount(strata(np.random.default_rng(0).random((3, items))))
+    assert len(sizes) == count and sizes.min() >= 8

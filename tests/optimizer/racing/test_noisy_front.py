@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.special import ndtri
 
 from mergefront.optimizer.racing.noisy_front import dominance, likely_front
 from mergefront.optimizer.scores.pareto import nondominated
@@ -27,3 +28,10 @@ def test_the_chance_of_dominance_is_that_of_drawing_it() -> None:
     means, errors = np.array([[0.5, 0.6], [0.45, 0.62]]), np.array([[0.03, 0.02], [0.02, 0.05]])
     drawn = means + errors * np.random.default_rng(0).normal(size=(200_000, 2, 2))
     assert dominance(means, errors)[0, 1] == pytest.approx((drawn[:, 0] >= drawn[:, 1]).all(axis=1).mean(), abs=0.005)
+
+
+@pytest.mark.parametrize(("chance", "stays"), [(0.5, True), (0.64, True), (0.69, False), (0.9, False)])
+def test_who_is_dominated_with_two_chances_in_three_is_left_out(chance: float, stays: bool) -> None:
+    """The limit is measured: below it fronts lose hypervolume, above it they fill with candidates behind them."""
+    lead = float(ndtri(chance)) * np.hypot(0.03, 0.04)
+    assert likely_front([[0.5], [0.5 + lead]], [[0.03], [0.04]]) == [stays, True]

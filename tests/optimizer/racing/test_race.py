@@ -12,11 +12,11 @@ import pytest
 
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.racing.race import ItemRace, RacingSettings
+from mergefront.optimizer.racing.race import ItemRace, RacingSettings, raced_front
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.scores.evaluation import RACED, Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, EvaluationRequest, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import RECIPE, STANDARD_ERRORS
 from mergefront.optimizer.search.restated_trials import restated
@@ -94,6 +94,46 @@ def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(fiel
         for salt in range(100, 300)
     )
     assert dropped <= 10
+
+
+def test_a_candidate_answers_a_quarter_and_a_half_of_its_share_then_twice_as_many_each_time() -> None:
+    assert RacingSettings(items=0.25).rounds(400) == [25, 50, 100, 200, 400]
+    assert RacingSettings(items=0.2).rounds(1000) == [50, 100, 200, 400, 800, 1000]
+    assert RacingSettings(items=0.25).rounds(40) == [16, 16, 16, 32, 40]
+    assert RacingSettings(items=0.25).rounds(10) == [10, 10, 10]
+
+
+@pytest.mark.parametrize(("size", "dropped"), [(1.0, False), (3.0, True), (5.0, True)])
+def test_who_is_smaller_is_not_dropped_however_little_it_knows(field: Any, size: float, dropped: bool) -> None:
+    """An objective that no item decides is known exactly: the sparsest merge is on the front whatever it answers."""
+    settings, known = field
+    objectives = (Objective("maths"), Objective("delta_l1", "minimize"))
+    rival = Evaluation({**known[3].scores, "delta_l1": 3.0}, {}, known[3].items)
+    racing = ItemRace(settings, 0, objectives, (rival,)).start({"maths": IDS}, {"delta_l1": size})
+    batch = racing.batch()
+    assert batch is not None
+    asked = batch["maths"]
+    racing.tell("maths", asked, ItemScores(tuple(IDS[index] for index in asked), (0.0,) * len(asked)))
+    assert (racing.batch() is None) == dropped
+
+
+def test_who_is_not_on_the_front_by_the_estimates_costs_its_share_and_no_more(field: Any) -> None:
+    """The items that early stops saved are for the front; a candidate behind it would eat them up."""
+    settings, known = field
+    losers = tuple(
+        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
+    )
+    behind = run(ItemRace(settings, 0, OBJECTIVES, known, losers), {"maths": 0.62, "french": 0.62}, 12)
+    assert behind.details[RACED]["stopped"] == "not on the front"
+    assert behind.details[RACED]["asked"] == dict.fromkeys(NAMES, settings.share(ITEMS))
+
+
+def test_who_answered_everything_is_on_the_front_or_is_not() -> None:
+    """What other items there might be is open for all candidates alike, and tells none from another."""
+    behind, ahead = ({name: Estimate(mean, 0.1, 0.0) for name in NAMES} for mean in (0.50, 0.51))
+    assert raced_front(OBJECTIVES, [behind, ahead]) == [False, True]
+    unsure = {name: Estimate(0.50, 0.1, 0.1) for name in NAMES}
+    assert raced_front(OBJECTIVES, [unsure, ahead]) == [True, True]
 
 
 def asked_in_turn(race: ItemRace, abilities: Mapping[str, float], salt: int) -> list[list[int]]:
