@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mergefront.optimizer.samplers import __all__ as __all__
+from mergefront.optimizer.samplers import __dir__ as __dir__
+from mergefront.optimizer.samplers import __getattr__ as __getattr__
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.samplers.evo_merging.sampler import EvoMergingSampler
-    from mergefront.optimizer.samplers.map.sampler import MAPSampler
-    from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
-
-_HOME = {
-    "EvoMergingSampler": "mergefront.optimizer.samplers.evo_merging.sampler",
-    "MAPSampler": "mergefront.optimizer.samplers.map.sampler",
-    "MMMOSampler": "mergefront.optimizer.samplers.mmmo.sampler",
-}
-
-__all__ = ["EvoMergingSampler", "MAPSampler", "MMMOSampler"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'mergefront.optimizer' has no attribute {name!r}")
+    from mergefront.optimizer.samplers import EvoMergingSampler as EvoMergingSampler
+    from mergefront.optimizer.samplers import MAPSampler as MAPSampler
+    from mergefront.optimizer.samplers import MMMOSampler as MMMOSampler

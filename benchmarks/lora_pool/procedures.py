@@ -54,7 +54,7 @@ class Run:
 
 def _evolution(variant: str) -> Callable[[], Propose]:
     def make() -> Propose:
-        options = EvolutionOptions(population=20, sigma=0.05, first_stage=400, separable=False)
+        options = EvolutionOptions(population=20, sigma=0.05, first_stage=400, patience=0, separable=False)
         search = StagedEvolution(STAGES[variant], options, PAPER)
         return lambda coefficients, trials, seed, number: search.propose(
             coefficients, coefficients.loras, trials, derive_seed(seed, number, "evolution")

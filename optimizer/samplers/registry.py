@@ -5,12 +5,14 @@ Importing this module imports no sampler and no Optuna.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
+from mergefront.optimizer.samplers.options import CMA_ES, EVO_MERGING, GP, MAP, MM_MO, NSGA, TPE, Options
 from mergefront.optimizer.scores.objectives import Objective
 
 if TYPE_CHECKING:
@@ -22,52 +24,24 @@ SPARSITY_OBJECTIVES = frozenset({"delta_l1"})
 
 
 @dataclass(frozen=True)
-class SamplerOption:
-    """One option of a sampler: a number of type ``kind`` at least ``low``, one of ``choices``, or any text."""
-
-    kind: type[int] | type[float] | type[str] | type[bool]
-    summary: str
-    low: float | None = None
-    choices: tuple[str, ...] = ()
-
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with ``value``, or None."""
-        if self.choices:
-            return None if value in self.choices else f"must be one of {', '.join(self.choices)}"
-        if self.kind is bool:
-            return None if isinstance(value, bool) else "must be true or false"
-        if self.kind is str:
-            return None if isinstance(value, str) else "must be text"
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (self.kind is int and value != int(value)):
-            return f"must be {'a whole number' if self.kind is int else 'a number'}"
-        if self.low is not None and value < self.low:
-            return f"must be at least {self.low:g}"
-        return None
-
-
-@dataclass(frozen=True)
-class SamplerContext:
-    """What every sampler is made from besides its own options."""
-
-    seed: int
-    search_space: Mapping[str, BaseDistribution] | None
-    objectives: tuple[Objective, ...]
-    rule: MergeRule = UNKNOWN
-    """The merge's arithmetic."""
-
-
-@dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler: its name in study files, what it can do, and how it is made."""
+    """A sampler: its name in study files, what it can do, and how it is made.
+
+    ``home`` is "module:class", ``optuna:class`` one of Optuna's own. ``takes`` names what a sampler of ours is given
+    of the study besides its seed, space and options; ``fixed`` are constant arguments.
+    """
 
     name: str
     summary: str
-    make: Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]
+    home: str
+    options: Options = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
+    """Of Optuna's samplers: whether it samples the parameters of a space together."""
     max_objectives: int | None = None
     takes_constraints: bool = True
     expects_improvement: bool = False
-    options: Mapping[str, SamplerOption] | None = None
 
 
 def check_sampler(
@@ -96,18 +70,17 @@ def check_sampler(
     if constrained and not spec.takes_constraints:
         able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
         problems.append(f"sampler {name!r} does not know constraints; these do: {', '.join(able)}")
-    if stops_by_improvement and not (spec.expects_improvement and options.get("variant", "default") == "default"):
+    if stops_by_improvement and (not spec.expects_improvement or options.get("variant") == "paper"):
         able = [other.name for other in SAMPLERS.values() if other.expects_improvement]
         problems.append(
             f"sampler {name!r} does not say what improvement it expects, so stop.improvement has no meaning; "
             f"these do, in their default variant: {', '.join(able)}"
         )
-    known = spec.options or {}
     for key, value in options.items():
-        if key not in known:
-            hint = did_you_mean(key, known) if known else "(it has no options)"
+        if key not in spec.options:
+            hint = did_you_mean(key, spec.options) if spec.options else "(it has no options)"
             problems.append(f"sampler {name!r} has no option {key!r} {hint}")
-        elif (problem := known[key].problem(value)) is not None:
+        elif (problem := spec.options[key].problem(value)) is not None:
             problems.append(f"sampler {name!r}: option {key} {value!r} {problem}")
     return problems
 
@@ -133,62 +106,37 @@ def make_sampler(
     problems = check_sampler(name, options or {}, len(objectives))
     if problems:
         raise UserError("; ".join(problems))
-    return SAMPLERS[name].make(SamplerContext(seed, search_space, tuple(objectives), rule), options or {})
+    spec = SAMPLERS[name]
+    module, _, class_name = spec.home.partition(":")
+    common = {"seed": seed, "search_space": search_space}
+    given = {**spec.fixed, **(options or {})}
+    if module == "optuna":
+        return _of_optuna(class_name, spec.joint, given, **common)
+    scores = [i for i, objective in enumerate(objectives) if objective.name not in SPARSITY_OBJECTIVES]
+    study = {
+        "ranges": [objective.range for objective in objectives],
+        "task_objectives": scores or None,
+        "rule": rule,
+    }
+    if "preferences" in given:
+        given["preferences"] = _preferences(given["preferences"], objectives)
+    sampler: BaseSampler = getattr(import_module(f"{__package__}.{module}"), class_name)(
+        **common, **{key: study[key] for key in spec.takes}, **given
+    )
+    return sampler
+
+
+def _of_optuna(class_name: str, joint: bool, given: Mapping[str, Any], **common: Any) -> BaseSampler:
+    import optuna
+
+    from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
+
+    inner = getattr(optuna.samplers, class_name)
+    return OptunaSampler(lambda seed: inner(seed=seed, **given), joint=joint, **common)
 
 
 def _counted(objectives: int) -> str:
     return "one objective" if objectives == 1 else f"up to {objectives} objectives"
-
-
-def _mm_mo(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
-
-    tasks = [i for i, objective in enumerate(context.objectives) if objective.name not in SPARSITY_OBJECTIVES]
-    return MMMOSampler(
-        seed=context.seed,
-        search_space=context.search_space,
-        ranges=[objective.range for objective in context.objectives],
-        task_objectives=tasks or None,
-        rule=context.rule,
-        **options,
-    )
-
-
-def _sobol(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.baselines.optuna_samplers import SobolSampler
-
-    return SobolSampler(seed=context.seed, search_space=context.search_space)
-
-
-def _cma_es(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.baselines.cma_es import CmaEsSampler
-
-    return CmaEsSampler(seed=context.seed, search_space=context.search_space, **options)
-
-
-def _evo_merging(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.evo_merging.sampler import EvoMergingSampler
-
-    given = dict(options)
-    stated = given.pop("preferences", None)
-    return EvoMergingSampler(
-        seed=context.seed,
-        search_space=context.search_space,
-        ranges=[objective.range for objective in context.objectives],
-        preferences=None if stated is None else _preferences(stated, context.objectives),
-        **given,
-    )
-
-
-def _map(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-    from mergefront.optimizer.samplers.map.sampler import MAPSampler
-
-    return MAPSampler(
-        seed=context.seed,
-        search_space=context.search_space,
-        ranges=[objective.range for objective in context.objectives],
-        **options,
-    )
 
 
 def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:
@@ -205,124 +153,56 @@ def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:
     return list(shares.values())
 
 
-def _optuna(class_name: str, joint: bool, **fixed: Any) -> Callable[[SamplerContext, Mapping[str, Any]], BaseSampler]:
-    """Makes one of Optuna's samplers; ``joint`` says that it samples the parameters of a space together."""
-
-    def make(context: SamplerContext, options: Mapping[str, Any]) -> BaseSampler:
-        import optuna
-
-        from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
-
-        inner = getattr(optuna.samplers, class_name)
-        return OptunaSampler(
-            lambda seed: inner(seed=seed, **fixed, **options),
-            seed=context.seed,
-            search_space=context.search_space,
-            joint=joint,
-        )
-
-    return make
-
-
-_STARTUP = SamplerOption(int, "random trials before the model", low=1)
-_POPULATION = SamplerOption(int, "trials per generation", low=2)
-
 SAMPLERS: Mapping[str, SamplerSpec] = {
     spec.name: spec
     for spec in (
         SamplerSpec(
             "mm-mo",
             "multi-objective Bayesian optimisation of merges: anchors, Gaussian processes, hypervolume improvement",
-            _mm_mo,
+            "mmmo.sampler:MMMOSampler",
+            MM_MO,
+            takes=("ranges", "task_objectives", "rule"),
             expects_improvement=True,
-            options={
-                "variant": SamplerOption(str, "our default, or the published loop", choices=("default", "paper")),
-                "n_startup": SamplerOption(int, "Sobol points after the anchors", low=0),
-                "batch": SamplerOption(int, "trials proposed from the same knowledge", low=1),
-                "fisher_screen": SamplerOption(str, "which candidates to prefer", choices=("low", "high", "off")),
-                "budget": SamplerOption(str, "work per proposal", choices=("fast", "quality", "botorch")),
-            },
         ),
         SamplerSpec(
             "evo-merging",
             "pools of LoRAs: signed weights and densities by a surrogate in a trust region, or as published",
-            _evo_merging,
+            "evo_merging.sampler:EvoMergingSampler",
+            EVO_MERGING,
+            takes=("ranges",),
             takes_constraints=False,
-            options={
-                "variant": SamplerOption(
-                    str,
-                    "our default, the published two stages, weights alone, or both at once",
-                    choices=("default", "paper", "lorahub", "joint"),
-                ),
-                "preferences": SamplerOption(str, "what several objectives count, as in maths=0.7,french=0.3"),
-                "top": SamplerOption(int, "LoRAs to keep, by their own score", low=1),
-                "density_penalty": SamplerOption(float, "factor of mean |density| in the loss", low=0.0),
-                "weight_penalty": SamplerOption(float, "factor of mean |weight| in the loss", low=0.0),
-                "first_stage": SamplerOption(int, "trials on densities (variant paper)", low=0),
-                "patience": SamplerOption(int, "generations without gain that end the first stage", low=0),
-                "population": SamplerOption(int, "trials per generation of CMA-ES", low=2),
-                "sigma": SamplerOption(float, "initial step of CMA-ES", low=1e-6),
-                "covariance": SamplerOption(str, "of CMA-ES", choices=("auto", "full", "separable")),
-                "densities": SamplerOption(bool, "whether the default variant searches densities"),
-            },
         ),
         SamplerSpec(
             "map",
             "amortised Pareto fronts: a quadratic surrogate per objective, its front's members evaluated",
-            _map,
+            "map.sampler:MAPSampler",
+            MAP,
+            takes=("ranges",),
             takes_constraints=False,
-            options={
-                "n_startup": SamplerOption(int, "trials before the first model", low=2),
-                "nested": SamplerOption(bool, "a tournament of pairs instead of the Sobol design, for many experts"),
-                "link": SamplerOption(bool, "whether objectives saturate (a sigmoid of the quadratic)"),
-                "refine": SamplerOption(int, "every how many proposals one goes where models know least", low=0),
-            },
         ),
-        SamplerSpec("random", "independent uniform points", _optuna("RandomSampler", joint=False)),
-        SamplerSpec("sobol", "a scrambled Sobol sequence", _sobol),
+        SamplerSpec("random", "independent uniform points", "optuna:RandomSampler"),
+        SamplerSpec("sobol", "a scrambled Sobol sequence", "baselines.optuna_samplers:SobolSampler"),
         SamplerSpec(
-            "tpe",
-            "Optuna's tree-structured Parzen estimator, each parameter by itself",
-            _optuna("TPESampler", joint=False),
-            options={"n_startup_trials": _STARTUP},
+            "tpe", "Optuna's tree-structured Parzen estimator, each parameter by itself", "optuna:TPESampler", TPE
         ),
         SamplerSpec(
             "tpe-multivariate",
             "Optuna's tree-structured Parzen estimator, parameters together",
-            _optuna("TPESampler", joint=True, multivariate=True),
-            options={"n_startup_trials": _STARTUP},
+            "optuna:TPESampler",
+            TPE,
+            fixed={"multivariate": True},
+            joint=True,
         ),
-        SamplerSpec(
-            "nsga2",
-            "Optuna's NSGA-II",
-            _optuna("NSGAIISampler", joint=True),
-            options={"population_size": _POPULATION},
-        ),
-        SamplerSpec(
-            "nsga3",
-            "Optuna's NSGA-III",
-            _optuna("NSGAIIISampler", joint=True),
-            options={"population_size": _POPULATION},
-        ),
-        SamplerSpec(
-            "gp",
-            "Optuna's Gaussian process sampler",
-            _optuna("GPSampler", joint=True),
-            options={
-                "n_startup_trials": _STARTUP,
-                "deterministic_objective": SamplerOption(bool, "the same recipe always scores the same"),
-            },
-        ),
+        SamplerSpec("nsga2", "Optuna's NSGA-II", "optuna:NSGAIISampler", NSGA, joint=True),
+        SamplerSpec("nsga3", "Optuna's NSGA-III", "optuna:NSGAIIISampler", NSGA, joint=True),
+        SamplerSpec("gp", "Optuna's Gaussian process sampler", "optuna:GPSampler", GP, joint=True),
         SamplerSpec(
             "cma-es",
             "covariance matrix adaptation, numeric parameters only",
-            _cma_es,
+            "baselines.cma_es:CmaEsSampler",
+            CMA_ES,
             max_objectives=1,
             takes_constraints=False,
-            options={
-                "sigma": SamplerOption(float, "initial standard deviation, as a share of each range", low=1e-6),
-                "population_size": _POPULATION,
-            },
         ),
     )
 }

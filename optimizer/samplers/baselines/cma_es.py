@@ -16,10 +16,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
-from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed
+from mergefront.optimizer.samplers.options import CMA_ES, check_arguments
 from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed
 
@@ -46,8 +46,7 @@ class CmaEsSampler(ReplayableSampler):
         sigma: float = 0.2,
         population_size: int | None = None,
     ) -> None:
-        if sigma <= 0.0:
-            raise UserError(f"sigma {sigma} must be positive")
+        check_arguments(CMA_ES, sigma=sigma, population_size=population_size)
         super().__init__(seed=seed, search_space=search_space)
         self._sigma = sigma
         self._population_size = population_size

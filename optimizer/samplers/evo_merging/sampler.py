@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
+from mergefront.optimizer.samplers.options import EVO_MERGING, CovarianceShape, EvoMergingVariant, check_arguments
 from mergefront.optimizer.search.attributes import (
     KEPT_LORAS,
     is_anchor,
@@ -31,9 +32,7 @@ from mergefront.optimizer.search.attributes import (
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
-Variant = Literal["default", "paper", "lorahub", "joint"]
 
-VARIANTS: tuple[Variant, ...] = ("default", "paper", "lorahub", "joint")
 PAPER_PENALTY = 0.05
 PREFILTER_ABOVE = 32
 """Pools of more LoRAs than this are reduced to as many by default, in the default variant."""
@@ -85,7 +84,7 @@ class EvoMergingSampler(ReplayableSampler):
         self,
         *,
         seed: int | None = 0,
-        variant: Variant = "default",
+        variant: EvoMergingVariant = "default",
         search_space: Mapping[str, BaseDistribution] | None = None,
         preferences: Sequence[float] | None = None,
         ranges: Sequence[tuple[float, float] | None] | None = None,
@@ -96,21 +95,25 @@ class EvoMergingSampler(ReplayableSampler):
         patience: int = 0,
         population: int = 20,
         sigma: float = 0.05,
-        covariance: Literal["auto", "full", "separable"] = "auto",
+        covariance: CovarianceShape = "auto",
         densities: bool = True,
     ) -> None:
-        _check("variant", variant, variant in VARIANTS, f"one of {', '.join(VARIANTS)}")
-        _check("covariance", covariance, covariance in ("auto", "full", "separable"), "auto, full or separable")
-        _check("top", top, top is None or top >= 1, "at least 1")
-        _check("first_stage", first_stage, first_stage >= 0, "at least 0")
-        _check("patience", patience, patience >= 0, "at least 0")
-        _check("population", population, population >= 2, "at least 2")
-        _check("sigma", sigma, 0.0 < sigma < math.inf, "a positive number")
-        for name, penalty in (("density_penalty", density_penalty), ("weight_penalty", weight_penalty)):
-            _check(name, penalty, penalty is None or 0.0 <= penalty < math.inf, "at least 0")
-        if preferences is not None:
-            usable = all(0.0 <= share < math.inf for share in preferences) and sum(preferences) > 0.0
-            _check("preferences", list(preferences), usable, "numbers of at least 0, not all 0")
+        check_arguments(
+            EVO_MERGING,
+            variant=variant,
+            top=top,
+            density_penalty=density_penalty,
+            weight_penalty=weight_penalty,
+            first_stage=first_stage,
+            patience=patience,
+            population=population,
+            sigma=sigma,
+            covariance=covariance,
+            densities=densities,
+        )
+        shares = [1.0] if preferences is None else list(preferences)
+        if not (all(0.0 <= share < math.inf for share in shares) and sum(shares) > 0.0):
+            raise UserError(f"preferences {shares!r} must be numbers of at least 0, not all 0")
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._preferences = preferences
         self._top = PREFILTER_ABOVE if top is None and variant == "default" else top
@@ -226,8 +229,3 @@ def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _is_design(trial: FrozenTrial) -> bool:
     return proposal_stage(trial) == "design"
-
-
-def _check(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise UserError(f"{name} {value!r} must be {wanted}")

@@ -49,11 +49,11 @@ STAGES: dict[str, tuple[Stage, ...]] = {
 class EvolutionOptions:
     """Sizes of the staged search; ``separable`` None decides by dimension."""
 
-    population: int = 20
-    sigma: float = 0.05
-    first_stage: int = 400
-    patience: int = 0
-    separable: bool | None = None
+    population: int
+    sigma: float
+    first_stage: int
+    patience: int
+    separable: bool | None
 
 
 class StagedEvolution:

@@ -10,7 +10,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
@@ -21,6 +20,7 @@ from mergefront.optimizer.samplers.common.units import compress_tail, normalise,
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
 from mergefront.optimizer.samplers.map.quadratic import QuadraticModel, coefficient_count, fit_quadratic
 from mergefront.optimizer.samplers.map.tournament import next_point
+from mergefront.optimizer.samplers.options import MAP, check_arguments
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import is_anchor
@@ -71,10 +71,7 @@ class MAPSampler(ReplayableSampler):
         refine: int = 4,
         ranges: Sequence[tuple[float, float] | None] | None = None,
     ) -> None:
-        if n_startup is not None and n_startup < 2:
-            raise UserError(f"n_startup {n_startup} must be at least 2")
-        if refine < 0:
-            raise UserError(f"refine {refine} must not be negative")
+        check_arguments(MAP, n_startup=n_startup, nested=nested, link=link, refine=refine)
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._n_startup = n_startup
         self._nested = nested

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from mergefront.optimizer.recipes.unit_cube import Encoder
+from mergefront.optimizer.samplers.options import Budget
 
 Array = NDArray[np.float64]
-
-Preset = Literal["fast", "quality", "botorch"]
 
 
 class Acquisition(Protocol):
@@ -38,7 +37,7 @@ class SearchBudget:
     """Closed forms of our own (``acquisition``), or BoTorch's model and Monte Carlo (``botorch_engine``)."""
 
 
-BUDGETS: dict[Preset, SearchBudget] = {
+BUDGETS: dict[Budget, SearchBudget] = {
     "fast": SearchBudget(samples=8, raw_points=256, restarts=6, iterations=30),
     "quality": SearchBudget(samples=32, raw_points=1024, restarts=20, iterations=200),
     "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),

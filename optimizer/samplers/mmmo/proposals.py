@@ -28,7 +28,8 @@ from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition, SearchBudget, maximise
 from mergefront.optimizer.samplers.mmmo.representatives import representatives
 from mergefront.optimizer.samplers.mmmo.scalarisation import chebyshev, random_weights
-from mergefront.optimizer.samplers.mmmo.screening import FisherScreen, fisher_information, screen
+from mergefront.optimizer.samplers.mmmo.screening import fisher_information, screen
+from mergefront.optimizer.samplers.options import FisherScreen
 
 Array = NDArray[np.float64]
 Indexes = NDArray[np.int_]

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
@@ -24,7 +23,7 @@ from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
-from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, Preset
+from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS
 from mergefront.optimizer.samplers.mmmo.proposals import (
     Observations,
     Proposed,
@@ -34,7 +33,7 @@ from mergefront.optimizer.samplers.mmmo.proposals import (
     propose_paper_round,
 )
 from mergefront.optimizer.samplers.mmmo.representatives import limited
-from mergefront.optimizer.samplers.mmmo.screening import FisherScreen
+from mergefront.optimizer.samplers.options import MM_MO, Budget, FisherScreen, MMMOVariant, check_arguments
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.search.attributes import (
     is_anchor,
@@ -46,7 +45,6 @@ from mergefront.optimizer.search.attributes import (
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
-Variant = Literal["default", "paper"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +101,7 @@ class MMMOSampler(ReplayableSampler):
         self,
         *,
         seed: int | None = 0,
-        variant: Variant = "default",
+        variant: MMMOVariant = "default",
         search_space: Mapping[str, BaseDistribution] | None = None,
         anchors: Sequence[Mapping[str, Any]] = (),
         n_startup: int | None = None,
@@ -112,17 +110,13 @@ class MMMOSampler(ReplayableSampler):
         reference_point: Sequence[float] | None = None,
         task_objectives: Sequence[int] | None = None,
         fisher_screen: FisherScreen = "low",
-        budget: Preset = "fast",
+        budget: Budget = "fast",
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
-        _check_choice("variant", variant, ("default", "paper"))
-        _check_choice("fisher_screen", fisher_screen, ("low", "high", "off"))
-        _check_choice("budget", budget, tuple(BUDGETS))
-        if batch is not None and batch < 1:
-            raise UserError(f"batch {batch} must be at least 1")
-        if n_startup is not None and n_startup < 0:
-            raise UserError(f"n_startup {n_startup} must not be negative")
+        check_arguments(
+            MM_MO, variant=variant, n_startup=n_startup, batch=batch, fisher_screen=fisher_screen, budget=budget
+        )
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._variant = variant
         self._anchors = tuple(dict(anchor) for anchor in anchors)
@@ -258,8 +252,3 @@ def _digest(*arrays: Array) -> str:
         content.update(repr(array.shape).encode())
         content.update(np.ascontiguousarray(array).tobytes())
     return content.hexdigest()
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} {value!r} must be one of {', '.join(repr(choice) for choice in choices)}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-FisherScreen = Literal["low", "high", "off"]
+from mergefront.optimizer.samplers.options import FisherScreen
 
 
 def fisher_information(variances: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ def test_making_a_wrong_choice_raises_all_of_it() -> None:
 def test_every_listed_option_is_accepted_by_its_sampler(name: str) -> None:
     values = {
         key: option.choices[0] if option.choices else {bool: True, str: "a=1"}.get(option.kind, option.kind(3))
-        for key, option in (SAMPLERS[name].options or {}).items()
+        for key, option in SAMPLERS[name].options.items()
     }
     assert check_sampler(name, values, 1) == []
     sampler = make_sampler(name, seed=0, objectives=[Objective("a")], options=values)
@@ -58,4 +58,15 @@ def test_every_listed_option_is_accepted_by_its_sampler(name: str) -> None:
 
 def test_listing_the_samplers_imports_none_of_them() -> None:
     program = "import sys, mergefront.optimizer.samplers.registry; assert 'optuna' not in sys.modules, 'optuna'"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_package_lists_its_samplers_without_importing_them() -> None:
+    program = """
+import sys
+import mergefront.optimizer as optimizer
+assert {"EvoMergingSampler", "MAPSampler", "MMMOSampler"} <= set(dir(optimizer)), dir(optimizer)
+assert "optuna" not in sys.modules
+assert optimizer.MAPSampler.__name__ == "MAPSampler" and not hasattr(optimizer, "NoSampler")
+"""
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -427,7 +427,7 @@ class TestPaperVariant:
 
 
 def test_wrong_arguments_are_named_with_their_value() -> None:
-    with pytest.raises(UserError, match="variant 'papr' must be one of 'default', 'paper'"):
+    with pytest.raises(UserError, match="variant 'papr' must be one of default, paper"):
         MMMOSampler(variant="papr")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="batch 0 must be at least 1"):
         MMMOSampler(batch=0)
