@@ -29,13 +29,18 @@ STAGE = "cma-es"
 class CmaEsSampler(ReplayableSampler):
     """Covariance matrix adaptation on the numeric parameters, of which it needs two; others are drawn at random.
 
+    1. The distribution starts at the best trial that others proposed (the anchors), or in the middle of the space.
+    2. The sampler's own observed trials, in order and in whole generations, are told to it.
+    3. The proposal is drawn from it, with a seed of the trial's own.
+
     Args:
         seed: of the study.
-        search_space: when known beforehand.
+        search_space: the distributions, when they are known beforehand.
         sigma: initial standard deviation, as a share of each parameter's range.
-        population_size: by default 4 + floor(3 log d).
+        population_size: trials per generation; by default 4 + floor(3 log d), as in ``cmaes``.
 
-    The search starts from the best trial observed by others (the anchors), or from the middle of the space.
+    Raises:
+        UserError: an argument out of its range.
     """
 
     def __init__(

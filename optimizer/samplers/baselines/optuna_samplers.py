@@ -27,6 +27,10 @@ from mergefront.optimizer.seeding import derive_seed
 class OptunaSampler(ReplayableSampler):
     """One of Optuna's samplers, seeded by the trial's number.
 
+    1. The inner sampler is made anew, with a seed derived from the study's and the trial's number.
+    2. It is shown the study without the trials outside the space; genetic samplers see anchors in the first generation.
+    3. It samples the parameters together (``joint``), or one by one with a seed each.
+
     Args:
         make: the inner sampler from a seed.
         seed: of the study.
@@ -80,7 +84,13 @@ class OptunaSampler(ReplayableSampler):
 
 
 class SobolSampler(ReplayableSampler):
-    """A scrambled Sobol sequence, addressed by the trial's number."""
+    """A scrambled Sobol sequence: trial n gets its point n.
+
+    Args:
+        seed: of the study.
+        search_space: the distributions, when they are known beforehand; otherwise those stored with the study,
+            otherwise those of the first finished trial, in its order.
+    """
 
     def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # The first trial shows which parameters there are; later ones keep to its order.

@@ -16,6 +16,7 @@ Array = NDArray[np.float64]
 FEW_ANCHORS = 3
 STARTUP_BESIDE_ANCHORS = 2
 FULL_DESIGN = 12
+"""Two points beside a few anchors and none beside a full design were measured (docs/benchmarks-search.md)."""
 
 
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:

@@ -17,9 +17,9 @@ from mergefront.optimizer.scores.objectives import Normaliser, Objective
 Array = NDArray[np.float64]
 
 TAIL = 0.5
-"""Below the reference point, differences beyond this size are compressed logarithmically."""
+"""Below the reference point, differences beyond this size are compressed logarithmically. Chosen by hand."""
 FLOOR = -3.0
-"""No value counts as worse than this."""
+"""No value counts as worse than this: three times the anchors' range below the worst anchor. Chosen by hand."""
 LARGEST = 1e150
 """Values are clipped to this magnitude, so that their sums, squares and differences stay finite."""
 

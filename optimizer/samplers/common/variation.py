@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 
 DIFFERENTIAL_WEIGHT = 0.5
 CROSSOVER_RATE = 0.5
+"""The weight is that of the formula above; the rate was chosen by hand."""
 
 
 def mutants(elites: Array, count: int, rng: np.random.Generator) -> Array:

@@ -37,6 +37,7 @@ Mask = NDArray[np.bool_]
 
 DESIGN, PROBE, WEIGHTS, EVERYTHING = "design", "probe", "weights", "everything"
 PROBED_DENSITY = 0.5
+"""A probe halves a whole LoRA's density. This and the next three constants were chosen by hand."""
 PROBED_WEIGHT = 0.03
 """LoRAs of smaller weight are not worth a probe: their density changes nothing."""
 EXPLORING = 1.0

@@ -34,8 +34,9 @@ from mergefront.optimizer.seeding import derive_seed
 Array = NDArray[np.float64]
 
 PAPER_PENALTY = 0.05
+"""Both penalties of arXiv 2509.12951."""
 PREFILTER_ABOVE = 32
-"""Pools of more LoRAs than this are reduced to as many by default, in the default variant."""
+"""Pools of more LoRAs than this are reduced to as many by default, in the default variant. Chosen by hand."""
 
 
 class EvoMergingSampler(ReplayableSampler):
@@ -44,23 +45,30 @@ class EvoMergingSampler(ReplayableSampler):
     >>> study = optuna.create_study(direction="minimize", sampler=EvoMergingSampler(seed=0))
 
     Parameters called ``weight[NAME]`` and ``density[NAME]`` are what they are called; others are searched with the
-    weights, categorical ones at random. Variants:
+    weights, categorical ones at random. The default variant proposes a trial in these steps:
 
-    - "default": no LoRA, each LoRA alone and the uniform mix (the anchors of a mergefront study are these), then a
-      surrogate of the loss in a trust region, weights first, densities once the weights have converged;
+    1. No LoRA, each LoRA alone and the uniform mix, where they were not evaluated (the anchors of a mergefront study
+       are these); of a large pool the ``top`` LoRAs by their own loss are kept.
+    2. Several objectives become one loss: normalised by the anchors and added up by ``preferences``.
+    3. A Gaussian process of the loss is fitted near the best trial, and its minimum inside a trust region is
+       proposed. The region grows on success and shrinks on failure (``trust_region``).
+    4. Weights are searched first. When they have converged, the density of each LoRA that matters is probed once;
+       from then on weights alone and everything together take turns (``pool_search``).
+
+    The others are evolution strategies (``staged_evolution``):
+
     - "paper": the published two stages. CMA-ES on densities at weights 1 / N, then on weights at the best densities;
     - "lorahub": CMA-ES on weights alone;
     - "joint": CMA-ES on densities and weights at once.
 
-    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else: a study
-    that was killed and resumed, in any process, gets the proposals it would have got. Several workers may ask
-    at once; failed trials count as the worst.
+    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else. Several
+    workers may ask at once; failed trials count as the worst.
 
     Args:
         seed: None draws one, and gives up repeatability.
-        variant: see above.
+        variant: "default", "paper", "lorahub" or "joint"; see above.
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+            (``attributes.write_search_space``), otherwise those common to all finished trials.
         preferences: how much each of several objectives counts, in any unit; equally by default. Objectives are
             normalised by the anchors observed before the first proposal (or by ``ranges``) and added up.
         ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.

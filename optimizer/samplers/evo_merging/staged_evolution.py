@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 PAYS = 0.01
-"""A generation pays when it lowers the penalised loss by this share of the best loss's magnitude or more."""
+"""A generation pays when it lowers the penalised loss by this share of the best loss's magnitude. Chosen by hand."""
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,14 @@ LEARNED_NOISE_FLOOR = 2e-4
 NEAREST = 200
 """Observed points nearest to the best one that the model is fitted to."""
 LARGEST_EXCESS = 1e100
+"""Of a loss over the median, in units of the median's distance from the best: keeps numbers finite."""
 SIDE_RATIO = 3.0
 """How much longer or shorter than average a side of the region may be."""
 
 
 @dataclass(frozen=True)
 class RegionRule:
-    """How the half side of the region (a share of the ranges) follows success and failure."""
+    """How the half side of the region (a share of the ranges) follows success and failure. Chosen by hand."""
 
     initial: float = 0.1
     restart: float = 0.05

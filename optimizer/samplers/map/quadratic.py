@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 MARGIN = 0.25
-"""The sigmoid's ends lie this share of the observed range beyond the worst and the best observation."""
+"""The sigmoid's ends lie this share of the observed range beyond the worst and the best observation. Chosen by hand."""
 RIDGES = 10.0 ** np.arange(-8.0, 3.0)
+"""From next to none to a nearly constant model, in units of the squared singular values. Chosen by hand."""
 
 
 def coefficient_count(dimension: int) -> int:

@@ -29,8 +29,9 @@ from mergefront.optimizer.seeding import derive_seed
 Array = NDArray[np.float64]
 
 MOST_STARTUP = 60
-"""The surrogate is regularised, so that large spaces need not wait for as many trials as it has coefficients."""
+"""The surrogate is regularised, so large spaces need fewer trials than it has coefficients. Chosen by hand."""
 GENERATIONS, POPULATION, RAW = 40, 100, 512
+"""Of the search for the front of the models, on RAW random points first; it costs no evaluations. By hand."""
 
 
 class MAPSampler(ReplayableSampler):
@@ -38,16 +39,21 @@ class MAPSampler(ReplayableSampler):
 
     >>> study = optuna.create_study(directions=["maximize"] * 2, sampler=MAPSampler(seed=0))
 
-    After a scrambled Sobol design, every objective is modelled from all observed trials, an evolutionary search
-    finds the front of the models, and its members are evaluated: those that promise the largest hypervolume and, every
-    ``refine``-th time, the one of which the models know least (Bayesian MAP). Any number of objectives.
+    1. Until there are ``n_startup`` trials, the next point of a scrambled Sobol sequence; with ``nested``, the next
+       point of the tournament (``tournament``).
+    2. Objectives are normalised by the anchors and maximised; one quadratic with a sigmoid link is fitted to each
+       (``quadratic``).
+    3. An evolutionary search finds the front of the models, which costs no evaluations (``amortised_front``).
+    4. Of its members that were not proposed before, the one that adds the most hypervolume to what is observed and
+       expected is proposed; every ``refine``-th time, the one of which the models know least (Bayesian MAP).
 
-    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else.
+    Any number of objectives. A proposal is a function of the seed, the trial's number and the observed trials, and of
+    nothing else.
 
     Args:
         seed: None draws one, and gives up repeatability.
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+            (``attributes.write_search_space``), otherwise those common to all finished trials.
         n_startup: trials, anchors inside the space included, before the first model. By default the number of
             coefficients of a quadratic, (d + 1)(d + 2) / 2, at most 60.
         nested: instead of the Sobol design, a tournament of pairs over the weights (``weight[NAME]``): for many

@@ -8,7 +8,7 @@ Improvements to Expected Improvement for Bayesian Optimization", 2023). With one
 expected improvement.
 
 Values whose noise is known are noisy; where nothing is known they are taken as they are, and what the kernel does not
-explain is nugget: a part of f that a new point has too (``GaussianProcess.nugget``).
+explain is a nugget: a part of f that a new point has too (``GaussianProcess.nugget``).
 
 Only f(z) is sampled, S times. Given a sample, f(x) is Gaussian and independent across objectives, and over a
 box decomposition of the region above that sample's front the expectation is a sum of products of one-dimensional
@@ -37,8 +37,9 @@ Array = NDArray[np.float64]
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF_PI = math.sqrt(math.pi / 2)
 MINIMUM_VARIANCE = 1e-10
-"""Of f(x) given f(z), in standardised units."""
+"""Of f(x) given f(z), in standardised units; far below any noise (``NOISE_BOUNDS``)."""
 JITTER = 1e-9
+"""The first addition to a diagonal that cannot be factorised, in standardised units; ten times as much each retry."""
 CHUNK = 2_000_000
 """Numbers in the largest temporary array; more points than fit are evaluated in turns."""
 

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 from scipy.special import log_ndtr
 
+from mergefront.optimizer.samplers.common.units import LARGEST
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
 
 Array = NDArray[np.float64]
-
-LARGEST = 1e150
-"""Violations are clipped to this size; Optuna accepts infinite ones."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ def fit_violations(observed: Violations) -> GaussianProcess:
     A collapsed merge can violate a constraint by any amount; left as it is, it would make up most of the variance
     and blur the boundary. So violations v are mapped to sign(v) log(1 + |v| / s), s their median size.
     """
+    # Optuna accepts infinite violations.
     values = np.clip(observed.values, -LARGEST, LARGEST)
     size = np.abs(values)
     scale = float(np.median(size)) or float(size.max(initial=0.0)) or 1.0

@@ -32,8 +32,10 @@ _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""
 _EVERYWHERE: _Scope = (None, None)
 _STEP = 1e-6
+"""Of the finite differences, in the unit cube. Chosen by hand."""
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
-"""What projections, and beside them the own features of weights and densities, are multiplied with."""
+"""Factors of the projections and, beside them, of the own features of weights and densities, which
+shorten and lengthen lengthscales. Chosen by hand; prediction errors with them are in docs/benchmarks-search.md."""
 
 
 @dataclass(frozen=True)

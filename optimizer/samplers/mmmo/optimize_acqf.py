@@ -42,6 +42,8 @@ BUDGETS: dict[Budget, SearchBudget] = {
     "quality": SearchBudget(samples=32, raw_points=1024, restarts=20, iterations=200),
     "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),
 }
+"""Climbs and iterations of "fast" are measured in docs/benchmarks-search.md ("The maximiser"), where 32 samples of the
+front were no better than 8; the others were chosen by hand."""
 
 
 def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget) -> tuple[Array, Array]:
@@ -61,6 +63,7 @@ def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: 
 
 def _spread_best(starts: Array, values: Array, count: int) -> list[int]:
     """Indexes of the best starts that are not next to a better one."""
+    # A twentieth of the side of the cube in every direction; chosen by hand.
     apart = 0.05 * np.sqrt(starts.shape[1])
     chosen: list[int] = []
     for i in np.argsort(-values, kind="stable"):

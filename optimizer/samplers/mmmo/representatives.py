@@ -21,6 +21,7 @@ Array = NDArray[np.float64]
 Indexes = NDArray[np.int_]
 
 MOST_OBSERVED = 320
+"""Chosen by hand for proposals within seconds; what it costs is measured in docs/operations.md."""
 
 
 def limited(history: History, maximise: Sequence[bool], most: int = MOST_OBSERVED) -> History:

@@ -48,8 +48,8 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-PAPER_STARTUP = 10
-PAPER_BATCH = 5
+PAPER_STARTUP, PAPER_BATCH = 10, 5
+"""Of the released program of arXiv 2407.00487."""
 
 
 class MMMOSampler(ReplayableSampler):
@@ -57,23 +57,33 @@ class MMMOSampler(ReplayableSampler):
 
     >>> study = optuna.create_study(directions=["maximize"] * 3, sampler=MMMOSampler(seed=0))
 
-    The default variant proposes the anchors, then scrambled Sobol points, then the maximiser of log noisy expected
-    hypervolume improvement over Gaussian processes that see coefficients as the merge does. The variant
-    "paper" follows the published loop. Any number of objectives works: one is noisy expected
-    improvement, more than four are scalarised at random.
+    The default variant proposes a trial in these steps:
+
+    1. While there are ``anchors`` left, the next of them; then ``n_startup`` scrambled Sobol points.
+    2. Objectives are normalised by the anchors (0 is the worst, 1 the best) and maximised; collapsed merges, far
+       below the reference point, are pulled in (``units``).
+    3. One Gaussian process per objective is fitted to what the merge makes of the coefficients (``merge_features``),
+       one more per constraint to its violations. They know 320 observed trials at most, which represent all when
+       there are more, and learn lengthscales from 150 (``representatives``).
+    4. The acquisition is the log noisy expected hypervolume improvement (``acquisition``), plus the log probability
+       that the constraints hold. With one objective it is noisy expected improvement; more than four objectives are
+       scalarised at random.
+    5. It is climbed from the best of Sobol points and of small changes of the elites (``optimize_acqf``); merges that
+       were proposed before are left out.
+    6. The best candidate is proposed; while other trials are pending, among candidates as good as the best, the one
+       that the Fisher screen prefers.
+
+    The variant "paper" takes steps 1 to 4, acquires twice as many candidates as a round has members, crosses each with
+    a mutant of the elites, and keeps those that the Fisher screen prefers.
 
     A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else: a study
-    that was killed and resumed, in any process, gets the proposals it would have got. The processes know 320
-    observed trials at most, which represent all when there are more, and learn lengthscales from 150.
-
-    Constraints that trials report (``trial.set_constraint``, or a study's ``constraints``) are modelled too: a proposal
-    has to be likely to satisfy them, and only trials that do are on the front that it has to improve.
+    that was killed and resumed, in any process, gets the proposals it would have got.
 
     Args:
         seed: None draws one, and gives up repeatability.
         variant: "default", or "paper" for the published loop with one unit system.
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``trial_attributes.write_search_space``), otherwise those common to all finished trials.
+            (``attributes.write_search_space``), otherwise those common to all finished trials.
         anchors: parameter dictionaries inside the space to propose before anything else.
         n_startup: Sobol points after the anchors; by default 10 in the paper variant, otherwise by the number of
             parameters, two when the study has flagged anchors, none when these are 12 or more and span the space.

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 AUGMENTATION = 0.05
+"""ParEGO's rho."""
 
 
 def random_weights(objectives: int, rng: np.random.Generator) -> Array:

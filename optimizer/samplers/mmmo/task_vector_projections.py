@@ -26,12 +26,13 @@ from mergefront.optimizer.recipes.merge_rule import MergeRule
 Array = NDArray[np.float64]
 
 ENTRIES = 512
+"""A power of two, as Sobol points want; chosen by hand. 3000 real entries predict little better."""
 DROP_WIDTH = 0.05
 """An entry is dropped gradually over this much of the density, and its sign elected gradually over ``SIGN_WIDTH`` of a
-standard deviation, so that an optimiser of the acquisition finds slopes."""
+standard deviation, so that an optimiser of the acquisition finds slopes. Both widths were chosen by hand."""
 SIGN_WIDTH = 0.05
 SMALLEST_SUM = 0.02
-"""Added to the sum of the weights that took part, the largest being 1: a merge of nothing is the base."""
+"""Added to the sum of the weights that took part (the largest is 1): a merge of nothing is the base. By hand."""
 CHUNK = 2_000_000
 """Numbers in the largest temporary array; more points than fit are evaluated in turns."""
 

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.search.attributes import proposed_params
 
 SPACE: dict[str, BaseDistribution] = {f"weight[{name}]": FloatDistribution(0.0, 1.0) for name in "abc"}
 
@@ -108,3 +109,16 @@ def test_a_proposal_depends_on_seed_and_told_trials_alone(name: str) -> None:
     assert other.ask(SPACE).params == following
     fresh = study_of(name, [trial for trial in first.trials if trial.state == TrialState.COMPLETE])
     assert fresh.ask(SPACE).params == following
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_proposal_of_a_process_that_died_stands(name: str) -> None:
+    m = objectives(name)
+    study = study_of(name, [told(p, scored(p, m)) for p in points(6)])
+    abandoned = study.ask()
+    first = abandoned.suggest_float("weight[a]", 0.0, 1.0)
+    published = proposed_params(study.trials[abandoned.number])
+    study.tell(study.ask(SPACE), [0.9] * m)  # another process goes on meanwhile
+    taken_over = optuna.trial.Trial(study, abandoned._trial_id)
+    params = {parameter: taken_over.suggest_float(parameter, 0.0, 1.0) for parameter in SPACE}
+    assert params == published and params["weight[a]"] == first

@@ -13,7 +13,8 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.samplers import MMMOSampler
-from mergefront.optimizer.samplers.mmmo.representatives import MOST_OBSERVED, representatives, spread_order
+from mergefront.optimizer.samplers.common.history import earlier_trials, read_history
+from mergefront.optimizer.samplers.mmmo.representatives import MOST_OBSERVED, limited, representatives, spread_order
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, expected_improvement, proposal_stage
 
@@ -78,15 +79,17 @@ def test_equal_values_make_no_difference() -> None:
 SPACE = {name: FloatDistribution(0.0, 1.0) for name in ("x", "y")}
 
 
-def long_study(trials: int, *, seed: int = 0) -> optuna.Study:
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=MMMOSampler(seed=seed, search_space=SPACE))
+def long_study(trials: int, *, collapsed: int | None = None) -> optuna.Study:
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=MMMOSampler(seed=0, search_space=SPACE))
     drawn = np.random.default_rng(3).random((trials, 2))
     study.add_trials(
         [
             create_trial(
                 params={"x": x, "y": y},
                 distributions=dict(SPACE),
-                values=[1 - (x - 0.7) ** 2 - 0.1 * y, (x - 0.2) ** 2 + (y - 0.5) ** 2],
+                values=[-5.0, 5.0]
+                if number == collapsed
+                else [1 - (x - 0.7) ** 2 - 0.1 * y, (x - 0.2) ** 2 + (y - 0.5) ** 2],
                 user_attrs={ANCHOR: f"anchor {number}"} if number < 2 else {},
             )
             for number, (x, y) in enumerate(drawn.tolist())
@@ -103,14 +106,18 @@ def test_a_long_study_is_searched_with_its_model_and_repeats() -> None:
     assert abs(asked.params["y"] - 0.5) < 0.35 and 0.1 < asked.params["x"] < 0.8, "near the front, not anywhere"
 
 
-@pytest.mark.parametrize("extra", [-60, 60])
-def test_only_above_the_limit_is_anything_left_out(extra: int) -> None:
-    study = long_study(MOST_OBSERVED + extra)
-    study.ask(SPACE)
-    assert isinstance(study.sampler, MMMOSampler)
-    known = study.sampler._last_surrogate
-    told = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
-    assert known is not None and len(known[1].x) == min(told, MOST_OBSERVED + 2), "two anchors besides"
+@pytest.mark.parametrize("trials", [MOST_OBSERVED - 60, MOST_OBSERVED + 60])
+def test_only_above_the_limit_is_anything_left_out(trials: int) -> None:
+    """A trial that is left out may have collapsed as well; a trial that is not changes what is proposed."""
+    earlier = earlier_trials(long_study(trials), trials)
+    history = limited(read_history(earlier, trials, initial=0, batch=1), [True, False])
+    left_out = {trial.number for trial in earlier} - {trial.number for trial in history.observed}
+    assert len(history.observed) == min(trials, MOST_OBSERVED + 2), "two anchors besides"
+    far_behind = {number for number in left_out if number not in {t.number for t in history.front_beyond}}
+    assert bool(far_behind) == (trials > MOST_OBSERVED)
+    collapsed = min(far_behind, default=100)
+    as_it_was, changed = long_study(trials).ask(SPACE), long_study(trials, collapsed=collapsed).ask(SPACE)
+    assert (as_it_was.params == changed.params) == bool(far_behind)
 
 
 def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() -> None:
