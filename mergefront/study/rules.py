@@ -42,8 +42,15 @@ _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored definition with the defaults of its day, which studies of commit 1712830 and before did not store."""
-    evaluator = stored["evaluator"]
+    """A stored definition with the defaults of its day.
+
+    Studies of commit 1712830 and before did not store those of tasks; mm-mo read what it could not explain as
+    roughness before that was an option.
+    """
+    evaluator, sampler = stored["evaluator"], stored["sampler"]
+    if sampler["name"] == "mm-mo":
+        options = {"unexplained": "roughness", **sampler["options"]}
+        stored = {**stored, "sampler": {**sampler, "options": options}}
     if "scoring" in stored or "tasks" not in evaluator:
         return dict(stored)
     tasks = {}

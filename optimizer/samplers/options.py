@@ -16,6 +16,7 @@ from mergefront.optimizer.errors import UserError
 MMMOVariant = Literal["default", "paper"]
 FisherScreen = Literal["low", "high", "off"]
 Budget = Literal["fast", "quality", "botorch"]
+Unexplained = Literal["noise", "roughness"]
 EvoMergingVariant = Literal["default", "paper", "lorahub", "joint"]
 CovarianceShape = Literal["auto", "full", "separable"]
 
@@ -53,6 +54,9 @@ MM_MO: Options = {
     "batch": SamplerOption(int, "trials proposed from the same knowledge", low=1),
     "fisher_screen": SamplerOption(str, "which candidates to prefer", choices=get_args(FisherScreen)),
     "budget": SamplerOption(str, "work per proposal", choices=get_args(Budget)),
+    "unexplained": SamplerOption(
+        str, "what the kernel does not explain of values without standard errors", choices=get_args(Unexplained)
+    ),
 }
 EVO_MERGING: Options = {
     "variant": SamplerOption(

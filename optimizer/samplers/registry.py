@@ -5,9 +5,10 @@ Importing this module imports no sampler and no Optuna.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -42,6 +43,10 @@ class SamplerSpec:
     max_objectives: int | None = None
     takes_constraints: bool = True
     expects_improvement: bool = False
+
+    @property
+    def of_optuna(self) -> bool:
+        return self.home.startswith("optuna:")
 
 
 def check_sampler(
@@ -86,8 +91,14 @@ def check_sampler(
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampler's options with the default of every one that is left out."""
-    return dict(options)
+    """A sampler's options with the default of every one that is left out, where that is a value of its own.
+
+    The defaults are those of the sampler's constructor. Imports the sampler.
+    """
+    spec = SAMPLERS[name]
+    arguments = signature(_sampler_class(spec)).parameters
+    defaults = {option: arguments[option].default for option in spec.options}
+    return {**{option: value for option, value in defaults.items() if value is not None}, **options}
 
 
 def make_sampler(
@@ -107,11 +118,10 @@ def make_sampler(
     if problems:
         raise UserError("; ".join(problems))
     spec = SAMPLERS[name]
-    module, _, class_name = spec.home.partition(":")
     common = {"seed": seed, "search_space": search_space}
     given = {**spec.fixed, **(options or {})}
-    if module == "optuna":
-        return _of_optuna(class_name, spec.joint, given, **common)
+    if spec.of_optuna:
+        return _of_optuna(spec, given, **common)
     scores = [i for i, objective in enumerate(objectives) if objective.name not in SPARSITY_OBJECTIVES]
     study = {
         "ranges": [objective.range for objective in objectives],
@@ -120,19 +130,21 @@ def make_sampler(
     }
     if "preferences" in given:
         given["preferences"] = _preferences(given["preferences"], objectives)
-    sampler: BaseSampler = getattr(import_module(f"{__package__}.{module}"), class_name)(
-        **common, **{key: study[key] for key in spec.takes}, **given
-    )
-    return sampler
+    return _sampler_class(spec)(**common, **{key: study[key] for key in spec.takes}, **given)
 
 
-def _of_optuna(class_name: str, joint: bool, given: Mapping[str, Any], **common: Any) -> BaseSampler:
-    import optuna
+def _sampler_class(spec: SamplerSpec) -> type[BaseSampler]:
+    module, _, class_name = spec.home.partition(":")
+    found = import_module("optuna.samplers" if spec.of_optuna else f"{__package__}.{module}")
+    sampler_class: type[BaseSampler] = getattr(found, class_name)
+    return sampler_class
 
+
+def _of_optuna(spec: SamplerSpec, given: Mapping[str, Any], **common: Any) -> BaseSampler:
     from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
 
-    inner = getattr(optuna.samplers, class_name)
-    return OptunaSampler(lambda seed: inner(seed=seed, **given), joint=joint, **common)
+    inner: Callable[..., BaseSampler] = _sampler_class(spec)
+    return OptunaSampler(lambda seed: inner(seed=seed, **given), joint=spec.joint, **common)
 
 
 def _counted(objectives: int) -> str:

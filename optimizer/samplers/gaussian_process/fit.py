@@ -31,6 +31,7 @@ from scipy.optimize import minimize
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
 from mergefront.optimizer.samplers.gaussian_process.prior import NOISE
+from mergefront.optimizer.samplers.options import Unexplained
 
 Array = NDArray[np.float64]
 
@@ -45,7 +46,11 @@ handful of items (all wrong, say) is a small sample, not certainty."""
 
 
 def fit_surrogate(
-    x: Array, y: Array, noise_variance: Array, learn_from: NDArray[np.int_] | slice = slice(None)
+    x: Array,
+    y: Array,
+    noise_variance: Array,
+    learn_from: NDArray[np.int_] | slice = slice(None),
+    unexplained: Unexplained = "roughness",
 ) -> Surrogate:
     """One process per column of ``y`` (``n x m``); ``noise_variance`` (``n x m``) is NaN where unknown.
 
@@ -53,7 +58,10 @@ def fit_surrogate(
     """
     columns: Sequence[int] = range(y.shape[1])
     return Surrogate(
-        tuple(fit_gaussian_process(x, y[:, j], noise_variance[:, j], learn_from=learn_from) for j in columns)
+        tuple(
+            fit_gaussian_process(x, y[:, j], noise_variance[:, j], learn_from=learn_from, unexplained=unexplained)
+            for j in columns
+        )
     )
 
 
@@ -63,8 +71,12 @@ def fit_gaussian_process(
     noise_variance: Array,
     kernel: Kernel = MATERN,
     learn_from: NDArray[np.int_] | slice = slice(None),
+    unexplained: Unexplained = "roughness",
 ) -> GaussianProcess:
     """Maximum a posteriori fit to ``n`` values; ``noise_variance`` (``n``, in y's unit squared) is NaN where unknown.
+
+    Where no noise is known, what the kernel does not explain is noise, or, as "roughness", a part of the value that a
+    new point has too (a nugget); values that differ at one point are noisy in either reading.
 
     Raises ``numpy.linalg.LinAlgError`` when no hyper-parameters give a positive definite covariance.
     """
@@ -83,7 +95,8 @@ def fit_gaussian_process(
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
     factor = cho_factor(kernel(x, x, lengthscales) + np.diag(noise), lower=True)
     constant = _best_constant(factor, standardised)
-    nugget = math.exp(log_noise) if np.isnan(known).all() and not _repeats_differ(x, standardised) else 0.0
+    is_rough = unexplained == "roughness" and np.isnan(known).all() and not _repeats_differ(x, standardised)
+    nugget = math.exp(log_noise) if is_rough else 0.0
     return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, kernel, nugget)
 
 

@@ -29,7 +29,7 @@ from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition, Search
 from mergefront.optimizer.samplers.mmmo.representatives import representatives
 from mergefront.optimizer.samplers.mmmo.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.mmmo.screening import fisher_information, screen
-from mergefront.optimizer.samplers.options import FisherScreen
+from mergefront.optimizer.samplers.options import FisherScreen, Unexplained
 
 Array = NDArray[np.float64]
 Indexes = NDArray[np.int_]
@@ -76,6 +76,8 @@ class Observations:
     """Points that must not be proposed again, ``a x d``."""
     reference: Array
     """Reference point, ``m``."""
+    unexplained: Unexplained = "noise"
+    """What the kernel does not explain of values whose noise is unknown."""
     feasibility: Feasibility | None = None
     """What is known of the constraints; None where there are none."""
 
@@ -84,11 +86,11 @@ def fit(data: Observations) -> Surrogate:
     """The surrogate of the observed values, collapsed ones pulled in."""
     seen, y = data.features(data.x), compress_tail(data.y, data.reference)
     if len(seen) <= MOST_LEARNT_FROM:
-        return fit_surrogate(seen, y, data.noise_variance)
+        return fit_surrogate(seen, y, data.noise_variance, unexplained=data.unexplained)
     feasibility = data.feasibility
     feasible = np.ones(len(y), dtype=bool) if feasibility is None else feasibility.feasible
     learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
-    return fit_surrogate(seen, y, data.noise_variance, learn_from)
+    return fit_surrogate(seen, y, data.noise_variance, learn_from, data.unexplained)
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ def _scalarised(data: Observations, surrogate: Surrogate, rng: np.random.Generat
         outside=outside,
         reference=np.array([min(float(y.min()), -1.0) - 1.0]),
     )
-    return single, fit_surrogate(single.features(single.x), single.y, single.noise_variance)
+    seen = single.features(single.x)
+    return single, fit_surrogate(seen, single.y, single.noise_variance, unexplained=data.unexplained)
 
 
 def _near_elites(data: Observations, rng: np.random.Generator) -> Array:

@@ -23,7 +23,7 @@ from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
-from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS
+from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, FAST_WITH_NOISE
 from mergefront.optimizer.samplers.mmmo.proposals import (
     Observations,
     Proposed,
@@ -33,7 +33,7 @@ from mergefront.optimizer.samplers.mmmo.proposals import (
     propose_paper_round,
 )
 from mergefront.optimizer.samplers.mmmo.representatives import limited
-from mergefront.optimizer.samplers.options import MM_MO, Budget, FisherScreen, MMMOVariant, check_arguments
+from mergefront.optimizer.samplers.options import MM_MO, Budget, FisherScreen, MMMOVariant, Unexplained, check_arguments
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.search.attributes import (
     is_anchor,
@@ -99,6 +99,8 @@ class MMMOSampler(ReplayableSampler):
             variant screens a round's candidates, the default one breaks near ties while trials are pending.
         budget: how much work one proposal may be: "fast", "quality", or "botorch" for the same loop on BoTorch's
             own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
+        unexplained: what the kernel does not explain of values without standard errors: "noise", or "roughness" of the
+            landscape, which a new point has too. The paper variant takes it for roughness.
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -121,11 +123,18 @@ class MMMOSampler(ReplayableSampler):
         task_objectives: Sequence[int] | None = None,
         fisher_screen: FisherScreen = "low",
         budget: Budget = "fast",
+        unexplained: Unexplained = "noise",
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
         check_arguments(
-            MM_MO, variant=variant, n_startup=n_startup, batch=batch, fisher_screen=fisher_screen, budget=budget
+            MM_MO,
+            variant=variant,
+            n_startup=n_startup,
+            batch=batch,
+            fisher_screen=fisher_screen,
+            budget=budget,
+            unexplained=unexplained,
         )
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._variant = variant
@@ -135,7 +144,8 @@ class MMMOSampler(ReplayableSampler):
         self._reference_point = reference_point
         self._task_objectives = task_objectives
         self._fisher_screen = fisher_screen
-        self._budget = BUDGETS[budget]
+        self._unexplained: Unexplained = unexplained if variant == "default" else "roughness"
+        self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
         # Results of the last round by the content they were computed from; a miss computes the same again.
@@ -236,6 +246,7 @@ class MMMOSampler(ReplayableSampler):
             pending=points_of(history.pending, encoder),
             taken=points_of(history.earlier, encoder),
             reference=reference,
+            unexplained=self._unexplained,
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:

@@ -117,3 +117,15 @@ def test_an_unchanged_file_is_no_change_and_a_changed_one_is_shown(old: Path) ->
     path.write_text(path.read_text().replace("max_new_tokens: 2", "max_new_tokens: 3"))
     (problem,) = check_study(path).problems
     assert "evaluator.tasks.writing.max_new_tokens: was 2, is now 3" in problem
+
+
+def test_a_study_that_begins_now_stores_every_default(old: Path) -> None:
+    """What "auto" and an absent key mean must not depend on the version, or the machine, that goes on."""
+    path = old / "plain" / "study.yaml"
+    path.write_text(path.read_text().replace("study: plain", "study: new"))
+    stored = mf.run(path, evaluations=1).record.definition
+    assert stored["evaluator"]["backend"] == {"dtype": "float32", "compat": None, "task_vectors": "exact"}
+    writing = stored["evaluator"]["tasks"]["writing"]
+    assert (writing["delimiter"], writing["stop"], writing["report_fraction"]) == (" ", ["\n"], 0.5)
+    assert stored["sampler"]["options"]["budget"] == "fast"
+    assert mf.run(path, evaluations=2).finished_count() == 2, "the unchanged file continues"
