@@ -68,9 +68,9 @@ def check_sampler(
     problems = []
     if spec.max_objectives is not None and objectives > spec.max_objectives:
         able = [other.name for other in SAMPLERS.values() if other.max_objectives is None]
+        number = "one objective" if spec.max_objectives == 1 else f"up to {spec.max_objectives} objectives"
         problems.append(
-            f"sampler {name!r} does {_counted(spec.max_objectives)}, but {objectives} are asked for; "
-            f"any number do: {', '.join(able)}"
+            f"sampler {name!r} does {number}, but {objectives} are asked for; any number do: {', '.join(able)}"
         )
     if constrained and not spec.takes_constraints:
         able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
@@ -145,10 +145,6 @@ def _of_optuna(spec: SamplerSpec, given: Mapping[str, Any], **common: Any) -> Ba
 
     inner: Callable[..., BaseSampler] = _sampler_class(spec)
     return OptunaSampler(lambda seed: inner(seed=seed, **given), joint=spec.joint, **common)
-
-
-def _counted(objectives: int) -> str:
-    return "one objective" if objectives == 1 else f"up to {objectives} objectives"
 
 
 def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:

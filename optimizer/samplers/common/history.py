@@ -47,7 +47,7 @@ class History:
 
 def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batch: int) -> History:
     """The history of trial ``number``, from the trials before it (``earlier_trials``)."""
-    ranked = [trial for trial in earlier if not _is_extra(trial)]
+    ranked = [trial for trial in earlier if not (is_anchor(trial) or is_outside_space(trial))]
     position = len(ranked)
     slot = (position - initial) % batch if position >= initial else 0
     mates = ranked[position - slot :] if slot else []
@@ -86,7 +86,3 @@ def points_of(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
 def is_observed(trial: FrozenTrial) -> bool:
     """Whether the trial finished with finite values (Optuna accepts infinite ones)."""
     return trial.state == TrialState.COMPLETE and all(math.isfinite(value) for value in trial.values)
-
-
-def _is_extra(trial: FrozenTrial) -> bool:
-    return is_anchor(trial) or is_outside_space(trial)

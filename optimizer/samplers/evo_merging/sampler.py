@@ -19,7 +19,7 @@ from mergefront.optimizer.samplers.common.history import earlier_trials, is_obse
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
-from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
+from mergefront.optimizer.samplers.evo_merging.pool_search import DESIGN, PoolSearch, PoolState
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
 from mergefront.optimizer.samplers.options import EVO_MERGING, CovarianceShape, EvoMergingVariant, check_arguments
 from mergefront.optimizer.search.attributes import (
@@ -61,17 +61,14 @@ class EvoMergingSampler(ReplayableSampler):
     - "lorahub": CMA-ES on weights alone;
     - "joint": CMA-ES on densities and weights at once.
 
-    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else. Several
-    workers may ask at once; failed trials count as the worst.
+    Proposals are replayable (``base.ReplayableSampler``), several workers may ask at once, failed trials count as the
+    worst.
 
     Args:
-        seed: None draws one, and gives up repeatability.
+        seed, search_space, ranges: as of every sampler of ours (``base.ReplayableSampler``).
         variant: "default", "paper", "lorahub" or "joint"; see above.
-        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``attributes.write_search_space``), otherwise those common to all finished trials.
         preferences: how much each of several objectives counts, in any unit; equally by default. Objectives are
             normalised by the anchors observed before the first proposal (or by ``ranges``) and added up.
-        ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
         top: how many LoRAs to keep, by their loss alone. By default all, except that the default
             variant keeps 32 of larger pools.
         density_penalty: factor of mean |density|, in the unit of a single objective, or of normalised ones (best
@@ -177,7 +174,7 @@ class EvoMergingSampler(ReplayableSampler):
         if self._top is None or len(coefficients.loras) <= self._top:
             return coefficients.loras
         for other in others:
-            if KEPT_LORAS in other.system_attrs and not _is_design(other):
+            if KEPT_LORAS in other.system_attrs and proposal_stage(other) != DESIGN:
                 return tuple(str(name) for name in other.system_attrs[KEPT_LORAS])
         return prefilter(coefficients, trials, self._top)
 
@@ -233,7 +230,3 @@ def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     own = [other.number for other in others if not is_anchor(other) and proposal_stage(other) is not None]
     first = min(own, default=math.inf)
     return [other for other in others if is_anchor(other) and is_observed(other) and other.number < first]
-
-
-def _is_design(trial: FrozenTrial) -> bool:
-    return proposal_stage(trial) == "design"

@@ -47,20 +47,16 @@ class MAPSampler(ReplayableSampler):
     4. Of its members that were not proposed before, the one that adds the most hypervolume to what is observed and
        expected is proposed; every ``refine``-th time, the one of which the models know least (Bayesian MAP).
 
-    Any number of objectives. A proposal is a function of the seed, the trial's number and the observed trials, and of
-    nothing else.
+    Any number of objectives; proposals are replayable (``base.ReplayableSampler``).
 
     Args:
-        seed: None draws one, and gives up repeatability.
-        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``attributes.write_search_space``), otherwise those common to all finished trials.
+        seed, search_space, ranges: as of every sampler of ours (``base.ReplayableSampler``).
         n_startup: trials, anchors inside the space included, before the first model. By default the number of
             coefficients of a quadratic, (d + 1)(d + 2) / 2, at most 60.
         nested: instead of the Sobol design, a tournament of pairs over the weights (``weight[NAME]``): for many
             experts, where a quadratic in all weights would need too many trials. Numeric spaces only.
         link: whether objectives saturate (the sigmoid); without it they are plain quadratics.
         refine: every how many proposals one goes to where the models are least certain; 0 never does.
-        ranges: (worst, best) of every objective in its own unit, for normalising; None means from the anchors.
 
     Raises:
         UserError: an argument out of its range.

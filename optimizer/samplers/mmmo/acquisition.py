@@ -54,7 +54,7 @@ class _Conditional:
     quadratic: Array  # Q, N x N
     offset: float
     scale: float
-    prior: float = 1.0
+    prior: float
 
 
 class HypervolumeImprovement:
@@ -188,8 +188,22 @@ class _Forward:
 
 def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[_Conditional, Array]:
     """Samples f(z) (``S x N``) with ``base_samples`` (``N x S``), and the process given these samples."""
-    if process.nugget:
-        return _condition_exactly(process, z, base_samples)
+    condition = _given_values if process.nugget else _given_noisy_values
+    sampled, weights, quadratic = condition(process, z, base_samples)
+    conditional = _Conditional(
+        process.kernel,
+        process.lengthscales,
+        process.scale * weights,
+        quadratic,
+        process.mean + process.scale * process.constant,
+        process.scale,
+        1.0 + process.nugget,
+    )
+    return conditional, process.mean + process.scale * sampled
+
+
+def _given_noisy_values(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[Array, Array, Array]:
+    """Standardised samples (``S x N``), weights (``N x S``) and quadratic form (``N x N``) of ``_Conditional``."""
     n, total = len(process.x), len(z)
     cross = process.kernel(z, process.x, process.lengthscales)  # N x n
     half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
@@ -205,19 +219,11 @@ def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple
     weights = whitened.T @ base_samples
     weights[:n] += process.weights[:, None]
     sampled = process.constant + cross @ process.weights + (covariance @ base_samples).T
-    conditional = _Conditional(
-        process.kernel,
-        process.lengthscales,
-        process.scale * weights,
-        quadratic,
-        process.mean + process.scale * process.constant,
-        process.scale,
-    )
-    return conditional, process.mean + process.scale * sampled
+    return sampled, weights, quadratic
 
 
-def _condition_exactly(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[_Conditional, Array]:
-    """As ``_condition`` where the observed values are the values themselves, nugget included."""
+def _given_values(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[Array, Array, Array]:
+    """As ``_given_noisy_values`` where the observed values are the values themselves, the nugget included."""
     n, total = len(process.x), len(z)
     covariance = process.kernel(z, z, process.lengthscales) + process.nugget * np.eye(total)
     factor = _stable_cholesky(covariance)
@@ -226,16 +232,7 @@ def _condition_exactly(process: GaussianProcess, z: Array, base_samples: Array) 
     whitened = np.concatenate([observed, base_samples[n:]])
     inverse_half = solve_triangular(factor, np.eye(total), lower=True)
     sampled = process.constant + (factor @ whitened).T
-    conditional = _Conditional(
-        process.kernel,
-        process.lengthscales,
-        process.scale * (inverse_half.T @ whitened),
-        inverse_half.T @ inverse_half,
-        process.mean + process.scale * process.constant,
-        process.scale,
-        1.0 + process.nugget,
-    )
-    return conditional, process.mean + process.scale * sampled
+    return sampled, inverse_half.T @ whitened, inverse_half.T @ inverse_half
 
 
 def _stable_cholesky(covariance: Array) -> Array:

@@ -130,7 +130,8 @@ def propose(
     values = acquisition.values(candidates)
     order = np.argsort(-values, kind="stable")
     shortlist = candidates[order[values[order] >= values.max() - SHORTLIST_TOLERANCE]]
-    improvement = float(np.exp(values.max())) if _is_improvement(data, objectives) else None
+    measured = objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(data)
+    improvement = float(np.exp(values.max())) if measured else None
     if not len(data.pending):
         return Proposed(np.asarray(shortlist[0]), improvement)
     information = _information(data, surrogate, shortlist)
@@ -156,7 +157,7 @@ def propose_paper_round(
     acquired: list[Array] = []
     for i in range(PAPER_CANDIDATES_PER_EVALUATION * batch):
         pending = np.array([*data.pending, *acquired]).reshape(-1, data.encoder.dimension)
-        step = Observations(**{**data.__dict__, "pending": pending})
+        step = replace(data, pending=pending)
         step, model = _scalarised(step, surrogate, rng)
         acquisition = acquisition_of(step, model, budget, rng)
         starts = sobol_points(data.encoder, seed + i, 0, budget.raw_points)
@@ -241,11 +242,6 @@ def _front_is_known(data: Observations) -> bool:
     return feasibility is None or bool(feasibility.feasible.any()) or len(data.outside) > 0
 
 
-def _is_improvement(data: Observations, objectives: int) -> bool:
-    """Whether the acquisition is the logarithm of an improvement of the study's hypervolume."""
-    return objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(data)
-
-
 def _scalarised(data: Observations, surrogate: Surrogate, rng: np.random.Generator) -> tuple[Observations, Surrogate]:
     """Many objectives as one (``scalarisation``); up to ``HYPERVOLUME_OBJECTIVES`` stay as they are."""
     m = data.y.shape[1]
@@ -310,11 +306,8 @@ def _untaken(points: Array, data: Observations, taken: frozenset[bytes] | None =
 
 def _merges(points: Array, data: Observations) -> list[bytes]:
     """What tells the merges at ``points`` (``n x d``) apart."""
-    return [row.tobytes() for row in _rounded(data.features(points))]
-
-
-def _rounded(points: Array) -> Array:
-    return np.round(points, DIGITS) + 0.0  # + 0.0 turns -0.0 into 0.0, whose bytes differ
+    # + 0.0 turns -0.0 into 0.0, whose bytes differ.
+    return [row.tobytes() for row in np.round(data.features(points), DIGITS) + 0.0]
 
 
 def fresh_point(data: Observations, seed: int, first: int) -> Array:

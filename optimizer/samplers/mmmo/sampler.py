@@ -76,21 +76,16 @@ class MMMOSampler(ReplayableSampler):
     The variant "paper" takes steps 1 to 4, acquires twice as many candidates as a round has members, crosses each with
     a mutant of the elites, and keeps those that the Fisher screen prefers.
 
-    A proposal is a function of the seed, the trial's number and the observed trials, and of nothing else: a study
-    that was killed and resumed, in any process, gets the proposals it would have got.
+    Proposals are replayable (``base.ReplayableSampler``).
 
     Args:
-        seed: None draws one, and gives up repeatability.
+        seed, search_space, ranges: as of every sampler of ours (``base.ReplayableSampler``).
         variant: "default", or "paper" for the published loop with one unit system.
-        search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``attributes.write_search_space``), otherwise those common to all finished trials.
         anchors: parameter dictionaries inside the space to propose before anything else.
         n_startup: Sobol points after the anchors; by default 10 in the paper variant, otherwise by the number of
             parameters, two when the study has flagged anchors, none when these are 12 or more and span the space.
         batch: size of a round. Members of a round are proposed from what was observed before it began. By default 1,
             that is from everything observed so far; 5 in the paper variant.
-        ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
-            all, means from the anchors.
         reference_point: worst value of interest of every objective, in its own unit; by default a tenth of the
             anchors' range below the worst anchor.
         task_objectives: indexes of the task scores among the objectives; by their sum the paper variant ranks its
