@@ -64,10 +64,10 @@ class TermBuilder:
             return None
         values = wanted.coefficients.of_model(model)
         weight = float(values["weight"])
-        delta = TaskVector(entry, wanted.origin)
-        term = Term(delta.tensor, entry.is_delta, "all", weight, weight)
+        term = Term(entry.tensor.view(-1), entry.is_delta, "all", weight, weight)
         if wanted.method.sparsifier == "none":
             return term
+        delta = TaskVector(entry, wanted.origin)
         if wanted.method.sparsifier in ("magnitude", "breadcrumbs"):
             term = self._ranked(term, key, delta, values)
         else:
