@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import re
+import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy
@@ -20,8 +20,9 @@ from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
+from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage
-from mergefront.storage.retry import TransientError, is_transient, retry_transient
+from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
 
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
@@ -30,13 +31,19 @@ DURABLE = "mergefront_durable"
 _EXTRAS = {"sqlite": "", "postgresql": "postgres", "mysql": "mysql"}
 """The kinds of databases that are supported, and the extra that has each one's driver."""
 _log = logging.getLogger("mergefront.storage")
-_REMEDIES = (
-    ("database or disk is full", "free some space, then resume"),
-    ("disk i/o error", "the disk is full or broken; free some space or check it, then resume"),
-    ("readonly database", "make the file and its folder writable"),
-    ("is locked", f"another program held it for more than {_BUSY_SECONDS} seconds; end that one, then resume"),
-    ("malformed", "the file is damaged; restore a backup"),
-)
+
+Result = TypeVar("Result")
+_SQLITE_REMEDIES = {
+    sqlite3.SQLITE_FULL: "free some space, then resume",
+    sqlite3.SQLITE_IOERR: "the disk is full or broken; free some space or check it, then resume",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore a backup",
+    **dict.fromkeys(
+        LOCKED, f"another program held it for more than {_BUSY_SECONDS} seconds; end that one, then resume"
+    ),
+}
+_EXISTS_ALREADY = ("42P07", "42710")
+"""SQLSTATE: the table, the type or another object is there."""
 
 
 class NoStudiesError(UserError):
@@ -69,15 +76,15 @@ class Database:
             raise UserError(str(error)) from None
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if is_transient(error) and not self.is_sqlite:  # right, perhaps, and away: starting again may help
-                raise StorageError(f"storage {_safe(self.url)}: cannot be opened: {_first_line(error)}") from None
-            if "file is not a database" in str(error):
+                raise StorageError(f"storage {_safe(self.url)}: cannot be opened: {first_line(error)}") from None
+            if sqlite_code(error) == sqlite3.SQLITE_NOTADB:
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_with_remedy(error)}") from None
         except ImportError as error:
             remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[_kind(self.url)]}]"'
-            raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}; {remedy}") from None
+            raise UserError(f"storage {_safe(self.url)}: {first_line(error)}; {remedy}") from None
         except RuntimeError as error:
-            raise UserError(f"storage {_safe(self.url)}: {_first_line(error)}") from None
+            raise UserError(f"storage {_safe(self.url)}: {first_line(error)}") from None
 
     def _open(self, create: bool) -> RetryingStorage:
         kwargs: dict[str, Any] = {"json_serializer": to_json, "json_deserializer": from_json}
@@ -92,7 +99,9 @@ class Database:
             try:
                 return self._made(kwargs)
             except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
-                if not _was_made_meanwhile(error) or time.monotonic() > ends:
+                is_there = getattr(error.orig, "sqlstate", None) in _EXISTS_ALREADY
+                meanwhile = isinstance(error, sqlalchemy.exc.IntegrityError) or is_there
+                if not meanwhile or time.monotonic() > ends:
                     raise
                 time.sleep(0.1)
 
@@ -181,6 +190,29 @@ class Database:
                 yield connection
         except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
             raise self.fault(error) from None
+
+    def read(self, look: Callable[[Connection], Result]) -> Result:
+        """What ``look`` finds, all of it from one moment; waits for a database that is away."""
+
+        def attempt() -> Result:
+            with without_collector(), self.reading() as connection:
+                return look(connection)
+
+        return retry_transient(attempt)
+
+    def write(
+        self, change: Callable[[Connection], Result], *, durable: bool = False, patience: float | None = None
+    ) -> Result:
+        """Make a change in one transaction; waits ``patience`` seconds for a database that is away.
+
+        ``change`` may be committed twice: it must be safe to repeat. ``durable``: see ``transaction``.
+        """
+
+        def attempt() -> Result:
+            with self.transaction(durable=durable) as connection:
+                return change(connection)
+
+        return retry_transient(attempt, patience)
 
     def fault(self, error: Exception) -> StorageError:
         """What a user reads of a database error."""
@@ -306,11 +338,6 @@ def _make_sqlite_safe(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _was_made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
-    line = _first_line(error).lower()
-    return "already exists" in line or "unique" in line or "duplicate key" in line
-
-
 def _safe(url: str) -> str:
     """The URL without its password, for messages."""
     return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
@@ -318,11 +345,5 @@ def _safe(url: str) -> str:
 
 def _with_remedy(error: Exception) -> str:
     """What went wrong and, where one is known, what to do about it."""
-    line = _first_line(error)
-    remedy = next((f"; {remedy}" for symptom, remedy in _REMEDIES if symptom in line.lower()), "")
-    return f"{line}{remedy}"
-
-
-def _first_line(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    return re.sub(r"//[^@/]*@", "//***@", (str(cause).splitlines() or ["unknown fault"])[0])
+    remedy = _SQLITE_REMEDIES.get(sqlite_code(error) or sqlite3.SQLITE_OK)
+    return "; ".join(part for part in (first_line(error), remedy) if part)

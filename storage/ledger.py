@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
-from sqlalchemy import ColumnElement, Text, and_, cast, func, select
+from sqlalchemy import ColumnElement, Select, Text, and_, cast, func, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
@@ -23,10 +23,8 @@ from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.search.ledger import Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
-from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.tables import finish_trial, read_trial, write_params, write_user_attributes
-from mergefront.storage.retry import retry_transient
-from mergefront.storage.schema import claims, evaluations, studies
+from mergefront.storage.schema import claims, evaluations, studies, utc_now
 from mergefront.storage.workers.heartbeat import Heartbeat
 from mergefront.storage.workers.processes import (
     is_alive,
@@ -34,8 +32,6 @@ from mergefront.storage.workers.processes import (
     machine_identity,
     process_identity,
 )
-
-Result = TypeVar("Result")
 
 _LEASED = "leased"
 _RELEASE_SECONDS = 1.0
@@ -78,56 +74,44 @@ class StudyLedger:
 
     def claim(self, budget: int) -> Claim | None:
         """See ``Ledger.claim``; atomic between processes and machines."""
-        claim = retry_transient(lambda: self._claim(budget))
+        claim = self.database.write(lambda connection: self._claim(connection, budget))
         if claim is not None:
             self._open.add(claim.slot)
         return claim
 
-    def _claim(self, budget: int) -> Claim | None:
-        with self.database.transaction() as connection:
-            # Locks the study's row where the database has row locks; SQLite has the write lock already.
+    def _claim(self, connection: Connection, budget: int) -> Claim | None:
+        # Locks the study's row where the database has row locks; SQLite has the write lock already.
+        connection.execute(
+            select(studies.c.study_id)
+            .where(studies.c.study_id == self.study_id)
+            .with_for_update(key_share=True)  # lets others insert rows that refer to it
+        )
+        now = self.database.now(connection)
+        abandoned = next((row for row in self._unfinished(connection) if self._is_abandoned(row, now)), None)
+        if abandoned is not None:
+            deaths = abandoned.deaths + (abandoned.process is not None and not self._is_mine(abandoned))
             connection.execute(
-                select(studies.c.study_id)
-                .where(studies.c.study_id == self.study_id)
-                .with_for_update(key_share=True)  # lets others insert rows that refer to it
+                claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner(now[0]))
             )
-            now = self.database.now(connection)
-            abandoned = next((row for row in self._unfinished(connection) if self._is_abandoned(row, now)), None)
-            if abandoned is not None:
-                deaths = abandoned.deaths + (abandoned.process is not None and not self._is_mine(abandoned))
-                connection.execute(
-                    claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner(now[0]))
-                )
-                return Claim(abandoned.slot, abandoned.trial_number, deaths)
-            last = connection.execute(
-                select(func.max(claims.c.slot)).where(claims.c.study_id == self.study_id)
-            ).scalar()
-            slot = 0 if last is None else last + 1
-            if slot >= budget:
-                return None
-            connection.execute(
-                claims.insert().values(
-                    study_id=self.study_id,
-                    slot=slot,
-                    trial_number=None,
-                    finished=False,
-                    deaths=0,
-                    **self._owner(now[0]),
-                )
-            )
-            return Claim(slot, None, fresh=True)
+            return Claim(abandoned.slot, abandoned.trial_number, deaths)
+        last = connection.execute(select(func.max(claims.c.slot)).where(claims.c.study_id == self.study_id)).scalar()
+        slot = 0 if last is None else last + 1
+        if slot >= budget:
+            return None
+        row = {"study_id": self.study_id, "slot": slot, "trial_number": None, "finished": False, "deaths": 0}
+        connection.execute(claims.insert().values(**row, **self._owner(now[0])))
+        return Claim(slot, None, fresh=True)
 
     def forgive(self) -> None:
         """See ``Ledger.forgive``."""
 
-        def free() -> None:
-            with self.database.transaction() as connection:
-                now = self.database.now(connection)
-                for row in self._unfinished(connection):
-                    if self._is_abandoned(row, now):
-                        connection.execute(claims.update().where(self._slot(row.slot)).values(deaths=0, **_NOBODY))
+        def free(connection: Connection) -> None:
+            now = self.database.now(connection)
+            for row in self._unfinished(connection):
+                if self._is_abandoned(row, now):
+                    connection.execute(claims.update().where(self._slot(row.slot)).values(deaths=0, **_NOBODY))
 
-        retry_transient(free)
+        self.database.write(free)
 
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
@@ -136,17 +120,11 @@ class StudyLedger:
             now = self.database.now(connection)
             return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
 
-        return self._reading(look)
+        return self.database.read(look)
 
     def finished_count(self) -> int:
         """How many slots of the budget are spent, by whomever."""
-
-        query = (
-            select(func.count())
-            .select_from(claims)
-            .where(claims.c.study_id == self.study_id, claims.c.finished.is_(True))
-        )
-        return self._reading(lambda connection: int(connection.execute(query).scalar_one()))
+        return self._count(claims.c.study_id == self.study_id, claims.c.finished.is_(True))
 
     def workers(self) -> list[Worker]:
         """Who works on what; claims of the dead and of expired leases are marked as abandoned."""
@@ -166,7 +144,7 @@ class StudyLedger:
                 if row.process is not None
             ]
 
-        return self._reading(look)
+        return self.database.read(look)
 
     def bind(
         self,
@@ -179,19 +157,17 @@ class StudyLedger:
         """See ``Ledger.bind``."""
         changed = {key: value for key, value in attributes.items() if trial.user_attrs.get(key) != value}
 
-        def write() -> None:
-            with self.database.transaction() as connection:
-                if claim.trial_number != trial.number:
-                    connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
-                write_params(connection, trial._trial_id, params, distributions)
-                write_user_attributes(connection, trial._trial_id, changed)
+        def change(connection: Connection) -> None:
+            if claim.trial_number != trial.number:
+                connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
+            write_params(connection, trial._trial_id, params, distributions)
+            write_user_attributes(connection, trial._trial_id, changed)
 
         try:
-            retry_transient(write)
+            self.database.write(change)
         except IntegrityError:
             # Written by a transaction whose success was never heard of, or by one who took this trial over.
-            with self.database.reading() as connection:
-                written = read_trial(connection, trial._trial_id).params
+            written = self.database.read(lambda connection: read_trial(connection, trial._trial_id)).params
             if any(written.get(name) != value for name, value in params.items()):
                 raise
 
@@ -207,15 +183,14 @@ class StudyLedger:
     ) -> None:
         """See ``Ledger.finish``."""
 
-        def write() -> None:
-            with self.database.transaction(durable=True) as connection:
-                if finish_trial(connection, trial._trial_id, values):
-                    write_user_attributes(connection, trial._trial_id, attributes)
-                    if keep:
-                        self._keep(connection, trial.number, recipe, outcome, "search", _utc_now())
-                connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
+        def change(connection: Connection) -> None:
+            if finish_trial(connection, trial._trial_id, values):
+                write_user_attributes(connection, trial._trial_id, attributes)
+                if keep:
+                    self._keep(connection, trial.number, recipe, outcome, "search", utc_now())
+            connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
 
-        retry_transient(write)
+        self.database.write(change, durable=True)
         self._open.discard(claim.slot)
 
     def close(self, claim: Claim) -> None:
@@ -226,7 +201,7 @@ class StudyLedger:
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
         """The claim that a trial fills and whether it is finished; None for an unknown trial."""
         query = select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
-        row = self._reading(lambda connection: connection.execute(query).first())
+        row = self.database.read(lambda connection: connection.execute(query).first())
         return None if row is None else (Claim(row.slot, row.trial_number, row.deaths), bool(row.finished))
 
     def release(self, claim: Claim) -> None:
@@ -247,39 +222,26 @@ class StudyLedger:
 
     def find(self, recipe: Recipe, split: str = "search") -> Evaluation | None:
         """The evaluation of an identical recipe in this study, or None."""
-        query = (
-            select(evaluations)
-            .where(
-                evaluations.c.study_id == self.study_id,
-                evaluations.c.digest == recipe.digest,
-                evaluations.c.split == split,
-                evaluations.c.failure.is_(None),
-            )
-            .order_by(evaluations.c.id)
-        )
+        query = self._scored(split).where(evaluations.c.digest == recipe.digest)
 
         def look(connection: Connection) -> Evaluation | None:
             row = connection.execute(query).first()
             return None if row is None else read_evaluation(connection, row)
 
-        return self._reading(look)
+        return self.database.read(look)
 
     def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
         """Keep an evaluation that belongs to no trial, such as one on the report items."""
-        moment = _utc_now()
+        moment = utc_now()
+        of_this_call = self._scored(split).where(
+            evaluations.c.digest == recipe.digest, evaluations.c.created_at == moment
+        )
 
-        def write() -> None:
-            with self.database.transaction(durable=True) as connection:
-                of_this_call = select(evaluations.c.id).where(
-                    evaluations.c.study_id == self.study_id,
-                    evaluations.c.digest == recipe.digest,
-                    evaluations.c.split == split,
-                    evaluations.c.created_at == moment,
-                )
-                if connection.execute(of_this_call).first() is None:
-                    self._keep(connection, None, recipe, evaluation, split, moment)
+        def change(connection: Connection) -> None:
+            if connection.execute(of_this_call).first() is None:
+                self._keep(connection, None, recipe, evaluation, split, moment)
 
-        retry_transient(write)
+        self.database.write(change, durable=True)
 
     def _keep(
         self,
@@ -290,38 +252,45 @@ class StudyLedger:
         split: str,
         moment: datetime,
     ) -> None:
+        found = Evaluation({}) if isinstance(outcome, Failure) else outcome
         row: dict[str, Any] = {
             "study_id": self.study_id,
             "trial_number": trial_number,
             "digest": recipe.digest,
             "split": split,
             "recipe": recipe.to_json(),
+            "scores": {name: float(value) for name, value in found.scores.items()},
+            "standard_errors": {
+                name: float(value) for name, value in found.standard_errors.items() if np.isfinite(value)
+            },
+            "seconds": dict(found.seconds),
+            "cost": dict(found.cost),
+            "details": dict(found.details),
             "versions": self.versions,
             "created_at": moment,
         }
         if isinstance(outcome, Failure):
-            empty: dict[str, Any] = {name: {} for name in ("scores", "standard_errors", "seconds", "cost", "details")}
-            row |= {"failure_kind": writable(outcome.kind)[:255], "failure": writable(outcome.reason), **empty}
-        else:
-            row |= {
-                "scores": {name: float(value) for name, value in outcome.scores.items()},
-                "standard_errors": {
-                    name: float(value) for name, value in outcome.standard_errors.items() if np.isfinite(value)
-                },
-                "seconds": dict(outcome.seconds),
-                "cost": dict(outcome.cost),
-                "details": dict(outcome.details),
-            }
+            row |= {"failure_kind": writable(outcome.kind)[:255], "failure": writable(outcome.reason)}
         key = connection.execute(evaluations.insert().values(**row)).inserted_primary_key
-        if isinstance(outcome, Evaluation):
-            assert key is not None
-            for task, items in sorted(outcome.items.items()):
-                write_items(connection, int(key[0]), task, items)
+        assert key is not None
+        for task, items in sorted(found.items.items()):
+            write_items(connection, int(key[0]), task, items)
 
     def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
         """Every finished evaluation by its recipe's digest; item scores only when asked for."""
+
+        def look(connection: Connection) -> dict[str, Evaluation]:
+            found: dict[str, Evaluation] = {}
+            for row in connection.execute(self._scored(split)).all():
+                found.setdefault(row.digest, read_evaluation(connection, row, items))
+            return found
+
+        return self.database.read(look)
+
+    def _scored(self, split: str) -> Select[Any]:
+        """The rows of evaluations that did not fail, in the order in which they finished."""
         columns = ("id", "digest", "scores", "standard_errors", "seconds", "cost", "details")
-        query = (
+        return (
             select(*(evaluations.c[name] for name in columns))
             .where(
                 evaluations.c.study_id == self.study_id,
@@ -331,18 +300,13 @@ class StudyLedger:
             .order_by(evaluations.c.id)
         )
 
-        def look(connection: Connection) -> dict[str, Evaluation]:
-            found: dict[str, Evaluation] = {}
-            for row in connection.execute(query).all():
-                found.setdefault(row.digest, read_evaluation(connection, row, items))
-            return found
-
-        return self._reading(look)
-
     def evaluation_count(self) -> int:
         """How many evaluations are kept, of every split and failures included."""
-        query = select(func.count()).select_from(evaluations).where(evaluations.c.study_id == self.study_id)
-        return self._reading(lambda connection: int(connection.execute(query).scalar_one()))
+        return self._count(evaluations.c.study_id == self.study_id)
+
+    def _count(self, *where: ColumnElement[bool]) -> int:
+        query = select(func.count()).where(*where)
+        return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def recipes(self) -> Mapping[str, Recipe]:
         """Every recipe that was evaluated or failed, by its digest."""
@@ -350,17 +314,8 @@ class StudyLedger:
             evaluations.c.study_id == self.study_id
         )
         return StoredRecipes(
-            self._reading(lambda connection: {row.digest: row.text for row in connection.execute(query)})
+            self.database.read(lambda connection: {row.digest: row.text for row in connection.execute(query)})
         )
-
-    def _reading(self, look: Callable[[Connection], Result]) -> Result:
-        """What ``look`` finds, all of it from one moment; a database that is away is waited for."""
-
-        def attempt() -> Result:
-            with without_collector(), self.database.reading() as connection:
-                return look(connection)
-
-        return retry_transient(attempt)
 
     def _unfinished(self, connection: Connection) -> Sequence[Row[Any]]:
         return connection.execute(
@@ -375,7 +330,7 @@ class StudyLedger:
         if row.host == self.host:
             if self._is_mine(row):
                 return row.slot not in self._open  # claimed by a transaction whose success was never heard of
-            return not is_alive(_process_of(row.process))
+            return not is_alive("/".join(row.process.split("/")[:2]))  # process id and start time
         if row.process != _LEASED and self.database.is_sqlite and is_previous_boot(row.host or ""):
             return True
         time_now, running_since = now
@@ -402,25 +357,12 @@ class StudyLedger:
         return and_(self._slot(slot), claims.c.process == process)
 
     def _beat(self, slot: int) -> None:
-        def write() -> None:
-            with self.database.transaction() as connection:
-                now, _ = self.database.now(connection)
-                connection.execute(claims.update().where(self._own_slot(slot)).values(heartbeat=now))
+        def change(connection: Connection) -> None:
+            now, _ = self.database.now(connection)
+            connection.execute(claims.update().where(self._own_slot(slot)).values(heartbeat=now))
 
-        retry_transient(write)
+        self.database.write(change)
 
     def _update(self, where: ColumnElement[bool], patience: float | None = None, **values: Any) -> None:
-        def write() -> None:
-            with self.database.transaction() as connection:
-                connection.execute(claims.update().where(where).values(**values))
-
-        retry_transient(write, patience)
-
-
-def _process_of(owner: str) -> str:
-    """The ``process_identity`` in a claim's owner."""
-    return "/".join(owner.split("/")[:2])
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
+        update = claims.update().where(where).values(**values)
+        self.database.write(lambda connection: connection.execute(update), patience=patience)

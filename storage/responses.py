@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 
 from mergefront.storage.database import Database, insert_missing
-from mergefront.storage.retry import retry_transient
-from mergefront.storage.schema import responses
+from mergefront.storage.schema import responses, utc_now
 
 
 class DatabaseResponses:
@@ -25,12 +23,8 @@ class DatabaseResponses:
 
     def find(self, key: str) -> str | None:
         """The body of the response to an exact request, or None."""
-
-        def look() -> bytes | None:
-            with self.database.reading() as connection:
-                return connection.execute(select(responses.c.body).where(responses.c.key == key)).scalar()
-
-        body = retry_transient(look)
+        query = select(responses.c.body).where(responses.c.key == key)
+        body = self.database.read(lambda connection: connection.execute(query).scalar())
         return None if body is None else zlib.decompress(body).decode()
 
     def keep(self, key: str, server: str, body: str, spent: tuple[int, int, int]) -> None:
@@ -42,26 +36,17 @@ class DatabaseResponses:
             "requests": spent[0],
             "input_tokens": spent[1],
             "output_tokens": spent[2],
-            "created_at": datetime.now(UTC).replace(tzinfo=None),
+            "created_at": utc_now(),
         }
-
-        def write() -> None:
-            with self.database.transaction() as connection:
-                insert_missing(connection, responses, row)
-
-        retry_transient(write)
+        self.database.write(lambda connection: insert_missing(connection, responses, row))
 
     def spent(self, server: str) -> tuple[int, int, int]:
         """Requests, input tokens and output tokens of all stored responses of one server."""
         columns = (responses.c.requests, responses.c.input_tokens, responses.c.output_tokens)
         sums = select(*(func.coalesce(func.sum(column), 0) for column in columns))
-
-        def look() -> tuple[int, int, int]:
-            with self.database.reading() as connection:
-                row = connection.execute(sums.where(responses.c.server == _digest(server))).one()
-            return int(row[0]), int(row[1]), int(row[2])
-
-        return retry_transient(look)
+        query = sums.where(responses.c.server == _digest(server))
+        row = self.database.read(lambda connection: connection.execute(query).one())
+        return int(row[0]), int(row[1]), int(row[2])
 
 
 def _digest(server: str) -> str:

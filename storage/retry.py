@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -20,8 +21,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _PASSING_STATES = ("08", "40", "55P03", "57P", "53300")
 """SQLSTATE: connection gone, deadlock or serialisation, lock not available, server stopping, too many clients."""
 
-_PASSING_CODES = (1020, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013)
+_PASSING_CODES = (1020, 1040, 1053, 1152, 1184, 1203, 1205, 1213, 1927, 2002, 2003, 2006, 2013)
 """The same of MySQL, which tells no SQLSTATE: also a snapshot that another transaction was quicker to change."""
+LOCKED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+"""The same of SQLite: a lock outlasted the time that a connection waits for it."""
 
 Result = TypeVar("Result")
 _log = logging.getLogger("mergefront.storage")
@@ -39,21 +42,19 @@ def is_transient(error: BaseException) -> bool:
     """
     if isinstance(error, TransientError):
         return True
+    raised = driver_error(error)
+    if isinstance(raised, sqlite3.Error):
+        return sqlite_code(error) in LOCKED
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    if isinstance(cause, sqlite3.OperationalError):
-        return "is locked" in str(cause)
     if not isinstance(cause, sqlalchemy.exc.DBAPIError):
         return isinstance(cause, sqlalchemy.exc.TimeoutError)
-    state = getattr(cause.orig, "sqlstate", None)
-    if state:
-        return str(state).startswith(_PASSING_STATES)
-    if cause.connection_invalidated or _code(cause.orig) in _PASSING_CODES:
+    if cause.connection_invalidated:
         return True
-    text = str(cause.orig)
-    if isinstance(cause, sqlalchemy.exc.OperationalError):
-        # psycopg says so without an SQLSTATE when no server answers; SQLite when a lock outlasts its timeout.
-        return "connection" in text or "is locked" in text
-    return False
+    if hasattr(raised, "sqlstate"):
+        # psycopg knows no SQLSTATE where no server answered.
+        no_answer = raised.sqlstate is None and isinstance(cause, sqlalchemy.exc.OperationalError)
+        return no_answer or str(raised.sqlstate).startswith(_PASSING_STATES)
+    return bool(raised.args) and raised.args[0] in _PASSING_CODES
 
 
 def retry_transient(action: Callable[[], Result], seconds: float | None = None) -> Result:
@@ -72,7 +73,7 @@ def retry_transient(action: Callable[[], Result], seconds: float | None = None) 
                 raise
             if not told and pause > 0.5:
                 told = True
-                _log.warning("the database is away (%s); waiting for it", _reason(error))
+                _log.warning("the database is away (%s); waiting for it", first_line(error))
             # Workers that lost one server at once must not all come back at once.
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -82,12 +83,19 @@ def retry_transient(action: Callable[[], Result], seconds: float | None = None) 
             return result
 
 
-def _code(error: BaseException | None) -> object:
-    """The number that MySQL's drivers put first."""
-    return error.args[0] if error is not None and error.args else None
+def driver_error(error: BaseException) -> BaseException:
+    """What the database's driver raised, below the errors of SQLAlchemy and Optuna."""
+    cause = error.__cause__ or error
+    return getattr(cause, "orig", None) or cause
 
 
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    orig = getattr(cause, "orig", None) or cause
-    return (str(orig).splitlines() or [type(orig).__name__])[0]
+def sqlite_code(error: BaseException) -> int | None:
+    """SQLite's primary result code (https://sqlite.org/rescode.html); None for an error of anything else."""
+    code: int | None = getattr(driver_error(error), "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def first_line(error: BaseException) -> str:
+    """What the driver says, without the password in a URL."""
+    raised = driver_error(error)
+    return re.sub(r"//[^@/]*@", "//***@", (str(raised).splitlines() or [type(raised).__name__])[0])

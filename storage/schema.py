@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from sqlalchemy import (
     Boolean,
     Column,
@@ -37,6 +39,12 @@ VERSION = 2
 # MySQL cuts off what its plain types have no room for: 64 KB of bytes, whole seconds.
 Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql")
 Moment = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
+
+
+def utc_now() -> datetime:
+    """Now, as a ``Moment`` keeps it."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
 
 metadata = MetaData()
 

@@ -7,7 +7,7 @@ import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import optuna
@@ -17,8 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
-from mergefront.storage.retry import retry_transient
-from mergefront.storage.schema import studies
+from mergefront.storage.schema import studies, utc_now
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ def create_or_load(
         "study_id": study._study_id,
         "name": name,
         "uuid": str(uuid.uuid4()),
-        "definition": _as_stored(definition),
+        "definition": json.loads(json.dumps(definition)),  # as it is read back: tuples become lists
         "root": root,
         "evaluations": evaluations,
         "versions": dict(versions),
-        "created_at": datetime.now(UTC).replace(tzinfo=None),
+        "created_at": utc_now(),
     }
     try:
         with database.transaction() as connection:
@@ -82,12 +81,6 @@ def create_or_load(
             database, name, definition, objectives, root=root, evaluations=evaluations, versions=versions
         )
     return StudyRecord(**row)
-
-
-def _as_stored(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """The definition as JSON reads it back (tuples become lists, keys become words)."""
-    stored: dict[str, Any] = json.loads(json.dumps(definition))
-    return stored
 
 
 def find(database: Database, name: str) -> StudyRecord | None:
@@ -106,12 +99,8 @@ def reload(database: Database, record: StudyRecord) -> StudyRecord:
 
 
 def _the_one(database: Database, where: ColumnElement[bool]) -> StudyRecord | None:
-    def look() -> StudyRecord | None:
-        with database.reading() as connection:
-            row = connection.execute(select(studies).where(where)).first()
-        return None if row is None else StudyRecord(**row._mapping)
-
-    return retry_transient(look)
+    row = database.read(lambda connection: connection.execute(select(studies).where(where)).first())
+    return None if row is None else StudyRecord(**row._mapping)
 
 
 def load(database: Database, name: str) -> StudyRecord:
@@ -126,13 +115,9 @@ def load(database: Database, name: str) -> StudyRecord:
 
 def all_studies(database: Database) -> list[StudyRecord]:
     """Every study, oldest first."""
-
-    def look() -> list[StudyRecord]:
-        with database.reading() as connection:
-            rows = connection.execute(select(studies).order_by(studies.c.study_id)).all()
-        return [StudyRecord(**row._mapping) for row in rows]
-
-    return retry_transient(look)
+    query = select(studies).order_by(studies.c.study_id)
+    rows = database.read(lambda connection: connection.execute(query).all())
+    return [StudyRecord(**row._mapping) for row in rows]
 
 
 def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from sqlalchemy import Table, select
+from sqlalchemy import ColumnElement, Table, select
 from sqlalchemy.engine import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
@@ -50,9 +50,8 @@ def delete(database: Database, name: str) -> None:
     with database.transaction() as connection:
         own = select(evaluations.c.id).where(evaluations.c.study_id == record.study_id)
         connection.execute(item_scores.delete().where(item_scores.c.evaluation_id.in_(own)))
-        connection.execute(evaluations.delete().where(evaluations.c.study_id == record.study_id))
-        connection.execute(claims.delete().where(claims.c.study_id == record.study_id))
-        connection.execute(studies.delete().where(studies.c.study_id == record.study_id))
+        for table in (evaluations, claims, studies):
+            connection.execute(table.delete().where(table.c.study_id == record.study_id))
         delete_optuna_study(connection, record.study_id)
     # A worker of another study may be about to use a set again; then the sets stay until a later deletion.
     with suppress(IntegrityError), database.transaction() as connection:
@@ -94,8 +93,8 @@ def copy(
         kept = _rows(connection, evaluations, evaluations.c.study_id == record.study_id)
         own = select(evaluations.c.id).where(evaluations.c.study_id == record.study_id)
         scores = _rows(connection, item_scores, item_scores.c.evaluation_id.in_(own))
-        used = {row.item_set for row in scores}
-        sets = [row for row in _rows(connection, item_sets, None) if row.digest in used]
+        used_sets = select(item_scores.c.item_set).where(item_scores.c.evaluation_id.in_(own))
+        sets = _rows(connection, item_sets, item_sets.c.digest.in_(used_sets))
     made = replace(record, study_id=study_id, name=wanted, uuid=str(uuid.uuid4()), root=root or record.root)
     with target.transaction() as connection:
         connection.execute(studies.insert().values(**made.__dict__))
@@ -153,9 +152,8 @@ def _remove_half_copy(database: Database, name: str) -> None:
             delete_optuna_study(connection, summary._study_id)
 
 
-def _rows(connection: Connection, table: Table, where: Any) -> Sequence[Row[Any]]:
-    query = select(table)
-    return connection.execute(query if where is None else query.where(where)).all()
+def _rows(connection: Connection, table: Table, where: ColumnElement[bool]) -> Sequence[Row[Any]]:
+    return connection.execute(select(table).where(where)).all()
 
 
 def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:

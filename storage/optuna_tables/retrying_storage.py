@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Container
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy
@@ -24,24 +25,17 @@ READS = "mergefront_reads"
 Result = TypeVar("Result")
 
 
-def _reading(name: str) -> Callable[..., Any]:
-    """``RDBStorage``'s method of this name, in transactions that only read."""
+def _repeatable(name: str, *, reads: bool = False) -> Callable[..., Any]:
+    """``RDBStorage``'s method of this name, which may run twice without harm; in transactions that only read."""
     plain = getattr(RDBStorage, name)
 
     def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._patiently(lambda: plain(self._reader, *args, **kwargs))
+        return self._patiently(lambda: plain(self._reader if reads else self, *args, **kwargs))
 
     return method
 
 
-def _repeatable(name: str) -> Callable[..., Any]:
-    """``RDBStorage``'s method of this name, which may run twice without harm."""
-    plain = getattr(RDBStorage, name)
-
-    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._patiently(lambda: plain(self, *args, **kwargs))
-
-    return method
+_reading = partial(_repeatable, reads=True)
 
 
 class RetryingStorage(RDBStorage):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -19,6 +18,8 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Select, Table, and_, func, select
 from sqlalchemy.engine import Connection
+
+from mergefront.storage.schema import utc_now
 
 _metadata = models.BaseModel.metadata
 _TRIALS = _metadata.tables["trials"]
@@ -59,7 +60,7 @@ def create_trial(connection: Connection, study_id: int, template: FrozenTrial | 
     number = connection.execute(
         select(func.count()).select_from(_TRIALS).where(_TRIALS.c.study_id == study_id)
     ).scalar()
-    started = datetime.now(UTC).replace(tzinfo=None)
+    started = utc_now()
     row: dict[str, Any] = {"study_id": study_id, "number": number, "state": TrialState.RUNNING}
     if template is None:
         row["datetime_start"] = started
@@ -197,7 +198,7 @@ def finish_trial(connection: Connection, trial_id: int, values: Sequence[float] 
     changed = connection.execute(
         _TRIALS.update()
         .where(_TRIALS.c.trial_id == trial_id, _TRIALS.c.state == TrialState.RUNNING)
-        .values(state=state, datetime_complete=datetime.now(UTC).replace(tzinfo=None))
+        .values(state=state, datetime_complete=utc_now())
     )
     if changed.rowcount == 0:
         return False

@@ -160,7 +160,9 @@ class Deaf(Database):
             yield connection
         self.heard = not self.heard
         if not self.heard:
-            raise sqlite3.OperationalError("database is locked")
+            locked = sqlite3.OperationalError("database is locked")
+            locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise locked
 
 
 def test_commits_that_are_not_heard_of_cost_one_evaluation_each_and_no_slot(database_url: str) -> None:

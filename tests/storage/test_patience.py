@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,22 @@ def test_only_faults_that_go_away_are_waited_out() -> None:
     assert not is_transient(ValueError("no database at all"))
     syntax = sqlalchemy.exc.OperationalError("SELEC 1", {}, Exception('near "SELEC": syntax error'))
     assert not is_transient(syntax)
+
+
+@pytest.mark.parametrize(("code", "passes"), [(sqlite3.SQLITE_BUSY_SNAPSHOT, True), (sqlite3.SQLITE_FULL, False)])
+def test_sqlite_faults_are_told_apart_by_code(code: int, passes: bool) -> None:
+    raised = sqlite3.OperationalError("what it says does not count, not even: is locked")
+    raised.sqlite_errorcode = code
+    assert is_transient(raised) == passes
+    assert is_transient(sqlalchemy.exc.OperationalError("SELECT 1", {}, raised)) == passes
+
+
+@pytest.mark.parametrize(("state", "passes"), [(None, True), ("57P01", True), ("42601", False)])
+def test_postgresql_faults_are_told_apart_by_sqlstate(state: str | None, passes: bool) -> None:
+    class Raised(Exception):
+        sqlstate = state
+
+    assert is_transient(sqlalchemy.exc.OperationalError("SELECT 1", {}, Raised())) == passes
 
 
 def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
