@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -22,20 +22,10 @@ from mergefront.cli.session import Session
 class Application(click.Group):
     """A group whose ``main`` is the error boundary, for the shell and for tests alike."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         session = Session()
-        run = super().main
-        code = guarded(
-            lambda: run(args, prog_name, complete_var, standalone_mode=False, obj=session, **extra),
-            session,
-        )
+        run: Callable[..., Any] = super().main
+        code = guarded(lambda: run(*args, standalone_mode=False, obj=session, **extra), session)
         if standalone_mode:
             sys.exit(code)
         return code
@@ -43,14 +33,6 @@ class Application(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of use, not of the alphabet."""
         return list(self.commands)
-
-
-def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    if value and not context.resilient_parsing:
-        from importlib.metadata import version
-
-        click.echo(f"mergefront {version('mergefront')}")
-        context.exit()
 
 
 @click.group(cls=Application, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -64,14 +46,7 @@ def _print_version(context: click.Context, _parameter: click.Parameter, value: b
     show_envvar=True,
     help="The log on stderr, for people or for programs (one JSON object a line).",
 )
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_version,
-    help="Show the version and exit.",
-)
+@click.version_option(package_name="mergefront", prog_name="mergefront", message="%(prog)s %(version)s")
 @click.pass_obj
 def cli(session: Session, debug: bool, log_format: str) -> None:
     """Find the Pareto front of language model merges in as few evaluations as possible.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
@@ -36,32 +36,24 @@ def guarded(action: Callable[[], Any], session: Session) -> int:
             _print_traceback()
         _say(session, f"Error: {without_secrets(str(error))}", session.resume_hint() if error.exit_code != 2 else None)
         return error.exit_code
-    except BrokenPipeError:
-        return _quiet_pipe()
+    except BrokenPipeError:  # the reader went away; Python's own flush at exit must not complain about it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
+        line = without_secrets(" ".join(str(error).split())) or "no message"
+        message = f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)"
         if session.debug:
             _print_traceback()
-            _say(session, session.resume_hint())
-        else:
-            line = without_secrets(" ".join(str(error).split())) or "no message"
-            _say(
-                session,
-                f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)",
-                session.resume_hint(),
-            )
+        _say(session, None if session.debug else message, session.resume_hint())
         return 1
     return result if isinstance(result, int) else 0
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """While entered, SIGTERM interrupts like Ctrl-C: what is finished is kept and the exit code is 130."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
+def on_sigterm(action: Callable[[], object]) -> Iterator[None]:
+    """While entered, SIGTERM calls ``action`` instead of ending the process."""
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = signal.signal(signal.SIGTERM, lambda _number, _frame: action())
     except ValueError:  # not in the main thread: the caller handles signals itself
         yield
         return
@@ -69,6 +61,15 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def terminable() -> AbstractContextManager[None]:
+    """While entered, SIGTERM interrupts like Ctrl-C: what is finished is kept and the exit code is 130."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    return on_sigterm(interrupt)
 
 
 def _say(session: Session, *lines: str | None) -> None:
@@ -80,11 +81,3 @@ def _say(session: Session, *lines: str | None) -> None:
 def _print_traceback() -> None:
     """The traceback of the error under way, without the secrets that its message may hold."""
     click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
-
-
-def _quiet_pipe() -> int:
-    """The reader went away; Python's own flush at exit must not complain about it."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1

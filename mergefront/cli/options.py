@@ -67,6 +67,26 @@ def launcher_options(command: Command) -> Command:
     return launcher(workers(command))
 
 
+def named_numbers(
+    _context: click.Context, _parameter: click.Parameter, given: str | tuple[str, ...] | None
+) -> dict[str, float] | None:
+    """``maths=0.7,french=0.3``, or such parts one by one, as a mapping."""
+    if given is None:
+        return None
+    found: dict[str, float] = {}
+    for part in given.split(",") if isinstance(given, str) else given:
+        name, _, value = (side.strip() for side in part.rpartition("="))
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"{part.strip()!r} must be written as NAME=NUMBER, such as maths=0.61")
+    return found
+
+
 def print_json(value: Any) -> None:
     """One JSON value on stdout; strict JSON (no NaN)."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -90,25 +90,15 @@ class SearchState:
         """Median seconds of an evaluation times what is left of the budget."""
         return median(self.seconds) * max(self.budget - self.done, 0) if self.seconds else None
 
-    def best(self) -> list[tuple[str, float]]:
-        """(objective, best raw score so far)."""
-        if not self.rows:
-            return []
-        return [
-            (objective.name, max((row[index] for row in self.rows), key=lambda value: objective.sign * value))
-            for index, objective in enumerate(self.objectives)
-        ]
-
     def summary(self) -> str:
-        """Hypervolume, best scores and failures in a line."""
+        """Hypervolume, best raw scores and failures in a line."""
         parts = [] if self.hypervolume is None else [f"hypervolume {formatting.number(self.hypervolume)}"]
-        best = ", ".join(f"{name} {formatting.number(value)}" for name, value in self.best())
-        if best:
-            parts.append(f"best {best}")
-        if self.infeasible:
-            parts.append(f"{self.infeasible} infeasible")
-        if self.failed:
-            parts.append(f"{self.failed} failed")
+        if self.rows:
+            columns = zip(self.objectives, zip(*self.rows, strict=True), strict=True)
+            best = {objective.name: (max if objective.sign > 0 else min)(column) for objective, column in columns}
+            parts.append("best " + ", ".join(f"{name} {formatting.number(value)}" for name, value in best.items()))
+        parts += [f"{self.infeasible} infeasible"] if self.infeasible else []
+        parts += [f"{self.failed} failed"] if self.failed else []
         return " · ".join(parts)
 
     def time_left(self) -> str:
@@ -129,10 +119,12 @@ def search_progress(session: Session, study: Study) -> Iterator[Callbacks]:
     state = SearchState(study.objectives, study.record.evaluations)
     state.start_from(study)
     session.study, session.kept, session.budget = (study.name, study.database.url), state.done, state.budget
-    clock = _Clock()
+    last = time.monotonic()
 
     def finish(outcome: TrialOutcome) -> float:
-        seconds = clock.lap()
+        nonlocal last
+        now = time.monotonic()
+        seconds, last = now - last, now
         state.finish(outcome, seconds)
         state.done = study.ledger.finished_count()  # other workers have done some of it
         session.kept = state.done
@@ -143,18 +135,6 @@ def search_progress(session: Session, study: Study) -> Iterator[Callbacks]:
     with show(state, finish) as callbacks:
         yield callbacks
     session.study = None
-
-
-class _Clock:
-    """Seconds since the last lap."""
-
-    def __init__(self) -> None:
-        self.last = time.monotonic()
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        passed, self.last = now - self.last, now
-        return passed
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mergefront.cli.options import storage_option
+from mergefront.cli.options import named_numbers, storage_option
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @storage_option
 @click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial.")
 @click.option("--knee", is_flag=True, help="The front's knee: the best balance of all objectives.")
-@click.option("--prefer", metavar="NAME=WEIGHT,...", help="The front member for these weights of the objectives.")
+@click.option(
+    "--prefer",
+    metavar="NAME=WEIGHT,...",
+    callback=named_numbers,
+    help="The front member for these weights of the objectives.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
 @click.option("--config-only", is_flag=True, help="No weights: mergekit YAML, recipe and model card only.")
 @click.option("--as-lora", is_flag=True, help="A merge of LoRAs as one PEFT LoRA, not folded into the base model.")
@@ -28,7 +33,7 @@ def export(
     storage: str,
     trial: int | None,
     knee: bool,
-    prefer: str | None,
+    prefer: dict[str, float] | None,
     out: Path,
     config_only: bool,
     as_lora: bool,
@@ -48,9 +53,8 @@ def export(
         raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")
     if [trial is not None, knee, prefer is not None].count(True) != 1:
         raise UserError("export: choose one of --trial N, --knee and --prefer maths=0.7,french=0.3")
-    preferences = None if prefer is None else parse_preferences(prefer)
     study = load_study(name, storage=storage)
-    candidate = _chosen(study, trial, preferences)
+    candidate = _chosen(study, trial, prefer)
     export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
     click.echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
     click.echo(str(out))
@@ -73,23 +77,6 @@ def merge(config: Path, out: Path) -> None:
     merge_config(config, out)
     click.echo(f"Wrote {out}", err=True)
     click.echo(str(out))
-
-
-def parse_preferences(text: str) -> dict[str, float]:
-    """``maths=0.7,french=0.3`` as a mapping; raises ``UserError``."""
-    made: dict[str, float] = {}
-    for part in text.split(","):
-        name, separator, value = part.rpartition("=")
-        try:
-            weight = float(value)
-        except ValueError:
-            separator = ""
-        if not separator or not name.strip():
-            raise UserError(f"--prefer: {part.strip()!r} must be written as NAME=WEIGHT, such as maths=0.7")
-        if name.strip() in made:
-            raise UserError(f"--prefer: {name.strip()!r} is named twice")
-        made[name.strip()] = weight
-    return made
 
 
 def _chosen(study: Study, trial: int | None, preferences: dict[str, float] | None) -> Candidate:

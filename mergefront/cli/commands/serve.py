@@ -70,7 +70,7 @@ def serve(
         click.echo(f"Loading pool {file.pool}: {len(file.models)} models", err=True)
         service = load_service(file, pool_file.resolve().parent)
         _log_to_stderr()
-        run_service(service, bound, lambda url: _say_ready(file.pool, url))
+        run_service(service, bound, lambda url: _say_ready(f"Pool {file.pool} is", url))
     click.echo("The service has ended.", err=True)
 
 
@@ -88,18 +88,13 @@ def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) 
             raise UserError(f"--token-file {token_file}: cannot be read: {type(error).__name__}") from None
     token = None if given is None else checked_token(given, source)
     database = Database(storage, create=False)
-    where = shown_storage(database.url)
-
-    def ready(url: str) -> None:
-        click.echo(f"The studies of {where} are served at {url} (Ctrl-C ends)", err=True)
-        sys.stderr.flush()
-
-    serve_studies(database, host, port, token, ready)
+    what = f"The studies of {shown_storage(database.url)} are"
+    serve_studies(database, host, port, token, lambda url: _say_ready(what, url))
     click.echo("The service has ended.", err=True)
 
 
-def _say_ready(pool: str, url: str) -> None:
-    click.echo(f"Pool {pool} is served at {url} (Ctrl-C ends)", err=True)
+def _say_ready(what: str, url: str) -> None:
+    click.echo(f"{what} served at {url} (Ctrl-C ends)", err=True)
     sys.stderr.flush()
 
 

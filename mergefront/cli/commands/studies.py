@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergefront.cli.options import json_option, print_json, storage_option
+from mergefront.cli.options import json_option, named_numbers, print_json, storage_option
 from mergefront.cli.session import shown_storage, storage_argument
 
 if TYPE_CHECKING:
@@ -133,8 +133,18 @@ def status(name: str, storage: str, as_json: bool) -> None:
 )
 @click.option("--distinct", is_flag=True, help="Which merges are better than each other one in something beyond noise.")
 @click.option("--epsilon", type=float, metavar="E", help="The same, by more than E of the anchors' range.")
-@click.option("--prefer", metavar="NAME=WEIGHT,...", help="The member for these weights of the objectives.")
-@click.option("--direction", metavar="NAME=SHARE,...", help="The member farthest from the worst values this way.")
+@click.option(
+    "--prefer",
+    metavar="NAME=WEIGHT,...",
+    callback=named_numbers,
+    help="The member for these weights of the objectives.",
+)
+@click.option(
+    "--direction",
+    metavar="NAME=SHARE,...",
+    callback=named_numbers,
+    help="The member farthest from the worst values this way.",
+)
 def front(
     name: str,
     storage: str,
@@ -142,8 +152,8 @@ def front(
     plot: Path | None,
     distinct: bool,
     epsilon: float | None,
-    prefer: str | None,
-    direction: str | None,
+    prefer: dict[str, float] | None,
+    direction: dict[str, float] | None,
 ) -> None:
     """Show the front of study NAME against the anchors, and which merges beat them beyond noise.
 
@@ -165,7 +175,13 @@ def front(
 
         save_front(study, plot)
         click.echo(f"Wrote {plot}", err=True)
-    chosen = _chosen(study, distinct, epsilon, prefer, direction)
+    chosen: dict[str, list[int] | int] = {}
+    if distinct or epsilon is not None:
+        chosen["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
+    if prefer is not None:
+        chosen["preferred"] = study.preferred(prefer).number
+    if direction is not None:
+        chosen["along"] = study.along(direction).number
     if as_json:
         print_json({**study.to_json(), **chosen})
         return
@@ -173,22 +189,6 @@ def front(
     for what, found in chosen.items():
         numbers = found if isinstance(found, list) else [found]
         click.echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
-
-
-def _chosen(
-    study: Study, distinct: bool, epsilon: float | None, prefer: str | None, direction: str | None
-) -> dict[str, list[int] | int]:
-    """Trials of the front by what was asked for: "distinct", "preferred", "along"."""
-    from mergefront.cli.commands.models import parse_preferences
-
-    found: dict[str, list[int] | int] = {}
-    if distinct or epsilon is not None:
-        found["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
-    if prefer is not None:
-        found["preferred"] = study.preferred(parse_preferences(prefer)).number
-    if direction is not None:
-        found["along"] = study.along(parse_preferences(direction)).number
-    return found
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")

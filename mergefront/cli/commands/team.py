@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from mergefront.cli.options import json_option, print_json, root_option, storage_option
+from mergefront.cli.boundary import on_sigterm
+from mergefront.cli.options import json_option, named_numbers, print_json, root_option, storage_option
 from mergefront.cli.session import Session, shown_storage
 
 
@@ -55,20 +54,13 @@ def draining(session: Session) -> Iterator[Callable[[], bool]]:
     """While entered, SIGTERM only asks to stop: the yielded function then returns True."""
     asked = False
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop() -> None:
         nonlocal asked
         asked = True
         session.say("Stopping after the evaluation under way.")
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: the caller handles signals itself
-        yield lambda: False
-        return
-    try:
+    with on_sigterm(stop):
         yield lambda: asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @click.command(short_help="The next recipe of a study, for an outside harness.")
@@ -120,37 +112,16 @@ def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
     click.echo(yaml.safe_dump(config, sort_keys=False), nl=False)
 
 
-def _scores(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, float]:
-    """``maths=0.61 french=0.44`` as a mapping."""
-    found: dict[str, float] = {}
-    for text in given:
-        name, separator, value = text.rpartition("=")
-        number = _number(value)
-        if not separator or not name or number is None:
-            raise click.BadParameter(f"{text!r} must be written as OBJECTIVE=NUMBER, such as maths=0.61")
-        if name in found:
-            raise click.BadParameter(f"{name!r} is given twice")
-        found[name] = number
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 @click.command(short_help="The scores of an asked trial.")
 @click.argument("name")
 @click.argument("trial", type=click.IntRange(min=0))
-@click.argument("scores", nargs=-1, callback=_scores)
+@click.argument("scores", nargs=-1, callback=named_numbers)
 @click.option(
     "--standard-error",
     "errors",
     multiple=True,
     metavar="OBJECTIVE=NUMBER",
-    callback=_scores,
+    callback=named_numbers,
     help="Noise of one score; the sampler takes it into account.",
 )
 @click.option("--failed", metavar="REASON", help="The recipe could not be scored.")

@@ -118,7 +118,7 @@ def test_check_of_a_sound_file_says_what_will_be_searched(tmp_path: Path, write_
         (["export", "skills", "--out", "x"], "choose one of --trial N, --knee and --prefer"),
         (["export", "skills", "--out", "x", "--knee", "--trial", "3"], "choose one of"),
         (["export", "skills", "--out", "x", "--trial", "999"], "no evaluated trial 999"),
-        (["export", "skills", "--out", "x", "--prefer", "maths"], "NAME=WEIGHT"),
+        (["export", "skills", "--out", "x", "--prefer", "maths"], "NAME=NUMBER"),
         (["export", "skills", "--out", "x", "--prefer", "math=1"], "did you mean 'maths'"),
         (["report", "skills"], "no report items"),
         (["resume", "nothing"], "no study 'nothing'"),
