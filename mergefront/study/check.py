@@ -5,13 +5,15 @@ Reads the study file, headers of checkpoints and data files; lists every problem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from mergefront.adapters.remote.http.section import Section
-from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.adapters.remote.settings import ServerSection
+from mergefront.optimizer.errors import StudyFileError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
@@ -19,25 +21,24 @@ from mergefront.optimizer.scores.constraints import COSTS, Constraint, constrain
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.study.check_backend import (
+    Findings,
     check_checkpoints,
     check_server,
     check_tasks,
-    local_definition,
-    server_definition,
+    evaluator_definition,
     starts_by_importance,
 )
 from mergefront.study.continuation import check_continues
-from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
+from mergefront.study.definition import StudyDefinition
 from mergefront.study.method_files import load_method_files
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
-from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, StudyFile, left_out, read_study_file
+from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, left_out, read_study_file
 from mergefront.study.warm_start import entries, read_warm_start
 
 if TYPE_CHECKING:
     from mergefront.storage.database import Database
     from mergefront.storage.studies import StudyRecord
 
-Read = TypeVar("Read")
 SPARSITY = "delta_l1"
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
 
@@ -69,24 +70,27 @@ def check_study(path: str | Path) -> CheckReport:
         file = read_study_file(path)
     except StudyFileError as error:
         return CheckReport(str(path), list(error.problems))
-    problems: list[str] = []
-    notes: list[str] = []
-    root = path.resolve().parent
-    method_files = _method_files(file, root, problems)
+    found = Findings(file, path.resolve().parent)
+    problems, notes, root = found.problems, found.notes, found.root
+    method_files: dict[str, str] = {}
+    with found.catch("merge.method_files: "):
+        method_files = load_method_files(file.merge.method_files, root)
     directions: dict[str, str] | None = None
     layers: int | None = 0
     if isinstance(file.backend, FunctionBackendSection):
-        _check_function(file, root, problems)
+        _check_function(found, file.backend.call)
     elif isinstance(file.backend, Section):
-        directions = dict(_check_server_tasks(file, root, problems, notes))
+        directions = _check_server_tasks(found, file.backend)
     else:
-        layers = check_checkpoints(file, root, problems, notes)
-        directions = {**check_tasks(file, root, problems, notes), SPARSITY: "minimize"}
-    objectives = _objectives(file, directions, problems)
-    constraints = _constraints(file, directions, problems)
-    stop = _read(lambda: StopRule.read(file.stop), problems, StopRule())
-    warm_start = _warm_start(file, root, problems)
-    space = _space(file, layers, root, problems, notes)
+        layers = check_checkpoints(found)
+        directions = {**check_tasks(found), SPARSITY: "minimize"}
+    objectives = _objectives(found, directions)
+    constraints = _constraints(found, directions)
+    stop, racing = StopRule(), None
+    with found.catch():
+        stop = StopRule.read(file.stop)
+    warm_start = _warm_start(found)
+    space = _space(found, layers)
     problems.extend(
         f"search: {problem}"
         for problem in check_sampler(
@@ -97,13 +101,16 @@ def check_study(path: str | Path) -> CheckReport:
             stops_by_improvement=file.stop.get("improvement") is not None,
         )
     )
-    racing = _racing(file, problems)
-    storage = _absolute_storage(file.storage, root, problems)
+    with found.catch():
+        racing = RacingSettings.read(file.racing)
+    if racing is not None and not file.tasks:
+        problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
+    storage = _absolute_storage(found, file.storage)
     if not problems and space is not None and isinstance(file.backend, Section):
-        check_server(file, space, root, problems, notes)
+        check_server(found, space)
     if problems or space is None:
         return CheckReport(str(path), problems, notes)
-    evaluator, runtime = _evaluator(file, root)
+    evaluator, runtime = evaluator_definition(file, root)
     options = resolved_options(file.search.sampler, file.search.options)
     definition = StudyDefinition(
         name=file.study,
@@ -125,9 +132,11 @@ def check_study(path: str | Path) -> CheckReport:
         method_files=method_files,
         left_out=left_out(file, evaluator, options),
     )
-    database, record = _check_stored(definition, problems, notes)
-    if not problems:
-        _check_warm_start(definition, problems, notes)
+    database, record = _check_stored(found, definition)
+    if not problems and definition.warm_start:
+        with found.catch():
+            warm = read_warm_start(definition)
+            notes.append(f"warm start: {len(warm.known)} evaluations are known, {len(warm.seeds)} recipes come first")
     budget = definition.evaluations or (DEFAULT_EVALUATIONS if record is None else record.evaluations)
     notes.append(
         f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
@@ -136,76 +145,47 @@ def check_study(path: str | Path) -> CheckReport:
     return CheckReport(str(path), problems, notes, None if problems else definition, database, record)
 
 
-def _evaluator(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
-    """How a sound file's recipes are scored, and what of it may differ between runs."""
-    if isinstance(file.backend, FunctionBackendSection):
-        return EvaluatorDefinition("function", call=file.backend.call), {}
-    if isinstance(file.backend, Section):
-        return server_definition(file, root)
-    return local_definition(file, root), {"device": file.backend.device}
-
-
-def _read(read: Callable[[], Read], problems: list[str], otherwise: Read) -> Read:
-    try:
-        return read()
-    except UserError as error:
-        problems.append(str(error))
-        return otherwise
-
-
-def _method_files(file: StudyFile, root: Path, problems: list[str]) -> dict[str, str]:
-    try:
-        return load_method_files(file.merge.method_files, root)
-    except UserError as error:
-        problems.append(f"merge.method_files: {error}")
-        return {}
-
-
-def _check_server_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, str]:
     from mergefront.adapters.remote.backend_types import answers_with_a_loss
 
-    assert isinstance(file.backend, Section)
-    if not answers_with_a_loss(file.backend):
-        return check_tasks(file, root, problems, notes)
-    if file.tasks:
-        problems.append("tasks: this service scores by itself; remove 'tasks' and name the objective loss")
+    if not answers_with_a_loss(backend):
+        return check_tasks(found)
+    if found.file.tasks:
+        found.problems.append("tasks: this service scores by itself; remove 'tasks' and name the objective loss")
     return {"loss": "minimize"}
 
 
-def _check_function(file: StudyFile, root: Path, problems: list[str]) -> None:
-    from mergefront.adapters.tasks.user_code import user_function
+def _check_function(found: Findings, call: str) -> None:
+    from mergefront.adapters.tasks.user_code import importable, user_function
 
-    assert isinstance(file.backend, FunctionBackendSection)
-    if file.tasks:
-        problems.append("tasks: a function scores by itself; remove 'tasks', or use backend: {type: local}")
-    try:
-        user_function(file.backend.call, root)
-    except UserError as error:
-        problems.append(str(error))
+    if found.file.tasks:
+        found.problems.append("tasks: a function scores by itself; remove 'tasks', or use backend: {type: local}")
+    with found.catch(), importable(found.root):
+        user_function(call, found.root)
 
 
-def _space(file: StudyFile, layers: int | None, root: Path, problems: list[str], notes: list[str]) -> MergeSpace | None:
+def _space(found: Findings, layers: int | None) -> MergeSpace | None:
+    file = found.file
     parameters = dict(file.merge.space)
     granularity = parameters.pop("granularity", "global")
     split = parameters.pop("split", ())
     if not isinstance(split, (list, tuple)) or not all(isinstance(part, str) for part in split):
-        problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
+        found.problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
         return None
     if granularity != "global" and layers == 0:
-        problems.append(
+        found.problems.append(
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
         )
         return None
     if isinstance(granularity, Mapping) and granularity.get("boundaries") == "importance":
-        if problems:
+        if found.problems:
             return None
-        try:
-            granularity = starts_by_importance(file, granularity, root)
-        except UserError as error:
-            problems.append(f"merge.space.granularity: {error}")
+        with found.catch("merge.space.granularity: "):
+            granularity = starts_by_importance(file, granularity, found.root)
+            found.notes.append(f"blocks by importance begin at layers {', '.join(map(str, granularity['starts']))}")
+        if found.problems:
             return None
-        notes.append(f"blocks by importance begin at layers {', '.join(map(str, granularity['starts']))}")
-    try:
+    with found.catch("merge."):
         return MergeSpace(
             file.merge.models,
             method=file.merge.method,
@@ -216,90 +196,64 @@ def _space(file: StudyFile, layers: int | None, root: Path, problems: list[str],
             layers=layers or 0,
             seed=file.seed,
         )
-    except StudyFileError as error:
-        problems.extend(f"merge.{problem}" for problem in error.problems)
     return None
 
 
-def _objectives(file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]) -> list[Objective]:
+def _objectives(found: Findings, directions: Mapping[str, str] | None) -> list[Objective]:
     """The objectives; ``directions`` holds the known ones and their directions (None: any name will do)."""
     made: list[Objective] = []
-    for entry in file.objectives:
+    for entry in found.file.objectives:
         section = entry if isinstance(entry, ObjectiveSection) else ObjectiveSection(name=entry)
         if directions is not None and section.name not in directions:
-            problems.append(f"objectives: {section.name!r} names no task {did_you_mean(section.name, directions)}")
-            continue
-        if any(known.name == section.name for known in made):
-            problems.append(f"objectives: {section.name!r} is named twice")
-            continue
-        natural = (directions or {}).get(section.name, "minimize" if section.name == SPARSITY else "maximize")
-        try:
-            made.append(Objective(section.name, section.direction or natural, section.range))  # type: ignore[arg-type]
-        except UserError as error:
-            problems.append(str(error))
-    return made
-
-
-def _constraints(file: StudyFile, directions: Mapping[str, str] | None, problems: list[str]) -> tuple[Constraint, ...]:
-    """The constraints; ``directions`` holds the numbers that are reported beside costs (None: any name will do)."""
-    given = [entry if isinstance(entry, str) else entry.model_dump(exclude_none=True) for entry in file.constraints]
-    try:
-        made = constraints_from(given)
-    except UserError as error:
-        problems.append(str(error))
-        return ()
-    known = None if directions is None else {*directions, *COSTS}
-    for constraint in made:
-        if known is not None and constraint.name not in known:
-            problems.append(
-                f"constraints: {constraint.name!r} is no number that is reported {did_you_mean(constraint.name, known)}"
+            found.problems.append(
+                f"objectives: {section.name!r} names no task {did_you_mean(section.name, directions)}"
             )
+        elif any(known.name == section.name for known in made):
+            found.problems.append(f"objectives: {section.name!r} is named twice")
+        else:
+            natural = (directions or {}).get(section.name, "minimize" if section.name == SPARSITY else "maximize")
+            with found.catch():
+                made.append(Objective(section.name, section.direction or natural, section.range))  # type: ignore[arg-type]
     return made
 
 
-def _warm_start(file: StudyFile, root: Path, problems: list[str]) -> tuple[dict[str, str], ...]:
-    nothing: tuple[dict[str, str], ...] = ()
-    made = _read(lambda: entries(file.warm_start), problems, nothing)
+def _constraints(found: Findings, directions: Mapping[str, str] | None) -> tuple[Constraint, ...]:
+    """The constraints; ``directions`` holds the numbers that are reported beside costs (None: any name will do)."""
+    made: tuple[Constraint, ...] = ()
+    given = [one if isinstance(one, str) else one.model_dump(exclude_none=True) for one in found.file.constraints]
+    with found.catch():
+        made = constraints_from(given)
+    known = {*(directions or {}), *COSTS}
+    found.problems.extend(
+        f"constraints: {constraint.name!r} is no number that is reported {did_you_mean(constraint.name, known)}"
+        for constraint in made
+        if directions is not None and constraint.name not in known
+    )
+    return made
+
+
+def _warm_start(found: Findings) -> tuple[dict[str, str], ...]:
+    made: tuple[dict[str, str], ...] = ()
+    with found.catch():
+        made = entries(found.file.warm_start)
     return tuple(
-        {**entry, "storage": _absolute_storage(entry["storage"], root, problems)} if "storage" in entry else entry
+        {**entry, "storage": _absolute_storage(found, entry["storage"])} if "storage" in entry else entry
         for entry in made
     )
 
 
-def _check_warm_start(definition: StudyDefinition, problems: list[str], notes: list[str]) -> None:
-    if not definition.warm_start:
-        return
-    try:
-        found = read_warm_start(definition)
-    except UserError as error:
-        problems.append(str(error))
-        return
-    notes.append(f"warm start: {len(found.known)} evaluations are known, {len(found.seeds)} recipes come first")
-
-
-def _racing(file: StudyFile, problems: list[str]) -> RacingSettings | None:
-    racing = _read(lambda: RacingSettings.read(file.racing), problems, None)
-    if racing is not None and not file.tasks:
-        problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
-    return racing
-
-
-def _absolute_storage(given: str, root: Path, problems: list[str]) -> str:
+def _absolute_storage(found: Findings, given: str) -> str:
     """The storage URL with a relative SQLite path made absolute from the file's folder."""
     from mergefront.storage.database import normalised_url, sqlite_path
 
-    try:
+    with found.catch():
         url = normalised_url(given)
-    except UserError as error:
-        problems.append(str(error))
-        return given
-    relative = sqlite_path(url)
-    return url if relative is None or relative.is_absolute() else f"sqlite:///{root / relative}"
+        relative = sqlite_path(url)
+        return url if relative is None or relative.is_absolute() else f"sqlite:///{found.root / relative}"
+    return given
 
 
-def _check_stored(
-    definition: StudyDefinition, problems: list[str], notes: list[str]
-) -> tuple[Database | None, StudyRecord | None]:
+def _check_stored(found: Findings, definition: StudyDefinition) -> tuple[Database | None, StudyRecord | None]:
     """The database if there is one, and the study that the file continues; another study of this name is a problem."""
     from mergefront.storage.database import Database, NoStudiesError, sqlite_path
     from mergefront.storage.studies import find
@@ -307,17 +261,14 @@ def _check_stored(
     path = sqlite_path(definition.storage)
     if path is not None and not path.exists():
         if not path.parent.is_dir():
-            problems.append(f"storage: the folder {path.parent} does not exist; create it first")
+            found.problems.append(f"storage: the folder {path.parent} does not exist; create it first")
         return None, None
-    try:
+    # An empty database on a server is sound: its tables are made with the study.
+    with found.catch(), suppress(NoStudiesError):
         database = Database(definition.storage, create=False)
         record = find(database, definition.name)
         if record is not None:
-            notes.extend(check_continues(definition, record))
-            notes.extend(changes_since(record.name, record.definition))
+            found.notes.extend(check_continues(definition, record))
+            found.notes.extend(changes_since(record.name, record.definition))
         return database, record
-    except NoStudiesError:
-        return None, None  # an empty database on a server: its tables are made with the study
-    except UserError as error:
-        problems.append(str(error))
-        return None, None
+    return None, None

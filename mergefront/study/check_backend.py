@@ -4,29 +4,59 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.grouping import layer_of
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
-from mergefront.study.study_file import LocalBackendSection, StudyFile
+from mergefront.study.study_file import FunctionBackendSection, StudyFile
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.items import Item
     from mergefront.adapters.tasks.task import Task
 
 
-def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> int | None:
+@dataclass
+class Findings:
+    """A study file under preflight, the folder that it lies in, and what was found."""
+
+    file: StudyFile
+    root: Path
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def catch(self, where: str = "", hint: str = "") -> Iterator[None]:
+        """A ``UserError`` becomes a problem, with ``where`` before what it says and ``hint`` behind it."""
+        try:
+            yield
+        except StudyFileError as error:
+            self.problems.extend(f"{where}{problem}{hint}" for problem in error.problems)
+        except UserError as error:
+            self.problems.append(f"{where}{error}{hint}")
+
+    def hint_at(self, path: str) -> str:
+        """What paths are relative to, where there is nothing at this one."""
+        if os.path.exists(self.root / path):  # pathlib raises where a name is too long to exist
+            return ""
+        readme = self.root / "README.md"
+        return " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
+
+
+def check_checkpoints(found: Findings) -> int | None:
     """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
     from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
     from mergefront.adapters.checkpoints.header import read_header
 
+    file, root, problems = found.file, found.root, found.problems
     models = file.merge.models
     if not isinstance(models, Mapping):
         problems.append("merge.models: a local backend needs a path for each expert; write {name: path, ...}")
@@ -34,68 +64,58 @@ def check_checkpoints(file: StudyFile, root: Path, problems: list[str], notes: l
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
         return None
-    try:
+    base = None
+    with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
         base = read_header(root / file.merge.base_model)
-    except UserError as error:
-        problems.append(f"merge.base_model: {_hinted(error, root)}")
-        base = None
     for name, path in models.items():
-        try:
+        with found.catch(f"merge.models.{name}: ", found.hint_at(path)):
             expert = read_header(root / path)
-        except UserError as error:
-            problems.append(f"merge.models.{name}: {_hinted(error, root)}")
-            continue
-        if base is None:
-            continue
-        problems.extend(f"merge.models.{name}: {problem}" for problem in compare_headers(base, expert, name))
-        problems.extend(f"merge.models.{name}: {problem}" for problem in _no_lora(file, expert.kind))
-        if expert.kind == "full":
-            found = compare_tokenizers(root / file.merge.base_model, root / path, name)
-            problems.extend(f"merge.models.{name}: {problem}" for problem in found)
+            if base is None:
+                continue
+            differences = [*compare_headers(base, expert, name), *_no_lora(file, expert.kind)]
+            if expert.kind == "full":
+                differences += compare_tokenizers(root / file.merge.base_model, root / path, name)
+            problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     if base is None:
         return None
-    notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
+    found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     layers = {layer_of(name) for name in base.tensors} - {None}
     return len(layers)
 
 
-def local_definition(file: StudyFile, root: Path) -> EvaluatorDefinition:
-    """What a study's definition keeps of a local backend, its tasks and the content of their files."""
+def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
+    """How a sound file's recipes are scored (backend, tasks, content of their files), and what of it may differ
+    between runs."""
     from mergefront.adapters.tasks.task_types import resolved_task
 
-    assert isinstance(file.backend, LocalBackendSection)
-    models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
-    checkpoints = [str(file.merge.base_model), *models.values()]
-    return EvaluatorDefinition(
-        "local",
-        backend=file.backend.model_dump(exclude={"type", "device"}),
-        tasks={name: resolved_task(config) for name, config in file.tasks.items()},
-        content=fingerprints([*checkpoints, *data_paths(file.tasks, root)], root),
-        seed=file.seed,
-    )
-
-
-def server_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
-    """What a study's definition keeps of a backend over HTTP and its tasks, and what may differ between runs."""
-    from mergefront.adapters.tasks.task_types import resolved_task
-
-    assert isinstance(file.backend, Section)
-    backend, runtime = split_settings(file.backend)
+    if isinstance(file.backend, FunctionBackendSection):
+        return EvaluatorDefinition("function", call=file.backend.call), {}
+    backend: Mapping[str, Any]
+    runtime: dict[str, Any]
+    kind: Literal["local", "server"]
+    if isinstance(file.backend, Section):
+        kind, checkpoints = "server", []
+        backend, runtime = split_settings(file.backend)
+    else:
+        models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
+        kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
+        backend, runtime = file.backend.model_dump(exclude={"type", "device"}), {"device": file.backend.device}
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
-    content = fingerprints(data_paths(file.tasks, root), root)
-    return EvaluatorDefinition("server", backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
+    content = fingerprints([*checkpoints, *data_paths(file.tasks, root)], root)
+    return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
 
 
-def check_server(file: StudyFile, space: MergeSpace, root: Path, problems: list[str], notes: list[str]) -> None:
+def check_server(found: Findings, space: MergeSpace) -> None:
     """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
     from mergefront.adapters.remote.backend_types import backend_problems
     from mergefront.adapters.tasks.task_types import build_task
 
+    file, root = found.file, found.root
     assert isinstance(file.backend, Section)
     tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
     verbs = sorted({task.verb for task in tasks})
-    problems.extend(f"backend: {line}" for line in backend_problems(file.backend, space, root, verbs))
-    notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
+    found.problems.extend(f"backend: {line}" for line in backend_problems(file.backend, space, root, verbs))
+    found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
 
 
 def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:
@@ -114,26 +134,27 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
     return {"starts": list(blocks_by_importance(layer_importance(root / file.merge.base_model, experts), blocks))}
 
 
-def check_tasks(file: StudyFile, root: Path, problems: list[str], notes: list[str]) -> dict[str, str]:
+def check_tasks(found: Findings) -> dict[str, str]:
     """Read every task's files; returns the direction of each task that is sound."""
     from mergefront.adapters.tasks.task_types import build_task, problems_of
 
+    file, root, problems = found.file, found.root, found.problems
     directions: dict[str, str] = {}
     sound: dict[str, Task] = {}
     for name, config in file.tasks.items():
-        found = problems_of(config, root, file.seed)
-        problems.extend(f"tasks.{name}: {problem}" for problem in found)
-        if found:
+        faults = problems_of(config, root, file.seed)
+        problems.extend(f"tasks.{name}: {fault}" for fault in faults)
+        if faults:
             directions[name] = "maximize"  # its objective is then no second problem
             continue
         task = sound[name] = build_task(name, config, root, file.seed)
         directions[name] = task.direction
-        problems.extend(f"tasks.{name}: {problem}" for problem in _endless(config, file, root))
+        problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, file, root))
         announcement = getattr(task, "announcement", None)
         if announcement is not None:
-            notes.append(announcement)
-        counts = {split: _count(task, split) for split in ("search", "report")}
-        notes.append(f"task {name}: {counts['search']} search items, {counts['report']} report items")
+            found.notes.append(announcement)
+        search, report = (len(_items(task, split)) for split in ("search", "report"))
+        found.notes.append(f"task {name}: {search} search items, {report} report items")
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))
@@ -190,20 +211,8 @@ def _no_lora(file: StudyFile, kind: str) -> list[str]:
     ]
 
 
-def _count(task: Task, split: str) -> int:
-    return len(_items(task, split))
-
-
 def _items(task: Task, split: str) -> Sequence[Item]:
     try:
         return task.items(split)
     except UserError:
         return ()
-
-
-def _hinted(error: UserError, root: Path) -> str:
-    readme = root / "README.md"
-    text = str(error)
-    if "no such file or folder" in text:
-        text += " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
-    return text
