@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -189,18 +189,9 @@ class Study:
             if digest in estimates:
                 scores = {name: one.mean for name, one in estimates[digest].items()}
                 errors = {name: one.standard_error for name, one in estimates[digest].items()}
-            made.append(
-                Candidate(
-                    trial.number,
-                    digest,
-                    recipes,
-                    evaluation,
-                    scores,
-                    errors,
-                    trial.user_attrs.get(ANCHOR),
-                    dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True)),
-                )
-            )
+            anchor = trial.user_attrs.get(ANCHOR)
+            violations = dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True))
+            made.append(Candidate(trial.number, digest, recipes, evaluation, scores, errors, anchor, violations))
         return made
 
     def _estimates(self, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Estimate]]:
@@ -232,45 +223,42 @@ class Study:
 
     def normaliser(self, candidates: list[Candidate] | None = None) -> Normaliser:
         """The unit system of this study, from its anchors."""
-        candidates = self.candidates() if candidates is None else candidates
-        rows = [self._row(candidate) for candidate in candidates if candidate.anchor is not None]
+        every = self.candidates() if candidates is None else candidates
+        rows = [self._row(candidate) for candidate in every if candidate.anchor is not None]
         return Normaliser.from_anchors(self.objectives, rows)
 
     def normalised(self, candidates: list[Candidate] | None = None) -> list[list[float]]:
         """The candidates' scores in the common unit (larger is better, 0 worst anchor, 1 best anchor)."""
-        candidates = self.candidates() if candidates is None else candidates
         normaliser = self.normaliser()
-        return [normaliser.normalise(self._row(candidate)) for candidate in candidates]
+        every = self.candidates() if candidates is None else candidates
+        return [normaliser.normalise(self._row(candidate)) for candidate in every]
 
     def front(self) -> list[Candidate]:
         """The candidates that satisfy the constraints and that no other such dominates, by trial number.
 
         In a racing study scores are estimates: a candidate stays unless another one probably dominates it.
         """
+        import numpy as np
+
         from mergefront.optimizer.racing.race import raced_front
         from mergefront.optimizer.scores.pareto import nondominated
 
         candidates = self._feasible(self.candidates())
         if not candidates:
             return []
-        signed = [
-            [objective.sign * candidate.scores[objective.name] for objective in self.objectives]
-            for candidate in candidates
-        ]
         keep: Sequence[bool]
         if self.racing is None:
-            keep = nondominated(signed).tolist()
+            signs = [objective.sign for objective in self.objectives]
+            keep = nondominated(np.multiply([self._row(candidate) for candidate in candidates], signs)).tolist()
         else:
             estimates = self._estimates(self.ledger.evaluations())
             rows = [estimates[candidate.digest] for candidate in candidates]
             keep = raced_front(self.objectives, rows)
-        front = []
-        seen = set()
+        front: dict[str, Candidate] = {}
         for candidate, kept in zip(candidates, keep, strict=True):
-            if kept and candidate.digest not in seen:
-                seen.add(candidate.digest)
-                front.append(candidate)
-        return front
+            if kept:
+                front.setdefault(candidate.digest, candidate)
+        return list(front.values())
 
     def distinct_front(self, epsilon: float | None = None) -> list[Candidate]:
         """The front without members that are no real alternative to another one that stays, by trial number.
@@ -310,8 +298,7 @@ class Study:
         if sign is None:
             names = [known.name for known in self.objectives]
             raise UserError(f"study {self.name!r} has no objective {objective!r} {did_you_mean(objective, names)}")
-        candidates = self._some_candidates()
-        return max(candidates, key=lambda candidate: sign * candidate.scores[objective])
+        return max(self._some_candidates(), key=lambda candidate: sign * candidate.scores[objective])
 
     def knee(self) -> Candidate:
         """The front's knee: best sum of the objectives, each scaled to the front's range.
@@ -320,18 +307,14 @@ class Study:
         """
         from mergefront.optimizer.scores.pareto import knee
 
-        self._some_candidates()
-        front = self.front()
-        return front[knee(self.normalised(front))]
+        return self._picked(knee)
 
     def preferred(self, weights: Mapping[str, float]) -> Candidate:
         """The front member that a user with these weights (objective -> importance) picks."""
         from mergefront.optimizer.scores.pareto import preferred
 
         shares = self._shares(weights, "preferences")
-        self._some_candidates()
-        front = self.front()
-        return front[preferred(self.normalised(front), shares)]
+        return self._picked(lambda rows: preferred(rows, shares))
 
     def along(self, direction: Mapping[str, float]) -> Candidate:
         """The front member that lies farthest along a direction (objective -> how much of it is wanted).
@@ -342,9 +325,13 @@ class Study:
         from mergefront.optimizer.scores.pareto import along
 
         shares = self._shares(direction, "direction")
+        return self._picked(lambda rows: along(rows, shares))
+
+    def _picked(self, choose: Callable[[list[list[float]]], int]) -> Candidate:
+        """The front member that ``choose`` picks by its normalised scores; raises ``UserError`` for an empty front."""
         self._some_candidates()
         front = self.front()
-        return front[along(self.normalised(front), shares)]
+        return front[choose(self.normalised(front))]
 
     def _shares(self, given: Mapping[str, float], what: str) -> list[float]:
         """One number per objective from what a user gave for some of them."""

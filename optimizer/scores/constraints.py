@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergefront.optimizer.errors import EvaluationError, UserError
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.evaluation import Evaluation, finite_number
 
 COSTS = ("items", "requests", "scored_tokens", "generated_tokens")
 """What evaluators of tasks count in ``Evaluation.cost`` without being asked."""
@@ -42,7 +42,13 @@ class Constraint:
 
     def reported(self, evaluation: Evaluation) -> float:
         """The bounded number; raises ``EvaluationError`` when it is missing or not finite."""
-        return _reported(evaluation, self.name)
+        given = evaluation.scores.get(self.name, evaluation.cost.get(self.name))
+        if given is None:
+            known = ", ".join([*evaluation.scores, *evaluation.cost]) or "nothing"
+            raise EvaluationError(
+                f"the constrained number {self.name!r} was not reported (reported: {known})", kind="missing constraint"
+            )
+        return finite_number(given, f"the constrained {self.name!r}")
 
     def __str__(self) -> str:
         return f"{self.name} {self.relation} {self.bound:g}"
@@ -90,19 +96,3 @@ def _number(where: str, given: object) -> float:
         return float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise UserError(f"constraint {where!r}: bound {given!r} is not a number") from None
-
-
-def _reported(evaluation: Evaluation, name: str) -> float:
-    given = evaluation.scores.get(name, evaluation.cost.get(name))
-    if given is None:
-        known = ", ".join([*evaluation.scores, *evaluation.cost]) or "nothing"
-        raise EvaluationError(
-            f"the constrained number {name!r} was not reported (reported: {known})", kind="missing constraint"
-        )
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        raise EvaluationError(f"the constrained {name!r} is {given!r}, not a number", kind="not a number") from None
-    if not math.isfinite(value):
-        raise EvaluationError(f"the constrained {name!r} is {value}, not a finite number", kind="not finite")
-    return value

@@ -47,10 +47,9 @@ class ItemScores:
     @property
     def standard_error(self) -> float:
         """Of the mean: sample standard deviation over the square root of the number of items."""
-        count = len(self.scores)
+        count, mean = len(self.scores), self.mean
         if count < 2:
             return float("nan")
-        mean = self.mean
         variance = math.fsum((score - mean) ** 2 for score in self.scores) / (count - 1)
         return math.sqrt(variance / count)
 
@@ -167,13 +166,16 @@ def checked_scores(evaluation: Evaluation, objectives: Sequence[str]) -> dict[st
                 f"objective {name!r} was not scored (scored: {', '.join(evaluation.scores) or 'nothing'})",
                 kind="missing objective",
             )
-        try:
-            value = float(evaluation.scores[name])
-        except (TypeError, ValueError):
-            raise EvaluationError(
-                f"objective {name!r} is {evaluation.scores[name]!r}, not a number", kind="not a number"
-            ) from None
-        if not math.isfinite(value):
-            raise EvaluationError(f"objective {name!r} is {value}, not a finite number", kind="not finite")
-        scores[name] = value
+        scores[name] = finite_number(evaluation.scores[name], f"objective {name!r}")
     return scores
+
+
+def finite_number(given: Any, what: str) -> float:
+    """A reported number as a float; raises ``EvaluationError`` for what is none, NaN or infinite."""
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise EvaluationError(f"{what} is {given!r}, not a number", kind="not a number") from None
+    if not math.isfinite(value):
+        raise EvaluationError(f"{what} is {value}, not a finite number", kind="not finite")
+    return value

@@ -40,12 +40,8 @@ def knee(points: ArrayLike) -> int:
     objective to [0, 1] on the front: with equal scaling this is the largest sum. Raises
     ``ValueError`` for an empty front.
     """
-    values = np.atleast_2d(np.asarray(points, dtype=float))
-    if values.size == 0:
-        raise ValueError("an empty front has no knee")
-    spread = np.ptp(values, axis=0)
-    scaled = (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0)
-    return int(np.argmax(scaled.sum(axis=1)))
+    values, spread = _with_spread(points)
+    return int(np.argmax(((values - values.min(axis=0)) / spread).sum(axis=1)))
 
 
 def preferred(points: ArrayLike, weights: Sequence[float]) -> int:
@@ -54,11 +50,8 @@ def preferred(points: ArrayLike, weights: Sequence[float]) -> int:
     Augmented Chebyshev distance to the ideal point after scaling each objective to [0, 1] on the
     front (Steuer and Choo 1983): it can reach every point of the front, a weighted sum cannot.
     """
-    values = np.atleast_2d(np.asarray(points, dtype=float))
-    if values.size == 0:
-        raise ValueError("an empty front has no preferred point")
-    spread = np.ptp(values, axis=0)
-    missing = (values.max(axis=0) - values) / np.where(spread > 0, spread, 1.0)
+    values, spread = _with_spread(points)
+    missing = (values.max(axis=0) - values) / spread
     scale = np.asarray(weights, dtype=float) / max(float(np.sum(weights)), 1e-12)
     return int(np.argmin((missing * scale).max(axis=1) + 0.01 * (missing * scale).sum(axis=1)))
 
@@ -71,17 +64,23 @@ def along(points: ArrayLike, direction: Sequence[float]) -> int:
     largest (the achievement function of Wierzbicki 1980). Objectives with 0 do not count. Raises ``ValueError`` for
     an empty front and for a direction that is negative somewhere or 0 everywhere.
     """
-    values = np.atleast_2d(np.asarray(points, dtype=float))
+    values, spread = _with_spread(points)
     wanted = np.asarray(direction, dtype=float)
-    if values.size == 0:
-        raise ValueError("an empty front has no point along a direction")
     if not (np.isfinite(wanted) & (wanted >= 0)).all() or not wanted.any():
         raise ValueError(f"direction {list(direction)} must be numbers of at least 0, not all 0")
-    spread = np.ptp(values, axis=0)
-    gains = (values - values.min(axis=0)) / np.where(spread > 0, spread, 1.0)
+    gains = (values - values.min(axis=0)) / spread
     counted = wanted > 0
     reach = gains[:, counted] / wanted[counted]
     return int(np.argmax(reach.min(axis=1) + 1e-3 * reach.mean(axis=1)))
+
+
+def _with_spread(points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A front (``n x m``) and each objective's range on it (``m``; 1 where it has none); ``ValueError`` if empty."""
+    values = np.atleast_2d(np.asarray(points, dtype=float))
+    if values.size == 0:
+        raise ValueError("an empty front has no points to choose from")
+    spread = np.ptp(values, axis=0)
+    return values, np.where(spread > 0, spread, 1.0)
 
 
 def epsilon_better(points: ArrayLike, epsilon: float | Sequence[float]) -> NDArray[np.bool_]:
