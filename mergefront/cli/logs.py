@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-FORMATS = ("text", "json")
 _SECRETS = (
     (re.compile(r"(\w+://[^:/@\s]*):[^@/\s]*@"), r"\1:***@"),
     (re.compile(r"(?i)(bearer\s+)[^\s\"',;]+"), r"\1***"),
@@ -28,7 +27,7 @@ def without_secrets(text: str) -> str:
 
 
 def configure_log(style: str) -> None:
-    """Send mergefront's log records to stderr, as text or JSON (``FORMATS``)."""
+    """Send mergefront's log records to stderr, as "text" or "json"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines() if style == "json" else _Text())
     logger = logging.getLogger("mergefront")

@@ -14,43 +14,28 @@ from mergefront.storage import DEFAULT_STORAGE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-
-def storage_option(command: Command) -> Command:
-    """``--storage URL``, also from the environment."""
-    return click.option(
-        "--storage",
-        metavar="URL",
-        envvar=STORAGE_VARIABLE,
-        default=DEFAULT_STORAGE,
-        show_default=True,
-        show_envvar=True,
-        help="Database of studies: a URL that SQLAlchemy understands, or the path of an SQLite file.",
-    )(command)
-
-
-def root_option(command: Command) -> Command:
-    """``--root DIR``: where a study's files are."""
-    return click.option(
-        "--root",
-        type=click.Path(path_type=Path, file_okay=False),
-        metavar="DIR",
-        help="Folder of the study file, where the study's own is not on this machine.",
-    )(command)
-
-
-def json_option(command: Command) -> Command:
-    """``--json``: one JSON value on stdout."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
-
-
-def evaluations_option(command: Command) -> Command:
-    """``--evaluations N``: the study's whole budget."""
-    return click.option(
-        "--evaluations",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="The study's whole budget, anchors and finished evaluations included.",
-    )(command)
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    envvar=STORAGE_VARIABLE,
+    default=DEFAULT_STORAGE,
+    show_default=True,
+    show_envvar=True,
+    help="Database of studies: a URL that SQLAlchemy understands, or the path of an SQLite file.",
+)
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Folder of the study file, where the study's own is not on this machine.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+evaluations_option = click.option(
+    "--evaluations",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The study's whole budget, anchors and finished evaluations included.",
+)
 
 
 def launcher_options(command: Command) -> Command:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,6 @@ class SearchState:
 
 
 Callbacks = tuple["OnTrialEnd", "OnTrialStart"]
-Show = Callable[["SearchState", Callable[["TrialOutcome"], float]], AbstractContextManager["Callbacks"]]
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def search_progress(session: Session, study: Study) -> Iterator[Callbacks]:
         return seconds
 
     for_people = _live if sys.stderr.isatty() else _lines
-    show = _events(study.name) if session.log_format == "json" else for_people
+    show = partial(_events, study.name) if session.log_format == "json" else for_people
     with show(state, finish) as callbacks:
         yield callbacks
     session.study = None
@@ -152,36 +152,33 @@ def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Itera
     yield on_trial_end, state.start
 
 
-def _events(name: str) -> Show:
+@contextmanager
+def _events(name: str, state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
     """One JSON event when the search begins, for each trial, and at the end."""
     from mergefront.cli.logs import log_event
 
-    @contextmanager
-    def show(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
-        def on_trial_end(outcome: TrialOutcome) -> None:
-            seconds = finish(outcome)
-            evaluation = outcome.evaluation
-            log_event(
-                "trial",
-                study=name,
-                trial=outcome.number,
-                anchor=outcome.anchor,
-                seconds=round(seconds, 3),
-                scores=None if evaluation is None else dict(evaluation.scores),
-                failure=None if outcome.failure is None else str(outcome.failure),
-                reused=outcome.reused,
-                done=state.done,
-                budget=state.budget,
-                failed=state.failed,
-                hypervolume=state.hypervolume,
-                seconds_left=state.seconds_left,
-            )
+    def on_trial_end(outcome: TrialOutcome) -> None:
+        seconds = finish(outcome)
+        evaluation = outcome.evaluation
+        log_event(
+            "trial",
+            study=name,
+            trial=outcome.number,
+            anchor=outcome.anchor,
+            seconds=round(seconds, 3),
+            scores=None if evaluation is None else dict(evaluation.scores),
+            failure=None if outcome.failure is None else str(outcome.failure),
+            reused=outcome.reused,
+            done=state.done,
+            budget=state.budget,
+            failed=state.failed,
+            hypervolume=state.hypervolume,
+            seconds_left=state.seconds_left,
+        )
 
-        log_event("search", study=name, done=state.done, budget=state.budget)
-        yield on_trial_end, state.start
-        log_event("end", study=name, done=state.done, budget=state.budget, failed=state.failed)
-
-    return show
+    log_event("search", study=name, done=state.done, budget=state.budget)
+    yield on_trial_end, state.start
+    log_event("end", study=name, done=state.done, budget=state.budget, failed=state.failed)
 
 
 @contextmanager

@@ -39,12 +39,7 @@ search: {{sampler: mm-mo, evaluations: 30}}
 _VERSION = 1
 
 
-def study_text(seed: int) -> str:
-    models = "\n".join(f"    {skill}: models/{skill}" for skill in SKILLS)
-    return _STUDY.format(seed=seed, models=models, version=_VERSION)
-
-
-def write_demo(directory: Path, *, seed: int = 0, progress: Callable[[str], None] | None = None) -> Path:
+def write_demo(directory: Path, *, seed: int = 0, progress: Callable[[str], None] = lambda what: None) -> Path:
     """Make models, data and study file in ``directory``; returns the study file.
 
     ``directory/models`` gets a base and three experts, ``directory/data`` search and report items that
@@ -55,14 +50,14 @@ def write_demo(directory: Path, *, seed: int = 0, progress: Callable[[str], None
     from mergefront.demo.experts import train_models
 
     study = directory / "study.yaml"
-    text = study_text(seed)
+    models = "\n".join(f"    {skill}: models/{skill}" for skill in SKILLS)
+    text = _STUDY.format(seed=seed, models=models, version=_VERSION)
     if study.exists() and study.read_text(encoding="utf-8") == text:
         return study
-    say = progress if progress is not None else _say_nothing
     directory.mkdir(parents=True, exist_ok=True)
-    say("writing the data files")
+    progress("writing the data files")
     held_out = _write_data(directory / "data", seed)
-    train_models(directory / "models", held_out, seed, say)
+    train_models(directory / "models", held_out, seed, progress)
     study.write_text(text, encoding="utf-8")
     return study
 
@@ -79,7 +74,3 @@ def _write_data(directory: Path, seed: int) -> set[str]:
         (directory / f"{skill}_report.jsonl").write_text("".join(lines[SEARCH_ITEMS:]), encoding="utf-8")
         asked.update(letters)
     return asked
-
-
-def _say_nothing(_: str) -> None:
-    """Tells nobody."""

@@ -144,8 +144,7 @@ def search(
     checked_budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
-    study, notes = begin(definition, Database(storage))
-    return search_ready(ReadyStudy(study, evaluator, tuple(notes)), where, on_trial_end, on_trial_start)
+    return search_ready(begin(definition, Database(storage), evaluator), where, on_trial_end, on_trial_start)
 
 
 def run(

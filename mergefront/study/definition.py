@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,16 +95,9 @@ class StudyDefinition:
         """What is stored of it beside name, root and budget."""
         made: dict[str, Any] = {
             "space": self.space.to_json(),
-            "objectives": [
-                {
-                    "name": objective.name,
-                    "direction": objective.direction,
-                    "range": None if objective.range is None else list(objective.range),
-                }
-                for objective in self.objectives
-            ],
+            "objectives": [asdict(objective) for objective in self.objectives],
             "constraints": [str(constraint) for constraint in self.constraints],
-            "stop": self.stop.to_json(),
+            "stop": asdict(self.stop),
             "warm_start": [dict(entry) for entry in self.warm_start],
             "evaluator": self.evaluator.to_json(),
             "sampler": {
@@ -114,7 +107,7 @@ class StudyDefinition:
             },
             "seed": self.seed,
             "runtime": dict(self.runtime),
-            "racing": None if self.racing is None else self.racing.to_json(),
+            "racing": None if self.racing is None else asdict(self.racing),
             "scoring": self.scoring,
         }
         return {**made, "method_files": dict(self.method_files)} if self.method_files else made

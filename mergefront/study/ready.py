@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -51,16 +51,9 @@ def ready_to_run(
 
     if report.record is None:
         definition = resolved_here(definition)
-        scored_by = definition
-    else:
-        scored_by = continued(definition, report.record)
-    if not with_evaluator:
-        study, notes = begin(definition, open_database())
-        yield ReadyStudy(study, None, tuple(notes))
-        return
-    with make_evaluator(scored_by, open_database) as evaluator:
-        study, notes = begin(definition, open_database())
-        yield ReadyStudy(study, evaluator, tuple(notes))
+    scored_by = definition if report.record is None else continued(definition, report.record)
+    with make_evaluator(scored_by, open_database) if with_evaluator else nullcontext() as evaluator:
+        yield begin(definition, open_database(), evaluator)
 
 
 @contextmanager
@@ -77,15 +70,13 @@ def ready_to_resume(
         study.refresh()
     if study.finished_count() >= study.record.evaluations:
         yield None
-    elif not with_evaluator:
-        yield ReadyStudy(study, None, tuple(notes))
-    else:
-        with make_evaluator(study.definition, lambda: study.database) as evaluator:
-            yield ReadyStudy(study, evaluator, tuple(notes))
+        return
+    with make_evaluator(study.definition, lambda: study.database) if with_evaluator else nullcontext() as evaluator:
+        yield ReadyStudy(study, evaluator, tuple(notes))
 
 
-def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[str]]:
-    """The stored study of this definition, made if there is none, with its budget and warm start; and notes on it."""
+def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator | None) -> ReadyStudy:
+    """The stored study of this definition, made if there is none, with its budget and warm start."""
     from mergefront.optimizer.search.attributes import write_search_space
     from mergefront.storage.studies import create_or_load, set_evaluations, set_root, set_stop
     from mergefront.versions import versions
@@ -101,8 +92,8 @@ def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[
         versions=versions(),
     )
     notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
-    if record.definition["stop"] != definition.stop.to_json():
-        record = set_stop(database, record, definition.stop.to_json())
+    if record.definition["stop"] != asdict(definition.stop):
+        record = set_stop(database, record, asdict(definition.stop))
     if record.root != root:
         record = set_root(database, record, root)
     study = Study(database, record, definition.root)
@@ -111,7 +102,7 @@ def begin(definition: StudyDefinition, database: Database) -> tuple[Study, list[
     if definition.evaluations is not None and record.evaluations != definition.evaluations:
         set_evaluations(database, record.study_id, definition.evaluations)
         study.record = replace(record, evaluations=definition.evaluations)
-    return study, notes
+    return ReadyStudy(study, evaluator, tuple(notes))
 
 
 def checked_budget(evaluations: int | None) -> int | None:

@@ -151,7 +151,9 @@ def params_in(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue] | 
 
 
 def _whole(space: MergeSpace, name: str) -> str:
-    """The name of the same coefficient without block and module kind."""
+    """The name of the same coefficient without block and module kind; the method's own stays."""
+    if name == METHOD:
+        return name
     parsed = CoefficientName.parse(name, space.models, space.grouping.split)
     return str(CoefficientName(parsed.parameter, parsed.expert))
 
@@ -160,13 +162,9 @@ def _nearest(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue]:
     """A point of the space to show a recipe outside it by."""
     params: dict[str, ParameterValue] = {}
     for name, searched in space.searched.items():
-        value = recipe.method if name == METHOD else recipe.params.get(name, recipe.params.get(_whole_or(space, name)))
+        value = recipe.method if name == METHOD else recipe.params.get(name, recipe.params.get(_whole(space, name)))
         params[name] = searched.middle if value is None else searched.nearest(value)
     return params
-
-
-def _whole_or(space: MergeSpace, name: str) -> str:
-    return name if name == METHOD else _whole(space, name)
 
 
 def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
@@ -176,7 +174,9 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     origin = f"study {name!r}"
     _check_same_models(definition, earlier, origin)
     candidates = earlier.candidates()
-    if _scores_alike(definition, earlier):
+    theirs = earlier.definition
+    same_scoring = _scoring(definition, definition.evaluator) == _scoring(definition, theirs.evaluator)
+    if definition.scoring == theirs.scoring and same_scoring:
         known = []
         for candidate in candidates:
             full = earlier.ledger.find(candidate.recipe)
@@ -206,13 +206,6 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
                 f"warm_start: {origin} merged another checkpoint as {name!r} (its content differs); "
                 "leave that study out, or use the same checkpoint"
             )
-
-
-def _scores_alike(definition: StudyDefinition, earlier: Study) -> bool:
-    """Whether the earlier study's scores are what this one's evaluator would give."""
-    return definition.scoring == earlier.definition.scoring and _scoring(definition, definition.evaluator) == _scoring(
-        definition, earlier.definition.evaluator
-    )
 
 
 def _scoring(definition: StudyDefinition, evaluator: EvaluatorDefinition) -> dict[str, Any]:

@@ -75,9 +75,6 @@ class RacingSettings:
                 raise UserError(f"racing.{key} is {value!r}; it must be a number")
         return cls(**given)
 
-    def to_json(self) -> dict[str, float]:
-        return {"items": self.items, "confidence": self.confidence}
-
     def rounds(self, total: int) -> list[int]:
         """How many of ``total`` items a candidate has answered after each round, ascending; the last is all."""
         share = self.share(total)

@@ -7,6 +7,7 @@ resumed search proposes the trials that the uninterrupted one would have propose
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -209,7 +210,9 @@ def _fill(
     except (UserError, SearchStoppedError):
         raise  # no candidate is at fault; the next one would fail alike
     except Exception as error:
-        return give_up(study, ledger, proposal, _failure(error))
+        kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
+        failure = Failure(kind, " ".join(str(error).split()) or "no message")
+        return give_up(study, ledger, proposal, failure)
     return complete(plan, study, ledger, proposal, evaluation)
 
 
@@ -235,7 +238,10 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
     if anchor is not None:
         recipe = anchor.recipe
     else:
-        params = _sampled(_seen_by_the_sampler(plan, study, ledger), frozen, distributions)
+        # A racing search proposes from what is known by now, not from what the trials were told in their day.
+        racing = plan.racing is not None
+        seen = restated(study, plan.objectives, ledger.evaluations(items=True)) if racing else study
+        params = _sampled(seen, frozen, distributions)
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
@@ -253,16 +259,12 @@ def proposal_of(plan: SearchPlan, study: optuna.Study, claim: Claim) -> Proposal
 
 def _anchor_of(plan: SearchPlan, study: optuna.Study, trial: FrozenTrial) -> GivenRecipe | None:
     """The anchor or warm start's recipe that a trial evaluates, or None."""
-    seed = trial.user_attrs.get(SEED)
-    if seed is not None:
-        return next(given for given in plan.warm_start_recipes if given.name == seed)
-    return _anchor_named(plan, study, trial.user_attrs.get(ANCHOR))
-
-
-def _seen_by_the_sampler(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> optuna.Study:
-    if plan.racing is None:
-        return study
-    return restated(study, plan.objectives, ledger.evaluations(items=True))
+    if SEED in trial.user_attrs:
+        return next(given for given in plan.warm_start_recipes if given.name == trial.user_attrs[SEED])
+    name = trial.user_attrs.get(ANCHOR)
+    if name == METRIC_WEIGHTED:
+        return _metric_weighted(plan, study)
+    return next((anchor for anchor in plan.anchors if anchor.name == name), None)
 
 
 def _sampled(study: optuna.Study, trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
@@ -306,15 +308,8 @@ def complete(
     if violations:
         write_violations(study, trial, violations)
     ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
-    return TrialOutcome(
-        trial.number,
-        claim.slot,
-        proposal.recipe,
-        proposal.anchor,
-        evaluation,
-        reused=reused,
-        violations=tuple(violations),
-    )
+    given = (proposal.recipe, proposal.anchor, evaluation)
+    return TrialOutcome(trial.number, claim.slot, *given, reused=reused, violations=tuple(violations))
 
 
 def told_attributes(
@@ -345,9 +340,10 @@ def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Fa
 
 def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[int, GivenRecipe | None]:
     """Id of the running trial of a claimed slot (the abandoned one if there is one, else a new one), and its anchor."""
-    found = _trial_of(study, claim)
-    if found is not None:
-        return found._trial_id, _anchor_of(plan, study, found)
+    running = () if claim.fresh else study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    for trial in running:
+        if trial.user_attrs.get(SLOT) == claim.slot:
+            return trial._trial_id, _anchor_of(plan, study, trial)
     anchor = _anchor_for(plan, study, claim.slot)
     attributes: dict[str, Any] = {SLOT: claim.slot}
     params: Mapping[str, Any] = {}
@@ -364,15 +360,6 @@ def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[in
     return study._storage.create_new_trial(study._study_id, template_trial=template), anchor
 
 
-def _trial_of(study: optuna.Study, claim: Claim) -> FrozenTrial | None:
-    if claim.fresh:
-        return None
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get(SLOT) == claim.slot:
-            return trial
-    return None
-
-
 def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> GivenRecipe | None:
     if slot < len(plan.anchors):
         return plan.anchors[slot]
@@ -380,12 +367,6 @@ def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> GivenRecipe
         return _metric_weighted(plan, study)
     number = slot - len(plan.anchors) - 1
     return plan.warm_start_recipes[number] if number < len(plan.warm_start_recipes) else None
-
-
-def _anchor_named(plan: SearchPlan, study: optuna.Study, name: str | None) -> Anchor | None:
-    if name == METRIC_WEIGHTED:
-        return _metric_weighted(plan, study)
-    return next((anchor for anchor in plan.anchors if anchor.name == name), None)
 
 
 def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
@@ -405,11 +386,5 @@ def _metric_weighted(plan: SearchPlan, study: optuna.Study) -> Anchor | None:
     return metric_weighted(plan.space, own)
 
 
-def _failure(error: Exception) -> Failure:
-    """What went wrong with an evaluation, on one line."""
-    kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
-    return Failure(kind, " ".join(str(error).split()) or "no message")
-
-
 def _finite(value: float | None) -> float | None:
-    return value if value is not None and value == value and abs(value) != float("inf") else None
+    return value if value is not None and math.isfinite(value) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -46,10 +46,6 @@ class StopRule:
             if key not in known:
                 raise UserError(f"stop: unknown key {key!r} {did_you_mean(key, known)}")
         return cls(**dict(given or {}))
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``read`` reads."""
-        return asdict(self)
 
 
 NEVER = StopRule()
