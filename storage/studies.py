@@ -125,17 +125,11 @@ def set_evaluations(database: Database, study_id: int, evaluations: int) -> None
     _set(database, study_id, evaluations=evaluations)
 
 
-def set_root(database: Database, record: StudyRecord, root: str) -> StudyRecord:
-    """Store the folder that relative paths start from; returns the changed record."""
-    _set(database, record.study_id, root=root)
-    return replace(record, root=root)
-
-
-def set_stop(database: Database, record: StudyRecord, stop: Mapping[str, Any]) -> StudyRecord:
-    """Store when runs shall stop, as last asked for; returns the changed record."""
-    definition = {**record.definition, "stop": dict(stop)}
-    _set(database, record.study_id, definition=definition)
-    return replace(record, definition=definition)
+def update(database: Database, record: StudyRecord, **values: Any) -> StudyRecord:
+    """Change columns of a study's row (``root``, ``definition``, ``evaluations``); returns the changed record."""
+    if values:
+        _set(database, record.study_id, **values)
+    return replace(record, **values)
 
 
 def _set(database: Database, study_id: int, **values: Any) -> None:

@@ -19,7 +19,7 @@ from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run
-from mergefront.study.stored_study import Study, load_study
+from mergefront.study.stored_study import Study, as_study
 from mergefront.study.warm_start import entries, read_warm_start
 
 
@@ -187,8 +187,7 @@ def resume(
     that the database knows. ``launcher``, ``workers`` and the callbacks are those of ``search``.
     """
     where = Launcher(launcher, workers)
-    if isinstance(study, str):
-        study = load_study(study, storage=storage, root=root)
+    study = as_study(study, storage=storage, root=root)
     with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
         return study if ready is None else search_ready(ready, where, on_trial_end, on_trial_start)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.storage import DEFAULT_STORAGE
-from mergefront.study.stored_study import Study, load_study
+from mergefront.study.stored_study import Study, as_study
 from mergefront.study.warm_start import warm_start_recipes
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ def work(
     from mergefront.optimizer.search.loop import run_search
     from mergefront.study.evaluators import make_evaluator
 
-    if isinstance(study, str):
-        study = load_study(study, storage=storage, root=root)
+    study = as_study(study, storage=storage, root=root)
     definition, database = study.definition, study.database
     if device is not None:
         definition = replace(definition, runtime={**definition.runtime, "device": device})

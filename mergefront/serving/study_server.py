@@ -18,14 +18,8 @@ from pydantic import Field
 from mergefront.adapters.remote.http.endpoint import is_loopback_host
 from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
-from mergefront.running.ask_tell import (
-    DEFAULT_LEASE,
-    ConflictError,
-    UnknownTrialError,
-    ask_study,
-    fail_study,
-    tell_study,
-)
+from mergefront.running import ask_tell
+from mergefront.running.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
 from mergefront.serving.api import Asker, add_routes, described, metrics_answer, problem
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.process import bound_socket, run_application
@@ -167,7 +161,7 @@ def front(name: Name, server: Served) -> dict[str, Any]:
 )
 def ask(name: Name, body: Ask, server: Served) -> Any:
     with server.asking:
-        asked = ask_study(server.study(name), body.lease)
+        asked = ask_tell.ask(server.study(name), lease=body.lease)
     if asked is None:
         return Response(status_code=204)
     recipe = asked.recipe
@@ -186,7 +180,7 @@ def ask(name: Name, body: Ask, server: Served) -> Any:
     summary="The scores of a trial. Telling the same again changes nothing.",
 )
 def tell(name: Name, trial: Trial, body: Tell, server: Served) -> None:
-    tell_study(server.study(name), trial, body.scores, body.standard_errors)
+    ask_tell.tell(server.study(name), trial, body.scores, standard_errors=body.standard_errors)
 
 
 @routes.post(
@@ -195,7 +189,7 @@ def tell(name: Name, trial: Trial, body: Tell, server: Served) -> None:
     summary="The trial could not be scored. Telling so again changes nothing.",
 )
 def fail(name: Name, trial: Trial, body: Fail, server: Served) -> None:
-    fail_study(server.study(name), trial, body.reason)
+    ask_tell.tell_failed(server.study(name), trial, body.reason)
 
 
 def _shown(study: Study) -> StudyShown:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.tasks.user_code import importable, user_function
@@ -39,11 +40,17 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
             yield FunctionEvaluator(user_function(described.call, definition.root))
         return
     _refuse_changed(definition)
-    if described.type == "server":
-        with _server_evaluator(definition, tasks_of(definition), open_database()) as evaluator:
-            yield evaluator
+    if described.type == "local":
+        yield _local_evaluator(definition)
         return
-    yield _local_evaluator(definition)
+    from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
+    from mergefront.adapters.remote.settings import joined_settings
+    from mergefront.storage.responses import DatabaseResponses
+
+    settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
+    tasks, cache = tasks_of(definition), DatabaseResponses(open_database())
+    with connected_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
+        yield evaluator
 
 
 def tasks_of(definition: StudyDefinition) -> list[Task]:
@@ -56,8 +63,6 @@ def tasks_of(definition: StudyDefinition) -> list[Task]:
 
 def resolved_here(definition: StudyDefinition) -> StudyDefinition:
     """The definition of a study that begins on this machine: what "auto" means here is what it means everywhere."""
-    from dataclasses import replace
-
     described = definition.evaluator
     if described.type != "local" or described.backend["dtype"] != "auto":
         return definition
@@ -67,19 +72,6 @@ def resolved_here(definition: StudyDefinition) -> StudyDefinition:
     base = definition.root / definition.space.base_model
     dtype = resolved_dtype(base, definition.runtime.get("device", "auto"))
     return replace(definition, evaluator=replace(described, backend={**described.backend, "dtype": dtype}))
-
-
-@contextmanager
-def _server_evaluator(definition: StudyDefinition, tasks: Sequence[Task], database: Database) -> Iterator[Evaluator]:
-    """The evaluator of a backend over HTTP; responses are kept in the database."""
-    from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
-    from mergefront.adapters.remote.settings import joined_settings
-    from mergefront.storage.responses import DatabaseResponses
-
-    settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
-    cache = DatabaseResponses(database)
-    with connected_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
-        yield evaluator
 
 
 def _refuse_changed(definition: StudyDefinition) -> None:
@@ -103,7 +95,6 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
 
     space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
-    tasks = tasks_of(definition)
     backend = LocalBackend.from_checkpoints(
         root / space.base_model,
         {name: root / path for name, path in space.models.items()},
@@ -112,4 +103,4 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         compat_mergekit=settings.get("compat") == "mergekit",
         task_vectors=settings.get("task_vectors", "exact"),
     )
-    return TaskEvaluator(backend, tasks)
+    return TaskEvaluator(backend, tasks_of(definition))

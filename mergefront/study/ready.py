@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator
@@ -78,7 +78,7 @@ def ready_to_resume(
 def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator | None) -> ReadyStudy:
     """The stored study of this definition, made if there is none, with its budget and warm start."""
     from mergefront.optimizer.search.attributes import write_search_space
-    from mergefront.storage.studies import create_or_load, set_evaluations, set_root, set_stop
+    from mergefront.storage.studies import create_or_load, update
     from mergefront.versions import versions
 
     root = stored_root(definition.root, definition.storage)
@@ -92,16 +92,15 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
         versions=versions(),
     )
     notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
+    changed: dict[str, Any] = {} if record.root == root else {"root": root}
     if record.definition["stop"] != asdict(definition.stop):
-        record = set_stop(database, record, asdict(definition.stop))
-    if record.root != root:
-        record = set_root(database, record, root)
+        changed["definition"] = {**record.definition, "stop": asdict(definition.stop)}
+    record = update(database, record, **changed)
     study = Study(database, record, definition.root)
     write_search_space(study.optuna, study.space.distributions())
     begin_warm(study, definition)
     if definition.evaluations is not None and record.evaluations != definition.evaluations:
-        set_evaluations(database, record.study_id, definition.evaluations)
-        study.record = replace(record, evaluations=definition.evaluations)
+        study.record = update(database, record, evaluations=definition.evaluations)
     return ReadyStudy(study, evaluator, tuple(notes))
 
 

@@ -446,6 +446,11 @@ class Study:
         return f"Study({self.name!r}, {self.database.url})"
 
 
+def as_study(study: str | Study, *, storage: str = DEFAULT_STORAGE, root: str | Path | None = None) -> Study:
+    """A study that is loaded already, or the one of this name; see ``load_study``."""
+    return study if isinstance(study, Study) else load_study(study, storage=storage, root=root)
+
+
 def load_study(name: str, *, storage: str = DEFAULT_STORAGE, root: str | Path | None = None) -> Study:
     """The stored study of this name; raises ``UserError`` when there is none.
 

@@ -130,13 +130,8 @@ def proposed_params(trial: FrozenTrial) -> dict[str, Any]:
 
     A waiting trial answers with the parameters it was enqueued with.
     """
-    params: dict[str, Any] = {}
-    published = trial.system_attrs.get(PROPOSAL)
-    if published is not None:
-        params.update(published["params"])
-    params.update(trial.system_attrs.get("fixed_params", {}))
-    params.update(trial.params)
-    return params
+    published = trial.system_attrs.get(PROPOSAL, {"params": {}})["params"]
+    return {**published, **trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def expected_improvement(trial: FrozenTrial) -> float | None:

@@ -26,15 +26,11 @@ def process_identity(pid: int) -> str:
     """Process id and start time, so that a later process with the same id is told apart."""
     try:
         # Field 22 of /proc/PID/stat; the command in field 2 may hold spaces and brackets.
-        state, started = _fields(pid)
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, started = fields[0], fields[19]
     except (OSError, IndexError):
         return f"{pid}/"
     return f"{pid}/" if state == "Z" else f"{pid}/{started}"
-
-
-def _fields(pid: int) -> tuple[str, str]:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return fields[0], fields[19]
 
 
 def is_alive(identity: str) -> bool:

@@ -39,14 +39,8 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
 
     report = check_study(study_file)
     if as_json:
-        print_json(
-            {
-                "file": str(study_file),
-                "ok": not report.problems,
-                "problems": list(report.problems),
-                "notes": list(report.notes),
-            }
-        )
+        sound = not report.problems
+        print_json({"file": str(study_file), "ok": sound, "problems": report.problems, "notes": report.notes})
         context.exit(2 if report.problems else 0)
     report.definition_or_raise()
     for note in report.notes:
