@@ -62,7 +62,12 @@ class Database:
 
     def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True, may_upgrade: bool = False) -> None:
         self.url = normalised_url(url)
-        _check_supported(self.url)
+        kind = sqlalchemy.engine.make_url(self.url).get_backend_name()
+        if kind not in _EXTRAS:
+            raise UserError(
+                f"storage {_safe(self.url)}: {kind} is not supported; use SQLite (sqlite:///FILE.db), PostgreSQL "
+                "(postgresql+psycopg://...) or MariaDB (mysql+pymysql://...)"
+            )
         self._may_upgrade = may_upgrade
         path = sqlite_path(self.url)
         if path is not None:
@@ -81,7 +86,7 @@ class Database:
                 raise UserError(f"storage {path}: this file is not an SQLite database; give another path") from None
             raise UserError(f"storage {_safe(self.url)}: cannot be opened: {_with_remedy(error)}") from None
         except ImportError as error:
-            remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[_kind(self.url)]}]"'
+            remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[kind]}]"'
             raise UserError(f"storage {_safe(self.url)}: {first_line(error)}; {remedy}") from None
         except RuntimeError as error:
             raise UserError(f"storage {_safe(self.url)}: {first_line(error)}") from None
@@ -259,21 +264,6 @@ def normalised_url(url: str) -> str:
     except sqlalchemy.exc.ArgumentError:
         raise UserError("storage: the database URL cannot be read; write for example sqlite:///mergefront.db") from None
     return url
-
-
-def _check_supported(url: str) -> None:
-    """Raises ``UserError`` for databases and drivers that nothing here was tried with."""
-    kind = _kind(url)
-    if kind not in _EXTRAS:
-        raise UserError(
-            f"storage {_safe(url)}: {kind} is not supported; use SQLite (sqlite:///FILE.db), PostgreSQL "
-            "(postgresql+psycopg://...) or MariaDB (mysql+pymysql://...)"
-        )
-
-
-def _kind(url: str) -> str:
-    """The kind of database without the driver: "sqlite", "postgresql", "mysql"."""
-    return sqlalchemy.engine.make_url(url).get_backend_name()
 
 
 def _check_collation(engine: Engine, shown: str) -> None:

@@ -193,11 +193,6 @@ class StudyLedger:
         self.database.write(change, durable=True)
         self._open.discard(claim.slot)
 
-    def close(self, claim: Claim) -> None:
-        """See ``Ledger.close``."""
-        self._update(self._slot(claim.slot), finished=True)
-        self._open.discard(claim.slot)
-
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
         """The claim that a trial fills and whether it is finished; None for an unknown trial."""
         query = select(claims).where(claims.c.study_id == self.study_id, claims.c.trial_number == trial_number)
@@ -208,8 +203,9 @@ class StudyLedger:
         """See ``Ledger.release``."""
         self._open.discard(claim.slot)
         # Not waited for: whoever gives back is about to end, and the claim of an ended process is free anyhow.
+        update = claims.update().where(self._own_slot(claim.slot)).values(**_NOBODY)
         with suppress(StorageError):
-            self._update(self._own_slot(claim.slot), _RELEASE_SECONDS, **_NOBODY)
+            self.database.write(lambda connection: connection.execute(update), patience=_RELEASE_SECONDS)
 
     @contextmanager
     def keep_alive(self, claim: Claim) -> Iterator[None]:
@@ -362,7 +358,3 @@ class StudyLedger:
             connection.execute(claims.update().where(self._own_slot(slot)).values(heartbeat=now))
 
         self.database.write(change)
-
-    def _update(self, where: ColumnElement[bool], patience: float | None = None, **values: Any) -> None:
-        update = claims.update().where(where).values(**values)
-        self.database.write(lambda connection: connection.execute(update), patience=patience)

@@ -37,8 +37,6 @@ def console(stream: TextIO | None = None) -> Console:
 
 def print_front(study: Study, verdicts: list[Verdict]) -> None:
     """The front, the anchors below it, and who beats whom, on stdout."""
-    from rich.text import Text
-
     from mergefront.results.verdict import evaluations_on
 
     screen = console()
@@ -48,12 +46,10 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     evaluated = f"{study.finished_count()} evaluations" + (f", {failed} failed" if failed else "")
     infeasible = sum(1 for candidate in candidates if not candidate.feasible)
     screen.print(
-        Text(
-            f"Study {study.name}: {evaluated}, {len(front)} on the front, "
-            + (f"{infeasible} violate a constraint, " if infeasible else "")
-            + f"hypervolume {formatting.number(study.hypervolume())}",
-            style="bold",
-        )
+        f"Study {study.name}: {evaluated}, {len(front)} on the front, "
+        + (f"{infeasible} violate a constraint, " if infeasible else "")
+        + f"hypervolume {formatting.number(study.hypervolume())}",
+        style="bold",
     )
     if not candidates:
         screen.print("No evaluation has finished yet.")
@@ -66,7 +62,7 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     screen.print(front_table(study, front, screen.width))
     legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
     if any(candidate.anchor is None for candidate in front):
-        screen.print(Text(legend, style="dim"))
+        screen.print(legend, style="dim")
     if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
         _print_wrapped(screen, verdict_text.no_merge_on_front(study))
@@ -95,11 +91,9 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
 
 def _print_on_report_items(screen: Console, study: Study, rows: Mapping[int, Evaluation]) -> None:
     """The front's scores on the report items; nothing where there are none."""
-    from rich.text import Text
-
     if rows:
         screen.print()
-        screen.print(Text("On the report items, which the search never saw", style="bold"))
+        screen.print("On the report items, which the search never saw", style="bold")
         screen.print(front_table(study, study.front(), screen.width, rows))
 
 
@@ -111,8 +105,6 @@ def front_table(
     ``rows`` (trial number -> evaluation) replaces the search's own scores by others, such as those on
     report items; candidates without one are left out.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     first = study.objectives[0]
@@ -133,7 +125,7 @@ def front_table(
     ]
     used = 10 + sum(column + 3 for column in widths)
     room = width - used
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    table = _frameless()
     table.add_column("trial", justify="right", no_wrap=True, min_width=5)
     for objective, column in zip(study.objectives, widths, strict=True):
         table.add_column(formatting.heading(objective), no_wrap=True, min_width=column)
@@ -150,61 +142,53 @@ def front_table(
     on_front = {candidate.digest for candidate in front}
     for candidate in merges:
         if candidate.number in cells:
-            said = formatting.coefficients(_named(candidate), study.space.models, list(study.space.searched))
-            table.add_row(
-                _trial(candidate.number, knee),
-                *cells[candidate.number],
-                Text(said if with_coefficients else "", style="dim"),
-                style="bold" if candidate.number == knee else "",
-            )
+            params = {"method": candidate.recipe.method, **candidate.params}
+            said = formatting.coefficients(params, study.space.models, list(study.space.searched))
+            is_knee = candidate.number == knee
+            number = f"◆ {candidate.number}" if is_knee else str(candidate.number)
+            last = Text(said if with_coefficients else "", style="dim")
+            table.add_row(number, *cells[candidate.number], last, style="bold" if is_knee else "")
     if merges:
         table.add_section()
     for candidate in anchors:
         if candidate.number in cells:
+            number = f"◆ {candidate.number}" if candidate.number == knee else str(candidate.number)
             name = Text(f"{candidate.anchor}")
             if candidate.digest in on_front:
                 name.append(" (on the front)", style="dim")
             elif not candidate.feasible:
                 name.append(" (violates a constraint)", style="dim")
-            table.add_row(_trial(candidate.number, knee), *cells[candidate.number], name, style="cyan")
+            table.add_row(number, *cells[candidate.number], name, style="cyan")
     return table
 
 
 def plain_table(headings: list[str], rows: list[list[str]]) -> Table:
     """A table without frame; cells wrap where they must."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+    table = _frameless()
     for heading in headings:
-        table.add_column(Text(heading))
+        table.add_column(heading)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*row)
     return table
 
 
+def _frameless() -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), collapse_padding=True)
+
+
 def _scores(objectives: Sequence[Objective], candidate: Candidate, rows: Mapping[int, Evaluation] | None) -> list[str]:
-    if rows is None:
-        scores, errors = candidate.scores, candidate.standard_errors
-    else:
-        scores, errors = rows[candidate.number].scores, rows[candidate.number].standard_errors
-    return [formatting.score(float(scores[objective.name]), errors.get(objective.name)) for objective in objectives]
-
-
-def _trial(number: int, knee: int | None) -> str:
-    return f"◆ {number}" if number == knee else str(number)
+    shown = candidate if rows is None else rows[candidate.number]
+    return [
+        formatting.score(float(shown.scores[objective.name]), shown.standard_errors.get(objective.name))
+        for objective in objectives
+    ]
 
 
 def _print_wrapped(screen: Console, line: str, style: str = "") -> None:
     """Prints a line of text, continued with a deeper indent."""
-    from rich.text import Text
-
     indent = " " * (len(line) - len(line.lstrip()) + 4 if line.startswith(" ") else 0)
     for part in wrap(line, screen.width, subsequent_indent=indent, break_on_hyphens=False) or [""]:
-        screen.print(Text(part, style=style))
-
-
-def _named(candidate: Candidate) -> dict[str, object]:
-    """The coefficients, and the method where it is searched."""
-    return {"method": candidate.recipe.method, **candidate.params}
+        screen.print(part, style=style)

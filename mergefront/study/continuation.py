@@ -90,11 +90,12 @@ def root_of(record: StudyRecord, storage: str, given: Path | None = None) -> Pat
         return given.resolve()
     database = sqlite_path(storage)
     stored = Path(record.root)
-    if database is not None:
-        beside = database.resolve().parent
-        if not stored.is_absolute() or _holds_the_files(beside, record.definition):
-            return (beside / stored).resolve() if not stored.is_absolute() else beside
-    return stored
+    if database is None:
+        return stored
+    beside = database.resolve().parent
+    if not stored.is_absolute():
+        return (beside / stored).resolve()
+    return beside if _holds_the_files(beside, record.definition) else stored
 
 
 def _holds_the_files(folder: Path, stored: Mapping[str, Any]) -> bool:
@@ -102,22 +103,18 @@ def _holds_the_files(folder: Path, stored: Mapping[str, Any]) -> bool:
     evaluator = stored["evaluator"]
     content = dict(evaluator.get("content", {}))
     method_files = stored.get("method_files", {})
-    module = evaluator["call"].partition(":")[0] if evaluator["type"] == "function" else None
-    if module is not None and not _has_module(folder, module):
-        return False
-    if not content and not method_files and module is None:
-        return False
     known = [*content, *method_files]
+    if evaluator["type"] == "function":
+        module = folder.joinpath(*evaluator["call"].partition(":")[0].split("."))
+        if not module.with_suffix(".py").is_file() and not (module / "__init__.py").is_file():
+            return False
+    elif not known:
+        return False
     if not all((folder / path).exists() for path in known):
         return False
     return fingerprints(content, folder) == content and all(
         file_hash(folder / path) == digest for path, digest in method_files.items()
     )
-
-
-def _has_module(folder: Path, module: str) -> bool:
-    place = folder.joinpath(*module.split("."))
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
 def _at(content: Any, path: Iterable[str]) -> Any:

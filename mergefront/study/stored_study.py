@@ -221,11 +221,9 @@ class Study:
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
         ]
 
-    def normaliser(self, candidates: list[Candidate] | None = None) -> Normaliser:
+    def normaliser(self) -> Normaliser:
         """The unit system of this study, from its anchors."""
-        every = self.candidates() if candidates is None else candidates
-        rows = [self._row(candidate) for candidate in every if candidate.anchor is not None]
-        return Normaliser.from_anchors(self.objectives, rows)
+        return Normaliser.from_anchors(self.objectives, [self._row(anchor) for anchor in self.anchors()])
 
     def normalised(self, candidates: list[Candidate] | None = None) -> list[list[float]]:
         """The candidates' scores in the common unit (larger is better, 0 worst anchor, 1 best anchor)."""
@@ -350,13 +348,8 @@ class Study:
         units, above the fixed reference point."""
         from mergefront.optimizer.scores.pareto import hypervolume
 
-        every = self.candidates()
-        normaliser = self.normaliser(every)
-        rows = [
-            normaliser.normalise(self._row(candidate))
-            for candidate in self._feasible(every if candidates is None else candidates)
-        ]
-        return hypervolume(rows, normaliser.reference_point) if rows else 0.0
+        rows = self.normalised(self._feasible(self.candidates() if candidates is None else candidates))
+        return hypervolume(rows, self.normaliser().reference_point) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""

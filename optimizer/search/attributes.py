@@ -72,10 +72,7 @@ def is_outside_space(trial: FrozenTrial) -> bool:
 
 def standard_errors(trial: FrozenTrial, objectives: int) -> list[float | None]:
     """The trial's standard error per objective, in raw units; None where unknown, exact or not written."""
-    written = trial.user_attrs.get(STANDARD_ERRORS)
-    if not isinstance(written, Sequence) or len(written) != objectives:
-        return [None] * objectives
-    return [None if error is None else float(error) for error in written]
+    return _errors(trial.user_attrs.get(STANDARD_ERRORS), objectives)
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
@@ -91,11 +88,15 @@ def write_violations(study: Study, trial: FrozenTrial, violations: Sequence[floa
 
 def violation_errors(trial: FrozenTrial) -> dict[str, float | None]:
     """The standard error of each violation, by its name in ``trial.constraints``; None where unknown or exact."""
-    written = trial.user_attrs.get(CONSTRAINT_ERRORS)
     names = list(trial.constraints)
-    if not isinstance(written, Sequence) or len(written) != len(names):
-        return dict.fromkeys(names)
-    return {name: None if error is None else float(error) for name, error in zip(names, written, strict=True)}
+    return dict(zip(names, _errors(trial.user_attrs.get(CONSTRAINT_ERRORS), len(names)), strict=True))
+
+
+def _errors(written: Any, count: int) -> list[float | None]:
+    """``count`` stored standard errors; None where unknown, exact or not written."""
+    if not isinstance(written, Sequence) or len(written) != count:
+        return [None] * count
+    return [None if error is None else float(error) for error in written]
 
 
 def write_search_space(study: Study, space: Mapping[str, BaseDistribution]) -> None:

@@ -77,9 +77,6 @@ class Ledger(Protocol):
         further user attributes of the trial.
         """
 
-    def close(self, claim: Claim) -> None:
-        """Close the claim of a trial that was told already."""
-
     def release(self, claim: Claim) -> None:
         """Give an unfinished slot back, so that a later run takes it over at once."""
 

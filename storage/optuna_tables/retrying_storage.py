@@ -93,16 +93,14 @@ class RetryingStorage(RDBStorage):
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """One new trial; when a first try was cut off, the trial that it may have made."""
         tried = False
+        slot = None if template_trial is None else template_trial.user_attrs.get(SLOT)
 
         def attempt() -> FrozenTrial:
             nonlocal tried
-            slot = None if template_trial is None else template_trial.user_attrs.get(SLOT)
-            if tried and slot is not None:
-                made = self._trial_of_slot(study_id, slot)
-                if made is not None:
-                    return made
+            running = self._get_trials(study_id, (TrialState.RUNNING,), set(), -1) if tried and slot is not None else ()
             tried = True
-            return self._made_trial(study_id, template_trial)
+            made = next((trial for trial in running if trial.user_attrs.get(SLOT) == slot), None)
+            return made or self._made_trial(study_id, template_trial)
 
         return self._patiently(attempt)
 
@@ -118,10 +116,6 @@ class RetryingStorage(RDBStorage):
                 return read_trial(connection, trial_id)
 
         return self._patiently(attempt)
-
-    def _trial_of_slot(self, study_id: int, slot: int) -> FrozenTrial | None:
-        trials = self._get_trials(study_id, (TrialState.RUNNING,), set(), -1)
-        return next((trial for trial in trials if trial.user_attrs.get(SLOT) == slot), None)
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
@@ -107,21 +108,18 @@ def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[Fr
     ids = select(_TRIALS.c.trial_id).where(chosen)
     params: dict[int, dict[str, Any]] = {row.trial_id: {} for row in rows}
     distributions: dict[int, dict[str, BaseDistribution]] = {row.trial_id: {} for row in rows}
-    known: dict[str, BaseDistribution] = {}
+    to_distribution = cache(json_to_distribution)  # most trials share their distributions
     columns = (_PARAMS.c.trial_id, _PARAMS.c.param_name, _PARAMS.c.param_value, _PARAMS.c.distribution_json)
     found = connection.execute(select(*columns).where(_PARAMS.c.trial_id.in_(ids)).order_by(_PARAMS.c.param_id))
     for trial_id, name, value, text in found:
         if trial_id not in params:
             continue  # made between two statements of a database that shows each its own moment
-        distribution = known.get(text)
-        if distribution is None:
-            distribution = known[text] = json_to_distribution(text)
-        params[trial_id][name] = distribution.to_external_repr(value)
-        distributions[trial_id][name] = distribution
-    values: dict[int, dict[int, float]] = {}
+        distributions[trial_id][name] = to_distribution(text)
+        params[trial_id][name] = distributions[trial_id][name].to_external_repr(value)
+    values: dict[int, list[float]] = {}
     to_value = models.TrialValueModel.stored_repr_to_value
-    for row in connection.execute(select(_VALUES).where(_VALUES.c.trial_id.in_(ids))):
-        values.setdefault(row.trial_id, {})[row.objective] = to_value(row.value, row.value_type)
+    for row in connection.execute(select(_VALUES).where(_VALUES.c.trial_id.in_(ids)).order_by(_VALUES.c.objective)):
+        values.setdefault(row.trial_id, []).append(to_value(row.value, row.value_type))
     user, system = (_attributes_of(connection, table, ids) for table in (_ATTRIBUTES, _SYSTEM_ATTRIBUTES))
     intermediate: dict[int, dict[int, float]] = {}
     to_intermediate = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
@@ -133,7 +131,7 @@ def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[Fr
             number=row.number,
             state=row.state,
             value=None,
-            values=_in_order(values.get(row.trial_id)),
+            values=values.get(row.trial_id),
             datetime_start=row.datetime_start,
             datetime_complete=row.datetime_complete,
             params=params[row.trial_id],
@@ -145,10 +143,6 @@ def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[Fr
         )
         for row in rows
     ]
-
-
-def _in_order(values: dict[int, float] | None) -> list[float] | None:
-    return None if values is None else [values[index] for index in sorted(values)]
 
 
 def _attributes_of(connection: Connection, table: Table, ids: Select[Any]) -> dict[int, dict[str, Any]]:
@@ -202,8 +196,8 @@ def finish_trial(connection: Connection, trial_id: int, values: Sequence[float] 
     )
     if changed.rowcount == 0:
         return False
+    finite = models.TrialValueModel.TrialValueType.FINITE
     for objective, value in enumerate(values or ()):
-        finite = models.TrialValueModel.TrialValueType.FINITE
         row = {"trial_id": trial_id, "objective": objective, "value": float(value), "value_type": finite}
         connection.execute(_VALUES.insert().values(**row))
     return True

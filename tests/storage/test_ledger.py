@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState, create_trial
 from small_study import small_study
 from sqlalchemy.engine import Connection
 
@@ -99,7 +100,8 @@ def test_finished_slots_stay_finished_and_released_ones_are_free(database_url: s
     ledger = ledger_in(database_url)
     first, second = ledger.claim(2), ledger.claim(2)
     assert first is not None and second is not None
-    ledger.close(first)
+    told_by_somebody_else = create_trial(state=TrialState.RUNNING)  # no trial of this study is running
+    ledger.finish(first, told_by_somebody_else, recipe_at(0.5), Evaluation({"maths": 0.5}), [0.5], {}, keep=False)
     assert ledger.claim(2) is None
     ledger.release(second)
     again = ledger.claim(2)
