@@ -60,8 +60,7 @@ def create_or_load(
         raise UserError(
             f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name"
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         study.set_metric_names([objective.name for objective in objectives])
     row: dict[str, Any] = {
         "study_id": study._study_id,

@@ -79,8 +79,7 @@ def copy(
     wanted = new_name or name
     _check_free(target, wanted)
     _remove_half_copy(target, wanted)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         optuna.copy_study(
             from_study_name=name,
             from_storage=source.optuna_storage,

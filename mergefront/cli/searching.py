@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,9 +80,6 @@ def finish(study: Study) -> None:
         click.echo(line, err=True)
 
 
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> AbstractContextManager[object]:
     """Without other libraries' notes to their own developers between the lines of progress."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")

@@ -16,19 +16,11 @@ LETTERS = "abcdefghijkl"
 LENGTH = 8
 
 
-def reverse(letters: str) -> str:
-    return letters[::-1]
-
-
-def sort(letters: str) -> str:
-    return "".join(sorted(letters))
-
-
-def most(letters: str) -> str:
-    return Counter(letters).most_common(1)[0][0]
-
-
-SKILLS: Mapping[str, Callable[[str], str]] = {"reverse": reverse, "sort": sort, "most": most}
+SKILLS: Mapping[str, Callable[[str], str]] = {
+    "reverse": lambda letters: letters[::-1],
+    "sort": lambda letters: "".join(sorted(letters)),
+    "most": lambda letters: Counter(letters).most_common(1)[0][0],
+}
 
 END = "\n"
 VOCABULARY = ("<pad>", "<eos>", END, " ", ":", *LETTERS, *SKILLS)

@@ -57,18 +57,15 @@ def ask(study: str | Study, *, storage: str = DEFAULT_STORAGE, lease: float = DE
     plan = plan_of(study)
     ledger = StudyLedger(study.database, study.record.study_id, versions(), lease)
     while (claim := ledger.claim(plan.budget)) is not None:
-        handed_out = False
         try:
             proposal = propose(plan, study.optuna, ledger, claim)
             known = ledger.find(proposal.recipe)
-            if known is not None:
-                complete(plan, study.optuna, ledger, proposal, known, reused=True)
-            handed_out = True
             if known is None:
                 return Asked(proposal.number, proposal.recipe, proposal.anchor)
-        finally:
-            if not handed_out:  # nobody got it, so it is not theirs for the time of the lease
-                ledger.release(claim)
+            complete(plan, study.optuna, ledger, proposal, known, reused=True)
+        except BaseException:  # nobody got it, so it is not theirs for the time of the lease
+            ledger.release(claim)
+            raise
     return None
 
 

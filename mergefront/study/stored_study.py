@@ -15,7 +15,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import Constraint, feasible
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.continuation import root_of, stored_root
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
@@ -349,7 +349,7 @@ class Study:
         from mergefront.optimizer.scores.pareto import hypervolume
 
         rows = self.normalised(self._feasible(self.candidates() if candidates is None else candidates))
-        return hypervolume(rows, self.normaliser().reference_point) if rows else 0.0
+        return hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -118,24 +118,6 @@ class Proposal:
         return self.trial.number
 
 
-@dataclass
-class _Failures:
-    """Failures in a row, by kind."""
-
-    row: list[Failure] = field(default_factory=list)
-
-    def add(self, failure: Failure) -> None:
-        self.row.append(failure)
-        if len(self.row) < CONSECUTIVE_FAILURES:
-            return
-        kinds = {failure.kind for failure in self.row}
-        common = f"all of kind {kinds.pop()!r}" if len(kinds) == 1 else f"of the kinds {', '.join(sorted(kinds))}"
-        raise SearchStoppedError(
-            f"{len(self.row)} evaluations in a row failed, {common}; the last one: {failure.reason}. "
-            "What finished is kept; mend the cause and resume the study"
-        )
-
-
 def run_search(
     plan: SearchPlan,
     study: optuna.Study,
@@ -153,7 +135,7 @@ def run_search(
     lasts until every trial is finished, so that it can take over from workers that die.
     Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
     """
-    failures = _Failures()
+    failures: list[Failure] = []
     watch = StopWatch(plan.stop)
     if STOPPED in study.user_attrs:
         study.set_user_attr(STOPPED, None)
@@ -168,21 +150,23 @@ def run_search(
                 break
             time.sleep(PATIENCE_SECONDS)
             continue
-        told = False
         try:
             with ledger.keep_alive(claim):
                 outcome = _fill(plan, study, ledger, evaluator, claim, on_trial_start)
-            told = True
-        finally:
-            if not told:
-                ledger.release(claim)
+        except BaseException:
+            ledger.release(claim)
+            raise
         if plan.stop.improvement is not None:
             watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
         on_trial_end(outcome)
-        if outcome.failure is None:
-            failures.row.clear()
-        else:
-            failures.add(outcome.failure)
+        failures = [] if outcome.failure is None else [*failures, outcome.failure]
+        if len(failures) >= CONSECUTIVE_FAILURES:
+            kinds = sorted({failure.kind for failure in failures})
+            common = f"all of kind {kinds[0]!r}" if len(kinds) == 1 else f"of the kinds {', '.join(kinds)}"
+            raise SearchStoppedError(
+                f"{len(failures)} evaluations in a row failed, {common}; the last one: {failures[-1].reason}. "
+                "What finished is kept; mend the cause and resume the study"
+            )
     study.set_user_attr(STOPPED, {"cause": stop.cause, "reason": stop.reason})
     return stop
 
