@@ -62,18 +62,10 @@ def write_items(connection: Connection, evaluation_id: int, task: str, items: It
 def read_evaluation(connection: Connection, row: Row[Any], with_items: bool = True) -> Evaluation:
     """The evaluation of a row of ``mergefront_evaluations``."""
     items: dict[str, ItemScores] = {}
-    if with_items:
-        stored = connection.execute(
-            select(item_scores, item_sets.c.ids)
-            .join(item_sets, item_sets.c.digest == item_scores.c.item_set)
-            .where(item_scores.c.evaluation_id == row.id)
-        ).all()
-        items = {
-            entry.task: ItemScores(
-                tuple(entry.ids), _unpack(entry.scores), None if entry.margins is None else _unpack(entry.margins)
-            )
-            for entry in stored
-        }
+    query = select(item_scores, item_sets.c.ids).join(item_sets).where(item_scores.c.evaluation_id == row.id)
+    for entry in connection.execute(query) if with_items else ():
+        margins = None if entry.margins is None else _unpack(entry.margins)
+        items[entry.task] = ItemScores(tuple(entry.ids), _unpack(entry.scores), margins)
     return Evaluation(row.scores, row.standard_errors, items, row.seconds, row.cost, row.details)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
 from mergefront.optimizer.scores.constraints import feasible
-from mergefront.optimizer.scores.evaluation import checked_scores
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
 if TYPE_CHECKING:
@@ -46,8 +45,7 @@ class SearchState:
         self.done = study.finished_count()
         self.failed = len(study.failures())
         for candidate in study.candidates():
-            row = [candidate.scores[objective.name] for objective in self.objectives]
-            self._add(row, candidate.anchor, candidate.feasible)
+            self._add(candidate.scores, candidate.anchor, candidate.feasible)
         self._measure()
 
     def start(self, number: int, anchor: str | None) -> None:
@@ -63,12 +61,11 @@ class SearchState:
         if outcome.evaluation is None:
             self.failed += 1
             return
-        names = [objective.name for objective in self.objectives]
-        scores = checked_scores(outcome.evaluation, names)
-        self._add([scores[name] for name in names], outcome.anchor, feasible(outcome.violations))
+        self._add(outcome.evaluation.scores, outcome.anchor, feasible(outcome.violations))
         self._measure()
 
-    def _add(self, row: list[float], anchor: str | None, allowed: bool) -> None:
+    def _add(self, scores: Mapping[str, float], anchor: str | None, allowed: bool) -> None:
+        row = [float(scores[objective.name]) for objective in self.objectives]
         if allowed:
             self.rows.append(row)
         else:

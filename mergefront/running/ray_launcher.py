@@ -87,8 +87,8 @@ def _work(name: str, storage: str, device: str | None, evaluator: Evaluator | No
         storage=storage,
         device=device,
         evaluator=evaluator,
-        on_trial_end=lambda outcome: inbox.put((None, outcome)),
-        on_trial_start=lambda number, anchor: inbox.put(((number, anchor), None)),
+        on_trial_end=lambda *told: inbox.put(("end", told)),
+        on_trial_start=lambda *told: inbox.put(("start", told)),
     )
 
 
@@ -114,11 +114,8 @@ def _follow(ray: Any, pending: list[Any], deliver: Callable[[], None]) -> int:
 def _deliver(
     inbox: Any, on_trial_end: Callable[[TrialOutcome], None], on_trial_start: Callable[[int, str | None], None]
 ) -> None:
-    for begun, outcome in inbox.get_nowait_batch(inbox.qsize()):
-        if begun is not None:
-            on_trial_start(*begun)
-        if outcome is not None:
-            on_trial_end(outcome)
+    for event, told in inbox.get_nowait_batch(inbox.qsize()):
+        (on_trial_start if event == "start" else on_trial_end)(*told)
 
 
 def _cancel(ray: Any, pending: list[Any]) -> None:

@@ -165,7 +165,6 @@ def run(
     from mergefront.study.check import check_study
 
     where = Launcher(launcher, workers)
-    checked_budget(evaluations)
     with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
         return search_ready(ready, where, on_trial_end, on_trial_start)
 

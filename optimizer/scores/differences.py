@@ -60,11 +60,9 @@ def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, fl
     items = evaluation.items.get(objective.name)
     if items is None or not items.scores:
         return None
+    wanted = objective.sign * float(evaluation.scores[objective.name])
+    signs = [sign for sign in (1.0, -1.0) if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9)]
     if RACED in evaluation.details:
         # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
-        return {item: objective.sign * score for item, score in zip(items.ids, items.scores, strict=True)}
-    wanted = objective.sign * float(evaluation.scores[objective.name])
-    for sign in (1.0, -1.0):
-        if isclose(sign * items.mean, wanted, rel_tol=1e-6, abs_tol=1e-9):
-            return {item: sign * score for item, score in zip(items.ids, items.scores, strict=True)}
-    return None
+        signs = [objective.sign]
+    return {item: signs[0] * score for item, score in zip(items.ids, items.scores, strict=True)} if signs else None
