@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,7 @@ from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
-from mergefront.storage.optuna_tables.bulk import without_collector
-from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage
+from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage, without_collector
 from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
 
 _BUSY_SECONDS = 60
@@ -172,27 +171,25 @@ class Database:
     def engine(self) -> Engine:
         return self.optuna_storage.engine
 
-    @contextmanager
-    def transaction(self, *, durable: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, durable: bool = False) -> AbstractContextManager[Connection]:
         """A transaction that commits on success; a database fault becomes a ``StorageError``.
 
         What a ``durable`` one committed outlasts a power cut too; SQLite writes others to the disk a little later,
         in their order. A violated constraint stays SQLAlchemy's ``IntegrityError``.
         """
+        return self._begun(self._durable_engine if durable else self.engine)
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that only reads, all of it from one moment; it keeps nobody from writing."""
+        return self._begun(self.optuna_storage.reading_engine)
+
+    @contextmanager
+    def _begun(self, engine: Engine) -> Iterator[Connection]:
         try:
-            with (self._durable_engine if durable else self.engine).begin() as connection:
+            with engine.begin() as connection:
                 yield connection
         except sqlalchemy.exc.IntegrityError:
             raise
-        except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
-            raise self.fault(error) from None
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads, all of it from one moment; it keeps nobody from writing."""
-        try:
-            with self.optuna_storage.reading_engine.begin() as connection:
-                yield connection
         except (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.TimeoutError) as error:
             raise self.fault(error) from None
 

@@ -104,10 +104,9 @@ def copy(
         _insert(connection, claims, [{**row._asdict(), "study_id": study_id, **freed} for row in kept_claims])
         new_ids: dict[int, int] = {}
         for row in kept:
-            values = {key: value for key, value in row._asdict().items() if key != "id"}
-            key = connection.execute(
-                evaluations.insert().values(**{**values, "study_id": study_id})
-            ).inserted_primary_key
+            values = {**row._asdict(), "study_id": study_id}
+            del values["id"]
+            key = connection.execute(evaluations.insert().values(**values)).inserted_primary_key
             assert key is not None
             new_ids[row.id] = int(key[0])
         _insert(

@@ -69,7 +69,7 @@ def finish(study: Study) -> None:
     name = shlex.quote(study.name)
     stopped = study.stopped
     if stopped is not None and stopped.cause != "budget":
-        click.echo(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.", err=True)
+        say(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.")
     for line in (
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
@@ -77,7 +77,7 @@ def finish(study: Study) -> None:
         f"  mergefront export {name}{where} --knee --out merged",
         f"  mergefront dashboard{where}",
     ):
-        click.echo(line, err=True)
+        say(line)
 
 
 def quiet_libraries() -> AbstractContextManager[object]:

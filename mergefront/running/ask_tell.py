@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -31,6 +31,12 @@ class Asked:
     trial: int
     recipe: Recipe
     anchor: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """What an outside harness gets: coefficients, and the recipe as a mergekit configuration."""
+        recipe = self.recipe
+        shown = {"params": dict(recipe.params), "seed": recipe.seed, "mergekit": recipe.to_mergekit()}
+        return {"trial": self.trial, "anchor": self.anchor, **shown}
 
 
 class UnknownTrialError(UserError):

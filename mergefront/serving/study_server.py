@@ -162,16 +162,7 @@ def front(name: Name, server: Served) -> dict[str, Any]:
 def ask(name: Name, body: Ask, server: Served) -> Any:
     with server.asking:
         asked = ask_tell.ask(server.study(name), lease=body.lease)
-    if asked is None:
-        return Response(status_code=204)
-    recipe = asked.recipe
-    return AskedTrial(
-        trial=asked.trial,
-        anchor=asked.anchor,
-        params=dict(recipe.params),
-        seed=recipe.seed,
-        mergekit=recipe.to_mergekit(),
-    )
+    return Response(status_code=204) if asked is None else AskedTrial(**asked.to_json())
 
 
 @routes.post(

@@ -48,6 +48,8 @@ class Candidate:
     standard_errors: Mapping[str, float]
     anchor: str | None = None
     violations: Mapping[str, float] = field(default_factory=dict)
+    estimates: Mapping[str, Estimate] = field(default_factory=dict, repr=False, compare=False)
+    """Of a racing study: what its objectives are on all items, by what all candidates answered."""
 
     @property
     def recipe(self) -> Recipe:
@@ -83,7 +85,6 @@ class Study:
         self._given_root = root
         self._definition: tuple[StudyRecord, StudyDefinition] | None = None
         self._known: tuple[tuple[int, int], list[Candidate]] | None = None
-        self._standings: tuple[tuple[str, ...], dict[str, dict[str, Estimate]]] = ((), {})
 
     @property
     def name(self) -> str:
@@ -171,11 +172,15 @@ class Study:
         return list(self._known[1])
 
     def _candidates_of(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
+        from mergefront.optimizer.racing.race import standings
         from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
 
         evaluations = self.ledger.evaluations()
         recipes = self.ledger.recipes()
-        estimates = self._estimates(evaluations)
+        estimates: dict[str, dict[str, Estimate]] = {}
+        if self.racing is not None:
+            answered = self.ledger.evaluations(items=True)
+            estimates = dict(zip(answered, standings(self.objectives, list(answered.values())), strict=True))
         made = []
         seen = set()
         for trial in trials:
@@ -186,25 +191,15 @@ class Study:
             evaluation = evaluations[digest]
             scores = dict(zip((objective.name for objective in self.objectives), trial.values, strict=True))
             errors = evaluation.standard_errors
-            if digest in estimates:
-                scores = {name: one.mean for name, one in estimates[digest].items()}
-                errors = {name: one.standard_error for name, one in estimates[digest].items()}
+            estimated = estimates.get(digest, {})
+            if estimated:
+                scores = {name: one.mean for name, one in estimated.items()}
+                errors = {name: one.standard_error for name, one in estimated.items()}
             anchor = trial.user_attrs.get(ANCHOR)
             violations = dict(zip(map(str, self.constraints), trial.constraints.values(), strict=True))
-            made.append(Candidate(trial.number, digest, recipes, evaluation, scores, errors, anchor, violations))
+            known = (trial.number, digest, recipes, evaluation, scores, errors, anchor, violations)
+            made.append(Candidate(*known, estimated))
         return made
-
-    def _estimates(self, evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Estimate]]:
-        """What a racing study's evaluations score on all items, by digest; empty for any other study."""
-        if self.racing is None:
-            return {}
-        from mergefront.optimizer.racing.race import standings
-
-        if self._standings[0] != tuple(evaluations):
-            answered = self.ledger.evaluations(items=True)
-            found = standings(self.objectives, list(answered.values()))
-            self._standings = (tuple(answered), dict(zip(answered, found, strict=True)))
-        return self._standings[1]
 
     def anchors(self) -> list[Candidate]:
         """The anchors evaluated so far."""
@@ -249,9 +244,7 @@ class Study:
             signs = [objective.sign for objective in self.objectives]
             keep = nondominated(np.multiply([self._row(candidate) for candidate in candidates], signs)).tolist()
         else:
-            estimates = self._estimates(self.ledger.evaluations())
-            rows = [estimates[candidate.digest] for candidate in candidates]
-            keep = raced_front(self.objectives, rows)
+            keep = raced_front(self.objectives, [candidate.estimates for candidate in candidates])
         front: dict[str, Candidate] = {}
         for candidate, kept in zip(candidates, keep, strict=True):
             if kept:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Container
+import gc
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +17,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from mergefront.optimizer.search.attributes import SLOT
-from mergefront.storage.optuna_tables.bulk import without_collector
 from mergefront.storage.optuna_tables.tables import create_trial, read_trial, read_trials
 from mergefront.storage.retry import retry_transient
 
@@ -23,6 +24,18 @@ READS = "mergefront_reads"
 """Execution option of a connection whose transactions only read."""
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Disables cyclic GC while entered: rows form no cycles, and GC takes a third of the time that reading takes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _repeatable(name: str, *, reads: bool = False) -> Callable[..., Any]:

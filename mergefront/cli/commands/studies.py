@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +245,9 @@ def _status(study: Study) -> dict[str, Any]:
         }
     failures = study.failures()
     stopped = study.stopped
-    counts = Counter(failure.reason for failure in failures)
+    by_reason: dict[str, list[int]] = {}
+    for failure in failures:
+        by_reason.setdefault(failure.reason, []).append(failure.number)
     done, budget = study.finished_count(), study.record.evaluations
     running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     command = f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
@@ -270,12 +271,8 @@ def _status(study: Study) -> dict[str, Any]:
         "workers": [asdict(worker) for worker in study.ledger.workers()],
         "best": best,
         "failures": [
-            {
-                "reason": reason,
-                "count": count,
-                "trials": [failure.number for failure in failures if failure.reason == reason],
-            }
-            for reason, count in counts.most_common()
+            {"reason": reason, "count": len(numbers), "trials": numbers}
+            for reason, numbers in sorted(by_reason.items(), key=lambda entry: -len(entry[1]))
         ],
         "stopped": None if stopped is None else {"cause": stopped.cause, "reason": stopped.reason},
         "resume": command if done < budget else None,

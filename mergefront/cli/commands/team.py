@@ -96,20 +96,11 @@ def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
             print_json(None)
         click.echo("Nothing to do: the budget is spent or handed out.", err=True)
         return
-    config = asked.recipe.to_mergekit()
     if as_json:
-        print_json(
-            {
-                "trial": asked.trial,
-                "anchor": asked.anchor,
-                "params": dict(asked.recipe.params),
-                "seed": asked.recipe.seed,
-                "mergekit": config,
-            }
-        )
+        print_json(asked.to_json())
         return
     click.echo(f"# trial {asked.trial}" + (f" ({asked.anchor})" if asked.anchor else ""))
-    click.echo(yaml.safe_dump(config, sort_keys=False), nl=False)
+    click.echo(yaml.safe_dump(asked.recipe.to_mergekit(), sort_keys=False), nl=False)
 
 
 @click.command(short_help="The scores of an asked trial.")
