@@ -119,18 +119,9 @@ def all_studies(database: Database) -> list[StudyRecord]:
     return [StudyRecord(**row._mapping) for row in rows]
 
 
-def set_evaluations(database: Database, study_id: int, evaluations: int) -> None:
-    """Store the budget that was last asked for."""
-    _set(database, study_id, evaluations=evaluations)
-
-
 def update(database: Database, record: StudyRecord, **values: Any) -> StudyRecord:
     """Change columns of a study's row (``root``, ``definition``, ``evaluations``); returns the changed record."""
     if values:
-        _set(database, record.study_id, **values)
+        with database.transaction() as connection:
+            connection.execute(studies.update().where(studies.c.study_id == record.study_id).values(**values))
     return replace(record, **values)
-
-
-def _set(database: Database, study_id: int, **values: Any) -> None:
-    with database.transaction() as connection:
-        connection.execute(studies.update().where(studies.c.study_id == study_id).values(**values))

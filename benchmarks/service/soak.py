@@ -116,10 +116,10 @@ def soak(
     sys.path.insert(0, str(folder))
     if not (folder / "calls.txt").exists():
         mf.run(study_file, evaluations=1)
-    from mergefront.storage.studies import load, set_evaluations
+    from mergefront.storage.studies import load, update
 
     database = Database(url)
-    set_evaluations(database, load(database, "soak").study_id, arguments.trials)
+    update(database, load(database, "soak"), evaluations=arguments.trials)
     database.close()
     # No connection is open when a worker is forked.
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)

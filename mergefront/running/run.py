@@ -123,6 +123,8 @@ def search(
     if problems:
         raise UserError("; ".join(problems))
     options = resolved_options(sampler, given)
+    named = evaluate if hasattr(evaluate, "__qualname__") else type(evaluate)
+    function_name = f"{getattr(named, '__module__', '?')}:{getattr(named, '__qualname__', '?')}"
     definition = StudyDefinition(
         name=name,
         space=space,
@@ -130,7 +132,7 @@ def search(
         constraints=bounds,
         stop=rule,
         warm_start=entries(warm_start),
-        evaluator=EvaluatorDefinition("python", call=_function_name(evaluate)),
+        evaluator=EvaluatorDefinition("python", call=function_name),
         sampler=sampler,
         sampler_options=options,
         sampler_version=sampler_version(sampler),
@@ -189,8 +191,3 @@ def resume(
     study = as_study(study, storage=storage, root=root)
     with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
         return study if ready is None else search_ready(ready, where, on_trial_end, on_trial_start)
-
-
-def _function_name(function: object) -> str:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{getattr(named, '__module__', '?')}:{getattr(named, '__qualname__', '?')}"

@@ -61,12 +61,12 @@ def ready_to_resume(
     study: Study, *, evaluations: int | None = None, with_evaluator: bool = True
 ) -> Iterator[ReadyStudy | None]:
     """A stored study as a search that is ready to start; None when its budget is spent."""
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
     notes = changes_since(study.name, study.record.definition)
     if evaluations is not None:
         checked_budget(evaluations)
-        set_evaluations(study.database, study.record.study_id, evaluations)
+        update(study.database, study.record, evaluations=evaluations)
         study.refresh()
     if study.finished_count() >= study.record.evaluations:
         yield None

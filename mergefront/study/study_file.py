@@ -107,14 +107,13 @@ class StudyFile(_Section):
 
 def read_study_file(path: Path) -> StudyFile:
     """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
-    source = str(path)
     content = read_mapping(path, "study file", "study, merge, tasks, objectives and search")
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
     try:
         return StudyFile.model_validate(content)
     except ValidationError as error:
-        raise StudyFileError(source, [_problem(dict(entry)) for entry in error.errors()]) from None
+        raise StudyFileError(str(path), [_problem(dict(entry)) for entry in error.errors()]) from None
 
 
 _BACKENDS = ("local", "function", *SERVER_SECTIONS)

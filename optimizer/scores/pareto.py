@@ -105,6 +105,4 @@ def distinct(better: ArrayLike, order: Sequence[int]) -> NDArray[np.bool_]:
     for index in order:
         if all(ahead[index, other] for other in kept):
             kept.append(index)
-    chosen = np.zeros(len(ahead), dtype=bool)
-    chosen[kept] = True
-    return chosen
+    return np.isin(np.arange(len(ahead)), kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from mergefront.optimizer.errors import StorageError
@@ -38,9 +39,8 @@ class Heartbeat:
             self._slots.discard(slot)
 
     def _run(self) -> None:
-        pause = threading.Event()
         while True:
-            pause.wait(self._seconds)
+            time.sleep(self._seconds)
             with self._lock:
                 slots = sorted(self._slots)
                 if not slots:

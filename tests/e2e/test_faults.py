@@ -22,7 +22,7 @@ import mergefront as mf
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import LEASE_SECONDS, StudyLedger
 from mergefront.storage.schema import claims
-from mergefront.storage.studies import set_evaluations
+from mergefront.storage.studies import update
 
 LOCKED_SECONDS = float(os.environ.get("MERGEFRONT_TEST_LOCK_SECONDS", "2"))
 STUDY = """
@@ -188,7 +188,7 @@ class JumpingClock(Database):
 @pytest.mark.parametrize("jump", [86400.0, -86400.0])
 def test_a_clock_that_jumps_takes_no_work_from_a_live_process(database_url: str, jump: float) -> None:
     study = small_study(database_url, 6)
-    set_evaluations(study.database, study.record.study_id, 10)
+    update(study.database, study.record, evaluations=10)
     working = StudyLedger(study.database, study.record.study_id, {})
     mine = working.claim(10)
     assert mine is not None

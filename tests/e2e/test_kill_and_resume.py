@@ -15,7 +15,7 @@ from small_study import NAME, small_study
 import mergefront as mf
 from mergefront.optimizer.scores.evaluation import FunctionEvaluator
 from mergefront.running.worker import work
-from mergefront.storage.studies import set_evaluations
+from mergefront.storage.studies import update
 
 STUDY = """
 study: skills
@@ -202,7 +202,7 @@ def test_a_trial_that_killed_two_workers_kills_no_third_unless_somebody_asks_to_
     folder.mkdir()
     url = f"sqlite:///{folder}/study.db"
     study = small_study(url, 6)
-    set_evaluations(study.database, study.record.study_id, 8)
+    update(study.database, study.record, evaluations=8)
     study.database.close()  # an SQLite file must not be copied by a process that has it open
     evaluated: list[str] = []
 

@@ -25,7 +25,7 @@ from mergefront.running.worker import work
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
 from mergefront.storage.schema import claims
-from mergefront.storage.studies import create_or_load, set_evaluations
+from mergefront.storage.studies import create_or_load, update
 from mergefront.storage.workers.processes import process_identity
 
 MODELS = {"maths": "m", "french": "f"}
@@ -169,7 +169,7 @@ class Deaf(Database):
 
 def test_commits_that_are_not_heard_of_cost_one_evaluation_each_and_no_slot(database_url: str) -> None:
     study = small_study(database_url, 3)
-    set_evaluations(study.database, study.record.study_id, 9)
+    update(study.database, study.record, evaluations=9)
     evaluated: list[str] = []
     turns: list[None] = []
 

@@ -45,9 +45,9 @@ def test_a_json_log_is_one_object_a_line_with_every_trial(tmp_path: Path, write_
 
 def test_a_workers_json_log_holds_nothing_else(tmp_path: Path, write_study: object) -> None:
     study = mf.run(write_study(tmp_path, "logged", evaluations=7))  # type: ignore[operator]
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(study.database, study.record.study_id, 9)
+    update(study.database, study.record, evaluations=9)
     result = call("--log-format", "json", "worker", "logged", "--storage", study.database.url)
     events = [json.loads(line) for line in result.stderr.splitlines()]
     assert [event["done"] for event in events if event.get("event") == "trial"] == [8, 9]
@@ -66,9 +66,9 @@ def test_status_tells_workers_speed_and_failures(tmp_path: Path, write_study: ob
     assert facts["per_hour"] > 0 and facts["seconds_left"] == 0 and facts["workers"] == []
     asked = mf.load_study("skills", storage=storage)
     from mergefront.running.ask_tell import ask
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(asked.database, asked.record.study_id, 26)
+    update(asked.database, asked.record, evaluations=26)
     trial = ask("skills", storage=storage)
     assert trial is not None
     shown = call("status", "skills", "--storage", storage).stdout

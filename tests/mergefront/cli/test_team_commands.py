@@ -34,9 +34,9 @@ def storage(tmp_path: Path) -> str:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study))
     made = mf.run(path)
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(made.database, made.record.study_id, 8)
+    update(made.database, made.record, evaluations=8)
     return made.database.url
 
 

@@ -32,9 +32,9 @@ def url(tmp_path: Path) -> str:
     path = tmp_path / "study.yaml"
     path.write_text(STUDY.replace("evaluations: 8", "evaluations: 1"))
     study = mf.run(path)
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(study.database, study.record.study_id, 8)
+    update(study.database, study.record, evaluations=8)
     return study.database.url
 
 

@@ -58,9 +58,9 @@ def new_study(url: str, evaluations: int, name: str = "remote") -> mf.Study:
         storage=url,
         name=name,
     )
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(study.database, study.record.study_id, evaluations)
+    update(study.database, study.record, evaluations=evaluations)
     return study
 
 

@@ -138,9 +138,9 @@ def test_a_constrained_number_is_told_by_an_outside_harness(tmp_path: Path, writ
     study = mf.load_study("skills", storage=storage)
     assert "constrained number 'tokens' was not reported" in study.failures()[0].reason
     assert call("run", path, "--evaluations", 1).exit_code == 0
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
-    set_evaluations(study.database, study.record.study_id, 3)
+    update(study.database, study.record, evaluations=3)
     asked = ask("skills", storage=storage)
     assert asked is not None
     with pytest.raises(UserError, match="tokens"):

@@ -67,10 +67,10 @@ def test_resume_needs_name_and_storage_alone(old: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["plain", "map"])
 def test_a_worker_finishes_an_old_study(old: Path, case: str) -> None:
-    from mergefront.storage.studies import set_evaluations
+    from mergefront.storage.studies import update
 
     study = mf.load_study(case, storage=url(old / case))
-    set_evaluations(study.database, study.record.study_id, expected(case)["budget"])
+    update(study.database, study.record, evaluations=expected(case)["budget"])
     assert_as_expected(work(case, storage=url(old / case)), case)
 
 
