@@ -179,10 +179,13 @@ class JumpingClock(Database):
     """A database whose clock is ``offset`` seconds off."""
 
     offset = 0.0
+    running: float | None = None
+    """For how many seconds its server runs, where that matters."""
 
     def now(self, connection: object) -> tuple[float, float]:
         time_now, since = super().now(connection)  # type: ignore[arg-type]
-        return time_now + self.offset, since
+        time_now += self.offset
+        return time_now, since if self.running is None else time_now - self.running
 
 
 @pytest.mark.parametrize("jump", [86400.0, -86400.0])
@@ -216,3 +219,35 @@ def test_a_dead_machines_work_is_taken_over_whatever_the_clock_says(database_url
     later = StudyLedger(jumped, study.record.study_id, {})
     taken = later.claim(10)
     assert taken is not None and (taken.slot, taken.deaths) == (lost.slot, 1), since
+
+
+def test_who_could_give_no_sign_of_life_while_the_server_was_down_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """A server that comes back after an hour would see all its workers' evaluations done twice."""
+    study = small_study(f"sqlite:///{tmp_path}/study.db", 6)
+    elsewhere = StudyLedger(study.database, study.record.study_id, {})
+    elsewhere.host, elsewhere.process = "another-machine/boot/1", "1/1/x"
+    working = elsewhere.claim(10)
+    assert working is not None
+    restarted = JumpingClock(study.database.url)
+    restarted.offset, restarted.running = 30 * LEASE_SECONDS, 5.0
+    here = StudyLedger(restarted, study.record.study_id, {})
+    mine = here.claim(10)
+    assert mine is not None and mine.slot != working.slot
+    restarted.running = LEASE_SECONDS + 1.0
+    taken = here.claim(10)
+    assert taken is not None and taken.slot == working.slot
+
+
+def test_who_was_taken_for_dead_gives_nothing_back_that_another_one_works_on(tmp_path: Path) -> None:
+    study = small_study(f"sqlite:///{tmp_path}/study.db", 6)
+    asleep = StudyLedger(study.database, study.record.study_id, {})
+    asleep.host, asleep.process = "another-machine/boot/1", "1/1/x"
+    lost = asleep.claim(10)
+    later = JumpingClock(study.database.url)
+    later.offset = 2 * LEASE_SECONDS
+    other = StudyLedger(later, study.record.study_id, {})
+    taken = other.claim(10)
+    assert lost is not None and taken is not None and taken.slot == lost.slot
+    asleep.release(lost)
+    third = StudyLedger(later, study.record.study_id, {}).claim(10)
+    assert third is not None and third.slot != taken.slot

@@ -104,7 +104,8 @@ def _has_study(database: Path) -> bool:
 
 
 def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
-    seen = []
+    seen: list[str] = []
+    reused: list[bool] = []
 
     def score(recipe: mf.Recipe) -> float:
         seen.append(recipe.digest)
@@ -119,9 +120,11 @@ def test_identical_recipes_are_evaluated_once(tmp_path: Path) -> None:
         evaluations=20,
         storage=f"sqlite:///{tmp_path}/m.db",
         name="few",
+        on_trial_end=lambda outcome: reused.append(outcome.reused),
     )
     assert len(seen) == len(set(seen)) <= 6
     assert study.finished_count() == 20
+    assert study.ledger.evaluation_count() == len(seen) == reused.count(False) and len(reused) == 20
 
 
 def test_a_bad_candidate_is_a_failed_trial_and_the_search_goes_on(tmp_path: Path) -> None:

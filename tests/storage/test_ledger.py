@@ -149,6 +149,7 @@ def test_who_finishes_a_trial_second_changes_nothing_of_what_the_first_told(data
     else:
         assert [failure.number for failure in study.failures()] == [6] and trial.values is None
         assert found is None and [0.5] not in trial.user_attrs.values()
+        assert study.ledger.find(study.ledger.recipes()[evaluated[6]]) is None, "a failure is no evaluation to reuse"
 
 
 class Deaf(Database):

@@ -157,3 +157,32 @@ def test_a_metric_of_ones_own_is_named_by_module_and_function(tmp_path: Path) ->
 
 def test_normalised_texts_lose_case_punctuation_and_articles() -> None:
     assert normalised("  The  Cat, a Dog! ") == "cat dog"
+
+
+class Graded(Scripted):
+    """A continuation costs as many nats as its last character says, whatever its length, in two tokens."""
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        return [LogLikelihood(-float(one.continuation[-1]), 2, False) for one in requests]
+
+
+def graded(metric: str, item: dict[str, Any]) -> tuple[float, float]:
+    row = METRICS[metric]
+    scores, margins = row.score(Graded({}), [parse_item(item, row.required)], MetricOptions())
+    assert margins is not None
+    return scores[0], margins[0]
+
+
+def test_of_several_accepted_answers_the_likeliest_counts_and_margins_are_larger_for_the_better() -> None:
+    item = {"prompt": "?", "answer": ["four 6", "4", "vier 8"]}
+    assert graded("loss", item) == (2.0, -2.0)
+    assert graded("perplexity", item) == (pytest.approx(math.exp(2.0)), -2.0)
+    bits, margin = graded("bits_per_byte", {"prompt": "?", "answer": ["four 6", "4"]})
+    assert bits == pytest.approx(6 / math.log(2) / 6) and margin == -bits
+
+
+def test_a_choice_is_right_when_it_is_any_of_the_right_ones() -> None:
+    item = {"prompt": "?", "choices": ["a 5", "b 3", "c 4"], "answer": [0, 1]}
+    assert graded("loglikelihood", item) == (1.0, 1.0)
+    assert graded("loglikelihood", {**item, "answer": [0, 2]}) == (0.0, -1.0)
+    assert graded("loglikelihood", {**item, "answer": 1}) == (1.0, 1.0)

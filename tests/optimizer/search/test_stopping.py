@@ -39,6 +39,12 @@ def test_little_expected_improvement_ends_a_run_only_in_a_row() -> None:
     assert stop is not None and stop.cause == "improvement" and "3 proposals in a row" in stop.reason
 
 
+def test_what_is_worth_just_the_limit_is_worth_going_on_for() -> None:
+    watch = StopWatch(StopRule(improvement=0.01, asks=1))
+    watch.proposed(0.01)
+    assert watch.stop() is None
+
+
 def test_without_a_rule_only_the_budget_ends_a_run() -> None:
     watch = StopWatch(StopRule())
     for _ in range(50):
