@@ -109,3 +109,15 @@ def test_deleting_one_study_leaves_no_row_of_it_and_every_row_of_the_others(data
         )
         orphans = text("SELECT COUNT(*) FROM trial_params WHERE trial_id NOT IN (SELECT trial_id FROM trials)")
         assert connection.execute(orphans).scalar() == 0
+
+
+def test_who_looks_at_a_deleted_study_is_not_shown_another_one_in_its_place(tmp_path: Path) -> None:
+    """SQLite gives a new study the number of the one that was deleted last."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    watched = small_study(url)
+    delete(watched.database, "small")
+    again = small_study(url, evaluations=8)
+    assert again.record.study_id == watched.record.study_id
+    with pytest.raises(mf.UserError, match="deleted meanwhile"):
+        watched.refresh()
+    assert again.refresh().record.evaluations == 8
