@@ -7,7 +7,7 @@ is maximised, a loss minimised. Margins are smooth numbers behind the scores; la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.items import Item
@@ -38,14 +38,17 @@ def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOpti
     scores = [float(is_answer(said.text, item, options.normalise)) for said, item in zip(answers, items, strict=True)]
     if not options.margins:
         return scores, None
-    return scores, [max(per_token(one) for one in several) for several in _likelihoods(model, items, options, _answers)]
+    return scores, [
+        max(per_token(one) for one in several)
+        for several in _likelihoods(model, items, options, [item.answers for item in items])
+    ]
 
 
 def accuracy(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """1 where the likeliest choice is right, else 0; the margin is the log-likelihood of the best
     right choice minus that of the best wrong one (per character when length-normalised)."""
     scores, margins = [], []
-    for item, several in zip(items, _likelihoods(model, items, options, _choices), strict=True):
+    for item, several in zip(items, _likelihoods(model, items, options, [item.choices for item in items]), strict=True):
         values = [one.logprob for one in several]
         if options.length_normalised:
             values = [value / len(choice) for value, choice in zip(values, item.choices, strict=True)]
@@ -58,7 +61,7 @@ def accuracy(model: LanguageModel, items: Sequence[Item], options: MetricOptions
 def loss(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """Negative log-likelihood per token (nats) of the text, or of the answer after the prompt; of several
     accepted answers (or right choices) the likeliest counts. The margin is the loss with its sign turned."""
-    likelihoods = _likelihoods(model, items, options, _answers)
+    likelihoods = _likelihoods(model, items, options, [item.answers for item in items])
     margins = [max(per_token(one) for one in several) for several in likelihoods]
     return [-margin for margin in margins], margins
 
@@ -73,7 +76,7 @@ def perplexity(model: LanguageModel, items: Sequence[Item], options: MetricOptio
 def bits_per_byte(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """Negative log2-likelihood per UTF-8 byte of the text or answer: comparable between tokenizers."""
     scores = []
-    for item, several in zip(items, _likelihoods(model, items, options, _answers), strict=True):
+    for item, several in zip(items, _likelihoods(model, items, options, [item.answers for item in items]), strict=True):
         sizes = [len(text.encode("utf-8")) for text in item.answers]
         scores.append(min(-one.logprob / (math.log(2) * size) for one, size in zip(several, sizes, strict=True)))
     return scores, [-score for score in scores]
@@ -84,22 +87,14 @@ def per_token(likelihood: LogLikelihood) -> float:
     return likelihood.logprob / likelihood.tokens
 
 
-def _answers(item: Item) -> Sequence[str]:
-    return item.answers
-
-
-def _choices(item: Item) -> Sequence[str]:
-    return item.choices
-
-
 def _likelihoods(
-    model: LanguageModel, items: Sequence[Item], options: MetricOptions, texts: Callable[[Item], Sequence[str]]
+    model: LanguageModel, items: Sequence[Item], options: MetricOptions, texts: Sequence[Sequence[str]]
 ) -> list[list[LogLikelihood]]:
     """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
     requests = [
         ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text)
-        for item in items
-        for text in texts(item)
+        for item, several in zip(items, texts, strict=True)
+        for text in several
     ]
     answers = model.loglikelihood(requests)
     for request, answer in zip(requests, answers, strict=True):
@@ -114,7 +109,7 @@ def _likelihoods(
                 f"the log-likelihood of {request.continuation!r} is {answer.logprob}", kind="not finite"
             )
     following = iter(answers)
-    return [[next(following) for _ in texts(item)] for item in items]
+    return [[next(following) for _ in several] for several in texts]
 
 
 METRICS: Mapping[str, MetricSpec] = {
