@@ -72,14 +72,10 @@ class VllmBackend(Connected[VllmSection]):
         bos = around_nothing[0] if around_nothing else None
         tokenizer = ServerTokenizer(self.client, encode, bos_token=None, bos_token_id=bos, eos_token_id=None)
         self._tokenization = Tokenization(tokenizer)
-        self._check_base()
-
-    def _check_base(self) -> None:
-        """Another model under an old name must not get the old answers."""
+        # Another model under an old name must not get the old answers.
         tokens = self._tokenization.texts([_PROBE])[0]
-        token = tokens[0]
-        found = self.client.run(self.wire.force(self.base, tokens, token, "", cached=False))
-        self.client.identify(f"vllm {self.base} {found.logprob:.2f}")
+        probed = self.client.run(self.wire.force(self.base, tokens, tokens[0], "", cached=False))
+        self.client.identify(f"vllm {self.base} {probed.logprob:.2f}")
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""
@@ -92,12 +88,13 @@ class VllmBackend(Connected[VllmSection]):
         """The recipe's LoRA on the server, then unloaded, and then its folder deleted."""
         made = self.merge(recipe)
         if made is None:
-            yield self._model(self.base, "base")
+            yield VllmModel(self.wire, self._tokenization, self.base, "base", self._context)
             return
         name, folder = made
         try:
-            self._load(name)
-            yield self._model(name, recipe.digest)
+            server_folder = self.settings.server_folder or str(self._folder)
+            self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
+            yield VllmModel(self.wire, self._tokenization, name, recipe.digest, self._context)
         finally:
             # A server that failed to load may have it after all; an unloaded name does no harm, a loaded one without
             # files does.
@@ -125,11 +122,6 @@ class VllmBackend(Connected[VllmSection]):
         name = f"mergefront-{self._run}-{next(self._numbers)}-{recipe.digest[:12]}"
         return name, write_lora(merged, self._folder / name, next(iter(used.values())))
 
-    def _load(self, name: str) -> None:
-        """Have the server read the folder of this name; raises ``EvaluationError`` when it does not."""
-        server_folder = self.settings.server_folder or str(self._folder)
-        self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
-
     def _unloaded(self, name: str) -> bool:
         """Whether the server has the LoRA no more, so that its folder may go."""
         try:
@@ -138,13 +130,12 @@ class VllmBackend(Connected[VllmSection]):
             return fault.kind == "http 404"
         return True
 
-    def _model(self, name: str, state: str) -> VllmModel:
-        """A served name as a language model; ``state`` says what is behind it."""
-        return VllmModel(self.wire, self._tokenization, name, state, self._context)
-
 
 class VllmModel:
-    """A ``LanguageModel``: the base model or a loaded LoRA, by its name. ``context`` is the most tokens it reads."""
+    """A ``LanguageModel``: the base model or a loaded LoRA, by its name; ``state`` says what is behind the name.
+
+    ``context`` is the most tokens it reads.
+    """
 
     def __init__(self, wire: VllmWire, tokenization: Tokenization, name: str, state: str, context: int) -> None:
         self._wire = wire
