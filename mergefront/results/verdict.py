@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mergefront.optimizer.scores.comparison import Difference, holm, weighted_sum
 from mergefront.optimizer.scores.differences import LEVEL, RESOLUTION, scored_difference
 from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
-from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.optimizer.scores.objectives import Normaliser
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
@@ -119,37 +119,7 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     on_search_items = verdict(study, "search") if split != "search" else None
     picked = None if on_search_items is None else on_search_items.overall.merge
     picked_from = len(study.candidates()) - len(anchors) if split == "search" else len(merges)
-    return _judge(study.objectives, split, merges, anchors, rows, picked, picked_from)
-
-
-def front_merges(study: Study) -> list[Candidate]:
-    """The front without the anchors and without merges that are an anchor's recipe."""
-    of_anchors = {anchor.digest for anchor in study.anchors()}
-    return [candidate for candidate in study.front() if candidate.digest not in of_anchors]
-
-
-def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
-    """The evaluations of those of ``candidates`` that were scored on a split, by trial number."""
-    rows: dict[int, Evaluation] = {}
-    for candidate in candidates:
-        found = study.ledger.find(candidate.recipe, split)
-        if found is not None and split == "search":
-            # While items are left, a candidate's scores are an estimate that gets better after it was told.
-            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
-        if found is not None:
-            rows[candidate.number] = found
-    return rows
-
-
-def _judge(
-    objectives: Sequence[Objective],
-    split: str,
-    merges: Sequence[Candidate],
-    anchors: Sequence[Candidate],
-    rows: Mapping[int, Evaluation],
-    picked: int | None,
-    picked_from: int,
-) -> Verdict:
+    objectives = study.objectives
     names = [objective.name for objective in objectives]
     scores = {number: checked_scores(row, names) for number, row in rows.items()}
     normaliser = Normaliser.from_anchors(
@@ -184,6 +154,25 @@ def _judge(
         _overall(matches, anchors, means, picked, picked_from),
         comparisons,
     )
+
+
+def front_merges(study: Study) -> list[Candidate]:
+    """The front without the anchors and without merges that are an anchor's recipe."""
+    of_anchors = {anchor.digest for anchor in study.anchors()}
+    return [candidate for candidate in study.front() if candidate.digest not in of_anchors]
+
+
+def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
+    """The evaluations of those of ``candidates`` that were scored on a split, by trial number."""
+    rows: dict[int, Evaluation] = {}
+    for candidate in candidates:
+        found = study.ledger.find(candidate.recipe, split)
+        if found is not None and split == "search":
+            # While items are left, a candidate's scores are an estimate that gets better after it was told.
+            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
+        if found is not None:
+            rows[candidate.number] = found
+    return rows
 
 
 def _overall(
