@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import TYPE_CHECKING
 
 from mergefront import formatting
@@ -128,31 +129,21 @@ class Picture:
 
     def border(self) -> tuple[str, list[tuple[float, float]]]:
         """The name and the corners of the line in the only panel: the best so far, or the border of the front."""
-        return ("best so far", self.best_so_far()) if len(self.objectives) == 1 else ("the front", self.staircase())
+        signs = [objective.sign for objective in self.objectives]
+        if len(signs) == 1:
+            ordered = sorted(self.points, key=lambda point: point.number)
+            bests = accumulate((point.scores[0] for point in ordered), max if signs[0] > 0 else min)
+            return "best so far", _stairs(zip((point.number for point in ordered), bests, strict=True))
+        front = ((point.scores[0], point.scores[1]) for point in self.points if point.on_front)
+        return "the front", _stairs(sorted(front, key=lambda at: (-signs[0] * at[0], signs[1] * at[1])))
 
-    def best_so_far(self) -> list[tuple[float, float]]:
-        """The corners of the best score by trial, for one objective."""
-        sign = self.objectives[0].sign
-        corners: list[tuple[float, float]] = []
-        for point in sorted(self.points, key=lambda point: point.number):
-            best = max(sign * point.scores[0], sign * corners[-1][1]) if corners else sign * point.scores[0]
-            corners += [(point.number, corners[-1][1])] if corners else []
-            corners.append((point.number, sign * best))
-        return corners
 
-    def staircase(self) -> list[tuple[float, float]]:
-        """The corners of the attained region's border, for two objectives."""
-        first, second = self.objectives
-        ordered = sorted(
-            (point.scores for point in self.points if point.on_front),
-            key=lambda scores: (-first.sign * scores[0], second.sign * scores[1]),
-        )
-        corners: list[tuple[float, float]] = []
-        for scores in ordered:
-            if corners:
-                corners.append((scores[0], corners[-1][1]))
-            corners.append((scores[0], scores[1]))
-        return corners
+def _stairs(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The corners of the line that goes to each point across first and then up."""
+    corners: list[tuple[float, float]] = []
+    for across, up in points:
+        corners += [(across, corners[-1][1]), (across, up)] if corners else [(across, up)]
+    return corners
 
 
 def picture(study: Study) -> Picture:

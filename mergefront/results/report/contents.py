@@ -37,7 +37,8 @@ class Contents:
     """Everything that the page says.
 
     ``rows`` are evaluations of ``front`` (its merges) and ``anchors`` by trial number, on ``split``: "report" as soon
-    as its items were asked. ``judged`` is the verdict on the same; None where no merge is on the front.
+    as its items were asked. ``judged`` is the verdict on the same; None where no merge is on the front. ``side_tasks``
+    are the tasks that are no objective: what is measured beside the search, to see what merging forgets.
     """
 
     study: Study
@@ -66,6 +67,7 @@ def contents(study: Study) -> Contents:
         split = "report" if rows else "search"
         rows = rows or evaluations_on(study, "search", anchors)
     tasks = tasks_of(study.definition)
+    searched = {objective.name for objective in study.objectives}
     return Contents(
         study,
         front,
@@ -75,16 +77,10 @@ def contents(study: Study) -> Contents:
         judged,
         study.hypervolume(anchors) if anchors else 0.0,
         importances(study),
-        _side_tasks(study, tasks),
+        [Objective(task.name, task.direction) for task in tasks if task.name not in searched],
         _cost(study),
         _warnings(study, split, tasks),
     )
-
-
-def _side_tasks(study: Study, tasks: Sequence[Task]) -> list[Objective]:
-    """The tasks that are no objective: what is measured beside the search, to see what merging forgets."""
-    wanted = {objective.name for objective in study.objectives}
-    return [Objective(task.name, task.direction) for task in tasks if task.name not in wanted]
 
 
 def _cost(study: Study) -> Cost:

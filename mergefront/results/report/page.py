@@ -44,24 +44,22 @@ def write_report(study: Study, path: str | Path) -> Path:
 
 
 def page(shown: Contents) -> str:
+    from mergefront.results.plots.html import hypervolume_figure
+
     study = shown.study
-    sections = [
-        _section("Result", _result(shown)),
-        _section("The front", _front(shown)),
-        _section("Scores", _scores(shown)),
-        _section("Against the baselines", _significance(shown)),
-        _section("Forgetting", _forgetting(shown)),
-        _section("Hypervolume over evaluations", _hypervolume_figure(shown)),
-        _section("What decides the objectives", _importance(shown)),
-        _section("Recipes", _recipes(shown)),
-        _section("Cost", _cost_table(shown)),
-    ]
-    title = escape(f"{study.name}: report")
-    return _PAGE.format(title=title, heading=escape(study.name), body="\n".join(part for part in sections if part))
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>\n{body}\n</section>" if body else ""
+    sections = {
+        "Result": _result(shown),
+        "The front": _front(shown),
+        "Scores": _scores(shown),
+        "Against the baselines": _significance(shown),
+        "Forgetting": _forgetting(shown),
+        "Hypervolume over evaluations": _figure(hypervolume_figure(study), 380),
+        "What decides the objectives": _importance(shown),
+        "Recipes": _recipes(shown),
+        "Cost": _cost_table(shown),
+    }
+    body = "\n".join(f"<section><h2>{name}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
+    return _PAGE.format(title=escape(f"{study.name}: report"), heading=escape(study.name), body=body)
 
 
 def _result(shown: Contents) -> str:
@@ -226,23 +224,12 @@ def _forgetting(shown: Contents) -> str:
         cells = []
         for task in shown.side_tasks:
             lost = task.sign * (float(of_base.scores[task.name]) - float(row.scores[task.name]))
-            cells.append(_score(row, task) if candidate is base else f"{_score(row, task)}, {_lost(lost)}")
+            change = f"{'lost' if lost > 0 else 'gained'} {formatting.number(abs(lost))}" if lost else "unchanged"
+            cells.append(_score(row, task) if candidate is base else f"{_score(row, task)}, {change}")
         rows.append(["base, the reference" if candidate is base else _who(candidate), *cells])
     if not rows:
         return ""
     return "<p>Tasks outside the search, and what is lost of them against the base model.</p>" + _table(headings, rows)
-
-
-def _lost(lost: float) -> str:
-    if lost == 0:
-        return "unchanged"
-    return f"{'lost' if lost > 0 else 'gained'} {formatting.number(abs(lost))}"
-
-
-def _hypervolume_figure(shown: Contents) -> str:
-    from mergefront.results.plots.html import hypervolume_figure
-
-    return _figure(hypervolume_figure(shown.study), 380)
 
 
 def _importance(shown: Contents) -> str:

@@ -33,7 +33,7 @@ def test_staircase_is_the_border_of_what_is_dominated() -> None:
     points = (point(0, 1.0, 3.0), point(1, 3.0, 5.0), point(2, 2.0, 9.0, on_front=False))
     shown = Picture("s", (maximise, minimise), points, 3, 0.5)
     # b is minimised: from the best a (3, 5) along its own b to a = 1, then to the better b there.
-    assert shown.staircase() == [(3.0, 5.0), (1.0, 5.0), (1.0, 3.0)]
+    assert shown.border()[1] == [(3.0, 5.0), (1.0, 5.0), (1.0, 3.0)]
 
 
 def test_with_one_objective_the_border_is_the_best_so_far() -> None:
