@@ -48,7 +48,7 @@ def dashboard_application(database: Database) -> Application:
     from mergefront.results.dashboard_view import ExplainedStorage, RecipeFiles
 
     storage = ExplainedStorage(database)
-    return only_from_here(only_notes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
+    return only_from_here(explained(wsgi(storage, RecipeFiles(storage)), storage))
 
 
 def serve(database: Database, port: int, on_start: Callable[[str], None]) -> None:
@@ -82,10 +82,14 @@ def only_from_here(application: Application) -> Application:
 
 
 def explained(application: Application, storage: ExplainedStorage) -> Application:
-    """``application``, telling ``storage`` which study is looked at."""
+    """``application``, telling ``storage`` which study is looked at, and refusing to change anything but notes."""
 
     def telling(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        found = _STUDY.match(str(environ.get("PATH_INFO", "")))
+        path = str(environ.get("PATH_INFO", ""))
+        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD") and not _NOTE.fullmatch(path):
+            start_response("403 Forbidden", [("Content-Type", "application/json")])
+            return [b'{"reason": "This dashboard only shows studies; rename, copy and delete them with mergefront."}']
+        found = _STUDY.match(path)
         token = storage.looked_at.set(int(found[1]) if found else None)
         try:
             return application(environ, start_response)
@@ -93,16 +97,3 @@ def explained(application: Application, storage: ExplainedStorage) -> Applicatio
             storage.looked_at.reset(token)
 
     return telling
-
-
-def only_notes(application: Application) -> Application:
-    """``application``, refusing to change anything but notes."""
-
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = str(environ.get("PATH_INFO", ""))
-        if environ.get("REQUEST_METHOD") in ("GET", "HEAD") or _NOTE.fullmatch(path):
-            return application(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "application/json")])
-        return [b'{"reason": "This dashboard only shows studies; rename, copy and delete them with mergefront."}']
-
-    return guarded

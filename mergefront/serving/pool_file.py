@@ -20,16 +20,12 @@ if TYPE_CHECKING:
 
 def read_pool_file(path: Path) -> PoolFile:
     """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
-    source = str(path)
     content = read_mapping(path, "pool file", "pool, base_model and models")
     try:
         return PoolFile.model_validate(content)
     except ValidationError as error:
-        raise StudyFileError(source, [_problem(entry["loc"], entry["msg"]) for entry in error.errors()]) from None
-
-
-def _problem(place: tuple[int | str, ...], message: str) -> str:
-    return f"{'.'.join(str(part) for part in place) or 'the file'}: {message}"
+        problems = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()]
+        raise StudyFileError(str(path), problems) from None
 
 
 def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:

@@ -32,17 +32,13 @@ class Quotas:
         self._state = state
         self._now = now
 
-    def period(self, client: Client) -> str:
-        """The period that the client's quota is counted in: a day, or "ever"."""
-        return f"{self._now():%Y-%m-%d}" if client.quota.per == "day" else "ever"
-
     def take(self, client: Client, items: int) -> str:
-        """Book one message of ``items`` before it is worked on; returns the period.
+        """Book one message of ``items`` before it is worked on; returns the period: a day, or "ever".
 
         Raises ``QuotaSpentError`` when it does not fit. Tokens are known afterwards, so that messages under
         way together may exceed that quota.
         """
-        period = self.period(client)
+        period = f"{self._now():%Y-%m-%d}" if client.quota.per == "day" else "ever"
         used = self._state.used(client.name, period)
         quota = client.quota
         wanted = (
@@ -52,19 +48,13 @@ class Quotas:
         )
         for name, limit, after in wanted:
             if limit is not None and after > limit:
-                wait = None if period == "ever" else self._until_midnight()
+                now = self._now()
+                wait = None if period == "ever" else 86400 - (now.hour * 3600 + now.minute * 60 + now.second)
                 when = "" if wait is None else "; it begins anew at midnight UTC"
                 raise QuotaSpentError(f"the quota of {limit} {name} is used up{when}", wait)
         self._state.add_used(client.name, period, Used(1, items))
         return period
 
-    def add_tokens(self, client: Client, period: str, tokens: int) -> None:
-        self._state.add_used(client.name, period, Used(tokens=tokens))
-
-    def give_back(self, client: Client, period: str, items: int) -> None:
-        """Undo ``take`` for a message that the service could not work on."""
-        self._state.add_used(client.name, period, Used(-1, -items))
-
-    def _until_midnight(self) -> int:
-        now = self._now()
-        return 86400 - (now.hour * 3600 + now.minute * 60 + now.second)
+    def add(self, client: Client, period: str, used: Used) -> None:
+        """Book tokens, or with numbers below 0 give back what ``take`` booked for a message not worked on."""
+        self._state.add_used(client.name, period, used)

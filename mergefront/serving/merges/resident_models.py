@@ -61,18 +61,14 @@ class MergePool:
     def run(self, recipe: Recipe, work: Callable[[HuggingFaceModel], T]) -> Worked[T]:
         """``work`` with the merge of ``recipe``; whatever it raises, the merge stays in place."""
         started = time.perf_counter()
-        model, merged = self._applied(recipe)
-        merge_seconds = time.perf_counter() - started if merged else 0.0
-        return Worked(work(model), merged, merge_seconds, time.perf_counter() - started)
-
-    def _applied(self, recipe: Recipe) -> tuple[HuggingFaceModel, bool]:
-        if self._in_place is not None and self._in_place[0] == recipe.digest:
-            return self._in_place[2], False
-        self.release()
-        applied = self._backend.apply(recipe)
-        model = applied.__enter__()
-        self._in_place = (recipe.digest, applied, model)
-        return model, True
+        in_place, merge_seconds = self._in_place, 0.0
+        merged = in_place is None or in_place[0] != recipe.digest
+        if in_place is None or merged:
+            self.release()
+            applied = self._backend.apply(recipe)
+            in_place = self._in_place = (recipe.digest, applied, applied.__enter__())
+            merge_seconds = time.perf_counter() - started
+        return Worked(work(in_place[2]), merged, merge_seconds, time.perf_counter() - started)
 
     def release(self) -> None:
         """Leave the merge that is in place; in the thread of ``run``."""

@@ -18,7 +18,7 @@ from mergefront.serving.merges.pool_settings import PoolFile, QuotaSection
 from mergefront.serving.merges.queueing import FairQueue, QueueClosedError, QueueFullError
 from mergefront.serving.merges.quotas import Client, Quotas
 from mergefront.serving.merges.resident_models import MergePool, Worked
-from mergefront.serving.merges.state import ServiceSession, ServiceState
+from mergefront.serving.merges.state import ServiceSession, ServiceState, Used
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.tokens import Tokens
 
@@ -130,14 +130,14 @@ class MergeService:
                 client.name, session.id, question.cost, lambda: self._run(question), wanted
             )
         except (QueueClosedError, QueueFullError):
-            self.quotas.give_back(client, period, items)
+            self.quotas.add(client, period, Used(-1, -items))
             raise
         except Exception as error:
             kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
             self.metrics.add("failures_total", kind=kind)
             raise
         answered = question.tokens(worked.value)
-        self.quotas.add_tokens(client, period, answered)
+        self.quotas.add(client, period, Used(tokens=answered))
         self.metrics.add("items_total", items, verb=verb)
         self.metrics.add("tokens_total", answered, verb=verb)
         self.metrics.add("merges_total", float(worked.merged))
