@@ -37,7 +37,7 @@ def test_an_interrupted_run_keeps_what_is_finished_and_its_own_hint_continues_it
     number: signal.Signals, tmp_path: Path, write_study
 ) -> None:
     study = write_study(tmp_path, evaluations=9)
-    slow = (tmp_path / "cli_scoring.py").read_text().replace("tasks = {}", "import time; time.sleep(0.2); tasks = {}")
+    slow = (tmp_path / "cli_scoring.py").read_text().replace("tasks = {}", "import time; time.sleep(0.5); tasks = {}")
     (tmp_path / "cli_scoring.py").write_text(slow)
     environment = {key: value for key, value in os.environ.items() if key != "MERGEFRONT_STORAGE"}
     process = subprocess.Popen([*MERGEFRONT, "run", str(study)], cwd=tmp_path, env=environment, text=True,
