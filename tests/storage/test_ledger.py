@@ -193,9 +193,10 @@ def test_commits_that_are_not_heard_of_cost_one_evaluation_each_and_no_slot(data
     assert [(row.slot, row.trial_number, row.deaths) for row in rows] == [(n, n, 0) for n in range(9)]
 
 
-def test_a_claim_whose_commit_was_not_heard_of_is_the_next_one_and_an_open_one_is_not(database_url: str) -> None:
-    ledger = ledger_in(database_url)
-    deaf = StudyLedger(Deaf(database_url), ledger.study_id, {})
+def test_a_claim_whose_commit_was_not_heard_of_is_the_next_one_and_an_open_one_is_not(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    ledger = ledger_in(url)
+    deaf = StudyLedger(Deaf(url), ledger.study_id, {})
     made = [deaf.claim(10) for _ in range(3)]
     assert [(claim.slot, claim.deaths) for claim in made if claim is not None] == [(0, 0), (1, 0), (2, 0)]
     theirs = ledger.claim(10)
