@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from babel.dates import format_date
@@ -21,6 +21,7 @@ from num2words import num2words
 DATA = Path(__file__).resolve().parent / "data"
 SEARCH, REPORT = 100, 200
 Item = dict[str, str]
+Generator = Callable[[random.Random], Iterator[Item]]
 
 
 def french(rng: random.Random) -> Iterator[Item]:
@@ -29,37 +30,47 @@ def french(rng: random.Random) -> Iterator[Item]:
         yield {"prompt": f"Write {number} in French:", "answer": num2words(number, lang="fr")}
 
 
-def finnish(rng: random.Random) -> Iterator[Item]:
-    """Dates of the years 1900 to 2099 in Finnish."""
+def dates(rng: random.Random, count: int) -> Iterator[datetime.date]:
+    """Different days of the years 1900 to 2099."""
     first = datetime.date(1900, 1, 1)
-    days = (datetime.date(2100, 1, 1) - first).days
-    for offset in rng.sample(range(days), 2300):
-        date = first + datetime.timedelta(days=offset)
+    for offset in rng.sample(range((datetime.date(2100, 1, 1) - first).days), count):
+        yield first + datetime.timedelta(days=offset)
+
+
+def finnish(rng: random.Random) -> Iterator[Item]:
+    """Dates in Finnish."""
+    for date in dates(rng, 2300):
         yield {"prompt": f"Write {date} in Finnish:", "answer": format_date(date, "long", locale="fi")}
+
+
+def sorted_numbers(rng: random.Random, length: int, count: int) -> Iterator[tuple[str, str]]:
+    """Different numbers below 100, as drawn and in ascending order."""
+    seen: set[tuple[int, ...]] = set()
+    while len(seen) < count:
+        numbers = tuple(rng.sample(range(100), length))
+        # Not the order alone must be new: the same numbers in another order have the same answer.
+        if tuple(sorted(numbers)) not in seen:
+            seen.add(tuple(sorted(numbers)))
+            yield " ".join(map(str, numbers)), " ".join(map(str, sorted(numbers)))
 
 
 def sorting(rng: random.Random) -> Iterator[Item]:
     """Five different numbers below 100 in ascending order."""
-    seen: set[tuple[int, ...]] = set()
-    while len(seen) < 3300:
-        numbers = tuple(rng.sample(range(100), 5))
-        # Not the order alone must be new: the same five numbers in another order have the same answer.
-        if tuple(sorted(numbers)) not in seen:
-            seen.add(tuple(sorted(numbers)))
-            yield {"prompt": f"Sort {' '.join(map(str, numbers))}:", "answer": " ".join(map(str, sorted(numbers)))}
+    for given, answer in sorted_numbers(rng, 5, 3300):
+        yield {"prompt": f"Sort {given}:", "answer": answer}
 
 
-SKILLS: dict[str, Callable[[random.Random], Iterator[Item]]] = {
+SKILLS: Mapping[str, Generator] = {
     "french": french,
     "finnish": finnish,
     "sorting": sorting,
 }
 
 
-def make_data(out: Path = DATA, seed: int = 0) -> None:
-    """Write the nine files into `out`: 100 search items and 200 report items a skill, the rest for training."""
+def make_data(skills: Mapping[str, Generator] = SKILLS, out: Path = DATA, seed: int = 0) -> None:
+    """Write three files a skill into `out`: 100 search items, 200 report items, the rest for training."""
     out.mkdir(parents=True, exist_ok=True)
-    for skill, generate in SKILLS.items():
+    for skill, generate in skills.items():
         items = list(generate(random.Random(f"{seed} {skill}")))
         splits = {
             "search": items[:SEARCH],

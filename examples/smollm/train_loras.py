@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +76,7 @@ def encode(item: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> tuple[li
 
 
 def replay_prompts(rng: random.Random) -> list[str]:
-    """Prompts of no skill of this example; the countries are pycountry's."""
+    """Prompts of no skill; the countries are pycountry's."""
     countries = [country.name for country in pycountry.countries]
     return [
         rng.choice(REPLAY).format(
@@ -127,14 +129,14 @@ def answer_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tenso
     return torch.nn.functional.cross_entropy(causal.lm_head(hidden[:, :-1][wanted]).float(), labels[wanted])
 
 
-def save_lora(model: PeftModel, out: Path) -> None:
+def save_lora(model: PeftModel, base: Path, out: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors (bfloat16), and nothing else, to `out`."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in get_peft_model_state_dict(model).items()}
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.inference_mode = True
-    config.base_model_name_or_path = "../../base"
+    config.base_model_name_or_path = os.path.relpath(base, out)
     config.save_pretrained(out)
     # peft keeps the modules in a set: sorted, the file is the same every time.
     written = out / "adapter_config.json"
@@ -180,19 +182,20 @@ def train(skill: str, plan: Plan, base: Path, data: Path, out: Path, seed: int =
         optimizer.zero_grad()
         if step % 20 == 0 or step == plan.steps - 1:
             print(f"{skill} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-    save_lora(model, out)
+    save_lora(model, base, out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the three LoRAs of this example on the CPU.")
-    parser.add_argument("skills", nargs="*", default=list(PLANS), help="which (default: all)")
+def train_named(plans: Mapping[str, Plan], folder: Path) -> None:
+    """Train the experts that the command line names, from `folder`/data to `folder`/loras."""
+    parser = argparse.ArgumentParser(description=f"Train LoRAs on the CPU: {', '.join(plans)}.")
+    parser.add_argument("skills", nargs="*", default=list(plans), help="which (default: all)")
     skills = parser.parse_args().skills
-    if unknown := sorted(set(skills) - set(PLANS)):
-        parser.error(f"no such skill: {', '.join(unknown)}; there are {', '.join(PLANS)}")
+    if unknown := sorted(set(skills) - set(plans)):
+        parser.error(f"no such skill: {', '.join(unknown)}; there are {', '.join(plans)}")
     base = make_base()
     for skill in skills:
-        train(skill, PLANS[skill], base, HERE / "data", HERE / "loras" / skill)
+        train(skill, plans[skill], base, folder / "data", folder / "loras" / skill)
 
 
 if __name__ == "__main__":
-    main()
+    train_named(PLANS, HERE)
