@@ -149,12 +149,31 @@ def zdt1(x: Array) -> Array:
     return np.array([x[0], g * (1 - math.sqrt(x[0] / g))])
 
 
-SMOLLM = "SmolLM2-135M, three LoRAs"
-SMOLLM_LANDSCAPE = Path(__file__).with_name("smollm-landscape.npz")
+@dataclass(frozen=True)
+class RecordedLoras:
+    """LoRAs of SmolLM2-135M, one a skill: ``folder`` has their ``data`` and ``loras``, ``landscape`` their margins."""
+
+    folder: Path
+    skills: tuple[str, ...]
+    landscape: Path
+
+    def made(self, name: str, folder: Path) -> Problem:
+        return recorded_problem(name, RecordedLandscape.read(self.landscape))
 
 
-def recorded_smollm(landscape: RecordedLandscape) -> Problem:
-    """``record_smollm``'s landscape: task arithmetic of three LoRAs, one objective a skill."""
+HERE = Path(__file__).parent
+SMOLLM: Mapping[str, RecordedLoras] = {
+    "SmolLM2-135M, three LoRAs": RecordedLoras(
+        HERE.parent.parent / "examples/smollm", ("french", "finnish", "sorting"), HERE / "smollm-landscape.npz"
+    ),
+    "SmolLM2-135M, three other LoRAs": RecordedLoras(
+        HERE / "second_smollm", ("words", "german", "sorting"), HERE / "smollm-landscape-2.npz"
+    ),
+}
+
+
+def recorded_problem(name: str, landscape: RecordedLandscape) -> Problem:
+    """``record_smollm``'s landscape: task arithmetic of its LoRAs, one objective a skill."""
     ends = {(nodes[0], nodes[-1]) for nodes in landscape.axes.values()}
     ((low, high),) = ends
     experts = list(landscape.axes)
@@ -172,7 +191,7 @@ def recorded_smollm(landscape: RecordedLandscape) -> Problem:
         return Scored(Evaluation(scores, {}, items), tuple(scores.values()))
 
     objectives = tuple(Objective(skill) for skill in landscape.items)
-    return Problem(SMOLLM, space, objectives, tuple(anchors(space)), evaluate)
+    return Problem(name, space, objectives, tuple(anchors(space)), evaluate)
 
 
 @dataclass(frozen=True)
@@ -220,7 +239,7 @@ NETWORKS: Mapping[str, TrainedNetworks] = {
 
 PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
     **{name: partial(networks.made, name) for name, networks in NETWORKS.items()},
-    SMOLLM: lambda folder: recorded_smollm(RecordedLandscape.read(SMOLLM_LANDSCAPE)),
+    **{name: partial(loras.made, name) for name, loras in SMOLLM.items()},
     "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
     "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
     "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(

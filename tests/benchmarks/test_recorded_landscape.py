@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.search.problems import SMOLLM_LANDSCAPE, recorded_smollm
+from benchmarks.search.problems import PROBLEMS, SMOLLM
 from benchmarks.search.recorded_landscape import RecordedLandscape
 
 AXES = {"a": (0.0, 0.5, 1.0), "b": (0.0, 0.25, 1.0), "c": (0.0, 1.0)}
@@ -55,15 +55,17 @@ def test_what_is_saved_comes_back(landscape: RecordedLandscape, tmp_path: Path) 
     assert np.array_equal(read.margins, landscape.margins)
 
 
-def test_the_problem_tells_a_sampler_the_recorded_items() -> None:
-    landscape = RecordedLandscape.read(SMOLLM_LANDSCAPE)
-    problem = recorded_smollm(landscape)
-    weights = {"french": 1.0, "finnish": 0.6, "sorting": 0.4}
-    scored = problem.evaluate(problem.space.recipe({f"weight[{name}]": w for name, w in weights.items()}), 0, 0)
-    node = landscape.margins[tuple(landscape.axes[name].index(weight) for name, weight in weights.items())]
+@pytest.mark.parametrize("name", SMOLLM)
+def test_the_problem_tells_a_sampler_the_recorded_items(name: str, tmp_path: Path) -> None:
+    landscape, skills = RecordedLandscape.read(SMOLLM[name].landscape), SMOLLM[name].skills
+    problem = PROBLEMS[name](tmp_path)
+    assert (problem.name, tuple(landscape.axes)) == (name, skills)
+    weights = dict(zip(skills, (1.0, 0.6, 0.4), strict=True))
+    scored = problem.evaluate(problem.space.recipe({f"weight[{skill}]": w for skill, w in weights.items()}), 0, 0)
+    node = landscape.margins[tuple(landscape.axes[skill].index(weight) for skill, weight in weights.items())]
     told = [margin for skill in weights for margin in scored.told.items[skill].margins or ()]
     assert told == node.astype(float).tolist()
-    assert scored.told.items["finnish"].ids == landscape.items["finnish"]
+    assert scored.told.items[skills[1]].ids == landscape.items[skills[1]]
     assert scored.true == tuple(scored.told.scores.values()) == tuple((node.reshape(3, -1) > 0).mean(1))
 
 
@@ -104,6 +106,7 @@ def test_a_margin_is_above_zero_exactly_when_greedy_generation_writes_the_answer
 
 
 @pytest.mark.parametrize("corner", list(product((0.0, 1.0), repeat=3)))
-def test_the_whole_space_was_recorded(corner: tuple[float, float, float]) -> None:
-    landscape = RecordedLandscape.read(SMOLLM_LANDSCAPE)
+@pytest.mark.parametrize("name", SMOLLM)
+def test_the_whole_space_was_recorded(name: str, corner: tuple[float, float, float]) -> None:
+    landscape = RecordedLandscape.read(SMOLLM[name].landscape)
     assert all(0 <= score <= 1 for score in landscape.scores(dict(zip(landscape.axes, corner, strict=True))).values())
