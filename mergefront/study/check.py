@@ -269,6 +269,6 @@ def _check_stored(found: Findings, definition: StudyDefinition) -> tuple[Databas
         record = find(database, definition.name)
         if record is not None:
             found.notes.extend(check_continues(definition, record))
-            found.notes.extend(changes_since(record.name, record.definition))
+            found.notes.extend(changes_since(record.name, record.definition, found.root))
         return database, record
     return None, None

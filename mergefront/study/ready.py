@@ -63,7 +63,7 @@ def ready_to_resume(
     """A stored study as a search that is ready to start; None when its budget is spent."""
     from mergefront.storage.studies import update
 
-    notes = changes_since(study.name, study.record.definition)
+    notes = changes_since(study.name, study.record.definition, study.root)
     if evaluations is not None:
         checked_budget(evaluations)
         update(study.database, study.record, evaluations=evaluations)
@@ -91,7 +91,7 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
         evaluations=DEFAULT_EVALUATIONS if definition.evaluations is None else definition.evaluations,
         versions=versions(),
     )
-    notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition)]
+    notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition, definition.root)]
     changed: dict[str, Any] = {} if record.root == root else {"root": root}
     if record.definition["stop"] != asdict(definition.stop):
         changed["definition"] = {**record.definition, "stop": asdict(definition.stop)}

@@ -4,23 +4,40 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 
 | number | raised when | a study with a lower number |
 | --- | --- | --- |
-| ``SCORING`` | the same definition would be scored differently | is scored by its own rules, or refused |
+| ``SCORING`` | the same definition would be scored differently | goes on, or is refused (``SCORING_CHANGES``) |
 | ``SAMPLERS`` | a sampler would propose other trials | goes on with the trials that are there |
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 1
+SCORING = 2
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
-OLDEST_SCORING = 1
-"""The oldest rules of scoring that this version can still follow."""
+
+
+@dataclass(frozen=True)
+class ScoringChange:
+    """A rule of scoring that this version no longer follows as it was before ``number``.
+
+    ``what`` completes the sentence "a study begun before ... would now be scored differently: "; ``touches`` says it of
+    a stored definition whose files lie under a folder.
+    """
+
+    number: int
+    what: str
+    touches: Callable[[Mapping[str, Any], Path], bool]
+
+
+SCORING_CHANGES: tuple[ScoringChange, ...] = ()
+"""The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
 SAMPLERS: Mapping[str, int] = {}
 """Versions of the samplers by name, where above 1."""
 
@@ -67,7 +84,7 @@ def sampler_version(name: str) -> int:
     return SAMPLERS.get(name, 1)
 
 
-def changes_since(name: str, stored: Mapping[str, Any]) -> list[str]:
+def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]:
     """What a stored study's owner should know of rules that have changed since it was started, a line each.
 
     Raises ``UserError`` for a study that this version cannot score as it was scored before.
@@ -78,14 +95,13 @@ def changes_since(name: str, stored: Mapping[str, Any]) -> list[str]:
             f"study {name!r} is scored by rules of version {scoring}, this mergefront knows {SCORING}; "
             "upgrade mergefront to go on with it"
         )
-    if scoring < OLDEST_SCORING:
+    changed = [row.what for row in SCORING_CHANGES if row.number > scoring and row.touches(stored, root)]
+    if changed:
         raise UserError(
-            f"study {name!r} is scored by rules of version {scoring}, which this mergefront no longer follows; go on "
-            f"with the mergefront that began it, or begin a study of another name with warm_start: [{{study: {name}}}]"
+            f"study {name!r} would now be scored differently than when it was begun: {'; '.join(changed)}; go on with "
+            f"the mergefront that began it, or begin a study of another name with warm_start: [{{study: {name}}}]"
         )
     lines = []
-    if scoring < SCORING:
-        lines.append(f"study {name!r} goes on with the rules of scoring that it was started with (version {scoring})")
     sampler = stored["sampler"]
     here = sampler_version(sampler["name"])
     then = sampler.get("version", 1)

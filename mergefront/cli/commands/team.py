@@ -36,7 +36,7 @@ def worker(session: Session, name: str, storage: str, root: Path | None, device:
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage, root=root)
-    for note in changes_since(name, study.record.definition):
+    for note in changes_since(name, study.record.definition, study.root):
         session.say(note)
     with draining(session) as should_stop, search_progress(session, study) as (on_trial_end, on_trial_start):
         study = work(

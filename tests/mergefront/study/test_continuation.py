@@ -139,6 +139,27 @@ def test_rules_of_scoring_that_this_version_does_not_know_are_refused(study_file
             go_on()
 
 
+def test_a_study_that_a_change_of_scoring_touches_is_refused_with_the_reason_and_others_go_on(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergefront.study import rules
+
+    mf.run(study_file)
+    change(study_file, definition={**stored(study_file)["definition"], "scoring": SCORING - 1})
+    for touched in (False, True):
+        row = rules.ScoringChange(SCORING, "answers are weighed", lambda stored, root, touched=touched: touched)  # type: ignore[misc]
+        monkeypatch.setattr(rules, "SCORING_CHANGES", (row,))
+        for number, go_on in enumerate(
+            (mf.run, lambda _, evaluations: mf.resume("skills", storage=storage(study_file), evaluations=evaluations))
+        ):
+            budget = 7 + number
+            if touched:
+                with pytest.raises(UserError, match="answers are weighed; go on with the mergefront that began it"):
+                    go_on(study_file, evaluations=budget + 2)
+            else:
+                assert go_on(study_file, evaluations=budget).finished_count() == budget
+
+
 def test_a_newer_sampler_goes_on_and_says_so(study_file: Path) -> None:
     mf.run(study_file)
     definition = stored(study_file)["definition"]
