@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
+from mergefront.adapters.checkpoints.header import read_header
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -33,7 +35,7 @@ class LocalBackend:
     after a search it holds the last merge that was tried. With a ``tokenizer`` the model is a Hugging
     Face causal model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
-    or mergekit's own with ``compat_mergekit``. ``task_vectors``: see ``MergeEngine``.
+    or mergekit's own with ``compat_mergekit``. ``task_vectors`` and ``rounding``: see ``MergeEngine``.
 
     Raises ``UserError`` when the weights do not fit the model or each other.
     """
@@ -48,6 +50,7 @@ class LocalBackend:
         dtype: torch.dtype | None = None,
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
+        rounding: torch.dtype | Literal["stored"] | None = None,
     ) -> None:
         from mergefront.adapters.merging.engine import MergeEngine
 
@@ -62,6 +65,7 @@ class LocalBackend:
             dtype,
             compat_mergekit=compat_mergekit,
             task_vectors=task_vectors,
+            rounding=rounding,
         )
         self._targets = _targets(live, self.engine.names, getattr(model, "base_model_prefix", ""))
         self._lock = threading.Lock()
@@ -81,19 +85,27 @@ class LocalBackend:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        compute: str = "auto",
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
-        ``device`` "auto" is the accelerator where there is one; ``dtype`` is what the live model
-        computes in ("float32", "bfloat16", "float16"; "auto": as the base was saved, float32 on a CPU).
+        ``device`` "auto" is the accelerator where there is one. ``dtype`` is what merged weights are rounded to, as
+        an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
+        ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU).
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
 
-        where = _device(device)
-        computing = _dtype(dtype, where)
+        where = usable_device(device)
+        header = read_header(Path(base))
+        dtype = main_dtype(header) if dtype == "auto" else dtype
+        rounded = one_dtype(header, [read_header(Path(path)) for path in experts.values()], dtype)
+        written = _dtype("dtype", dtype)
+        computing = written if compute == "auto" else _dtype("compute", compute)
+        if compute == "auto" and where.type == "cpu":
+            computing = torch.float32
         model, tokenizer = _load_model(Path(base), computing)
         model.to(where)
         for parameter in model.parameters():
@@ -107,6 +119,7 @@ class LocalBackend:
                 tokenizer=tokenizer,
                 compat_mergekit=compat_mergekit,
                 task_vectors=task_vectors,
+                rounding="stored" if rounded is None else written,
             )
 
     @property
@@ -213,7 +226,7 @@ def _apart(source: Source, places: set[int]) -> Source:
     }
 
 
-def _device(device: str) -> torch.device:
+def usable_device(device: str) -> torch.device:
     """Raises ``UserError`` for a device that torch does not know or cannot use on this machine."""
     import torch
 
@@ -237,30 +250,16 @@ def _device(device: str) -> torch.device:
     return where
 
 
-def _dtype(dtype: str, device: torch.device) -> str | torch.dtype:
+def _dtype(what: str, dtype: str) -> torch.dtype:
     import torch
 
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    if dtype not in known:
-        raise UserError(f"dtype {dtype!r} must be one of auto, {', '.join(known)}")
-    return known[dtype]
+    if dtype not in FLOATING.values():
+        raise UserError(f"{what} {dtype!r} must be one of auto, {', '.join(FLOATING.values())}")
+    made: torch.dtype = getattr(torch, dtype)
+    return made
 
 
-def resolved_dtype(base: Path, device: str) -> str:
-    """What ``dtype`` "auto" means on this machine: float32 on a CPU, else what the base was saved in."""
-    if _device(device).type == "cpu":
-        return "float32"
-    from mergefront.adapters.checkpoints.header import read_header
-
-    header = read_header(base)
-    saved = header.config.get("dtype") or header.config.get("torch_dtype")
-    known = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    return str(saved) if saved else known.get(next(iter(header.tensors.values())).dtype, "float32")
-
-
-def _load_model(path: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
+def _load_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """The causal model and the tokenizer of a local folder; no remote code, no pickles, no network."""
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer

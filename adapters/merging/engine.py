@@ -21,7 +21,7 @@ from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.merger import KernelMerger
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mergefront.adapters.merging.sources import Source
 
 _WORTH_COMPILING = 30_000_000
+_ROUNDED_AT_ONCE = 1 << 20
+"""Entries whose rounded copy stays in a processor's cache: of 2^16, 2^18, 2^20 and whole tensors the quickest."""
 
 
 class Merger(Protocol):
@@ -86,7 +88,8 @@ class MergeEngine:
     seconds it takes). Without a compiler torch's operations give the same result. ``compat_mergekit`` computes as
     mergekit does, in the tensors' own dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds
     the experts of a resident engine as task vectors of eight bits ("int8") or of a rank (a number) where memory is
-    short: approximations, whose errors are in ``task_vector_errors``.
+    short: approximations, whose errors are in ``task_vector_errors``. ``rounding`` is the dtype whose digits a merge
+    keeps in wider targets ("stored": each tensor the base's own), so that live weights are those of a written merge.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -103,9 +106,11 @@ class MergeEngine:
         check: bool = True,
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
+        rounding: torch.dtype | Literal["stored"] | None = None,
     ) -> None:
         import torch
 
+        self._rounding = rounding
         self.device = torch.device(device)
         self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors)
         self.experts = self._pool.experts
@@ -148,6 +153,8 @@ class MergeEngine:
                 updates.append((len(norms), place, coefficients, target))
                 norms.append(self._merge_tensor(name, coefficients, target, batch))
             batch.run()
+            for _, (_, name), _, target in updates:
+                self._round(name, target)
         values = [float(norm) for norm in norms]
         for number, place, coefficients, target in updates:
             version = _version(target)
@@ -243,6 +250,25 @@ class MergeEngine:
         if not direct:
             out.copy_(written)
         return norm
+
+    def _round(self, name: str, target: torch.Tensor) -> None:
+        """Drop the digits of a merged tensor that a narrower dtype would not keep.
+
+        Raises ``EvaluationError`` for a merge that float16 cannot hold.
+        """
+        import torch
+
+        dtype = self._pool.origin(name).dtype if self._rounding == "stored" else self._rounding
+        if dtype is None or not target.is_floating_point() or torch.promote_types(dtype, target.dtype) == dtype:
+            return
+        for piece in torch.split(target.view(-1) if target.is_contiguous() else target, _ROUNDED_AT_ONCE):
+            piece.copy_(piece.to(dtype))
+        if dtype == torch.float16 and not target.isfinite().all():
+            raise EvaluationError(
+                f"tensor {name!r} of this merge exceeds float16, which it is rounded to; backend: {{dtype: bfloat16}} "
+                "holds it",
+                kind="not finite",
+            )
 
     def _merger(self, method: MergeMethod) -> Merger:
         if method.lora is not None:

@@ -50,6 +50,9 @@ def export_candidate(
     config = recipe.to_mergekit(references)
     if study.definition.evaluator.backend.get("compat") is not None:
         config["compat"] = "mergekit"
+    dtype = _one_dtype(study, references)
+    if dtype is not None:
+        config["out_dtype"] = dtype
     if not config_only:
         missing = [
             name or "base_model"
@@ -172,6 +175,22 @@ def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
         found = next((path for path in candidates if os.path.exists(path)), None)
         parts.append(part if found is None else str(found.resolve()))
     return "+".join(parts)
+
+
+def _one_dtype(study: Study, references: Mapping[str, str]) -> str | None:
+    """The dtype that every tensor is written in, or None where each keeps the base's own, as when it was scored."""
+    from mergefront.adapters.checkpoints.dtypes import one_dtype
+    from mergefront.adapters.checkpoints.header import read_header
+
+    dtype = study.definition.evaluator.backend.get("dtype", "auto")
+    if dtype == "auto":
+        return None
+    paths = {name: Path(reference.rpartition("+")[2]) for name, reference in references.items()}
+    if not all(path.exists() for path in paths.values()):
+        return str(dtype)
+    headers = {name: read_header(path) for name, path in paths.items()}
+    base = headers.pop("", None)
+    return str(dtype) if base is None else one_dtype(base, headers.values(), dtype)
 
 
 def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:

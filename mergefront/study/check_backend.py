@@ -86,20 +86,25 @@ def check_checkpoints(found: Findings) -> int | None:
 def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """How a sound file's recipes are scored (backend, tasks, content of their files), and what of it may differ
     between runs."""
+    from mergefront.adapters.checkpoints.dtypes import main_dtype
+    from mergefront.adapters.checkpoints.header import read_header
     from mergefront.adapters.tasks.task_types import resolved_task
 
     if isinstance(file.backend, FunctionBackendSection):
         return EvaluatorDefinition("function", call=file.backend.call), {}
-    backend: Mapping[str, Any]
+    backend: dict[str, Any]
     runtime: dict[str, Any]
     kind: Literal["local", "server"]
     if isinstance(file.backend, Section):
         kind, checkpoints = "server", []
-        backend, runtime = split_settings(file.backend)
+        settings, runtime = split_settings(file.backend)
+        backend = dict(settings)
     else:
         models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
         kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
         backend, runtime = file.backend.model_dump(exclude={"type", "device"}), {"device": file.backend.device}
+        if file.backend.dtype == "auto":
+            backend["dtype"] = main_dtype(read_header(root / str(file.merge.base_model)))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
     content = fingerprints([*checkpoints, *data_paths(file.tasks, root)], root)
     return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime

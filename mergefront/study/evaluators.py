@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.tasks.user_code import importable, user_function
@@ -12,6 +11,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.study.content import fingerprints
 from mergefront.study.definition import StudyDefinition
+from mergefront.study.rules import dtype_and_compute
 
 if TYPE_CHECKING:
     from mergefront.adapters.tasks.task import Task
@@ -61,19 +61,6 @@ def tasks_of(definition: StudyDefinition) -> list[Task]:
     return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
 
 
-def resolved_here(definition: StudyDefinition) -> StudyDefinition:
-    """The definition of a study that begins on this machine: what "auto" means here is what it means everywhere."""
-    described = definition.evaluator
-    if described.type != "local" or described.backend["dtype"] != "auto":
-        return definition
-    from mergefront.adapters.local.backend import resolved_dtype
-
-    assert definition.space.base_model is not None
-    base = definition.root / definition.space.base_model
-    dtype = resolved_dtype(base, definition.runtime.get("device", "auto"))
-    return replace(definition, evaluator=replace(described, backend={**described.backend, "dtype": dtype}))
-
-
 def _refuse_changed(definition: StudyDefinition) -> None:
     """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
     for path, known in definition.evaluator.content.items():
@@ -95,11 +82,14 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
 
     space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
+    device = definition.runtime.get("device", "auto")
+    dtype, compute = dtype_and_compute(definition.scoring, settings["dtype"], device)
     backend = LocalBackend.from_checkpoints(
         root / space.base_model,
         {name: root / path for name, path in space.models.items()},
-        device=definition.runtime.get("device", "auto"),
-        dtype=settings["dtype"],
+        device=device,
+        dtype=dtype,
+        compute=compute,
         compat_mergekit=settings.get("compat") == "mergekit",
         task_vectors=settings.get("task_vectors", "exact"),
     )

@@ -12,7 +12,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.evaluators import make_evaluator, resolved_here
+from mergefront.study.evaluators import make_evaluator
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
 from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
@@ -49,8 +49,6 @@ def ready_to_run(
     def open_database() -> Database:
         return report.database or Database(definition.storage)
 
-    if report.record is None:
-        definition = resolved_here(definition)
     scored_by = definition if report.record is None else continued(definition, report.record)
     with make_evaluator(scored_by, open_database) if with_evaluator else nullcontext() as evaluator:
         yield begin(definition, open_database(), evaluator)

@@ -79,6 +79,20 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {**stored, "evaluator": {**evaluator, "tasks": tasks}}
 
 
+def dtype_and_compute(scoring: int, dtype: str, device: str) -> tuple[str, str]:
+    """A local backend's ``dtype`` and ``compute`` for a stored dtype.
+
+    By rules 1 the dtype was what the live model computed in, and "auto" was float32 on a CPU: merges were not rounded.
+    """
+    if scoring >= 2:
+        return dtype, "auto"
+    if dtype != "auto":
+        return dtype, dtype
+    from mergefront.adapters.local.backend import usable_device
+
+    return ("float32", "float32") if usable_device(device).type == "cpu" else ("auto", "auto")
+
+
 def sampler_version(name: str) -> int:
     """The version of a sampler's rules."""
     return SAMPLERS.get(name, 1)

@@ -38,6 +38,8 @@ class MergeSection(_Section):
 class LocalBackendSection(_Section):
     """Merges in memory and scores on this machine.
 
+    ``dtype`` is what merged weights are rounded to before they are scored, and written in (auto: the base's). A model
+    on a CPU computes with them in float32.
     ``compat: mergekit`` computes in the checkpoints' own dtype as mergekit does; ``task_vectors`` (exact,
     int8, or a rank) is how the experts are held.
     """

@@ -49,7 +49,7 @@ class MergePool:
         self.models = tuple(models)
         self._backend = LocalBackend.from_checkpoints(base, dict(models), device=device, dtype=dtype)
         computing = next(iter(self._backend.model.parameters())).dtype
-        self.digest = pool_digest(base, models, str(computing))
+        self.digest = pool_digest(base, models, f"{computing} from {dtype}")
         self._in_place: tuple[str, AbstractContextManager[Any], HuggingFaceModel] | None = None
 
     def check(self, recipe: Recipe) -> None:

@@ -215,9 +215,21 @@ def test_a_lora_folder_is_an_expert(checkpoints: Path, tokenizer: Any) -> None:
     assert abs(without.logprob - theirs.logprob) > 1e-2
 
 
+def test_a_merge_that_float16_cannot_hold_is_a_failed_evaluation(checkpoints: Path) -> None:
+    """Infinite weights answer something, and their score would look like any other."""
+    backend = LocalBackend.from_checkpoints(
+        checkpoints / "base", {"first": checkpoints / "first"}, device="cpu", dtype="float16"
+    )
+    recipe = Recipe("task_arithmetic", {"first": "first"}, {"weight[first]": 1e8}, "base")
+    with pytest.raises(EvaluationError, match="exceeds float16"), backend.apply(recipe):
+        pass
+    with backend.apply(recipe.with_params(**{"weight[first]": 0.5})):
+        assert all(torch.equal(p, p.half().float()) for p in backend.model.parameters())
+
+
 def test_folders_that_are_no_models_and_unknown_devices_are_user_errors(checkpoints: Path) -> None:
     (checkpoints / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
         LocalBackend.from_checkpoints(checkpoints / "empty", {"first": checkpoints / "first"})
     with pytest.raises(UserError, match="dtype 'float8'"):
         LocalBackend.from_checkpoints(checkpoints / "base", {"first": checkpoints / "first"}, dtype="float8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,44 @@ def test_the_name_alone_runs_and_exports(workspace: Path, tmp_path: Path, method
     experts = {name: workspace / path for name, path in chosen.recipe.models.items()}
     for name, tensor in MergeEngine(workspace / "base", experts).iterate(chosen.recipe):
         assert torch.allclose(made[name], tensor, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.fixture(scope="module", params=["bfloat16", "bfloat16 and float32"])
+def narrow_workspace(request: pytest.FixtureRequest, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workspace in a narrower dtype; in one of them the second expert is stored in float32."""
+    folder = tmp_path_factory.mktemp("narrow")
+    for entry in workspace.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    dtype, _, other = request.param.partition(" and ")
+    for name in ("base", "first") if other else ("base", "first", "second"):
+        (folder / name).unlink()
+        shutil.copytree(workspace / name, folder / name)
+        tensors = load_file(workspace / name / "model.safetensors")
+        # What a norm is stored in is what it keeps: models hold a few tensors in float32 on purpose.
+        narrow = {
+            k: tensor if "input_layernorm" in k else tensor.to(getattr(torch, dtype)) for k, tensor in tensors.items()
+        }
+        save_file(narrow, folder / name / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_what_is_scored_is_what_is_exported(narrow_workspace: Path, tmp_path: Path, method: str) -> None:
+    """Scores of unrounded weights are no scores of the model that people download."""
+    from transformers import AutoModelForCausalLM
+
+    from mergefront.adapters.local.backend import LocalBackend
+
+    study = mf.run(write_study(narrow_workspace, tmp_path, method, anchors_of(method) + 1))
+    chosen = study.candidates()[-1]
+    out = export_candidate(study, chosen, tmp_path / "out")
+    shipped = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).state_dict()
+    experts = {name: narrow_workspace / path for name, path in chosen.recipe.models.items()}
+    backend = LocalBackend.from_checkpoints(narrow_workspace / "base", experts, device="cpu")
+    with backend.apply(chosen.recipe):
+        scored = backend.model.state_dict()
+    assert scored.keys() == shipped.keys()
+    assert [name for name in scored if not torch.equal(scored[name], shipped[name])] == []
 
 
 @pytest.mark.parametrize("method", ["model_stock", "karcher", "slerp", "metrics_weighted", "lora_svd"])
