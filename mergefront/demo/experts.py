@@ -11,14 +11,16 @@ import random
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from mergefront.demo.skills import END, LENGTH, SKILLS, VOCABULARY, draw, prompt
 from mergefront.demo.threads import one_thread
 from mergefront.optimizer.seeding import derive_seed
-
-if TYPE_CHECKING:
-    import torch
 
 _IGNORED = -100  # the label that the loss of transformers leaves out
 _BATCH = 64
@@ -43,8 +45,6 @@ def train_models(directory: Path, held_out: Container[str], seed: int, progress:
 
     ``held_out`` holds strings of letters that no model may see while training.
     """
-    import torch
-
     tokenizer = _tokenizer()
     with one_thread(), _no_progress_bars(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "demo", "initial weights"))
@@ -62,8 +62,6 @@ def train_models(directory: Path, held_out: Container[str], seed: int, progress:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Keeps transformers quiet about the files it writes."""
-    from transformers.utils import logging
-
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -75,9 +73,6 @@ def _no_progress_bars() -> Iterator[None]:
 
 def _tokenizer() -> Any:
     """A fast tokenizer whose tokens are ``VOCABULARY``."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     tokens = {token: number for number, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<eos>"))
     words = Regex("|".join([*SKILLS, "[\\s\\S]"]))
@@ -89,8 +84,6 @@ def _tokenizer() -> Any:
 
 
 def _new_model() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(VOCABULARY),
@@ -111,8 +104,6 @@ def _new_model() -> Any:
 
 def _train_base(model: Any, held_out: Container[str], rng: random.Random) -> None:
     """Until the model gets ``BASE_LEARNT`` of the skills right; the weaker a skill, the more of it."""
-    import torch
-
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     shares = dict.fromkeys(SKILLS, 1.0)
     for step in range(BASE_MOST_STEPS):
@@ -128,8 +119,6 @@ def _train_base(model: Any, held_out: Container[str], rng: random.Random) -> Non
 
 def _train_expert(model: Any, skill: str, held_out: Container[str], rng: random.Random) -> None:
     """From the base on, nearly all on one skill, with a warm-up and a linear decay."""
-    import torch
-
     shares = {other: 1 - OTHER_SKILLS * (len(SKILLS) - 1) if other == skill else OTHER_SKILLS for other in SKILLS}
     optimizer = torch.optim.AdamW(model.parameters(), lr=EXPERT_RATES[skill], weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -141,8 +130,6 @@ def _train_expert(model: Any, skill: str, held_out: Container[str], rng: random.
 
 
 def _step(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, labels: torch.Tensor) -> None:
-    import torch
-
     optimizer.zero_grad()
     model(input_ids=tokens, labels=labels).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,8 +138,6 @@ def _step(model: Any, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, la
 
 def _fraction_right(model: Any, skill: str, held_out: Container[str], rng: random.Random) -> float:
     """How many of a batch's answers the model gets wholly right, token by token."""
-    import torch
-
     tokens, labels = _batch({skill: 1.0}, held_out, rng)
     with torch.no_grad():
         guessed = model(input_ids=tokens).logits[:, :-1].argmax(-1)
@@ -164,8 +149,6 @@ def _batch(
     shares: Mapping[str, float], held_out: Container[str], rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and labels, ``batch x length``; ``shares`` says how often each skill comes up."""
-    import torch
-
     number = {token: index for index, token in enumerate(VOCABULARY)}
     tokens, labels = [], []
     for skill in rng.choices(list(shares), list(shares.values()), k=_BATCH):

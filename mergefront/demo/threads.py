@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
@@ -13,8 +15,6 @@ def one_thread() -> Iterator[None]:
     On two cores that other programs use as well, a step of the demo's training took 152 ms with two
     threads and 50 ms with one.
     """
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

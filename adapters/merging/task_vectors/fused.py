@@ -7,16 +7,13 @@ so that threads share the work evenly. The structures below are those of the C s
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from mergefront.adapters.merging.task_vectors.c_kernel import MergePieces
-
-if TYPE_CHECKING:
-    import torch
-
-    from mergefront.adapters.merging.task_vectors.torch_kernel import Mix
+from mergefront.adapters.merging.task_vectors.torch_kernel import Mix
 
 _MODES = {"all": 0, "largest": 1, "window": 2, "random": 3, "ranked": 4}
 _TERM = np.dtype(
@@ -39,8 +36,6 @@ _PIECE_ENTRIES = 1 << 17
 
 def _dtype(tensor: torch.Tensor) -> int | None:
     """The kernel's number for a tensor's dtype, or None for one that it does not have."""
-    import torch
-
     return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}.get(tensor.dtype)
 
 
@@ -110,8 +105,6 @@ class FusedBatch:
 
     def run(self) -> None:
         """Make the merges, fill in their norms, make the copies; the batch is empty afterwards."""
-        import torch
-
         if self._tensors:
             tensors = np.array(self._tensors, dtype=_TENSOR)
             terms = np.array(self._terms, dtype=_TERM)

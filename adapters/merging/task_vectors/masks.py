@@ -8,13 +8,11 @@ rounds; its upper 16 bits are the random number.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import numpy as np
+import torch
 
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.optimizer.seeding import derive_seed
-
-if TYPE_CHECKING:
-    import torch
 
 LEVELS = 1 << 16
 _FIRST = 0x7FEB352D
@@ -51,8 +49,6 @@ def random_levels(index: torch.Tensor, key_1: torch.Tensor | int, key_2: torch.T
 
 def entry_index(start: int, end: int, device: torch.device) -> torch.Tensor:
     """Indices of entries within their tensor as int32 (they wrap above 2^31)."""
-    import torch
-
     if end < 1 << 31:
         return torch.arange(start, end, dtype=torch.int32, device=device)
     return (torch.arange(start, end, dtype=torch.int64, device=device) & 0x7FFFFFFF).to(torch.int32)
@@ -66,9 +62,6 @@ class KeptNorms:
     """
 
     def __init__(self, delta: TaskVector, keys: tuple[int, int]) -> None:
-        import numpy as np
-        import torch
-
         table = np.zeros(LEVELS if delta.size > LEVELS else 0)
         levels, magnitudes = np.zeros(0, dtype=np.int32), np.zeros(0)
         for start, entries in delta.stretches():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+
+import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
@@ -20,9 +21,6 @@ from mergefront.adapters.merging.task_vectors.torch_kernel import (
     pack,
 )
 from mergefront.adapters.merging.tensor_pool import TensorPool
-
-if TYPE_CHECKING:
-    import torch
 
 _LOG = logging.getLogger(__name__)
 _SMALLEST_SUM = 1e-8
@@ -42,8 +40,6 @@ class TaskVectorMerger:
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor | PendingNorm:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
-        import torch
-
         base, coefficients = wanted.origin, wanted.coefficients
         weights = dict(zip(coefficients.models, coefficients.of_models("weight"), strict=True))
         scale = float(coefficients.of_recipe("lambda"))
@@ -95,8 +91,6 @@ class TaskVectorMerger:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as one dimension, and no view: torch.compile guards views at a cost per call."""
-    import torch
-
     empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
     return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))
 

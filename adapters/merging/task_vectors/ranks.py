@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
+import torch
 
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
-
-if TYPE_CHECKING:
-    import torch
 
 _ROWS_AT_ONCE = 1 << 19
 
@@ -42,8 +42,6 @@ def kept_count(density: float, size: int) -> int:
 
 def sort_magnitudes(delta: TaskVector) -> torch.Tensor:
     """Indices by descending magnitude, ties by ascending index (int32 or int64, n)."""
-    import torch
-
     size = delta.size
     if delta.device.type != "cpu" or size >= 1 << 32:
         order = torch.sort(delta.part(0, size).abs(), descending=True, stable=True).indices
@@ -62,9 +60,6 @@ def sorted_by_radix(keys: torch.Tensor) -> torch.Tensor:
 
 def sorted_as_pairs(keys: torch.Tensor) -> torch.Tensor:
     """The same (int32 where they fit) for keys that are not negative: numpy's sort of (key, index) in 64 bits."""
-    import numpy as np
-    import torch
-
     pairs = np.empty(len(keys), dtype="<u8")
     halves = pairs.view("<u4").reshape(len(keys), 2)
     halves[:, 1] = keys.numpy()
@@ -78,8 +73,6 @@ def sorted_as_pairs(keys: torch.Tensor) -> torch.Tensor:
 def _radix_is_quicker() -> bool:
     """Tried once: numpy sorts with the processor's widest vectors, which is quick on AMD's Zen 5 and four times as slow
     as torch on Zen 4, where storing chosen lanes is microcode."""
-    import torch
-
     keys = torch.randint(1 << 31, (1 << 18,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     seconds = []
     for sort in (sorted_by_radix, sorted_as_pairs):
@@ -101,8 +94,6 @@ def select_rank(delta: TaskVector, k: int) -> Rank:
     The bits of a non-negative float order like the float, so the upper half's histogram finds the
     bin, the lower half's the value, and a last pass the index among equals.
     """
-    import torch
-
     bin_, k = _descend(_histogram(bits >> 16 for _, bits in _bits(delta)), k)
     low, k = _descend(_histogram(bits[(bits >> 16) == bin_] & 0xFFFF for _, bits in _bits(delta)), k)
     wanted = (bin_ << 16) | low
@@ -117,16 +108,12 @@ def select_rank(delta: TaskVector, k: int) -> Rank:
 
 def _bits(delta: TaskVector) -> Iterator[tuple[int, torch.Tensor]]:
     """The magnitudes' bits, stretch by stretch, where the task vector is."""
-    import torch
-
     for start, part in delta.stretches():
         yield start, part.abs().contiguous().view(torch.int32).to(torch.int64)
 
 
 def _histogram(halves: Iterator[torch.Tensor]) -> torch.Tensor:
     """How often each number of 16 bits occurs, on the CPU."""
-    import torch
-
     counts = torch.bincount(next(halves), minlength=1 << 16)
     for part in halves:
         counts += torch.bincount(part, minlength=1 << 16)
@@ -143,8 +130,6 @@ def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
 
 def ranks_in_rows(delta: TaskVector) -> torch.Tensor:
     """``row_ranks`` of a task vector that is read in stretches of rows, so that little of it is in memory at once."""
-    import torch
-
     shape, size = delta.shape, delta.size
     if len(shape) != 2 or size <= _ROWS_AT_ONCE:
         return row_ranks(delta.part(0, size).view(shape))
@@ -159,8 +144,6 @@ def ranks_in_rows(delta: TaskVector) -> torch.Tensor:
 
 def rank_dtype(row: int) -> torch.dtype:
     """The smallest integer type that holds a rank within a row of ``row`` entries."""
-    import torch
-
     return torch.int16 if row <= 1 << 15 else torch.int32
 
 
@@ -169,8 +152,6 @@ def row_ranks(delta: torch.Tensor) -> torch.Tensor:
 
     A vector is one row; of more than two dimensions the second is ranked, as in mergekit.
     """
-    import torch
-
     magnitudes = delta.abs() if delta.dim() > 1 else delta.abs().view(1, -1)
     order = magnitudes.argsort(dim=1, stable=True)
     counting = torch.arange(order.shape[1], device=delta.device).view(1, -1, *([1] * (order.dim() - 2)))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import torch
 
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.sources import Entry
-
-if TYPE_CHECKING:
-    import torch
 
 
 class TaskVector:

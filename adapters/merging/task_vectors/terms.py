@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.memory import free_memory
@@ -27,9 +29,6 @@ from mergefront.adapters.merging.task_vectors.ranks import (
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.task_vectors.torch_kernel import Term, kept_norms
 from mergefront.adapters.merging.tensor_pool import TensorPool
-
-if TYPE_CHECKING:
-    import torch
 
 Key = tuple[str, str]
 """Names of a tensor and of an expert."""

@@ -11,15 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+import torch
 
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Rank
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
-
-if TYPE_CHECKING:
-    import torch
 
 Mode = Literal["all", "largest", "window", "random", "ranked"]
 _NUMBERS, _INTEGERS = 4, 5
@@ -93,8 +92,6 @@ class Operands(NamedTuple):
 
 def pack(mix: Mix, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The recipe's numbers as tensors: float32 (4 per expert, then lambda and divisor), int32 (5 per expert)."""
-    import torch
-
     numbers: list[float] = []
     integers: list[int] = []
     for term in mix.terms:
@@ -118,8 +115,6 @@ def fuse(fusion: Fusion, operands: Operands, index: torch.Tensor) -> tuple[torch
 
     ``index`` (int32, n) counts entries within the whole tensor.
     """
-    import torch
-
     base, tensors, row_ranks, numbers, integers = operands
     origin = base.float()
     ranks = iter(row_ranks)
@@ -202,8 +197,6 @@ def eager_kernel(fusion: Fusion) -> Kernel:
     """``fuse`` stretch by stretch."""
 
     def kernel(operands: Operands, out: torch.Tensor) -> torch.Tensor:
-        import torch
-
         base, tensors, row_ranks, numbers, integers = operands
         size = base.numel()
         step = stretch(base.device)
@@ -225,7 +218,6 @@ def eager_kernel(fusion: Fusion) -> Kernel:
 @functools.lru_cache(maxsize=64)
 def compiled_kernel(fusion: Fusion) -> Kernel:
     """``fuse`` as one pass over memory, compiled when first called."""
-    import torch
 
     def kernel(operands: Operands, out: torch.Tensor) -> torch.Tensor:
         index = torch.arange(out.shape[0], dtype=torch.int32, device=out.device)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _SMALLEST_NORM = 1e-6
 
@@ -16,8 +14,6 @@ def model_stock(tensors: Sequence[torch.Tensor], base: torch.Tensor, *, filter_w
 
     Where the denominator vanishes there is no estimate and the base stays.
     """
-    import torch
-
     count = len(tensors)
     origin = base.reshape(-1) if not filter_wise else base if base.dim() > 1 else base.unsqueeze(0)
     deltas = [tensor.reshape(origin.shape) - origin for tensor in tensors]
@@ -39,8 +35,6 @@ def sce(tensors: Sequence[torch.Tensor], base: torch.Tensor, *, select_topk: flo
 
     floor(select_topk * entries with non-zero variance) entries are kept.
     """
-    import torch
-
     deltas = torch.stack([tensor - base for tensor in tensors])
     if select_topk < 1:
         variance = deltas.var(dim=0, unbiased=False)
@@ -67,8 +61,6 @@ def ram_plus(
     tensors: Sequence[torch.Tensor], base: torch.Tensor, *, r: float, alpha: float, epsilon: float
 ) -> torch.Tensor:
     """``ram`` with unique changes scaled by 1 + r * min(shared / unique, alpha), counted per tensor and expert."""
-    import torch
-
     deltas, changed, count = _changes(tensors, base, epsilon)
     entries = tuple(range(1, deltas.dim()))
     unique = changed & (count == 1)
@@ -82,8 +74,6 @@ def ram_plus(
 def _changes(
     tensors: Sequence[torch.Tensor], base: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    import torch
-
     deltas = torch.stack([tensor - base for tensor in tensors])
     changed = deltas.abs() > epsilon
     return deltas, changed, changed.sum(dim=0, keepdim=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _SMALLEST_NORM = 1e-8
 
@@ -27,8 +25,6 @@ def widen(
     instead: this is what lets a continued-pre-trained expert, which moved far, stand beside
     fine-tuned ones.
     """
-    import torch
-
     deltas = torch.stack([tensor - base for tensor in tensors])
     if base.dim() < 2:
         changes = deltas.abs().reshape(len(tensors), -1)
@@ -47,8 +43,6 @@ def widen(
 
 def _scores(changes: torch.Tensor, ratio: float, calibration: float) -> torch.Tensor:
     """Scores in [0, 1] from changes (experts x columns)."""
-    import torch
-
     ranks = changes.argsort(dim=1, stable=True).argsort(dim=1, stable=True).float() / max(changes.shape[1], 1)
     scores = torch.softmax(ranks, dim=0)
     return torch.where(changes > ratio * changes.mean(dim=1, keepdim=True), calibration, scores)

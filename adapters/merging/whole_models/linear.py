@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from mergefront.optimizer.errors import EvaluationError
-
-if TYPE_CHECKING:
-    import torch
 
 _SMALLEST_SUM = 1e-8
 
@@ -42,8 +40,6 @@ def merge_as_mergekit(
     tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, weight: Sequence[float], normalize: bool
 ) -> torch.Tensor:
     """The same rounding for rounding as mergekit 0.1.5: fused multiply-add, divided by the float32 sum of weights."""
-    import torch
-
     weights = torch.tensor(weight, dtype=torch.float32, device=tensors[0].device)
     total = torch.zeros_like(tensors[0], dtype=torch.float32)
     for tensor, factor in zip(tensors, weights, strict=True):

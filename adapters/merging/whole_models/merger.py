@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
-
-if TYPE_CHECKING:
-    import torch
 
 _IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
 """Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
@@ -31,8 +30,6 @@ class KernelMerger:
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
-        import torch
-
         method, coefficients, base = wanted.method, wanted.coefficients, wanted.base
         arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
         if "lambda" in arguments:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _RIDGE = 1e-6
 
@@ -25,8 +24,6 @@ def leading_singular_vectors(tensors: Sequence[torch.Tensor], base: torch.Tensor
     Concatenated U and V are replaced by their nearest matrices with orthonormal columns (Procrustes:
     U = P S Q^T gives P Q^T). None for tensors that are not matrices.
     """
-    import torch
-
     if base.dim() != 2:
         return None
     keep = max(1, min(base.shape) // len(tensors))
@@ -37,8 +34,6 @@ def leading_singular_vectors(tensors: Sequence[torch.Tensor], base: torch.Tensor
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    import torch
-
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     product: torch.Tensor = u @ v
     return product
@@ -53,8 +48,6 @@ def tsv_m(
     prepared: SingularVectors | None,
 ) -> torch.Tensor:
     """base + lambda U diag(w_m S_m) V^T; vectors and scalars take the mean of the weighted task vectors."""
-    import torch
-
     if prepared is None:
         deltas = sum(factor * (tensor - base) for tensor, factor in zip(tensors, weight, strict=True))
         return base + lambda_ * deltas / len(tensors)
@@ -69,8 +62,6 @@ def least_interference(tensors: Sequence[torch.Tensor], base: torch.Tensor) -> t
     nearest to that start is solved for here, with a ridge of 1e-6 of the mean eigenvalue. Tensors
     that are no matrices take the mean.
     """
-    import torch
-
     deltas = [tensor - base for tensor in tensors]
     if base.dim() != 2:
         return sum(deltas, torch.zeros_like(base)) / len(deltas)

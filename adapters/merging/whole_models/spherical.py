@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from mergefront.optimizer.errors import EvaluationError
-
-if TYPE_CHECKING:
-    import torch
 
 _NEARLY_PARALLEL = 0.9995
 _SMALLEST_NORM = 1e-8
@@ -61,8 +59,6 @@ def nuslerp(
 
 def _interpolate(first: torch.Tensor, second: torch.Tensor, t: float) -> torch.Tensor:
     """Slerp along the last dimension; rows that are parallel are interpolated linearly."""
-    import torch
-
     units = [x / x.norm(dim=-1, keepdim=True).clamp(min=_SMALLEST_ROW_NORM) for x in (first, second)]
     cosine = (units[0] * units[1]).sum(dim=-1, keepdim=True).clamp(-1, 1)
     parallel = (1 - cosine.square()) <= _SMALLEST_NORM**2
@@ -83,8 +79,6 @@ def multislerp(
 
     Raises ``EvaluationError`` where more than two models cancel out.
     """
-    import torch
-
     if len(tensors) == 1:
         return tensors[0]
     stacked = torch.stack([tensor if base is None else tensor - base for tensor in tensors])
@@ -118,8 +112,6 @@ def multislerp(
 
 def karcher(tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, max_iter: float, tol: float) -> torch.Tensor:
     """Karcher mean of the directions by fixed-point iteration, at the mean norm; zero tensors lend no direction."""
-    import torch
-
     if len(tensors) == 1:
         return tensors[0]
     # Norms are float32 in every dtype, directions and dot products in the tensors' own, as in mergekit.

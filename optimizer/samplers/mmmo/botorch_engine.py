@@ -8,33 +8,32 @@ the space are not part of its front.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
+from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+from botorch.acquisition.multi_objective import logei
+from botorch.fit import fit_gpytorch_mll
+from botorch.models import SingleTaskGP
+from botorch.sampling.normal import SobolQMCNormalSampler
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import MaternKernel
+from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import LogNormalPrior
 from numpy.typing import NDArray
 
 from mergefront.optimizer.samplers.gaussian_process.fit import LENGTHSCALE_BOUNDS
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN
-
-if TYPE_CHECKING:
-    import torch
-    from gpytorch.kernels import MaternKernel
 
 Array = NDArray[np.float64]
 
 
 def matern(dimension: int, objectives: int) -> MaternKernel:
     """The kernel of ``gaussian_process`` with its prior, for a batch of ``objectives`` processes."""
-    from gpytorch.constraints import GreaterThan
-    from gpytorch.kernels import MaternKernel
-    from gpytorch.priors import LogNormalPrior
-    from torch import Size
-
     prior = MATERN.lengthscales.in_dimension(dimension)
     return MaternKernel(
         nu=2.5,
         ard_num_dims=dimension,
-        batch_shape=Size([objectives]) if objectives > 1 else Size(),
+        batch_shape=torch.Size([objectives]) if objectives > 1 else torch.Size(),
         lengthscale_prior=LogNormalPrior(prior.log_median, prior.log_sd),
         lengthscale_constraint=GreaterThan(LENGTHSCALE_BOUNDS[0]),
     )
@@ -65,14 +64,6 @@ class BoTorchImprovement:
         seed: int,
         feasible: NDArray[np.bool_] | None = None,
     ) -> None:
-        import torch
-        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
-        from botorch.acquisition.multi_objective import logei
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.sampling.normal import SobolQMCNormalSampler
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
         # At first use BoTorch compiles a C++ kernel for half a minute, into a folder that machines with other
         # processors may share. It offers no switch; this is the flag that it sets itself after one attempt.
         logei._load_attempted = True
@@ -98,16 +89,12 @@ class BoTorchImprovement:
 
     def values(self, points: Array) -> Array:
         """The acquisition at ``points`` (``b x d``), ``b``."""
-        import torch
-
         with torch.no_grad():
             rows = [self._at(torch.from_numpy(part.copy())) for part in np.array_split(points, -(-len(points) // 64))]
         return np.asarray(torch.cat(rows).numpy())
 
     def value_and_gradient(self, point: Array) -> tuple[float, Array]:
         """The acquisition at one point (``d``) and its gradient (``d``)."""
-        import torch
-
         at = torch.from_numpy(point.copy())[None, :].requires_grad_(True)
         value = self._at(at).sum()
         (gradient,) = torch.autograd.grad(value, at)

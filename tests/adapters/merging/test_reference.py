@@ -108,7 +108,11 @@ def test_a_fast_path_is_the_reference_bit_for_bit(
     live, norm = merged(engine, made, base, torch.float32)
     # One expert alone is copied rather than recomputed; a sum of all weights is rounded in another place.
     exact = sum(w != 0 for w in weight) > 1 and not (normalize and METHODS[method].consensus == "none")
-    assert torch.equal(live["w"], expected) or (not exact and torch.allclose(live["w"], expected, 1e-5, 1e-6))
+    # Weights that nearly cancel out enlarge the rounding of their sum when it is divided by theirs.
+    enlarged = max(1.0, sum(map(abs, weight)) / (abs(sum(weight)) or 1.0)) if normalize else 1.0
+    assert torch.equal(live["w"], expected) or (
+        not exact and torch.allclose(live["w"], expected, 1e-5 * enlarged, 1e-6)
+    )
     assert norm == pytest.approx(float((expected - base["w"]).double().abs().sum()), rel=1e-4, abs=1e-5)
     assert torch.equal(dict(engine.iterate(made))["w"], live["w"])
 
