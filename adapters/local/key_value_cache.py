@@ -9,6 +9,19 @@ import torch
 from torch.nn.functional import pad
 
 
+def takes_padding(model: Any) -> bool:
+    """Whether a mask hides padding from all that the model keeps of what it has read.
+
+    It does from keys and values, whole or in a sliding window; a recurrent or convolved state takes it in, and
+    models that make a cache of their own are not known well enough.
+    """
+    from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    known = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
+    layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return not getattr(model, "_is_stateful", False) and layers <= known
+
+
 def is_plain(cache: Any) -> bool:
     """Whether a cache holds plain keys and values of every position: no sliding window, no recurrent state.
 

@@ -1,9 +1,10 @@
 """A live Hugging Face causal language model that answers requests in batches.
 
-Scoring pads on the right: under causal attention what follows a sequence cannot change it, so that
-a batch gives what single requests give. Generation pads on the left and keeps the keys and values
-of what it has read. A beginning that all rows of a call share is read once (``shared_prefix``).
-Texts are tokenised once, however many merges are scored with them.
+Scoring pads on the right: in a causal model what follows a sequence cannot change it, so that a batch
+gives what single requests give. Generation pads on the left and keeps the keys and values of what it
+has read; models with recurrent states, which padding would change, write prompts of one length
+together. A beginning that all rows of a call share is read once (``shared_prefix``). Texts are
+tokenised once, however many merges are scored with them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
-from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded
+from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
+from mergefront.adapters.local.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization, Tokens
 from mergefront.optimizer.errors import EvaluationError
 
@@ -56,7 +59,8 @@ class HuggingFaceModel:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
-        self._continues = self._takes_positions and "past_key_values" in parameters
+        self._pads = "past_key_values" in parameters and takes_padding(model)
+        self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
         self._ends = _end_tokens(model, tokenizer)
         model.eval()
@@ -201,7 +205,7 @@ class HuggingFaceModel:
         ``most_rows`` is ``max_rows`` by default. With ``targets`` (scored tokens per row) the float32 logits of a batch
         are bounded as well.
         """
-        vocabulary = int(getattr(self.model.config, "vocab_size", 0) or 0)
+        vocabulary = int(getattr(self.model.config.get_text_config(), "vocab_size", 0) or 0)
         start = 0
         while start < len(lengths):
             rows = max(1, min(most_rows or self.max_rows, self.max_tokens // max(1, lengths[start])))
@@ -272,11 +276,37 @@ class HuggingFaceModel:
                 )
             rows.append((tokens[-room:], request))
         rows.sort(key=lambda row: len(row[0]), reverse=True)
+        if not self._pads:
+            for _, alike in groupby(rows, key=lambda row: len(row[0])):
+                self._write_unpadded(list(alike), answers)
+            return [answers[request] for request in requests]
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             self._halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
         return [answers[request] for request in requests]
+
+    def _write_unpadded(
+        self, rows: list[tuple[Tokens, GenerationRequest]], answers: dict[GenerationRequest, Generation]
+    ) -> None:
+        """Generate for prompts of one length, in batches, and put the answers into ``answers``."""
+
+        def run(part: list[tuple[Tokens, GenerationRequest]]) -> None:
+            prompts = torch.tensor([tokens for tokens, _ in part], device=self.model.device)
+            inputs = {"input_ids": prompts, "attention_mask": torch.ones_like(prompts)}
+            states = [self._state(request) for _, request in part]
+            # RecurrentGemma takes a prompt of one token for the next token of what it read before.
+            settings = {**CAUSAL, "use_cache": prompts.shape[1] > 1}
+            with fast_linear_layers(self.model):
+                write(self.model, inputs, states, settings)
+            answers.update((state.request, state.generation()) for state in states)
+
+        lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
+        for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
+            self._halving(rows[start:end], run)
+
+    def _state(self, request: GenerationRequest) -> GenerationState:
+        return GenerationState(request, self.tokenizer, self._tokenization, self._ends)
 
     def _continue(
         self,
@@ -286,7 +316,7 @@ class HuggingFaceModel:
     ) -> None:
         """Generate for one batch (longest prompts first) and put the answers into ``answers``."""
         logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
-        written = [GenerationState(request, self.tokenizer, self._tokenization, self._ends) for _, request in rows]
+        written = [self._state(request) for _, request in rows]
         active = written
         while True:
             # A step's largest logit is NaN as soon as one of them is.
@@ -379,7 +409,7 @@ def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _max_length(model: Any, tokenizer: Any) -> int:
     """The model's longest input in tokens; 2048 when neither the model nor its tokenizer says."""
     for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(model.config, name, None)
+        value = getattr(model.config.get_text_config(), name, None)
         if isinstance(value, int) and value > 0:
             return value
     value = getattr(tokenizer, "model_max_length", None)
