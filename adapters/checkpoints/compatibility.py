@@ -1,17 +1,89 @@
-"""Whether checkpoints can be merged, from their headers and tokenizers alone."""
+"""Whether checkpoints are one model, so that they can be merged: by headers, configurations and tokenizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader, read_json
+from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_json
 from mergefront.adapters.checkpoints.lora import lora_modules
-from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name
+from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name, is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.optimizer.errors import UserError
 
 _EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found: ``problems`` forbid a merge, ``notes`` are worth knowing."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def compare_models(
+    base: CheckpointHeader,
+    expert: CheckpointHeader,
+    name: str,
+    allow: Collection[str] = (),
+    *,
+    equal: Callable[[str, str], bool] | None = None,
+) -> Comparison:
+    """Whether ``expert`` is the same model as ``base`` with other weights.
+
+    ``allow`` names configuration keys (and integer tensors) whose difference is harmless. ``equal`` compares the
+    base's tensor of the first name with the expert's of the second; by default as they are stored.
+    """
+    found = Comparison(compare_headers(base, expert, name))
+    if found.problems or expert.kind == "lora":
+        return found
+    found.problems.extend(_compare_integers(base, expert, name, allow, equal))
+    configurations = compare_configurations_of(base, expert, name, allow)
+    found.problems.extend(configurations.problems)
+    found.notes.extend(configurations.notes)
+    ahead = {
+        "the expert": [tensor for tensor in expert.tensors if is_prediction_layer(tensor, expert.config)],
+        "the base": [tensor for tensor in base.tensors if is_prediction_layer(tensor, base.config)],
+    }
+    for one, other in (("the base", "the expert"), ("the expert", "the base")):
+        if ahead[one] and not ahead[other]:
+            kept = "are kept as they are" if one == "the base" else "are left out"
+            found.notes.append(
+                f"expert {name!r}: only {one} has layers that predict further tokens ({ahead[one][0]}); they {kept}"
+            )
+    return found
+
+
+def compare_configurations_of(
+    base: CheckpointHeader, expert: CheckpointHeader, name: str, allow: Collection[str] = (), *, sliced: bool = False
+) -> Comparison:
+    """What two checkpoints' configurations say of a merge (``sliced``: of some layers of each)."""
+    if expert.kind == "lora":
+        return Comparison()
+    differences = compare_configurations(base.config, expert.config, allow, sliced=sliced)
+    found = Comparison()
+    if differences.refused:
+        keys = ", ".join(differences.refused)
+        found.problems.append(
+            f"expert {name!r} is another model than the base by its config.json: {_all(differences.refused)}; if you "
+            f"know that to be harmless, allow it (allow: [{keys}] under merge in a study file, --allow KEY of merge)"
+        )
+    if differences.reported:
+        found.notes.append(
+            f"expert {name!r} computes otherwise than the base by its config.json: {_all(differences.reported)}; "
+            "merges have the base's configuration"
+        )
+    if differences.unknown:
+        found.notes.append(
+            f"expert {name!r} differs from the base in config.json, in keys of which mergefront does not know what "
+            f"they do: {_some([f'{key} ({said})' for key, said in differences.unknown.items()])}"
+        )
+    return found
 
 
 def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str) -> list[str]:
@@ -20,34 +92,44 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
         return [f"base model {base.path} is a LoRA; the base must be a whole checkpoint"]
     if expert.kind == "lora":
         return _compare_lora(base, expert, name)
-    problems = []
-    shared = [tensor for tensor in base.tensors if tensor in expert.tensors]
-    differing = [tensor for tensor in shared if base.tensors[tensor].shape != expert.tensors[tensor].shape]
+    problems = refuse_quantised(expert, f"expert {name!r}")
+    if problems or refuse_quantised(base, "the base model"):
+        return problems  # packed tensors have other names and shapes
+    renamed = expert_names(base.tensors, expert.tensors)
+    own = {
+        tensor: expert.tensors[renamed.get(tensor, tensor)]
+        for tensor in base.tensors
+        if renamed.get(tensor, tensor) in expert.tensors
+    }
+    differing = [
+        tensor for tensor, info in own.items()
+        if base.tensors[tensor].shape != info.shape and not is_unread(tensor, info.shape)
+    ]  # fmt: skip
     vocabulary = [
         tensor for tensor in differing
-        if tensor.endswith(EMBEDDINGS + HEADS) and base.tensors[tensor].shape[1:] == expert.tensors[tensor].shape[1:]
+        if tensor.endswith(EMBEDDINGS + HEADS) and base.tensors[tensor].shape[1:] == own[tensor].shape[1:]
     ]  # fmt: skip
     if vocabulary:
         tensor = vocabulary[0]
         problems.append(
-            f"expert {name!r} has another vocabulary size: {tensor} is {list(expert.tensors[tensor].shape)}, "
+            f"expert {name!r} has another vocabulary size: {tensor} is {list(own[tensor].shape)}, "
             f"the base's is {list(base.tensors[tensor].shape)}; move it to the base's tokens first "
             "(a token transplantation tool such as mergekit-tokensurgeon does that)"
         )
     others = [tensor for tensor in differing if tensor not in vocabulary]
     if others:
         examples = [
-            f"{tensor} is {list(expert.tensors[tensor].shape)} and not {list(base.tensors[tensor].shape)}"
-            for tensor in others
+            f"{tensor} is {list(own[tensor].shape)} and not {list(base.tensors[tensor].shape)}" for tensor in others
         ]
         problems.append(f"expert {name!r} differs from the base in shape: {_some(examples)}")
     head, expert_head = head_name(base.tensors), head_name(expert.tensors)
-    missing = [tensor for tensor in base.tensors if tensor not in expert.tensors]
+    missing = [tensor for tensor in base.tensors if tensor not in own and not _is_optional(base, tensor)]
     if head in missing and expert.tied:
         missing.remove(str(head))
     if missing:
         problems.append(f"expert {name!r} lacks tensors that the base has: {_some(missing)}")
-    extra = [tensor for tensor in expert.tensors if tensor not in base.tensors]
+    used = {renamed.get(tensor, tensor) for tensor in own}
+    extra = [tensor for tensor in expert.tensors if tensor not in used and not _is_optional(expert, tensor)]
     if expert_head in extra and expert.tied:
         extra.remove(str(expert_head))
     elif expert_head in extra and base.tied:
@@ -59,6 +141,48 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
     if extra:
         problems.append(f"expert {name!r} has tensors that the base lacks: {_some(extra)}")
     return problems
+
+
+def _is_optional(header: CheckpointHeader, tensor: str) -> bool:
+    """Whether a merge needs no such tensor of the other side."""
+    return is_unread(tensor, header.tensors[tensor].shape) or is_prediction_layer(tensor, header.config)
+
+
+def _compare_integers(
+    base: CheckpointHeader,
+    expert: CheckpointHeader,
+    name: str,
+    allow: Collection[str],
+    equal: Callable[[str, str], bool] | None,
+) -> list[str]:
+    """Integer and boolean tensors with other values, of which a merge could only take one side's."""
+    renamed = expert_names(base.tensors, expert.tensors)
+    differing = []
+    for tensor, info in base.tensors.items():
+        other = renamed.get(tensor, tensor)
+        if info.dtype[0] not in "BIU" or info.dtype == "BF16" or other not in expert.tensors:
+            continue
+        if is_unread(tensor, info.shape) or is_allowed(tensor, allow):
+            continue
+        if not (equal(tensor, other) if equal is not None else _same_stored(info, expert.tensors[other])):
+            differing.append(tensor)
+    if not differing:
+        return []
+    return [
+        f"expert {name!r} has other integers than the base in {_some(differing)}, which no merge can mix; give both "
+        f"the same, or, if you know the base's to be right for every merge, allow it: allow: [{', '.join(differing)}]"
+    ]
+
+
+def _same_stored(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two stored tensors of integers hold the same numbers."""
+    return first.dtype == second.dtype and _stored(first) == _stored(second)
+
+
+def _stored(info: TensorInfo) -> bytes:
+    with info.file.open("rb") as stream:
+        stream.seek(info.begin)
+        return stream.read(info.end - info.begin)
 
 
 def compare_tokenizers(base: str | Path, expert: str | Path, name: str) -> list[str]:
@@ -122,6 +246,10 @@ def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> 
     if differing:
         problems.append(f"expert {name!r} (a LoRA) differs from the base in shape: {_some(differing)}")
     return problems
+
+
+def _all(differences: Mapping[str, str]) -> str:
+    return "; ".join(f"{key}: {said}" for key, said in differences.items())
 
 
 def _some(examples: Sequence[str]) -> str:

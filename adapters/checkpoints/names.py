@@ -49,6 +49,7 @@ def is_prediction_layer(name: str, config: Mapping[str, Any]) -> bool:
     """
     if _PREDICTION.search(name):
         return True
+    config = config.get("text_config") or config
     ahead, layers = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
     found = _LAYER.search(name)
     return bool(ahead) and isinstance(layers, int) and found is not None and int(found[2]) >= layers

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, SupportsFloat
 
@@ -90,6 +90,7 @@ class MergeEngine:
     the experts of a resident engine as task vectors of eight bits ("int8") or of a rank (a number) where memory is
     short: approximations, whose errors are in ``task_vector_errors``. ``rounding`` is the dtype whose digits a merge
     keeps in wider targets ("stored": each tensor the base's own), so that live weights are those of a written merge.
+    ``allow``: see ``compare_models``.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -107,12 +108,13 @@ class MergeEngine:
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
         rounding: torch.dtype | Literal["stored"] | None = None,
+        allow: Collection[str] = (),
     ) -> None:
         import torch
 
         self._rounding = rounding
         self.device = torch.device(device)
-        self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors)
+        self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors, allow)
         self.experts = self._pool.experts
         self.names = self._pool.names
         self.resident = self._pool.resident
@@ -237,7 +239,7 @@ class MergeEngine:
         shape = (self._pool.origin(name) if base is None else base).shape
         if out.shape != shape:
             raise UserError(f"target {name!r} is {list(out.shape)}, the checkpoint's tensor {list(shape)}")
-        if not out.is_floating_point():
+        if not out.is_floating_point() or self._pool.carries(name):
             out.copy_(self._pool.origin(name))
             return 0.0
         method = METHODS[coefficients.method]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.merging.sources import ExpertSource, header_of, open_source
+from mergefront.adapters.checkpoints.configurations import EVERYTHING
+from mergefront.adapters.merging.sources import ExpertSource, open_source
 from mergefront.optimizer.recipes.grouping import layer_of
 
 if TYPE_CHECKING:
@@ -19,11 +20,10 @@ def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]
     are read one at a time. Raises ``UserError`` for experts that do not fit the base.
     """
     origin = open_source(base)
-    header = header_of(origin, "base model")
     layers = 1 + max((layer for name in origin if (layer := layer_of(name)) is not None), default=-1)
     totals = [0.0] * layers
     for name, source in experts.items():
-        expert = ExpertSource(name, open_source(source), header)
+        expert = ExpertSource(name, open_source(source), origin, (EVERYTHING,))
         own = [0.0] * layers
         for tensor_name in origin:
             layer = layer_of(tensor_name)

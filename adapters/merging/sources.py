@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mergefront.adapters.checkpoints.compatibility import compare_headers
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, TensorInfo
+from mergefront.adapters.checkpoints.compatibility import compare_models
+from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
-from mergefront.adapters.checkpoints.names import embedding_name, head_name
+from mergefront.adapters.checkpoints.names import embedding_name, head_name, is_unread
+from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
+
+
+_STORED_NAMES = {f"torch.{torch_name}": name for name, (_, torch_name) in DTYPES.items()}
 
 
 class Entry(NamedTuple):
@@ -37,7 +42,8 @@ def header_of(source: Checkpoint | Mapping[str, torch.Tensor], name: str) -> Che
     if isinstance(source, Checkpoint):
         return source.header
     tensors = {
-        key: TensorInfo(tuple(tensor.shape), str(tensor.dtype), Path(name), 0, 0) for key, tensor in source.items()
+        key: TensorInfo(tuple(tensor.shape), _STORED_NAMES.get(str(tensor.dtype), "other"), Path(name), 0, 0)
+        for key, tensor in source.items()
     }
     head, embedding = head_name(tensors), embedding_name(tensors)
     config = {}
@@ -53,32 +59,48 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 class ExpertSource:
-    """One expert against one base: which tensors it changes, and how."""
+    """One expert against ``reference``, the base or without one the first expert: which tensors it changes, and how.
+
+    Raises ``UserError`` where the two are not one model; ``allow``: see ``compare_models``.
+    """
 
     def __init__(
-        self, name: str, source: Checkpoint | Mapping[str, torch.Tensor], base_header: CheckpointHeader | None
+        self,
+        name: str,
+        source: Checkpoint | Mapping[str, torch.Tensor],
+        reference: Checkpoint | Mapping[str, torch.Tensor] | None,
+        allow: Collection[str] = (),
     ) -> None:
         self.name = name
         self._source = source
         header = header_of(source, name)
         self.lora = LoraTaskVector(source) if isinstance(source, Checkpoint) and header.kind == "lora" else None
         self._alias: dict[str, str] = {}
-        if base_header is None:
+        self._unread: frozenset[str] = frozenset()
+        if reference is None:
+            problems = refuse_quantised(header, f"expert {name!r}")
             if self.lora is not None:
-                raise UserError(f"expert {name!r} is a LoRA; give the base model that it belongs to")
-            return
-        problems = compare_headers(base_header, header, name)
+                problems.append(f"expert {name!r} is a LoRA; give the base model that it belongs to")
+        else:
+            reference_header = header_of(reference, "base model")
+            problems = compare_models(
+                reference_header, header, name, allow, equal=lambda ours, theirs: _same(reference[ours], source[theirs])
+            ).problems
+            self._alias = expert_names(reference_header.tensors, header.tensors) if self.lora is None else {}
+            self._unread = frozenset(
+                tensor for tensor, info in reference_header.tensors.items() if is_unread(tensor, info.shape)
+            )
         if problems:
             raise UserError("\n".join(problems))
-        if self.lora is None:
-            self._check_head(base_header, header)
+        if reference is not None and self.lora is None:
+            self._check_head(reference_header, header)
 
     def _check_head(self, base: CheckpointHeader, header: CheckpointHeader) -> None:
         head, embedding = head_name(base.tensors), embedding_name(header.tensors)
-        if head is not None and head not in header.tensors and embedding is not None:
+        if head is not None and self._alias.get(head, head) not in header.tensors and embedding is not None:
             self._alias[head] = embedding
         extra = head_name(header.tensors)
-        if extra is None or extra in base.tensors or embedding is None:
+        if extra is None or extra in base.tensors or extra in self._alias.values() or embedding is None:
             return
         if not _same(self._source[extra], self._source[embedding]):
             raise UserError(
@@ -90,10 +112,16 @@ class ExpertSource:
         """Names of the tensors that the expert has or changes."""
         return iter(self.lora.changed() if self.lora is not None else self._source)
 
+    def has(self, name: str) -> bool:
+        """Whether a whole checkpoint has a tensor, under its own name for it."""
+        return self._alias.get(name, name) in self._source
+
     def entry(self, name: str) -> Entry | None:
         """The expert's tensor, or None where it leaves the base as it is."""
+        if name in self._unread:
+            return None
         if self.lora is None:
-            return Entry(self._source[self._alias.get(name, name)], False)
+            return Entry(self._source[self._alias.get(name, name)], False) if self.has(name) else None
         delta = self.lora.delta(name)
         if delta is not None:
             return Entry(delta, True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.names import is_unread
+from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.merging.compression import (
     CompressedDelta,
     CompressionError,
@@ -42,6 +44,7 @@ class TensorPool:
         resident: bool | Literal["auto"],
         check: bool,
         form: TaskVectorForm = "exact",
+        allow: Collection[str] = (),
     ) -> None:
         if not experts:
             raise UserError("a merge needs at least one expert")
@@ -58,13 +61,20 @@ class TensorPool:
         base_header = None if opened is None else header_of(opened, "base model")
         if base_header is not None and base_header.kind == "lora":
             raise UserError(f"base model {base_header.path} is a LoRA; the base must be a whole checkpoint")
+        unfit = [] if base_header is None else refuse_quantised(base_header, f"base model {base_header.path}")
+        if unfit:
+            raise UserError("\n".join(unfit))
         self._base_source = opened
-        self._experts = {name: ExpertSource(name, open_source(source), base_header) for name, source in experts.items()}
+        self._experts: dict[str, ExpertSource] = {}
+        reference = opened
+        for name, source in experts.items():
+            tensors = open_source(source)
+            self._experts[name] = ExpertSource(name, tensors, reference, allow)
+            reference = tensors if reference is None else reference
+        assert reference is not None
         self.experts = tuple(self._experts)
-        first = next(iter(self._experts.values()))
-        self.names: tuple[str, ...] = tuple(opened if opened is not None else first.names())
-        if opened is None:
-            self._check_same_names()
+        self.names: tuple[str, ...] = tuple(reference)
+        self._carried = frozenset(name for name in self.names if self._is_carried(name, reference))
         self._base: dict[str, torch.Tensor] = {}
         self._entries: dict[tuple[str, str], Entry | None] = {}
         self._checked: set[tuple[str, str]] = set()
@@ -107,6 +117,10 @@ class TensorPool:
         assert entry is not None
         return entry.tensor
 
+    def carries(self, name: str) -> bool:
+        """Whether every merge has the origin's tensor: integers, and buffers that no model reads."""
+        return name in self._carried
+
     def base(self, name: str) -> torch.Tensor | None:
         """The base's tensor as it is held, or None without a base."""
         if self._base_source is None:
@@ -147,19 +161,15 @@ class TensorPool:
         assert lora is not None
         return lora.checkpoint[module.a].to(self.device).float(), lora.checkpoint[module.b].to(self.device).float()
 
-    def _check_same_names(self) -> None:
-        first, *others = self._experts.values()
-        names = set(first.names())
-        for other in others:
-            differing = sorted(names ^ set(other.names()))
-            if differing:
-                raise UserError(
-                    f"experts {first.name!r} and {other.name!r} do not have the same tensors: {differing[0]}"
-                )
-            for name in names:
-                shapes = [list(expert.entry(name).tensor.shape) for expert in (first, other)]  # type: ignore[union-attr]
-                if shapes[0] != shapes[1]:
-                    raise UserError(f"{name} is {shapes[0]} in expert {first.name!r} and {shapes[1]} in {other.name!r}")
+    def _is_carried(self, name: str, reference: Checkpoint | Mapping[str, torch.Tensor]) -> bool:
+        if isinstance(reference, Checkpoint):
+            info = reference.header.tensors[name]
+            shape, numbers = info.shape, info.dtype in ("F64", "F32", "F16", "BF16")
+        else:
+            shape, numbers = tuple(reference[name].shape), reference[name].is_floating_point()
+        # Without a base there is nothing to stand in for what an expert lacks.
+        lacking = self._base_source is None and not all(expert.has(name) for expert in self._experts.values())
+        return not numbers or is_unread(name, shape) or lacking
 
     def _fits(self, experts: Mapping[str, Source]) -> bool:
         base = self._base_source

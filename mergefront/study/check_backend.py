@@ -53,8 +53,9 @@ class Findings:
 
 def check_checkpoints(found: Findings) -> int | None:
     """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
-    from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+    from mergefront.adapters.checkpoints.compatibility import compare_models, compare_tokenizers
     from mergefront.adapters.checkpoints.header import read_header
+    from mergefront.adapters.checkpoints.quantised import refuse_quantised
 
     file, root, problems = found.file, found.root, found.problems
     models = file.merge.models
@@ -67,12 +68,15 @@ def check_checkpoints(found: Findings) -> int | None:
     base = None
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
         base = read_header(root / file.merge.base_model)
+        problems.extend(f"merge.base_model: {problem}" for problem in refuse_quantised(base, "the base model"))
     for name, path in models.items():
         with found.catch(f"merge.models.{name}: ", found.hint_at(path)):
             expert = read_header(root / path)
             if base is None:
                 continue
-            differences = [*compare_headers(base, expert, name), *_no_lora(file, expert.kind)]
+            compared = compare_models(base, expert, name)
+            found.notes.extend(compared.notes)
+            differences = [*compared.problems, *_no_lora(file, expert.kind)]
             if expert.kind == "full":
                 differences += compare_tokenizers(root / file.merge.base_model, root / path, name)
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
