@@ -119,17 +119,27 @@ def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
 
 
 def map_references(config: Any, change: Callable[[str], str]) -> Any:
-    """A mergekit configuration with every model reference changed."""
+    """A mergekit configuration with every model reference changed; a tokenizer's "base" and "union" are none."""
     if isinstance(config, Mapping):
-        return {
-            key: change(value)
-            if key in ("model", "base_model") and isinstance(value, str)
-            else map_references(value, change)
-            for key, value in config.items()
-        }
+        made = {}
+        for key, value in config.items():
+            if key in ("tokenizer_source", "source") and isinstance(value, (str, Mapping)):
+                made[key] = _map_tokenizer(value, change)
+            elif key in ("model", "base_model") and isinstance(value, str):
+                made[key] = change(value)
+            else:
+                made[key] = map_references(value, change)
+        return made
     if isinstance(config, list):
         return [map_references(entry, change) for entry in config]
     return config
+
+
+def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]) -> Any:
+    if isinstance(chosen, str):
+        return chosen if chosen in ("base", "union") else change(chosen)
+    mapped = map_references(chosen, change)
+    return {**mapped, "model": _map_tokenizer(chosen["model"], change)} if "model" in chosen else mapped
 
 
 def yaml_text(config: Mapping[str, Any]) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
-from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.header import Checkpoint, read_json
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
-from mergefront.adapters.checkpoints.names import TOKENIZER_FILES, embedding_name, head_name
+from mergefront.adapters.checkpoints.names import embedding_name, head_name
 from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.output.files import copy_files, generation_config, has_tokenizer, token_ids
 from mergefront.adapters.merging.output.mergekit_config import (
     MergekitConfig,
     OutputSlice,
@@ -28,10 +28,6 @@ from mergefront.optimizer.yaml_file import read_mapping
 if TYPE_CHECKING:
     import torch
 
-_COPIED = (
-    *TOKENIZER_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
-    "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
-)  # fmt: skip
 _LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -194,8 +190,11 @@ class _Plan:
 
     def write_metadata(self, folder: Path) -> None:
         """config.json with the result's dtype and depth, generation config and tokenizer."""
+        donor = self._tokenizer_donor()
         config = dict(self.reference.header.config)
         if config:
+            if donor != self.reference.path and (donor / "config.json").exists():
+                config = token_ids(config, read_json(donor / "config.json"))
             dtypes = {dtype for _, _, dtype in self.layout() if dtype.is_floating_point}
             name = str(next(iter(dtypes))).removeprefix("torch.") if len(dtypes) == 1 else None
             for key in ("dtype", "torch_dtype"):
@@ -205,16 +204,21 @@ class _Plan:
                 if key in config:
                     config[key] = sum(_length(made, self.layers) for made in self.config.slices)
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if self.reference.path.is_dir() and (self.reference.path / "generation_config.json").exists():
-            shutil.copyfile(self.reference.path / "generation_config.json", folder / "generation_config.json")
-        chosen = self.config.tokenizer_source
-        donor = self.reference if chosen in (None, "base") else self.sources[str(chosen)]
-        if donor.path.is_dir():
-            for file in _COPIED:
-                if (donor.path / file).exists():
-                    shutil.copyfile(donor.path / file, folder / file)
+        made = generation_config(self.reference.path, donor)
+        if made is not None:
+            (folder / "generation_config.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        models = [source.path for source in self.sources.values() if source.header.kind == "full"]
+        copy_files(self.reference.path, donor, models, folder)
         if self.config.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.config.chat_template, encoding="utf-8")
+
+    def _tokenizer_donor(self) -> Path:
+        """The folder whose tokenizer the result takes: the chosen model's, else the first that has one."""
+        chosen = self.config.tokenizer_source
+        if chosen not in (None, "base"):
+            return self.sources[str(chosen)].path
+        paths = [self.reference.path, *(source.path for source in self.sources.values())]
+        return next((path for path in paths if has_tokenizer(path)), self.reference.path)
 
 
 def _open(model: str, config: MergekitConfig, root: Path) -> Checkpoint:
