@@ -10,8 +10,7 @@ tokenised once, however many merges are scored with them.
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -20,13 +19,12 @@ import torch
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
+from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
 from mergefront.adapters.local.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization, Tokens
 from mergefront.optimizer.errors import EvaluationError
-
-_log = logging.getLogger(__name__)
 
 
 class HuggingFaceModel:
@@ -54,7 +52,7 @@ class HuggingFaceModel:
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self.max_tokens = max_tokens
-        self.max_length = max_length or _max_length(model, tokenizer)
+        self.max_length = max_length or longest_input(model, tokenizer)
         self._tokenization = Tokenization(tokenizer, add_bos)
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
@@ -62,7 +60,7 @@ class HuggingFaceModel:
         self._pads = "past_key_values" in parameters and takes_padding(model)
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer)
         model.eval()
 
     @torch.inference_mode()
@@ -90,9 +88,9 @@ class HuggingFaceModel:
         )
         for start, end in self._batches([len(row) for row in rows], longest):
             for first, last in _parts_of_like_length([len(row) - len(prefix) for row in rows[start:end]]):
-                self._halving(rows[start + first : start + last], lambda part: self._score(part, wanted, prefix))
+                halving(rows[start + first : start + last], lambda part: self._score(part, wanted, prefix))
         for start, end in self._shared_batches(contexts, shared):
-            self._halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
+            halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
         answers = []
         for (context, continuation), several in zip(encoded, windows, strict=True):
             if not several and continuation:
@@ -213,23 +211,11 @@ class HuggingFaceModel:
                 logits = 0
                 for end in range(start, min(start + rows, len(lengths))):
                     logits += vocabulary * targets[end]
-                    if logits > _MAX_LOGITS and end > start:
+                    if logits > MAX_LOGITS and end > start:
                         rows = end - start
                         break
             yield start, min(start + rows, len(lengths))
             start += rows
-
-    def _halving(self, rows: list[Any], run: Callable[[list[Any]], None]) -> None:
-        try:
-            run(rows)
-        except torch.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-            _log.warning("a batch of %d rows did not fit into memory; trying half of it", len(rows))
-            torch.cuda.empty_cache()
-            middle = len(rows) // 2
-            self._halving(rows[:middle], run)
-            self._halving(rows[middle:], run)
 
     def _score(
         self, rows: list[Tokens], wanted: dict[Tokens, dict[Tokens, tuple[float, bool]]], prefix: Prefix
@@ -283,7 +269,7 @@ class HuggingFaceModel:
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
-            self._halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
+            halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
         return [answers[request] for request in requests]
 
     def _write_unpadded(
@@ -303,7 +289,7 @@ class HuggingFaceModel:
 
         lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
-            self._halving(rows[start:end], run)
+            halving(rows[start:end], run)
 
     def _state(self, request: GenerationRequest) -> GenerationState:
         return GenerationState(request, self.tokenizer, self._tokenization, self._ends)
@@ -392,8 +378,6 @@ _LIKE_LENGTH = 0.9
 """Least length of a prompt in a batch, as a share of the batch's longest (chosen by hand)."""
 _LEAST_READ = 256
 """Tokens from which a pass keeps a processor busy (chosen by hand)."""
-_MAX_LOGITS = 2**27
-"""Most float32 logits that one scoring batch gathers: 512 MiB."""
 
 
 def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -404,21 +388,3 @@ def _parts_of_like_length(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
             yield start, end
             start = end
     yield start, len(lengths)
-
-
-def _max_length(model: Any, tokenizer: Any) -> int:
-    """The model's longest input in tokens; 2048 when neither the model nor its tokenizer says."""
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(model.config.get_text_config(), name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    value = getattr(tokenizer, "model_max_length", None)
-    return value if isinstance(value, int) and value < 10**9 else 2048
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a generation: those of the generation settings and the tokenizer's own."""
-    settings = getattr(model, "generation_config", None)
-    configured = getattr(settings, "eos_token_id", None)
-    several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)

@@ -1,0 +1,47 @@
+"""What bounds a request and a batch: the longest input, the tokens that end a text, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+_log = logging.getLogger(__name__)
+Row = TypeVar("Row")
+
+MAX_LOGITS = 2**27
+"""Most float32 logits that one scoring batch gathers: 512 MiB."""
+
+
+def longest_input(model: Any, tokenizer: Any) -> int:
+    """The model's longest input in tokens; 2048 when neither the model nor its tokenizer says."""
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(model.config.get_text_config(), name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    value = getattr(tokenizer, "model_max_length", None)
+    return value if isinstance(value, int) and value < 10**9 else 2048
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a generation: those of the generation settings and the tokenizer's own."""
+    settings = getattr(model, "generation_config", None)
+    configured = getattr(settings, "eos_token_id", None)
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+def halving(rows: list[Row], run: Callable[[list[Row]], None]) -> None:
+    """Run a batch; one that does not fit into the accelerator's memory is run by halves."""
+    try:
+        run(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+        _log.warning("a batch of %d rows did not fit into memory; trying half of it", len(rows))
+        torch.cuda.empty_cache()
+        middle = len(rows) // 2
+        halving(rows[:middle], run)
+        halving(rows[middle:], run)
