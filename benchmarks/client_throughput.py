@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mergefront.adapters.gguf.base_gguf import write_base_gguf
-from mergefront.adapters.gguf.local_server import ServerOptions, local_server
+from examples.api_only.llama_cpp_setup.base_gguf import write_base_gguf
+from examples.api_only.llama_cpp_setup.local_server import ServerOptions, local_server
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all_of
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 

@@ -20,7 +20,7 @@ ROOMS: Mapping[str, str] = {
     "mergefront": "optimizer adapters storage versions formatting study results running serving demo cli __main__",
     "mergefront.optimizer": "errors seeding yaml_file recipes scores racing search samplers",
     "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
-    "mergefront.adapters": "backend language_model tokenization checkpoints merging tasks evaluator local gguf remote",
+    "mergefront.adapters": "backend language_model tokenization checkpoints merging tasks evaluator local remote",
     "mergefront.adapters.merging": (
         "memory coefficients sources compression tensor_pool importance task_vectors reference whole_models loras "
         "engine output"

@@ -11,9 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mergefront.adapters.gguf.base_gguf import write_base_gguf
-from mergefront.adapters.gguf.local_server import ServerOptions, local_server
-from mergefront.adapters.gguf.lora_gguf import write_lora_gguf
+from llama_cpp_setup.base_gguf import write_base_gguf
+from llama_cpp_setup.local_server import ServerOptions, local_server
+from llama_cpp_setup.lora_gguf import write_lora_gguf
+
 from mergefront.optimizer.scores.evaluation import EvaluationRequest
 from mergefront.study.stored_study import Candidate, Study
 

@@ -79,8 +79,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from mergefront.adapters.gguf.base_gguf import write_base_gguf
-    from mergefront.adapters.gguf.lora_gguf import write_lora_gguf
+    from examples.api_only.llama_cpp_setup.base_gguf import write_base_gguf
+    from examples.api_only.llama_cpp_setup.lora_gguf import write_lora_gguf
 
     del AutoTokenizer
     folder = tmp_path_factory.mktemp("tiny")
@@ -106,7 +106,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="session")
 def start_server(tiny: Tiny) -> Iterator[Callable[..., str]]:
     """Starts a server with the given options; each ends with the session."""
-    from mergefront.adapters.gguf.local_server import ServerOptions, local_server
+    from examples.api_only.llama_cpp_setup.local_server import ServerOptions, local_server
 
     with ExitStack() as stack:
 

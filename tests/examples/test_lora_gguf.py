@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from mergefront.adapters.gguf.lora_gguf import write_lora_gguf
-from mergefront.adapters.gguf.tensor_names import Heads, gguf_name, reorder_rotary_rows
+from examples.api_only.llama_cpp_setup.lora_gguf import write_lora_gguf
+from examples.api_only.llama_cpp_setup.tensor_names import Heads, gguf_name, reorder_rotary_rows
 from mergefront.optimizer.errors import UserError
 
 MODULE = "model.layers.0.self_attn.q_proj"

@@ -15,8 +15,9 @@ import numpy as np
 
 from mergefront.adapters.checkpoints.header import CheckpointHeader, read_array, read_header
 from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
-from mergefront.adapters.gguf.tensor_names import Heads, Matrix, gguf_file, gguf_name, in_rotary_order
 from mergefront.optimizer.errors import UserError
+
+from .tensor_names import Heads, Matrix, gguf_file, gguf_name, in_rotary_order
 
 
 def write_lora_gguf(

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mergefront.adapters.checkpoints.header import read_array, read_header
-from mergefront.adapters.gguf.tensor_names import Heads, gguf_file, gguf_name, in_rotary_order
 from mergefront.optimizer.errors import UserError
+
+from .tensor_names import Heads, gguf_file, gguf_name, in_rotary_order
 
 
 def write_base_gguf(

@@ -2,7 +2,7 @@
 
     with local_server(Path("base.gguf"), {"maths": Path("maths.gguf")}) as url: ...
 
-or ``python -m mergefront.adapters.gguf.local_server base.gguf maths.gguf french.gguf --port 8080``.
+or ``python examples/api_only/llama_cpp_setup/local_server.py base.gguf maths.gguf french.gguf --port 8080``.
 The server listens on loopback, starts with every LoRA at scale 0, keeps no prompt cache in memory unless
 told to, and ends with the process that started it.
 """
@@ -56,8 +56,7 @@ def local_server(
             raise UserError(f"{file}: there is no such file")
     command = [
         sys.executable,
-        "-m",
-        "mergefront.adapters.gguf.local_server",
+        __file__,
         str(model),
         *(str(path) for path in loras.values()),
         *("--port", str(port), "--slots", str(options.slots), "--threads", str(options.threads)),
