@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,7 +68,7 @@ def row(tiny: TinyModel, tokenizer: Any, folder: Path) -> dict[str, str]:
     cells["run"] = _cell(lambda: studies.append(_run(tiny, folder)))
     cells["export"] = _cell(lambda: _export(tiny, studies[0], folder)) if studies else "-"
     cells["LoRA"] = _cell(lambda: _lora(tiny, folder))
-    return cells
+    return {column: cell.replace(f"{folder}/", "") for column, cell in cells.items()}
 
 
 def _cell(work: Callable[[], object]) -> str:
@@ -123,22 +122,18 @@ def _run(tiny: TinyModel, folder: Path) -> Any:
         raise WrongError(f"sound, then refused: {error}") from None
     if study.failures():
         raise WrongError(f"sound, then failed: {study.failures()[0].reason}")
-    backend = LocalBackend.from_checkpoints(
-        folder / "base", {name: folder / name for name in WEIGHTS}, device="cpu", **_without_tokens(tiny)
-    )
+    backend = LocalBackend.from_checkpoints(folder / "base", {name: folder / name for name in WEIGHTS}, device="cpu")
     for name in WEIGHTS:
         alone = Recipe("linear", {name: name}, {f"weight[{name}]": 1.0}, "base")
         with backend.apply(alone):
             _compare(backend.model.state_dict(), loaded(tiny, folder / name).state_dict(), f"expert {name} alone")
-    both = Recipe("task_arithmetic", dict.fromkeys(WEIGHTS, ""), {f"weight[{n}]": w for n, w in WEIGHTS.items()}, "base")
+    both = Recipe(
+        "task_arithmetic", dict.fromkeys(WEIGHTS, ""), {f"weight[{n}]": w for n, w in WEIGHTS.items()}, "base"
+    )
     if (folder / "merged").exists():
         with backend.apply(both):
             _compare(backend.model.state_dict(), loaded(tiny, folder / "merged").state_dict(), "the live merge")
     return study
-
-
-def _without_tokens(tiny: TinyModel) -> Mapping[str, Any]:
-    return {}
 
 
 def _export(tiny: TinyModel, study: Any, folder: Path) -> None:
@@ -152,9 +147,7 @@ def _export(tiny: TinyModel, study: Any, folder: Path) -> None:
         out = export_candidate(study, chosen, folder / "exported")
     except MergefrontError as error:
         raise WrongError(f"searched, then not exported: {error}") from None
-    backend = LocalBackend.from_checkpoints(
-        folder / "base", {name: folder / name for name in WEIGHTS}, device="cpu", **_without_tokens(tiny)
-    )
+    backend = LocalBackend.from_checkpoints(folder / "base", {name: folder / name for name in WEIGHTS}, device="cpu")
     with backend.apply(chosen.recipe):
         _compare(backend.model.state_dict(), loaded(tiny, out).state_dict(), "the export")
 
@@ -167,15 +160,16 @@ def _lora(tiny: TinyModel, folder: Path) -> None:
     from mergefront.optimizer.recipes.recipe import Recipe
 
     torch.manual_seed(5)
-    settings = LoraConfig(r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    # What peft itself refuses on state-space models.
+    settings = LoraConfig(
+        r=2, lora_alpha=6, target_modules="all-linear", exclude_modules=r".*(out_proj|conv1d)", init_lora_weights=False
+    )
     try:
         get_peft_model(loaded(tiny, folder / "base"), settings).save_pretrained(folder / "lora")
         peft_merged = PeftModel.from_pretrained(loaded(tiny, folder / "base"), folder / "lora").merge_and_unload()
     except (ValueError, NotImplementedError, RuntimeError, KeyError) as error:
         raise WrongError(f"peft itself: {error}") from None
-    backend = LocalBackend.from_checkpoints(
-        folder / "base", {"lora": folder / "lora"}, device="cpu", **_without_tokens(tiny)
-    )
+    backend = LocalBackend.from_checkpoints(folder / "base", {"lora": folder / "lora"}, device="cpu")
     with backend.apply(Recipe("task_arithmetic", {"lora": ""}, {"weight[lora]": 1.0}, "base")):
         _compare(backend.model.state_dict(), peft_merged.state_dict(), "the LoRA's merge")
 

@@ -187,7 +187,8 @@ _ROWS = (
         "AutoModel",
     ),
     TinyModel(
-        "whisper", {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64}, "AutoModelForSpeechSeq2Seq"
+        "whisper", {"num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64},
+        "AutoModelForSpeechSeq2Seq",
     ),
 )  # fmt: skip
 TINY_MODELS: Mapping[str, TinyModel] = {row.model_type: row for row in _ROWS}
