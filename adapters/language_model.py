@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-Verb = Literal["loglikelihood", "generate"]
+Verb = Literal["loglikelihood", "generate", "python"]
+"""What a task asks: one of the two verbs, or a Python function that is handed the live model."""
 
 
 @dataclass(frozen=True)

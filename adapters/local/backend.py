@@ -32,8 +32,8 @@ class LocalBackend:
 
     ``model`` is any ``torch.nn.Module``; ``base`` and every expert are a state dict of it or a
     checkpoint's path (an expert may be a PEFT LoRA folder). ``apply`` overwrites the model's weights:
-    after a search it holds the last merge that was tried. With a ``tokenizer`` the model is a Hugging
-    Face causal or encoder-decoder model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
+    after a search it holds the last merge that was tried. With a ``tokenizer`` (or
+    processor) the model is a transformers model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
     or mergekit's own with ``compat_mergekit``. ``task_vectors`` and ``rounding``: see ``MergeEngine``.
 
@@ -73,11 +73,9 @@ class LocalBackend:
         model.eval()
         self._asked: Any = model
         if tokenizer is not None:
-            from mergefront.adapters.local.encoder_decoder import EncoderDecoderModel
-            from mergefront.adapters.local.model import HuggingFaceModel
+            from mergefront.adapters.local.asked import asked_model
 
-            is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
-            self._asked = (EncoderDecoderModel if is_encoder_decoder else HuggingFaceModel)(model, tokenizer)
+            self._asked = asked_model(model, tokenizer)
 
     @classmethod
     def from_checkpoints(

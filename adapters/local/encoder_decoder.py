@@ -21,7 +21,7 @@ from mergefront.optimizer.errors import EvaluationError
 
 
 class EncoderDecoderModel:
-    """``LanguageModel`` over a transformers encoder-decoder model and its tokenizer.
+    """``LanguageModel`` over a transformers encoder-decoder model and its tokenizer (or a processor that holds it).
 
     ``max_rows`` and ``max_tokens`` (padding included) bound a batch, which is halved where it does not fit into memory.
     ``max_length`` is the longest prompt in tokens (default: the model's own); longer ones lose their beginning.
@@ -32,14 +32,15 @@ class EncoderDecoderModel:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        processor: Any,
         *,
         max_rows: int = 64,
         max_tokens: int = 16384,
         max_length: int | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.processor = processor
+        self.tokenizer = tokenizer = getattr(processor, "tokenizer", processor)
         self.max_rows = max_rows
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)

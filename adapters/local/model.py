@@ -28,7 +28,7 @@ from mergefront.optimizer.errors import EvaluationError
 
 
 class HuggingFaceModel:
-    """``LanguageModel`` over a transformers causal model and its tokenizer.
+    """``LanguageModel`` over a transformers causal model and its tokenizer (or a processor that holds it).
 
     ``max_rows`` and ``max_tokens`` (padding included) bound a batch, four times ``max_rows`` one that is generated; a
     batch that does not fit into the accelerator's memory is halved. ``max_length`` is the longest input in tokens
@@ -41,7 +41,7 @@ class HuggingFaceModel:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        processor: Any,
         *,
         max_rows: int = 64,
         max_tokens: int = 16384,
@@ -49,7 +49,8 @@ class HuggingFaceModel:
         add_bos: bool | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.processor = processor
+        self.tokenizer = tokenizer = getattr(processor, "tokenizer", processor)
         self.max_rows = max_rows
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)

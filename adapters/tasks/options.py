@@ -70,6 +70,12 @@ is_count = _number("an integer of at least 1", lambda value: value >= 1, (int,))
 is_natural = _number("an integer of at least 0", lambda value: value >= 0, (int,))
 is_tolerance = _number("a number of at least 0", lambda value: 0 <= value < float("inf"))
 is_positive = _number("a number above 0", lambda value: 0 < value < float("inf"))
+is_function = rule("a function, written as package.module:name", lambda value: _names(value) and ":" in value)
+is_direction = rule("maximize or minimize", lambda value: value in ("maximize", "minimize"))
+is_paths = rule(
+    "a path or a list of paths",
+    lambda value: _path(value) or (isinstance(value, (list, tuple)) and all(map(_path, value))),
+)
 is_fraction = _number("a number in [0, 1)", lambda value: 0 <= value < 1)
 is_stop = rule(
     "a text or a list of texts, none of them empty",

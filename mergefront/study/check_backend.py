@@ -162,12 +162,25 @@ def check_tasks(found: Findings) -> dict[str, str]:
         announcement = getattr(task, "announcement", None)
         if announcement is not None:
             found.notes.append(announcement)
+        if task.verb == "python":
+            problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
+            continue
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))
     return directions
+
+
+def _needs_live_model(file: StudyFile) -> list[str]:
+    """What of a study is not for tasks that are handed the live model and score all their items in one call."""
+    problems = []
+    if isinstance(file.backend, Section):
+        problems.append(f"type python is handed the live model, which backend {file.backend.type} has not; use local")
+    if file.racing:
+        problems.append("type python scores all its items in one call, and racing asks them in parts; remove 'racing'")
+    return problems
 
 
 def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:

@@ -34,7 +34,7 @@ def file_hash(path: Path) -> str:
 
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
-    modules of metrics of one's own with those that they import."""
+    modules of functions of one's own with those that they import."""
     from mergefront.adapters.tasks.lm_eval.files import task_files
     from mergefront.adapters.tasks.local_imports import imported_files, module_files
 
@@ -42,9 +42,14 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
     own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
-    metrics = [str(config.get("metric", "")).partition(":") for config in tasks.values()]
-    modules = [file for module, colon, _ in metrics if colon for file in module_files(module, root)]
-    return [*named, *local, *own, *modules, *imported_files(modules, root)]
+    read = [path for config in tasks.values() for path in _texts(config.get("files", ()))]
+    functions = [str(config.get(key, "")).partition(":") for config in tasks.values() for key in ("metric", "call")]
+    modules = [file for module, colon, _ in functions if colon for file in module_files(module, root)]
+    return [*named, *local, *own, *read, *modules, *imported_files(modules, root)]
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(one) for one in value]
 
 
 def _content_files(path: Path) -> list[Path]:

@@ -243,7 +243,7 @@ def test_wrong_options_are_named_with_what_would_be_right(tmp_path: Path, change
 
 def test_a_task_that_is_no_mapping_or_lacks_its_keys_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     assert problems_of(None, tmp_path)
-    assert problems_of({}, tmp_path) == ["the key 'type' is missing; it is one of jsonl, lm_eval"]
+    assert problems_of({}, tmp_path) == ["the key 'type' is missing; it is one of jsonl, lm_eval, python"]
     assert problems_of({"type": "jsonl"}, tmp_path) == ["the key 'path' is missing", "the key 'metric' is missing"]
 
 

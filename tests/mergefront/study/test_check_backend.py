@@ -261,3 +261,20 @@ def test_names_that_no_file_can_have_are_left_out(line: str, name: str, tmp_path
     quoted = name if "!function" in line else json.dumps(name)
     (tmp_path / "task.yaml").write_text(line.format(quoted), encoding="utf-8")
     assert task_files("task.yaml", tmp_path) == ["task.yaml"]
+
+
+def test_a_function_over_the_live_model_is_known_by_its_files_and_not_raced(study: Path) -> None:
+    """Else a study would go on with scores of another function, or race items that are scored in one call anyway."""
+    (study.parent / "shared.py").write_text("ONE = 1.0\n")
+    (study.parent / "mine.py").write_text("import shared\n\ndef score(model, processor):\n    return {'x': 1.0}\n")
+    task = "{type: python, call: mine:score, files: data/maths.jsonl, direction: minimize}"
+    text = STUDY.replace("{type: jsonl, path: data/french.jsonl, metric: loss}", task)
+    study.write_text(text)
+    report = check_study(study)
+    assert report.problems == [] and report.definition is not None
+    assert {"mine.py", "shared.py", "data/maths.jsonl"} <= set(report.definition.evaluator.content)
+    assert report.definition.objectives[1].direction == "minimize"
+    study.write_text(text + "racing: true\n")
+    assert "tasks.french: type python scores all its items in one call" in problems(study)
+    study.write_text(text.replace("{type: local, device: cpu}", "{type: llama_server, url: http://localhost:1}"))
+    assert "tasks.french: type python is handed the live model, which backend llama_server has not" in problems(study)

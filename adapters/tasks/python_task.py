@@ -1,0 +1,143 @@
+"""A task that is a function of the user's own over the live model: classifiers, embedders, vision, speech.
+
+def accuracy(model, processor):        # the merge as transformers loads it; its tokenizer or processor
+    return {"cat.png": 1.0, "dog.png": 0.0}        # a score for each item, by its name
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mergefront.adapters.language_model import CountedModel, LanguageModel, Verb
+from mergefront.adapters.tasks import options as option
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.task import DEFAULT_REPORT_FRACTION, SPLITS, items_of, split_items
+from mergefront.adapters.tasks.user_code import user_function
+from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.scores.evaluation import ItemScores
+
+OPTIONS = (
+    Option("call", option.is_function, required=True),
+    Option("direction", option.is_direction),
+    Option("report_fraction", option.is_fraction),
+    Option("files", option.is_paths, read=option.as_texts),
+)
+
+
+class PythonTask:
+    """A function ``(model, processor) -> {item: score}`` over a live transformers model.
+
+    Only the function knows its items, so that each call scores all of them; those of a split are then picked by seed
+    (``report_fraction``, 0.5, are for the report) and returned. Until then a split is one item that stands for all.
+    """
+
+    verb: Verb = "python"
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Any, Any], Any],
+        call: str,
+        *,
+        direction: Literal["maximize", "minimize"] = "maximize",
+        report_fraction: float = DEFAULT_REPORT_FRACTION,
+        seed: int = 0,
+    ) -> None:
+        self.name = name
+        self.direction: Literal["maximize", "minimize"] = direction
+        self.announcement = f"task {name}: its items are known once a merge has been scored"
+        self._function = function
+        self._call = call
+        self._report_fraction = report_fraction
+        self._seed = seed
+        self._known: frozenset[str] | None = None
+        self._splits: dict[str, tuple[Item, ...]] = {split: (Item(f"{call} {split}", split, ()),) for split in SPLITS}
+        if report_fraction == 0:
+            self._splits["report"] = ()
+
+    def items(self, split: str) -> Sequence[Item]:
+        return items_of(self.name, self._splits, split, "a 'report_fraction' above 0")
+
+    def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
+        """The scores of a split's items; raises ``EvaluationError`` where the function fails or returns anything else
+        than a finite number for each of the items that it returned before."""
+        live: Any = model.model if isinstance(model, CountedModel) else model
+        scores = self._scores(self._run(live.model, live.processor))
+        if self._known is not None and self._known != scores.keys():
+            changed = min(self._known ^ scores.keys())
+            raise self._wrong(f"returned other items than for the merge before, such as {changed!r}", "other items")
+        self._known = frozenset(scores)
+        search, report = split_items([Item(name, "", ()) for name in scores], self._report_fraction, self._seed)
+        picked = [item.id for item in (search if items[0].prompt == "search" else report)]
+        if not picked:
+            raise self._wrong(f"returned {len(scores)} items, which leaves none for the {items[0].prompt}", "no items")
+        return ItemScores(tuple(picked), tuple(scores[name] for name in picked))
+
+    def _run(self, model: Any, processor: Any) -> Any:
+        import torch
+
+        before = _state(model)
+        model.eval()
+        try:
+            with torch.no_grad():
+                returned = self._function(model, processor)
+        except SystemExit as error:
+            raise self._wrong(f"called sys.exit({error.code!r})", "SystemExit") from None
+        for name, state in _state(model).items():
+            if before.get(name) != state:
+                raise UserError(f"task {self.name!r}: {self._call} changed the model's {name}; it may only read it")
+        return returned
+
+    def _scores(self, returned: Any) -> dict[str, float]:
+        if not isinstance(returned, Mapping) or not returned:
+            raise self._wrong(f"returned {returned!r:.60}; it must return {{item: score}}", "wrong type")
+        scores: dict[str, float] = {}
+        for item, value in returned.items():
+            try:
+                score = float(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise self._wrong(f"scored {item!r} {value!r:.60}, which is no number", "not a number") from None
+            if not math.isfinite(score):
+                raise self._wrong(f"scored {item!r} {score}", "not finite")
+            if str(item) in scores:
+                raise self._wrong(f"returned the item {str(item)!r} twice, as two kinds of name", "other items")
+            scores[str(item)] = score
+        return scores
+
+    def _wrong(self, what: str, kind: str) -> EvaluationError:
+        return EvaluationError(f"{self._call} {what}", kind=kind)
+
+
+def _state(model: Any) -> dict[str, tuple[Any, ...]]:
+    """Where each parameter lies, as what, and how often it was written."""
+    return {
+        name: (one.data_ptr(), one.dtype, one.device, tuple(one.shape), one._version)
+        for name, one in model.named_parameters()
+    }
+
+
+def read_python_task(
+    name: str, config: Mapping[str, Any], folder: Path, seed: int
+) -> tuple[PythonTask | None, list[str]]:
+    """The task of one study file entry, and everything that is wrong with it."""
+    sound, problems = check_options(config, OPTIONS)
+    files = sound.pop("files", ())
+    problems += [f"files: {path}: there is no such file" for path in files if not (folder / path).is_file()]
+    if "call" not in sound:
+        return None, problems
+    call = sound.pop("call")
+    try:
+        function = user_function(call, folder, "call")
+    except UserError as error:
+        return None, [*problems, str(error)]
+    return PythonTask(name, function, call, **sound, seed=seed), problems
+
+
+def python_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a sound entry leaves out."""
+    defaults = {"direction": "maximize", "report_fraction": DEFAULT_REPORT_FRACTION}
+    return {name: value for name, value in defaults.items() if name not in config}
