@@ -1,7 +1,6 @@
-"""Evaluators over a backend: make the merge, ask the merged model, return its scores.
+"""The evaluator over a backend: make the merge, ask the merged model, return its scores on tasks.
 
-``TaskEvaluator`` scores tasks on a language model, ``ModuleEvaluator`` any module with the user's own
-function. What goes wrong with one candidate becomes an ``EvaluationError``; wrong input stays a ``UserError``.
+What goes wrong with one candidate becomes an ``EvaluationError``; wrong input stays a ``UserError``.
 """
 
 from __future__ import annotations
@@ -9,9 +8,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from mergefront.adapters.backend import Backend
 from mergefront.adapters.language_model import CountedModel, LanguageModel
@@ -104,52 +102,6 @@ class TaskEvaluator:
                     asked = [items_of[name][index] for index in indices]
                     run.tell(name, indices, self._score(name, model, asked, seconds))
         return run.result()
-
-
-class ModuleEvaluator:
-    """Scores the merged module of any backend with the user's function ``module -> {objective: number}``.
-
-    The function may return one number when one objective is asked for, or a whole ``Evaluation``;
-    ``delta_l1`` is added from the merge when it is an objective.
-    """
-
-    def __init__(self, backend: Backend[Any], function: Callable[[Any], Any]) -> None:
-        self.backend = backend
-        self.function = function
-
-    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
-        """Merge, call the function, return what it says; its exceptions become ``EvaluationError``."""
-        started = time.perf_counter()
-        with ExitStack() as merged:
-            with _failures("merging"):
-                applied = self.backend.apply(recipe)
-                model = merged.enter_context(applied)
-            begun = time.perf_counter()
-            with _failures("the scoring function"):
-                returned = self.function(model)
-            ended = time.perf_counter()
-            delta_l1, merged_in = applied.delta_l1, applied.seconds
-        if isinstance(returned, Evaluation):
-            evaluation = returned
-        elif isinstance(returned, Mapping):
-            evaluation = Evaluation(dict(returned))
-        else:
-            scored = [name for name in request.objectives if name != DELTA_L1]
-            if len(scored) != 1:
-                raise EvaluationError(
-                    f"the scoring function returned {type(returned).__name__}; it must return a mapping with the "
-                    f"objectives {', '.join(scored)}",
-                    kind="wrong type",
-                )
-            evaluation = Evaluation({scored[0]: returned})
-        scores, errors = dict(evaluation.scores), dict(evaluation.standard_errors)
-        if DELTA_L1 in request.objectives and DELTA_L1 not in scores:
-            scores[DELTA_L1] = _known(delta_l1)
-            errors[DELTA_L1] = 0.0
-        seconds = {"merge": merged_in, "score": ended - begun, "total": time.perf_counter() - started}
-        return Evaluation(
-            scores, errors, evaluation.items, {**seconds, **evaluation.seconds}, evaluation.cost, evaluation.details
-        )
 
 
 @contextmanager

@@ -19,11 +19,10 @@ from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection
 from mergefront.adapters.remote.vllm.backend import VllmBackend
 from mergefront.adapters.tasks.task import Task
-from mergefront.optimizer.errors import MergefrontError, UserError
+from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluator
 
-ServerBackend = LlamaServerBackend | VllmBackend | OpenAIBackend | EnsembleBackend | MergeServiceBackend
 BACKENDS: Mapping[str, type[Any]] = {
     backend.kind: backend
     for backend in (LlamaServerBackend, VllmBackend, OpenAIBackend, EnsembleBackend, MergeServiceBackend)
@@ -36,26 +35,14 @@ def read_settings(content: Mapping[str, Any]) -> ServerSection:
     return adapter.validate_python(dict(content))
 
 
-def make_backend(
-    settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None = None
-) -> ServerBackend:
-    """Connect to the server and return its backend; close it when done.
+def make_backend(settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None = None) -> Any:
+    """Connect to the server and return its backend, or its evaluator where it answers with a loss; close it when done.
 
     Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``).
     Raises ``UserError`` when the server cannot be used as the settings say.
     """
-    if answers_with_a_loss(settings):
-        raise UserError("the Evo-Merging service answers with a loss only; drop the tasks and name the objective loss")
-    backend: ServerBackend = BACKENDS[settings.type](settings, space, root, cache)
-    return backend
-
-
-def _connected(
-    settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None
-) -> ServerBackend | EvoMergingEvaluator:
-    if isinstance(settings, MergeServiceSection) and answers_with_a_loss(settings):
-        return EvoMergingEvaluator(settings, space, root, cache)
-    return make_backend(settings, space, root, cache)
+    connect: type[Any] = EvoMergingEvaluator if answers_with_a_loss(settings) else BACKENDS[settings.type]
+    return connect(settings, space, root, cache)
 
 
 def answers_with_a_loss(settings: ServerSection) -> bool:
@@ -72,7 +59,7 @@ def connected_evaluator(
     cache: ResponseCache | None = None,
 ) -> Iterator[Evaluator]:
     """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
-    with closing(_connected(settings, space, root, cache)) as connected:
+    with closing(make_backend(settings, space, root, cache)) as connected:
         yield connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks)
 
 
@@ -84,7 +71,8 @@ def backend_problems(
     ``verbs`` are what the study's tasks ask. At most a few short requests per model.
     """
     try:
-        with closing(_connected(settings, space, root, cache)) as connected:
-            return connected.problems(verbs)
+        with closing(make_backend(settings, space, root, cache)) as connected:
+            found: list[str] = connected.problems(verbs)
+            return found
     except MergefrontError as error:
         return str(error).split("\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mergefront.adapters.evaluator import ModuleEvaluator, TaskEvaluator
+from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
@@ -23,7 +23,7 @@ from mergefront.adapters.language_model import (
 from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator
+from mergefront.optimizer.scores.evaluation import EvaluationRequest, Evaluator
 
 RECIPE = Recipe("task_arithmetic", {"adder": "adder"}, {"weight[adder]": 0.5}, "base")
 
@@ -160,14 +160,3 @@ def test_one_item_has_a_score_and_no_error(tmp_path: Path) -> None:
     task: Any = JsonlTask.read("one", "one.jsonl", "exact_match", report_fraction=0, folder=tmp_path)
     evaluation = TaskEvaluator(AddingBackend(), [task]).evaluate(RECIPE, EvaluationRequest(("one",)))
     assert evaluation.scores == {"one": 1.0} and evaluation.standard_errors == {}
-
-
-def test_what_the_users_function_measured_itself_stands() -> None:
-    backend: Any = AddingBackend(delta_l1=7.0)
-    wanted = EvaluationRequest(("limit", "delta_l1"))
-    own = Evaluation({"limit": 1.0, "delta_l1": 3.0}, {"delta_l1": 0.5}, seconds={"score": 99.0})
-    made = ModuleEvaluator(backend, lambda model: own).evaluate(RECIPE, wanted)
-    assert made.scores == own.scores and made.standard_errors == own.standard_errors
-    assert made.seconds["score"] == 99.0 and made.seconds["merge"] == 0.25
-    plain = ModuleEvaluator(backend, lambda model: {"limit": model.limit}).evaluate(RECIPE, wanted)
-    assert plain.scores == {"limit": 10.0, "delta_l1": 7.0} and plain.standard_errors == {"delta_l1": 0.0}

@@ -43,16 +43,14 @@ class OpenAIWire:
         *,
         mode: Literal["completions", "chat"] = "completions",
         system: str | None = None,
-        extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.client = client
         self.model = model
         self.mode = mode
         self._system = system
-        self._extra = dict(extra or {})
 
     async def generate(self, prompt: str, max_tokens: int, stop: Sequence[str]) -> Generation:
-        body: dict[str, Any] = {**self._extra, "model": self.model, "max_tokens": max_tokens, "temperature": 0}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0}
         if stop:
             body["stop"] = list(stop[:MOST_STOPS])
         if self.mode == "completions":
@@ -113,7 +111,6 @@ class OpenAIWire:
     async def echo(self, text: str) -> list[EchoedToken]:
         """The tokens of a text with their log-probabilities, generating nothing."""
         body = {
-            **self._extra,
             "model": self.model,
             "prompt": text,
             "max_tokens": 1,

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import mergefront as mf
-from mergefront.adapters.evaluator import ModuleEvaluator
+from mergefront.adapters.evaluator import out_of_memory
 from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
 
 NAMES = {"first": "first", "second": "second"}
 AVERAGE = Recipe("task_arithmetic", NAMES, {"weight[first]": 0.5, "weight[second]": 0.25}, "base")
@@ -89,51 +88,17 @@ def test_the_models_own_state_dict_may_be_the_base() -> None:
         assert torch.equal(model.state_dict()[name], value), name
 
 
-def test_a_user_function_on_the_merged_module_is_an_evaluator() -> None:
-    base, first, second = states(network, 3)
-    backend = LocalBackend(network(), base, {"first": first, "second": second})
-    inputs = torch.randn(16, 4, generator=torch.Generator().manual_seed(9))
-
-    def spread(module: torch.nn.Module) -> dict[str, float]:
-        return {"spread": float(module(inputs).detach().std())}
-
-    request = EvaluationRequest(("spread", "delta_l1"))
-    evaluation = ModuleEvaluator(backend, spread).evaluate(AVERAGE, request)
-    with backend.apply(AVERAGE) as merged:
-        assert evaluation.scores["spread"] == float(merged(inputs).detach().std())
-    assert evaluation.scores["delta_l1"] > 0 and evaluation.standard_errors["delta_l1"] == 0
-    assert {"merge", "score", "total"} <= set(evaluation.seconds)
-    alone = ModuleEvaluator(backend, lambda module: spread(module)["spread"])
-    assert alone.evaluate(AVERAGE, request).scores == evaluation.scores
-    whole = ModuleEvaluator(backend, lambda module: Evaluation(spread(module), {"spread": 0.1}))
-    assert whole.evaluate(AVERAGE, request).standard_errors["spread"] == 0.1
-
-
-def test_what_goes_wrong_with_a_candidate_keeps_its_reason() -> None:
-    base, first, second = states(network, 3)
-    backend = LocalBackend(network(), base, {"first": first, "second": second})
-
-    def run_out(module: torch.nn.Module) -> float:
-        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
-
-    request = EvaluationRequest(("score",))
-    with pytest.raises(EvaluationError, match="20 GiB") as full:
-        ModuleEvaluator(backend, run_out).evaluate(AVERAGE, request)
-    assert full.value.kind == "out of memory"
-    with pytest.raises(EvaluationError, match="ZeroDivisionError") as divided:
-        ModuleEvaluator(backend, lambda module: 1 / 0).evaluate(AVERAGE, request)
-    assert divided.value.kind == "ZeroDivisionError"
-    with pytest.raises(EvaluationError, match="must return a mapping"):
-        ModuleEvaluator(backend, lambda module: 1.0).evaluate(AVERAGE, EvaluationRequest(("one", "two")))
-    assert ModuleEvaluator(backend, lambda module: 1.0).evaluate(AVERAGE, request).scores == {"score": 1.0}
+def test_running_out_of_an_accelerators_memory_is_told_apart_from_other_faults() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("tried to allocate 20 GiB"))
+    assert not out_of_memory(ZeroDivisionError("division by zero"))
 
 
 def test_wrong_use_is_told_apart_from_a_bad_candidate() -> None:
     base, first, second = states(network, 3)
     backend = LocalBackend(network(), base, {"first": first, "second": second})
     other = Recipe("task_arithmetic", {"third": "third"}, {"weight[third]": 1.0}, "base")
-    with pytest.raises(UserError, match="'third'"):
-        ModuleEvaluator(backend, lambda module: 1.0).evaluate(other, EvaluationRequest(("score",)))
+    with pytest.raises(UserError, match="'third'"), backend.apply(other):
+        pass
     with backend.apply(AVERAGE), pytest.raises(RuntimeError, match="applied already"):
         backend.apply(TIES).__enter__()
     with backend.apply(AVERAGE):  # the failed attempts left the backend usable
