@@ -8,7 +8,7 @@ with backend.apply(recipe) as merged: ...
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,8 @@ class LocalBackend:
     after a search it holds the last merge that was tried. With a ``tokenizer`` (or
     processor) the model is a transformers model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
-    or mergekit's own with ``compat_mergekit``. ``task_vectors`` and ``rounding``: see ``MergeEngine``.
+    or mergekit's own with ``compat_mergekit``. ``task_vectors``, ``rounding`` and ``allow``: see
+    ``MergeEngine``.
 
     Raises ``UserError`` when the weights do not fit the model or each other.
     """
@@ -51,6 +52,7 @@ class LocalBackend:
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
         rounding: torch.dtype | Literal["stored"] | None = None,
+        allow: Collection[str] = (),
     ) -> None:
         from mergefront.adapters.merging.engine import MergeEngine
 
@@ -66,6 +68,7 @@ class LocalBackend:
             compat_mergekit=compat_mergekit,
             task_vectors=task_vectors,
             rounding=rounding,
+            allow=allow,
         )
         self._targets = _targets(live, self.engine.names, getattr(model, "base_model_prefix", ""))
         self._lock = threading.Lock()
@@ -88,6 +91,7 @@ class LocalBackend:
         compute: str = "auto",
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
+        allow: Collection[str] = (),
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
@@ -120,6 +124,7 @@ class LocalBackend:
                 compat_mergekit=compat_mergekit,
                 task_vectors=task_vectors,
                 rounding="stored" if rounded is None else written,
+                allow=allow,
             )
 
     @property

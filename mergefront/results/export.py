@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,11 +76,12 @@ def export_candidate(
     return Path(out)
 
 
-def merge_config(config: str | Path, out: str | Path) -> Path:
+def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = ()) -> Path:
     """Make the merge that a mergekit-format file says, in ``out``, a new or empty folder.
 
     Relative paths start from the current folder, as in mergekit, or else from the file's own folder.
-    Raises ``UserError`` for a file that cannot be read or says what is not supported.
+    ``allow``: see ``merge_to_directory``. Raises ``UserError`` for a file that cannot be read or says what is not
+    supported.
     """
     from mergefront.adapters.merging.output.directory import merge_to_directory
     from mergefront.optimizer.yaml_file import read_mapping
@@ -88,7 +89,9 @@ def merge_config(config: str | Path, out: str | Path) -> Path:
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")
     folders = (Path.cwd(), path.resolve().parent)
-    return merge_to_directory(map_references(content, lambda reference: _resolve(reference, folders)), Path(out))
+    return merge_to_directory(
+        map_references(content, lambda reference: _resolve(reference, folders)), Path(out), allow=allow
+    )
 
 
 def export_references(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
@@ -211,6 +214,7 @@ def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
 
 
 def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:
+    from mergefront.adapters.checkpoints.configurations import EVERYTHING
     from mergefront.adapters.merging.output.directory import merge_to_directory
 
     config = {**said, "seed": recipe.seed}
@@ -218,4 +222,6 @@ def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any
         # A LoRA needs its base also under methods that do not merge the base.
         config.setdefault("base_model", references[""])
     # Random masks are drawn by the experts' names; the folders' names would give other masks than were evaluated.
-    merge_to_directory(config, folder, names={references[name]: name for name in recipe.models})
+    names = {references[name]: name for name in recipe.models}
+    # The study was searched with these models: what only new searches are refused for must not hide its results.
+    merge_to_directory(config, folder, names=names, allow=(EVERYTHING,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, checked_scores
@@ -23,6 +24,7 @@ def report(
     and how many are left. The scores never reach the sampler. Raises ``UserError`` for a study without
     report items.
     """
+    from mergefront.adapters.checkpoints.configurations import EVERYTHING
     from mergefront.study.evaluators import make_evaluator
 
     described = study.definition.evaluator
@@ -37,7 +39,9 @@ def report(
     if not wanted:
         return 0
     scored = 0
-    with make_evaluator(study.definition, lambda: study.database) as evaluator:
+    # Candidates were scored on these models already: what only new searches are refused for must not hide them.
+    definition = replace(study.definition, allow=(EVERYTHING,))
+    with make_evaluator(definition, lambda: study.database) as evaluator:
         for index, candidate in enumerate(wanted.values()):
             result: Evaluation | EvaluationError
             try:

@@ -30,7 +30,7 @@ def read_pool_file(path: Path) -> PoolFile:
 
 def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:
     """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
-    from mergefront.adapters.checkpoints.compatibility import compare_headers
+    from mergefront.adapters.checkpoints.compatibility import compare_models
     from mergefront.adapters.checkpoints.header import read_header
     from mergefront.serving.merges.resident_models import MergePool
     from mergefront.serving.merges.service import MergeService
@@ -42,14 +42,17 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     problems = []
     for name, path in file.models.items():
         try:
-            problems += [f"models.{name}: {line}" for line in compare_headers(base, read_header(root / path), name)]
+            problems += [
+                f"models.{name}: {line}"
+                for line in compare_models(base, read_header(root / path), name, file.allow).problems
+            ]
         except UserError as error:
             problems.append(f"models.{name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
     state = ServiceState(root / file.state)
     models = {name: root / path for name, path in file.models.items()}
-    pool = MergePool(root / file.base_model, models, device=file.device, dtype=file.dtype)
+    pool = MergePool(root / file.base_model, models, device=file.device, dtype=file.dtype, allow=file.allow)
     return MergeService(file, pool, state, tokens)
 
 

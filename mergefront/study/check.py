@@ -55,6 +55,8 @@ class CheckReport:
     """The study's database, open, where there is one already."""
     record: StudyRecord | None = None
     """The stored study that the file continues."""
+    warnings: list[str] = field(default_factory=list)
+    """Of ``notes`` what a run says as well."""
 
     def definition_or_raise(self) -> StudyDefinition:
         """The definition; raises ``StudyFileError`` when there is any problem."""
@@ -83,7 +85,10 @@ def check_study(path: str | Path) -> CheckReport:
         directions = _check_server_tasks(found, file.backend)
     else:
         layers = check_checkpoints(found)
+        notes.extend(found.warnings)
         directions = {**check_tasks(found), SPARSITY: "minimize"}
+    if file.merge.allow and file.backend.type != "local":
+        problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
     objectives = _objectives(found, directions)
     constraints = _constraints(found, directions)
     stop, racing = StopRule(), None
@@ -130,6 +135,7 @@ def check_study(path: str | Path) -> CheckReport:
         warm_start=warm_start,
         racing=racing,
         method_files=method_files,
+        allow=tuple(file.merge.allow),
         left_out=left_out(file, evaluator, options),
     )
     database, record = _check_stored(found, definition)
@@ -142,7 +148,7 @@ def check_study(path: str | Path) -> CheckReport:
         f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"
     )
-    return CheckReport(str(path), problems, notes, None if problems else definition, database, record)
+    return CheckReport(str(path), problems, notes, None if problems else definition, database, record, found.warnings)
 
 
 def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, str]:

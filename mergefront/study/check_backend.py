@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
-from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import layer_of
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
@@ -32,6 +32,8 @@ class Findings:
     root: Path
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What a run says as well."""
 
     @contextmanager
     def catch(self, where: str = "", hint: str = "") -> Iterator[None]:
@@ -54,6 +56,7 @@ class Findings:
 def check_checkpoints(found: Findings) -> int | None:
     """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
     from mergefront.adapters.checkpoints.compatibility import compare_models, compare_tokenizers
+    from mergefront.adapters.checkpoints.configurations import known_keys
     from mergefront.adapters.checkpoints.header import read_header
     from mergefront.adapters.checkpoints.quantised import refuse_quantised
 
@@ -65,7 +68,7 @@ def check_checkpoints(found: Findings) -> int | None:
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
         return None
-    base = None
+    base, known = None, set[str]()
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
         base = read_header(root / file.merge.base_model)
         problems.extend(f"merge.base_model: {problem}" for problem in refuse_quantised(base, "the base model"))
@@ -74,14 +77,20 @@ def check_checkpoints(found: Findings) -> int | None:
             expert = read_header(root / path)
             if base is None:
                 continue
-            compared = compare_models(base, expert, name)
-            found.notes.extend(compared.notes)
+            compared = compare_models(base, expert, name, file.merge.allow)
+            found.warnings.extend(compared.notes)
+            known |= known_keys(base.config, expert.config).union(base.tensors)
             differences = [*compared.problems, *_no_lora(file, expert.kind)]
             if expert.kind == "full":
                 differences += compare_tokenizers(root / file.merge.base_model, root / path, name)
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     if base is None:
         return None
+    problems.extend(
+        f"merge.allow: {key!r} is no key of these models' config.json {did_you_mean(key, known)}"
+        for key in file.merge.allow
+        if known and key not in known
+    )
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     layers = {layer_of(name) for name in base.tensors} - {None}
     return len(layers)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mergefront.storage.studies import StudyRecord
     from mergefront.study.definition import StudyDefinition
 
-_MAY_CHANGE = ("runtime", "stop", "scoring")
+_MAY_CHANGE = ("runtime", "stop", "scoring", "allow")
 _ABSENT = object()
 
 

@@ -62,9 +62,10 @@ class StudyDefinition:
     """What a study file or a call of ``search`` says, with every default filled in.
 
     ``root`` is the folder that relative paths start from; ``runtime`` says where the evaluator runs ("device",
-    "url"); ``method_files`` are the user's own merge methods, content hashes by path; ``scoring`` is the version of
-    the rules by which scores are computed (``mergefront.study.rules``). Name, storage, root, runtime, stop rule and
-    evaluations may change between runs of one study; the rest stays what the study was started with.
+    "url"); ``method_files`` are the user's own merge methods, content hashes by path; ``allow`` names differences
+    between the models that are harmless (``compare_models``); ``scoring`` is the version of the rules by which scores
+    are computed (``mergefront.study.rules``). Name, storage, root, runtime, stop rule, evaluations and ``allow`` may
+    change between runs of one study; the rest stays what the study was started with.
 
     ``left_out`` has the paths in ``to_json`` that the user did not write: in a study that exists they take the
     stored values.
@@ -88,6 +89,7 @@ class StudyDefinition:
     warm_start: tuple[Mapping[str, str], ...] = ()
     racing: RacingSettings | None = None
     method_files: Mapping[str, str] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
     scoring: int = SCORING
     left_out: frozenset[tuple[str, ...]] = frozenset()
 
@@ -110,7 +112,11 @@ class StudyDefinition:
             "racing": None if self.racing is None else asdict(self.racing),
             "scoring": self.scoring,
         }
-        return {**made, "method_files": dict(self.method_files)} if self.method_files else made
+        if self.method_files:
+            made["method_files"] = dict(self.method_files)
+        if self.allow:
+            made["allow"] = list(self.allow)
+        return made
 
     @classmethod
     def from_json(
@@ -144,5 +150,6 @@ class StudyDefinition:
             warm_start=tuple(stored["warm_start"]),
             racing=RacingSettings.read(stored["racing"]),
             method_files=stored.get("method_files", {}),
+            allow=tuple(stored.get("allow", ())),
             scoring=stored.get("scoring", 1),
         )

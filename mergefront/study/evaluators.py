@@ -92,5 +92,6 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         compute=compute,
         compat_mergekit=settings.get("compat") == "mergekit",
         task_vectors=settings.get("task_vectors", "exact"),
+        allow=definition.allow,
     )
     return TaskEvaluator(backend, tasks_of(definition))

@@ -51,7 +51,8 @@ def ready_to_run(
 
     scored_by = definition if report.record is None else continued(definition, report.record)
     with make_evaluator(scored_by, open_database) if with_evaluator else nullcontext() as evaluator:
-        yield begin(definition, open_database(), evaluator)
+        ready = begin(definition, open_database(), evaluator)
+        yield replace(ready, notes=(*report.warnings, *ready.notes))
 
 
 @contextmanager
@@ -91,8 +92,9 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     )
     notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition, definition.root)]
     changed: dict[str, Any] = {} if record.root == root else {"root": root}
-    if record.definition["stop"] != asdict(definition.stop):
-        changed["definition"] = {**record.definition, "stop": asdict(definition.stop)}
+    latest = {"stop": asdict(definition.stop), "allow": list(definition.allow)}
+    if any(record.definition.get(key, []) != value for key, value in latest.items()):
+        changed["definition"] = {**record.definition, **latest}
     record = update(database, record, **changed)
     study = Study(database, record, definition.root)
     write_search_space(study.optuna, study.space.distributions())

@@ -463,4 +463,4 @@ def read_definition(record: StudyRecord, storage: str, root: Path) -> StudyDefin
 def continued(definition: StudyDefinition, record: StudyRecord) -> StudyDefinition:
     """The stored definition that ``definition`` goes on with, in its own folder and where it says to run."""
     stored = read_definition(record, definition.storage, definition.root)
-    return replace(stored, runtime=definition.runtime, stop=definition.stop)
+    return replace(stored, runtime=definition.runtime, stop=definition.stop, allow=definition.allow)

@@ -25,7 +25,8 @@ class _Section(BaseModel):
 class MergeSection(_Section):
     """What is merged, how, and which coefficients are searched.
 
-    ``method_files`` are Python files, run before anything else, that declare methods of the user's own.
+    ``method_files`` are Python files, run before anything else, that declare methods of the user's own. ``allow`` names
+    keys of the models' configurations (and integer tensors) whose difference the user knows to be harmless.
     """
 
     method: str | list[str]
@@ -33,6 +34,7 @@ class MergeSection(_Section):
     models: dict[str, str] | list[str]
     space: dict[str, Any] = Field(default_factory=dict)
     method_files: list[str] = Field(default_factory=list)
+    allow: list[str] = Field(default_factory=list)
 
 
 class LocalBackendSection(_Section):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+from mergefront.adapters.checkpoints.compatibility import (
+    compare_configurations_of,
+    compare_models,
+    compare_tokenizers,
+)
 from mergefront.adapters.checkpoints.header import Checkpoint, read_json
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.checkpoints.names import embedding_name, head_name
+from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.files import copy_files, generation_config, has_tokenizer, token_ids
@@ -28,6 +34,7 @@ from mergefront.optimizer.yaml_file import read_mapping
 if TYPE_CHECKING:
     import torch
 
+_LOG = logging.getLogger(__name__)
 _LAYERS_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -39,18 +46,20 @@ def merge_to_directory(
     device: str = "cpu",
     shard_bytes: int = SHARD_BYTES,
     names: Mapping[str, str] | None = None,
+    allow: Collection[str] = (),
 ) -> Path:
     """Merge as a mergekit configuration says and write a Hugging Face folder; returns the folder.
 
     ``config`` is a path to YAML or its content. Paths of models are relative to ``root`` (default: the
     configuration's folder, or the working directory). ``names`` maps references of experts to the names
-    that random masks are drawn by (default: the folders' names). Tensors stream: memory holds one tensor of every
+    that random masks are drawn by (default: the folders' names). ``allow`` names what may differ between the models
+    (see ``compare_models``). Tensors stream: memory holds one tensor of every
     model. Nothing is left under ``out`` when the merge fails. Raises ``UserError`` for everything
     that is wrong or not supported, before anything is written.
     """
     out = Path(out)
     content, folder = _content(config)
-    plan = _Plan(read_config(content), Path(root) if root is not None else folder, device, names or {})
+    plan = _Plan(read_config(content), Path(root) if root is not None else folder, device, names or {}, allow)
     with complete_folder(out) as partial:
         layout = {name: (shape, dtype) for name, shape, dtype in plan.layout()}
         write_tensors(partial, layout, plan.tensors(), shard_bytes)
@@ -75,19 +84,27 @@ def _yaml(content: Mapping[str, Any]) -> str:
 class _Plan:
     """Which tensor of the result comes from which tensors of which models, slice by slice."""
 
-    def __init__(self, config: MergekitConfig, root: Path, device: str, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: MergekitConfig, root: Path, device: str, names: Mapping[str, str], allow: Collection[str]
+    ) -> None:
         self.config = config
         self.device = device
+        self.allow = allow
         self.sources = {model: _open(model, config, root) for model in config.models}
         reference = config.base_model or config.models[0]
         if self.sources[reference].header.kind == "lora":
             raise UserError(f"{reference} is a LoRA; give the model that it belongs to as base_model")
         self.reference = self.sources[reference]
         self.layers = 1 + max((layer for name in self.reference if (layer := layer_of(name)) is not None), default=-1)
-        problems = []
+        problems = refuse_quantised(self.reference.header, reference)
         for model, source in self.sources.items():
             if source is not self.reference and self._same_depth():
-                problems += compare_headers(self.reference.header, source.header, model)
+                compared = compare_models(self.reference.header, source.header, model, allow)
+            else:
+                compared = compare_configurations_of(self.reference.header, source.header, model, allow, sliced=True)
+            problems += compared.problems
+            for note in compared.notes:
+                _LOG.warning(note)
             problems += compare_tokenizers(self.reference.path, source.path, model)
         if config.tokenizer_source not in (None, "base", *config.models):
             problems.append(f"tokenizer_source {config.tokenizer_source!r} is none of the models")
@@ -174,6 +191,7 @@ class _Plan:
                 dtype,
                 resident=False,
                 compat_mergekit=self.config.compat,
+                allow=self.allow,
             )
             for name in places:
                 _, out_dtype = self._shape_and_dtype(places[name][1])

@@ -63,18 +63,22 @@ def export(
 @click.command(short_help="Make one merge from a mergekit-format file.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-def merge(config: Path, out: Path) -> None:
+@click.option("--allow", multiple=True, metavar="KEY", help="A key of config.json in which the models may differ.")
+def merge(config: Path, out: Path, allow: tuple[str, ...]) -> None:
     """Merge as the mergekit-format file CONFIG says and write the model to OUT, a new or empty folder.
 
     Relative paths in CONFIG start from the current folder, as in mergekit, or else from CONFIG's own.
 
+    Models that are no fine-tunes of one model are refused; --allow names differences that are harmless.
+
     \b
-    Example:
+    Examples:
       mergefront merge ties.yaml merged
+      mergefront merge ties.yaml merged --allow rope_theta --allow model_type
     """
     from mergefront.results.export import merge_config
 
-    merge_config(config, out)
+    merge_config(config, out, allow)
     click.echo(f"Wrote {out}", err=True)
     click.echo(str(out))
 

@@ -49,11 +49,13 @@ class LimitsSection(Section):
 
 
 class PoolFile(Section):
-    """A pool file, as written. Paths are relative to it; ``state`` is the SQLite file of sessions and usage."""
+    """A pool file, as written. Paths are relative to it; ``allow`` names what may differ between the models'
+    configurations; ``state`` is the SQLite file of sessions and usage."""
 
     pool: str = Field(pattern=NAME)
     base_model: str
     models: dict[str, str] = Field(min_length=1)
+    allow: list[str] = Field(default_factory=list)
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     host: str = "127.0.0.1"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,11 +43,19 @@ class MergePool:
     ``UserError`` for what cannot be loaded.
     """
 
-    def __init__(self, base: Path, models: Mapping[str, Path], *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        base: Path,
+        models: Mapping[str, Path],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        allow: Collection[str] = (),
+    ) -> None:
         from mergefront.adapters.local.backend import LocalBackend
 
         self.models = tuple(models)
-        self._backend = LocalBackend.from_checkpoints(base, dict(models), device=device, dtype=dtype)
+        self._backend = LocalBackend.from_checkpoints(base, dict(models), device=device, dtype=dtype, allow=allow)
         computing = next(iter(self._backend.model.parameters())).dtype
         self.digest = pool_digest(base, models, f"{computing} from {dtype}")
         self._in_place: tuple[str, AbstractContextManager[Any], HuggingFaceModel] | None = None
