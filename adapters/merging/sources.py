@@ -38,9 +38,10 @@ def open_source(source: Source) -> Checkpoint | Mapping[str, torch.Tensor]:
 
 
 def header_of(source: Checkpoint | Mapping[str, torch.Tensor], name: str) -> CheckpointHeader:
-    """The header of a checkpoint, or one that describes tensors in memory."""
-    if isinstance(source, Checkpoint):
-        return source.header
+    """The header of a checkpoint or of a view of one, or one that describes tensors in memory."""
+    header = getattr(source, "header", None)
+    if isinstance(header, CheckpointHeader):
+        return header
     tensors = {
         key: TensorInfo(tuple(tensor.shape), _STORED_NAMES.get(str(tensor.dtype), "other"), Path(name), 0, 0)
         for key, tensor in source.items()
@@ -129,8 +130,13 @@ class ExpertSource:
         return None if replacement is None else Entry(replacement, False)
 
 
-def check_finite(tensor: torch.Tensor, owner: str, name: str) -> None:
-    """Raise ``UserError`` with the tensor's name when it holds NaN or infinity."""
+def check_finite(
+    tensor: torch.Tensor,
+    owner: str,
+    name: str,
+    meaning: str = "; the checkpoint is damaged or its training diverged",
+) -> None:
+    """Raise ``UserError`` with the tensor's name, and what it means, when it holds NaN or infinity."""
     import torch
 
     if not tensor.is_floating_point():
@@ -140,6 +146,4 @@ def check_finite(tensor: torch.Tensor, owner: str, name: str) -> None:
     for start in range(0, flat.numel(), step):
         low, high = torch.aminmax(flat[start : start + step])
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(
-                f"{owner}: tensor {name!r} holds NaN or infinity; the checkpoint is damaged or its training diverged"
-            )
+            raise UserError(f"{owner}: tensor {name!r} holds NaN or infinity{meaning}")

@@ -31,14 +31,14 @@ _BEFORE_LAYERS = ("embed", "wte", "wpe")
 
 def layer_of(tensor_name: str) -> int | None:
     """The number of the transformer layer that a tensor belongs to, or None outside the layers."""
-    found = _LAYER_NUMBER.search(tensor_name)
-    return int(found.group(1)) if found else None
+    parts = split_at_layer(tensor_name)
+    return None if parts is None else parts[1]
 
 
-def with_layer(tensor_name: str, layer: int) -> str:
-    """The name of the same tensor in another layer; names outside the layers stay as they are."""
+def split_at_layer(tensor_name: str) -> tuple[str, int, str] | None:
+    """A name taken apart: what is before the number of its layer, the number, what is after it; None outside layers."""
     found = _LAYER_NUMBER.search(tensor_name)
-    return tensor_name if found is None else f"{tensor_name[: found.start(1)]}{layer}{tensor_name[found.end(1) :]}"
+    return found and (tensor_name[: found.start(1)], int(found.group(1)), tensor_name[found.end(1) :])
 
 
 def before_layers(tensor_name: str) -> bool:

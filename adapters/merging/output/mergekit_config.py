@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.mergekit_structure import check_structure
@@ -41,6 +41,12 @@ class OutputSlice:
     sources: tuple[SourceSlice, ...]
     parameters: Mapping[str, Any]
     base_model: str | None
+
+    @property
+    def length(self) -> int:
+        """How many layers it makes; 0 where it takes all there are."""
+        layers = self.sources[0].layers
+        return 0 if layers is None else layers[1] - layers[0]
 
 
 @dataclass(frozen=True)
@@ -196,18 +202,27 @@ def merged_models(config: MergekitConfig, made: OutputSlice) -> tuple[str, ...]:
     return tuple(models)
 
 
+class Placed(Protocol):
+    """Where a tensor of the result lies: depth t, and its name in every model."""
+
+    @property
+    def depth(self) -> float: ...
+    @property
+    def sources(self) -> Mapping[str, str]: ...
+
+
 class SliceRecipe:
     """One slice's coefficients, in the form that the engine asks for.
 
-    ``places`` gives, per tensor of the result, the depth t and the tensor's name in every model.
+    ``models`` are references by the names that ``places`` has, per tensor of the result, in its sources.
     """
 
     def __init__(
-        self, config: MergekitConfig, made: OutputSlice, names: Mapping[str, str],
-        places: Mapping[str, tuple[float, Mapping[str, str]]],
-    ) -> None:  # fmt: skip
+        self, config: MergekitConfig, made: OutputSlice, models: Mapping[str, str], places: Mapping[str, Placed]
+    ) -> None:
         self.method = config.method.name
-        self.models = dict(names)
+        self.models = dict(models)
+        self.base_model = made.base_model
         self.seed = config.seed
         self._config = config
         self._slice = made
@@ -217,16 +232,16 @@ class SliceRecipe:
         """The value at one tensor of the result; raises ``UserError`` when it is required and not given."""
         declared = self._config.method.parameter(parameter)
         assert declared is not None
-        depth, source_names = self._places[tensor_name]
+        place = self._places[tensor_name]
         scopes: list[Mapping[str, Any]] = [self._slice.parameters, self._config.parameters]
         name = tensor_name
         if expert is not None:
             model = self.models[expert]
-            name = source_names[model]
+            name = place.sources[expert]
             scopes = [source.parameters for source in self._slice.sources if source.model == model] + scopes
         for settings in scopes:
             if parameter in settings:
-                value = evaluate_setting(settings[parameter], name, depth, declared)
+                value = evaluate_setting(settings[parameter], name, place.depth, declared)
                 if value is not None:
                     return value
         if declared.default is None:

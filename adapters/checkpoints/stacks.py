@@ -1,0 +1,45 @@
+"""The stacks of layers that a checkpoint has: one in a decoder, two in an encoder-decoder, one more per tower."""
+
+from __future__ import annotations
+
+from mergefront.adapters.checkpoints.header import CheckpointHeader
+from mergefront.adapters.checkpoints.names import is_prediction_layer
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.grouping import split_at_layer
+
+Layers = dict[int, dict[str, str]]
+"""By the number of a layer: its tensors' names by what follows the number in them."""
+TOWERS = ("vision", "visual", "audio", "image", "speech", "tower")
+"""Words in the names of stacks that read no text."""
+
+
+def stacks(header: CheckpointHeader) -> dict[str, Layers]:
+    """Every stack by what its tensors' names have before the number of the layer.
+
+    Layers that predict tokens further ahead belong to none.
+    """
+    found: dict[str, Layers] = {}
+    for name in header.tensors:
+        parts = split_at_layer(name)
+        if parts is not None and not is_prediction_layer(name, header.config):
+            before, layer, after = parts
+            found.setdefault(before, {}).setdefault(layer, {})[after] = name
+    return found
+
+
+def layer_count(header: CheckpointHeader) -> int:
+    """How many layers the deepest stack has."""
+    return max((len(layers) for layers in stacks(header).values()), default=0)
+
+
+def text_stack(header: CheckpointHeader) -> tuple[str, Layers]:
+    """The one stack of a model that reads and writes text. Raises ``UserError`` where that is none or several."""
+    every = stacks(header)
+    of_text = {name: layers for name, layers in every.items() if not any(word in name for word in TOWERS)}
+    if len(of_text) != 1:
+        named = ", ".join(name.rstrip(".") for name in of_text) or "none"
+        raise UserError(
+            f"{header.path}: layer_range needs a model with one stack of text layers, and this one has {named}; "
+            "merge it whole, with models instead of slices"
+        )
+    return next(iter(of_text.items()))
