@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mergefront.adapters.remote.backend_types import answers_with_a_loss
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import ServerSection
+from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -20,6 +21,8 @@ from mergefront.optimizer.samplers.registry import check_sampler, resolved_optio
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.stopping import StopRule
+from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
+from mergefront.storage.studies import StudyRecord, find
 from mergefront.study.check_backend import (
     Findings,
     check_checkpoints,
@@ -34,10 +37,6 @@ from mergefront.study.method_files import load_method_files
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
 from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, left_out, read_study_file
 from mergefront.study.warm_start import entries, read_warm_start
-
-if TYPE_CHECKING:
-    from mergefront.storage.database import Database
-    from mergefront.storage.studies import StudyRecord
 
 SPARSITY = "delta_l1"
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
@@ -152,8 +151,6 @@ def check_study(path: str | Path) -> CheckReport:
 
 
 def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, str]:
-    from mergefront.adapters.remote.backend_types import answers_with_a_loss
-
     if not answers_with_a_loss(backend):
         return check_tasks(found)
     if found.file.tasks:
@@ -162,8 +159,6 @@ def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, st
 
 
 def _check_function(found: Findings, call: str) -> None:
-    from mergefront.adapters.tasks.user_code import importable, user_function
-
     if found.file.tasks:
         found.problems.append("tasks: a function scores by itself; remove 'tasks', or use backend: {type: local}")
     with found.catch(), importable(found.root):
@@ -250,8 +245,6 @@ def _warm_start(found: Findings) -> tuple[dict[str, str], ...]:
 
 def _absolute_storage(found: Findings, given: str) -> str:
     """The storage URL with a relative SQLite path made absolute from the file's folder."""
-    from mergefront.storage.database import normalised_url, sqlite_path
-
     with found.catch():
         url = normalised_url(given)
         relative = sqlite_path(url)
@@ -261,9 +254,6 @@ def _absolute_storage(found: Findings, given: str) -> str:
 
 def _check_stored(found: Findings, definition: StudyDefinition) -> tuple[Database | None, StudyRecord | None]:
     """The database if there is one, and the study that the file continues; another study of this name is a problem."""
-    from mergefront.storage.database import Database, NoStudiesError, sqlite_path
-    from mergefront.storage.studies import find
-
     path = sqlite_path(definition.storage)
     if path is not None and not path.exists():
         if not path.parent.is_dir():

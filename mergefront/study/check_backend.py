@@ -8,20 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from mergefront.adapters.checkpoints.compatibility import compare_models, compare_tokenizers
+from mergefront.adapters.checkpoints.configurations import known_keys
+from mergefront.adapters.checkpoints.dtypes import main_dtype
+from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.task import Task
+from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
-from mergefront.optimizer.recipes.grouping import layer_of
+from mergefront.optimizer.recipes.grouping import blocks_by_importance, layer_of
+from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.study_file import FunctionBackendSection, StudyFile
-
-if TYPE_CHECKING:
-    from mergefront.adapters.tasks.items import Item
-    from mergefront.adapters.tasks.task import Task
 
 
 @dataclass
@@ -55,11 +61,6 @@ class Findings:
 
 def check_checkpoints(found: Findings) -> int | None:
     """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
-    from mergefront.adapters.checkpoints.compatibility import compare_models, compare_tokenizers
-    from mergefront.adapters.checkpoints.configurations import known_keys
-    from mergefront.adapters.checkpoints.header import read_header
-    from mergefront.adapters.checkpoints.quantised import refuse_quantised
-
     file, root, problems = found.file, found.root, found.problems
     models = file.merge.models
     if not isinstance(models, Mapping):
@@ -99,10 +100,6 @@ def check_checkpoints(found: Findings) -> int | None:
 def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """How a sound file's recipes are scored (backend, tasks, content of their files), and what of it may differ
     between runs."""
-    from mergefront.adapters.checkpoints.dtypes import main_dtype
-    from mergefront.adapters.checkpoints.header import read_header
-    from mergefront.adapters.tasks.task_types import resolved_task
-
     if isinstance(file.backend, FunctionBackendSection):
         return EvaluatorDefinition("function", call=file.backend.call), {}
     backend: dict[str, Any]
@@ -125,9 +122,6 @@ def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefiniti
 
 def check_server(found: Findings, space: MergeSpace) -> None:
     """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
-    from mergefront.adapters.remote.backend_types import backend_problems
-    from mergefront.adapters.tasks.task_types import build_task
-
     file, root = found.file, found.root
     assert isinstance(file.backend, Section)
     tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
@@ -142,7 +136,6 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
     Raises ``UserError``.
     """
     from mergefront.adapters.merging.importance import layer_importance
-    from mergefront.optimizer.recipes.grouping import blocks_by_importance
 
     blocks = granularity.get("blocks")
     if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
@@ -154,8 +147,6 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
 
 def check_tasks(found: Findings) -> dict[str, str]:
     """Read every task's files; returns the direction of each task that is sound."""
-    from mergefront.adapters.tasks.task_types import build_task, problems_of
-
     file, root, problems = found.file, found.root, found.problems
     directions: dict[str, str] = {}
     sound: dict[str, Task] = {}
@@ -231,8 +222,6 @@ def _leaks(tasks: Mapping[str, Task]) -> list[str]:
 
 def _no_lora(file: StudyFile, kind: str) -> list[str]:
     """Why a checkpoint of this kind cannot be merged by the file's methods, if that is because it is no LoRA."""
-    from mergefront.optimizer.recipes.methods import METHODS
-
     methods = [file.merge.method] if isinstance(file.merge.method, str) else file.merge.method
     of_loras = [name for name in methods if name in METHODS and METHODS[name].lora is not None]
     if kind == "lora" or not of_loras:

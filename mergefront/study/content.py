@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.tasks.lm_eval.files import task_files
+from mergefront.adapters.tasks.local_imports import imported_files, module_files
+
 _WHOLE_FILE_UP_TO = 64 * 1024 * 1024
 _SAMPLE = 1024 * 1024
 
@@ -35,9 +38,6 @@ def file_hash(path: Path) -> str:
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
     modules of functions of one's own with those that they import."""
-    from mergefront.adapters.tasks.lm_eval.files import task_files
-    from mergefront.adapters.tasks.local_imports import imported_files, module_files
-
     named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]

@@ -6,16 +6,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import sqlite_path
+from mergefront.storage.studies import StudyRecord
 from mergefront.study.content import file_hash, fingerprints
+from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import completed
-
-if TYPE_CHECKING:
-    from mergefront.storage.studies import StudyRecord
-    from mergefront.study.definition import StudyDefinition
 
 _MAY_CHANGE = ("runtime", "stop", "scoring", "allow")
 _ABSENT = object()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
+from mergefront.adapters.remote.settings import joined_settings
+from mergefront.adapters.tasks.task import Task
+from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
+from mergefront.storage.database import Database
+from mergefront.storage.responses import DatabaseResponses
 from mergefront.study.content import fingerprints
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import dtype_and_compute
-
-if TYPE_CHECKING:
-    from mergefront.adapters.tasks.task import Task
-    from mergefront.storage.database import Database
 
 
 @contextmanager
@@ -43,9 +46,6 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
     if described.type == "local":
         yield _local_evaluator(definition)
         return
-    from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
-    from mergefront.adapters.remote.settings import joined_settings
-    from mergefront.storage.responses import DatabaseResponses
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
     tasks, cache = tasks_of(definition), DatabaseResponses(open_database())
@@ -55,8 +55,6 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
 
 def tasks_of(definition: StudyDefinition) -> list[Task]:
     """The study's tasks, objectives or not; none where a function scores."""
-    from mergefront.adapters.tasks.task_types import build_task
-
     described = definition.evaluator
     return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
 
@@ -77,9 +75,6 @@ def _refuse_changed(definition: StudyDefinition) -> None:
 
 
 def _local_evaluator(definition: StudyDefinition) -> Evaluator:
-    from mergefront.adapters.evaluator import TaskEvaluator
-    from mergefront.adapters.local.backend import LocalBackend
-
     space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
     device = definition.runtime.get("device", "auto")

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluator
+from mergefront.optimizer.search.attributes import write_search_space
+from mergefront.storage.database import Database
+from mergefront.storage.studies import create_or_load, update
+from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import make_evaluator
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
 from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
-
-if TYPE_CHECKING:
-    from mergefront.storage.database import Database
-    from mergefront.study.check import CheckReport
+from mergefront.versions import versions
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,6 @@ def ready_to_run(
     report: CheckReport, *, evaluations: int | None = None, with_evaluator: bool = True
 ) -> Iterator[ReadyStudy]:
     """A checked study file as a search that is ready to start; raises ``StudyFileError`` if it is not sound."""
-    from mergefront.storage.database import Database
-
     definition = report.definition_or_raise()
     if evaluations is not None:
         definition = replace(definition, evaluations=checked_budget(evaluations))
@@ -60,8 +59,6 @@ def ready_to_resume(
     study: Study, *, evaluations: int | None = None, with_evaluator: bool = True
 ) -> Iterator[ReadyStudy | None]:
     """A stored study as a search that is ready to start; None when its budget is spent."""
-    from mergefront.storage.studies import update
-
     notes = changes_since(study.name, study.record.definition, study.root)
     if evaluations is not None:
         checked_budget(evaluations)
@@ -76,10 +73,6 @@ def ready_to_resume(
 
 def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator | None) -> ReadyStudy:
     """The stored study of this definition, made if there is none, with its budget and warm start."""
-    from mergefront.optimizer.search.attributes import write_search_space
-    from mergefront.storage.studies import create_or_load, update
-    from mergefront.versions import versions
-
     root = stored_root(definition.root, definition.storage)
     record = create_or_load(
         database,

@@ -7,29 +7,33 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.scores import pareto
 from mergefront.optimizer.scores.constraints import Constraint, feasible
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.differences import better_beyond_noise
+from mergefront.optimizer.scores.evaluation import Estimate, Evaluation
 from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
-from mergefront.storage import DEFAULT_STORAGE
+from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, STOPPED, WARM_START
+from mergefront.optimizer.search.stopping import Stop
+from mergefront.storage import DEFAULT_STORAGE, studies, transfer
+from mergefront.storage.database import Database
+from mergefront.storage.ledger import StudyLedger
+from mergefront.storage.studies import StudyRecord
 from mergefront.study.continuation import root_of, stored_root
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
-
-    from mergefront.optimizer.racing.race import RacingSettings
-    from mergefront.optimizer.scores.evaluation import Estimate
-    from mergefront.optimizer.search.stopping import Stop
-    from mergefront.storage.database import Database
-    from mergefront.storage.ledger import StudyLedger
-    from mergefront.storage.studies import StudyRecord
+from mergefront.study.method_files import load_known_method_files
+from mergefront.versions import versions
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,7 @@ class Study:
 
     def refresh(self) -> Study:
         """This study with the name, budget and stop rule that the database has by now."""
-        from mergefront.storage.studies import reload
-
-        self.record = reload(self.database, self.record)
+        self.record = studies.reload(self.database, self.record)
         return self
 
     @cached_property
@@ -130,10 +132,6 @@ class Study:
 
     @cached_property
     def optuna(self) -> optuna.Study:
-        import optuna
-
-        from mergefront.optimizer.samplers.registry import make_sampler
-
         definition = self.definition
         return optuna.load_study(
             study_name=self.name,
@@ -150,9 +148,6 @@ class Study:
 
     @cached_property
     def ledger(self) -> StudyLedger:
-        from mergefront.storage.ledger import StudyLedger
-        from mergefront.versions import versions
-
         _ = self.definition  # recipes of merge methods of the user's own cannot be read before these are known
         return StudyLedger(self.database, self.record.study_id, versions())
 
@@ -162,8 +157,6 @@ class Study:
         The scores of a racing study are estimated from what all its candidates answered, anew as more is known;
         the trials keep what was told when they finished.
         """
-        from optuna.trial import TrialState
-
         trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         # Both only grow while a study lives, so that equal counts mean equal contents.
         counted = (len(trials), self.ledger.evaluation_count())
@@ -172,9 +165,6 @@ class Study:
         return list(self._known[1])
 
     def _candidates_of(self, trials: Sequence[FrozenTrial]) -> list[Candidate]:
-        from mergefront.optimizer.racing.race import standings
-        from mergefront.optimizer.search.attributes import ANCHOR, RECIPE
-
         evaluations = self.ledger.evaluations()
         recipes = self.ledger.recipes()
         estimates: dict[str, dict[str, Estimate]] = {}
@@ -207,10 +197,6 @@ class Study:
 
     def failures(self) -> list[Failure]:
         """The failed trials with their reasons."""
-        from optuna.trial import TrialState
-
-        from mergefront.optimizer.search.attributes import FAILURE
-
         return [
             Failure(trial.number, str(trial.user_attrs.get(FAILURE, "no reason was kept")))
             for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
@@ -231,18 +217,13 @@ class Study:
 
         In a racing study scores are estimates: a candidate stays unless another one probably dominates it.
         """
-        import numpy as np
-
-        from mergefront.optimizer.racing.race import raced_front
-        from mergefront.optimizer.scores.pareto import nondominated
-
         candidates = self._feasible(self.candidates())
         if not candidates:
             return []
         keep: Sequence[bool]
         if self.racing is None:
             signs = [objective.sign for objective in self.objectives]
-            keep = nondominated(np.multiply([self._row(candidate) for candidate in candidates], signs)).tolist()
+            keep = pareto.nondominated(np.multiply([self._row(candidate) for candidate in candidates], signs)).tolist()
         else:
             keep = raced_front(self.objectives, [candidate.estimates for candidate in candidates])
         front: dict[str, Candidate] = {}
@@ -258,11 +239,6 @@ class Study:
         ``epsilon`` in normalised units, or, without ``epsilon``, beyond noise (paired by item where items are kept;
         p < 0.05). Balanced members are preferred to stay. Raises ``UserError`` for an epsilon below 0.
         """
-        import numpy as np
-
-        from mergefront.optimizer.scores.differences import better_beyond_noise
-        from mergefront.optimizer.scores.pareto import distinct, epsilon_better
-
         if epsilon is not None and not 0 <= epsilon < float("inf"):
             raise UserError(
                 f"epsilon is {epsilon}; it must be a number of at least 0, in normalised units such as 0.02"
@@ -276,8 +252,8 @@ class Study:
             kept_items = self.ledger.evaluations(items=True)
             better = better_beyond_noise(self.objectives, [kept_items[candidate.digest] for candidate in front])
         else:
-            better = epsilon_better(rows, epsilon).tolist()
-        kept = distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
+            better = pareto.epsilon_better(rows, epsilon).tolist()
+        kept = pareto.distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
         return [candidate for candidate, stays in zip(front, kept, strict=True) if stays]
 
     def best(self, objective: str) -> Candidate:
@@ -296,16 +272,12 @@ class Study:
 
         Raises ``UserError`` when the front is empty.
         """
-        from mergefront.optimizer.scores.pareto import knee
-
-        return self._picked(knee)
+        return self._picked(pareto.knee)
 
     def preferred(self, weights: Mapping[str, float]) -> Candidate:
         """The front member that a user with these weights (objective -> importance) picks."""
-        from mergefront.optimizer.scores.pareto import preferred
-
         shares = self._shares(weights, "preferences")
-        return self._picked(lambda rows: preferred(rows, shares))
+        return self._picked(lambda rows: pareto.preferred(rows, shares))
 
     def along(self, direction: Mapping[str, float]) -> Candidate:
         """The front member that lies farthest along a direction (objective -> how much of it is wanted).
@@ -313,10 +285,8 @@ class Study:
         From the front's worst values upwards, each objective scaled to the front's range: ``{"maths": 2, "french": 1}``
         wants gains of 2 to 1.
         """
-        from mergefront.optimizer.scores.pareto import along
-
         shares = self._shares(direction, "direction")
-        return self._picked(lambda rows: along(rows, shares))
+        return self._picked(lambda rows: pareto.along(rows, shares))
 
     def _picked(self, choose: Callable[[list[list[float]]], int]) -> Candidate:
         """The front member that ``choose`` picks by its normalised scores; raises ``UserError`` for an empty front."""
@@ -339,10 +309,8 @@ class Study:
     def hypervolume(self, candidates: list[Candidate] | None = None) -> float:
         """Hypervolume of the candidates (all of them by default) that satisfy the constraints, in the normalised
         units, above the fixed reference point."""
-        from mergefront.optimizer.scores.pareto import hypervolume
-
         rows = self.normalised(self._feasible(self.candidates() if candidates is None else candidates))
-        return hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else 0.0
+        return pareto.hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""
@@ -376,18 +344,11 @@ class Study:
     @property
     def stopped(self) -> Stop | None:
         """Why the last run ended; None while it is under way, or when it was interrupted or failed."""
-        from mergefront.optimizer.search.attributes import STOPPED
-        from mergefront.optimizer.search.stopping import Stop
-
         found = self.optuna.user_attrs.get(STOPPED)
         return None if found is None else Stop(found["cause"], found["reason"])
 
     def finished_count(self) -> int:
         """How many trials of the budget are spent: scored or failed."""
-        from optuna.trial import TrialState
-
-        from mergefront.optimizer.search.attributes import WARM_START
-
         finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
         return sum(1 for trial in finished if WARM_START not in trial.user_attrs)
 
@@ -421,11 +382,9 @@ class Study:
 
     def copy(self, target: Database, new_name: str | None = None) -> Study:
         """Copy the study within its database or to another one; raises ``UserError`` when the name is taken."""
-        from mergefront.storage.transfer import copy
-
         asks_a_server = EvaluatorDefinition.from_json(self.record.definition["evaluator"]).type == "server"
         root = stored_root(self.root, target.url)
-        record = copy(self.database, self.name, target, new_name, root=root, with_responses=asks_a_server)
+        record = transfer.copy(self.database, self.name, target, new_name, root=root, with_responses=asks_a_server)
         return Study(target, record)
 
     def __repr__(self) -> str:
@@ -442,17 +401,12 @@ def load_study(name: str, *, storage: str = DEFAULT_STORAGE, root: str | Path | 
 
     ``root`` is the folder of its files where that is not the one that the database knows.
     """
-    from mergefront.storage.database import Database
-    from mergefront.storage.studies import load
-
     database = Database(storage, create=False)
-    return Study(database, load(database, name), None if root is None else Path(root))
+    return Study(database, studies.load(database, name), None if root is None else Path(root))
 
 
 def read_definition(record: StudyRecord, storage: str, root: Path) -> StudyDefinition:
     """The typed definition of a stored study; loads the merge methods of the user's own that it names."""
-    from mergefront.study.method_files import load_known_method_files
-
     stored = record.definition
     load_known_method_files(stored.get("method_files", {}), root)
     return StudyDefinition.from_json(

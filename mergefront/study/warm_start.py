@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna.trial import create_trial
 
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.anchors import WarmStartRecipe
@@ -19,11 +21,12 @@ from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
-from mergefront.optimizer.scores.evaluation import Evaluation
-
-if TYPE_CHECKING:
-    from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
-    from mergefront.study.stored_study import Study
+from mergefront.optimizer.scores.constraints import checked_violations
+from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
+from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START, WARM_START_RECIPES
+from mergefront.optimizer.search.loop import told_attributes
+from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
+from mergefront.study.stored_study import Study, load_study
 
 MOST_SEEDS = 5
 """So many recipes of an earlier study that was scored otherwise are evaluated."""
@@ -76,8 +79,6 @@ def begin(study: Study, definition: StudyDefinition) -> None:
 
     Interrupted, it goes on where it was: what was taken over is known by its recipe.
     """
-    from mergefront.optimizer.search.attributes import RECIPE, WARM_START_RECIPES
-
     if not definition.warm_start or WARM_START_RECIPES in study.optuna.user_attrs:
         return
     found = read_warm_start(definition)
@@ -95,8 +96,6 @@ def begin(study: Study, definition: StudyDefinition) -> None:
 
 def warm_start_recipes(study: Study) -> tuple[WarmStartRecipe, ...]:
     """The recipes to evaluate after the anchors, as the study keeps them."""
-    from mergefront.optimizer.search.attributes import WARM_START_RECIPES
-
     made = []
     for entry in study.optuna.user_attrs.get(WARM_START_RECIPES, ()):
         recipe = Recipe.from_json(entry["recipe"])
@@ -168,8 +167,6 @@ def _nearest(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue]:
 
 
 def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
-    from mergefront.study.stored_study import load_study
-
     earlier = load_study(name, storage=storage)
     origin = f"study {name!r}"
     _check_same_models(definition, earlier, origin)
@@ -218,9 +215,6 @@ def _scoring(definition: StudyDefinition, evaluator: EvaluatorDefinition) -> dic
 
 
 def _reports_all(definition: StudyDefinition, evaluation: Evaluation) -> bool:
-    from mergefront.optimizer.scores.constraints import checked_violations
-    from mergefront.optimizer.scores.evaluation import checked_scores
-
     try:
         checked_scores(evaluation, [objective.name for objective in definition.objectives])
         checked_violations(evaluation, definition.constraints)
@@ -232,11 +226,6 @@ def _reports_all(definition: StudyDefinition, evaluation: Evaluation) -> bool:
 def _tell(
     study: Study, origin: str, recipe: Recipe, evaluation: Evaluation, params: Mapping[str, ParameterValue]
 ) -> None:
-    from optuna.trial import create_trial
-
-    from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START
-    from mergefront.optimizer.search.loop import told_attributes
-
     attributes, violations = told_attributes(study.objectives, study.constraints, evaluation)
     study.optuna.add_trial(
         create_trial(

@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import ndtri, stdtr, stdtrit
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -100,7 +102,6 @@ def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[floa
 def _two_sided(ratio: float, degrees_of_freedom: float) -> float:
     if math.isinf(degrees_of_freedom):
         return math.erfc(ratio / math.sqrt(2.0))
-    from scipy.special import stdtr
 
     return float(2.0 * stdtr(degrees_of_freedom, -ratio))
 
@@ -111,8 +112,6 @@ def mean_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, 
     Wilson's (1927) for items that are right or wrong, which stays inside [0, 1] and has a width when all
     agree; Student's otherwise. Raises ``ValueError`` for no items.
     """
-    from scipy.special import ndtri, stdtrit
-
     count = len(scores)
     if count == 0:
         raise ValueError("no items have no interval")
