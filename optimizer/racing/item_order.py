@@ -12,12 +12,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 MOST_STRATA = 6
 SMALLEST_STRATUM = 8

@@ -22,13 +22,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.scores.evaluation import Estimate
-
-Array = NDArray[np.float64]
-Booleans = NDArray[np.bool_]
 
 FACTORS = 8
 """At most, and no more than one for two candidates. On merges of four kinds of networks 4 are too few, 12 no better."""
@@ -85,7 +82,7 @@ def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimat
     ]
 
 
-def _expected(scores: Array, known: Booleans, margins: Array | None) -> tuple[Array, Array]:
+def _expected(scores: Array, known: Mask, margins: Array | None) -> tuple[Array, Array]:
     """Expected scores (J x N): of every entry given all answers; of the known ones given all answers but their own."""
     if margins is None or not _decisive(scores, known, margins):
         fit = _fit(scores, known)
@@ -97,7 +94,7 @@ def _expected(scores: Array, known: Booleans, margins: Array | None) -> tuple[Ar
     return np.where(known, scores, expected), ndtr(fit.others_means / np.sqrt(fit.others_variances))
 
 
-def _decisive(scores: Array, known: Booleans, margins: Array) -> bool:
+def _decisive(scores: Array, known: Mask, margins: Array) -> bool:
     """Whether the margins are all there and their sign is the score; at 0 it may be either."""
     right = np.where(margins == 0.0, scores, margins > 0.0)
     return bool(np.isfinite(margins[known]).all() and (right == scores)[known].all())
@@ -112,7 +109,7 @@ def _beyond_noise(bias: Array, variances: Array) -> Array:
     return np.asarray(bias * real / (real + variances))
 
 
-def _pooled(squares: Array, counts: NDArray[np.intp], lost: int) -> Array:
+def _pooled(squares: Array, counts: Integers, lost: int) -> Array:
     """Each row's mean of ``squares`` (J x N; ``lost`` degrees of freedom less), pulled towards that of all rows.
 
     A few equal answers are no certainty.
@@ -122,7 +119,7 @@ def _pooled(squares: Array, counts: NDArray[np.intp], lost: int) -> Array:
     return np.asarray((sums + PRIOR_ITEMS * pooled) / (counts - lost + PRIOR_ITEMS))
 
 
-def _fit(values: Array, known: Booleans) -> _Fit:
+def _fit(values: Array, known: Mask) -> _Fit:
     """Factor analysis of ``values`` (J x N, 0 where not known) by expectation maximisation.
 
     An entry is its candidate's mean, plus its loadings (J x F) times the item's factors (N x F, standard normal), plus

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
+from mergefront.optimizer.arrays import Array
 
-def dominance(means: ArrayLike, errors: ArrayLike) -> NDArray[np.float64]:
+
+def dominance(means: ArrayLike, errors: ArrayLike) -> Array:
     """The chance that candidate i dominates candidate j (n x n), larger means being better.
 
     ``means`` and ``errors`` (n x m) are normal and taken for independent; without any error it is 1 or 0.

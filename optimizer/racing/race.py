@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.item_order import least_asked_first, random_order, stratified_order
 from mergefront.optimizer.racing.joint_scores import joint_estimates
@@ -32,8 +32,6 @@ from mergefront.optimizer.racing.noisy_front import likely_front
 from mergefront.optimizer.scores.comparison import Difference, paired_difference
 from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores, RaceResult
 from mergefront.optimizer.scores.objectives import Objective
-
-Array = NDArray[np.float64]
 
 FEWEST_ITEMS = 16
 """No task's first round is smaller: with fewer items even a clear difference proves little."""

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-Array = NDArray[np.float64]
+from mergefront.optimizer.arrays import Array
 
 GRID = 10_000
 """Grid points per unit for continuous parameters."""

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import moocore
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from mergefront.optimizer.arrays import Array, Mask
 
 
-def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
+def nondominated(points: ArrayLike) -> Mask:
     """Which of ``n x m`` maximised points no other dominates (``n``; of equal points all are kept)."""
     values = np.atleast_2d(np.asarray(points, dtype=float))
     if values.size == 0:
@@ -25,7 +27,7 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
     return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=True))
 
 
-def hypervolume_contributions(points: ArrayLike, reference: Sequence[float]) -> NDArray[np.float64]:
+def hypervolume_contributions(points: ArrayLike, reference: Sequence[float]) -> Array:
     """What each of ``n x m`` points adds to the hypervolume of all of them (``n``)."""
     values = np.atleast_2d(np.asarray(points, dtype=float))
     total = hypervolume(values, reference)
@@ -74,7 +76,7 @@ def along(points: ArrayLike, direction: Sequence[float]) -> int:
     return int(np.argmax(reach.min(axis=1) + 1e-3 * reach.mean(axis=1)))
 
 
-def _with_spread(points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _with_spread(points: ArrayLike) -> tuple[Array, Array]:
     """A front (``n x m``) and each objective's range on it (``m``; 1 where it has none); ``ValueError`` if empty."""
     values = np.atleast_2d(np.asarray(points, dtype=float))
     if values.size == 0:
@@ -83,7 +85,7 @@ def _with_spread(points: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     return values, np.where(spread > 0, spread, 1.0)
 
 
-def epsilon_better(points: ArrayLike, epsilon: float | Sequence[float]) -> NDArray[np.bool_]:
+def epsilon_better(points: ArrayLike, epsilon: float | Sequence[float]) -> Mask:
     """Whether one of ``n x m`` maximised points is better than another by more than ``epsilon`` anywhere: ``n x n``.
 
     ``epsilon`` is one number for all objectives, or one for each.
@@ -93,7 +95,7 @@ def epsilon_better(points: ArrayLike, epsilon: float | Sequence[float]) -> NDArr
     return np.asarray(ahead.any(axis=2), dtype=bool)
 
 
-def distinct(better: ArrayLike, order: Sequence[int]) -> NDArray[np.bool_]:
+def distinct(better: ArrayLike, order: Sequence[int]) -> Mask:
     """A subset of ``n`` points, each better than every other one of it in something: ``n``.
 
     ``better[i, j]`` says that i is better than j in some objective by more than a tolerance or noise. Points are taken

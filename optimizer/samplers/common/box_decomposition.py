@@ -10,9 +10,8 @@ decomposes the region that the front does not dominate.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mergefront.optimizer.arrays import Array
 
 
 def nondominated_boxes(front: Array, reference: Array) -> tuple[Array, Array]:

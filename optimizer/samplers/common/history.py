@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposed_params
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

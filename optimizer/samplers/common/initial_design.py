@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
 
 FEW_ANCHORS = 3
 STARTUP_BESIDE_ANCHORS = 2

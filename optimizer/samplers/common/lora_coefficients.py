@@ -11,14 +11,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.unit_cube import Encoder
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

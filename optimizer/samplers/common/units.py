@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
-
-Array = NDArray[np.float64]
 
 TAIL = 0.5
 """Below the reference point, differences beyond this size are compressed logarithmically. Chosen by hand."""

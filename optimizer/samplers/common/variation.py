@@ -7,11 +7,9 @@ mutant = clip(a + 0.5 (b - c)) with three distinct elites, then binomial crossov
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.scores.pareto import hypervolume_contributions, nondominated
-
-Array = NDArray[np.float64]
 
 DIFFERENTIAL_WEIGHT = 0.5
 CROSSOVER_RATE = 0.5
@@ -34,7 +32,7 @@ def binomial_crossover(donors: Array, targets: Array, rng: np.random.Generator) 
     return np.where(take, donors, targets)
 
 
-def elites_by_hypervolume(values: Array, reference: Array, count: int) -> NDArray[np.int_]:
+def elites_by_hypervolume(values: Array, reference: Array, count: int) -> Integers:
     """Rows of ``values`` (``n x m``, maximised) in the order of what the hypervolume loses without them.
 
     The front comes first; when it is smaller than ``count``, the best of the next fronts follow.
@@ -51,6 +49,6 @@ def elites_by_hypervolume(values: Array, reference: Array, count: int) -> NDArra
     return np.array(order[:count], dtype=int)
 
 
-def elites_by_sum(values: Array, count: int) -> NDArray[np.int_]:
+def elites_by_sum(values: Array, count: int) -> Integers:
     """The ``count`` rows of ``values`` (``n x t``, maximised) with the largest sum: the paper's elites."""
     return np.argsort(-values.sum(axis=1), kind="stable")[:count]

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from cmaes import CMA, SepCMA
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mergefront.optimizer.arrays import Array
 
 SEPARABLE_ABOVE = 30
 """Dimensions above which a full covariance matrix takes more generations to learn than a search has. Chosen by hand."""

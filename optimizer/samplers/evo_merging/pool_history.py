@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

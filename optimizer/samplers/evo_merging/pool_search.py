@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
 from mergefront.optimizer.samplers.evo_merging.trust_region import (
@@ -31,9 +31,6 @@ from mergefront.optimizer.samplers.evo_merging.trust_region import (
 from mergefront.optimizer.samplers.gaussian_process.fit import condition
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 DESIGN, PROBE, WEIGHTS, EVERYTHING = "design", "probe", "weights", "everything"
 PROBED_DENSITY = 0.5

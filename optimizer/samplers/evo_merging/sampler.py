@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
@@ -30,8 +30,6 @@ from mergefront.optimizer.search.attributes import (
     proposed_params,
 )
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
 
 PAPER_PENALTY = 0.05
 """Both penalties of arXiv 2509.12951."""

@@ -15,14 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
 from mergefront.optimizer.samplers.evo_merging.evolution import SEPARABLE_ABOVE, Evolution, EvolutionPlan, Member
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 PAYS = 0.01
 """A generation pays when it lowers the penalised loss by this share of the best loss's magnitude. Chosen by hand."""

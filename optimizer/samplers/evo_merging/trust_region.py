@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 
+from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
 from mergefront.optimizer.samplers.gaussian_process.kernel import SMOOTH
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
-
-Array = NDArray[np.float64]
 
 EXACT_NOISE = 1e-6
 """Noise variance, as a share of the values' variance, of losses that show no noise."""
@@ -101,13 +99,13 @@ def fit_model(points: Array, losses: Array) -> GaussianProcess:
     return fit_gaussian_process(points, losses, np.full(len(losses), EXACT_NOISE * learned.scale**2), SMOOTH)
 
 
-def nearest(points: Array, best: Array, count: int = NEAREST) -> NDArray[np.int_]:
-    """Indexes of the ``count`` points (``n x d``) nearest to ``best`` (``d``), ascending."""
+def nearest(points: Array, best: Array, count: int = NEAREST) -> Integers:
+    """Integers of the ``count`` points (``n x d``) nearest to ``best`` (``d``), ascending."""
     distance = ((points - best) ** 2).sum(axis=1)
     return np.sort(np.argsort(distance, kind="stable")[:count])
 
 
-def region_bounds(model: GaussianProcess, best: Array, half: float, free: NDArray[np.bool_]) -> Array:
+def region_bounds(model: GaussianProcess, best: Array, half: float, free: Mask) -> Array:
     """The box (``d x 2``) around the best point (``d``), its sides in proportion to the lengthscales; columns that
     are not ``free`` (``d``) have no width."""
     relative = model.lengthscales / math.exp(float(np.log(model.lengthscales[free]).mean()))

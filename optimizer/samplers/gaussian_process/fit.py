@@ -24,16 +24,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
 from mergefront.optimizer.samplers.gaussian_process.prior import NOISE
 from mergefront.optimizer.samplers.options import Unexplained
-
-Array = NDArray[np.float64]
 
 LENGTHSCALE_BOUNDS = (0.025, 1e3)
 NOISE_BOUNDS = (1e-4, 10.0)
@@ -49,7 +47,7 @@ def fit_surrogate(
     x: Array,
     y: Array,
     noise_variance: Array,
-    learn_from: NDArray[np.int_] | slice = slice(None),
+    learn_from: Integers | slice = slice(None),
     unexplained: Unexplained = "roughness",
 ) -> Surrogate:
     """One process per column of ``y`` (``n x m``); ``noise_variance`` (``n x m``) is NaN where unknown.
@@ -70,7 +68,7 @@ def fit_gaussian_process(
     y: Array,
     noise_variance: Array,
     kernel: Kernel = MATERN,
-    learn_from: NDArray[np.int_] | slice = slice(None),
+    learn_from: Integers | slice = slice(None),
     unexplained: Unexplained = "roughness",
 ) -> GaussianProcess:
     """Maximum a posteriori fit to ``n`` values; ``noise_variance`` (``n``, in y's unit squared) is NaN where unknown.

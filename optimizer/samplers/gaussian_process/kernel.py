@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.samplers.gaussian_process.prior import LogNormal
-
-Array = NDArray[np.float64]
 
 
 def matern_and_slope(a: Array, b: Array, lengthscales: Array) -> tuple[Array, Array]:

@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_solve, solve_triangular
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

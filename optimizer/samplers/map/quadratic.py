@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mergefront.optimizer.arrays import Array
 
 MARGIN = 0.25
 """The sigmoid's ends lie this share of the observed range beyond the worst and the best observation. Chosen by hand."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
@@ -25,8 +25,6 @@ from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import is_anchor
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
 
 MOST_STARTUP = 60
 """The surrogate is regularised, so large spaces need fewer trials than it has coefficients. Chosen by hand."""

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
 from mergefront.optimizer.samplers.map.quadratic import fit_quadratic
-
-Array = NDArray[np.float64]
 
 SCALES = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.9, 0.6], [0.6, 0.9], [0.3, 0.3]])
 """Scales of the two sides that a match evaluates: as many as a quadratic in two variables has coefficients."""

@@ -24,15 +24,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import erfcx
 
+from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
 from mergefront.optimizer.samplers.gaussian_process.kernel import Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
-
-Array = NDArray[np.float64]
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF_PI = math.sqrt(math.pi / 2)
@@ -76,7 +74,7 @@ class HypervolumeImprovement:
         reference: Array,
         fixed_front: Array,
         base_samples: Array,
-        in_front: NDArray[np.bool_] | None = None,
+        in_front: Mask | None = None,
     ) -> None:
         self._z = np.concatenate([surrogate.x, pending]) if len(pending) else surrogate.x
         self._samples = len(base_samples)
@@ -149,9 +147,9 @@ class _Edges:
     """Where the boxes begin and end in one objective; boxes share edges, so each is computed once."""
 
     value: Array  # E, infinite for the open end
-    sample: NDArray[np.int_]  # E: the sample that an edge belongs to
-    lower: NDArray[np.int_]  # C: index of a box's lower edge
-    upper: NDArray[np.int_]
+    sample: Integers  # E: the sample that an edge belongs to
+    lower: Integers  # C: index of a box's lower edge
+    upper: Integers
 
     @staticmethod
     def of(boxes: list[tuple[Array, Array]]) -> _Edges:

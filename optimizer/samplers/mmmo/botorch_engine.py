@@ -19,12 +19,10 @@ from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import MaternKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from gpytorch.priors import LogNormalPrior
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.samplers.gaussian_process.fit import LENGTHSCALE_BOUNDS
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN
-
-Array = NDArray[np.float64]
 
 
 def matern(dimension: int, objectives: int) -> MaternKernel:
@@ -62,7 +60,7 @@ class BoTorchImprovement:
         reference: Array,
         samples: int,
         seed: int,
-        feasible: NDArray[np.bool_] | None = None,
+        feasible: Mask | None = None,
     ) -> None:
         # At first use BoTorch compiles a C++ kernel for half a minute, into a folder that machines with other
         # processors may share. It offers no switch; this is the flag that it sets itself after one attempt.

@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 from scipy.special import log_ndtr
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.samplers.common.units import LARGEST
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,13 @@ class Feasibility:
     """What is known of the constraints: one process for each, and which observed points (``n``) satisfy them all."""
 
     processes: tuple[GaussianProcess, ...]
-    feasible: NDArray[np.bool_]
+    feasible: Mask
 
     def log_probability(self, points: Array) -> Array:
         """Log probability that ``points`` (``b x d``) satisfy every constraint: ``b``."""
         return log_probability(self.processes, points)
 
-    def in_front(self, pending: Array) -> NDArray[np.bool_]:
+    def in_front(self, pending: Array) -> Mask:
         """Which of the observed and pending points (``n + p``) count in the front; pending ones when it is likely."""
         likely = self.log_probability(pending) >= np.log(0.5)
         return np.concatenate([self.feasible, likely])

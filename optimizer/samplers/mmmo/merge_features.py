@@ -19,14 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.grouping import CoefficientName, parameter_of
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
-
-Array = NDArray[np.float64]
 
 _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""

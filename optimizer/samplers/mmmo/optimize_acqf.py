@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.options import Budget
-
-Array = NDArray[np.float64]
 
 
 class Acquisition(Protocol):
@@ -66,7 +64,7 @@ def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: 
 
 
 def _spread_best(starts: Array, values: Array, count: int) -> list[int]:
-    """Indexes of the best starts that are not next to a better one."""
+    """Integers of the best starts that are not next to a better one."""
     # A twentieth of the side of the cube in every direction; chosen by hand.
     apart = 0.05 * np.sqrt(starts.shape[1])
     chosen: list[int] = []
@@ -96,7 +94,7 @@ def _refine(acquisition: Acquisition, start: Array, encoder: Encoder, iterations
     return point
 
 
-def _climb(acquisition: Acquisition, start: Array, free: NDArray[np.bool_], iterations: int) -> Array:
+def _climb(acquisition: Acquisition, start: Array, free: Mask, iterations: int) -> Array:
     if not free.any():
         return start
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.units import compress_tail
@@ -30,9 +30,6 @@ from mergefront.optimizer.samplers.mmmo.representatives import representatives
 from mergefront.optimizer.samplers.mmmo.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.mmmo.screening import fisher_information, screen
 from mergefront.optimizer.samplers.options import FisherScreen, Unexplained
-
-Array = NDArray[np.float64]
-Indexes = NDArray[np.int_]
 
 HYPERVOLUME_OBJECTIVES = 4
 """With more objectives the boxes become too many, and random scalarisations take over (ParEGO). Chosen by hand."""
@@ -273,7 +270,7 @@ def _near_elites(data: Observations, rng: np.random.Generator) -> Array:
     return data.encoder.snap(np.clip(chosen + moved * rng.normal(0.0, MOVE, chosen.shape), 0.0, 1.0))
 
 
-def _elites(data: Observations, count: int, ranked: Callable[[Indexes], Indexes]) -> Array:
+def _elites(data: Observations, count: int, ranked: Callable[[Integers], Integers]) -> Array:
     """The best observed points (at most ``count x d``); those that violate a constraint come last, the likeliest first.
 
     ``ranked`` puts the observed points with the given indexes in order, as indexes into them.

@@ -11,14 +11,11 @@ from dataclasses import replace
 
 import moocore
 import numpy as np
-from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
+from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.samplers.common.history import History
 from mergefront.optimizer.search.attributes import is_anchor, is_feasible, is_outside_space
-
-Array = NDArray[np.float64]
-Indexes = NDArray[np.int_]
 
 MOST_OBSERVED = 320
 """Chosen by hand for proposals within seconds; what it costs is measured in docs/operations.md."""
@@ -43,7 +40,7 @@ def limited(history: History, maximise: Sequence[bool], most: int = MOST_OBSERVE
     return replace(history, observed=tuple(observed), front_beyond=tuple(others[i] for i in beyond))
 
 
-def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tuple[Indexes, Indexes]:
+def representatives(values: Array, feasible: Mask, most: int) -> tuple[Integers, Integers]:
     """Which of ``values`` (``n x m``, maximised, n > most) stand for all, and what else is on the front: indexes.
 
     Half of the first are the best feasible ones, front after front (non-dominated sorting); a front that does not fit
@@ -54,7 +51,7 @@ def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tu
     good = np.flatnonzero(feasible)
     ranks = moocore.pareto_rank(-values[good]) if len(good) else np.zeros(0, dtype=int)
     best: list[int] = []
-    beyond: Indexes = np.zeros(0, dtype=int)
+    beyond: Integers = np.zeros(0, dtype=int)
     for rank in range(int(ranks.max()) + 1 if len(ranks) else 0):
         front = good[ranks == rank]
         room = most // 2 - len(best)
@@ -71,8 +68,8 @@ def representatives(values: Array, feasible: NDArray[np.bool_], most: int) -> tu
     return np.sort(kept), np.setdiff1d(beyond, kept)
 
 
-def spread_order(values: Array, count: int) -> Indexes:
-    """Indexes of ``count`` rows of ``values`` (``n x m``), each as far as can be from those before it.
+def spread_order(values: Array, count: int) -> Integers:
+    """Integers of ``count`` rows of ``values`` (``n x m``), each as far as can be from those before it.
 
     The first is the one with the largest sum; objectives are scaled to their range.
     """

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
@@ -43,8 +43,6 @@ from mergefront.optimizer.search.attributes import (
     violation_errors,
 )
 from mergefront.optimizer.seeding import derive_seed
-
-Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from mergefront.optimizer.arrays import Array
 
 AUGMENTATION = 0.05
 """ParEGO's rho."""

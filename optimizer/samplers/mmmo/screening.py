@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.samplers.options import FisherScreen
 
 
-def fisher_information(variances: NDArray[np.float64]) -> NDArray[np.float64]:
+def fisher_information(variances: Array) -> Array:
     """Sum over objectives of 1 / posterior variance: ``n x m`` to ``n``. Low where the surrogate is uncertain."""
     return np.asarray((1.0 / variances).sum(axis=1))
 
 
-def screen(information: NDArray[np.float64], count: int, rule: FisherScreen) -> NDArray[np.int_]:
-    """Indexes of the ``count`` candidates to evaluate: lowest information first ("low", as published), highest first
+def screen(information: Array, count: int, rule: FisherScreen) -> Integers:
+    """Integers of the ``count`` candidates to evaluate: lowest information first ("low", as published), highest first
     ("high"), or in the given order ("off")."""
     if rule == "off":
         return np.arange(len(information))[:count]

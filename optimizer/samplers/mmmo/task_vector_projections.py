@@ -18,12 +18,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm, qmc
 
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import MergeRule
-
-Array = NDArray[np.float64]
 
 ENTRIES = 512
 """A power of two, as Sobol points want; chosen by hand. 3000 real entries predict little better."""
