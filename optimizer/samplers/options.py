@@ -93,12 +93,15 @@ GP: Options = {
 }
 
 
-def check_arguments(options: Options, **given: Any) -> None:
-    """Raises ``UserError`` with every problem of a constructor's arguments; None stands for a default."""
+def check_arguments(options: Options, given: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` with every problem of a constructor's arguments; None stands for a default.
+
+    What else is ``given`` than the options, as in a constructor's ``locals()``, is left alone.
+    """
     problems = [
-        f"{name} {value!r} {problem}"
-        for name, value in given.items()
-        if value is not None and (problem := options[name].problem(value)) is not None
+        f"{name} {given[name]!r} {problem}"
+        for name, option in options.items()
+        if given[name] is not None and (problem := option.problem(given[name])) is not None
     ]
     if problems:
         raise UserError("; ".join(problems))

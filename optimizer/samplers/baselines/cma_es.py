@@ -1,9 +1,4 @@
-"""CMA-ES for one objective, replayed from the observed trials.
-
-Optuna's CmaEsSampler keeps its state as a pickle in the database and loads it again, so that whoever can write the
-database can run code. Here the state is recomputed: telling the same generations to a fresh ``cmaes.CMA``
-gives the same distribution, in milliseconds.
-"""
+"""CMA-ES for one objective, replayed from the observed trials (``common.evolution``)."""
 
 from __future__ import annotations
 
@@ -11,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cmaes import CMA
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
+from mergefront.optimizer.samplers.common.evolution import Evolution
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed
 from mergefront.optimizer.samplers.options import CMA_ES, check_arguments
 from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
@@ -51,7 +46,7 @@ class CmaEsSampler(ReplayableSampler):
         sigma: float = 0.2,
         population_size: int | None = None,
     ) -> None:
-        check_arguments(CMA_ES, sigma=sigma, population_size=population_size)
+        check_arguments(CMA_ES, locals())
         super().__init__(seed=seed, search_space=search_space)
         self._sigma = sigma
         self._population_size = population_size
@@ -74,11 +69,10 @@ class CmaEsSampler(ReplayableSampler):
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         earlier = earlier_trials(study, trial.number)
         observed = [other for other in earlier if is_observed(other) and is_inside(other, encoder)]
-        optimiser = self._replayed(observed, encoder, study.direction)
-        optimiser.reseed_rng(derive_seed(self._seed, trial.number, STAGE) % 2**32)
-        return Suggestion(STAGE, encoder.decode(encoder.snap(optimiser.ask()[None, :])[0]))
+        point = self._replayed(observed, encoder, study.direction).sample(derive_seed(self._seed, trial.number, STAGE))
+        return Suggestion(STAGE, encoder.decode(encoder.snap(point[None, :])[0]))
 
-    def _replayed(self, observed: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> CMA:
+    def _replayed(self, observed: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> Evolution:
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
         own = [trial for trial in observed if proposal_stage(trial) == STAGE]
         given = [trial for trial in observed if proposal_stage(trial) != STAGE]
@@ -88,15 +82,8 @@ class CmaEsSampler(ReplayableSampler):
             before = [trial for trial in given if not own or trial.number < own[0].number]
             if before:
                 mean = encoder.encode(proposed_params(min(before, key=lambda trial: sign * trial.values[0])))
-        optimiser = CMA(
-            mean=mean,
-            sigma=self._sigma,
-            bounds=np.array([[0.0, 1.0]] * encoder.dimension),
-            population_size=self._population_size,
-            seed=0,
-        )
-        size = optimiser.population_size
-        for start in range(0, len(own) - size + 1, size):
-            generation = own[start : start + size]
-            optimiser.tell([(encoder.encode(proposed_params(t)), sign * t.values[0]) for t in generation])
-        return optimiser
+        evolution = Evolution(mean, self._sigma, np.ones(encoder.dimension), self._population_size)
+        members = [(encoder.encode(proposed_params(trial)), sign * trial.values[0]) for trial in own]
+        size = evolution.population
+        evolution.replay([members[start : start + size] for start in range(0, len(own) - size + 1, size)])
+        return evolution

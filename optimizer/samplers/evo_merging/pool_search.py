@@ -8,7 +8,6 @@ come to matter, and the two take turns from then on.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from mergefront.optimizer.arrays import Array, Mask
+from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
 from mergefront.optimizer.samplers.evo_merging.trust_region import (
@@ -70,7 +70,7 @@ class PoolSearch:
         self._penalties = penalties
         self._rule = rule or RegionRule()
         self._densities = densities
-        self._fitted: tuple[str, GaussianProcess] | None = None
+        self._fitted = LastResult[GaussianProcess]()
 
     def propose(self, state: PoolState) -> tuple[str, Array]:
         """(stage, point) of the next trial."""
@@ -187,11 +187,12 @@ class PoolSearch:
         points = points[:, columns]
         first = _refit_at(len(data))
         early = nearest(points[:first], points[int(np.argmin(losses[:first]))])
-        key = hashlib.sha256(points[early].tobytes() + losses[early].tobytes()).hexdigest()
-        if self._fitted is None or self._fitted[0] != key:
-            self._fitted = (key, fit_model(points[early], compress(losses[early])))
+        fitted = self._fitted.of(
+            (points[early].tobytes(), losses[early].tobytes()),
+            lambda: fit_model(points[early], compress(losses[early])),
+        )
         near = nearest(points, best.point[columns])
-        return condition(self._fitted[1], points[near], compress(losses[near])), columns
+        return condition(fitted, points[near], compress(losses[near])), columns
 
     def _unlike(
         self, state: PoolState, centre: Array, half: float, taken: set[bytes], free: Mask | None = None

@@ -16,6 +16,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_observed
+from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
@@ -30,6 +31,8 @@ from mergefront.optimizer.search.attributes import (
     proposed_params,
 )
 from mergefront.optimizer.seeding import derive_seed
+
+Points = dict[tuple[tuple[str, Any], ...], Array | None]
 
 PAPER_PENALTY = 0.05
 """Both penalties of arXiv 2509.12951."""
@@ -101,19 +104,7 @@ class EvoMergingSampler(ReplayableSampler):
         covariance: CovarianceShape = "auto",
         densities: bool = True,
     ) -> None:
-        check_arguments(
-            EVO_MERGING,
-            variant=variant,
-            top=top,
-            density_penalty=density_penalty,
-            weight_penalty=weight_penalty,
-            first_stage=first_stage,
-            patience=patience,
-            population=population,
-            sigma=sigma,
-            covariance=covariance,
-            densities=densities,
-        )
+        check_arguments(EVO_MERGING, {**locals(), "preferences": None})  # text in study files only; checked below
         shares = [1.0] if preferences is None else list(preferences)
         if not (all(0.0 <= share < math.inf for share in shares) and sum(shares) > 0.0):
             raise UserError(f"preferences {shares!r} must be numbers of at least 0, not all 0")
@@ -125,9 +116,8 @@ class EvoMergingSampler(ReplayableSampler):
             fallback if density_penalty is None else density_penalty,
             fallback if weight_penalty is None else weight_penalty,
         )
-        # What the space means and what its points are, by content; a miss computes the same again.
-        self._coefficients: tuple[dict[str, BaseDistribution], Coefficients] | None = None
-        self._points: dict[tuple[tuple[str, Any], ...], Array | None] = {}
+        # What the space means, and its points by their parameters.
+        self._space = LastResult[tuple[Coefficients, Points]]()
         self._search: PoolSearch | StagedEvolution
         if variant == "default":
             self._search = PoolSearch(penalties, densities=densities)
@@ -147,11 +137,9 @@ class EvoMergingSampler(ReplayableSampler):
     def _numeric_point(
         self, study: Study, trial: FrozenTrial, numeric: Mapping[str, BaseDistribution]
     ) -> tuple[str, dict[str, Any]]:
-        if self._coefficients is None or self._coefficients[0] != numeric:
-            self._coefficients, self._points = (dict(numeric), read_coefficients(numeric)), {}
-        coefficients = self._coefficients[1]
+        coefficients, points = self._space.of(dict(numeric), lambda: (read_coefficients(numeric), {}))
         others = earlier_trials(study, trial.number)
-        trials = self._trials(study, others, coefficients)
+        trials = self._trials(study, others, coefficients.encoder, points)
         kept = self._kept(others, trials, coefficients)
         if isinstance(self._search, StagedEvolution):
             own = [other for other in trials if other.stage is not None]
@@ -176,33 +164,23 @@ class EvoMergingSampler(ReplayableSampler):
                 return tuple(str(name) for name in other.system_attrs[KEPT_LORAS])
         return prefilter(coefficients, trials, self._top)
 
-    def _trials(self, study: Study, others: Sequence[FrozenTrial], coefficients: Coefficients) -> list[PoolTrial]:
+    def _trials(self, study: Study, others: Sequence[FrozenTrial], encoder: Encoder, points: Points) -> list[PoolTrial]:
         """The earlier trials that are points of the space, in order of number."""
-        inside, points = [], []
-        for other in others:
-            point = None if is_outside_space(other) else self._point(proposed_params(other), coefficients.encoder)
-            if point is not None:
-                inside.append(other)
-                points.append(point)
-        losses = self._losses(study, others, inside)
+        placed = [
+            (other, _point(proposed_params(other), encoder, points)) for other in others if not is_outside_space(other)
+        ]
+        inside = [(other, point) for other, point in placed if point is not None]
+        losses = self._losses(study, others, [other for other, _ in inside])
         return [
             PoolTrial(
                 other.number,
-                points[i],
-                losses[i],
+                point,
+                loss,
                 other.state.is_finished(),
                 None if is_anchor(other) else proposal_stage(other),
             )
-            for i, other in enumerate(inside)
+            for (other, point), loss in zip(inside, losses, strict=True)
         ]
-
-    def _point(self, params: Mapping[str, Any], encoder: Encoder) -> Array | None:
-        """The parameters as a point, None when they are not in the space; encoded once per distinct parameters."""
-        key = tuple(params.items())
-        if key not in self._points:
-            inside = encoder.contains(params)
-            self._points[key] = encoder.snap(encoder.encode(params)[None, :])[0] if inside else None
-        return self._points[key]
 
     def _losses(self, study: Study, others: Sequence[FrozenTrial], inside: Sequence[FrozenTrial]) -> list[float]:
         """One number to minimise per trial, NaN where there is none."""
@@ -221,6 +199,14 @@ class EvoMergingSampler(ReplayableSampler):
         normalised = normalise(self._normaliser(study, reference), values)
         losses[observed] = (1.0 - normalised) @ (shares / shares.sum())
         return losses.tolist()
+
+
+def _point(params: Mapping[str, Any], encoder: Encoder, known: Points) -> Array | None:
+    """The parameters as a point, None when they are not in the space; encoded once per distinct parameters."""
+    key = tuple(params.items())
+    if key not in known:
+        known[key] = encoder.snap(encoder.encode(params)[None, :])[0] if encoder.contains(params) else None
+    return known[key]
 
 
 def _unit_trials(others: Sequence[FrozenTrial]) -> list[FrozenTrial]:

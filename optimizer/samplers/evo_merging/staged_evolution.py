@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergefront.optimizer.arrays import Array, Mask
+from mergefront.optimizer.samplers.common.evolution import SEPARABLE_ABOVE, Evolution, Member
+from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
-from mergefront.optimizer.samplers.evo_merging.evolution import SEPARABLE_ABOVE, Evolution, EvolutionPlan, Member
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
 
 PAYS = 0.01
@@ -60,7 +61,7 @@ class StagedEvolution:
         self._stages = tuple(stages)
         self._options = options
         self._penalties = penalties
-        self._evolution: tuple[tuple[str, bytes], Evolution] | None = None
+        self._evolution = LastResult[Evolution]()
 
     def propose(
         self, coefficients: Coefficients, kept: Sequence[str], own: Sequence[PoolTrial], seed: int
@@ -74,11 +75,20 @@ class StagedEvolution:
         mine = [trial for trial in own if trial.stage == stage.name]
         free = self._free(coefficients, stage, kept)
         centre = self._centre(coefficients, stage, kept, own, mine)
-        evolution = self._evolution_for(coefficients, stage, free, centre)
+        widths, separable = coefficients.widths[free], self._options.separable
+        evolution = self._evolution.of(
+            (stage.name, centre.tobytes(), free.tobytes()),
+            lambda: Evolution(
+                _padded(centre[free] * widths, 0.5),
+                self._options.sigma,
+                _padded(widths, 1.0),
+                self._options.population,
+                len(widths) > SEPARABLE_ABOVE if separable is None else separable,
+            ),
+        )
         evolution.replay(self._generations(coefficients, stage, free, mine))
         point = centre.copy()
-        drawn = evolution.sample(seed)[: int(free.sum())]
-        point[free] = np.clip(drawn / coefficients.widths[free], 0.0, 1.0)
+        point[free] = np.clip(evolution.sample(seed)[: len(widths)] / widths, 0.0, 1.0)
         return stage.name, np.asarray(coefficients.encoder.snap(point[None, :])[0])
 
     def _free(self, coefficients: Coefficients, stage: Stage, kept: Sequence[str]) -> Mask:
@@ -166,21 +176,6 @@ class StagedEvolution:
         size = self._options.population
         paired = list(zip(points, losses.tolist(), strict=True))
         return [paired[start : start + size] for start in range(0, len(paired), size)]
-
-    def _evolution_for(self, coefficients: Coefficients, stage: Stage, free: Mask, centre: Array) -> Evolution:
-        key = (stage.name, centre.tobytes() + free.tobytes())
-        if self._evolution is None or self._evolution[0] != key:
-            dimension = int(free.sum())
-            separable = self._options.separable
-            plan = EvolutionPlan(
-                mean=_padded(centre[free] * coefficients.widths[free], 0.5),
-                sigma=self._options.sigma,
-                upper=_padded(coefficients.widths[free], 1.0),
-                population=self._options.population,
-                separable=dimension > SEPARABLE_ABOVE if separable is None else separable,
-            )
-            self._evolution = (key, Evolution(plan))
-        return self._evolution[1]
 
 
 def _padded(values: Array, filler: float) -> Array:

@@ -71,7 +71,7 @@ class MAPSampler(ReplayableSampler):
         refine: int = 4,
         ranges: Sequence[tuple[float, float] | None] | None = None,
     ) -> None:
-        check_arguments(MAP, n_startup=n_startup, nested=nested, link=link, refine=refine)
+        check_arguments(MAP, locals())
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._n_startup = n_startup
         self._nested = nested

@@ -19,6 +19,7 @@ from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
 from mergefront.optimizer.samplers.common.history import History, earlier_trials, is_inside, points_of, read_history
 from mergefront.optimizer.samplers.common.initial_design import startup_size
+from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
@@ -120,15 +121,7 @@ class MMMOSampler(ReplayableSampler):
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
-        check_arguments(
-            MM_MO,
-            variant=variant,
-            n_startup=n_startup,
-            batch=batch,
-            fisher_screen=fisher_screen,
-            budget=budget,
-            unexplained=unexplained,
-        )
+        check_arguments(MM_MO, locals())
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._variant = variant
         self._anchors = tuple(dict(anchor) for anchor in anchors)
@@ -141,9 +134,8 @@ class MMMOSampler(ReplayableSampler):
         self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
-        # Results of the last round by the content they were computed from; a miss computes the same again.
-        self._last_surrogate: tuple[str, Surrogate] | None = None
-        self._last_paper_round: tuple[str, Array] | None = None
+        self._last_surrogate = LastResult[Surrogate]()
+        self._last_paper_round = LastResult[Array]()
 
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         earlier = earlier_trials(study, trial.number)
@@ -182,7 +174,8 @@ class MMMOSampler(ReplayableSampler):
         return startup_size(encoder.parameters, len(anchors), points)
 
     def _model_point(self, data: Observations, history: History) -> Proposed | None:
-        surrogate = self._surrogate(data)
+        seen = _digest(data.x, data.y, data.noise_variance, data.reference)
+        surrogate = self._last_surrogate.of(seen, lambda: fit(data))
         if self._variant == "default":
             seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
             return propose(data, surrogate, self._budget, self._fisher_screen, seed)
@@ -190,32 +183,17 @@ class MMMOSampler(ReplayableSampler):
         points = self._paper_round(data, surrogate, history, seed)
         return Proposed(points[history.slot]) if history.slot < len(points) else None
 
-    def _surrogate(self, data: Observations) -> Surrogate:
-        key = _digest(data.x, data.y, data.noise_variance, data.reference)
-        cached = self._last_surrogate
-        if cached is None or cached[0] != key:
-            cached = (key, fit(data))
-            self._last_surrogate = cached
-        return cached[1]
-
     def _paper_round(self, data: Observations, surrogate: Surrogate, history: History, seed: int) -> Array:
         """The round's points, the same for every member: what happened since it began is left out."""
         mates = {trial.number for trial in history.earlier if trial.number >= history.round_start}
         before = points_of([t for t in history.pending if t.number not in mates], data.encoder)
         taken = points_of([t for t in history.earlier if t.number not in mates], data.encoder)
         shared = replace(data, pending=before, taken=taken)
-        key = _digest(
-            shared.x, shared.y, shared.noise_variance, shared.reference, before, taken, np.array([seed], dtype=float)
+        tasks = list(range(data.y.shape[1]) if self._task_objectives is None else self._task_objectives)
+        return self._last_paper_round.of(
+            (seed, _digest(shared.x, shared.y, shared.noise_variance, shared.reference, before, taken)),
+            lambda: propose_paper_round(shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, tasks),
         )
-        cached = self._last_paper_round
-        if cached is None or cached[0] != key:
-            tasks = self._task_objectives if self._task_objectives is not None else range(data.y.shape[1])
-            points = propose_paper_round(
-                shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, list(tasks)
-            )
-            cached = (key, points)
-            self._last_paper_round = cached
-        return cached[1]
 
     def _observations(self, study: Study, history: History, encoder: Encoder) -> Observations:
         m = len(study.directions)

@@ -13,7 +13,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.scores.objectives import Objective
 

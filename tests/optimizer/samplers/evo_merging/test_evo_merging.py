@@ -21,9 +21,9 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState
 
+from mergefront.optimizer import EvoMergingSampler
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.samplers import EvoMergingSampler
-from mergefront.optimizer.samplers.evo_merging.evolution import Evolution, EvolutionPlan
+from mergefront.optimizer.samplers.common.evolution import Evolution
 from mergefront.optimizer.samplers.registry import check_sampler, make_sampler
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import ANCHOR, proposal_stage
@@ -288,14 +288,14 @@ def test_preferences_decide_between_objectives() -> None:
 
 @pytest.mark.parametrize("separable", [False, True])
 def test_replaying_generations_gives_the_same_distribution_bit_for_bit(separable: bool) -> None:
-    plan = EvolutionPlan(np.full(5, 0.5), 0.2, np.ones(5), 6, separable)
-    living = Evolution(plan)
+    plan = (np.full(5, 0.5), 0.2, np.ones(5), 6, separable)
+    living = Evolution(*plan)
     told = []
     for g in range(6):
         points = [living.sample(100 * g + i) for i in range(6)]
         told.append([(x, float((x**2).sum()) if i else math.nan) for i, x in enumerate(points)])
         living.replay(told)
-    fresh = Evolution(plan)
+    fresh = Evolution(*plan)
     fresh.replay(told)
     assert np.array_equal(living.sample(7), fresh.sample(7))
 

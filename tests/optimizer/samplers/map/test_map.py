@@ -21,9 +21,9 @@ from optuna.testing.pytest_samplers import (
 )
 from optuna.trial import TrialState
 
+from mergefront.optimizer import MAPSampler
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
-from mergefront.optimizer.samplers import MAPSampler
 from mergefront.optimizer.samplers.map.quadratic import coefficient_count, features, fit_quadratic
 from mergefront.optimizer.samplers.map.sampler import amortised_front
 from mergefront.optimizer.samplers.registry import make_sampler

@@ -6,7 +6,7 @@ import numpy as np
 import optuna
 import pytest
 
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.mmmo.botorch_engine import BoTorchImprovement

@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from scipy.optimize import approx_fprime
 from scipy.stats import norm
 
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.mmmo.feasibility import (

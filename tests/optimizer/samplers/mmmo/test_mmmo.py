@@ -17,9 +17,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState, create_trial
 
+from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
-from mergefront.optimizer.samplers import MMMOSampler
 from mergefront.optimizer.samplers.common.units import normalise, normaliser_for
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS
@@ -152,7 +152,7 @@ class TestRepeatability:
         program = """
 import json, sys
 import optuna
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 sys.path.insert(0, sys.argv[1])
 from test_mmmo import step
 url, variant, count = sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -222,7 +222,7 @@ print(json.dumps([trial.params for trial in study.trials]))
 import sys
 sys.path.insert(0, sys.argv[1])
 import optuna
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 study = optuna.create_study(directions=["maximize"] * 2, sampler=MMMOSampler(seed=0, n_startup=2))
 study.optimize(lambda trial: (trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)), n_trials=5)
 assert study.trials[-1].system_attrs["mergefront:proposal"]["stage"] == "model"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mergefront.optimizer.samplers import MMMOSampler
+from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.samplers.common.history import earlier_trials, read_history
 from mergefront.optimizer.samplers.mmmo.representatives import MOST_OBSERVED, limited, representatives, spread_order
 from mergefront.optimizer.scores.pareto import nondominated

@@ -1,14 +1,14 @@
 """CMA-ES whose state is recomputed from observed generations; knows nothing of studies.
 
 A generation counts once all its members are in. Telling the same generations to a fresh optimiser gives the same
-distribution bit for bit, so nothing needs to be stored (Optuna's own sampler stores a pickle).
+distribution bit for bit, in milliseconds, so nothing needs to be stored. Optuna's own sampler stores a pickle in the
+database and loads it again, so that whoever can write the database can run code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from cmaes import CMA, SepCMA
@@ -19,39 +19,33 @@ SEPARABLE_ABOVE = 30
 """Dimensions above which a full covariance matrix takes more generations to learn than a search has. Chosen by hand."""
 
 
-@dataclass(frozen=True)
-class EvolutionPlan:
-    """A CMA-ES: initial mean (``d``), step size, upper bounds (``d``; the lower ones are 0), and generation size."""
-
-    mean: Array
-    sigma: float
-    upper: Array
-    population: int
-    separable: bool
-
-
 Member = tuple[Array, float]
 """A point (``d``) and its loss, NaN when it could not be evaluated."""
 
 
 class Evolution:
-    """The distribution after some generations."""
+    """The distribution after some generations.
 
-    def __init__(self, plan: EvolutionPlan) -> None:
-        self.plan = plan
+    It starts at ``mean`` (``d``) with the step ``sigma``, between 0 and ``upper`` (``d``). ``population`` is the size
+    of a generation, by default 4 + floor(3 log d).
+    """
+
+    def __init__(
+        self, mean: Array, sigma: float, upper: Array, population: int | None = None, separable: bool = False
+    ) -> None:
+        bounds = np.stack([np.zeros_like(upper), upper], axis=1)
+        make = SepCMA if separable else CMA
+        # cmaes moves the mean that it is given.
+        self._fresh: Callable[[], CMA | SepCMA] = lambda: make(
+            mean=mean.copy(), sigma=sigma, bounds=bounds, population_size=population, seed=0
+        )
         self._keys: list[bytes] = []
         self._optimiser = self._fresh()
 
-    def _fresh(self) -> CMA | SepCMA:
-        make = SepCMA if self.plan.separable else CMA
-        bounds = np.stack([np.zeros_like(self.plan.upper), self.plan.upper], axis=1)
-        return make(
-            mean=self.plan.mean.copy(),
-            sigma=self.plan.sigma,
-            bounds=bounds,
-            population_size=self.plan.population,
-            seed=0,
-        )
+    @property
+    def population(self) -> int:
+        """Members of a generation."""
+        return int(self._optimiser.population_size)
 
     def replay(self, generations: Sequence[Sequence[Member]]) -> None:
         """Brings the state to that after ``generations``, each of ``population`` members, oldest first.
