@@ -283,6 +283,7 @@ def _places_of_slices(
     for name in _outside_layers(reference.header).tensors:
         at = 0 if before_layers(name) or split_at_layer(name) is not None else -1
         every[at][name] = _place(reference, chosen[at], name, dict.fromkeys(chosen[at], name))
+    kinds = [_read_tensors(reference, layer) for layer in whole.values()]
     made = 0
     for number, (output, models) in enumerate(zip(slices, chosen, strict=True)):
         starts = {source.model: source.layers[0] for source in output.sources if source.layers is not None}
@@ -293,7 +294,15 @@ def _places_of_slices(
         for offset in range(output.length):
             layers = {key: starts[model.name] + offset for key, model in models.items()}
             depth = offset / (output.length - 1) if output.length > 1 else 1.0
-            for after, sources in _layer(f"slice {number}", models, stacks_of, layers).items():
+            taken = _layer(f"slice {number}", models, stacks_of, layers)
+            unlike = min((sorted(taken.keys() ^ kind.keys()) for kind in kinds), key=len)
+            if unlike:
+                names = " and ".join(f"layer {layers[key]} of {model.name}" for key, model in models.items())
+                raise UserError(
+                    f"slice {number}: {names} is of no kind that {reference.name} has, whose configuration the result "
+                    f"takes: only one of the two has {', '.join(unlike)}"
+                )
+            for after, sources in taken.items():
                 every[number][f"{before}{made}{after}"] = Place(sources, depth)
             made += 1
     for name in reference.header.tensors:
@@ -303,6 +312,11 @@ def _places_of_slices(
             moved = f"{before}{made + layer - len(whole)}{after}" if stack == before else name
             every[-1][moved] = Place({}, carried=name)
     return every
+
+
+def _read_tensors(model: Model, layer: Mapping[str, str]) -> dict[str, str]:
+    """A layer without its buffers that models compute anew."""
+    return {after: name for after, name in layer.items() if not is_unread(name, model.header.tensors[name].shape)}
 
 
 def _layer(
@@ -318,7 +332,7 @@ def _layer(
         stack = stacks_of[key]
         if layers[key] not in stack:
             raise UserError(f"{where}: {model.name} has {len(stack)} layers, so it has no layer {layers[key]}")
-        found[key] = stack[layers[key]]
+        found[key] = _read_tensors(model, stack[layers[key]])
     first, *others = found
     for key in others:
         differing = sorted(found[first].keys() ^ found[key].keys())

@@ -125,6 +125,22 @@ def test_slices_say_which_layers_do_not_go_together(
     assert all(reason in str(caught.value) for reason in reasons)
 
 
+def test_layers_whose_biases_the_results_configuration_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    biased = HYBRID | {f"model.layers.{layer}.mlp.bias": (4,) for layer in range(3)}
+    for seed, (name, shapes) in enumerate({"a": HYBRID, "b": biased}.items()):
+        write(tmp_path / name, shapes, seed)
+    with pytest.raises(UserError, match=r"slice 1: layer 0 of b is of no kind that a has.*mlp\.bias"):
+        merge_to_directory(kept(("a", 0, 1), ("b", 0, 1)), tmp_path / "out", tmp_path)
+
+
+def test_buffers_that_one_model_stores_in_its_layers_stop_no_slice(tmp_path: Path) -> None:
+    older = HYBRID | {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": (2,) for layer in range(3)}
+    for seed, (name, shapes) in enumerate({"a": HYBRID, "b": older}.items()):
+        write(tmp_path / name, shapes, seed, num_hidden_layers=3)
+    made, _ = merged(kept(("a", 0, 1), ("b", 1, 3)), tmp_path)
+    assert made.keys() == HYBRID.keys()
+
+
 def test_a_tied_head_that_is_stored_twice_stays_the_embedding_under_random_masks(tmp_path: Path) -> None:
     for seed, name in enumerate(("base", "a")):
         tensors = write(tmp_path / name, HYBRID, seed, tie_word_embeddings=True)
