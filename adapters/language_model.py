@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
+from mergefront.optimizer.errors import UserError
+
 Verb = Literal["loglikelihood", "generate", "python"]
 """What a task asks: one of the two verbs, or a Python function that is handed the live model."""
 
@@ -21,10 +23,12 @@ class ScoringRequest:
     Both are encoded together and split where the context's own tokens end, so that tokens which
     span the seam are those that the model would see in running text; spaces at the end of the
     context count to the continuation. An empty context stands for the start of a text.
+    ``image`` is the path of a picture that is shown before the context.
     """
 
     context: str
     continuation: str
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,15 @@ class LogLikelihood:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Continue ``prompt`` greedily for at most ``max_new_tokens``, up to the first of the ``stop`` strings."""
+    """Continue ``prompt`` greedily for at most ``max_new_tokens``, up to the first of the ``stop`` strings.
+
+    ``image`` is the path of a picture that is shown before the prompt.
+    """
 
     prompt: str
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class CountedModel:
         self._generated: dict[GenerationRequest, Generation] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        self._refuse_images(requests)
         answers = self.model.loglikelihood(requests)
         self.requests += len(answers)
         self.scored_tokens += sum(answer.tokens for answer in answers)
@@ -90,6 +99,7 @@ class CountedModel:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Like the model's, but each request is sent once: two tasks share one answer."""
+        self._refuse_images(requests)
         new = [request for request in dict.fromkeys(requests) if request not in self._generated]
         if new:
             answers = self.model.generate(new)
@@ -97,3 +107,8 @@ class CountedModel:
             self.requests += len(answers)
             self.generated_tokens += sum(answer.tokens for answer in answers)
         return [self._generated[request] for request in requests]
+
+    def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
+        """Raises ``UserError`` rather than ask about an image that the model is not shown."""
+        if any(request.image for request in requests) and not getattr(self.model, "reads_images", False):
+            raise UserError("items with an image were put to a model that reads no images")

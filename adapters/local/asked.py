@@ -14,6 +14,7 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
 )
 from mergefront.adapters.local.encoder_decoder import EncoderDecoderModel
+from mergefront.adapters.local.image_text import ImageTextModel
 from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.optimizer.errors import UserError
 
@@ -41,4 +42,6 @@ def asked_model(model: Any, processor: Any) -> LanguageModel:
     """A transformers model and its processor or tokenizer as tasks ask it."""
     if not model.can_generate() or model.main_input_name != "input_ids":
         return SilentModel(model, processor)
-    return (EncoderDecoderModel if model.config.is_encoder_decoder else HuggingFaceModel)(model, processor)
+    if model.config.is_encoder_decoder:
+        return EncoderDecoderModel(model, processor)
+    return (ImageTextModel if hasattr(processor, "image_processor") else HuggingFaceModel)(model, processor)

@@ -3,6 +3,7 @@
     {"prompt": "2 + 2 =", "answer": "4"}                     or a list of accepted answers
     {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}    the index or the text of the right choice
     {"text": "All of this is scored."}
+    {"prompt": "What is this?", "image": "cat.png", "answer": "a cat"}     a picture, beside the file of items
     {"prompt": "def double(x):", "tests": "assert double(2) == 4"}     a program to write, and what it must pass
 
 Other keys are allowed and ignored.
@@ -13,12 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-KEYS = ("prompt", "answer", "choices", "text", "tests")
+KEYS = ("prompt", "answer", "choices", "text", "tests", "image")
 MOST_PROBLEMS = 10
 
 
@@ -29,7 +30,8 @@ class Item:
     ``id`` is a hash of the content (16 hexadecimal characters), so that the same question has the
     same id in every file and study. ``answers`` are the accepted answers; with ``choices``, ``right``
     holds the indices of the right ones. A text to score whole has an empty prompt and itself as answer.
-    ``tests`` is the program that a generated one has to pass. Prompts that only measure have no answers.
+    ``tests`` is the program that a generated one has to pass. Prompts that only measure have no answers. ``image`` is
+    the path of the picture that the question is about.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Item:
     choices: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
     tests: str = ""
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) ->
         if not line.strip():
             continue
         try:
-            item = parse_item(_object(line), required)
+            item = parse_item(_object(line), required, path.parent)
         except ValueError as error:
             problems.append(f"{label}:{number}: {error}")
             continue
@@ -107,8 +110,47 @@ def _object(line: bytes) -> Mapping[str, Any]:
     return content
 
 
-def parse_item(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -> Item:
-    """One item from a JSON object; raises ``ValueError`` that says what is wrong and what would be right."""
+def image_paths(path: Path) -> list[str]:
+    """The images that a JSONL file names, as it names them; nothing of lines and files that cannot be read."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except (OSError, ValueError):
+        return []
+    found: dict[str, None] = {}
+    for line in lines:
+        try:
+            image = _object(line).get("image") if b'"image"' in line else None
+        except ValueError:
+            continue
+        if isinstance(image, str) and image:
+            found[image] = None
+    return list(found)
+
+
+def parse_item(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...], folder: Path = Path()) -> Item:
+    """One item from a JSON object; raises ``ValueError`` that says what is wrong and what would be right.
+
+    An image's path is relative to ``folder``, and its content is part of the item's id.
+    """
+    image, digest = _image(content.get("image"), folder)
+    without = {key: value for key, value in content.items() if key != "image"}
+    return replace(_parsed({**without, "image": digest} if image else without, required), image=image)
+
+
+def _image(given: Any, folder: Path) -> tuple[str, str]:
+    """The path of an item's image and the hash of its content; both are empty for an item without one."""
+    if not given:
+        return "", ""
+    if not isinstance(given, str):
+        raise ValueError(f"'image' is a {_kind(given)}; it must be the path of a file")
+    path = folder / given
+    try:
+        return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ValueError):
+        raise ValueError(f"the image {given[:200]!r} cannot be read; its path is relative to this file") from None
+
+
+def _parsed(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -> Item:
     if not any(all(key in content for key in keys) for keys in required):
         nearest = min(required, key=lambda keys: sum(key not in content for key in keys))
         missing = next(key for key in nearest if key not in content)

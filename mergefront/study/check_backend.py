@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,6 +166,8 @@ def check_tasks(found: Findings) -> dict[str, str]:
         if task.verb == "python":
             problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue
+        if any(item.image for split in ("search", "report") for item in _items(task, split)):
+            problems.extend(f"tasks.{name}: {fault}" for fault in _blind(file, root))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
     if not file.tasks:
@@ -183,17 +186,36 @@ def _needs_live_model(file: StudyFile) -> list[str]:
     return problems
 
 
-def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:
-    """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
-    wanted = config.get("max_new_tokens", 0)
+def _blind(file: StudyFile, root: Path) -> list[str]:
+    """Why items with an image cannot be put to this study's merges."""
+    if isinstance(file.backend, Section):
+        return [f"some items have an image, which backend {file.backend.type} does not send; use backend local"]
+    if importlib.util.find_spec("PIL") is None:
+        return ["some items have an image, which needs Pillow; install it with: pip install pillow"]
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = _configuration(file, root).get("model_type")
+    if kind is None or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return []
+    return [f"some items have an image, and the base model ({kind}) reads none; drop the key 'image' from the items"]
+
+
+def _configuration(file: StudyFile, root: Path) -> Mapping[str, Any]:
+    """The base model's configuration; nothing where its loader will say what is wrong with it."""
     described = root / (file.merge.base_model or "") / "config.json"
     # os.path answers where a name is too long to exist, pathlib raises.
     if file.merge.base_model is None or not os.path.isfile(described):
-        return []
+        return {}
     try:
-        read = dict(json.loads(described.read_text(encoding="utf-8")))
+        return dict(json.loads(described.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        return []  # the model's own loader says what is wrong with it
+        return {}
+
+
+def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:
+    """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
+    wanted = config.get("max_new_tokens", 0)
+    read = _configuration(file, root)
     longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
     if longest is None or wanted < longest:
         return []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
 
@@ -42,10 +44,12 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
     own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
+    folders = [(path, os.path.dirname(path)) for path in named]
+    images = [os.path.join(folder, image) for path, folder in folders for image in image_paths(root / path)]
     read = [path for config in tasks.values() for path in _texts(config.get("files", ()))]
     functions = [str(config.get(key, "")).partition(":") for config in tasks.values() for key in ("metric", "call")]
     modules = [file for module, colon, _ in functions if colon for file in module_files(module, root)]
-    return [*named, *local, *own, *read, *modules, *imported_files(modules, root)]
+    return [*named, *images, *local, *own, *read, *modules, *imported_files(modules, root)]
 
 
 def _texts(value: Any) -> list[str]:

@@ -36,7 +36,17 @@ class ScoringChange:
     touches: Callable[[Mapping[str, Any], Path], bool]
 
 
-SCORING_CHANGES: tuple[ScoringChange, ...] = ()
+def _has_images(stored: Mapping[str, Any], root: Path) -> bool:
+    from mergefront.adapters.tasks.items import image_paths
+
+    tasks = stored["evaluator"].get("tasks", {}).values()
+    paths = [task[key] for task in tasks if task["type"] == "jsonl" for key in ("path", "report") if key in task]
+    return any(image_paths(root / path) for path in paths)
+
+
+SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(2, "items that name an image are asked with it", _has_images),
+)
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
 SAMPLERS: Mapping[str, int] = {}
 """Versions of the samplers by name, where above 1."""

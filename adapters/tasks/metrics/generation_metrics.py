@@ -14,7 +14,9 @@ from mergefront.adapters.tasks.metrics.sandbox import SandboxLimits, run_program
 
 
 def generations(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> list[Generation]:
-    return model.generate([GenerationRequest(item.prompt, options.max_new_tokens, options.stop) for item in items])
+    return model.generate(
+        [GenerationRequest(item.prompt, options.max_new_tokens, options.stop, item.image) for item in items]
+    )
 
 
 def is_answer(text: str, item: Item, normalise: bool) -> bool:

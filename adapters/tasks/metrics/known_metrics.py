@@ -92,7 +92,7 @@ def _likelihoods(
 ) -> list[list[LogLikelihood]]:
     """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
     requests = [
-        ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text)
+        ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text, item.image)
         for item, several in zip(items, texts, strict=True)
         for text in several
     ]

@@ -13,7 +13,8 @@ from mergefront.adapters.tasks.local_imports import imported_files
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import Database
 from mergefront.study.check import check_study
-from mergefront.study.evaluators import make_evaluator
+from mergefront.study.evaluators import make_evaluator, tasks_of
+from mergefront.study.rules import changes_since
 
 STUDY = """
 study: skills
@@ -278,3 +279,41 @@ def test_a_function_over_the_live_model_is_known_by_its_files_and_not_raced(stud
     assert "tasks.french: type python scores all its items in one call" in problems(study)
     study.write_text(text.replace("{type: local, device: cpu}", "{type: llama_server, url: http://localhost:1}"))
     assert "tasks.french: type python is handed the live model, which backend llama_server has not" in problems(study)
+
+
+def test_items_with_an_image_are_refused_of_what_reads_none_and_known_by_its_content(study: Path) -> None:
+    """Else the search would optimise on guesses about pictures that nobody was shown."""
+    items = study.parent / "data" / "maths.jsonl"
+    lines = [json.dumps({"prompt": f"What is {i}?", "image": f"{i}.png", "answer": str(i)}) for i in range(4)]
+    items.write_text("\n".join(lines) + "\n")
+    assert "data/maths.jsonl:1: the image '0.png' cannot be read" in problems(study)
+    for number in range(4):
+        (items.parent / f"{number}.png").write_bytes(bytes([number]))
+    config = study.parent / "models/base/config.json"
+    for name in ("base", "maths", "french"):
+        config = study.parent / "models" / name / "config.json"
+        config.write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
+    assert "tasks.maths: some items have an image, and the base model (llama) reads none" in problems(study)
+    study.write_text(STUDY.replace("{type: local, device: cpu}", "{type: llama_server, url: http://localhost:1}"))
+    assert "which backend llama_server does not send" in problems(study)
+    study.write_text(STUDY)
+    for name in ("base", "maths", "french"):
+        config = study.parent / "models" / name / "config.json"
+        config.write_text(json.dumps({"model_type": "llava", "num_hidden_layers": 2}))
+    definition = check_study(study).definition_or_raise()
+    assert "data/0.png" in definition.evaluator.content
+    before = {item.id for task in tasks_of(definition) if task.name == "maths" for item in task.items("search")}
+    for number in range(4):
+        (items.parent / f"{number}.png").write_bytes(bytes([number + 10]))
+    after = {item.id for task in tasks_of(definition) if task.name == "maths" for item in task.items("search")}
+    assert not before & after, "another picture is another item"
+
+
+def test_a_study_that_asked_about_images_without_them_is_not_continued(study: Path) -> None:
+    stored = {"scoring": 1, "sampler": {"name": "random"}, "evaluator": {"tasks": {"maths": {"type": "jsonl"}}}}
+    stored["evaluator"]["tasks"]["maths"]["path"] = "data/maths.jsonl"  # type: ignore[index]
+    assert changes_since("s", stored, study.parent) == []
+    (study.parent / "data" / "maths.jsonl").write_text('{"prompt": "What is it?", "image": "x.png", "answer": "x"}\n')
+    with pytest.raises(UserError, match="items that name an image are asked with it"):
+        changes_since("s", stored, study.parent)
+    assert changes_since("s", {**stored, "scoring": 2}, study.parent) == []
