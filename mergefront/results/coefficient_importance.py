@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,25 +35,26 @@ def importances(study: Study) -> dict[str, dict[str, float]]:
     ]
     if len(inside) < FEWEST_TRIALS:
         return {}
+    copy = optuna.create_study(directions=[objective.direction for objective in study.objectives])
+    copy.add_trials(inside)
     found: dict[str, dict[str, float]] = {}
     for index, objective in enumerate(study.objectives):
-        values = [trial.values[index] for trial in inside]
-        if max(values) == min(values):
+        if len({trial.values[index] for trial in inside}) == 1:
             continue
-        copy = optuna.create_study(direction=objective.direction)
-        copy.add_trials(
-            [
-                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value)
-                for trial, value in zip(inside, values, strict=True)
-            ]
-        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            shares = optuna.importance.get_param_importances(copy, evaluator=_evaluator())
+            shares = optuna.importance.get_param_importances(
+                copy, evaluator=_evaluator(), target=partial(_lost, index, objective.sign)
+            )
         total = sum(shares.values())
         if total > 0:
             found[objective.name] = {name: float(share / total) for name, share in shares.items()}
     return found
+
+
+def _lost(index: int, sign: float, trial: optuna.trial.FrozenTrial) -> float:
+    """What PED-ANOVA takes: low is better."""
+    return -sign * float(trial.values[index])
 
 
 def _evaluator() -> optuna.importance.BaseImportanceEvaluator:

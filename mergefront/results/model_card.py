@@ -14,69 +14,76 @@ if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
 
 _LONGEST_TABLE = 60
+_CARD = """{metadata}
+# Merge {candidate.number} of {study}
+
+A `{candidate.recipe.method}` merge of {models}, found by mergefront.
+
+## Scores
+
+Mean ± standard error. This is {who}; it {place}.
+
+{scores}
+
+## Coefficients
+
+{coefficients}
+
+## How it was found
+
+{history}
+
+## Configuration
+
+As mergekit reads it (`recipe.json` holds the exact recipe, with the seed of random masks):
+
+```yaml
+{config}
+```
+"""
 
 
 def model_card(study: Study, candidate: Candidate, config: str, base_models: Sequence[str]) -> str:
     """The card as Markdown with YAML metadata. ``config`` is the mergekit YAML, ``base_models`` hub names to link."""
-    found = {verdict.split: verdict for verdict in verdicts(study)}
     on_front = candidate.number in {member.number for member in study.front()}
-    report = found.get("report")
-    who = f"trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else "")
-    place = (
-        "is on the front" if on_front else "is not on the front: another candidate is at least as good in everything"
+    models = _plain(", ".join(candidate.recipe.models))
+    base = study.space.base_model
+    return _CARD.format(
+        metadata=_metadata(base_models),
+        candidate=candidate,
+        study=_plain(study.name),
+        models=f"{models} on {_plain(base.rstrip('/').rsplit('/', 1)[-1])}" if base else models,
+        who=f"trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else ""),
+        place="is on the front"
+        if on_front
+        else "is not on the front: another candidate is at least as good in everything",
+        scores="\n".join(_measured(study, candidate)),
+        coefficients="\n".join(_coefficients(candidate.params)),
+        history="\n".join(f"- {line}" for line in _history(study)),
+        config=config.rstrip(),
     )
-    lines = [
-        _metadata(base_models),
-        f"# Merge {candidate.number} of {_plain(study.name)}",
-        "",
-        f"A `{candidate.recipe.method}` merge of {_plain(', '.join(candidate.recipe.models))}"
-        + (f" on {_plain(_last_part(study.space.base_model))}" if study.space.base_model else "")
-        + ", found by mergefront.",
-        "",
-        "## Scores",
-        "",
-        f"Mean ± standard error. This is {who}; it {place}.",
-        "",
-    ]
+
+
+def _measured(study: Study, candidate: Candidate) -> list[str]:
+    """The scores on the report items, where there are some, and on the search items; and which anchors it beats."""
+    found = {verdict.split: verdict for verdict in verdicts(study)}
+    report = found.get("report")
+    lines = []
     if report is not None and candidate.number in report.rows:
-        lines += [
-            "On the report items, which the search never saw:",
-            "",
-            *_scores(study, candidate, report.rows),
-            "",
-            "On the items that the search optimised on:",
-            "",
-        ]
-    lines += [*_scores(study, candidate, None), ""]
+        rows = _scores(study, candidate, report.rows)
+        lines += ["On the report items, which the search never saw:", "", *rows, ""]
+        lines += ["On the items that the search optimised on:", ""]
+    lines += _scores(study, candidate, None)
     judged = report if report is not None and candidate.number in report.rows else found.get("search")
     if judged is not None and candidate.number in judged.merges:
-        matches = [match for match in judged.matches if match.merge == candidate.number]
-        beaten = [match.anchor for match in matches if match.beats]
+        beaten = [match.anchor for match in judged.matches if match.merge == candidate.number and match.beats]
         sentence = (
             f"Better somewhere and worse nowhere, beyond noise, than: {', '.join(beaten)}."
             if beaten
             else "It beats none of these beyond noise."
         )
-        lines += [_plain(sentence), ""]
-    lines += [
-        "## Coefficients",
-        "",
-        *_coefficients(candidate.params),
-        "",
-        "## How it was found",
-        "",
-        *(f"- {line}" for line in _history(study)),
-        "",
-        "## Configuration",
-        "",
-        "As mergekit reads it (`recipe.json` holds the exact recipe, with the seed of random masks):",
-        "",
-        "```yaml",
-        config.rstrip(),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        lines += ["", _plain(sentence)]
+    return lines
 
 
 def _metadata(base_models: Sequence[str]) -> str:
@@ -129,10 +136,6 @@ def _history(study: Study) -> list[str]:
         f"study {_plain(study.name)}, {study.record.uuid}, created {study.record.created_at:%Y-%m-%d} UTC",
         "software: " + ", ".join(f"{name} {version}" for name, version in found.items()),
     ]
-
-
-def _last_part(reference: str | None) -> str:
-    return (reference or "").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _cell(text: str) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.scores.evaluation import RACED
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.coefficient_importance import importances
 from mergefront.results.verdict import Verdict, evaluations_on, front_merges, verdict
 from mergefront.study.evaluators import tasks_of
 
@@ -18,18 +15,6 @@ if TYPE_CHECKING:
     from mergefront.adapters.tasks.task import Task
     from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.study.stored_study import Candidate, Study
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a study has spent: items answered and items of a full evaluation of every candidate, and the rest."""
-
-    evaluations: int
-    failed: int
-    items: int
-    items_in_full: int
-    totals: Mapping[str, float]
-    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -47,10 +32,7 @@ class Contents:
     split: str
     rows: Mapping[int, Evaluation]
     judged: Verdict | None
-    anchor_hypervolume: float
-    importances: Mapping[str, Mapping[str, float]]
     side_tasks: Sequence[Objective]
-    cost: Cost
     warnings: Sequence[str]
 
 
@@ -75,23 +57,9 @@ def contents(study: Study) -> Contents:
         split,
         rows,
         judged,
-        study.hypervolume(anchors) if anchors else 0.0,
-        importances(study),
         [Objective(task.name, task.direction) for task in tasks if task.name not in searched],
-        _cost(study),
         _warnings(study, split, tasks),
     )
-
-
-def _cost(study: Study) -> Cost:
-    totals: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    in_full = 0
-    for row in study.ledger.evaluations().values():
-        totals.update(row.cost)
-        seconds.update(row.seconds)
-        in_full += int(sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0))
-    return Cost(study.finished_count(), len(study.failures()), int(totals.pop("items", 0)), in_full, totals, seconds)
 
 
 def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:

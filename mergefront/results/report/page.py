@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from mergefront.optimizer.scores.differences import LEVEL, oriented_items
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results import verdict_text
+from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_front
 from mergefront.results.report.contents import Contents, contents
 from mergefront.results.verdict import Match, Verdict
@@ -54,9 +56,9 @@ def page(shown: Contents) -> str:
         "Against the baselines": _significance(shown),
         "Forgetting": _forgetting(shown),
         "Hypervolume over evaluations": _figure(hypervolume_figure(study), 380),
-        "What decides the objectives": _importance(shown),
+        "What decides the objectives": _importance(study),
         "Recipes": _recipes(shown),
-        "Cost": _cost_table(shown),
+        "Cost": _cost(study),
     }
     body = "\n".join(f"<section><h2>{name}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
     return _PAGE.format(title=escape(f"{study.name}: report"), heading=escape(study.name), body=body)
@@ -77,9 +79,10 @@ def _result(shown: Contents) -> str:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
             said = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
             parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
+    of_anchors = study.hypervolume(shown.anchors) if shown.anchors else 0.0
     parts.append(
-        f"<p>{shown.cost.evaluations} evaluations, {len(shown.front)} merges on the front, hypervolume "
-        f"{formatting.number(study.hypervolume())} (anchors alone {formatting.number(shown.anchor_hypervolume)}; "
+        f"<p>{study.finished_count()} evaluations, {len(shown.front)} merges on the front, hypervolume "
+        f"{formatting.number(study.hypervolume())} (anchors alone {formatting.number(of_anchors)}; "
         "objectives normalised by the anchors, reference point −0.1).</p>"
     )
     return "\n".join(parts)
@@ -232,15 +235,16 @@ def _forgetting(shown: Contents) -> str:
     return "<p>Tasks outside the search, and what is lost of them against the base model.</p>" + _table(headings, rows)
 
 
-def _importance(shown: Contents) -> str:
+def _importance(study: Study) -> str:
     import plotly.graph_objects as go
 
-    if not shown.importances:
+    found = importances(study)
+    if not found:
         return ""
-    names = list(next(iter(shown.importances.values())))
-    names = sorted(names, key=lambda name: sum(shares.get(name, 0.0) for shares in shown.importances.values()))
+    names = list(next(iter(found.values())))
+    names = sorted(names, key=lambda name: sum(shares.get(name, 0.0) for shares in found.values()))
     figure = go.Figure()
-    for objective, shares in shown.importances.items():
+    for objective, shares in found.items():
         figure.add_bar(y=names, x=[shares.get(name, 0.0) for name in names], name=escape(objective), orientation="h")
     figure.update_xaxes(title="share of the objective's variation")
     note = "<p>From the trials inside the space; where the search went decides it too, so read it as a hint.</p>"
@@ -263,20 +267,22 @@ def _recipes(shown: Contents) -> str:
     return "\n".join(parts)
 
 
-def _cost_table(shown: Contents) -> str:
-    cost = shown.cost
-    rows = [["evaluations", f"{cost.evaluations}" + (f", {cost.failed} of them failed" if cost.failed else "")]]
-    if cost.items:
-        part = (
-            f" of {cost.items_in_full:,} ({100 * cost.items / cost.items_in_full:.0f} %)" if cost.items_in_full else ""
-        )
-        rows.append(["items answered", f"{cost.items:,}{part}"])
-    rows += [[name.replace("_", " "), f"{value:,.0f}"] for name, value in cost.totals.items() if value]
-    rows += [
-        [f"time, {name}", formatting.duration(cost.seconds[name])]
-        for name in ("merge", "score", "total")
-        if name in cost.seconds
-    ]
+def _cost(study: Study) -> str:
+    """What a study has spent: items answered, of those of a full evaluation of every candidate, and the rest."""
+    spent: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    in_full = 0.0
+    for row in study.ledger.evaluations().values():
+        spent.update(row.cost)
+        seconds.update(row.seconds)
+        in_full += sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0)
+    failed = len(study.failures())
+    rows = [["evaluations", f"{study.finished_count()}" + (f", {failed} of them failed" if failed else "")]]
+    if items := spent.pop("items", 0):
+        rows.append(["items answered", f"{items:,.0f} of {in_full:,.0f} ({100 * items / in_full:.0f} %)"])
+    rows += [[name.replace("_", " "), f"{value:,.0f}"] for name, value in spent.items() if value]
+    times = [name for name in ("merge", "score", "total") if name in seconds]
+    rows += [[f"time, {name}", formatting.duration(seconds[name])] for name in times]
     return _table([], rows)
 
 
