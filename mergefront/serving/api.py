@@ -48,6 +48,11 @@ Asker = Annotated[str, Depends(asking_client)]
 _open_routes = APIRouter()
 
 
+def service_of(request: Request) -> Any:
+    """What the application answers for, see ``add_routes``."""
+    return request.app.state.service
+
+
 @_open_routes.get("/health", summary="Whether the service answers.")
 async def health() -> dict[str, str]:
     return {"status": "ok"}

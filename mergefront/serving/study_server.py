@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
 from mergefront.running import ask_tell
 from mergefront.running.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
-from mergefront.serving.api import Asker, add_routes, described, metrics_answer, problem
+from mergefront.serving.api import add_routes, asking_client, described, metrics_answer, problem, service_of
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.process import bound_socket, run_application
 from mergefront.serving.tokens import Tokens
@@ -102,15 +102,11 @@ class StudyServer:
         return Study(self.database, record)
 
 
-def _server(request: Request, _: Asker) -> StudyServer:
-    server: StudyServer = request.app.state.service
-    return server
-
-
-Served = Annotated[StudyServer, Depends(_server)]
+Served = Annotated[StudyServer, Depends(service_of)]
 Name = Annotated[str, Path(min_length=1, max_length=200)]
 Trial = Annotated[int, Path(ge=0, lt=2**31)]
 routes = APIRouter(
+    dependencies=[Depends(asking_client)],
     responses=described(
         {
             400: "the body cannot be read",
@@ -123,7 +119,7 @@ routes = APIRouter(
             422: "a field is wrong",
             503: "the database is away",
         }
-    )
+    ),
 )
 
 

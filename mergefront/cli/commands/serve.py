@@ -76,17 +76,14 @@ def serve(
 
 def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) -> None:
     from mergefront.serving.study_server import serve_studies
-    from mergefront.serving.tokens import checked_token
+    from mergefront.serving.tokens import checked_token, token_in_file
     from mergefront.storage.database import Database
 
-    given, source = os.environ.get(_TOKEN_VARIABLE), f"the environment variable {_TOKEN_VARIABLE}"
+    token = os.environ.get(_TOKEN_VARIABLE)
     if token_file is not None:
-        source = str(token_file)
-        try:
-            given = token_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--token-file {token_file}: cannot be read: {type(error).__name__}") from None
-    token = None if given is None else checked_token(given, source)
+        token = token_in_file(token_file, "--token-file")
+    elif token is not None:
+        token = checked_token(token, f"the environment variable {_TOKEN_VARIABLE}")
     database = Database(storage, create=False)
     what = f"The studies of {shown_storage(database.url)} are"
     serve_studies(database, host, port, token, lambda url: _say_ready(what, url))

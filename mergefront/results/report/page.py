@@ -79,7 +79,7 @@ def _result(shown: Contents) -> str:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
             said = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
             parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
-    of_anchors = study.hypervolume(shown.anchors) if shown.anchors else 0.0
+    of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
     parts.append(
         f"<p>{study.finished_count()} evaluations, {len(shown.front)} merges on the front, hypervolume "
         f"{formatting.number(study.hypervolume())} (anchors alone {formatting.number(of_anchors)}; "

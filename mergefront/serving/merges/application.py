@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
-from mergefront.serving.api import add_routes, described, metrics_answer, problem
+from mergefront.serving.api import add_routes, described, metrics_answer, problem, service_of
 from mergefront.serving.merges import wire
-from mergefront.serving.merges.dependencies import Asker, Service, service_of
+from mergefront.serving.merges.dependencies import Asker, Service
 from mergefront.serving.merges.openai_routes import routes as openai_routes
 from mergefront.serving.merges.queueing import GoneError, QueueClosedError, QueueFullError
 from mergefront.serving.merges.quotas import QuotaSpentError

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends
 
 from mergefront.serving import api
 from mergefront.serving.merges.quotas import Client
 from mergefront.serving.merges.service import MergeService
 
-
-def service_of(request: Request) -> MergeService:
-    service: MergeService = request.app.state.service
-    return service
-
-
-Service = Annotated[MergeService, Depends(service_of)]
+Service = Annotated[MergeService, Depends(api.service_of)]
 
 
 def client_of(service: Service, name: api.Asker) -> Client:
