@@ -102,17 +102,6 @@ class StudyLedger:
         connection.execute(claims.insert().values(**row, **self._owner(now[0])))
         return Claim(slot, None, fresh=True)
 
-    def forgive(self) -> None:
-        """See ``Ledger.forgive``."""
-
-        def free(connection: Connection) -> None:
-            now = self.database.now(connection)
-            for row in self._unfinished(connection):
-                if self._is_abandoned(row, now):
-                    connection.execute(claims.update().where(self._slot(row.slot)).values(deaths=0, **_NOBODY))
-
-        self.database.write(free)
-
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
 

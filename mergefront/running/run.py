@@ -59,7 +59,6 @@ def search_ready(
 ) -> Study:
     """Search until the budget is spent or the study's rule stops it; returns the study."""
     study = ready.study
-    study.ledger.forgive()
     if launcher.name is not None:
         from mergefront.running.ray_launcher import work_on_ray
 

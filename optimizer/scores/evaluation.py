@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
 RACED = "racing"
@@ -142,7 +142,10 @@ class FunctionEvaluator:
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         started = time.perf_counter()
-        returned = self.function(recipe)
+        try:
+            returned = self.function(recipe)
+        except UserError as error:  # of what the function calls, not of the search
+            raise EvaluationError(f"the function raised UserError: {error}", kind="UserError") from error
         seconds = {"total": time.perf_counter() - started}
         if isinstance(returned, Evaluation):
             return returned

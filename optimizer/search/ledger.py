@@ -38,15 +38,24 @@ class Failure:
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
 
+    def bounded(self) -> Failure:
+        """With a reason of at most ``LONGEST_REASON`` characters: its beginning and its end."""
+        half = LONGEST_REASON // 2 - 10
+        cut = len(self.reason) - 2 * half
+        if len(self.reason) <= LONGEST_REASON:
+            return self
+        return Failure(self.kind, f"{self.reason[:half]} [{cut} more] {self.reason[-half:]}")
+
+
+LONGEST_REASON = 4000
+"""Characters of a failure's reason that are kept: every database's text columns hold them in any encoding."""
+
 
 class Ledger(Protocol):
     """Where claims and evaluations are kept; implemented by ``mergefront.storage``."""
 
     def claim(self, budget: int) -> Claim | None:
         """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
-
-    def forgive(self) -> None:
-        """Forget how often workers died on abandoned slots: somebody asked to go on."""
 
     def others_at_work(self) -> bool:
         """Whether another live process works on a slot of this study."""

@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
+from mergefront.optimizer.errors import SearchStoppedError
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.recipes.anchors import (
     METRIC_WEIGHTED,
@@ -48,11 +48,12 @@ from mergefront.optimizer.search.attributes import (
     write_violations,
 )
 from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
+from mergefront.optimizer.search.outside_code import failure_of, storable, undisturbed
 from mergefront.optimizer.search.restated_trials import restated
 from mergefront.optimizer.search.stopping import NEVER, Stop, StopRule, StopWatch
 
 TOLERATED_DEATHS = 1
-"""A trial on which more workers died than that (killed, out of memory) is given up as failed."""
+"""A trial on which more processes died than that (killed, out of memory, crashed) is given up as failed."""
 PATIENCE_SECONDS = 1.0
 """How often a worker that has nothing to do looks whether another one has died."""
 CONSECUTIVE_FAILURES = 5
@@ -185,17 +186,18 @@ def _fill(
     if known is not None:
         return complete(plan, study, ledger, proposal, known, reused=True)
     if claim.deaths > TOLERATED_DEATHS:
-        reason = f"{claim.deaths} workers died while they evaluated it (killed, or out of memory)"
+        reason = f"{claim.deaths} processes died while they evaluated it (killed, out of memory, or a crash)"
         return give_up(study, ledger, proposal, Failure("worker died", reason))
     try:
-        evaluation = evaluator.evaluate(proposal.recipe, _request(plan, ledger, proposal))
+        with undisturbed():
+            evaluation = evaluator.evaluate(proposal.recipe, _request(plan, ledger, proposal))
         checked_scores(evaluation, plan.objective_names)
         checked_violations(evaluation, plan.constraints)
-    except (UserError, SearchStoppedError):
-        raise  # no candidate is at fault; the next one would fail alike
-    except Exception as error:
-        kind = error.kind if isinstance(error, EvaluationError) else type(error).__name__
-        failure = Failure(kind, " ".join(str(error).split()) or "no message")
+        evaluation = storable(evaluation)
+    except BaseException as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
         return give_up(study, ledger, proposal, failure)
     return complete(plan, study, ledger, proposal, evaluation)
 
@@ -316,6 +318,7 @@ def told_attributes(
 
 def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:
     """Keep why a recipe could not be scored and tell the trial as failed, all or nothing."""
+    failure = failure.bounded()
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.FAIL, None)
     ledger.finish(claim, trial, proposal.recipe, failure, None, {FAILURE: str(failure)}, keep=True)
