@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
+
+import torch
 
 from mergefront.optimizer.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 GROUP = 128
 TaskVectorForm = Literal["exact", "int8"] | int
@@ -100,8 +99,6 @@ def compress(delta: torch.Tensor, form: Literal["int8"] | int) -> CompressedDelt
 
 def to_int8(delta: torch.Tensor) -> Int8Delta:
     """Eight bits per entry, rounded to the nearest level of its group."""
-    import torch
-
     flat = delta.reshape(-1)
     groups = torch.nn.functional.pad(flat, (0, -flat.numel() % GROUP)).view(-1, GROUP)
     scales = groups.abs().amax(dim=1) / 127 if groups.numel() else flat.new_zeros(0)
@@ -111,8 +108,6 @@ def to_int8(delta: torch.Tensor) -> Int8Delta:
 
 def to_low_rank(delta: torch.Tensor, rank: int) -> LowRankDelta:
     """The nearest matrix of rank ``rank`` (in squared error), singular values shared evenly."""
-    import torch
-
     u, s, v = torch.linalg.svd(delta, full_matrices=False)
     root = s[:rank].sqrt()
     return LowRankDelta((u[:, :rank] * root).to(torch.bfloat16), (root.unsqueeze(1) * v[:rank]).to(torch.bfloat16))

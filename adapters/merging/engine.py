@@ -11,11 +11,15 @@ import time
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, SupportsFloat
+from typing import Literal, Protocol, SupportsFloat
+
+import torch
 
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike, TensorMerge
+from mergefront.adapters.merging.compression import TaskVectorForm
 from mergefront.adapters.merging.loras.merger import LoraMerger
 from mergefront.adapters.merging.reference import MergekitMerger
+from mergefront.adapters.merging.sources import Source
 from mergefront.adapters.merging.task_vectors.c_kernel import load_merge_pieces
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
@@ -23,14 +27,6 @@ from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.merger import KernelMerger
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
-
-if TYPE_CHECKING:
-    from typing import Literal
-
-    import torch
-
-    from mergefront.adapters.merging.compression import TaskVectorForm
-    from mergefront.adapters.merging.sources import Source
 
 _WORTH_COMPILING = 30_000_000
 _ROUNDED_AT_ONCE = 1 << 20
@@ -110,8 +106,6 @@ class MergeEngine:
         rounding: torch.dtype | Literal["stored"] | None = None,
         allow: Collection[str] = (),
     ) -> None:
-        import torch
-
         self._rounding = rounding
         self.device = torch.device(device)
         self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors, allow)
@@ -135,8 +129,6 @@ class MergeEngine:
         somebody else wrote to it in between (call ``forget`` after writing behind torch's back).
         Raises ``UserError`` for targets that are no tensors of the checkpoint.
         """
-        import torch
-
         started = time.perf_counter()
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
@@ -168,8 +160,6 @@ class MergeEngine:
         self, recipe: RecipeLike, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The merged tensors one at a time, in new memory (``dtype``: default the base's own)."""
-        import torch
-
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
         batch = FusedBatch(self._merge_pieces)
@@ -233,8 +223,6 @@ class MergeEngine:
         self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch
     ) -> SupportsFloat:
         """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base."""
-        import torch
-
         base = self._pool.base(name)
         shape = (self._pool.origin(name) if base is None else base).shape
         if out.shape != shape:
@@ -258,8 +246,6 @@ class MergeEngine:
 
         Raises ``EvaluationError`` for a merge that float16 cannot hold.
         """
-        import torch
-
         dtype = self._pool.origin(name).dtype if self._rounding == "stored" else self._rounding
         if dtype is None or not target.is_floating_point() or torch.promote_types(dtype, target.dtype) == dtype:
             return

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
-from mergefront.adapters.merging.sources import ExpertSource, open_source
+from mergefront.adapters.merging.sources import ExpertSource, Source, open_source
 from mergefront.optimizer.recipes.grouping import layer_of
-
-if TYPE_CHECKING:
-    from mergefront.adapters.merging.sources import Source
 
 
 def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 _UNKNOWN = 1 << 62
 _ON_CPU, _ELSEWHERE = 3 << 13, 1 << 26
@@ -23,8 +20,6 @@ def stretch(device: torch.device) -> int:
 def free_memory(device: torch.device) -> int:
     """Bytes of memory that are free on a device, page cache included; a large number where the system does not say."""
     if device.type == "cuda":
-        import torch
-
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type != "cpu":

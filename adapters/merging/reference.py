@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, mask_key, random_levels
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.optimizer.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 _SMALLEST_SUM = 1e-8
 _SMALLEST_NORM = 1e-7
@@ -35,8 +33,6 @@ def merge_task_vectors(wanted: TensorMerge, deltas: Sequence[torch.Tensor], as_m
 
     ``as_mergekit`` sorts as mergekit does, which decides among entries of equal magnitude (otherwise the first win).
     """
-    import torch
-
     coefficients, base = wanted.coefficients, wanted.origin.to(deltas[0].dtype)
     weights = torch.tensor(coefficients.of_models("weight"), dtype=base.dtype, device=base.device)
     weights = weights.view(-1, *([1] * base.dim()))
@@ -77,8 +73,6 @@ def sparsify(wanted: TensorMerge, model: str, delta: torch.Tensor, as_mergekit: 
 
 def _kept(wanted: TensorMerge, model: str, delta: torch.Tensor, density: float, as_mergekit: bool) -> torch.Tensor:
     """Which entries are kept (bool, flat)."""
-    import torch
-
     values, size = wanted.coefficients.of_model(model), delta.numel()
     magnitude = delta.abs().float() if delta.device.type == "cpu" else delta.abs()
     if wanted.method.sparsifier in ("magnitude", "breadcrumbs"):
@@ -110,8 +104,6 @@ class MergekitMerger:
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``). Raises ``UserError`` for what mergekit cannot do."""
-        import torch
-
         base, coefficients = wanted.origin, wanted.coefficients
         densities = dict(coefficients.per_model).get("density", ())
         if any(float(d) < 1 for d in densities) and coefficients.of_recipe("rescale") == "density":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import torch
 
 from mergefront.adapters.checkpoints.compatibility import compare_models
 from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader, TensorInfo
@@ -16,12 +18,7 @@ from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-    Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
-
-
+Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
 _STORED_NAMES = {f"torch.{torch_name}": name for name, (_, torch_name) in DTYPES.items()}
 
 
@@ -54,8 +51,6 @@ def header_of(source: Checkpoint | Mapping[str, torch.Tensor], name: str) -> Che
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
-    import torch
-
     return first.shape == second.shape and (first.data_ptr() == second.data_ptr() or torch.equal(first, second))
 
 
@@ -137,8 +132,6 @@ def check_finite(
     meaning: str = "; the checkpoint is damaged or its training diverged",
 ) -> None:
     """Raise ``UserError`` with the tensor's name, and what it means, when it holds NaN or infinity."""
-    import torch
-
     if not tensor.is_floating_point():
         return
     flat = tensor.reshape(-1)

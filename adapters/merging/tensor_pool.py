@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import Literal
+
+import torch
 
 from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.lora import LoraModule
 from mergefront.adapters.checkpoints.names import is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.merging.compression import (
@@ -16,16 +19,8 @@ from mergefront.adapters.merging.compression import (
     compress,
 )
 from mergefront.adapters.merging.memory import free_memory
-from mergefront.adapters.merging.sources import Entry, ExpertSource, check_finite, header_of, open_source
+from mergefront.adapters.merging.sources import Entry, ExpertSource, Source, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
-
-if TYPE_CHECKING:
-    from typing import Literal
-
-    import torch
-
-    from mergefront.adapters.checkpoints.lora import LoraModule
-    from mergefront.adapters.merging.sources import Source
 
 
 class TensorPool:
@@ -214,8 +209,6 @@ class TensorPool:
         if entry is not None:
             self._check_finite(entry.tensor, f"expert {expert.name!r}", name)
         if entry is not None and entry.is_delta:
-            import torch
-
             # A task vector of its own needs no more digits than the base it is added to.
             base = self._base_source[name] if self._base_source is not None else entry.tensor
             entry = Entry(entry.tensor.to(torch.bfloat16 if base.dtype == torch.bfloat16 else torch.float32), True)
