@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import optuna
+import optuna
+from optuna.trial import TrialState
 
-    from mergefront.study.stored_study import Study
+from mergefront.optimizer.search.attributes import is_outside_space
+from mergefront.study.stored_study import Study
 
 FEWEST_TRIALS = 10
 """With fewer trials inside the space an importance would be an accident."""
@@ -23,11 +23,6 @@ def importances(study: Study) -> dict[str, dict[str, float]]:
     Trials outside the space take no part. Empty while there are fewer than ``FEWEST_TRIALS``, and without an
     objective that all trials agree on.
     """
-    import optuna
-    from optuna.trial import TrialState
-
-    from mergefront.optimizer.search.attributes import is_outside_space
-
     inside = [
         trial
         for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -58,8 +53,6 @@ def _lost(index: int, sign: float, trial: optuna.trial.FrozenTrial) -> float:
 
 
 def _evaluator() -> optuna.importance.BaseImportanceEvaluator:
-    import optuna
-
     try:
         return optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
     except ImportError:

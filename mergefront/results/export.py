@@ -18,13 +18,17 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import yaml
+
+from mergefront.adapters.checkpoints.configurations import EVERYTHING
+from mergefront.adapters.checkpoints.dtypes import one_dtype
+from mergefront.adapters.checkpoints.header import read_header
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from mergefront.study.stored_study import Candidate, Study
+from mergefront.optimizer.yaml_file import read_mapping
+from mergefront.study.stored_study import Candidate, Study
 
 CONFIG = "mergekit_config.yml"
 RECIPE = "recipe.json"
@@ -84,7 +88,6 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     supported.
     """
     from mergefront.adapters.merging.output.directory import merge_to_directory
-    from mergefront.optimizer.yaml_file import read_mapping
 
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")
@@ -147,8 +150,6 @@ def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]
 
 def yaml_text(config: Mapping[str, Any]) -> str:
     """YAML with full-precision numbers, in the given order."""
-    import yaml
-
     return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
@@ -192,9 +193,6 @@ def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
 
 def _one_dtype(study: Study, references: Mapping[str, str]) -> str | None:
     """The dtype that every tensor is written in, or None where each keeps the base's own, as when it was scored."""
-    from mergefront.adapters.checkpoints.dtypes import one_dtype
-    from mergefront.adapters.checkpoints.header import read_header
-
     dtype = study.definition.evaluator.backend.get("dtype", "auto")
     if dtype == "auto":
         return None
@@ -214,7 +212,6 @@ def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
 
 
 def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:
-    from mergefront.adapters.checkpoints.configurations import EVERYTHING
     from mergefront.adapters.merging.output.directory import merge_to_directory
 
     config = {**said, "seed": recipe.seed}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import yaml
 
 from mergefront import formatting
+from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.results.verdict import verdicts
+from mergefront.study.stored_study import Candidate, Study
 from mergefront.versions import versions
-
-if TYPE_CHECKING:
-    from mergefront.optimizer.scores.evaluation import Evaluation
-    from mergefront.study.stored_study import Candidate, Study
 
 _LONGEST_TABLE = 60
 _CARD = """{metadata}
@@ -87,8 +87,6 @@ def _measured(study: Study, candidate: Candidate) -> list[str]:
 
 
 def _metadata(base_models: Sequence[str]) -> str:
-    import yaml
-
     content: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "mergekit", "mergefront"]}
     if base_models:
         content["base_model"] = list(base_models)

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from mergefront.optimizer.scores.comparison import Difference, holm, weighted_sum
 from mergefront.optimizer.scores.differences import LEVEL, RESOLUTION, scored_difference
 from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
 from mergefront.optimizer.scores.objectives import Normaliser
-
-if TYPE_CHECKING:
-    from mergefront.study.stored_study import Candidate, Study
+from mergefront.study.stored_study import Candidate, Study
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.search.ledger import Claim, Failure
+from mergefront.optimizer.search.loop import complete, give_up, proposal_of, propose
 from mergefront.running.worker import plan_of
 from mergefront.storage import DEFAULT_STORAGE
-from mergefront.study.stored_study import as_study
-
-if TYPE_CHECKING:
-    from mergefront.optimizer.search.ledger import Claim
-    from mergefront.study.stored_study import Study
+from mergefront.storage.ledger import StudyLedger
+from mergefront.study.stored_study import Study, as_study
+from mergefront.versions import versions
 
 DEFAULT_LEASE = 24 * 3600.0
 
@@ -53,10 +53,6 @@ def ask(study: str | Study, *, storage: str = DEFAULT_STORAGE, lease: float = DE
     Recipes that were evaluated before are told by themselves. ``lease`` is in seconds. A study that is loaded already
     may stand for name and storage.
     """
-    from mergefront.optimizer.search.loop import complete, propose
-    from mergefront.storage.ledger import StudyLedger
-    from mergefront.versions import versions
-
     if not lease > 0:
         raise UserError(f"lease is {lease:g}; it must be a number of seconds above 0")
     study = as_study(study, storage=storage)
@@ -88,8 +84,6 @@ def tell(
     Telling the same scores again changes nothing; raises ``UserError`` for other scores than those
     told before, an unknown trial or objective, and a score that is missing or not finite.
     """
-    from mergefront.optimizer.search.loop import complete, proposal_of
-
     study = as_study(study, storage=storage)
     evaluation = Evaluation(dict(scores), dict(standard_errors or {}))
     claim, finished = _handed_out(study, trial)
@@ -110,9 +104,6 @@ def tell(
 
 def tell_failed(study: str | Study, trial: int, reason: str, *, storage: str = DEFAULT_STORAGE) -> None:
     """An asked trial could not be scored; telling so again changes nothing."""
-    from mergefront.optimizer.search.ledger import Failure
-    from mergefront.optimizer.search.loop import give_up, proposal_of
-
     study = as_study(study, storage=storage)
     claim, finished = _handed_out(study, trial)
     if not finished:

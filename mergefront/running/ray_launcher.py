@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy.engine import make_url
 
 from mergefront.optimizer.errors import SearchStoppedError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluator
+from mergefront.optimizer.search.loop import TrialOutcome
+from mergefront.running.worker import work
 from mergefront.storage.database import sqlite_path
-
-if TYPE_CHECKING:
-    from mergefront.optimizer.search.loop import TrialOutcome
-    from mergefront.study.stored_study import Study
+from mergefront.study.stored_study import Study
 
 RESTARTS = 3
 """How often Ray starts a worker again whose process or machine died."""
@@ -80,8 +79,6 @@ def imported_ray() -> Any:
 
 def _work(name: str, storage: str, device: str | None, evaluator: Evaluator | None, inbox: Any) -> None:
     """One worker, in a process of the cluster."""
-    from mergefront.running.worker import work
-
     work(
         name,
         storage=storage,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, checked_scores
+from mergefront.study.evaluators import make_evaluator
 from mergefront.study.stored_study import Candidate, Study
 
 SPLIT = "report"
@@ -24,9 +26,6 @@ def report(
     and how many are left. The scores never reach the sampler. Raises ``UserError`` for a study without
     report items.
     """
-    from mergefront.adapters.checkpoints.configurations import EVERYTHING
-    from mergefront.study.evaluators import make_evaluator
-
     described = study.definition.evaluator
     if not described.asks_models:
         raise UserError(f"study {study.name!r} is scored by a function of its own, which has no report items")

@@ -11,15 +11,21 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
+from mergefront.optimizer.search.loop import run_search
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
 from mergefront.storage import DEFAULT_STORAGE
+from mergefront.storage.database import Database
+from mergefront.study.check import check_study
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run
+from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Study, as_study
+from mergefront.study.study_file import left_out_of_search
 from mergefront.study.warm_start import entries, read_warm_start
 
 
@@ -64,8 +70,6 @@ def search_ready(
 
         work_on_ray(study, ready.evaluator, launcher.workers, on_trial_end, on_trial_start)
     else:
-        from mergefront.optimizer.search.loop import run_search
-
         assert ready.evaluator is not None
         run_search(plan_of(study), study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
     return study.refresh()
@@ -108,11 +112,6 @@ def search(
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
-    from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
-    from mergefront.storage.database import Database
-    from mergefront.study.rules import sampler_version
-    from mergefront.study.study_file import left_out_of_search
-
     wanted = objectives_from(objectives)
     given = dict(sampler_options or {})
     bounds, rule = constraints_from(constraints), StopRule.read(stop)
@@ -163,8 +162,6 @@ def run(
 
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
-    from mergefront.study.check import check_study
-
     where = Launcher(launcher, workers)
     with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
         return search_ready(ready, where, on_trial_end, on_trial_start)

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
+from mergefront.optimizer.search.loop import SearchPlan, TrialOutcome, run_search
 from mergefront.storage import DEFAULT_STORAGE
+from mergefront.study.evaluators import make_evaluator
 from mergefront.study.stored_study import Study, as_study
 from mergefront.study.warm_start import warm_start_recipes
-
-if TYPE_CHECKING:
-    from mergefront.optimizer.search.loop import SearchPlan, TrialOutcome
 
 OnTrialEnd = Callable[["TrialOutcome"], None]
 OnTrialStart = Callable[[int, "str | None"], None]
@@ -43,9 +43,6 @@ def work(
     study's ("cuda:1"); ``evaluator`` scores for a study of a Python function, which no definition can name;
     ``should_stop`` is asked between two trials.
     """
-    from mergefront.optimizer.search.loop import run_search
-    from mergefront.study.evaluators import make_evaluator
-
     study = as_study(study, storage=storage, root=root)
     definition, database = study.definition, study.database
     if device is not None:
@@ -69,9 +66,6 @@ def work(
 
 def plan_of(study: Study) -> SearchPlan:
     """What the search loop needs to know of a study."""
-    from mergefront.optimizer.recipes.anchors import anchors
-    from mergefront.optimizer.search.loop import SearchPlan
-
     definition = study.definition
     return SearchPlan(
         definition.space,

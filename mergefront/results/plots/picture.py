@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, cycle
-from typing import TYPE_CHECKING
 
 from mergefront import formatting
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.objectives import Objective
-
-if TYPE_CHECKING:
-    from mergefront.study.stored_study import Study
+from mergefront.study.stored_study import Study
 
 FRONT = "#0072b2"
 FAINT = "#c3c8ce"

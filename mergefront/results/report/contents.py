@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results.verdict import Verdict, evaluations_on, front_merges, verdict
 from mergefront.study.evaluators import tasks_of
-
-if TYPE_CHECKING:
-    from mergefront.adapters.tasks.task import Task
-    from mergefront.optimizer.scores.evaluation import Evaluation
-    from mergefront.study.stored_study import Candidate, Study
+from mergefront.study.stored_study import Candidate, Study
 
 
 @dataclass(frozen=True)
