@@ -22,6 +22,7 @@ from benchmarks.evaluation.item_response import fit_items, response_estimate
 from benchmarks.evaluation.problems import PROBLEMS
 from mergefront.optimizer.racing.joint_scores import joint_estimates
 from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.scores.evaluation import EvaluationRequest
 
 MERGES = 40
@@ -38,7 +39,8 @@ def bank(place: int, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         space, evaluator, names = built.space, built.evaluator, built.objectives
         rng = np.random.default_rng(0)
         known = [anchor.recipe for anchor in anchors(space)]
-        drawn = [space.from_vector(rng.random(len(space.to_vector(anchors(space)[0].params)))) for _ in range(MERGES)]
+        cube = Encoder(space.distributions())
+        drawn = [space.recipe(cube.decode(rng.random(cube.dimension))) for _ in range(MERGES)]
         rows = []
         for recipe in [*known, *drawn]:
             items = evaluator.evaluate(recipe, EvaluationRequest(names)).items

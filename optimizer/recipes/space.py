@@ -15,8 +15,6 @@ from mergefront.optimizer.recipes.recipe import Recipe
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-    from mergefront.optimizer.recipes.unit_cube import Encoder
-
 METHOD = "method"
 """The name under which the merge method itself is searched when a space has several."""
 SPARSIFIERS: Mapping[str, Sparsifier] = {
@@ -337,24 +335,6 @@ class MergeSpace:
                 return None
             params[name] = value
         return params if self.recipe(params) == recipe else None
-
-    def from_vector(self, vector: Sequence[float]) -> Recipe:
-        """The recipe at a point of [0, 1]^d (``unit_cube``): a column for each number and for each choice."""
-        import numpy as np
-
-        cube = self._unit_cube()
-        if len(vector) != cube.dimension:
-            raise UserError(f"the vector has {len(vector)} entries; the space has {cube.dimension}")
-        return self.recipe(cube.decode(np.asarray(vector, dtype=float)))
-
-    def to_vector(self, params: Mapping[str, ParameterValue]) -> list[float]:
-        """Optuna parameters as a point of [0, 1]^d."""
-        return [float(coordinate) for coordinate in self._unit_cube().encode(params)]
-
-    def _unit_cube(self) -> Encoder:
-        from mergefront.optimizer.recipes.unit_cube import Encoder
-
-        return Encoder(self.distributions())
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that declares the same space."""

@@ -29,8 +29,7 @@ class CmaEsSampler(ReplayableSampler):
     3. The proposal is drawn from it, with a seed of the trial's own.
 
     Args:
-        seed: of the study.
-        search_space: the distributions, when they are known beforehand.
+        seed, search_space: as of every sampler of ours (``base.ReplayableSampler``).
         sigma: initial standard deviation, as a share of each parameter's range.
         population_size: trials per generation; by default 4 + floor(3 log d), as in ``cmaes``.
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import recipe_at
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import Grouping
@@ -24,7 +25,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     split = draw(st.sampled_from([(), ("mlp",), ("self_attn", "mlp")]))
     method = draw(st.sampled_from(["ties", "dare_ties", "task_arithmetic"]))
     space = MergeSpace(MODELS, method=method, base_model="models/base", granularity=granularity, split=split, layers=3)
-    return space.from_vector(draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension)))
+    return recipe_at(space, draw(st.lists(unit, min_size=space.dimension, max_size=space.dimension)))
 
 
 @given(recipes())

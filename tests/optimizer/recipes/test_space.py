@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vectors import recipe_at, vector_of
 
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace, Range
@@ -38,16 +39,16 @@ def test_vector_params_and_recipe_are_one_and_the_same_point(data: st.DataObject
         layers=4,
     )
     vector = data.draw(st.lists(st.floats(0, 1), min_size=space.dimension, max_size=space.dimension))
-    recipe = space.from_vector(vector)
+    recipe = recipe_at(space, vector)
     params = space.params(recipe)
     assert params is not None
     assert space.recipe(params) == recipe
-    assert space.to_vector(params) == pytest.approx(vector, abs=1e-9)
+    assert vector_of(space, params) == pytest.approx(vector, abs=1e-9)
 
 
 def test_both_ends_of_a_range_are_reached_exactly() -> None:
     space = MergeSpace(EXPERTS, method="task_arithmetic", parameters={"weight": [0.1, 0.7]})
-    assert set(space.from_vector([0.0, 1.0]).params.values()) == {0.1, 0.7}
+    assert set(recipe_at(space, [0.0, 1.0]).params.values()) == {0.1, 0.7}
 
 
 @pytest.mark.parametrize("searched", [Range(1e-3, 1.0, log=True), Range(0.0, 1.0, step=0.3), Range(choices=("a", "b"))])
@@ -59,7 +60,7 @@ def test_the_middle_of_a_log_range_of_steps_or_choices_is_inside(searched: Range
 def test_recipes_with_log_step_and_choices_are_points_of_the_space(share: float, other: float) -> None:
     log, steps = {"low": 0.001, "high": 1, "log": True}, {"low": 0.1, "high": 1, "step": 0.3}
     space = MergeSpace(["maths"], method=["ties", "dare_ties"], parameters={"weight": log, "density": steps})
-    recipe = space.from_vector([share, 1.0 - share, *[other] * (len(space.searched) - 1)])
+    recipe = recipe_at(space, [share, 1.0 - share, *[other] * (len(space.searched) - 1)])
     assert space.params(recipe) is not None
     assert 0.001 <= float(recipe.params["weight[maths]"]) <= 1.0
     assert float(recipe.params["density[maths]"]) in {0.1, 0.4, 0.7, 1.0}
@@ -78,8 +79,8 @@ def test_space_survives_the_database() -> None:
     )
     again = MergeSpace.from_json(json.loads(json.dumps(space.to_json())))
     assert again.distributions() == space.distributions()
-    middle = space.to_vector({name: searched.middle for name, searched in space.searched.items()})
-    assert again.from_vector(middle) == space.from_vector(middle)
+    middle = vector_of(space, {name: searched.middle for name, searched in space.searched.items()})
+    assert recipe_at(again, middle) == recipe_at(space, middle)
 
 
 def test_every_problem_is_listed_at_once() -> None:
