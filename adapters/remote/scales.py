@@ -8,7 +8,6 @@ a scale can say and is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.grouping import CoefficientName
@@ -74,11 +73,6 @@ def single_model(recipe: Recipe) -> str | None:
         scales = lora_scales(recipe)
     except (UserError, EvaluationError):
         return None
-    return only_one(scales)
-
-
-def only_one(scales: Mapping[str, float]) -> str | None:
-    """The one name with scale 1 among zeros, ``""`` when all are zero, None otherwise."""
     used = {name: scale for name, scale in scales.items() if scale != 0.0}
     if not used:
         return ""

@@ -81,6 +81,11 @@ def count(value: Any, *path: str | int) -> int:
     return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**31 else 0
 
 
+def usage(answer: Any) -> tuple[int, int]:
+    """Tokens read and tokens written, as OpenAI's answers have them."""
+    return count(answer, "usage", "prompt_tokens"), count(answer, "usage", "completion_tokens")
+
+
 def excerpt(text: str, longest: int = 200) -> str:
     """The beginning of a text on one line, for messages."""
     flat = " ".join("".join(character if character.isprintable() else " " for character in text[: 4 * longest]).split())

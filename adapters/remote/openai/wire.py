@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mergefront.adapters.language_model import Generation, LogLikelihood
 from mergefront.adapters.remote.http.client import HttpClient, Reply
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, usage
 from mergefront.optimizer.errors import EvaluationError
 
 MOST_STOPS = 4
@@ -79,7 +79,7 @@ class OpenAIWire:
         if reason not in ("stop", "length", "eos", None):
             raise EvaluationError(f"{self.model} stopped with finish_reason {reason!r}", kind="no answer")
         cut, stopped = _cut(text, stop)
-        prompt_tokens, generated = _usage(answer)
+        prompt_tokens, generated = usage(answer)
         finish: Literal["stop", "length"] = "length" if reason == "length" and not stopped else "stop"
         return Reply(Generation(cut, generated, finish), prompt_tokens, generated)
 
@@ -152,17 +152,13 @@ def _read_echo(answer: Any, text: str) -> Reply[list[EchoedToken]]:
         tokens.append(EchoedToken(offset, value, greedy))
     if not tokens:
         raise MalformedAnswerError("has no tokens of the text")
-    prompt_tokens, generated = _usage(answer)
+    prompt_tokens, generated = usage(answer)
     return Reply(tokens, prompt_tokens, generated)
 
 
 def _is_best(value: float, best: Mapping[str, Any]) -> bool:
     others = [other for other in best.values() if isinstance(other, (int, float))]
     return bool(others) and value >= max(others) - 1e-9
-
-
-def _usage(answer: Any) -> tuple[int, int]:
-    return count(answer, "usage", "prompt_tokens"), count(answer, "usage", "completion_tokens")
 
 
 def _cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -7,13 +7,12 @@ when a LoRA is in use and more than one request is in its batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-from mergefront.adapters.language_model import Generation
+from mergefront.adapters.language_model import Generation, LogLikelihood
 from mergefront.adapters.remote.http.client import HttpClient, Reply
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, usage
 from mergefront.adapters.remote.tokenizer import read_tokens
 from mergefront.optimizer.errors import EvaluationError
 
@@ -21,15 +20,6 @@ T = TypeVar("T")
 
 _FORCE = 100.0
 """The largest bias that vLLM takes."""
-
-
-@dataclass(frozen=True)
-class ForcedToken:
-    """A forced token: its raw log-probability, and the most likely other token's."""
-
-    id: int
-    logprob: float
-    is_greedy: bool
 
 
 class VllmWire:
@@ -66,7 +56,7 @@ class VllmWire:
 
     async def force(
         self, model: str, prompt: Sequence[int], token: int, state: str, *, cached: bool = True
-    ) -> ForcedToken:
+    ) -> LogLikelihood:
         """The raw log-probability of ``token`` after ``prompt``; ``state`` says which LoRA ``model`` is."""
         body = {
             "model": model,
@@ -78,7 +68,7 @@ class VllmWire:
             "return_tokens_as_token_ids": True,
         }
 
-        def read(answer: Any) -> Reply[ForcedToken]:
+        def read(answer: Any) -> Reply[LogLikelihood]:
             return _read_forced(answer, token, len(prompt))
 
         return await self._complete(body, read, state, cached)
@@ -96,8 +86,9 @@ class VllmWire:
             if reason not in ("stop", "length"):
                 raise EvaluationError(f"{model} stopped with finish_reason {reason!r}", kind="no answer")
             finish: Literal["stop", "length"] = reason
-            generated = count(answer, "usage", "completion_tokens")
-            return Reply(Generation(field(choice, "text", kind=str), generated, finish), *_usage(answer, len(prompt)))
+            counted, generated = usage(answer)
+            answered = Generation(field(choice, "text", kind=str), generated, finish)
+            return Reply(answered, counted or len(prompt), generated)
 
         return await self._complete(body, read, state, True)
 
@@ -115,7 +106,7 @@ def _read_done(answer: Any) -> Reply[None]:
     return Reply(None)
 
 
-def _read_forced(answer: Any, token: int, prompt_tokens: int) -> Reply[ForcedToken]:
+def _read_forced(answer: Any, token: int, prompt_tokens: int) -> Reply[LogLikelihood]:
     listed = field(answer, "choices", 0, "logprobs", kind=dict)
     chosen = field(listed, "tokens", 0, kind=str)
     if chosen != f"token_id:{token}":
@@ -123,13 +114,9 @@ def _read_forced(answer: Any, token: int, prompt_tokens: int) -> Reply[ForcedTok
     value = logprob(listed, "token_logprobs", 0)
     best = field(listed, "top_logprobs", 0, kind=dict)
     others = [other for name, other in best.items() if name != chosen and isinstance(other, (int, float))]
-    read = count(answer, "usage", "prompt_tokens")
+    read, generated = usage(answer)
     if read != prompt_tokens:
         raise EvaluationError(f"the server read {read} tokens where {prompt_tokens} were sent", kind="wrong prompt")
     if not best:
         raise MalformedAnswerError("has an empty top_logprobs")
-    return Reply(ForcedToken(token, value, all(value >= other for other in others)), *_usage(answer, prompt_tokens))
-
-
-def _usage(answer: Mapping[str, Any], prompt_tokens: int) -> tuple[int, int]:
-    return count(answer, "usage", "prompt_tokens") or prompt_tokens, count(answer, "usage", "completion_tokens")
+    return Reply(LogLikelihood(value, 1, all(value >= other for other in others)), read, generated)
