@@ -77,9 +77,9 @@ _ABSENT = object()
 class Differences:
     """Keys that differ, with what each side says: ``refused`` ones, ``reported`` ones, and ``unknown`` ones."""
 
-    refused: Mapping[str, str] = field(default_factory=dict)
-    reported: Mapping[str, str] = field(default_factory=dict)
-    unknown: Mapping[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    reported: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 def compare_configurations(
@@ -88,20 +88,23 @@ def compare_configurations(
     """What differs between two configurations, by key, as "base says X, expert says Y".
 
     ``allow`` names keys whose difference is harmless: a key (``rope_theta``), a path (``text_config.head_dim``), or
-    a whole section. With ``sliced`` depth and lists with an entry per layer may differ. A key that only one side has
-    is compared with transformers' default for the other, where transformers knows the model.
+    a whole section. With ``sliced`` depth and lists with an entry per layer may differ. Where transformers knows the
+    model, it is asked what each configuration comes to: what a key left out, or switched off by another, stands for.
     """
     if not base or not expert:
         return Differences()
     ours, theirs = _flat(base), _flat(expert)
-    if any(_verdict(key) != "silent" for key in ours.keys() ^ theirs.keys()):
+    keys = ours.keys() | theirs.keys()
+    if any(_verdict(key) != "silent" and ours.get(key, _ABSENT) != theirs.get(key, _ABSENT) for key in keys):
         ours, theirs = _flat(_complete(base)), _flat(_complete(expert))
     found: dict[str, dict[str, str]] = {"refuse": {}, "report": {}, "unknown": {}, "silent": {}}
     for key in sorted(ours.keys() | theirs.keys()):
         first, second = ours.get(key, _ABSENT), theirs.get(key, _ABSENT)
-        if _same(first, second) or is_allowed(key, allow) or (sliced and _of_depth(key, ours, theirs)):
-            continue
-        if key == "architectures" and _ABSENT in (first, second):  # saved without its head
+        if key == "architectures":
+            same = _ABSENT in (first, second) or str(first).lower() == str(second).lower()  # saved without its head
+        else:
+            same = _same(first, second)
+        if same or is_allowed(key, allow) or (sliced and _of_depth(key, ours, theirs)):
             continue
         if key.rpartition(".")[2] in _SAID_BY_LAYER_TYPES and any("layer_types" in other for other in ours):
             continue
@@ -148,7 +151,7 @@ def _paths(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
     for key, value in (section if rotary else _one_rotary_form(section)).items():
         path = f"{prefix}{key}"
         if key == "architectures":
-            heads = [name.lower() for name in value or () if "For" in name]
+            heads = [name for name in value or () if "For" in name]
             if heads:
                 yield path, heads
         elif isinstance(value, Mapping) and value:
