@@ -22,8 +22,8 @@ ROOMS: Mapping[str, str] = {
     "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
     "mergefront.adapters": "backend language_model tokenization checkpoints merging tasks evaluator local remote",
     "mergefront.adapters.merging": (
-        "memory coefficients sources compression tensor_pool importance task_vectors reference whole_models loras "
-        "engine output"
+        "memory coefficients transplant vocabulary sources compression tensor_pool importance task_vectors reference "
+        "whole_models loras engine output"
     ),
 }
 """Lower rooms first: a room imports from itself and from rooms before it. Type-only imports count."""

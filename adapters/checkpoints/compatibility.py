@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed
-from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_json
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import lora_modules
 from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name, is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
@@ -183,46 +181,6 @@ def _stored(info: TensorInfo) -> bytes:
     with info.file.open("rb") as stream:
         stream.seek(info.begin)
         return stream.read(info.end - info.begin)
-
-
-def compare_tokenizers(base: str | Path, expert: str | Path, name: str) -> list[str]:
-    """Whether two model folders give tokens different meanings: at most one sentence.
-
-    Folders without a tokenizer (a LoRA, a bare file) say nothing and pass.
-    """
-    first, second = _vocabulary(Path(base)), _vocabulary(Path(expert))
-    if first is None or second is None or first == second:
-        return []
-    differing = [token for token in first if second.get(token) != first[token]]
-    differing += [token for token in second if token not in first]
-    examples = [
-        f"{token!r} is {first.get(token, 'absent')} in the base and {second.get(token, 'absent')} in the expert"
-        for token in differing
-    ]
-    return [
-        f"expert {name!r} has another tokenizer than the base: {_some(examples)}; move it to the base's tokens first "
-        "(a token transplantation tool such as mergekit-tokensurgeon does that)"
-    ]
-
-
-def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
-    if not folder.is_dir():
-        return None
-    if (folder / "tokenizer.json").exists():
-        content = read_json(folder / "tokenizer.json")
-        model = content.get("model") or {}
-        vocabulary = model.get("vocab", {})
-        if isinstance(vocabulary, list):
-            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-        added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or [] if "content" in entry}
-        return {**vocabulary, **added}
-    if (folder / "vocab.json").exists():
-        return read_json(folder / "vocab.json")
-    if (folder / "tokenizer.model").exists():
-        import hashlib
-
-        return {"tokenizer.model": hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()[:12]}
-    return None
 
 
 def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> list[str]:

@@ -7,6 +7,8 @@ with backend.apply(recipe) as merged: ...
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 from collections.abc import Collection, Mapping
 from os import PathLike
@@ -15,7 +17,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
-from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, read_header
+from mergefront.adapters.merging.output.files import copy_tokenizer
+from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from mergefront.adapters.merging.compression import TaskVectorForm
     from mergefront.adapters.merging.engine import MergeReport
     from mergefront.adapters.merging.sources import Source
+
+_BASE = ""
+"""The base's name among the models that are aligned; no expert is called so."""
 
 
 class LocalBackend:
@@ -92,12 +99,14 @@ class LocalBackend:
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
         allow: Collection[str] = (),
+        tokenizer_source: TokenizerChoice | None = None,
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
         ``device`` "auto" is the accelerator where there is one. ``dtype`` is what merged weights are rounded to, as
         an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
-        ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU).
+        ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU). ``tokenizer_source``
+        says whose tokens merges have (default: all must have the same); the live model gets rows for them.
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
@@ -110,16 +119,20 @@ class LocalBackend:
         computing = written if compute == "auto" else _dtype("compute", compute)
         if compute == "auto" and where.type == "cpu":
             computing = torch.float32
-        model, tokenizer = _load_model(Path(base), computing)
+        aligned = align(
+            {_BASE: Checkpoint(Path(base)), **{name: Checkpoint(Path(path)) for name, path in experts.items()}},
+            _BASE,
+            tokenizer_source or TokenizerChoice(),
+        )
+        model, tokenizer = _load_model(Path(base), computing, aligned)
         model.to(where)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        sources = {name: Path(path) for name, path in experts.items()}
         with torch.no_grad():
             return cls(
                 model,
-                Path(base),
-                sources,
+                aligned.models[_BASE],
+                {name: aligned.models[name] for name in experts},
                 tokenizer=tokenizer,
                 compat_mergekit=compat_mergekit,
                 task_vectors=task_vectors,
@@ -264,10 +277,10 @@ def _dtype(what: str, dtype: str) -> torch.dtype:
     return made
 
 
-def _load_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment) -> tuple[Any, Any]:
     """The causal model and the tokenizer of a local folder; no remote code, no pickles, no network."""
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError:
         raise UserError(
@@ -279,11 +292,25 @@ def _load_model(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = _load_tokenizer(path, aligned, options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        if aligned.rows != aligned.was:
+            model.resize_token_embeddings(aligned.rows, mean_resizing=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: transformers cannot load it: {error}") from None
     finally:
         if bars:
             logging.enable_progress_bar()
     return model, tokenizer
+
+
+def _load_tokenizer(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
+    """The tokenizer of the aligned models, with the tokens that are added to it as an export adds them."""
+    from transformers import AutoTokenizer
+
+    if not aligned.added:
+        return AutoTokenizer.from_pretrained(aligned.tokenizer, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tokenizer(aligned.tokenizer, aligned.added, Path(folder))
+        shutil.copyfile(base / "config.json", Path(folder) / "config.json")
+        return AutoTokenizer.from_pretrained(folder, **options)

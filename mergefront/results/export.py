@@ -54,6 +54,10 @@ def export_candidate(
     config = recipe.to_mergekit(references)
     if study.definition.evaluator.backend.get("compat") is not None:
         config["compat"] = "mergekit"
+    if study.definition.tokenizer_source is not None:
+        config["tokenizer_source"] = _map_tokenizer(
+            study.definition.tokenizer_source, lambda name: references.get(name, name)
+        )
     dtype = _one_dtype(study, references)
     if dtype is not None:
         config["out_dtype"] = dtype

@@ -88,6 +88,8 @@ def check_study(path: str | Path) -> CheckReport:
         directions = {**check_tasks(found), SPARSITY: "minimize"}
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
+    if file.merge.tokenizer_source is not None and file.backend.type != "local":
+        problems.append("merge.tokenizer_source: only a local backend aligns embeddings by token; remove it")
     objectives = _objectives(found, directions)
     constraints = _constraints(found, directions)
     stop, racing = StopRule(), None
@@ -135,6 +137,7 @@ def check_study(path: str | Path) -> CheckReport:
         racing=racing,
         method_files=method_files,
         allow=tuple(file.merge.allow),
+        tokenizer_source=file.merge.tokenizer_source,
         left_out=left_out(file, evaluator, options),
     )
     database, record = _check_stored(found, definition)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergefront.adapters.checkpoints.compatibility import compare_models, compare_tokenizers
+from mergefront.adapters.checkpoints.compatibility import compare_models
 from mergefront.adapters.checkpoints.configurations import known_keys
 from mergefront.adapters.checkpoints.dtypes import main_dtype
-from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, read_header
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
@@ -70,24 +71,30 @@ def check_checkpoints(found: Findings) -> int | None:
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
         return None
-    base, known = None, set[str]()
+    base, known, opened = None, set[str](), dict[str, Checkpoint]()
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
-        base = read_header(root / file.merge.base_model)
+        opened = {"": Checkpoint(root / file.merge.base_model)}
+        base = opened[""].header
         problems.extend(f"merge.base_model: {problem}" for problem in refuse_quantised(base, "the base model"))
     for name, path in models.items():
         with found.catch(f"merge.models.{name}: ", found.hint_at(path)):
-            expert = read_header(root / path)
-            if base is None:
-                continue
-            compared = compare_models(base, expert, name, file.merge.allow)
+            opened[name] = Checkpoint(root / path)
+    if base is None:
+        return None
+    aligned: Mapping[str, Checkpoint] = opened
+    with found.catch("merge."):
+        choice = TokenizerChoice.read(file.merge.tokenizer_source)
+        if not problems:
+            with found.catch("merge.models: "):
+                aligned = align(opened, "", choice).models
+    for name in (name for name in models if name in opened):
+        expert = aligned[name].header
+        with found.catch(f"merge.models.{name}: "):
+            compared = compare_models(aligned[""].header, expert, name, file.merge.allow)
             found.warnings.extend(compared.notes)
             known |= known_keys(base.config, expert.config).union(base.tensors)
             differences = [*compared.problems, *_no_lora(file, expert.kind)]
-            if expert.kind == "full":
-                differences += compare_tokenizers(root / file.merge.base_model, root / path, name)
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
-    if base is None:
-        return None
     problems.extend(
         f"merge.allow: {key!r} is no key of these models' config.json {did_you_mean(key, known)}"
         for key in file.merge.allow

@@ -90,6 +90,8 @@ class StudyDefinition:
     racing: RacingSettings | None = None
     method_files: Mapping[str, str] = field(default_factory=dict)
     allow: tuple[str, ...] = ()
+    tokenizer_source: str | Mapping[str, Any] | None = None
+    """Whose tokens the merges have, as the study file says it; None: all models have the same."""
     scoring: int = SCORING
     left_out: frozenset[tuple[str, ...]] = frozenset()
 
@@ -112,10 +114,13 @@ class StudyDefinition:
             "racing": None if self.racing is None else asdict(self.racing),
             "scoring": self.scoring,
         }
+        # Keys of later versions are stored where they say something, so that older studies have the same definition.
         if self.method_files:
             made["method_files"] = dict(self.method_files)
         if self.allow:
             made["allow"] = list(self.allow)
+        if self.tokenizer_source is not None:
+            made["tokenizer_source"] = self.tokenizer_source
         return made
 
     @classmethod
@@ -151,5 +156,6 @@ class StudyDefinition:
             racing=RacingSettings.read(stored["racing"]),
             method_files=stored.get("method_files", {}),
             allow=tuple(stored.get("allow", ())),
+            tokenizer_source=stored.get("tokenizer_source"),
             scoring=stored.get("scoring", 1),
         )

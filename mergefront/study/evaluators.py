@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
 from mergefront.adapters.remote.settings import joined_settings
 from mergefront.adapters.tasks.task import Task
@@ -88,5 +89,6 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         compat_mergekit=settings.get("compat") == "mergekit",
         task_vectors=settings.get("task_vectors", "exact"),
         allow=definition.allow,
+        tokenizer_source=TokenizerChoice.read(definition.tokenizer_source),
     )
     return TaskEvaluator(backend, tasks_of(definition))

@@ -27,6 +27,7 @@ class MergeSection(_Section):
 
     ``method_files`` are Python files, run before anything else, that declare methods of the user's own. ``allow`` names
     keys of the models' configurations (and integer tensors) whose difference the user knows to be harmless.
+    ``tokenizer_source`` says whose tokens the merges have (see ``TokenizerChoice``).
     """
 
     method: str | list[str]
@@ -35,6 +36,7 @@ class MergeSection(_Section):
     space: dict[str, Any] = Field(default_factory=dict)
     method_files: list[str] = Field(default_factory=list)
     allow: list[str] = Field(default_factory=list)
+    tokenizer_source: str | dict[str, Any] | None = None
 
 
 class LocalBackendSection(_Section):

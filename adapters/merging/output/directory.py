@@ -13,7 +13,7 @@ from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.checkpoints.names import is_unread
 from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.merging.output.files import copy_files, generation_config, token_ids
+from mergefront.adapters.merging.output.files import copy_files, copy_tokenizer, generation_config, token_ids
 from mergefront.adapters.merging.output.mergekit_config import read_config
 from mergefront.adapters.merging.output.plan import BASE, MergePlan, Model, Part, plan_config
 from mergefront.adapters.merging.sources import check_finite
@@ -66,7 +66,8 @@ def write_merge(plan: MergePlan, folder: Path, *, device: str = "cpu", shard_byt
     made = generation_config(plan.reference.whole.path, plan.tokenizer)
     if made is not None:
         (folder / "generation_config.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    copy_files(plan.reference.whole.path, plan.tokenizer, plan.folders, folder)
+    copy_files(plan.reference.whole.path, plan.folders, folder)
+    copy_tokenizer(plan.tokenizer, plan.added_tokens, folder)
     if plan.chat_template is not None:
         (folder / "chat_template.jinja").write_text(plan.chat_template, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """What stands in a model's folder beside its weights, and which of it a merged model takes over.
 
-A file is taken by what it is (``_KINDS``), never for being there: weights, optimizer states, logs and
+A file is taken by what it is, never for being there: weights, optimizer states, logs and
 READMEs stay behind. Tokenizer and chat template come from the tokenizer's donor, the rest from the model
 that the merge is described by.
 """
@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ _TOKEN_KEY = re.compile(r"^(\w+_)?token_ids?$|^\w+_token_index$")
 _CODE = re.compile(r"^(?:[^:]*--)?(?P<module>[A-Za-z_][\w.]*)\.[A-Za-z_]\w*$")
 
 
-def copy_files(reference: Path, donor: Path, models: Iterable[Path], folder: Path) -> None:
-    """Copy to ``folder`` what its merged weights need: processor, custom code and modules of ``reference``, the
-    tokenizer of ``donor``.
+def copy_files(reference: Path, models: Iterable[Path], folder: Path) -> None:
+    """Copy to ``folder`` what its merged weights need beside a tokenizer: processor, custom code and modules of
+    ``reference``.
 
     ``models`` are all models of the merge: weights of sentence-transformers modules, which no merge reaches, are
     copied where all have the same. Nothing that is copied is run; copied code is named in the log. Raises
@@ -49,8 +49,6 @@ def copy_files(reference: Path, donor: Path, models: Iterable[Path], folder: Pat
     """
     for file in _matching(reference, (*_PROCESSOR, *_SENTENCE_TRANSFORMERS)):
         _copy(reference, file, folder)
-    for file in _matching(donor, TOKENIZER):
-        _copy(donor, file, folder)
     for module in _modules(reference):
         for file in _matching(reference, tuple(f"{module}/{pattern}" for pattern in _MODULE)):
             if file.endswith(".safetensors"):
@@ -66,6 +64,28 @@ def copy_files(reference: Path, donor: Path, models: Iterable[Path], folder: Pat
             ", ".join(code),
             reference,
         )
+
+
+def copy_tokenizer(donor: Path, added: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Copy the tokenizer of ``donor`` with its chat templates, and append tokens (entries of tokenizer.json).
+
+    Raises ``UserError`` as ``copy_files`` does, and for tokens that are to be added where there is no tokenizer.json.
+    """
+    for file in _matching(donor, TOKENIZER):
+        _copy(donor, file, folder)
+    if not added:
+        return
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"{donor}: tokens can be added to a tokenizer.json only; save the tokenizer with one")
+    content = read_json(folder / "tokenizer.json")
+    content["added_tokens"] = [*content.get("added_tokens", ()), *added]
+    (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    settings = _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in settings:
+        settings["added_tokens_decoder"] |= {
+            str(entry["id"]): {key: value for key, value in entry.items() if key != "id"} for entry in added
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def generation_config(reference: Path, donor: Path) -> dict[str, Any] | None:
@@ -89,12 +109,6 @@ def token_ids(config: Mapping[str, Any], donor: Mapping[str, Any]) -> dict[str, 
         elif isinstance(value, Mapping) and isinstance(made.get(key), Mapping):
             made[key] = token_ids(made[key], value)
     return made
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer, and not settings of one alone."""
-    settings = ("tokenizer_config.json", "special_tokens_map.json", "chat_template", "added_tokens.json", "merges.txt")
-    return any(not file.startswith(settings) for file in _matching(folder, TOKENIZER))
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:

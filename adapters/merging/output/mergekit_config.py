@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.mergekit_structure import check_structure
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 
 _SUPPORTED = {
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "chat_template", "name", "compat", "seed",
+    "tokenizer", "chat_template", "name", "compat", "seed",
 }  # fmt: skip
 _IGNORED_PARAMETERS = {"int8_mask"}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -59,7 +60,7 @@ class MergekitConfig:
     parameters: Mapping[str, Any]
     dtype: str | None
     out_dtype: str | None
-    tokenizer_source: str | None
+    tokenizer: TokenizerChoice
     chat_template: str | None
     compat: bool
     seed: int
@@ -94,9 +95,11 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     for key in ("dtype", "out_dtype"):
         if content.get(key) is not None and str(content[key]).removeprefix("torch.") not in DTYPES:
             problems.append(f"{key} is {content[key]!r}; it must be one of {', '.join(DTYPES)}")
-    tokenizer = content.get("tokenizer_source")
-    if tokenizer is not None and (not isinstance(tokenizer, str) or tokenizer == "union"):
-        problems.append(f"tokenizer_source {tokenizer!r} is not supported; use 'base' or one of the models")
+    tokenizer = TokenizerChoice()
+    try:
+        tokenizer = _tokenizer(content)
+    except UserError as error:
+        problems.append(str(error))
     template = content.get("chat_template")
     if template is not None and "{" not in str(template):
         problems.append(f"chat_template {template!r} is not supported; give the template's text")
@@ -118,6 +121,17 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     if problems:
         raise UserError("mergekit configuration:\n" + "\n".join(f"  - {line}" for line in dict.fromkeys(problems)))
     return made
+
+
+def _tokenizer(content: Mapping[str, Any]) -> TokenizerChoice:
+    """``tokenizer_source``, or mergekit's ``tokenizer: {source, tokens, pad_to_multiple_of}``."""
+    given = content.get("tokenizer")
+    if given is None:
+        return TokenizerChoice.read(content.get("tokenizer_source"))
+    if not isinstance(given, Mapping) or content.get("tokenizer_source") is not None:
+        raise UserError("tokenizer: write {source: union, tokens: ...}, and no tokenizer_source beside it")
+    rest = {key: value for key, value in given.items() if key != "source"}
+    return TokenizerChoice.read({"model": given.get("source", "union"), **rest})
 
 
 def _dtype(value: Any) -> str | None:

@@ -16,7 +16,6 @@ from mergefront.adapters.checkpoints.compatibility import (
     compare_configurations_of,
     compare_headers,
     compare_models,
-    compare_tokenizers,
 )
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.names import HEADS, embedding_name, is_prediction_layer, is_unread
@@ -24,10 +23,10 @@ from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.checkpoints.stacks import Layers, stacks, text_stack
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
-from mergefront.adapters.merging.output.files import has_tokenizer
 from mergefront.adapters.merging.output.layered_config import with_layers
 from mergefront.adapters.merging.output.mergekit_config import MergekitConfig, OutputSlice, SliceRecipe, merged_models
 from mergefront.adapters.merging.output.references import read_reference
+from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import before_layers, split_at_layer
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -78,7 +77,8 @@ class MergePlan:
     """Everything that is written, but for the numbers.
 
     ``reference`` is the model whose tensors, configuration and other files the result has; ``config`` is the result's
-    config.json; ``tokenizer`` is the folder that the tokenizer comes from, ``folders`` are those of all whole models.
+    config.json; ``tokenizer`` is the folder that the tokenizer comes from, to which ``added_tokens`` are appended
+    (entries of tokenizer.json), ``folders`` are those of all whole models.
     Tensors are read as ``dtype`` and written as ``out_dtype`` (None: as they are stored). ``notes`` say what of the
     models differs without harm, ``allow`` what was allowed to.
     """
@@ -88,6 +88,7 @@ class MergePlan:
     config: Mapping[str, Any]
     tokenizer: Path
     folders: Sequence[Path]
+    added_tokens: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     allow: Collection[str] = ()
     dtype: str | None = None
@@ -104,6 +105,7 @@ def plan_recipe(
     dtype: str | None = None,
     compat: bool = False,
     allow: Collection[str] = (),
+    tokenizer: TokenizerChoice | None = None,
 ) -> MergePlan:
     """The plan of a recipe as the live engine merges it: names, configuration and files are the base's.
 
@@ -120,14 +122,16 @@ def plan_recipe(
             raise UserError(f"expert {name!r} is a LoRA, and no base model is named to put it on")
         else:
             models[name] = Model(name, whole, expert)
+    models, aligned = _aligned(models, tokenizer or TokenizerChoice())
     reference = next(iter(models.values()))
     notes = _compared(reference, models.values(), allow, sliced=False)
     return MergePlan(
         reference,
         [Part(recipe, models, _places_by_name(reference, models))],
-        reference.header.config,
-        _tokenizer(reference, models.values()),
+        aligned.config(reference.header.config),
+        aligned.tokenizer,
         _folders(models.values()),
+        aligned.added,
         notes,
         allow,
         out_dtype=dtype,
@@ -141,11 +145,8 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     ``names`` maps references to the names that random masks are drawn by. Raises ``UserError`` with everything that
     does not fit, is not there or is not said.
     """
-    opened = {text: _open(text, root) for text in config.models}
+    opened, aligned = _aligned({text: _open(text, root) for text in config.models}, config.tokenizer)
     reference = opened[config.models[0]]
-    if config.tokenizer_source not in (None, "base", *opened):
-        raise UserError(f"tokenizer_source {config.tokenizer_source!r} is none of the models")
-    chosen_donor = opened.get(config.tokenizer_source or "")
     sliced = any(source.layers is not None for made in config.slices for source in made.sources)
     notes = _compared(reference, opened.values(), allow, sliced=sliced)
     chosen = [_models_of(config, made, opened, names) for made in config.slices]
@@ -166,9 +167,10 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     return MergePlan(
         reference,
         parts,
-        result,
-        _tokenizer(reference, opened.values()) if chosen_donor is None else chosen_donor.whole.path,
+        aligned.config(result),
+        aligned.tokenizer,
         _folders(opened.values()),
+        aligned.added,
         notes,
         allow,
         config.dtype,
@@ -178,10 +180,23 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     )
 
 
-def _tokenizer(reference: Model, models: Iterable[Model]) -> Path:
-    """The folder of the first model that has a tokenizer."""
-    paths = [reference.whole.path, *(model.whole.path for model in models)]
-    return next((path for path in paths if has_tokenizer(path)), reference.whole.path)
+def _aligned(models: Mapping[str, Model], choice: TokenizerChoice) -> tuple[dict[str, Model], Alignment]:
+    """The models with one vocabulary; the first says what a token is that others lack."""
+    opened: dict[str, Checkpoint] = {}
+    wholes: dict[str, str] = {}
+    for key, model in sorted(models.items(), key=lambda item: item[1].lora is not None):
+        # A LoRA's own model is aligned with it, whether it is merged by itself or not.
+        wholes[key] = next((other for other, one in opened.items() if one.path == model.whole.path), f"{key} (whole)")
+        wholes[key] = wholes[key] if model.lora is not None else key
+        opened[wholes[key]] = model.whole
+        if model.lora is not None:
+            opened[key] = model.lora
+    aligned = align(opened, wholes[next(iter(models))], choice)
+    made = {
+        key: replace(model, whole=aligned.models[wholes[key]], lora=None if model.lora is None else aligned.models[key])
+        for key, model in models.items()
+    }
+    return made, aligned
 
 
 def _folders(models: Iterable[Model]) -> list[Path]:
@@ -214,7 +229,6 @@ def _compared(reference: Model, models: Iterable[Model], allow: Collection[str],
                 found = compare_models(reference.header, model.header, model.name, allow)
             problems += found.problems
             notes += found.notes
-            problems += compare_tokenizers(reference.whole.path, model.whole.path, model.name)
         if model.lora is not None:
             problems += compare_headers(model.header, model.lora.header, model.name)
     if problems:

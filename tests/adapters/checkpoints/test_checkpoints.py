@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mergefront.adapters.checkpoints.compatibility import compare_headers, compare_tokenizers
+from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.header import Checkpoint, read_header
 from mergefront.optimizer.errors import UserError
 
@@ -161,12 +161,3 @@ def test_a_tied_head_may_be_saved_or_not(tmp_path: Path) -> None:
         "maths",
     )
     assert len(untied) == 1 and "untie" in untied[0]
-
-
-def test_tokenizers_with_other_meanings_are_reported(tmp_path: Path) -> None:
-    for name, vocabulary in {"a": {"x": 0, "y": 1}, "b": {"x": 1, "y": 0}, "c": {"x": 0, "y": 1}}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    assert compare_tokenizers(tmp_path / "a", tmp_path / "c", "maths") == []
-    (problem,) = compare_tokenizers(tmp_path / "a", tmp_path / "b", "maths")
-    assert "'x' is 0 in the base and 1 in the expert" in problem

@@ -86,8 +86,9 @@ def test_filters_choose_by_tensor_name_and_fall_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
-        ({"merge_methd": 1, "tokenizer_source": "union", "dtype": "float31", "chat_template": "auto"},
-         ["merge_methd", "union", "float31", "auto"]),
+        ({"merge_methd": 1, "tokenizer": {"surce": "union"}, "dtype": "float31", "chat_template": "auto"},
+         ["merge_methd", "surce", "float31", "auto"]),
+        ({"tokenizer_source": "models/chat"}, ["models/chat", "none of the models"]),
         ({"parameters": {"desnity": 0.4}}, ["desnity"]),
         ({"models": None}, ["at least one model"]),
         ({"slices": []}, ["either 'models' or 'slices'"]),

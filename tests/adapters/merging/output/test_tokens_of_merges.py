@@ -1,0 +1,112 @@
+"""Models with tokens of their own, as transformers makes and reads them: merged, searched and exported alike."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mergefront as mf
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.adapters.merging.vocabulary import TokenizerChoice
+from mergefront.results.export import export_candidate
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def pools(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, random_model: Callable[..., Any]
+) -> dict[str, Path]:
+    """A base, an expert with <chat> and <tool>, another with <code> and <tool> and rows to spare; with tied and with
+    untied heads."""
+    made = {}
+    for kind in ("tied", "untied"):
+        folder = made[kind] = tmp_path_factory.mktemp(kind)
+        base = random_model(tie_word_embeddings=kind == "tied")
+        for number, (name, added, spare) in enumerate(
+            [("base", (), 0), ("chat", ("<chat>", "<tool>"), 0), ("code", ("<code>", "<tool>"), 5)]
+        ):
+            own, model = copy.deepcopy(tokenizer), copy.deepcopy(base)
+            own.add_tokens([transformers.AddedToken(token, special=True) for token in added])
+            torch.manual_seed(number)
+            model.resize_token_embeddings(len(own) + spare, mean_resizing=False)
+            with torch.no_grad():
+                for parameter in model.parameters() if number else ():
+                    parameter.add_(0.05 * torch.randn(parameter.shape))
+            model.save_pretrained(folder / name)
+            own.save_pretrained(folder / name)
+    return made
+
+
+def config(weights: dict[str, float], source: Any) -> dict[str, Any]:
+    models = [{"model": name, "parameters": {"weight": weight}} for name, weight in weights.items()]
+    return {"merge_method": "task_arithmetic", "base_model": "base", "models": models, "tokenizer_source": source}
+
+
+def logits(folder: Path, text: str, tokens: list[str]) -> torch.Tensor:
+    """What a model answers to a text, for these tokens only (by their text, since ids differ between models)."""
+    made = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        answer: torch.Tensor = model(**made(text, return_tensors="pt")).logits[0, :, made.convert_tokens_to_ids(tokens)]
+    return answer
+
+
+@pytest.mark.parametrize(("kind", "expert"), [("tied", "chat"), ("untied", "chat"), ("untied", "code")])
+def test_with_the_union_an_expert_at_weight_1_answers_as_itself(
+    pools: dict[str, Path], tmp_path: Path, tokenizer: Any, kind: str, expert: str
+) -> None:
+    pool, text, size = pools[kind], f"<{expert}> Is it A, B or C? <tool>", len(tokenizer)
+    weights = {"chat": float(expert == "chat"), "code": float(expert == "code")}
+    out = merge_to_directory(config(weights, "union"), tmp_path / "out", pool)
+    merged = transformers.AutoTokenizer.from_pretrained(out)
+    assert len(merged) == size + 3 and json.loads((out / "config.json").read_text())["vocab_size"] == size + 3
+    assert merged.decode(merged(text).input_ids) == text and merged.convert_tokens_to_ids("<code>") == size + 2
+    own = list(transformers.AutoTokenizer.from_pretrained(pool / expert).get_vocab())
+    assert torch.allclose(logits(out, text, own), logits(pool / expert, text, own), atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "source"), [("untied", "union"), ("tied", {"model": "code", "transplant": "omp"})])
+def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: Path, kind: str, source: Any) -> None:
+    pool = pools[kind]
+    (tmp_path / "items.jsonl").write_text(json.dumps({"prompt": "<tool> Is it A,", "answer": " B"}) + "\n")
+    study_file = {
+        "study": "tokens",
+        "merge": {
+            "method": ["task_arithmetic", "linear"],
+            "base_model": str(pool / "base"),
+            "models": {"chat": str(pool / "chat"), "code": str(pool / "code")},
+            "tokenizer_source": source,
+        },
+        "tasks": {"t": {"type": "jsonl", "path": "items.jsonl", "metric": "loss", "report_fraction": 0.0}},
+        "objectives": ["t"],
+        "search": {"sampler": "sobol", "evaluations": 5},
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_file))
+    study = mf.run(tmp_path / "study.yaml")
+    assert study.definition.tokenizer_source == source
+    choice = TokenizerChoice.read(source)
+    experts = {name: pool / name for name in ("chat", "code")}
+    backend = LocalBackend.from_checkpoints(pool / "base", experts, tokenizer_source=choice)
+    for candidate in study.candidates():
+        out = export_candidate(study, candidate, tmp_path / f"out{candidate.number}")
+        exported = load_file(out / "model.safetensors")
+        with backend.apply(candidate.recipe):
+            live = backend.model.state_dict()
+            assert all(torch.equal(live[name], tensor) for name, tensor in exported.items()), candidate.recipe
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
+        assert loaded.config.vocab_size == len(exported["model.embed_tokens.weight"])
+
+
+def test_models_of_other_tokens_are_refused_with_what_to_do(pools: dict[str, Path]) -> None:
+    with pytest.raises(mf.UserError, match=r"'chat' has another tokenizer.*'<chat>' is absent.*tokenizer_source"):
+        LocalBackend.from_checkpoints(pools["tied"] / "base", {"chat": pools["tied"] / "chat"})
