@@ -13,7 +13,7 @@ import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
-from mergefront.adapters.local.limits import end_tokens
+from mergefront.adapters.local.limits import end_tokens, refuse_likelihoods
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.adapters.local.unpadded_generation import CAUSAL, write
@@ -48,6 +48,7 @@ class ImageTextModel:
     @torch.inference_mode()
     def _score(self, request: ScoringRequest) -> LogLikelihood:
         """The continuation's tokens are those that the whole text has after what it shares with the prompt alone."""
+        refuse_likelihoods(self.model)
         prompt, is_message = self._prompt(request.context)
         continuation = request.continuation.lstrip() if is_message else request.continuation
         alone = self._inputs(prompt if is_message else prompt.rstrip(), request.image)["input_ids"][0]

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from mergefront.optimizer.errors import UserError
+
 _log = logging.getLogger(__name__)
 Row = TypeVar("Row")
 
@@ -31,6 +33,20 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+def refuse_likelihoods(model: Any) -> None:
+    """Raises ``UserError`` for a model whose tokens see those that follow: no pass gives the likelihood of a text."""
+    if reads_both_ways(model):
+        raise UserError(
+            f"{type(model).__name__} reads a text in both directions, so that no likelihoods of answers can be had of "
+            "it; use a metric of generated answers, such as exact_match"
+        )
+
+
+def reads_both_ways(model: Any) -> bool:
+    """Whether the tokens of one pass see those that follow (PaliGemma)."""
+    return getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
 
 
 def halving(rows: list[Row], run: Callable[[list[Row]], None]) -> None:

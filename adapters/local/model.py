@@ -19,7 +19,14 @@ import torch
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
-from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
+from mergefront.adapters.local.limits import (
+    MAX_LOGITS,
+    end_tokens,
+    halving,
+    longest_input,
+    reads_both_ways,
+    refuse_likelihoods,
+)
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
 from mergefront.adapters.local.unpadded_generation import CAUSAL, write
@@ -58,7 +65,7 @@ class HuggingFaceModel:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
-        self._pads = "past_key_values" in parameters and takes_padding(model)
+        self._pads = "past_key_values" in parameters and takes_padding(model) and not reads_both_ways(model)
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
         self._ends = end_tokens(model, tokenizer)
@@ -71,6 +78,7 @@ class HuggingFaceModel:
         Requests with the same input tokens share one pass (choices of one token), and several continuations of one
         context share its pass.
         """
+        refuse_likelihoods(self.model)
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
         shared = self._shared(encoded)
         windows = [

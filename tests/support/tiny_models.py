@@ -171,8 +171,12 @@ _ROWS = (
         {**_QWEN_3_VISION, "deepstack_visual_indexes": [0]},
     ),
     _qwen_image_text("qwen3_5", {**_TEXT, **_LINEAR_ATTENTION}, _QWEN_3_VISION),
-    *(TinyModel(name, {}, SEQ2SEQ) for name in ("bart", "blenderbot", "m2m_100", "marian", "mbart", "pegasus")),
-    *(TinyModel(name, {"d_kv": 4, "num_decoder_layers": 2}, SEQ2SEQ) for name in ("mt5", "t5", "umt5")),
+    *(TinyModel(name, {}, SEQ2SEQ) for name in ("bart", "blenderbot", "m2m_100", "mbart", "pegasus")),
+    TinyModel("marian", {"decoder_start_token_id": 0, "forced_eos_token_id": 2}, SEQ2SEQ),
+    *(
+        TinyModel(name, {"d_kv": 4, "num_decoder_layers": 2, "decoder_start_token_id": 0}, SEQ2SEQ)
+        for name in ("mt5", "t5", "umt5")
+    ),
     *(TinyModel(name, {}, "AutoModelForMaskedLM") for name in ("bert", "deberta-v2", "modernbert", "roberta")),
     TinyModel(
         "distilbert", {"dim": 16, "hidden_dim": 24, "n_layers": 3, "n_heads": 4}, "AutoModelForSequenceClassification"
