@@ -108,7 +108,9 @@ class MergeEngine:
     ) -> None:
         self._rounding = rounding
         self.device = torch.device(device)
-        self._pool = TensorPool(base, experts, self.device, dtype, resident, check, task_vectors, allow)
+        self._pool = TensorPool(
+            base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit
+        )
         self.experts = self._pool.experts
         self.names = self._pool.names
         self.resident = self._pool.resident

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -26,6 +27,8 @@ from mergefront.optimizer.errors import UserError
 class TensorPool:
     """One base model and a pool of experts that fit it, on one device (see ``MergeEngine`` for the arguments).
 
+    ``fold_loras`` puts LoRAs on the base and rounds the sum to its dtype, as a saved checkpoint of it is; otherwise
+    they stay task vectors in float32.
     ``names`` are the checkpoint's tensors, ``experts`` the experts' names. Raises ``UserError`` for
     experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -40,6 +43,7 @@ class TensorPool:
         check: bool,
         form: TaskVectorForm = "exact",
         allow: Collection[str] = (),
+        fold_loras: bool = False,
     ) -> None:
         if not experts:
             raise UserError("a merge needs at least one expert")
@@ -47,6 +51,7 @@ class TensorPool:
         if form != "exact" and base is None:
             raise UserError(f"task_vectors: {form} needs a base model")
         self._form = form
+        self._fold = fold_loras
         self._compressed: dict[tuple[str, str], CompressedDelta] = {}
         self._errors = {name: CompressionError() for name in experts}
         self.device = device
@@ -135,7 +140,7 @@ class TensorPool:
         if self.resident:
             return self._keep(name, self._experts[expert])
         entry = self._read_entry(name, self._experts[expert])
-        return None if entry is None else Entry(self._settle(entry.tensor, copy=False), entry.is_delta)
+        return None if entry is None else self._settled(entry, copy=False)
 
     def compression_errors(self) -> dict[str, float]:
         """Relative error of every expert's task vector as it is held (0 where it is exact)."""
@@ -169,11 +174,13 @@ class TensorPool:
     def _fits(self, experts: Mapping[str, Source]) -> bool:
         base = self._base_source
         sizes = [base.header.bytes] if isinstance(base, Checkpoint) else []
-        one = sizes[0] if sizes else 0
-        for source in experts.values():
-            opened = open_source(source)
-            if isinstance(opened, Checkpoint):
-                sizes.append(one if opened.header.kind == "lora" else opened.header.bytes)
+        for name, source in experts.items():
+            opened, lora = open_source(source), self._experts[name].lora
+            if lora is not None and isinstance(base, Checkpoint):
+                # Its task vector is held in float32.
+                sizes.append(sum(4 * math.prod(base.header.tensors[target].shape) for target in lora.changed()))
+            elif isinstance(opened, Checkpoint):
+                sizes.append(opened.header.bytes)
         # Compressed task vectors take about half of bfloat16 at most.
         needed = sum(sizes) if self._form == "exact" or not sizes else sizes[0] + sum(sizes[1:]) // 2
         return needed < free_memory(self.device) // 2
@@ -200,7 +207,7 @@ class TensorPool:
             self._compressed[name, expert.name] = made
             return Entry(made.expand(), True)
         if entry is not None:
-            entry = Entry(self._settle(entry.tensor, copy=isinstance(expert._source, Checkpoint)), entry.is_delta)
+            entry = self._settled(entry, copy=isinstance(expert._source, Checkpoint))
         self._entries[name, expert.name] = entry
         return entry
 
@@ -208,16 +215,21 @@ class TensorPool:
         entry = expert.entry(name)
         if entry is not None:
             self._check_finite(entry.tensor, f"expert {expert.name!r}", name)
-        if entry is not None and entry.is_delta:
-            # A task vector of its own needs no more digits than the base it is added to.
-            base = self._base_source[name] if self._base_source is not None else entry.tensor
-            entry = Entry(entry.tensor.to(torch.bfloat16 if base.dtype == torch.bfloat16 else torch.float32), True)
+        if entry is not None and entry.is_delta and self._fold and self._base_source is not None:
+            origin = self._base_source[name]
+            return Entry((origin.float() + entry.tensor).to(origin.dtype), False)
         return entry
 
     def _check_finite(self, tensor: torch.Tensor, owner: str, name: str) -> None:
         if self._check and (owner, name) not in self._checked:
             check_finite(tensor, owner, name)
             self._checked.add((owner, name))
+
+    def _settled(self, entry: Entry, copy: bool) -> Entry:
+        """An entry where it stays; a task vector of its own keeps its digits, whatever whole tensors are held in."""
+        if entry.is_delta:
+            return Entry(entry.tensor.to(self.device).contiguous(), True)
+        return Entry(self._settle(entry.tensor, copy), False)
 
     def _settle(self, tensor: torch.Tensor, copy: bool) -> torch.Tensor:
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype

@@ -23,8 +23,6 @@ from typing import Any
 import yaml
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
-from mergefront.adapters.checkpoints.dtypes import one_dtype
-from mergefront.adapters.checkpoints.header import read_header
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.yaml_file import read_mapping
@@ -46,7 +44,9 @@ def export_candidate(
     The folder appears whole or not at all. Raises ``UserError`` when ``out`` is in use, or when the
     study knows its models by name only, so that there are no weights to merge.
     """
+    from mergefront.adapters.merging.output.directory import write_merge
     from mergefront.results.model_card import model_card
+    from mergefront.study.evaluators import merge_plan
 
     root = study.root
     recipe = candidate.recipe
@@ -58,25 +58,23 @@ def export_candidate(
         config["tokenizer_source"] = _map_tokenizer(
             study.definition.tokenizer_source, lambda name: references.get(name, name)
         )
-    dtype = _one_dtype(study, references)
-    if dtype is not None:
-        config["out_dtype"] = dtype
-    if not config_only:
-        missing = [
-            name or "base_model"
-            for name, reference in references.items()
-            if not Path(reference.partition("+")[0]).exists()
-        ]
-        if missing:
-            raise UserError(
-                f"export: there are no weights for {', '.join(missing)} under {root}; "
-                "write the configuration alone with --config-only"
-            )
+    paths = _paths(recipe, study.space.base_model, root)
+    missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
+    if missing and not config_only:
+        raise UserError(
+            f"export: there are no weights for {', '.join(missing)} under {root}; "
+            "write the configuration alone with --config-only"
+        )
+    # The study was searched with these models: what only new searches are refused for must not hide its results.
+    planned = not missing and not as_lora and (not config_only or study.definition.evaluator.type == "local")
+    plan = merge_plan(study.definition, recipe, allow=(EVERYTHING,)) if planned else None
+    if plan is not None and plan.out_dtype is not None:
+        config["out_dtype"] = plan.out_dtype
     with new_folder(Path(out)) as folder:
         if as_lora:
             _merge_lora(recipe, root, folder)
-        elif not config_only:
-            _merge(recipe, references, config, folder)
+        elif plan is not None and not config_only:
+            write_merge(plan, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
         card = model_card(study, candidate, yaml_text(config), hub_names(recipe, study.space.base_model, root))
@@ -92,12 +90,13 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     supported.
     """
     from mergefront.adapters.merging.output.directory import merge_to_directory
+    from mergefront.adapters.merging.output.references import read_reference
 
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")
     folders = (Path.cwd(), path.resolve().parent)
     return merge_to_directory(
-        map_references(content, lambda reference: _resolve(reference, folders)), Path(out), allow=allow
+        map_references(content, lambda reference: str(read_reference(reference, folders))), Path(out), allow=allow
     )
 
 
@@ -107,15 +106,22 @@ def export_references(recipe: Recipe, base_model: str | None, root: Path) -> dic
     Existing paths become absolute; a LoRA becomes mergekit's ``base+lora``; what is no path here (a
     hub name) stays.
     """
-    base = None if base_model is None else _resolve(base_model, (root,))
-    references = {} if base is None else {"": base}
-    for name, reference in recipe.models.items():
-        resolved = _resolve(reference, (root,))
-        is_lora = (Path(resolved) / _LORA_CONFIG).exists()
-        if is_lora and base is None:
-            raise UserError(f"export: expert {name!r} is a LoRA, and the study names no base model to put it on")
-        references[name] = f"{base}+{resolved}" if is_lora else resolved
-    return references
+    paths = _paths(recipe, base_model, root)
+    base = paths.get("")
+    for name, path in paths.items():
+        if name and os.path.exists(os.path.join(path, _LORA_CONFIG)):
+            if base is None:
+                raise UserError(f"export: expert {name!r} is a LoRA, and the study names no base model to put it on")
+            paths[name] = f"{base}+{path}"
+    return paths
+
+
+def _paths(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
+    """Folders by the experts' names, the base's by ``""``; what is no path here stays as it is."""
+    from mergefront.adapters.merging.output.references import read_reference
+
+    given = {} if base_model is None else {"": base_model}
+    return {name: str(read_reference(reference, (root,))) for name, reference in {**given, **recipe.models}.items()}
 
 
 def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
@@ -184,45 +190,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def _resolve(reference: str, folders: tuple[Path, ...]) -> str:
-    """The absolute path of a reference that exists in one of the folders; else the reference itself."""
-    parts = []
-    for part in reference.split("+"):
-        # os.path answers False where Path raises: for a path that is too long or has an unknown user in it.
-        candidates = (folder / os.path.expanduser(part) for folder in folders)
-        found = next((path for path in candidates if os.path.exists(path)), None)
-        parts.append(part if found is None else str(found.resolve()))
-    return "+".join(parts)
-
-
-def _one_dtype(study: Study, references: Mapping[str, str]) -> str | None:
-    """The dtype that every tensor is written in, or None where each keeps the base's own, as when it was scored."""
-    dtype = study.definition.evaluator.backend.get("dtype", "auto")
-    if dtype == "auto":
-        return None
-    paths = {name: Path(reference.rpartition("+")[2]) for name, reference in references.items()}
-    if not all(path.exists() for path in paths.values()):
-        return str(dtype)
-    headers = {name: read_header(path) for name, path in paths.items()}
-    base = headers.pop("", None)
-    return str(dtype) if base is None else one_dtype(base, headers.values(), dtype)
-
-
 def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
     from mergefront.adapters.merging.loras.pool import merge_lora_recipe, write_lora
 
-    loras = {name: _resolve(reference, (root,)) for name, reference in recipe.models.items()}
+    loras = _paths(recipe, None, root)
     write_lora(merge_lora_recipe(recipe, loras), folder, next(iter(loras.values())))
-
-
-def _merge(recipe: Recipe, references: Mapping[str, str], said: Mapping[str, Any], folder: Path) -> None:
-    from mergefront.adapters.merging.output.directory import merge_to_directory
-
-    config = {**said, "seed": recipe.seed}
-    if any("+" in reference for reference in references.values()):
-        # A LoRA needs its base also under methods that do not merge the base.
-        config.setdefault("base_model", references[""])
-    # Random masks are drawn by the experts' names; the folders' names would give other masks than were evaluated.
-    names = {references[name]: name for name in recipe.models}
-    # The study was searched with these models: what only new searches are refused for must not hide its results.
-    merge_to_directory(config, folder, names=names, allow=(EVERYTHING,))

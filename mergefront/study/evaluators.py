@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
+from mergefront.adapters.checkpoints.dtypes import one_dtype
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
 from mergefront.adapters.remote.settings import joined_settings
@@ -14,6 +17,7 @@ from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.storage.database import Database
 from mergefront.storage.responses import DatabaseResponses
@@ -58,6 +62,26 @@ def tasks_of(definition: StudyDefinition) -> list[Task]:
     """The study's tasks, objectives or not; none where a function scores."""
     described = definition.evaluator
     return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
+
+
+def merge_plan(definition: StudyDefinition, recipe: Recipe, allow: Collection[str]) -> MergePlan:
+    """How a recipe of the study is written as a model: by the same models, in the same dtype as it is scored.
+
+    Raises ``UserError`` where it cannot be; ``allow``: see ``compare_models``.
+    """
+    root, base, backend = definition.root, definition.space.base_model, definition.evaluator.backend
+    plan = plan_recipe(
+        recipe,
+        None if base is None else root / base,
+        {name: root / reference for name, reference in recipe.models.items()},
+        compat=backend.get("compat") == "mergekit",
+        allow=allow,
+        tokenizer=TokenizerChoice.read(definition.tokenizer_source),
+    )
+    dtype = backend.get("dtype", "auto")
+    if dtype != "auto" and base is not None:
+        dtype = one_dtype(plan.reference.header, [model.header for model in plan.parts[0].models.values()], dtype)
+    return replace(plan, out_dtype=None if dtype == "auto" else dtype)
 
 
 def _refuse_changed(definition: StudyDefinition) -> None:

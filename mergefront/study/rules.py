@@ -44,8 +44,24 @@ def _has_images(stored: Mapping[str, Any], root: Path) -> bool:
     return any(image_paths(root / path) for path in paths)
 
 
+def _puts_loras_on_bfloat16(stored: Mapping[str, Any], root: Path) -> bool:
+    from mergefront.adapters.checkpoints.dtypes import main_dtype
+    from mergefront.adapters.checkpoints.header import read_header
+
+    models, base = stored["space"]["models"], stored["space"].get("base_model")
+    if stored["evaluator"]["type"] != "local" or not (root / str(base)).exists():
+        return False
+    has_lora = any((root / path / "adapter_config.json").exists() for path in models.values())
+    return has_lora and main_dtype(read_header(root / str(base))) == "bfloat16"
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ScoringChange(2, "items that name an image are asked with it", _has_images),
+    ScoringChange(
+        2,
+        "the task vectors of its LoRAs were rounded to bfloat16 before they were merged, and now keep their digits",
+        _puts_loras_on_bfloat16,
+    ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
 SAMPLERS: Mapping[str, int] = {}

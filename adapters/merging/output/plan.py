@@ -102,15 +102,14 @@ def plan_recipe(
     base: str | Path | None,
     experts: Mapping[str, str | Path],
     *,
-    dtype: str | None = None,
     compat: bool = False,
     allow: Collection[str] = (),
     tokenizer: TokenizerChoice | None = None,
 ) -> MergePlan:
     """The plan of a recipe as the live engine merges it: names, configuration and files are the base's.
 
-    ``experts`` has the folder of every expert of the recipe; LoRAs are put on the base. ``dtype`` is what tensors are
-    written in. Raises ``UserError`` with everything that does not fit.
+    ``experts`` has the folder of every expert of the recipe; LoRAs are put on the base. Raises ``UserError`` with
+    everything that does not fit.
     """
     whole = None if base is None else Checkpoint(base)
     models = {} if whole is None else {BASE: Model("the base model", whole)}
@@ -134,7 +133,6 @@ def plan_recipe(
         aligned.added,
         notes,
         allow,
-        out_dtype=dtype,
         compat=compat,
     )
 
