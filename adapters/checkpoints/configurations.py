@@ -68,6 +68,9 @@ _ROTARY = {
     "rotary_pct": "partial_rotary_factor",
 }  # fmt: skip
 """Rotary settings that transformers 4 wrote beside ``rope_scaling``, by what they are in ``rope_parameters``."""
+_DEEPEST = 8
+_MOST_LAYERS = 10_000
+"""What a stranger's configuration may hold before it is only compared as it is written."""
 EVERYTHING = "*"
 """What allows every key that differs."""
 _ABSENT = object()
@@ -154,7 +157,7 @@ def _paths(section: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             heads = [name for name in value or () if "For" in name]
             if heads:
                 yield path, heads
-        elif isinstance(value, Mapping) and value:
+        elif isinstance(value, Mapping) and value and path.count(".") < _DEEPEST:
             yield from _paths(value, f"{path}.")
         else:
             yield path, value
@@ -177,6 +180,9 @@ def _one_rotary_form(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _complete(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """A configuration with transformers' defaults for what it leaves out, where transformers knows the model."""
+    depths = [value for key, value in _flat(configuration).items() if key.rpartition(".")[2] in _DEPTH]
+    if not all(isinstance(depth, int) and depth <= _MOST_LAYERS for depth in depths):
+        return configuration  # its class would make lists of that length
     try:
         from transformers import CONFIG_MAPPING
 

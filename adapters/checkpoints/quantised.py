@@ -60,7 +60,7 @@ def refuse_quantised(header: CheckpointHeader, whose: str) -> list[str]:
     ]
 
 
-def _configured(config: Mapping[str, Any]) -> str | None:
+def _configured(config: Mapping[str, Any], depth: int = 3) -> str | None:
     """What a configuration or one of its sections says; a section that names no method is quantised all the same."""
     for key in ("quantization_config", "quantization"):
         said = config.get(key)
@@ -69,8 +69,8 @@ def _configured(config: Mapping[str, Any]) -> str | None:
             if method is None and any(str(option).startswith(("load_in_", "bnb_")) for option in said):
                 method = "bitsandbytes"
             return str(method or "by a method that config.json does not name").lower()
-    sections = (value for value in config.values() if isinstance(value, Mapping))
-    return next((method for section in sections if (method := _configured(section)) is not None), None)
+    sections = [value for value in config.values() if isinstance(value, Mapping)] if depth else []
+    return next((method for section in sections if (method := _configured(section, depth - 1)) is not None), None)
 
 
 def _packed(header: CheckpointHeader) -> str | None:

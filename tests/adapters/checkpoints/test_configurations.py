@@ -94,6 +94,15 @@ def test_what_the_user_allows_is_said_no_more(allow: str) -> None:
     assert compare_configurations(GEMMA, other, ["attention_heads"]).refused
 
 
+def test_a_strangers_configuration_is_compared_without_building_what_it_asks_for() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(500):
+        nested = {"section": nested}
+    hostile = {**LLAMA, "num_hidden_layers": 10**15, "model_type": "qwen2", "nested": nested}
+    found = compare_configurations(LLAMA, hostile)
+    assert {"num_hidden_layers", "model_type"} <= found.refused.keys() and found.unknown
+
+
 def test_slices_may_differ_in_depth_and_in_nothing_else() -> None:
     deep = {**LLAMA, "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
     shallow = {**LLAMA, "layer_types": ["full_attention"] * 2}
