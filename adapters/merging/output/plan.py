@@ -123,7 +123,7 @@ def plan_recipe(
             models[name] = Model(name, whole, expert)
     models, aligned = _aligned(models, tokenizer or TokenizerChoice())
     reference = next(iter(models.values()))
-    notes = _compared(reference, models.values(), allow, sliced=False)
+    notes = _compared(reference, models.values(), allow, sliced=False, has_base=base is not None)
     return MergePlan(
         reference,
         [Part(recipe, models, _places_by_name(reference, models))],
@@ -146,7 +146,7 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     opened, aligned = _aligned({text: _open(text, root) for text in config.models}, config.tokenizer)
     reference = opened[config.models[0]]
     sliced = any(source.layers is not None for made in config.slices for source in made.sources)
-    notes = _compared(reference, opened.values(), allow, sliced=sliced)
+    notes = _compared(reference, opened.values(), allow, sliced=sliced, has_base=config.base_model is not None)
     chosen = [_models_of(config, made, opened, names) for made in config.slices]
     if sliced:
         every = _places_of_slices(config.slices, reference, chosen)
@@ -214,7 +214,9 @@ def _open(text: str, root: Path) -> Model:
     return Model(text, whole, lora)
 
 
-def _compared(reference: Model, models: Iterable[Model], allow: Collection[str], *, sliced: bool) -> list[str]:
+def _compared(
+    reference: Model, models: Iterable[Model], allow: Collection[str], *, sliced: bool, has_base: bool
+) -> list[str]:
     """Notes of the comparison of every model with the reference; raises ``UserError`` where they are not one model."""
     problems, notes = refuse_quantised(reference.header, reference.name), []
     for model in models:
@@ -229,6 +231,8 @@ def _compared(reference: Model, models: Iterable[Model], allow: Collection[str],
             notes += found.notes
         if model.lora is not None:
             problems += compare_headers(model.header, model.lora.header, model.name)
+    if problems and not has_base:
+        problems.append(f"no base_model is named, so {reference.name}, the first of the models, is the base here")
     if problems:
         raise UserError("\n".join(problems))
     return notes
