@@ -15,6 +15,7 @@ from mergefront.adapters.checkpoints.compatibility import compare_models
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.importance import layer_importance
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -92,6 +93,15 @@ def test_buffers_of_other_values_and_sizes_stay_the_bases() -> None:
     expert = {**weights(1), mask: torch.tril(torch.ones(1, 1, 5, 5)).bool(), "position_ids": torch.arange(5)}
     made = merged(base, {"a": expert}, "task_arithmetic")
     assert torch.equal(made[mask], base[mask]) and torch.equal(made["position_ids"], base["position_ids"])
+
+
+def test_buffers_of_other_sizes_count_for_no_task_vector() -> None:
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    base = {**weights(0), frequencies: torch.ones(2)}
+    expert = {**base, frequencies: torch.ones(5), "model.layers.1.mlp.up_proj.weight": torch.ones(4, 4)}
+    assert layer_importance(base, {"a": expert}) == [0.0, 1.0]
+    engine = MergeEngine(base, {"a": expert}, resident=True, task_vectors="int8")
+    assert engine.task_vector_errors()["a"] < 0.01
 
 
 def test_layers_that_predict_further_tokens_may_be_missing_from_an_expert(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_a_study_that_would_be_refused_now_is_readable_and_goes_on_once_it_is_al
     out = export_candidate(study, study.candidates()[-1], tmp_path / "merged")
     assert json.loads((out / "config.json").read_text())["num_attention_heads"] == 4
     assert mf.run(study_file, evaluations=6).finished_count() == 6
+    assert mf.resume("heads", storage=study.database.url, evaluations=7).finished_count() == 7
 
 
 def test_merge_refuses_says_and_allows_as_check_does(
