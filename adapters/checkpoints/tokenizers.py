@@ -7,6 +7,7 @@ truncation and version may differ, and a token without a row (trainers add a pad
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,15 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
 
 _EXAMPLES = 3
-_INPUT = (*EMBEDDINGS, "shared.weight", "tok_embeddings.weight", "token_embedding.weight", "backbone.embeddings.weight")
+_INPUT = (*EMBEDDINGS, "shared.weight", "tok_embeddings.weight", "token_embedding.weight", ".embeddings.weight")
 _NO_TOKENS = ("position", "wpe", "norm", "projector")
 """Parts of names of tensors whose rows stand for no tokens, whatever their number."""
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "spm.model")
+_PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))
+_BYTES = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + at): byte for at, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)
+}
+"""What byte-level tokenizers write for each byte (GPT-2's table)."""
 _OPAQUE = ("sentencepiece.bpe.model", "tekken.json", "*.tiktoken", "tokenizer.model*", "*.spm", "spiece.model")
 
 
@@ -83,6 +89,33 @@ def differing_tokens(first: Vocabulary, second: Vocabulary, base: Path, expert: 
     ]
     more = f" and {len(differing) - _EXAMPLES} more" if len(differing) > _EXAMPLES else ""
     return ", ".join(examples) + more
+
+
+def respelled(vocabulary: Vocabulary, like: Vocabulary) -> Vocabulary:
+    """``vocabulary`` with tokens named as ``like`` names those of the same text, where both spell text differently.
+
+    Byte-level tokenizers write a space as "Ġ", sentencepiece as "▁"; added tokens are no text and keep their names.
+    """
+    if _is_byte_level(vocabulary) == _is_byte_level(like):
+        return vocabulary
+    spelled = {_text(token, like): token for token in like.ids if token not in like.added}
+    ids: dict[str, int] = {}
+    for token, at in vocabulary.ids.items():
+        name = token if token in vocabulary.added else spelled.get(_text(token, vocabulary), token)
+        ids.setdefault(name, at)
+    return Vocabulary(ids, vocabulary.added, vocabulary.digest)
+
+
+def _is_byte_level(vocabulary: Vocabulary) -> bool:
+    return "Ġ" in vocabulary.ids and "▁" not in vocabulary.ids
+
+
+def _text(token: str, vocabulary: Vocabulary) -> bytes:
+    """The bytes that a token stands for."""
+    if not _is_byte_level(vocabulary):
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+        return bytes([int(byte[1], 16)]) if byte is not None else token.replace("▁", " ").encode()
+    return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in token)
 
 
 def embedding_of(tensors: Iterable[str]) -> str | None:

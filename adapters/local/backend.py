@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, read_header
-from mergefront.adapters.merging.output.files import copy_tokenizer
+from mergefront.adapters.merging.output.files import copy_tokenizer, generation_config
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -294,14 +294,21 @@ def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment) -> tuple[Any
     try:
         tokenizer = _load_tokenizer(path, aligned, options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-        if aligned.rows != aligned.was:
-            model.resize_token_embeddings(aligned.rows, mean_resizing=False)
+        _take_vocabulary(model, path, aligned)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: transformers cannot load it: {error}") from None
     finally:
         if bars:
             logging.enable_progress_bar()
     return model, tokenizer
+
+
+def _take_vocabulary(model: Any, base: Path, aligned: Alignment) -> None:
+    """Give the live model the rows, and the ends of text, that an exported model of these tokens has."""
+    if aligned.rows != aligned.was:
+        model.resize_token_embeddings(aligned.rows, mean_resizing=False)
+    if aligned.tokenizer != base:
+        model.generation_config.update(**(generation_config(base, aligned.tokenizer) or {}))
 
 
 def _load_tokenizer(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from mergefront.adapters.checkpoints.tokenizers import (
     embedding_of,
     lora_token_axes,
     read_vocabulary,
+    respelled,
     token_axes,
 )
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -100,9 +101,9 @@ class Alignment:
     """Rows of the model that the merge is described by, as it is stored."""
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """That model's configuration with ``vocab_size`` of the aligned models, in nested configurations too."""
+        """That model's configuration with the aligned models' vocabulary size, in nested configurations too."""
         return {
-            key: self.rows if key == "vocab_size" and value == self.was
+            key: self.rows if "vocab_size" in key and value == self.was
             else self.config(value) if isinstance(value, Mapping) else value
             for key, value in config.items()
         }  # fmt: skip
@@ -160,6 +161,8 @@ def align(models: Mapping[str, Checkpoint], base: str | None, choice: TokenizerC
     target = _target(own, {donor: was, **sizes}, donor, choice)
     # A model without a tokenizer is taken at its word: it has the base's tokens, or the donor's.
     known = {name: tokens.get(name, tokens.get(reference, tokens[donor])) for name in sizes}
+    if choice.transplant is not None:
+        known = {name: respelled(one, tokens[donor]) for name, one in known.items()}
     made: dict[str, Checkpoint] = dict(models)
     for name, plan in _plans(known, sizes, target, reference, choice).items():
         if plan.own != list(range(sizes[name])):
@@ -179,19 +182,27 @@ class AlignedCheckpoint(Checkpoint):
         tensors = {key: self._moved(key, info) for key, info in header.tensors.items()}
         self.header = replace(header, tensors=tensors)
         self._storages = {}
+        self._transplanted: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._origin[name]
         found = self._axes[self._name].get(name)
         if found is None:
             return tensor
+        if name in self._transplanted:
+            return self._transplanted[name]
         target, axis, is_whole = found
         rows = self._align(tensor.movedim(axis, 0), target if is_whole else None)
-        return rows.movedim(0, axis).contiguous()
+        made = rows.movedim(0, axis).contiguous()
+        if self._plan.transplanted is not None:
+            # Matching pursuit takes minutes for large vocabularies, and engines read a tensor more than once.
+            self._transplanted[name] = made
+        return made
 
     def release(self) -> None:
         """See ``Checkpoint``."""
         self._origin.release()
+        self._transplanted.clear()
 
     def _moved(self, key: str, info: TensorInfo) -> TensorInfo:
         found = self._axes[self._name].get(key)
@@ -246,8 +257,11 @@ class AlignedCheckpoint(Checkpoint):
         shared, new = (own >= 0) & (rows >= 0), (own < 0) & (rows >= 0)
         if given is None or given.dim() != 2 or not bool(new.any()):
             return
-        moved = transplant(given[rows[shared]].float(), given[rows[new]].float(), made[shared].float())
-        made[new] = moved.to(made.dtype)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else made.device
+        known, wanted, mine = (
+            part.to(device).float() for part in (given[rows[shared]], given[rows[new]], made[shared])
+        )
+        made[new] = transplant(known, wanted, mine).to(made)
 
     def _tensor_of(self, model: str, target: str) -> torch.Tensor | None:
         """A model's own tensor for one of the base's, tokens first; a tied model's head is its embedding."""

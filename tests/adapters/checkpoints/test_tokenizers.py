@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from mergefront.adapters.checkpoints.tokenizers import differing_tokens, read_vocabulary, sentencepiece_pieces
+from mergefront.adapters.checkpoints.tokenizers import (
+    Vocabulary,
+    differing_tokens,
+    read_vocabulary,
+    respelled,
+    sentencepiece_pieces,
+)
 from mergefront.optimizer.errors import UserError
 
 TOKENS = ["<unk>", "<s>", "</s>", "▁a", "b", "ﬁ"]
@@ -91,3 +97,11 @@ def test_broken_files_are_errors_and_no_crash(tmp_path: Path) -> None:
     for cut in range(1, 40):
         sentencepiece_pieces(sentencepiece(TOKENS)[:-cut])
     assert sentencepiece_pieces(b"{}") is None and sentencepiece_pieces(b"\xff" * 40) is None
+
+
+def test_tokens_of_one_text_are_one_token_however_they_are_spelled() -> None:
+    bytewise = Vocabulary({"Ġ": 0, "Ġthe": 1, "Ċ": 2, "é": 3, "<end>": 4, "Ã©": 5}, {"<end>": ADDED})
+    pieces = Vocabulary({"▁": 0, "▁the": 1, "<0x0A>": 2, "é": 3, "<end>": 4, "▁le": 5}, {"<end>": ADDED})
+    assert respelled(pieces, bytewise).ids == {"Ġ": 0, "Ġthe": 1, "Ċ": 2, "Ã©": 3, "<end>": 4, "▁le": 5}
+    assert respelled(pieces, pieces) is pieces and respelled(bytewise, bytewise) is bytewise
+    assert respelled(bytewise, pieces).ids["▁the"] == 1

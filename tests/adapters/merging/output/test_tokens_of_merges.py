@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tiny_models import TINY_MODELS
 
 import mergefront as mf
 from mergefront.adapters.local.backend import LocalBackend
@@ -110,3 +111,34 @@ def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: 
 def test_models_of_other_tokens_are_refused_with_what_to_do(pools: dict[str, Path]) -> None:
     with pytest.raises(mf.UserError, match=r"'chat' has another tokenizer.*'<chat>' is absent.*tokenizer_source"):
         LocalBackend.from_checkpoints(pools["tied"] / "base", {"chat": pools["tied"] / "chat"})
+
+
+@pytest.mark.parametrize("kind", ["phi", "gemma3n_text", "mamba", "rwkv", "bart", "llava", "modernbert"])
+def test_padded_vocabularies_of_every_kind_of_model_merge(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    """Heads with biases, embeddings for each layer, biases of final logits and text models among others."""
+    row = TINY_MODELS[kind]
+    padded = row.make(1)
+    padded.resize_token_embeddings(200, mean_resizing=False)
+    for name, model in (("base", row.make(0)), ("e", padded)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    out = merge_to_directory(config({"e": 1.0}, None), tmp_path / "out", tmp_path)
+    made, expert = load_file(out / "model.safetensors"), load_file(tmp_path / "e" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "base" / "model.safetensors").items():
+        assert made[name].shape == tensor.shape
+        assert torch.allclose(made[name], expert[name][tuple(slice(0, size) for size in tensor.shape)], atol=1e-5), name
+    _, problems = getattr(transformers, row.auto).from_pretrained(out, output_loading_info=True)
+    assert not any(problems.values())
+
+
+def test_a_merged_model_of_images_and_text_has_its_processor(tmp_path: Path, tokenizer: Any) -> None:
+    pytest.importorskip("PIL", reason="image processors need pillow")
+    images = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28})
+    processor = transformers.LlavaProcessor(images, tokenizer, patch_size=14, chat_template="{{ messages }}")
+    for seed, name in enumerate(("base", "e")):
+        TINY_MODELS["llava"].make(seed).save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+    out = merge_to_directory(config({"e": 0.5}, None), tmp_path / "out", tmp_path)
+    loaded = transformers.AutoProcessor.from_pretrained(out)
+    assert type(loaded) is transformers.LlavaProcessor and loaded.chat_template == "{{ messages }}"
+    assert loaded.image_processor.size["shortest_edge"] == 28 and loaded.patch_size == 14
