@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed
+from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed, known_keys
 from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import lora_modules
 from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name, is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.renaming import expert_names
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import UserError, did_you_mean
 
 _EXAMPLES = 3
 
@@ -82,6 +82,18 @@ def compare_configurations_of(
             f"they do: {_some([f'{key} ({said})' for key, said in differences.unknown.items()])}"
         )
     return found
+
+
+def unknown_keys(allow: Collection[str], headers: Sequence[CheckpointHeader]) -> list[str]:
+    """What of an ``allow`` list names nothing that could differ between these checkpoints, a sentence each."""
+    known = known_keys(*(header.config for header in headers)) if allow else set()
+    for header in headers if allow else ():
+        known |= header.tensors.keys()
+    return [
+        f"allow: {key!r} is no key of these models' config.json {did_you_mean(key, known)}"
+        for key in allow
+        if key not in known
+    ]
 
 
 def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str) -> list[str]:

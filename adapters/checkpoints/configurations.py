@@ -37,22 +37,23 @@ _REPORTED = """
     scale_attn_by_inverse_layer_idx attention_bias mlp_bias qkv_bias use_qk_norm clip_qkv swiglu_limit
     norm_topk_prob routed_scaling_factor scoring_func topk_method
     image_size image_token_id image_token_index video_token_id audio_token_id spatial_merge_size vision_feature_layer
-    vision_feature_select_strategy decoder_start_token_id pooling_type classifier_pooling id2label
+    vision_feature_select_strategy decoder_start_token_id pooling_type classifier_pooling id2label is_decoder
+    add_cross_attention use_bidirectional_attention
 """
 _SILENT = """
     dtype torch_dtype transformers_version _name_or_path name_or_path use_cache auto_map tokenizer_class
     tie_word_embeddings attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
     experts_implementation eos_token_id bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id
     unk_token_id forced_eos_token_id forced_bos_token_id vocab_size hidden_size intermediate_size d_model d_ff
-    n_embd n_inner label2id problem_type finetuning_task task_specific_params quantization_config pretraining_tp
-    gradient_checkpointing torchscript output_attentions output_hidden_states return_dict use_return_dict
-    use_bfloat16 tf_legacy_loss pruned_heads prefix chunk_size_feed_forward num_logits_to_keep output_router_logits
-    router_jitter_noise use_mamba_kernels disable_custom_kernels init_std num_nextn_predict_layers unsloth_version
-    unsloth_fixed model_name add_cross_attention is_decoder cross_attention_hidden_size max_length min_length
-    do_sample temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences repetition_penalty
-    length_penalty no_repeat_ngram_size early_stopping diversity_penalty encoder_no_repeat_ngram_size bad_words_ids
-    begin_suppress_tokens suppress_tokens exponential_decay_length_penalty remove_invalid_values output_scores
-    return_dict_in_generate
+    n_embd n_inner label2id problem_type _commit_hash forced_decoder_ids finetuning_task task_specific_params
+    quantization_config pretraining_tp gradient_checkpointing torchscript output_attentions output_hidden_states
+    return_dict use_return_dict use_bfloat16 tf_legacy_loss pruned_heads prefix chunk_size_feed_forward
+    num_logits_to_keep output_router_logits router_jitter_noise use_mamba_kernels disable_custom_kernels init_std
+    num_nextn_predict_layers unsloth_version unsloth_fixed model_name cross_attention_hidden_size max_length
+    min_length do_sample temperature top_k top_p typical_p num_beams num_beam_groups num_return_sequences
+    repetition_penalty length_penalty no_repeat_ngram_size early_stopping diversity_penalty
+    encoder_no_repeat_ngram_size bad_words_ids begin_suppress_tokens suppress_tokens
+    exponential_decay_length_penalty remove_invalid_values output_scores return_dict_in_generate
 """
 VERDICTS: Mapping[str, Verdict] = {
     **dict.fromkeys(_SILENT.split(), "silent"),
@@ -121,12 +122,13 @@ def compare_configurations(
 
 def is_allowed(key: str, allow: Collection[str]) -> bool:
     """Whether ``allow`` names a key, a part of its path, or everything."""
-    return any(allowed == EVERYTHING or f".{allowed}." in f".{key}." for allowed in allow)
+    names = {"rope_parameters" if allowed == "rope_scaling" else allowed for allowed in allow}
+    return any(name == EVERYTHING or f".{name}." in f".{key}." for name in names)
 
 
 def known_keys(*configurations: Mapping[str, Any]) -> set[str]:
     """What an ``allow`` list may name: keys of the table and of the configurations, and sections of these."""
-    found = {EVERYTHING, "rope_theta", *VERDICTS}
+    found = {EVERYTHING, "rope_theta", "rope_scaling", *VERDICTS}
     for configuration in configurations:
         for key in _flat(configuration):
             parts = key.split(".")

@@ -30,7 +30,7 @@ def read_pool_file(path: Path) -> PoolFile:
 
 def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:
     """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
-    from mergefront.adapters.checkpoints.compatibility import compare_models
+    from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
     from mergefront.adapters.checkpoints.header import read_header
     from mergefront.serving.merges.resident_models import MergePool
     from mergefront.serving.merges.service import MergeService
@@ -39,15 +39,15 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     tokens = Tokens({name: _token(name, client, root, environment) for name, client in file.clients.items()})
     tokens.check_host(file.host, "declare clients with tokens under clients")
     base = read_header(root / file.base_model)
-    problems = []
+    headers, problems = [base], []
     for name, path in file.models.items():
         try:
-            problems += [
-                f"models.{name}: {line}"
-                for line in compare_models(base, read_header(root / path), name, file.allow).problems
-            ]
+            headers.append(read_header(root / path))
+            compared = compare_models(base, headers[-1], name, file.allow)
+            problems += [f"models.{name}: {line}" for line in compared.problems]
         except UserError as error:
             problems.append(f"models.{name}: {error}")
+    problems += unknown_keys(file.allow, headers)
     if problems:
         raise UserError("\n".join(problems))
     state = ServiceState(root / file.state)

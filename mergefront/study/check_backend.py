@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergefront.adapters.checkpoints.compatibility import compare_models
-from mergefront.adapters.checkpoints.configurations import known_keys
+from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
 from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, read_header
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
@@ -23,7 +22,7 @@ from mergefront.adapters.remote.settings import split_settings
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
-from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.grouping import blocks_by_importance, layer_of
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -71,7 +70,7 @@ def check_checkpoints(found: Findings) -> int | None:
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
         return None
-    base, known, opened = None, set[str](), dict[str, Checkpoint]()
+    base, opened = None, dict[str, Checkpoint]()
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
         opened = {"": Checkpoint(root / file.merge.base_model)}
         base = opened[""].header
@@ -92,14 +91,10 @@ def check_checkpoints(found: Findings) -> int | None:
         with found.catch(f"merge.models.{name}: "):
             compared = compare_models(aligned[""].header, expert, name, file.merge.allow)
             found.warnings.extend(compared.notes)
-            known |= known_keys(base.config, expert.config).union(base.tensors)
             differences = [*compared.problems, *_no_lora(file, expert.kind)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
-    problems.extend(
-        f"merge.allow: {key!r} is no key of these models' config.json {did_you_mean(key, known)}"
-        for key in file.merge.allow
-        if known and key not in known
-    )
+    unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
+    problems.extend(f"merge.{problem}" for problem in unknown)
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     layers = {layer_of(name) for name in base.tensors} - {None}
     return len(layers)

@@ -16,6 +16,7 @@ from mergefront.adapters.checkpoints.compatibility import (
     compare_configurations_of,
     compare_headers,
     compare_models,
+    unknown_keys,
 )
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.names import HEADS, embedding_name, is_prediction_layer, is_unread
@@ -219,6 +220,8 @@ def _compared(
 ) -> list[str]:
     """Notes of the comparison of every model with the reference; raises ``UserError`` where they are not one model."""
     problems, notes = refuse_quantised(reference.header, reference.name), []
+    models = list(models)
+    problems += unknown_keys(allow, [model.header for model in models])
     for model in models:
         if model.whole.path != reference.whole.path:
             if sliced:

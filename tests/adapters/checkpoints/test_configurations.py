@@ -60,8 +60,9 @@ def test_rotary_settings_are_compared_in_old_and_new_form() -> None:
         written = {**new, "rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
         found = compare_configurations(LLAMA, written)
         assert list(found.reported) == (["rope_parameters.rope_theta"] if differs else [])
-    scaled = compare_configurations(LLAMA, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}})
-    assert "rope_parameters.factor" in scaled.reported
+    scaled = {**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert "rope_parameters.factor" in compare_configurations(LLAMA, scaled).reported
+    assert not compare_configurations(LLAMA, scaled, ["rope_scaling"]).reported
 
 
 def test_a_default_that_one_side_writes_and_the_other_leaves_out_is_no_difference() -> None:

@@ -103,5 +103,7 @@ def test_merge_refuses_says_and_allows_as_check_does(
     (tmp_path / "merge.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match="num_attention_heads: base says 4, expert says 2"):
         merge_config(tmp_path / "merge.yaml", tmp_path / "out")
+    with pytest.raises(UserError, match="'num_heads_of_attention' is no key"):
+        merge_config(tmp_path / "merge.yaml", tmp_path / "out", allow=[*ALLOWED, "num_heads_of_attention"])
     merge_config(tmp_path / "merge.yaml", tmp_path / "out", allow=ALLOWED)
     assert "rms_norm_eps" in caplog.text
