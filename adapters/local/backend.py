@@ -7,6 +7,7 @@ with backend.apply(recipe) as merged: ...
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mergefront.adapters.merging.engine import MergeReport
     from mergefront.adapters.merging.sources import Source
 
+_log = logging.getLogger(__name__)
 _BASE = ""
 """The base's name among the models that are aligned; no expert is called so."""
 
@@ -100,13 +102,15 @@ class LocalBackend:
         task_vectors: TaskVectorForm = "exact",
         allow: Collection[str] = (),
         tokenizer_source: TokenizerChoice | None = None,
+        for_text: bool = True,
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
         ``device`` "auto" is the accelerator where there is one. ``dtype`` is what merged weights are rounded to, as
         an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
         ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU). ``tokenizer_source``
-        says whose tokens merges have (default: all must have the same); the live model gets rows for them.
+        says whose tokens merges have (default: all must have the same); the live model gets rows for them. The live
+        model is of the class that the base's configuration names; ``for_text`` gives a base without a head one.
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
@@ -124,7 +128,7 @@ class LocalBackend:
             _BASE,
             tokenizer_source or TokenizerChoice(),
         )
-        model, tokenizer = _load_model(Path(base), computing, aligned)
+        model, tokenizer = _load_model(Path(base), computing, aligned, for_text)
         model.to(where)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -277,11 +281,13 @@ def _dtype(what: str, dtype: str) -> torch.dtype:
     return made
 
 
-def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment) -> tuple[Any, Any]:
-    """The causal model and the tokenizer of a local folder; no remote code, no pickles, no network."""
+def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool) -> tuple[Any, Any]:
+    """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network."""
     try:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
         from transformers.utils import logging
+
+        from mergefront.adapters.local.asked import model_class
     except ImportError:
         raise UserError(
             "the local backend needs transformers; install it with: pip install 'mergefront[local]'"
@@ -292,22 +298,41 @@ def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment) -> tuple[Any
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = _load_tokenizer(path, aligned, options)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        kind = model_class(AutoConfig.from_pretrained(path, **options), for_text)
+        processor = _load_processor(path, aligned, options)
+        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
         _take_vocabulary(model, path, aligned)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: transformers cannot load it: {error}") from None
+        raise UserError(f"{path}: transformers cannot load it: {error!s:.300}") from None
     finally:
         if bars:
             logging.enable_progress_bar()
-    return model, tokenizer
+    return model, processor
+
+
+def _load_processor(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
+    """What a folder's texts, images or sounds go through: a processor that holds the aligned tokenizer, that tokenizer
+    alone, or what a model without texts has."""
+    if not any((base / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        return _load_tokenizer(base, aligned, options)
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(base, **options)
+    except ImportError as error:
+        # Texts can be asked without what images and videos need.
+        _log.warning("%s: its processor cannot be loaded (%s); only texts can be asked", base, str(error).strip())
+        return _load_tokenizer(base, aligned, options)
+    if hasattr(processor, "tokenizer"):
+        processor.tokenizer = _load_tokenizer(base, aligned, options)
+    return processor
 
 
 def _take_vocabulary(model: Any, base: Path, aligned: Alignment) -> None:
     """Give the live model the rows, and the ends of text, that an exported model of these tokens has."""
     if aligned.rows != aligned.was:
         model.resize_token_embeddings(aligned.rows, mean_resizing=False)
-    if aligned.tokenizer != base:
+    if aligned.tokenizer != base and model.can_generate():
         model.generation_config.update(**(generation_config(base, aligned.tokenizer) or {}))
 
 

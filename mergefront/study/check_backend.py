@@ -168,6 +168,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
         if task.verb == "python":
             problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue
+        problems.extend(f"tasks.{name}: {fault}" for fault in _silent(file, root))
         if any(item.image for split in ("search", "report") for item in _items(task, split)):
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(file, root))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
@@ -186,6 +187,23 @@ def _needs_live_model(file: StudyFile) -> list[str]:
     if file.racing:
         problems.append("type python scores all its items in one call, and racing asks them in parts; remove 'racing'")
     return problems
+
+
+def _silent(file: StudyFile, root: Path) -> list[str]:
+    """Why a task that asks for text cannot ask this study's merges."""
+    read = _configuration(file, root)
+    architecture = str((read.get("architectures") or [""])[0])
+    if isinstance(file.backend, Section) or not architecture or architecture.endswith(_USUAL_ENDS):
+        return []
+    from mergefront.adapters.local.asked import continues_text
+
+    if continues_text(str(read.get("model_type")), architecture):
+        return []
+    return [f"the base model ({architecture}) continues no text; score it with a task of type python"]
+
+
+_USUAL_ENDS = ("ForCausalLM", "LMHeadModel")
+"""Ends of the names of classes that need no look at transformers' tables, which take a second or two to import."""
 
 
 def _blind(file: StudyFile, root: Path) -> list[str]:

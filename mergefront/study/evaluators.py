@@ -102,6 +102,7 @@ def _refuse_changed(definition: StudyDefinition) -> None:
 def _local_evaluator(definition: StudyDefinition) -> Evaluator:
     space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
+    tasks = tasks_of(definition)
     device = definition.runtime.get("device", "auto")
     dtype, compute = dtype_and_compute(definition.scoring, settings["dtype"], device)
     backend = LocalBackend.from_checkpoints(
@@ -114,5 +115,6 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         task_vectors=settings.get("task_vectors", "exact"),
         allow=definition.allow,
         tokenizer_source=TokenizerChoice.read(definition.tokenizer_source),
+        for_text=any(task.verb != "python" for task in tasks),
     )
-    return TaskEvaluator(backend, tasks_of(definition))
+    return TaskEvaluator(backend, tasks)
