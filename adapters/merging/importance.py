@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
-from mergefront.adapters.merging.sources import ExpertSource, Source, open_source
+from mergefront.adapters.checkpoints.stacks import layer_count
+from mergefront.adapters.merging.sources import ExpertSource, Source, header_of, open_source
 from mergefront.optimizer.recipes.grouping import layer_of
 
 
@@ -16,7 +17,7 @@ def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]
     are read one at a time. Raises ``UserError`` for experts that do not fit the base.
     """
     origin = open_source(base)
-    layers = 1 + max((layer for name in origin if (layer := layer_of(name)) is not None), default=-1)
+    layers = layer_count(header_of(origin, "base model"))
     totals = [0.0] * layers
     for name, source in experts.items():
         expert = ExpertSource(name, open_source(source), origin, (EVERYTHING,))
@@ -24,7 +25,7 @@ def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]
         for tensor_name in origin:
             layer = layer_of(tensor_name)
             entry = None if layer is None else expert.entry(tensor_name)
-            if entry is None or layer is None or not entry.tensor.is_floating_point():
+            if entry is None or layer is None or layer >= layers or not entry.tensor.is_floating_point():
                 continue
             delta = entry.tensor.float()
             if not entry.is_delta:

@@ -5,18 +5,22 @@ Reads the study file, headers of checkpoints and data files; lists every problem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import ServerSection
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
-from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective
@@ -33,6 +37,7 @@ from mergefront.study.check_backend import (
 )
 from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
+from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
 from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, left_out, read_study_file
@@ -140,6 +145,8 @@ def check_study(path: str | Path) -> CheckReport:
         tokenizer_source=file.merge.tokenizer_source,
         left_out=left_out(file, evaluator, options),
     )
+    if evaluator.type == "local":
+        _check_writing(found, definition)
     database, record = _check_stored(found, definition)
     if not problems and definition.warm_start:
         with found.catch():
@@ -151,6 +158,24 @@ def check_study(path: str | Path) -> CheckReport:
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"
     )
     return CheckReport(str(path), problems, notes, None if problems else definition, database, record, found.warnings)
+
+
+def _check_writing(found: Findings, definition: StudyDefinition) -> None:
+    """Plan what an export would write: a recipe of every method, and every anchor."""
+    space = definition.space
+    with found.catch("export: "), TemporaryDirectory() as folder:
+        plan = merge_plan(definition, anchors(space)[0].recipe, definition.allow)
+        write_metadata(plan, Path(folder), ())
+        part = plan.parts[0]
+        for recipe in (*(anchor.recipe for anchor in anchors(space)), *_one_of_each_method(space)):
+            replace(part, recipe=recipe)
+
+
+def _one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
+    """A recipe of every method of the space, its searched coefficients in the middle."""
+    for method in space.methods:
+        middle = {name: searched.middle for name, searched in space.searched.items() if name != METHOD}
+        yield space.recipe({**middle, METHOD: method.name} if METHOD in space.searched else middle)
 
 
 def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, str]:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
 from mergefront.adapters.checkpoints.dtypes import main_dtype
-from mergefront.adapters.checkpoints.header import Checkpoint, read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.checkpoints.stacks import layer_count
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
@@ -23,7 +24,7 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
 from mergefront.optimizer.errors import StudyFileError, UserError
-from mergefront.optimizer.recipes.grouping import blocks_by_importance, layer_of
+from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
@@ -95,9 +96,34 @@ def check_checkpoints(found: Findings) -> int | None:
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
+    problems.extend(_repeated(models, root))
+    problems.extend(_idle_kinds(file.merge.space.get("split"), base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
-    layers = {layer_of(name) for name in base.tensors} - {None}
-    return len(layers)
+    return layer_count(base)
+
+
+def _repeated(models: Mapping[str, str], root: Path) -> Iterator[str]:
+    """Experts that are one checkpoint under two names."""
+    known: dict[str, str] = {}
+    for name, path in models.items():
+        other = known.setdefault(os.path.realpath(root / path), name)
+        if other != name:
+            yield f"merge.models.{name}: this is the same checkpoint as {other}; name it once"
+
+
+def _idle_kinds(split: Any, base: CheckpointHeader) -> Iterator[str]:
+    """Kinds of module that no tensor follows, so that their coefficients would change nothing."""
+    if not isinstance(split, (list, tuple)) or not all(isinstance(kind, str) for kind in split):
+        return  # said where the space is made
+    grouping = Grouping(split=tuple(dict.fromkeys(split)))
+    reached = {grouping.module_of(name) for name in base.tensors}
+    inside = {parts[2].split(".")[1]: None for name in base.tensors if (parts := split_at_layer(name)) is not None}
+    for kind in grouping.split:
+        if kind not in reached:
+            yield (
+                f"merge.space.split: {kind!r} is in no tensor's name, or only where another kind comes first; the "
+                f"modules of a layer are called {', '.join(inside)}"
+            )
 
 
 def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.checkpoints.dtypes import main_dtype
+from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header
 from mergefront.optimizer.errors import UserError
 
 DEFAULT_EVALUATIONS = 30
@@ -45,14 +47,25 @@ def _has_images(stored: Mapping[str, Any], root: Path) -> bool:
 
 
 def _puts_loras_on_bfloat16(stored: Mapping[str, Any], root: Path) -> bool:
-    from mergefront.adapters.checkpoints.dtypes import main_dtype
-    from mergefront.adapters.checkpoints.header import read_header
-
-    models, base = stored["space"]["models"], stored["space"].get("base_model")
-    if stored["evaluator"]["type"] != "local" or not (root / str(base)).exists():
+    base = _local_base(stored, root)
+    if base is None or main_dtype(base) != "bfloat16":
         return False
-    has_lora = any((root / path / "adapter_config.json").exists() for path in models.values())
-    return has_lora and main_dtype(read_header(root / str(base))) == "bfloat16"
+    return any((root / path / "adapter_config.json").exists() for path in stored["space"]["models"].values())
+
+
+def _has_blocks_and_a_norm_called_embedding(stored: Mapping[str, Any], root: Path) -> bool:
+    base = _local_base(stored, root)
+    if base is None or stored["space"]["granularity"] == "global":
+        return False
+    return any("embedding_norm" in name for name in base.tensors)
+
+
+def _local_base(stored: Mapping[str, Any], root: Path) -> CheckpointHeader | None:
+    """The base of a study that merges on this machine, if it is there."""
+    if stored["evaluator"].get("type") != "local":
+        return None
+    base = root / str(stored["space"]["base_model"])
+    return read_header(base) if base.exists() else None
 
 
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
@@ -61,6 +74,11 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
         2,
         "the task vectors of its LoRAs were rounded to bfloat16 before they were merged, and now keep their digits",
         _puts_loras_on_bfloat16,
+    ),
+    ScoringChange(
+        2,
+        "the final norm (embedding_norm) took the coefficients of the first block, and now takes those of the last",
+        _has_blocks_and_a_norm_called_embedding,
     ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""

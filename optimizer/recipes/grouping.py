@@ -26,7 +26,9 @@ from mergefront.optimizer.recipes.methods import ParameterValue
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _FLAT_NAME = re.compile(r"^(?P<parameter>[A-Za-z_]\w*)(?:\[(?P<inside>[^\[\]]+)\])?$")
 _POSITION = re.compile(r"^(?P<kind>block|knot) (?P<index>\d+)$")
-_BEFORE_LAYERS = ("embed", "wte", "wpe")
+_BEFORE_LAYERS = ("embed", "wte", "wpe", "shared.weight")
+_AFTER_LAYERS = ("embed_out", "embedding_norm")
+"""What is called after embeddings and is none: GPT-NeoX's head, LFM2's final norm."""
 
 
 def layer_of(tensor_name: str) -> int | None:
@@ -43,7 +45,9 @@ def split_at_layer(tensor_name: str) -> tuple[str, int, str] | None:
 
 def before_layers(tensor_name: str) -> bool:
     """Whether a tensor outside the layers comes before them (embeddings) rather than after."""
-    return any(part in tensor_name for part in _BEFORE_LAYERS)
+    return any(part in tensor_name for part in _BEFORE_LAYERS) and not any(
+        part in tensor_name for part in _AFTER_LAYERS
+    )
 
 
 @dataclass(frozen=True)

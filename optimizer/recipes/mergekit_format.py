@@ -12,7 +12,12 @@ from typing import Any, Protocol
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, knots_of
-from mergefront.optimizer.recipes.mergekit_structure import check_structure
+from mergefront.optimizer.recipes.mergekit_structure import (
+    IGNORED_PARAMETERS,
+    check_structure,
+    plain_value,
+    repeated_models,
+)
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
 _KNOWN_KEYS = (
@@ -123,8 +128,13 @@ def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
     reader = _Reader(method, names)
     base = content.get("base_model")
     if "slices" in content:
+        bases = {made.get("base_model", base) for made in content["slices"]}
+        if len(bases) > 1:
+            raise UserError("mergekit configuration: a recipe has one base_model for all its slices")
+        base = next(iter(bases), base)
         reader.read_slices(content["slices"], base)
     elif "models" in content:
+        _refuse_repeated(content["models"])
         for entry in content["models"]:
             reader.read_entry(entry, base, None)
     else:
@@ -157,6 +167,12 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
             )
     check_structure(config)
     return config
+
+
+def _refuse_repeated(entries: Any) -> None:
+    repeated = repeated_models(str(entry["model"]) for entry in entries)
+    if repeated:
+        raise UserError(f"mergekit configuration: {repeated[0]}")
 
 
 def _required(content: Mapping[str, Any], key: str) -> Any:
@@ -217,13 +233,17 @@ class _Reader:
                 )
             self.starts.append(int(start))
             self.layers = int(end)
+            _refuse_repeated(made["sources"])
             for source in made["sources"]:
                 self.read_entry(source, base, block)
             self.read_parameters(made.get("parameters") or {}, None, block)
 
     def read_parameters(self, parameters: Mapping[str, Any], expert: str | None, block: int | None) -> None:
         for parameter, value in parameters.items():
-            if self.method.parameter(parameter) is None:
+            declared = self.method.parameter(parameter)
+            if declared is None and parameter in IGNORED_PARAMETERS:
+                continue
+            if declared is None:
                 known = [known.name for known in self.method.parameters]
                 raise UserError(
                     f"mergekit configuration: {self.method.name} has no parameter {parameter!r} "
@@ -238,10 +258,7 @@ class _Reader:
                     kind = None
                 if kind is not None and kind not in self.split:
                     self.split.append(kind)
-                value_at = rule["value"]
-                if parameter == "rescale" and isinstance(value_at, bool):
-                    value_at = "l1" if value_at else "none"
-                self._set(parameter, expert, kind, block, value_at)
+                self._set(parameter, expert, kind, block, plain_value(rule["value"], declared))
 
     def _set(self, parameter: str, expert: str | None, kind: str | None, block: int | None, value: Any) -> None:
         if isinstance(value, list):

@@ -5,12 +5,24 @@ What the parts mean is checked by those who read them; they may rely on the stru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import MethodParameter
 
+IGNORED_PARAMETERS = ("int8_mask", "normalize")
+"""Parameters that mergekit-evolve writes for every method, and that change nothing where a method has no such one."""
 _SHOWN = 60
+
+
+def plain_value(value: Any, parameter: MethodParameter) -> Any:
+    """A parameter's value as mergekit reads it: switches may be written as numbers, rescale as a switch."""
+    of_switch = parameter.name == "rescale" or isinstance((*parameter.choices, None)[0], bool)
+    if of_switch and not isinstance(value, str) and value in (0, 1):
+        return bool(value) if parameter.name != "rescale" else "l1" if value else "none"
+    return value
 
 
 def check_structure(content: Mapping[str, Any]) -> None:
@@ -40,6 +52,15 @@ def _entries(where: str, entries: Any, problems: Callable[[str, Any], Iterator[s
         return
     for number, entry in enumerate(entries or ()):
         yield from problems(f"slice {number}" if where == "slices" else where, entry)
+
+
+def repeated_models(models: Iterable[str]) -> list[str]:
+    """What is wrong with a list of models, a line for each that is in it twice."""
+    return [
+        f"the model {model} is listed twice; list it once, with the sum of the weights"
+        for model, times in Counter(models).items()
+        if times > 1
+    ]
 
 
 def _slice(where: str, made: Any) -> Iterator[str]:

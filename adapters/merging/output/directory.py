@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader, read_json
+from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.checkpoints.names import is_unread
 from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder, write_tensors
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.merging.output.files import copy_files, copy_tokenizer, generation_config, token_ids
 from mergefront.adapters.merging.output.mergekit_config import read_config
+from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.merging.output.plan import BASE, MergePlan, Model, Part, plan_config
 from mergefront.adapters.merging.sources import check_finite
 from mergefront.optimizer.yaml_file import read_mapping
@@ -62,14 +61,7 @@ def write_merge(plan: MergePlan, folder: Path, *, device: str = "cpu", shard_byt
         _LOG.warning(note)
     layout = _layout(plan)
     write_tensors(folder, layout, _tensors(plan, layout, device), shard_bytes)
-    _write_configuration(plan, folder, {dtype for _, dtype in layout.values() if dtype.is_floating_point})
-    made = generation_config(plan.reference.whole.path, plan.tokenizer)
-    if made is not None:
-        (folder / "generation_config.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    copy_files(plan.reference.whole.path, plan.folders, folder)
-    copy_tokenizer(plan.tokenizer, plan.added_tokens, folder)
-    if plan.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(plan.chat_template, encoding="utf-8")
+    write_metadata(plan, folder, {_name(dtype) for _, dtype in layout.values() if dtype.is_floating_point})
 
 
 def _content(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
@@ -127,7 +119,7 @@ def _tensors(
         else:
             tied_to = name
         ((_, tensor),) = engine.iterate(part.recipe, [tied_to], dtype)
-        check_finite(tensor, "the merge", name, f" in {str(dtype).removeprefix('torch.')}; write it in another dtype")
+        check_finite(tensor, "the merge", name, f" in {_name(dtype)}; write it in another dtype")
         yield name, tensor
 
 
@@ -188,13 +180,5 @@ class _View(Mapping[str, "torch.Tensor"]):
         return len(self._names)
 
 
-def _write_configuration(plan: MergePlan, folder: Path, dtypes: set[torch.dtype]) -> None:
-    config = dict(plan.config)
-    if not config:
-        return
-    if plan.tokenizer != plan.reference.whole.path and (plan.tokenizer / "config.json").exists():
-        config = token_ids(config, read_json(plan.tokenizer / "config.json"))
-    if len(dtypes) == 1:
-        dtype = str(next(iter(dtypes))).removeprefix("torch.")
-        config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -15,14 +15,18 @@ from typing import Any, Protocol
 
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.recipes.mergekit_structure import check_structure
+from mergefront.optimizer.recipes.mergekit_structure import (
+    IGNORED_PARAMETERS,
+    check_structure,
+    plain_value,
+    repeated_models,
+)
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 
 _SUPPORTED = {
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
     "tokenizer", "chat_template", "name", "compat", "seed",
 }  # fmt: skip
-_IGNORED_PARAMETERS = {"int8_mask"}
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -151,6 +155,7 @@ def _from_models(models: Any, base: str | None, problems: list[str]) -> OutputSl
         sources.append(SourceSlice(str(entry["model"]), None, entry.get("parameters") or {}))
     if not sources:
         problems.append("models: at least one model is needed")
+    problems.extend(repeated_models(source.model for source in sources))
     if base is not None and base not in (source.model for source in sources):
         sources.append(SourceSlice(base, None, {}))
     return OutputSlice(tuple(sources), {}, base)
@@ -174,6 +179,7 @@ def _read_slice(made: Any, number: int, base: str | None, problems: list[str]) -
             problems.append(f"slice {number}: layer_range is {layers!r}; it must be [first, end) with first < end")
             continue
         sources.append(SourceSlice(str(source["model"]), (layers[0], layers[1]), source.get("parameters") or {}))
+    problems.extend(f"slice {number}: {line}" for line in repeated_models(source.model for source in sources))
     if len({source.layers[1] - source.layers[0] for source in sources if source.layers}) > 1:
         problems.append(f"slice {number}: its sources take different numbers of layers")
     return OutputSlice(tuple(sources), made.get("parameters") or {}, made.get("base_model") or base)
@@ -188,7 +194,7 @@ def _check_parameters(config: MergekitConfig) -> list[str]:
         settings += [(f"model {source.model}", source.parameters) for source in made.sources]
     for where, parameters in settings:
         for name in parameters:
-            if name not in known and name not in _IGNORED_PARAMETERS:
+            if name not in known and name not in IGNORED_PARAMETERS:
                 problems.append(
                     f"{where}: {config.method.name} has no parameter {name!r} {did_you_mean(str(name), known)}"
                 )
@@ -202,7 +208,8 @@ def _check_models(config: MergekitConfig) -> list[str]:
     for made in config.slices:
         refused = method.refuses(len(merged_models(config, made)))
         if refused is not None:
-            problems.append(refused)
+            of_base = "; the base_model is one of them, and can be left out" if made.base_model is not None else ""
+            problems.append(f"{refused}{of_base}")
     return problems
 
 
@@ -289,8 +296,7 @@ def evaluate_setting(setting: Any, tensor_name: str, depth: float, declared: Met
 
 
 def _plain(value: Any, declared: MethodParameter) -> ParameterValue:
-    if declared.name == "rescale" and isinstance(value, bool):
-        value = "l1" if value else "none"
+    value = plain_value(value, declared)
     if isinstance(value, str) and not declared.choices:
         try:
             value = float(value)

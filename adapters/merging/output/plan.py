@@ -72,6 +72,13 @@ class Part:
     models: Mapping[str, Model]
     places: Mapping[str, Place]
 
+    def __post_init__(self) -> None:
+        """A coefficient that is missing is an error before anything is written."""
+        reader = CoefficientReader(self.recipe)
+        for name, place in self.places.items():
+            if place.carried is None:
+                reader(name)
+
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -158,10 +165,6 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     parts = []
     for made, models, places in zip(config.slices, chosen, every, strict=True):
         recipe = SliceRecipe(config, made, {key: model.name for key, model in models.items() if key != BASE}, places)
-        reader = CoefficientReader(recipe)
-        for name, place in places.items():
-            if place.carried is None:
-                reader(name)  # so that a coefficient that is missing is an error before anything is written
         parts.append(Part(recipe, models, places))
     return MergePlan(
         reference,

@@ -318,3 +318,31 @@ def test_a_study_that_asked_about_images_without_them_is_not_continued(study: Pa
     with pytest.raises(UserError, match="items that name an image are asked with it"):
         changes_since("s", stored, study.parent)
     assert changes_since("s", {**stored, "scoring": 2}, study.parent) == []
+
+
+def test_kinds_of_module_that_no_tensor_follows_are_named_with_what_there_is(study: Path) -> None:
+    study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], split: [mlp, self_attn, up_proj]}"))
+    problems = [line for line in check_study(study).problems if line.startswith("merge.space.split")]
+    assert ["self_attn" in problems[0], "up_proj" in problems[1], len(problems)] == [True, True, 2]
+    assert [line.endswith("the modules of a layer are called mlp") for line in problems] == [True, True], problems
+
+
+def test_one_checkpoint_under_two_names_is_refused(study: Path) -> None:
+    study.write_text(STUDY.replace("french: models/french", "french: models/../models/maths"))
+    assert "merge.models.french: this is the same checkpoint as maths; name it once" in check_study(study).problems
+
+
+def test_what_an_export_could_not_write_is_said_before_anything_runs(study: Path) -> None:
+    tokenizer = study.parent / "models" / "base" / "special_tokens_map.json"
+    (study.parent / "elsewhere.json").write_text("{}")
+    tokenizer.symlink_to(study.parent / "elsewhere.json")
+    assert any("export:" in line and "leads out of the model's folder" in line for line in check_study(study).problems)
+
+
+def test_layers_that_predict_further_tokens_are_not_counted(study: Path) -> None:
+    for name in ("base", "maths", "french"):
+        folder = study.parent / "models" / name
+        write_checkpoint(folder, {**TENSORS, "model.layers.2.mlp.up_proj.weight": (6, 4)})
+        (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "num_nextn_predict_layers": 1}))
+    study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], granularity: {blocks: 3}}"))
+    assert any("blocks is 3; the model has 2 layers" in line for line in check_study(study).problems)

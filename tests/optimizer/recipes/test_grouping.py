@@ -74,3 +74,12 @@ def test_a_name_is_read_without_knowing_the_experts(
     assert CoefficientName.guess(str(name)) == name
     assert CoefficientName.parse(str(name), [expert] if expert else [], ["mlp"]) == name
     assert CoefficientName.guess(f"{name}]").parameter == f"{name}]"
+
+
+def test_heads_and_final_norms_follow_the_last_block_and_embeddings_the_first() -> None:
+    """Whatever they are called: GPT-NeoX's head, LFM2's final norm, T5's embedding."""
+    grouping = Grouping(4, (0, 2))
+    last = ["embed_out.weight", "model.embedding_norm.weight", "lm_head.weight", "model.norm.weight", "ln_f.weight"]
+    first = ["shared.weight", "model.embed_tokens.weight", "wte.weight", "embeddings.norm.weight"]
+    assert [grouping.block_of(name) for name in last] == [1] * len(last)
+    assert [grouping.block_of(name) for name in first] == [0] * len(first)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.adapters.merging.output.references import read_reference
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.recipe import Recipe
 
 GOLDENS = Path(__file__).parents[3] / "fixtures" / "goldens"
 
@@ -96,6 +98,7 @@ def test_filters_choose_by_tensor_name_and_fall_through(tmp_path: Path) -> None:
         ({"base_model": "models/absent"}, ["models/absent"]),
         ({"models": [{"model": "models/math"}]}, ["weight"]),
         ({"models": [{"model": "models/math", "parameters": {"weight": "heavy"}}]}, ["heavy"]),
+        ({"models": 2 * [{"model": "models/math", "parameters": {"weight": 0.4}}]}, ["models/math is listed twice"]),
         ({"merge_method": "tis"}, ["did you mean 'ties'"]),
     ],
 )  # fmt: skip
@@ -107,6 +110,45 @@ def test_everything_wrong_is_named_and_nothing_is_written(
         merge_to_directory(content, tmp_path / "out", GOLDENS)
     assert all(reason in str(caught.value) for reason in reasons)
     assert list(tmp_path.iterdir()) == []
+
+
+def evolved(method: str, models: list[str], **more: Any) -> dict[str, Any]:
+    """What mergekit-evolve writes: one slice, a base_model of its own, switches as numbers, int8_mask everywhere."""
+    sources = [{"model": f"models/{name}", "layer_range": [0, 4], "parameters": {"weight": 0.5}} for name in models]
+    if method == "slerp":
+        sources = [{key: value for key, value in source.items() if key != "parameters"} for source in sources]
+    parameters = {"int8_mask": 1.0, "normalize": 1.0}
+    return {"merge_method": method, "parameters": parameters, "slices": [{"sources": sources, **more}]}
+
+
+@pytest.mark.parametrize("method", ["slerp", "linear"])
+def test_what_mergekit_evolve_writes_is_read_as_mergekit_reads_it(tmp_path: Path, method: str) -> None:
+    names = ["math", "code"]
+    more = {"base_model": "models/math", "parameters": {"t": 0.3}} if method == "slerp" else {}
+    numbers = {"parameters": {"t": 0.3}} if method == "slerp" else {"parameters": {"weight": 0.5, "normalize": True}}
+    plain = {"merge_method": method, "models": [{"model": f"models/{name}"} for name in names], **numbers}
+    made = [
+        load_file(merge_to_directory(content, tmp_path / str(number), GOLDENS) / "model.safetensors")
+        for number, content in enumerate((evolved(method, names, **more), plain))
+    ]
+    assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][name], made[1][name]) for name in made[1])
+    recipe, same = (Recipe.from_mergekit(content) for content in (evolved(method, names, **more), plain))
+    assert list(recipe.models) == list(same.models)
+    asked, value = ("t", 0.3) if method == "slerp" else ("normalize", True)
+    assert recipe.coefficient(asked, None, "lm_head.weight") == value
+
+
+def test_a_path_may_hold_a_plus_and_a_lora_follows_the_last_one(tmp_path: Path) -> None:
+    for name in ("c++", "c++/a", "c++/b+c", "c++/a/b"):
+        (tmp_path / name).mkdir()
+    expected = {
+        "c++/a": f"{tmp_path}/c++/a",
+        "c++/b+c": f"{tmp_path}/c++/b+c",
+        "c++/a+c++/a/b": f"{tmp_path}/c++/a+{tmp_path}/c++/a/b",
+        "hub/model+hub/x": "hub/model+hub/x",
+    }
+    assert {text: str(read_reference(text, (tmp_path,))) for text in expected} == expected
+    assert read_reference("c++/a+c++/a/b", (tmp_path,)) == (f"{tmp_path}/c++/a", f"{tmp_path}/c++/a/b")
 
 
 def test_a_failure_half_way_leaves_nothing_behind(tmp_path: Path) -> None:

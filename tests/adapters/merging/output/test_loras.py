@@ -78,7 +78,7 @@ def kinds() -> Iterator[tuple[str, bool]]:
             yield name, True
 
 
-@pytest.mark.parametrize(("method", "base"), kinds())
+@pytest.mark.parametrize(("method", "base"), list(kinds()))
 def test_every_method_writes_the_weights_that_were_scored(root: Path, tmp_path: Path, method: str, base: bool) -> None:
     recipe = recipe_of(method, base)
     loras = {name: root / reference for name, reference in recipe.models.items()}
