@@ -62,10 +62,10 @@ def _has_blocks_and_a_norm_called_embedding(stored: Mapping[str, Any], root: Pat
 
 def _local_base(stored: Mapping[str, Any], root: Path) -> CheckpointHeader | None:
     """The base of a study that merges on this machine, if it is there."""
-    if stored["evaluator"].get("type") != "local":
+    base = stored["space"].get("base_model")
+    if stored["evaluator"]["type"] != "local" or base is None or not (root / base).exists():
         return None
-    base = root / str(stored["space"]["base_model"])
-    return read_header(base) if base.exists() else None
+    return read_header(root / base)
 
 
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
