@@ -8,19 +8,20 @@ from typing import Any
 
 from mergefront.adapters.checkpoints.header import CheckpointHeader
 
-_LOADED_SO = "load it with transformers and quantization_config={}(dequantize=True)"
-_ASKED_SO = "load it with transformers, call model.dequantize()"
+_SAVED = "save_pretrained(folder, save_original_format=False) in bfloat16"  # else transformers 5 packs them again
+_LOADED_SO = f"load it with transformers, quantization_config={{}}(dequantize=True), and {_SAVED}"
+_ASKED_SO = f"load it with transformers, model.dequantize(), and {_SAVED}"
+_BY_ITS_LIBRARY = "dequantise it with {} and save it in bfloat16"
 _REMEDIES: Mapping[str, str] = {
     "fp8": _LOADED_SO.format("FineGrainedFP8Config"),
     "mxfp4": _LOADED_SO.format("Mxfp4Config"),
     "compressed-tensors": _LOADED_SO.format("CompressedTensorsConfig"),
     "bitsandbytes": _ASKED_SO,
     "higgs": _ASKED_SO,
-    "gptq": "dequantise it with gptqmodel",
-    "awq": "dequantise it with the library that packed it (autoawq, llm-awq, gptqmodel)",
-    "hqq": "dequantise it with hqq",
-    "eetq": "take the weights that eetq made it from, since it keeps none to go back to",
-    "torchao": "dequantise it with torchao (tensor.dequantize() of every quantised weight)",
+    "gptq": _BY_ITS_LIBRARY.format("gptqmodel"),
+    "awq": _BY_ITS_LIBRARY.format("the library that packed it (autoawq, llm-awq, gptqmodel)"),
+    "hqq": _BY_ITS_LIBRARY.format("hqq"),
+    "torchao": _BY_ITS_LIBRARY.format("torchao"),
 }
 """How each method's weights become numbers again; others: by the library that owns the format."""
 _PACKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
@@ -54,10 +55,8 @@ def refuse_quantised(header: CheckpointHeader, whose: str) -> list[str]:
     method = quantisation(header)
     if method is None:
         return []
-    remedy = _REMEDIES.get(method, "dequantise it with the library that owns the format")
-    return [
-        f"{whose} is quantised ({method}): its stored numbers are no weights; {remedy}, save it in bfloat16, merge that"
-    ]
+    remedy = _REMEDIES.get(method, _BY_ITS_LIBRARY.format("the library that owns the format"))
+    return [f"{whose} is quantised ({method}): its stored numbers are no weights; {remedy}; merge that"]
 
 
 def _configured(config: Mapping[str, Any], depth: int = 3) -> str | None:

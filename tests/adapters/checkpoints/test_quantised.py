@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.quantised import quantisation, refuse_quantised
@@ -61,6 +62,28 @@ def test_without_a_configuration_the_tensors_tell(tmp_path: Path, packed: dict[s
 def test_integers_that_are_no_weights_do_not_make_a_checkpoint_quantised(tmp_path: Path) -> None:
     tensors = {**FLOATS, "embeddings.position_ids": torch.arange(4), "router.routes": torch.arange(4).int()}
     assert refuse_quantised(read_header(stored(tmp_path / "m", tensors)), "the base model") == []
+
+
+def test_the_way_out_that_is_named_leads_to_weights(tmp_path: Path, tiny_llama: Any) -> None:
+    tiny_llama.save_pretrained(tmp_path / "packed")
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    packed = dict(tensors)
+    for name in (name for name in tensors if name.endswith("proj.weight")):
+        scale = tensors[name].abs().max() / 448
+        packed[name] = (tensors[name] / scale).to(torch.float8_e4m3fn)
+        packed[f"{name}_scale_inv"] = scale.reshape(1, 1)
+    save_file(packed, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    (problem,) = refuse_quantised(read_header(tmp_path / "packed"), "the base model")
+    assert "FineGrainedFP8Config(dequantize=True)" in problem and "save_original_format=False" in problem
+    way_out = FineGrainedFP8Config(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", quantization_config=way_out)
+    model.save_pretrained(tmp_path / "saved", save_original_format=False)
+    assert quantisation(read_header(tmp_path / "saved")) is None
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.allclose(saved[name].float(), tensors[name], atol=0.1) for name in tensors)
 
 
 def test_quantised_bases_and_experts_are_refused_with_the_way_out(tmp_path: Path) -> None:
