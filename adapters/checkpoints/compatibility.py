@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 
 from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed, known_keys
 from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo
-from mergefront.adapters.checkpoints.lora import lora_modules
-from mergefront.adapters.checkpoints.names import EMBEDDINGS, HEADS, head_name, is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.lora import LoraContents, read_lora
+from mergefront.adapters.checkpoints.names import (
+    EMBEDDINGS,
+    HEADS,
+    embedding_name,
+    head_name,
+    is_prediction_layer,
+    is_unread,
+)
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -198,24 +205,64 @@ def _stored(info: TensorInfo) -> bytes:
 def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> list[str]:
     """Why a LoRA cannot be folded into ``base``: one sentence per kind of problem."""
     try:
-        modules, whole = lora_modules(lora)
+        contents = read_lora(lora, base)
     except UserError as error:
         return [f"expert {name!r}: {error}"]
-    absent = [target for target in (*modules, *whole) if target not in base.tensors]
-    differing = []
-    for target, module in modules.items():
-        made = module.shape[::-1] if module.transposed else module.shape
-        if target in base.tensors and base.tensors[target].shape != made:
-            differing.append(f"{target} is {list(made)} and not {list(base.tensors[target].shape)}")
-    for target, key in whole.items():
-        if target in base.tensors and base.tensors[target].shape != lora.tensors[key].shape:
-            differing.append(f"{target} is {list(lora.tensors[key].shape)} and not {list(base.tensors[target].shape)}")
-    problems = []
+    found = {
+        target: module.stored[::-1] if module.transposed else module.stored
+        for target, module in contents.modules.items()
+    }
+    found |= {target: lora.tensors[bias.key].shape for target, bias in contents.biases.items()}
+    whole = {target: lora.tensors[key].shape for target, key in contents.whole.items()}
+    absent = [
+        target for target in contents.targets
+        if target not in base.tensors and not (base.tied and target.endswith(HEADS))
+    ]  # fmt: skip
+    differing, longer = [], []
+    for target, shape in (*found.items(), *whole.items()):
+        own = base.tensors[target].shape if target in base.tensors else shape
+        if own == shape:
+            continue
+        if target.endswith(EMBEDDINGS + HEADS) and len(own) == len(shape) == 2 and own[1:] == shape[1:]:
+            longer.append((target, shape[0], own[0]))
+        differing.append(f"{target} is {list(shape)} and not {list(own)}")
+    problems = _compare_tied(base, lora, contents, name) if base.tied else []
     if absent:
-        problems.append(f"expert {name!r} (a LoRA) adapts tensors that the base lacks: {_some(absent)}")
-    if differing:
+        reason = f"expert {name!r} (a LoRA) adapts tensors that the base lacks: {_some(absent)}"
+        lacking = [target for target in contents.biases if target in absent]
+        problems.append(f"{reason}; a bias of B (lora_bias) needs a layer with a bias" if lacking else reason)
+    if longer:
+        target, rows, own_rows = longer[0]
+        problems.append(
+            f"expert {name!r} (a LoRA) was trained on a base of another vocabulary: {target} has {rows} rows, the "
+            f"base's {own_rows}; give its base as it was then: load the base, call "
+            f"model.resize_token_embeddings({rows}), and save it with the LoRA's tokenizer as the base_model"
+        )
+    elif differing:
         problems.append(f"expert {name!r} (a LoRA) differs from the base in shape: {_some(differing)}")
     return problems
+
+
+def _compare_tied(base: CheckpointHeader, lora: CheckpointHeader, contents: LoraContents, name: str) -> list[str]:
+    """Why a LoRA cannot be folded into a base whose head shares the embedding's storage: at most one sentence."""
+    embedding = embedding_name(base.tensors)
+    shared = [target for target in contents.targets if target == embedding or target.endswith(HEADS)]
+    saved = [key for key in lora.tensors if key.endswith(HEADS) and ".lora_" not in key and ".base_layer." not in key]
+    adapted = [target for target in shared if target in contents.modules]
+    if not shared and not saved:
+        return []
+    if adapted:
+        said = f"adapts {adapted[0]} alone, and peft merges it into both"
+    elif embedding is None or embedding not in contents.whole or not saved:
+        said = f"saved {(shared or saved)[0]} alone, and in peft the other one stays as it is"
+    elif _stored(lora.tensors[saved[0]]) != _stored(lora.tensors[contents.whole[embedding]]):
+        said = "saved another embedding than head"
+    else:
+        return []
+    return [
+        f"expert {name!r} (a LoRA) {said}, but the base's embedding and head are one tensor; untie the base first "
+        "(save it with a copy of the embedding as its head and tie_word_embeddings false)"
+    ]
 
 
 def _all(differences: Mapping[str, str]) -> str:

@@ -18,10 +18,11 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mergefront.adapters.checkpoints.lora_settings import lora_settings
 from mergefront.adapters.checkpoints.names import embedding_name, head_name
 from mergefront.optimizer.errors import UserError
 
@@ -53,18 +54,6 @@ class TensorInfo(NamedTuple):
     file: Path
     begin: int
     end: int
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """What ``adapter_config.json`` says about scaling and layout."""
-
-    r: int
-    alpha: float
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    rslora: bool = False
-    fan_in_fan_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,34 +155,8 @@ def _read_lora(path: Path) -> CheckpointHeader:
                 f"{path}: the LoRA is pickled (adapter_model.bin), which can run code when loaded; {_CONVERT}"
             )
         raise UserError(f"{path}: adapter_config.json is there but adapter_model.safetensors is missing")
-    header = CheckpointHeader(path, "lora", read_safetensors_header(file), (file,), config)
-    lora_settings(header)
-    return header
-
-
-def lora_settings(header: CheckpointHeader) -> LoraSettings:
-    """The scaling of a LoRA; raises ``UserError`` for a kind of PEFT adapter that is not a plain LoRA."""
-    config = header.config
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
-        raise UserError(f"{header.path}: a PEFT adapter of type {kind}; only LORA can be merged")
-    for key in ("use_dora", "lora_bias", "use_qalora"):
-        if config.get(key):
-            raise UserError(
-                f"{header.path}: {key} is set, so it is no plain LoRA; merge it into its base with peft's "
-                "merge_and_unload first"
-            )
-    try:
-        return LoraSettings(
-            r=int(config.get("r", 8)),
-            alpha=float(config.get("lora_alpha", 8)),
-            rank_pattern=dict(config.get("rank_pattern") or {}),
-            alpha_pattern=dict(config.get("alpha_pattern") or {}),
-            rslora=bool(config.get("use_rslora", False)),
-            fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{header.path / 'adapter_config.json'}: {error}") from None
+    lora_settings(path, config)
+    return CheckpointHeader(path, "lora", read_safetensors_header(file), (file,), config)
 
 
 def read_safetensors_header(file: Path) -> dict[str, TensorInfo]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_json
-from mergefront.adapters.checkpoints.lora import lora_modules
+from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.names import EMBEDDINGS
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
@@ -143,7 +143,8 @@ def token_axes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
 def lora_token_axes(lora: CheckpointHeader, base: Mapping[str, int]) -> dict[str, tuple[str, int, bool]]:
     """By name of a LoRA's tensor: the base's tensor that it changes, its axis of tokens, and whether it is a whole
     tensor (a saved embedding) and not a factor. ``base`` are the base's axes."""
-    modules, whole = lora_modules(lora)
+    contents = read_lora(lora)
+    modules, whole = contents.modules, contents.whole
     found = {whole[target]: (target, axis, True) for target, axis in base.items() if target in whole}
     for target in base:
         module = modules.get(target)

@@ -70,7 +70,9 @@ class ExpertSource:
         self.name = name
         self._source = source
         header = header_of(source, name)
-        self.lora = LoraTaskVector(source) if isinstance(source, Checkpoint) and header.kind == "lora" else None
+        base = None if reference is None else header_of(reference, "base model")
+        is_lora = isinstance(source, Checkpoint) and header.kind == "lora"
+        self.lora = LoraTaskVector(source, base) if is_lora else None  # type: ignore[arg-type]
         self._alias: dict[str, str] = {}
         self._unread: frozenset[str] = frozenset()
         if reference is None:
@@ -118,11 +120,10 @@ class ExpertSource:
             return None
         if self.lora is None:
             return Entry(self._source[self._alias.get(name, name)], False) if self.has(name) else None
-        delta = self.lora.delta(name)
-        if delta is not None:
-            return Entry(delta, True)
-        replacement = self.lora.replacement(name)
-        return None if replacement is None else Entry(replacement, False)
+        replacement, delta = self.lora.replacement(name), self.lora.delta(name)
+        if replacement is not None:
+            return Entry(replacement if delta is None else replacement.float() + delta, False)
+        return None if delta is None else Entry(delta, True)
 
 
 def check_finite(

@@ -153,13 +153,23 @@ class TensorPool:
     def lora_module(self, name: str, expert: str) -> LoraModule | None:
         """What a LoRA says about one tensor of the base, or None where it does not adapt it."""
         lora = self._experts[expert].lora
-        return None if lora is None else lora.modules.get(name)
+        return None if lora is None else lora.contents.modules.get(name)
 
     def lora_factors(self, module: LoraModule, expert: str) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r x in) and B (out x r) of one module in float32."""
         lora = self._experts[expert].lora
         assert lora is not None
-        return lora.checkpoint[module.a].to(self.device).float(), lora.checkpoint[module.b].to(self.device).float()
+        a, b = lora.factors(module)
+        return a.to(self.device), b.to(self.device)
+
+    def beside_factors(self, name: str, expert: str) -> Entry | None:
+        """What a LoRA changes in one tensor of the base otherwise than by factors, or None."""
+        lora = self._experts[expert].lora
+        assert lora is not None
+        if name not in lora.contents.modules:
+            return self.entry(name, expert)
+        whole = lora.replacement(name)
+        return None if whole is None else Entry(self._settle(whole, copy=False), False)
 
     def _is_carried(self, name: str, reference: Checkpoint | Mapping[str, torch.Tensor]) -> bool:
         if isinstance(reference, Checkpoint):

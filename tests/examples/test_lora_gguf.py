@@ -67,7 +67,8 @@ HALF = dict(list(FACTORS.items())[:1])
     ("tensors", "config", "message"),
     [
         (FACTORS, {"use_dora": True}, "use_dora"),
-        (FACTORS, {"lora_bias": True}, "lora_bias"),
+        ({**FACTORS, f"base_model.model.{MODULE}.lora_B.bias": np.ones(4, dtype=np.float32)}, {}, "biases"),
+        (FACTORS, {"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({**FACTORS, BIAS: np.ones(4, dtype=np.float32)}, {"bias": "all"}, "biases"),
         (FACTORS, {"peft_type": "IA3"}, "LORA"),
         (FACTORS, {"fan_in_fan_out": True}, "transposed"),

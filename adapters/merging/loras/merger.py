@@ -1,7 +1,7 @@
 """Merging one tensor by a method of LoRA factors: combine the factors, multiply, add to the base.
 
 Nothing of the size of the model is held per LoRA. A tensor that a LoRA carries whole (a bias, a module
-saved whole) takes part with its difference from the base.
+saved whole) takes part with its difference from the base, a bias of B with itself.
 """
 
 from __future__ import annotations
@@ -56,13 +56,15 @@ class LoraMerger:
                 a = keep_largest(a, float(values["density"]))
                 factors = Factors(b.T, a.T) if module.transposed else Factors(a, b)
                 parts.append(Part(weight, module.scaling, factors))
-            elif (entry := self._pool.entry(wanted.name, model)) is not None:
-                added = weight * (entry.tensor.float() - base.float())
+            beside = self._pool.beside_factors(wanted.name, model)
+            if beside is not None:
+                added = weight * (beside.tensor.float() if beside.is_delta else beside.tensor.float() - base.float())
                 total = added if total is None else total + added
         if parts:
             rank = round(float(coefficients.of_recipe("rank"))) if operator == "svd" else 0
             merged = combine(parts, operator, rank or max(ranks))
             product = merged.b @ merged.a
+            product = product.view(base.shape)
             total = product if total is None else total + product
         if total is None:
             out.copy_(base)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mergefront.adapters.checkpoints.header import Checkpoint
-from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
+from mergefront.adapters.checkpoints.lora import LoraModule, read_lora
 from mergefront.adapters.checkpoints.writer import complete_folder
 from mergefront.adapters.merging.task_vectors.ranks import kept_count
 from mergefront.optimizer.errors import UserError
@@ -84,14 +84,18 @@ def _modules(opened: Mapping[str, Checkpoint]) -> dict[str, dict[str, LoraModule
     """The adapted modules of a pool: by base tensor name, then by LoRA."""
     modules: dict[str, dict[str, LoraModule]] = {}
     for name, checkpoint in opened.items():
-        found, whole = lora_modules(checkpoint.header)
-        if whole:
+        contents = read_lora(checkpoint.header)
+        if contents.beyond_matrices is not None:
             raise UserError(
-                f"LoRA {name!r} also carries whole tensors ({next(iter(whole))}); fold it into the base instead"
+                f"LoRA {name!r} also changes biases or whole tensors ({contents.beyond_matrices}); "
+                "fold it into the base instead"
             )
-        for target, module in found.items():
-            if module.transposed:
-                raise UserError(f"LoRA {name!r}: {target} is stored transposed; fold it into the base instead")
+        for target, module in contents.modules.items():
+            if not module.is_linear:
+                raise UserError(
+                    f"LoRA {name!r}: {target} is an embedding, a convolution or stored transposed; "
+                    "fold it into the base instead"
+                )
             modules.setdefault(target, {})[name] = module
     for target, owners in modules.items():
         if len({module.shape for module in owners.values()}) > 1:

@@ -158,7 +158,7 @@ class _View(Mapping[str, "torch.Tensor"]):
         tensors = {made: model.header.tensors[name] for made, name in names.items()}
         self.header = CheckpointHeader(model.whole.path, "full", tensors, model.header.files, plan.config)
         self._whole = model.whole
-        self._lora = None if model.lora is None else LoraTaskVector(model.lora)
+        self._lora = None if model.lora is None else LoraTaskVector(model.lora, model.header)
         self._names = names
         self._compat = plan.compat
 
@@ -167,10 +167,7 @@ class _View(Mapping[str, "torch.Tensor"]):
         stored = self._whole[own]
         if self._lora is None:
             return stored
-        replacement, delta = self._lora.replacement(own), self._lora.delta(own)
-        if replacement is not None or delta is None:
-            return stored if replacement is None else replacement
-        folded = stored.float() + delta
+        folded = self._lora.on(own, stored)
         return folded.to(stored.dtype) if self._compat else folded
 
     def __iter__(self) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from mergefront.adapters.checkpoints.header import CheckpointHeader, read_array, read_header
-from mergefront.adapters.checkpoints.lora import LoraModule, lora_modules
+from mergefront.adapters.checkpoints.lora import LoraModule, read_lora
 from mergefront.optimizer.errors import UserError
 
 from .tensor_names import Heads, Matrix, gguf_file, gguf_name, in_rotary_order
@@ -52,14 +52,17 @@ def _modules(header: CheckpointHeader) -> list[LoraModule]:
     """The adapted linear layers by name. Raises ``UserError`` where the file could not say what the LoRA does."""
     if header.kind != "lora":
         raise UserError(f"{header.path}: has no adapter_config.json; this is no PEFT LoRA")
-    modules, whole = lora_modules(header)
-    if whole:
-        raise UserError(f"{header.path}: it also changes biases or whole modules ({next(iter(whole))})")
+    contents = read_lora(header)
+    modules = contents.modules
+    if contents.beyond_matrices is not None:
+        raise UserError(f"{header.path}: it also changes biases or whole modules ({contents.beyond_matrices})")
     if not modules:
         raise UserError(f"{header.path}: holds no LoRA matrices")
     for module in modules.values():
-        if module.transposed:
-            raise UserError(f"{header.path}: {module.target} is an embedding or stored transposed; it is not written")
+        if not module.is_linear:
+            raise UserError(
+                f"{header.path}: {module.target} is an embedding, a convolution or stored transposed; it is not written"
+            )
     return [modules[target] for target in sorted(modules)]
 
 

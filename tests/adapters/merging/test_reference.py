@@ -188,7 +188,7 @@ def test_lora_folders_are_merged_as_the_task_vectors_that_they_are(
 ) -> None:
     base = {"x.weight": torch.ones(12, 9), "norm": torch.ones(4)}
     vectors = {name: LoraTaskVector(Checkpoint(folder)) for name, folder in loras.items()}
-    deltas = {e: {n: v.delta(n) if n in v.modules else torch.zeros(4) for n in base} for e, v in vectors.items()}
+    deltas = {e: {n: v.delta(n) if n in v.changed() else torch.zeros(4) for n in base} for e, v in vectors.items()}
     made = recipe(method, weight, density, rescale="none", normalize=False)
     live, _ = merged(MergeEngine(base, loras, **PATHS[path]), made, base, torch.float32)
     assert all(torch.equal(live[name], tensor) for name, tensor in reference(made, base, deltas).items())
