@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.optimizer.errors import UserError
 
 DEFAULT_EVALUATIONS = 30
@@ -68,6 +70,26 @@ def _local_base(stored: Mapping[str, Any], root: Path) -> CheckpointHeader | Non
     return read_header(root / base)
 
 
+def _merges_loras_otherwise(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether a LoRA has biases of B, or is of a kind or a layout that was once merged as a plain one."""
+    base = _local_base(stored, root)
+    if base is None:
+        return False
+    for folder in (root / path for path in stored["space"]["models"].values()):
+        if not (folder / "adapter_config.json").exists():
+            continue
+        try:
+            lora = read_header(folder)
+            contents = read_lora(lora, base)
+        except UserError:
+            return True
+        flag = bool(lora.config.get("fan_in_fan_out"))
+        moved = any(m.transposed != (flag or ".lora_embedding_" in m.a) for m in contents.modules.values())
+        if contents.biases or moved or compare_headers(base, lora, "lora"):
+            return True
+    return False
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ScoringChange(2, "items that name an image are asked with it", _has_images),
     ScoringChange(
@@ -79,6 +101,12 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
         2,
         "the final norm (embedding_norm) took the coefficients of the first block, and now takes those of the last",
         _has_blocks_and_a_norm_called_embedding,
+    ),
+    ScoringChange(
+        2,
+        "a LoRA of it was not merged as peft merges it (biases of B, kinds started from the base's weights, embeddings "
+        "of a tied base, layers stored as in x out)",
+        _merges_loras_otherwise,
     ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""

@@ -28,10 +28,10 @@ SIZES = {"vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidde
 LLAMA = dict(SIZES, num_attention_heads=2, num_key_value_heads=2, attention_bias=True)
 GPT2 = {"vocab_size": 24, "n_embd": 8, "n_inner": 8, "n_layer": 1, "n_head": 2}
 WHISPER = {
-    "vocab_size": 24, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_mel_bins": 4, "max_source_positions": 6, "max_target_positions": 6,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1, "suppress_tokens": None,
-    "begin_suppress_tokens": None,
+    "vocab_size": 24, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "num_mel_bins": 4,
+    "max_source_positions": 6, "max_target_positions": 6, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "decoder_start_token_id": 1, "suppress_tokens": None, "begin_suppress_tokens": None,
 }  # fmt: skip
 VISION = {
     "depth": 1,
@@ -45,7 +45,8 @@ QWEN_VL = {
     "text_config": dict(
         SIZES, num_attention_heads=2, num_key_value_heads=2, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 0]}
     ),
-    "vision_config": VISION, "image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8,
+    "vision_config": VISION, "image_token_id": 5, "video_token_id": 6,
+    "vision_start_token_id": 7, "vision_end_token_id": 8,
 }  # fmt: skip
 MAKERS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),

@@ -25,6 +25,7 @@ def test_a_study_that_rounded_task_vectors_of_loras_is_refused(
     (tmp_path / "expert").mkdir()
     if lora:
         (tmp_path / "expert" / "adapter_config.json").write_text(json.dumps({"r": 2}))
+        save_file({}, tmp_path / "expert" / "adapter_model.safetensors")
     stored = {
         "scoring": 1,
         "space": {"base_model": "base", "models": {"x": "expert"}, "granularity": "global"},
@@ -50,6 +51,38 @@ def test_a_study_whose_final_norm_changes_blocks_is_refused(tmp_path: Path, gran
     }
     if refused:
         with pytest.raises(UserError, match="embedding_norm"):
+            changes_since("s", stored, tmp_path)
+    else:
+        assert changes_since("s", stored, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "refused"),
+    [
+        ({}, ("A.weight", "B.weight"), False),
+        ({}, ("A.weight", "B.weight", "B.bias"), True),
+        ({"init_lora_weights": "pissa"}, ("A.weight", "B.weight"), True),
+        ({"fan_in_fan_out": True}, ("A.weight", "B.weight"), True),
+    ],
+)
+def test_a_study_whose_loras_were_not_merged_as_peft_merges_them_is_refused(
+    tmp_path: Path, config: dict[str, object], names: tuple[str, ...], refused: bool
+) -> None:
+    (tmp_path / "base").mkdir()
+    save_file({"q_proj.weight": torch.ones(2, 2), "q_proj.bias": torch.ones(2)}, tmp_path / "base/model.safetensors")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "adapter_config.json").write_text(json.dumps({"r": 2, **config}))
+    tensors = {f"q_proj.lora_{name}": torch.ones(2) if "bias" in name else torch.ones(2, 2) for name in names}
+    save_file(tensors, tmp_path / "x" / "adapter_model.safetensors")
+    stored = {
+        "scoring": 1,
+        "space": {"base_model": "base", "models": {"x": "x"}, "granularity": "global"},
+        "evaluator": {"type": "local"},
+        "sampler": {"name": "sobol"},
+    }
+    if refused:
+        with pytest.raises(UserError, match="not merged as peft merges it"):
             changes_since("s", stored, tmp_path)
     else:
         assert changes_since("s", stored, tmp_path) == []
