@@ -130,8 +130,8 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
         tensor = vocabulary[0]
         problems.append(
             f"expert {name!r} has another vocabulary size: {tensor} is {list(own[tensor].shape)}, "
-            f"the base's is {list(base.tensors[tensor].shape)}; move it to the base's tokens first "
-            "(a token transplantation tool such as mergekit-tokensurgeon does that)"
+            f"the base's is {list(base.tensors[tensor].shape)}; tokenizer_source says whose tokens a merge of folders "
+            "with tokenizers has"
         )
     others = [tensor for tensor in differing if tensor not in vocabulary]
     if others:

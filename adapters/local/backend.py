@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, read_header
-from mergefront.adapters.merging.output.files import copy_tokenizer, generation_config
+from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -101,7 +101,7 @@ class LocalBackend:
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
         allow: Collection[str] = (),
-        tokenizer_source: TokenizerChoice | None = None,
+        tokenizer_source: str | Mapping[str, Any] | None = None,
         for_text: bool = True,
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
@@ -109,8 +109,9 @@ class LocalBackend:
         ``device`` "auto" is the accelerator where there is one. ``dtype`` is what merged weights are rounded to, as
         an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
         ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU). ``tokenizer_source``
-        says whose tokens merges have (default: all must have the same); the live model gets rows for them. The live
-        model is of the class that the base's configuration names; ``for_text`` gives a base without a head one.
+        says whose tokens merges have, as a study file does (default: all must have the same); the live model gets
+        rows for them. The live model is of the class that the base's configuration names; ``for_text`` gives a base
+        without a head one.
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
@@ -126,7 +127,7 @@ class LocalBackend:
         aligned = align(
             {_BASE: Checkpoint(Path(base)), **{name: Checkpoint(Path(path)) for name, path in experts.items()}},
             _BASE,
-            tokenizer_source or TokenizerChoice(),
+            TokenizerChoice.read(tokenizer_source),
         )
         model, tokenizer = _load_model(Path(base), computing, aligned, for_text)
         model.to(where)
@@ -343,6 +344,6 @@ def _load_tokenizer(base: Path, aligned: Alignment, options: Mapping[str, Any]) 
     if not aligned.added:
         return AutoTokenizer.from_pretrained(aligned.tokenizer, **options)
     with tempfile.TemporaryDirectory() as folder:
-        copy_tokenizer(aligned.tokenizer, aligned.added, Path(folder))
+        write_files(tokenizer_files(aligned.tokenizer), aligned.added, Path(folder))
         shutil.copyfile(base / "config.json", Path(folder) / "config.json")
         return AutoTokenizer.from_pretrained(folder, **options)

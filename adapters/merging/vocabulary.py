@@ -159,6 +159,11 @@ def align(models: Mapping[str, Checkpoint], base: str | None, choice: TokenizerC
         raise UserError(f"tokenizer_source: {models[donor].path} has no tokenizer that is read here")
     own = {name: one for name, one in tokens.items() if name in sizes or name == donor}
     target = _target(own, {donor: was, **sizes}, donor, choice)
+    if target.added and not (models[target.donor].path / "tokenizer.json").exists():
+        raise UserError(
+            f"tokenizer_source: union: tokens can be added to a tokenizer.json only; save the tokenizer of "
+            f"{models[target.donor].path} with one"
+        )
     # A model without a tokenizer is taken at its word: it has the base's tokens, or the donor's.
     known = {name: tokens.get(name, tokens.get(reference, tokens[donor])) for name in sizes}
     if choice.transplant is not None:

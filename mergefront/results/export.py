@@ -54,10 +54,9 @@ def export_candidate(
     config = recipe.to_mergekit(references)
     if study.definition.evaluator.backend.get("compat") is not None:
         config["compat"] = "mergekit"
-    if study.definition.tokenizer_source is not None:
-        config["tokenizer_source"] = _map_tokenizer(
-            study.definition.tokenizer_source, lambda name: references.get(name, name)
-        )
+    chosen = study.definition.tokenizer_source
+    if chosen is not None:
+        config |= _tokenizer_keys(_map_tokenizer(chosen, lambda name: references.get(name, name)))
     paths = _paths(recipe, study.space.base_model, root)
     missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
     if missing and not config_only:
@@ -149,6 +148,13 @@ def map_references(config: Any, change: Callable[[str], str]) -> Any:
     if isinstance(config, list):
         return [map_references(entry, change) for entry in config]
     return config
+
+
+def _tokenizer_keys(chosen: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer of a merge as mergekit writes it; transplants are mergefront's own."""
+    if isinstance(chosen, str) or "transplant" in chosen:
+        return {"tokenizer_source": chosen}
+    return {"tokenizer": {"source": chosen["model"], **{key: chosen[key] for key in chosen if key != "model"}}}
 
 
 def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]) -> Any:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +82,11 @@ def check_checkpoints(found: Findings) -> int | None:
     if base is None:
         return None
     aligned: Mapping[str, Checkpoint] = opened
-    with found.catch("merge."):
-        choice = TokenizerChoice.read(file.merge.tokenizer_source)
-        if not problems:
-            with found.catch("merge.models: "):
-                aligned = align(opened, "", choice).models
+    if not problems:
+        with suppress(UserError):  # so that what differs beside the tokens is said as well
+            aligned = align(opened, "", TokenizerChoice("base")).models
+        with found.catch("merge: "):
+            aligned = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
     for name in (name for name in models if name in opened):
         expert = aligned[name].header
         with found.catch(f"merge.models.{name}: "):
@@ -170,8 +170,11 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
     if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
         raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
     assert file.merge.base_model is not None and isinstance(file.merge.models, Mapping)
-    experts = {name: root / path for name, path in file.merge.models.items()}
-    return {"starts": list(blocks_by_importance(layer_importance(root / file.merge.base_model, experts), blocks))}
+    opened = {"": Checkpoint(root / file.merge.base_model)}
+    opened |= {name: Checkpoint(root / path) for name, path in file.merge.models.items()}
+    aligned = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
+    importance = layer_importance(aligned[""], {name: aligned[name] for name in file.merge.models})
+    return {"starts": list(blocks_by_importance(importance, blocks))}
 
 
 def check_tasks(found: Findings) -> dict[str, str]:

@@ -114,7 +114,7 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         compat_mergekit=settings.get("compat") == "mergekit",
         task_vectors=settings.get("task_vectors", "exact"),
         allow=definition.allow,
-        tokenizer_source=TokenizerChoice.read(definition.tokenizer_source),
+        tokenizer_source=definition.tokenizer_source,
         for_text=any(task.verb != "python" for task in tasks),
     )
     return TaskEvaluator(backend, tasks)

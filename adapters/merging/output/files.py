@@ -38,45 +38,46 @@ _TOKEN_KEY = re.compile(r"^(\w+_)?token_ids?$|^\w+_token_index$")
 _CODE = re.compile(r"^(?:[^:]*--)?(?P<module>[A-Za-z_][\w.]*)\.[A-Za-z_]\w*$")
 
 
-def copy_files(reference: Path, models: Iterable[Path], folder: Path) -> None:
-    """Copy to ``folder`` what its merged weights need beside a tokenizer: processor, custom code and modules of
+def files_of(reference: Path, models: Iterable[Path]) -> dict[str, Path]:
+    """What merged weights need beside a tokenizer, by the path in their folder: processor, custom code and modules of
     ``reference``.
 
     ``models`` are all models of the merge: weights of sentence-transformers modules, which no merge reaches, are
-    copied where all have the same. Nothing that is copied is run; copied code is named in the log. Raises
-    ``UserError`` for a link that leaves its model's folder, for a file that is too large for what its name says, and
-    for modules whose weights differ.
+    taken where all have the same. Raises ``UserError`` for a link that leaves its model's folder, for a file that is
+    too large for what its name says, and for modules whose weights differ.
     """
-    for file in _matching(reference, (*_PROCESSOR, *_SENTENCE_TRANSFORMERS)):
-        _copy(reference, file, folder)
+    found = _matching(reference, (*_PROCESSOR, *_SENTENCE_TRANSFORMERS))
     for module in _modules(reference):
-        for file in _matching(reference, tuple(f"{module}/{pattern}" for pattern in _MODULE)):
-            if file.endswith(".safetensors"):
-                _refuse_differing(reference, file, models)
-            _copy(reference, file, folder)
-    code = sorted(_code(reference))
-    for file in code:
-        _copy(reference, file, folder)
+        found += _matching(reference, tuple(f"{module}/{pattern}" for pattern in _MODULE))
+    for file in found:
+        if file.endswith(".safetensors"):
+            _refuse_differing(reference, file, models)
+    return {file: _own_file(reference, file) for file in (*found, *sorted(_code(reference)))}
+
+
+def tokenizer_files(donor: Path) -> dict[str, Path]:
+    """The tokenizer of ``donor`` and its chat templates, by the path in their folder; raises as ``files_of`` does."""
+    return {file: _own_file(donor, file) for file in _matching(donor, TOKENIZER)}
+
+
+def write_files(files: Mapping[str, Path], added: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Copy files, and append tokens (entries of tokenizer.json) to the tokenizer among them.
+
+    Nothing that is copied is run; copied code is named in the log.
+    """
+    for file, origin in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(origin, folder / file)
+    code = [file for file in files if file.endswith(".py")]
     if code:
         _log.warning(
             "code of the model's own was copied, not run: %s (from %s); read it before you load the model with "
             "trust_remote_code",
             ", ".join(code),
-            reference,
+            files[code[0]].parent,
         )
-
-
-def copy_tokenizer(donor: Path, added: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Copy the tokenizer of ``donor`` with its chat templates, and append tokens (entries of tokenizer.json).
-
-    Raises ``UserError`` as ``copy_files`` does, and for tokens that are to be added where there is no tokenizer.json.
-    """
-    for file in _matching(donor, TOKENIZER):
-        _copy(donor, file, folder)
     if not added:
         return
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{donor}: tokens can be added to a tokenizer.json only; save the tokenizer with one")
     content = read_json(folder / "tokenizer.json")
     content["added_tokens"] = [*content.get("added_tokens", ()), *added]
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -176,7 +177,8 @@ def _relative_imports(file: Path) -> list[str]:
     ]
 
 
-def _copy(folder: Path, file: str, out: Path) -> None:
+def _own_file(folder: Path, file: str) -> Path:
+    """The file itself behind a path in a model's folder."""
     origin = folder / file
     target = origin.resolve()
     # The cache of the Hub keeps a snapshot's files as links to the blobs of the same repository.
@@ -190,8 +192,7 @@ def _copy(folder: Path, file: str, out: Path) -> None:
         raise UserError(
             f"{origin}: {target.stat().st_size} bytes are too many for what its name says; remove it or rename it"
         )
-    (out / file).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(target, out / file)
+    return target
 
 
 def _refuse_differing(reference: Path, file: str, models: Iterable[Path]) -> None:

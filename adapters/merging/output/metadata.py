@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.checkpoints.header import read_json
-from mergefront.adapters.merging.output.files import copy_files, copy_tokenizer, generation_config, token_ids
+from mergefront.adapters.merging.output.files import generation_config, token_ids, write_files
 from mergefront.adapters.merging.output.plan import MergePlan
 
 
 def write_metadata(plan: MergePlan, folder: Path, dtypes: Collection[str]) -> None:
-    """Write everything but the weights, whose ``dtypes`` (torch's names) the configuration says if they are one.
-
-    Raises ``UserError`` for a file of the models that cannot be taken over.
-    """
+    """Write everything but the weights, whose ``dtypes`` (torch's names) the configuration says if they are one."""
     reference = plan.reference.whole.path
     config = dict(plan.config)
     if config:
@@ -28,8 +25,7 @@ def write_metadata(plan: MergePlan, folder: Path, dtypes: Collection[str]) -> No
     generation = generation_config(reference, plan.tokenizer)
     if generation is not None:
         _write_json(folder / "generation_config.json", generation)
-    copy_files(reference, plan.folders, folder)
-    copy_tokenizer(plan.tokenizer, plan.added_tokens, folder)
+    write_files(plan.files, plan.added_tokens, folder)
     if plan.chat_template is not None:
         (folder / "chat_template.jinja").write_text(plan.chat_template, encoding="utf-8")
 

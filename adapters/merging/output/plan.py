@@ -24,6 +24,7 @@ from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.checkpoints.stacks import Layers, stacks, text_stack
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
+from mergefront.adapters.merging.output.files import files_of, tokenizer_files
 from mergefront.adapters.merging.output.layered_config import with_layers
 from mergefront.adapters.merging.output.mergekit_config import MergekitConfig, OutputSlice, SliceRecipe, merged_models
 from mergefront.adapters.merging.output.references import read_reference
@@ -86,7 +87,7 @@ class MergePlan:
 
     ``reference`` is the model whose tensors, configuration and other files the result has; ``config`` is the result's
     config.json; ``tokenizer`` is the folder that the tokenizer comes from, to which ``added_tokens`` are appended
-    (entries of tokenizer.json), ``folders`` are those of all whole models.
+    (entries of tokenizer.json), ``files`` are those beside weights and configuration, by their path in the folder.
     Tensors are read as ``dtype`` and written as ``out_dtype`` (None: as they are stored). ``notes`` say what of the
     models differs without harm, ``allow`` what was allowed to.
     """
@@ -95,7 +96,7 @@ class MergePlan:
     parts: Sequence[Part]
     config: Mapping[str, Any]
     tokenizer: Path
-    folders: Sequence[Path]
+    files: Mapping[str, Path]
     added_tokens: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     allow: Collection[str] = ()
@@ -137,7 +138,7 @@ def plan_recipe(
         [Part(recipe, models, _places_by_name(reference, models))],
         aligned.config(reference.header.config),
         aligned.tokenizer,
-        _folders(models.values()),
+        _files(reference, models.values(), aligned.tokenizer),
         aligned.added,
         notes,
         allow,
@@ -171,7 +172,7 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
         parts,
         aligned.config(result),
         aligned.tokenizer,
-        _folders(opened.values()),
+        _files(reference, opened.values(), aligned.tokenizer),
         aligned.added,
         notes,
         allow,
@@ -201,8 +202,9 @@ def _aligned(models: Mapping[str, Model], choice: TokenizerChoice) -> tuple[dict
     return made, aligned
 
 
-def _folders(models: Iterable[Model]) -> list[Path]:
-    return [model.whole.path for model in models if model.whole.path.is_dir()]
+def _files(reference: Model, models: Iterable[Model], tokenizer: Path) -> dict[str, Path]:
+    folders = [model.whole.path for model in models if model.whole.path.is_dir()]
+    return {**files_of(reference.whole.path, folders), **tokenizer_files(tokenizer)}
 
 
 def _open(text: str, root: Path) -> Model:

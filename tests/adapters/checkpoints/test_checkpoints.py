@@ -138,7 +138,7 @@ def headers(
 def test_another_vocabulary_points_at_transplantation(tmp_path: Path) -> None:
     name = "model.embed_tokens.weight"
     (problem,) = headers(tmp_path, {name: torch.ones(8, 2)}, {name: torch.ones(9, 2)})
-    assert "tokensurgeon" in problem and "[9, 2]" in problem and "[8, 2]" in problem
+    assert "tokenizer_source" in problem and "[9, 2]" in problem and "[8, 2]" in problem
 
 
 def test_other_shapes_and_names_are_listed_briefly(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tiny_models import TINY_MODELS
 import mergefront as mf
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.output.directory import merge_to_directory
-from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.results.export import export_candidate
+from mergefront.study.check import check_study
 
 transformers = pytest.importorskip("transformers")
 
@@ -76,11 +76,9 @@ def test_with_the_union_an_expert_at_weight_1_answers_as_itself(
     assert torch.allclose(logits(out, text, own), logits(pool / expert, text, own), atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "source"), [("untied", "union"), ("tied", {"model": "code", "transplant": "omp"})])
-def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: Path, kind: str, source: Any) -> None:
-    pool = pools[kind]
-    (tmp_path / "items.jsonl").write_text(json.dumps({"prompt": "<tool> Is it A,", "answer": " B"}) + "\n")
-    study_file = {
+def study_file(folder: Path, pool: Path, source: Any) -> Path:
+    (folder / "items.jsonl").write_text(json.dumps({"prompt": "<tool> Is it A,", "answer": " B"}) + "\n")
+    content = {
         "study": "tokens",
         "merge": {
             "method": ["task_arithmetic", "linear"],
@@ -92,12 +90,24 @@ def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: 
         "objectives": ["t"],
         "search": {"sampler": "sobol", "evaluations": 5},
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study_file))
-    study = mf.run(tmp_path / "study.yaml")
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    return folder / "study.yaml"
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("untied", "union"),
+        ("tied", {"model": "code", "transplant": "omp"}),
+        ("tied", {"model": "union", "tokens": {"<tool>": {"source": "code", "force": True}}}),
+    ],
+)
+def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: Path, kind: str, source: Any) -> None:
+    pool = pools[kind]
+    study = mf.run(study_file(tmp_path, pool, source))
     assert study.definition.tokenizer_source == source
-    choice = TokenizerChoice.read(source)
     experts = {name: pool / name for name in ("chat", "code")}
-    backend = LocalBackend.from_checkpoints(pool / "base", experts, tokenizer_source=choice)
+    backend = LocalBackend.from_checkpoints(pool / "base", experts, tokenizer_source=source)
     for candidate in study.candidates():
         out = export_candidate(study, candidate, tmp_path / f"out{candidate.number}")
         exported = load_file(out / "model.safetensors")
@@ -106,11 +116,30 @@ def test_what_is_searched_is_what_is_exported(pools: dict[str, Path], tmp_path: 
             assert all(torch.equal(live[name], tensor) for name, tensor in exported.items()), candidate.recipe
         loaded = transformers.AutoModelForCausalLM.from_pretrained(out)
         assert loaded.config.vocab_size == len(exported["model.embed_tokens.weight"])
+    first = study.candidates()[1]
+    assert first.recipe.method == "task_arithmetic"
+    again = merge_to_directory(tmp_path / f"out{first.number}" / "mergekit_config.yml", tmp_path / "again")
+    exported = load_file(tmp_path / f"out{first.number}" / "model.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in load_file(again / "model.safetensors").items())
 
 
-def test_models_of_other_tokens_are_refused_with_what_to_do(pools: dict[str, Path]) -> None:
-    with pytest.raises(mf.UserError, match=r"'chat' has another tokenizer.*'<chat>' is absent.*tokenizer_source"):
-        LocalBackend.from_checkpoints(pools["tied"] / "base", {"chat": pools["tied"] / "chat"})
+def test_check_says_which_tokens_differ_and_what_no_export_would_take(pools: dict[str, Path], tmp_path: Path) -> None:
+    pool = pools["tied"]
+    problems = check_study(study_file(tmp_path, pool, None)).problems
+    assert len(problems) == 1 and problems[0].count("another tokenizer") == 2, "a line for each expert"
+    assert "'<chat>' is absent in the base" in problems[0] and "tokenizer_source: base, union" in problems[0]
+    (wrong,) = check_study(study_file(tmp_path, pool, "unoin")).problems
+    assert "did you mean 'union'" in wrong
+    assert check_study(study_file(tmp_path, pool, "union")).problems == []
+    link = pool / "base" / "added_tokens.json"
+    link.symlink_to(tmp_path / "study.yaml")
+    try:
+        (problem,) = check_study(study_file(tmp_path, pool, "union")).problems
+    finally:
+        link.unlink()
+    assert "leads out of the model's folder" in problem
+    with pytest.raises(mf.UserError, match="another tokenizer"):
+        LocalBackend.from_checkpoints(pool / "base", {"chat": pool / "chat"})
 
 
 @pytest.mark.parametrize("kind", ["phi", "gemma3n_text", "mamba", "rwkv", "bart", "llava", "modernbert"])
