@@ -139,17 +139,19 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
             f"{tensor} is {list(own[tensor].shape)} and not {list(base.tensors[tensor].shape)}" for tensor in others
         ]
         problems.append(f"expert {name!r} differs from the base in shape: {_some(examples)}")
-    head, expert_head = head_name(base.tensors), head_name(expert.tensors)
-    missing = [tensor for tensor in base.tensors if tensor not in own and not _is_optional(base, tensor)]
-    if head in missing and expert.tied:
-        missing.remove(str(head))
+    expert_head = head_name(expert.tensors)
+    missing = [
+        tensor for tensor in base.tensors
+        if tensor not in own and not _is_optional(base, tensor) and expert.repeated_by(tensor) is None
+    ]  # fmt: skip
     if missing:
         problems.append(f"expert {name!r} lacks tensors that the base has: {_some(missing)}")
     used = {renamed.get(tensor, tensor) for tensor in own}
-    extra = [tensor for tensor in expert.tensors if tensor not in used and not _is_optional(expert, tensor)]
-    if expert_head in extra and expert.tied:
-        extra.remove(str(expert_head))
-    elif expert_head in extra and base.tied:
+    extra = [
+        tensor for tensor in expert.tensors
+        if tensor not in used and not _is_optional(expert, tensor) and expert.repeated_by(tensor) is None
+    ]  # fmt: skip
+    if expert_head in extra and base.tied:
         extra.remove(str(expert_head))
         problems.append(
             f"expert {name!r} has an output head of its own ({expert_head}) where the base shares its embedding; "

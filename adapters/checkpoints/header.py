@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mergefront.adapters.checkpoints.lora_settings import lora_settings
-from mergefront.adapters.checkpoints.names import embedding_name, head_name
+from mergefront.adapters.checkpoints.names import HEADS, embedding_name, head_name, shared_embedding_name
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,6 +77,13 @@ class CheckpointHeader:
         if "tie_word_embeddings" in self.config:
             return bool(self.config["tie_word_embeddings"])
         return head_name(self.tensors) is None and embedding_name(self.tensors) is not None
+
+    def repeated_by(self, name: str) -> str | None:
+        """The tensor whose numbers ``name`` repeats, stored or not: a tied head's embedding, or the embedding that an
+        encoder and a decoder share. None for a tensor of its own."""
+        if name.endswith(HEADS) and self.tied:
+            return shared_embedding_name(self.tensors) or embedding_name(self.tensors)
+        return shared_embedding_name(self.tensors) if name.endswith("coder.embed_tokens.weight") else None
 
 
 def read_header(path: str | Path) -> CheckpointHeader:

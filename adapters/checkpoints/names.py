@@ -24,6 +24,11 @@ def embedding_name(tensors: Iterable[str]) -> str | None:
     return next((name for name in tensors if name.endswith(EMBEDDINGS)), None)
 
 
+def shared_embedding_name(tensors: Iterable[str]) -> str | None:
+    """The name of the embedding that an encoder and a decoder share (T5, BART) among tensor names, or None."""
+    return next((name for name in tensors if f".{name}".endswith(".shared.weight")), None)
+
+
 def head_name(tensors: Iterable[str]) -> str | None:
     """The name of the output head among tensor names, or None."""
     return next((name for name in tensors if name.endswith(HEADS)), None)

@@ -91,20 +91,22 @@ class ExpertSource:
         if problems:
             raise UserError("\n".join(problems))
         if reference is not None and self.lora is None:
-            self._check_head(reference_header, header)
+            self._follow_ties(reference_header, header)
 
-    def _check_head(self, base: CheckpointHeader, header: CheckpointHeader) -> None:
-        head, embedding = head_name(base.tensors), embedding_name(header.tensors)
-        if head is not None and self._alias.get(head, head) not in header.tensors and embedding is not None:
-            self._alias[head] = embedding
-        extra = head_name(header.tensors)
-        if extra is None or extra in base.tensors or extra in self._alias.values() or embedding is None:
-            return
-        if not _same(self._source[extra], self._source[embedding]):
-            raise UserError(
-                f"expert {self.name!r}: its config ties {extra} to {embedding}, but the two differ; "
-                "untie the base and the expert first (tie_word_embeddings false), or drop the expert's head"
-            )
+    def _follow_ties(self, base: CheckpointHeader, header: CheckpointHeader) -> None:
+        """Let what the expert does not store be what it repeats; what it stores and the base does not must repeat."""
+        for tensor in base.tensors:
+            repeated = header.repeated_by(tensor)
+            if self._alias.get(tensor, tensor) not in header.tensors and repeated is not None:
+                self._alias[tensor] = repeated
+        own = {self._alias.get(tensor, tensor) for tensor in base.tensors}
+        for extra in header.tensors:
+            repeated = None if extra in own else header.repeated_by(extra)
+            if repeated is not None and not _same(self._source[extra], self._source[repeated]):
+                raise UserError(
+                    f"expert {self.name!r}: its config ties {extra} to {repeated}, but the two differ; "
+                    "untie the base and the expert first (tie_word_embeddings false), or drop the expert's tensor"
+                )
 
     def names(self) -> Iterator[str]:
         """Names of the tensors that the expert has or changes."""

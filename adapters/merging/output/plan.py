@@ -19,7 +19,7 @@ from mergefront.adapters.checkpoints.compatibility import (
     unknown_keys,
 )
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
-from mergefront.adapters.checkpoints.names import HEADS, embedding_name, is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.checkpoints.stacks import Layers, stacks, text_stack
@@ -283,19 +283,11 @@ def _place(
         return Place({}, carried=name)
     found = dict(sources)
     for key in lacking:
-        model = models[key]
-        embedding = embedding_name(model.header.tensors)
-        if embedding is None or not name.endswith(HEADS) or not model.header.tied:
-            raise UserError(f"{model.name} has no tensor {sources[key]!r}, which {reference.name} has")
-        found[key] = embedding
-    return Place(found, depth, tied_to=_tied_to(header, name))
-
-
-def _tied_to(header: CheckpointHeader, name: str) -> str | None:
-    """The tensor that another one repeats in the checkpoint, if its numbers are the same as well."""
-    if name.endswith(HEADS) and header.tied:
-        return embedding_name(header.tensors)
-    return "shared.weight" if name.endswith("embed_tokens.weight") and "shared.weight" in header.tensors else None
+        repeated = models[key].header.repeated_by(name)
+        if repeated is None:
+            raise UserError(f"{models[key].name} has no tensor {sources[key]!r}, which {reference.name} has")
+        found[key] = repeated
+    return Place(found, depth, tied_to=header.repeated_by(name))
 
 
 def _places_of_slices(

@@ -112,6 +112,23 @@ def test_layers_that_predict_further_tokens_may_be_missing_from_an_expert(tmp_pa
     assert torch.equal(merged(first, {"a": second})["mtp.layers.0.w"], torch.ones(2))
 
 
+def test_an_embedding_that_encoder_and_decoder_share_may_be_stored_once_or_three_times(tmp_path: Path) -> None:
+    def shared(seed: int, prefix: str, copies: bool) -> Tensors:
+        embedding = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        names = ("shared.weight", *(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight") if copies else ()))
+        return {f"{prefix}{name}": embedding.clone() for name in names} | {
+            f"{prefix}encoder.norm.weight": torch.ones(4)
+        }
+
+    once, thrice = shared(1, "model.", False), shared(0, "", True)
+    made = merged(stored(tmp_path / "base", thrice), {"e": stored(tmp_path / "expert", once)})
+    assert all(torch.equal(made[name], once["model.shared.weight"]) for name in thrice if "norm" not in name)
+    made = merged(once, {"e": thrice})
+    assert made.keys() == once.keys() and torch.equal(made["model.shared.weight"], thrice["shared.weight"])
+    with pytest.raises(UserError, match=r"ties decoder\.embed_tokens\.weight to shared\.weight, but the two differ"):
+        merged(once, {"e": {**thrice, "decoder.embed_tokens.weight": torch.ones(8, 4)}})
+
+
 def test_integers_that_differ_are_refused_by_name_unless_allowed(tmp_path: Path) -> None:
     base = {**weights(0), "permutation": torch.arange(4)}
     expert = {**weights(1), "permutation": torch.arange(4).flip(0)}
