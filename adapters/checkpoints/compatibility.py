@@ -12,12 +12,12 @@ from mergefront.adapters.checkpoints.names import (
     EMBEDDINGS,
     HEADS,
     embedding_name,
+    expert_names,
     head_name,
     is_prediction_layer,
     is_unread,
 )
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.optimizer.errors import UserError, did_you_mean
 
 _EXAMPLES = 3

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.lora_settings import TRAINING_TENSORS, LoraSettings, lora_settings
-from mergefront.adapters.checkpoints.names import HEADS
-from mergefront.adapters.checkpoints.renaming import expert_names
+from mergefront.adapters.checkpoints.names import HEADS, expert_names
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:

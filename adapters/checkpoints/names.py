@@ -1,9 +1,14 @@
-"""What tensors and files of a Hugging Face checkpoint are called."""
+"""What tensors of a Hugging Face checkpoint are called, and what another checkpoint of the same model calls them.
+
+Checkpoints of one model differ in the modules that wrap it: saved with or without a head (``layers.0...`` and
+``model.layers.0...``), by an older or a newer version of transformers (``language_model.model.layers.0...`` and
+``model.language_model.layers.0...``). The names without their wrappers are the same.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
@@ -17,6 +22,13 @@ _UNREAD = re.compile(
 _ATTENTION_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")
 _PREDICTION = re.compile(r"(^|\.)mtp(_layers|_block)?\.")
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
+_WRAPPERS = frozenset({"model", "language_model", "vision_model"})
+_OLD_ENDINGS = {
+    "LayerNorm.gamma": "LayerNorm.weight",
+    "LayerNorm.beta": "LayerNorm.bias",
+    "parametrizations.weight.original0": "weight_g",
+    "parametrizations.weight.original1": "weight_v",
+}
 
 
 def embedding_name(tensors: Iterable[str]) -> str | None:
@@ -57,3 +69,36 @@ def is_prediction_layer(name: str, config: Mapping[str, Any]) -> bool:
     ahead, layers = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
     found = _LAYER.search(name)
     return bool(ahead) and isinstance(layers, int) and found is not None and int(found[2]) >= layers
+
+
+def expert_names(base: Collection[str], expert: Collection[str]) -> dict[str, str]:
+    """The expert's name of every tensor of the base that it calls otherwise.
+
+    Empty where the names agree, and where they belong to different models: then they are compared as they are.
+    """
+    ours, theirs = set(base), set(expert)
+    missing, extra = ours - theirs, theirs - ours
+    if not missing or not extra:
+        return {}
+    wrappers = _WRAPPERS | _prefixes(missing, extra) | _prefixes(extra, missing)
+    bare_ours, bare_theirs = _by_bare_name(ours, wrappers), _by_bare_name(theirs, wrappers)
+    if len(bare_ours) < len(ours) or len(bare_theirs) < len(theirs):
+        return {}  # two tensors would become one
+    return {
+        name: bare_theirs[bare] for bare, name in bare_ours.items() if bare in bare_theirs and bare_theirs[bare] != name
+    }
+
+
+def _prefixes(wrapped: Iterable[str], bare: Collection[str]) -> set[str]:
+    """First parts of names without which they are names of the other side (``bert.encoder...``, ``encoder...``)."""
+    return {first for first, _, rest in (name.partition(".") for name in wrapped) if rest in bare}
+
+
+def _by_bare_name(names: Iterable[str], wrappers: Collection[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        bare = ".".join(part for part in name.split(".") if part not in wrappers)
+        for old, new in _OLD_ENDINGS.items():
+            bare = bare.replace(old, new)
+        found[bare] = name
+    return found

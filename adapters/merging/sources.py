@@ -12,9 +12,8 @@ import torch
 from mergefront.adapters.checkpoints.compatibility import compare_models
 from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
-from mergefront.adapters.checkpoints.names import embedding_name, head_name, is_unread
+from mergefront.adapters.checkpoints.names import embedding_name, expert_names, head_name, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.merging.memory import stretch
 from mergefront.optimizer.errors import UserError
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.header import Checkpoint, TensorInfo
-from mergefront.adapters.checkpoints.renaming import expert_names
+from mergefront.adapters.checkpoints.names import expert_names
 from mergefront.adapters.checkpoints.tokenizers import (
     Vocabulary,
     differing_tokens,

@@ -19,9 +19,8 @@ from mergefront.adapters.checkpoints.compatibility import (
     unknown_keys,
 )
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
-from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.names import expert_names, is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.checkpoints.renaming import expert_names
 from mergefront.adapters.checkpoints.stacks import Layers, stacks, text_stack
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
 from mergefront.adapters.merging.output.files import files_of, tokenizer_files

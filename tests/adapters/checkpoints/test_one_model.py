@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from mergefront.adapters.checkpoints.compatibility import compare_models
 from mergefront.adapters.checkpoints.header import read_header
-from mergefront.adapters.checkpoints.renaming import expert_names
+from mergefront.adapters.checkpoints.names import expert_names
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.importance import layer_importance
 from mergefront.optimizer.errors import UserError
