@@ -2,6 +2,7 @@
 
     dW = scaling * B @ A             per matrix, embedding or convolution
     db = scaling * (bias of B)       with ``lora_bias``
+    dW_e = scaling * B_e @ A_e       per expert e, of parameters that hold all experts (``target_parameters``)
     W  = what the adapter saved      biases, ``modules_to_save``, resized embeddings
 
 Scaling is alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), with the rank and alpha that
@@ -37,6 +38,20 @@ _CONV1D = {
     "openai-gpt": "c_attn|c_proj|c_fc",
 }
 """Layers that transformers stores as in x out (its Conv1D), by model type: peft goes by the layer's class."""
+_EXPERTS_IN_BY_OUT = ("gpt_oss", "openai_privacy_filter")
+"""Types of models whose stored experts are in x out: it counts where in and out are the same number."""
+_EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+"""What checkpoints call the matrices of one expert that transformers 5 stacks (out of the first on top)."""
+
+
+@dataclass(frozen=True)
+class ExpertSlice:
+    """One matrix of one expert in factors of all: A (experts * rank x in), B (out x rank * experts)."""
+
+    expert: int
+    experts: int
+    first_row: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -55,11 +70,23 @@ class LoraModule:
     stored: tuple[int, ...]
     scaling: float
     transposed: bool
+    part: ExpertSlice | None = None
 
     @property
     def is_linear(self) -> bool:
         """Whether it is a matrix that the base stores as out x in."""
         return self.stored == self.shape and not self.transposed
+
+
+@dataclass(frozen=True)
+class StackedExperts:
+    """Factors of a tensor that holds all experts: experts x out x in, or experts x in x out if ``transposed``."""
+
+    a: str
+    b: str
+    experts: int
+    scaling: float
+    transposed: bool
 
 
 @dataclass(frozen=True)
@@ -81,16 +108,17 @@ class LoraContents:
     modules: Mapping[str, LoraModule]
     biases: Mapping[str, LoraBias]
     whole: Mapping[str, str]
+    stacked: Mapping[str, StackedExperts]
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the tensors that change."""
-        return tuple(dict.fromkeys((*self.modules, *self.biases, *self.whole)))
+        return tuple(dict.fromkeys((*self.modules, *self.biases, *self.whole, *self.stacked)))
 
     @property
     def beyond_matrices(self) -> str | None:
         """A tensor that changes otherwise than by factors, or None."""
-        return next(iter((*self.biases, *self.whole)), None)
+        return next(iter((*self.biases, *self.whole, *self.stacked)), None)
 
 
 def read_lora(header: CheckpointHeader, base: CheckpointHeader | None = None) -> LoraContents:
@@ -117,10 +145,18 @@ def read_lora(header: CheckpointHeader, base: CheckpointHeader | None = None) ->
             whole.setdefault(_SAVED.sub("", name), key)
     names = [f"{module}.{part}" for module, _ in factors for part in ("weight", "bias")] + list(whole)
     renamed = {} if base is None else {theirs: ours for ours, theirs in expert_names(base.tensors, names).items()}
-    modules, biases = {}, {}
+    modules: dict[str, LoraModule] = {}
+    biases: dict[str, LoraBias] = {}
+    stacked: dict[str, StackedExperts] = {}
     for (module, embedding), parts in factors.items():
         if not parts.keys() >= {"A", "B"}:
             raise UserError(f"{header.path}: module {module!r} has only one of lora_A and lora_B")
+        experts = module.replace(".base_layer", "")
+        if settings.parameters and experts.endswith(".experts"):
+            found_parts = _experts(header, settings, base, experts, parts["A"], parts["B"])
+            modules |= {name: part for name, part in found_parts.items() if isinstance(part, LoraModule)}
+            stacked |= {name: part for name, part in found_parts.items() if isinstance(part, StackedExperts)}
+            continue
         made = _module(header, settings, module, embedding, parts["A"], parts["B"])
         made = replace(made, target=renamed.get(made.target, made.target))
         if not embedding:
@@ -133,7 +169,50 @@ def read_lora(header: CheckpointHeader, base: CheckpointHeader | None = None) ->
     if base is not None and base.tied:
         # One that is saved with its embedding is the same tensor (``compare_headers`` sees to it).
         whole = {name: key for name, key in whole.items() if name in base.tensors or not name.endswith(HEADS)}
-    return LoraContents(modules, biases, whole)
+    return LoraContents(modules, biases, whole, stacked)
+
+
+def _experts(
+    header: CheckpointHeader, settings: LoraSettings, base: CheckpointHeader | None, module: str, a: str, b: str
+) -> dict[str, LoraModule | StackedExperts]:
+    """What factors of a parameter of all experts change, whether the base stores the experts together or one by one.
+
+    Which parameter it is, ``gate_up_proj`` or ``down_proj``, is told by the shapes, since no two of a model's agree.
+    """
+    (ranks, columns), (rows, _) = header.tensors[a].shape, header.tensors[b].shape
+    if base is None:
+        return {module: StackedExperts(a, b, 0, 0.0, False)}
+    for parameter, spellings in _EXPERT_PARTS.items():
+        if not any(f"{module}.{parameter}".endswith(target) for target in settings.parameters):
+            continue
+        name = f"{module}.{parameter}"
+        rank = int(_pattern(settings.rank_pattern, name, settings.r))
+        alpha = float(_pattern(settings.alpha_pattern, name, settings.alpha))
+        scaling = alpha / (math.sqrt(rank) if settings.rslora else rank)
+        if name in base.tensors:
+            shape = base.tensors[name].shape
+            if sorted(shape[1:]) == sorted((rows, columns)) and rank * shape[0] == ranks:
+                by_shape = shape[1:] == (columns, rows)
+                square = base.config.get("model_type") in _EXPERTS_IN_BY_OUT
+                return {name: StackedExperts(a, b, shape[0], scaling, square if rows == columns else by_shape)}
+        layer = module.removesuffix(".experts").rpartition(".")[0]
+        for spelling in spellings:
+            single = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d+)\.({'|'.join(spelling)})\.weight")
+            found = {n: match for n in base.tensors if (match := single.fullmatch(n)) is not None}
+            height, experts = rows // len(spelling), len(found) // len(spelling)
+            if not found or {base.tensors[n].shape for n in found} != {(height, columns)} or rank * experts != ranks:
+                continue
+            parts = {}
+            for target, match in found.items():
+                part = ExpertSlice(int(match[1]), experts, height * spelling.index(match[2]), height)
+                shape = (height, columns)
+                parts[target] = LoraModule(target, a, b, rank, shape, shape, scaling, False, part)
+            return dict(parts)
+    raise UserError(
+        f"{header.path}: target_parameters: {a} {list(header.tensors[a].shape)} and {b} "
+        f"{list(header.tensors[b].shape)} fit no experts that the base stores under {module}; merge it into its base "
+        "with peft (merge_and_unload, then save_pretrained) and give that model"
+    )
 
 
 def _module(
@@ -155,6 +234,8 @@ def _module(
 
 def _is_transposed(module: LoraModule, base: CheckpointHeader | None, settings: LoraSettings) -> bool:
     """Whether the base stores a layer's matrix as in x out."""
+    if any(f".{module.target}".endswith(f".{parameter}") for parameter in settings.parameters):
+        return False  # peft takes a parameter of two dimensions as out x in, whatever its layer is
     if base is None or module.target not in base.tensors:
         return settings.fan_in_fan_out
     stored = base.tensors[module.target].shape
@@ -189,6 +270,8 @@ class LoraTaskVector:
         """The difference that is added to a tensor, in float32 and of the tensor's shape; None where there is none."""
         if (bias := self.contents.biases.get(name)) is not None:
             return self.checkpoint[bias.key].float() * bias.scaling
+        if (stacked := self.contents.stacked.get(name)) is not None:
+            return self._stacked(stacked)
         module = self.contents.modules.get(name)
         if module is None:
             return None
@@ -198,7 +281,21 @@ class LoraTaskVector:
 
     def factors(self, module: LoraModule) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r x in) and B (out x r) of one module in float32."""
-        return self.checkpoint[module.a].float().flatten(1), self.checkpoint[module.b].float().flatten(1)
+        a, b = self.checkpoint[module.a].float().flatten(1), self.checkpoint[module.b].float().flatten(1)
+        if (part := module.part) is None:
+            return a, b
+        rows = slice(part.first_row, part.first_row + part.rows)
+        return (
+            a.view(part.experts, module.rank, -1)[part.expert],
+            b.view(b.shape[0], module.rank, part.experts)[rows, :, part.expert],
+        )
+
+    def _stacked(self, stacked: StackedExperts) -> torch.Tensor:
+        a, b = self.checkpoint[stacked.a].float(), self.checkpoint[stacked.b].float()
+        each_a = a.view(stacked.experts, -1, a.shape[1])
+        each_b = b.view(b.shape[0], -1, stacked.experts).permute(2, 0, 1)
+        product = each_b @ each_a * stacked.scaling
+        return product.transpose(1, 2).contiguous() if stacked.transposed else product
 
     def replacement(self, name: str) -> torch.Tensor | None:
         """A whole tensor that the adapter brings along (a bias, a module saved whole), else None."""

@@ -29,7 +29,7 @@ READ = frozenset(
 SEEN_IN_TENSORS = frozenset(
     {
         "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias",
-        "lora_bias", "ensure_weight_tying", "target_modules_to_tie", "modules_to_tie",
+        "lora_bias", "target_parameters", "ensure_weight_tying", "target_modules_to_tie", "modules_to_tie",
     }
 )  # fmt: skip
 """Keys that say which tensors an adapter has: the tensors are there to be read."""
@@ -51,7 +51,6 @@ REFUSED: Mapping[str, str] = {
     "use_bdlora": f"BD-LoRA stores block-diagonal factors; {_MERGE_FIRST}",
     "alora_invocation_tokens": "an activated LoRA acts only after its invocation tokens, which no merged weight can do",
     "arrow_config": "Arrow routes every token among several LoRAs, which no merged weight can do; give those LoRAs",
-    "target_parameters": f"LoRAs of parameters (fused experts) are not read yet; {_MERGE_FIRST}",
     "trainable_token_indices": f"single rows of the embedding were trained; {_MERGE_FIRST}",
     "layer_replication": f"it belongs to a base with repeated layers; {_MERGE_FIRST}",
     "megatron_config": f"it belongs to Megatron's parallel layers; {_MERGE_FIRST}",
@@ -73,6 +72,7 @@ class LoraSettings:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     rslora: bool = False
     fan_in_fan_out: bool = False
+    parameters: tuple[str, ...] = ()
 
 
 def lora_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
@@ -107,6 +107,7 @@ def lora_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
             alpha_pattern=dict(config.get("alpha_pattern") or {}),
             rslora=bool(config.get("use_rslora", False)),
             fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
+            parameters=tuple(config.get("target_parameters") or ()),
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"{path / 'adapter_config.json'}: {error}") from None

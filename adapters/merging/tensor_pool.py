@@ -162,6 +162,11 @@ class TensorPool:
         a, b = lora.factors(module)
         return a.to(self.device), b.to(self.device)
 
+    def stacked_experts(self, expert: str) -> str | None:
+        """The first tensor of all experts that a LoRA adapts, or None."""
+        lora = self._experts[expert].lora
+        return None if lora is None else next(iter(lora.contents.stacked), None)
+
     def beside_factors(self, name: str, expert: str) -> Entry | None:
         """What a LoRA changes in one tensor of the base otherwise than by factors, or None."""
         lora = self._experts[expert].lora

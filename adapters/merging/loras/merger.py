@@ -33,6 +33,12 @@ class LoraMerger:
                     f"{method.name} merges the factors of LoRAs, and expert {name!r} is no PEFT LoRA folder; "
                     "give the LoRA itself, or use task_arithmetic"
                 )
+            stacked = self._pool.stacked_experts(name)
+            if stacked is not None:
+                raise UserError(
+                    f"{method.name} merges the factors of matrices, and expert {name!r} adapts {stacked}, which holds "
+                    "all experts; use task_arithmetic"
+                )
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""

@@ -17,6 +17,7 @@ from mergefront.adapters.checkpoints import lora_settings as tables
 from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.loras.pool import merge_loras
 from mergefront.adapters.merging.output.directory import merge_to_directory
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -48,14 +49,24 @@ QWEN_VL = {
     "vision_config": VISION, "image_token_id": 5, "video_token_id": 6,
     "vision_start_token_id": 7, "vision_end_token_id": 8,
 }  # fmt: skip
+MOE = dict(SIZES, num_attention_heads=2, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2)
+GPT_OSS = dict(MOE, head_dim=4)
+QWEN_MOE = dict(MOE, moe_intermediate_size=6, num_experts=3, head_dim=4)
 MAKERS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
     "tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True)),
     "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, tie_word_embeddings=False)),
     "whisper": lambda: transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)),
+    "gpt-oss": lambda: transformers.GptOssForCausalLM(transformers.GptOssConfig(**GPT_OSS)),
+    "gpt-oss, square": lambda: transformers.GptOssForCausalLM(
+        transformers.GptOssConfig(**{**GPT_OSS, "intermediate_size": 8})
+    ),
+    "qwen-moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**QWEN_MOE)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**MOE)),
     "qwen-vl": lambda: transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL)),
 }
 Q = ["q_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +139,15 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "added tokens": ("resized", {"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head"]}),
     "conv1d beside linear": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc", "lm_head"]}),
     "convolution": ("whisper", {"target_modules": ["conv1", "conv2", "q_proj"]}),
+    "parameters of linear layers": ("llama", {"target_modules": Q, "target_parameters": ["mlp.up_proj.weight"]}),
+    "experts stored together": ("gpt-oss", {"target_modules": Q, "target_parameters": EXPERTS}),
+    "experts of equal sides": ("gpt-oss, square", {"target_modules": Q, "target_parameters": EXPERTS}),
+    "experts stored one by one": (
+        "qwen-moe",
+        {"target_modules": Q, "target_parameters": EXPERTS, "rank_pattern": {"experts.down_proj": 3}},
+    ),
+    "experts of other names": ("mixtral", {"target_modules": [], "target_parameters": EXPERTS, "use_rslora": True}),
+    "experts alone": ("mixtral", {"target_modules": Q, "target_parameters": ["experts.down_proj"]}),
     "renamed at load": ("qwen-vl", {"target_modules": ["q_proj", "qkv"], "modules_to_save": ["norm"]}),
 }
 
@@ -158,7 +178,7 @@ def test_kinds_are_merged_as_peft_merges_them(bases: dict[str, Path], tmp_path: 
     assert 0 < changed < len(wanted)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ACCEPTED if kind != "convolution"])
+@pytest.mark.parametrize("kind", [kind for kind in ACCEPTED if not ACCEPTED[kind][0].startswith("gpt-oss")])
 def test_lora_methods_see_the_same_kinds(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Factors alone would leave out biases of B and tensors that were saved whole."""
     name, settings = ACCEPTED[kind]
@@ -187,7 +207,7 @@ REFUSED_WHEN_TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "rows": ("llama", {"target_modules": Q, "trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "replicated layers": ("llama", {"target_modules": Q, "layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
-    "parameters": ("llama", {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}, "target_parameters"),
+    "parameters": ("gpt-oss", {"target_modules": [], "target_parameters": ["experts.down_proj_bias"]}, "target_par"),
     "tied embedding": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, "untie the base"),
     "tied head": ("tied", {"target_modules": ["q_proj", "lm_head"]}, "untie the base"),
     "tied, saved alone": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}, "untie the base"),
@@ -246,3 +266,14 @@ def test_added_tokens_on_the_smaller_base_say_what_to_do(bases: dict[str, Path],
     train("resized", bases["resized"], tmp_path / "lora", ACCEPTED["added tokens"][1])
     problems = compare_headers(read_header(bases["llama"]), read_header(tmp_path / "lora"), "lora")
     assert len(problems) == 1 and "resize_token_embeddings(30)" in problems[0]
+
+
+def test_factors_of_all_experts_are_no_matrices_that_lora_methods_or_servers_take(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    train("gpt-oss", bases["gpt-oss"], tmp_path / "lora", ACCEPTED["experts stored together"][1])
+    recipe = Recipe("lora_cat", {"lora": "lora"}, {"weight[lora]": 1.0}, str(bases["gpt-oss"]))
+    with pytest.raises(UserError, match="holds all experts; use task_arithmetic"):
+        dict(MergeEngine(bases["gpt-oss"], {"lora": tmp_path / "lora"}).iterate(recipe))
+    with pytest.raises(UserError, match="fold it into the base"):
+        merge_loras({"lora": tmp_path / "lora"}, {"lora": 1.0})
