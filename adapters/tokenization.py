@@ -37,6 +37,7 @@ class Tokenization:
         self._plain: dict[str, Tokens] = {}
         self._pairs: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._may_end: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self._special_stops: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._remembered = 0
 
     def texts(self, texts: Sequence[str]) -> list[Tokens]:
@@ -81,10 +82,18 @@ class Tokenization:
         """Whether a stop string can end with this token (a quick test before decoding a whole tail)."""
         key = (token, stop)
         if key not in self._may_end:
-            text = self._tokenizer.decode([token], skip_special_tokens=True)
+            text = self._tokenizer.decode([token], skip_special_tokens=False)
             # The replacement character stands for a part of a character.
             self._may_end[key] = "\ufffd" in text or any(word[-1] in text for word in stop)
         return self._may_end[key]
+
+    def special_stops(self, stop: tuple[str, ...]) -> tuple[str, ...]:
+        """The stop strings with special tokens in them, which decoding leaves out of an answer's text."""
+        if stop not in self._special_stops:
+            added = self._tokenizer.added_tokens_decoder.values()
+            marks = {str(token) for token in added if token.special}
+            self._special_stops[stop] = tuple(text for text in stop if any(mark in text for mark in marks))
+        return self._special_stops[stop]
 
     def _prefix_token(self) -> int:
         if self._prefix is None:

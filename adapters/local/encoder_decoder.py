@@ -17,7 +17,7 @@ from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, lo
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.unpadded_generation import write
 from mergefront.adapters.tokenization import Tokenization, Tokens
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 
 class EncoderDecoderModel:
@@ -46,6 +46,7 @@ class EncoderDecoderModel:
         self.max_length = max_length or longest_input(model, tokenizer)
         self._tokenization = Tokenization(tokenizer)
         self._ends = end_tokens(model, tokenizer)
+        _give_start_token(model)
         model.eval()
 
     @torch.inference_mode()
@@ -136,6 +137,19 @@ class EncoderDecoderModel:
             LogLikelihood(logprob, len(row), is_greedy)
             for (_, row), logprob, is_greedy in zip(rows, sums, greedy, strict=True)
         ]
+
+
+def _give_start_token(model: Any) -> None:
+    """A decoder's first token, where the configuration names none: its begin token, else (as T5's) that of padding."""
+    config, settings = model.config, model.generation_config
+    known = [getattr(config, "decoder_start_token_id", None), settings.decoder_start_token_id]
+    usual = [getattr(config, "bos_token_id", None), getattr(config, "pad_token_id", None)]
+    start = next((token for token in (*known, *usual) if token is not None), None)
+    if start is None:
+        raise UserError(f"{type(model).__name__}: config.json has no decoder_start_token_id; add it")
+    for described, token in ((config, known[0]), (settings, known[1])):
+        if token is None:
+            described.decoder_start_token_id = start
 
 
 _NO_LABEL = -100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
 from mergefront.adapters.language_model import Generation, GenerationRequest
@@ -22,6 +22,7 @@ class GenerationState:
         self._ends = ends
         self._tokens: list[int] = []
         self._ended = False
+        self._special_stops = tokenization.special_stops(request.stop)
 
     def append(self, token: int) -> None:
         """The next token."""
@@ -34,12 +35,31 @@ class GenerationState:
         elif stops and self._tokenization.may_end(token, stops):
             # A character has at most four tokens (one a byte); a few more settle how the first is decoded.
             tail = self._tokens[-4 * max(map(len, stops)) - 4 :]
-            text = self._tokenizer.decode(tail, skip_special_tokens=True)
-            self.done = any(stop in text for stop in stops)
+            self.done = any(stop in self._text(tail) for stop in stops) or self._is_special_end(tail)
 
     def generation(self) -> Generation:
         """The answer: the text up to the first stop string."""
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        end = self._first_special_stop()
+        text = self._text(self._tokens[:end])
         found = [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
-        finish: Literal["stop", "length"] = "stop" if found or self._ended else "length"
+        has_stopped = bool(found) or self._ended or end is not None
+        finish: Literal["stop", "length"] = "stop" if has_stopped else "length"
         return Generation(text[: min(found)] if found else text, len(self._tokens), finish)
+
+    def _text(self, tokens: Sequence[int], *, marked: bool = False) -> str:
+        """The text of tokens; ``marked``: with those that are special to the tokenizer."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=not marked))
+
+    def _is_special_end(self, tokens: Sequence[int]) -> bool:
+        if not self._special_stops:
+            return False
+        text = self._text(tokens, marked=True)
+        return any(stop in text for stop in self._special_stops)
+
+    def _first_special_stop(self) -> int | None:
+        """How many tokens stand before the first stop string that has special tokens in it; None without one."""
+        if not self._is_special_end(self._tokens):
+            return None
+        texts = [self._text(self._tokens[:end], marked=True) for end in range(len(self._tokens) + 1)]
+        first = min(at for stop in self._special_stops if (at := texts[-1].find(stop)) >= 0)
+        return max(end for end, text in enumerate(texts) if len(text) <= first)

@@ -10,6 +10,7 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,30 @@ def _merges_loras_otherwise(stored: Mapping[str, Any], root: Path) -> bool:
     return False
 
 
+def _stops_at_special_tokens(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether a stop string has a special token of the base's tokenizer in it that does not end texts anyway."""
+    evaluator, base = stored["evaluator"], root / str(stored["space"].get("base_model"))
+    if evaluator["type"] != "local" or not (base / "tokenizer.json").is_file():
+        return False
+    from mergefront.adapters.tasks.task_types import build_task
+
+    added = json.loads((base / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    described = base / "tokenizer_config.json"
+    settings = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    marks = {token["content"] for token in added if token["special"]} - {settings.get("eos_token")}
+    stops: list[str] = []
+    for name, task in evaluator.get("tasks", {}).items() if marks else ():
+        if task["type"] == "lm_eval":
+            harness_task: Any = build_task(name, task, root, evaluator.get("seed", 0))
+            stops.extend(harness_task.stops)
+        else:
+            stops.extend(task.get("stop") or ())
+    return any(mark in stop for mark in marks for stop in stops)
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ScoringChange(2, "items that name an image are asked with it", _has_images),
+    ScoringChange(2, "stop strings that are special tokens end an answer", _stops_at_special_tokens),
     ScoringChange(
         2,
         "the task vectors of its LoRAs were rounded to bfloat16 before they were merged, and now keep their digits",

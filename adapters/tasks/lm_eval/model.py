@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -38,12 +38,16 @@ class HarnessModel(LM):  # type: ignore[misc]
         return [answer.text for answer in answers]
 
 
+def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The texts at which the harness' settings of a generation end an answer."""
+    until: str | Sequence[str] | None = settings.get("until")
+    return tuple(text for text in ((until,) if isinstance(until, str) else until or ()) if text)
+
+
 def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
     if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0:
         raise EvaluationError(
             "this task samples (do_sample, temperature); only greedy answers are compared", kind="task"
         )
-    until: str | Sequence[str] | None = settings.get("until")
-    stop = (until,) if isinstance(until, str) else tuple(until or ())
     longest = settings.get("max_gen_toks", settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))
-    return GenerationRequest(prompt, int(longest), tuple(text for text in stop if text))
+    return GenerationRequest(prompt, int(longest), stop_strings(settings))

@@ -77,6 +77,13 @@ class LmEvalTask:
     def verb(self) -> Verb:
         return "generate" if self.harness.OUTPUT_TYPE == "generate_until" else "loglikelihood"
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end an answer, where the task asks for answers."""
+        from mergefront.adapters.tasks.lm_eval.model import stop_strings
+
+        return stop_strings(self.harness.config.generation_kwargs or {}) if self.verb == "generate" else ()
+
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
 

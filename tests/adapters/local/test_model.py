@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.model import HuggingFaceModel
+from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 
 PAIRS = [
@@ -338,3 +340,20 @@ def test_a_generated_batch_is_bounded_by_its_tokens(tiny_llama: Any, tokenizer: 
     bounded = HuggingFaceModel(tiny_llama, tokenizer, max_tokens=150).generate(asked)
     assert max(rows) < 150 / 7
     assert bounded == HuggingFaceModel(tiny_llama, tokenizer).generate(asked)
+
+
+@pytest.mark.parametrize("stop", ["<turn>", "<turn> A", "3<turn>"])
+def test_a_stop_string_may_have_a_special_token_in_it(tokenizer: Any, stop: str) -> None:
+    """Experts end their turns with a token that may be none of the base's ends, and write on after it."""
+    from copy import deepcopy
+
+    marked = deepcopy(tokenizer)
+    marked.add_special_tokens({"additional_special_tokens": ["<turn>", "<other>"]})
+    tokens = marked.encode("Sort<other> 3<turn> A, B or C?")
+    state = GenerationState(GenerationRequest("", 32, ("never", stop)), marked, Tokenization(marked), ())
+    written = 0
+    while not state.done:
+        state.append(tokens[written])
+        written += 1
+    assert written == len(marked.encode("Sort<other> 3<turn>" + " A" * stop.endswith("A")))
+    assert state.generation() == Generation("Sort " + "3" * (not stop.startswith("3")), written, "stop")

@@ -346,3 +346,17 @@ def test_layers_that_predict_further_tokens_are_not_counted(study: Path) -> None
         (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "num_nextn_predict_layers": 1}))
     study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], granularity: {blocks: 3}}"))
     assert any("blocks is 3; the model has 2 layers" in line for line in check_study(study).problems)
+
+
+def test_a_study_whose_stop_string_was_never_seen_is_not_continued(study: Path) -> None:
+    """A special token is left out of an answer's text, and what the model wrote after it was scored."""
+    stored = {**check_study(study).definition_or_raise().to_json(), "scoring": 1}
+    stored["evaluator"]["tasks"]["maths"]["stop"] = ["\n", "<turn>"]
+    assert changes_since("s", stored, study.parent) == []
+    base = study.parent / "models" / "base"
+    marks = [{"id": 0, "content": "<turn>", "special": True}]
+    (base / "tokenizer.json").write_text(json.dumps({"added_tokens": marks}))
+    with pytest.raises(UserError, match="stop strings that are special tokens end an answer"):
+        changes_since("s", stored, study.parent)
+    (base / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<turn>"}))
+    assert changes_since("s", stored, study.parent) == []
