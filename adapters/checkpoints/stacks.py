@@ -27,15 +27,20 @@ def stacks(header: CheckpointHeader) -> dict[str, Layers]:
     return found
 
 
+def text_stacks(header: CheckpointHeader) -> dict[str, Layers]:
+    """The stacks that read or write text; all there are in a model that reads none."""
+    every = stacks(header)
+    return {name: layers for name, layers in every.items() if not any(word in name for word in TOWERS)} or every
+
+
 def layer_count(header: CheckpointHeader) -> int:
-    """How many layers the deepest stack has."""
-    return max((len(layers) for layers in stacks(header).values()), default=0)
+    """How many layers the deepest stack of text has."""
+    return max((1 + max(layers) for layers in text_stacks(header).values()), default=0)
 
 
 def text_stack(header: CheckpointHeader) -> tuple[str, Layers]:
     """The one stack of a model that reads and writes text. Raises ``UserError`` where that is none or several."""
-    every = stacks(header)
-    of_text = {name: layers for name, layers in every.items() if not any(word in name for word in TOWERS)}
+    of_text = text_stacks(header)
     if len(of_text) != 1:
         named = ", ".join(name.rstrip(".") for name in of_text) or "none"
         raise UserError(

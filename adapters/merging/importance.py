@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
-from mergefront.adapters.checkpoints.stacks import layer_count
+from mergefront.adapters.checkpoints.stacks import layer_count, text_stacks
 from mergefront.adapters.merging.sources import ExpertSource, Source, header_of, open_source
-from mergefront.optimizer.recipes.grouping import layer_of
 
 
 def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]:
@@ -17,15 +16,16 @@ def layer_importance(base: Source, experts: Mapping[str, Source]) -> list[float]
     are read one at a time. Raises ``UserError`` for experts that do not fit the base.
     """
     origin = open_source(base)
-    layers = layer_count(header_of(origin, "base model"))
+    header = header_of(origin, "base model")
+    layers = layer_count(header)
+    inside = [(name, at) for stack in text_stacks(header).values() for at, of in stack.items() for name in of.values()]
     totals = [0.0] * layers
     for name, source in experts.items():
         expert = ExpertSource(name, open_source(source), origin, (EVERYTHING,))
         own = [0.0] * layers
-        for tensor_name in origin:
-            layer = layer_of(tensor_name)
-            entry = None if layer is None else expert.entry(tensor_name)
-            if entry is None or layer is None or layer >= layers or not entry.tensor.is_floating_point():
+        for tensor_name, layer in inside:
+            entry = expert.entry(tensor_name)
+            if entry is None or not entry.tensor.is_floating_point():
                 continue
             delta = entry.tensor.float()
             if not entry.is_delta:

@@ -360,3 +360,11 @@ def test_a_study_whose_stop_string_was_never_seen_is_not_continued(study: Path) 
         changes_since("s", stored, study.parent)
     (base / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<turn>"}))
     assert changes_since("s", stored, study.parent) == []
+
+
+def test_layers_of_a_tower_are_not_counted(study: Path) -> None:
+    for name in ("base", "maths", "french"):
+        tower = {f"visual.blocks.{layer}.mlp.up_proj.weight": (6, 4) for layer in range(3)}
+        write_checkpoint(study.parent / "models" / name, {**TENSORS, **tower})
+    study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], granularity: {blocks: 3}}"))
+    assert any("blocks is 3; the model has 2 layers" in line for line in check_study(study).problems)
