@@ -13,7 +13,7 @@ import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
-from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
+from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input, tell_truncated
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.unpadded_generation import write
 from mergefront.adapters.tokenization import Tokenization, Tokens
@@ -45,6 +45,7 @@ class EncoderDecoderModel:
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)
         self._tokenization = Tokenization(tokenizer)
+        self._truncated: set[str] = set()
         self._ends = end_tokens(model, tokenizer)
         _give_start_token(model)
         model.eval()
@@ -92,10 +93,10 @@ class EncoderDecoderModel:
 
     def _prompts(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of prompts with the tokenizer's own framing; an empty prompt has that alone, or an end token."""
-        return [
-            tuple(tokens[-self.max_length :]) or (self.tokenizer.eos_token_id or 0,)
-            for tokens in self.tokenizer(list(texts))["input_ids"]
-        ]
+        read = self.tokenizer(list(texts))["input_ids"]
+        truncated = (text for text, tokens in zip(texts, read, strict=True) if len(tokens) > self.max_length)
+        tell_truncated(truncated, self._truncated, self.max_length)
+        return [tuple(tokens[-self.max_length :]) or (self.tokenizer.eos_token_id or 0,) for tokens in read]
 
     def _batches(self, lengths: Sequence[int], most_rows: int) -> Iterator[tuple[int, int]]:
         """Slices of rows, longest first."""

@@ -26,6 +26,7 @@ from mergefront.adapters.local.limits import (
     longest_input,
     reads_both_ways,
     refuse_likelihoods,
+    tell_truncated,
 )
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
@@ -68,6 +69,7 @@ class HuggingFaceModel:
         self._pads = "past_key_values" in parameters and takes_padding(model) and not reads_both_ways(model)
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
+        self._truncated: set[str] = set()
         self._ends = end_tokens(model, tokenizer)
         model.eval()
 
@@ -80,6 +82,9 @@ class HuggingFaceModel:
         """
         refuse_likelihoods(self.model)
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
+        longer = [len(context) + len(continuation) - 1 > self.max_length for context, continuation in encoded]
+        truncated = (request.context for request, is_longer in zip(requests, longer, strict=True) if is_longer)
+        tell_truncated(filter(None, truncated), self._truncated, self.max_length)
         shared = self._shared(encoded)
         windows = [
             [] if context in shared and continuation in shared[context] else list(self._windows(context, continuation))
@@ -262,6 +267,7 @@ class HuggingFaceModel:
         prompts = self._tokenization.texts([request.prompt for request in different])
         answers: dict[GenerationRequest, Generation] = {}
         rows: list[tuple[Tokens, GenerationRequest]] = []
+        truncated: list[str] = []
         for tokens, request in zip(prompts, different, strict=True):
             room = self.max_length - request.max_new_tokens
             if room < 1:
@@ -270,6 +276,8 @@ class HuggingFaceModel:
                     kind="too long",
                 )
             rows.append((tokens[-room:], request))
+            truncated += [request.prompt] if len(tokens) > room else []
+        tell_truncated(truncated, self._truncated, self.max_length)
         rows.sort(key=lambda row: len(row[0]), reverse=True)
         if not self._pads:
             for _, alike in groupby(rows, key=lambda row: len(row[0])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,11 +13,21 @@ from mergefront.adapters.tasks.metrics.answer_texts import last_number, normalis
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, Scored
 from mergefront.adapters.tasks.metrics.sandbox import SandboxLimits, run_programs
 
+_log = logging.getLogger(__name__)
+
 
 def generations(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> list[Generation]:
-    return model.generate(
+    answers = model.generate(
         [GenerationRequest(item.prompt, options.max_new_tokens, options.stop, item.image) for item in items]
     )
+    if len(answers) > 1 and not any(said.text.strip() for said in answers):
+        _log.warning(
+            "all %d answers are empty (to %.40r and others); change the stop strings %s if answers begin with one",
+            len(answers),
+            items[0].prompt,
+            list(options.stop),
+        )
+    return answers
 
 
 def is_answer(text: str, item: Item, normalise: bool) -> bool:

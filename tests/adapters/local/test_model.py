@@ -357,3 +357,16 @@ def test_a_stop_string_may_have_a_special_token_in_it(tokenizer: Any, stop: str)
         written += 1
     assert written == len(marked.encode("Sort<other> 3<turn>" + " A" * stop.endswith("A")))
     assert state.generation() == Generation("Sort " + "3" * (not stop.startswith("3")), written, "stop")
+
+
+def test_prompts_that_lose_their_beginning_are_told_once(
+    tiny_llama: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The question may stand there."""
+    model = HuggingFaceModel(tiny_llama, tokenizer, max_length=8)
+    asked = [GenerationRequest(prompt, 2) for prompt in (PROMPTS[0], PROMPTS[2], "A")]
+    for _ in range(2):
+        model.generate(asked)
+        model.loglikelihood([ScoringRequest(PROMPTS[0], " 23"), ScoringRequest("", " ".join(PROMPTS))])
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "2 prompts are longer than the model reads (8 tokens), and lose their beginning"

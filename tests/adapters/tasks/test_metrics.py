@@ -186,3 +186,13 @@ def test_a_choice_is_right_when_it_is_any_of_the_right_ones() -> None:
     assert graded("loglikelihood", item) == (1.0, 1.0)
     assert graded("loglikelihood", {**item, "answer": [0, 2]}) == (0.0, -1.0)
     assert graded("loglikelihood", {**item, "answer": 1}) == (1.0, 1.0)
+
+
+def test_answers_that_are_all_empty_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A model that begins with an empty line ends at the usual stop string, and scores 0 for no visible reason."""
+    row = METRICS["exact_match"]
+    items = [parse_item({"prompt": prompt, "answer": "Paris"}, row.required) for prompt in ("A", "B")]
+    row.score(Scripted({"A": "", "B": "Paris"}), items, MetricOptions())
+    assert not caplog.records
+    row.score(Scripted({"A": "", "B": "\n"}), items, MetricOptions())
+    assert "all 2 answers are empty" in caplog.text and "['\\n']" in caplog.text
