@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mergefront.optimizer.recipes.grouping import Grouping, layer_of
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, ParameterValue
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RecipeLike(Protocol):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
 from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import layer_count
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
@@ -92,7 +93,7 @@ def check_checkpoints(found: Findings) -> int | None:
         with found.catch(f"merge.models.{name}: "):
             compared = compare_models(aligned[""].header, expert, name, file.merge.allow)
             found.warnings.extend(compared.notes)
-            differences = [*compared.problems, *_no_lora(file, expert.kind)]
+            differences = [*compared.problems, *_no_factors(file, expert, aligned[""].header)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
@@ -291,12 +292,19 @@ def _leaks(tasks: Mapping[str, Task]) -> list[str]:
     return found
 
 
-def _no_lora(file: StudyFile, kind: str) -> list[str]:
-    """Why a checkpoint of this kind cannot be merged by the file's methods, if that is because it is no LoRA."""
+def _no_factors(file: StudyFile, expert: CheckpointHeader, base: CheckpointHeader) -> list[str]:
+    """Why an expert cannot be merged by the file's methods, if that is because they merge the factors of LoRAs."""
     methods = [file.merge.method] if isinstance(file.merge.method, str) else file.merge.method
     of_loras = [name for name in methods if name in METHODS and METHODS[name].lora is not None]
-    if kind == "lora" or not of_loras:
+    if not of_loras:
         return []
+    if expert.kind == "lora":
+        stacked = read_lora(expert, base).stacked
+        return [
+            f"{of_loras[0]} merges the factors of matrices, and this LoRA adapts {tensor}, which holds all experts; "
+            "use task_arithmetic"
+            for tensor in list(stacked)[:1]
+        ]
     return [
         f"{of_loras[0]} merges LoRAs, and this is a whole checkpoint; use task_arithmetic, or give the LoRA's folder"
     ]

@@ -80,6 +80,11 @@ def merge_loras(
     return merged
 
 
+def check_factors(loras: Mapping[str, str | Path]) -> None:
+    """Raises ``UserError`` for LoRAs that are more than matrices of linear layers, or that do not fit together."""
+    _modules({name: Checkpoint(path) for name, path in loras.items()})
+
+
 def _modules(opened: Mapping[str, Checkpoint]) -> dict[str, dict[str, LoraModule]]:
     """The adapted modules of a pool: by base tensor name, then by LoRA."""
     modules: dict[str, dict[str, LoraModule]] = {}

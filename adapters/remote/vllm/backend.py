@@ -46,7 +46,10 @@ class VllmBackend(Connected[VllmSection]):
     kind = "vllm"
 
     def _connect(self, root: Path) -> None:
+        from mergefront.adapters.merging.loras.pool import check_factors
+
         self._loras = {name: root / path for name, path in self.space.models.items()}
+        check_factors(self._loras)
         self._folder = (root / self.settings.lora_folder).resolve()
         if not self._folder.is_dir():
             raise UserError(f"backend.lora_folder {self._folder}: there is no such folder; the server has to read it")

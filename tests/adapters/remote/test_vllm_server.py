@@ -219,6 +219,19 @@ def test_what_is_set_up_wrongly_is_told_beforehand(tmp_path: Path, loras: dict[s
             assert words in problem
 
 
+def test_a_lora_that_is_more_than_matrices_is_told_beforehand(tmp_path: Path, loras: dict[str, Path]):
+    """vLLM would load it without its bias, and every candidate would be scored so."""
+    from safetensors.numpy import load_file, save_file
+
+    file = loras["b"] / "adapter_model.safetensors"
+    bias = {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias": np.ones(6, dtype=np.float32)}
+    save_file({**load_file(file), **bias}, file)
+    with serve(RecordedVllm()) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
+        (problem,) = backend_problems(settings, SPACE, tmp_path, ["loglikelihood"])
+        assert "'b' also changes biases" in problem
+
+
 def test_answers_of_another_token_or_without_numbers_are_not_believed(tmp_path: Path, loras: dict[str, Path]):
     """A server that ignores logit_bias would give likely tokens' scores to unlikely ones."""
     vllm = RecordedVllm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     header, offset = {}, 0
     for name, shape in tensors.items():
-        size = 4 * int.__mul__(*(shape if len(shape) == 2 else (*shape, 1)))
+        size = 4 * math.prod(shape)
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
@@ -368,3 +369,23 @@ def test_layers_of_a_tower_are_not_counted(study: Path) -> None:
         write_checkpoint(study.parent / "models" / name, {**TENSORS, **tower})
     study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], granularity: {blocks: 3}}"))
     assert any("blocks is 3; the model has 2 layers" in line for line in check_study(study).problems)
+
+
+@pytest.mark.parametrize(("method", "refused"), [("lora_cat", True), ("task_arithmetic", False)])
+def test_loras_of_tensors_that_hold_all_experts_have_no_factors_to_merge(
+    study: Path, method: str, refused: bool
+) -> None:
+    models = study.parent / "models"
+    experts = "model.layers.0.mlp.experts"
+    write_checkpoint(models / "base", {**TENSORS, f"{experts}.0.w2.weight": (4, 6)})
+    described = {"r": 2, "target_parameters": ["mlp.experts.down_proj"]}
+    for name in ("maths", "french"):
+        write_checkpoint(
+            models / name, {f"base_model.model.{experts}.lora_{s}.weight": (2, 6) if s == "A" else (4, 2) for s in "AB"}
+        )
+        (models / name / "model.safetensors").rename(models / name / "adapter_model.safetensors")
+        (models / name / "adapter_config.json").write_text(json.dumps(described))
+    study.write_text(study.read_text().replace("method: ties", f"method: {method}").replace(", density: [0.1, 1]", ""))
+    assert problems(study) == "", "experts stored one by one have matrices"
+    write_checkpoint(models / "base", {**TENSORS, f"{experts}.down_proj": (1, 4, 6)})
+    assert ("holds all experts" in problems(study)) is refused
