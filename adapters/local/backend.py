@@ -320,9 +320,9 @@ def _load_processor(base: Path, aligned: Alignment, options: Mapping[str, Any]) 
 
     try:
         processor = AutoProcessor.from_pretrained(base, **options)
-    except ImportError as error:
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
         # Texts can be asked without what images and videos need.
-        _log.warning("%s: its processor cannot be loaded (%s); only texts can be asked", base, str(error).strip())
+        _log.warning("%s: its processor cannot be loaded (%.300s); only texts can be asked", base, str(error).strip())
         return _load_tokenizer(base, aligned, options)
     if hasattr(processor, "tokenizer"):
         processor.tokenizer = _load_tokenizer(base, aligned, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def nearest(model, tokenizer):
         for question, answer in PAIRS.items()
     }
 """
+PICTURES = """
+from PIL import Image
+
+COLOURS = {"A": (255, 0, 0), "B": (0, 255, 0), "C": (0, 0, 255), "Sort": (9, 9, 9)}
+
+
+def likeness(model, processor):
+    inputs = processor(
+        images=[Image.new("RGB", (28, 28), colour) for colour in COLOURS.values()], text=list(COLOURS),
+        padding=True, return_tensors="pt",
+    )
+    return dict(zip(COLOURS, model(**inputs).logits_per_image.diagonal()))
+"""
 EMBEDDER = TinyModel("bert", {}, "AutoModel")
 ANSWERS = "{type: jsonl, path: items.jsonl, metric: exact_match, max_new_tokens: 4}"
 CHOICES = "{type: jsonl, path: items.jsonl, metric: loglikelihood}"
@@ -71,6 +85,23 @@ def test_an_embedder_is_searched_by_a_function_and_exported(tokenizer: Any, tmp_
     assert len(scores) > 3, "each merge has a score of its own"
     out = export_candidate(study, study.candidates()[-1], tmp_path / "exported")
     assert json.loads((out / "config.json").read_text())["architectures"] == ["BertModel"]
+
+
+def test_a_model_of_images_and_text_is_scored_with_its_processor(tokenizer: Any, tmp_path: Path) -> None:
+    pytest.importorskip("PIL", reason="needs Pillow")
+    from transformers import CLIPProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    path = study_in(tmp_path, TINY_MODELS["clip"], tokenizer, "{type: python, call: 'pictures:likeness'}")
+    (tmp_path / "pictures.py").write_text(PICTURES)
+    images = CLIPImageProcessorPil(size={"height": 28, "width": 28}, do_center_crop=False)
+    words = deepcopy(tokenizer)
+    words.pad_token = words.eos_token
+    for name in ("base", "first", "second"):
+        CLIPProcessor(images, words).save_pretrained(tmp_path / name)
+    assert check_study(path).problems == []
+    study = mf.run(path)
+    assert not study.failures() and study.finished_count() == 6
 
 
 @pytest.mark.parametrize("kind, task", [("mt5", ANSWERS), ("bart", CHOICES), ("mamba2", ANSWERS), ("lfm2", CHOICES)])
