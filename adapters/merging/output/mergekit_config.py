@@ -70,6 +70,15 @@ class MergekitConfig:
     seed: int
 
     @property
+    def filters(self) -> set[str]:
+        """Every part of a tensor's name that a rule asks for."""
+        sources = [source.parameters for made in self.slices for source in made.sources]
+        settings = [self.parameters, *(made.parameters for made in self.slices), *sources]
+        values = [value for parameters in settings for value in parameters.values()]
+        rules = [rule for value in values for rule in (value if isinstance(value, list) else [value])]
+        return {rule["filter"] for rule in rules if isinstance(rule, Mapping) and rule.get("filter") not in (None, "*")}
+
+    @property
     def models(self) -> tuple[str, ...]:
         """Every model that is read, the base first."""
         named = [self.base_model] if self.base_model is not None else []

@@ -162,6 +162,11 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
         result: Mapping[str, Any] = with_layers(reference.header.config, depth, _layers_of(config.slices, opened))
     else:
         every, result = [_places_by_name(reference, chosen[0])], reference.header.config
+    notes += [
+        f"the filter {part!r} is in no tensor's name, so its value changes nothing"
+        for part in sorted(config.filters)
+        if not any(part in own for places in every for place in places.values() for own in place.sources.values())
+    ]
     parts = []
     for made, models, places in zip(config.slices, chosen, every, strict=True):
         recipe = SliceRecipe(config, made, {key: model.name for key, model in models.items() if key != BASE}, places)

@@ -112,6 +112,14 @@ def test_everything_wrong_is_named_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_filter_that_is_in_no_name_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rules = [{"filter": "self_atn", "value": 0.0}, {"filter": "mlp", "value": 1.0}, {"value": 0.5}]
+    models = [{"model": "models/math", "parameters": {"weight": rules}}]
+    merge_to_directory(config(models=models), tmp_path / "out", GOLDENS)
+    said = [record.message for record in caplog.records if "filter" in record.message]
+    assert len(said) == 1 and "'self_atn'" in said[0]
+
+
 def evolved(method: str, models: list[str], **more: Any) -> dict[str, Any]:
     """What mergekit-evolve writes: one slice, a base_model of its own, switches as numbers, int8_mask everywhere."""
     sources = [{"model": f"models/{name}", "layer_range": [0, 4], "parameters": {"weight": 0.5}} for name in models]

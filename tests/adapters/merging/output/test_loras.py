@@ -78,13 +78,16 @@ def kinds() -> Iterator[tuple[str, bool]]:
             yield name, True
 
 
+@pytest.mark.parametrize("compat", [False, True], ids=["exact", "compat"])
 @pytest.mark.parametrize(("method", "base"), list(kinds()))
-def test_every_method_writes_the_weights_that_were_scored(root: Path, tmp_path: Path, method: str, base: bool) -> None:
+def test_every_method_writes_the_weights_that_were_scored(
+    root: Path, tmp_path: Path, method: str, base: bool, compat: bool
+) -> None:
     recipe = recipe_of(method, base)
     loras = {name: root / reference for name, reference in recipe.models.items()}
     live = {name: torch.zeros(tensor.shape) for name, tensor in whole(root / "base").items()}
-    MergeEngine(root / "base", loras, rounding="stored").merge_into(recipe, live)
-    write_merge(plan_recipe(recipe, root / "base", loras), tmp_path)
+    MergeEngine(root / "base", loras, rounding="stored", compat_mergekit=compat).merge_into(recipe, live)
+    write_merge(plan_recipe(recipe, root / "base", loras, compat=compat), tmp_path)
     written = whole(tmp_path)
     assert written.keys() == live.keys() and all(tensor.dtype == torch.bfloat16 for tensor in written.values())
     assert all(torch.equal(written[name].float(), live[name]) for name in live)
