@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +27,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Place:
-    """A stored tensor as a view of a live one: shape, and stride and offset in entries of the live tensor."""
+    """A stored tensor as a view of a live one: shape, and stride and offset in entries of the live tensor.
+
+    Without a stride it is the whole live tensor.
+    """
 
     live: str
     shape: Shape
-    stride: Shape
-    offset: int
+    stride: Shape | None = None
+    offset: int = 0
 
     def of(self, live: torch.Tensor) -> torch.Tensor:
-        """The entries of the (contiguous) live tensor that the stored one fills."""
+        """The entries of the live tensor (contiguous, where it is not the whole) that the stored one fills."""
+        if self.stride is None:
+            return live
         return live.as_strided(self.shape, self.stride, live.storage_offset() + self.offset)
 
 
@@ -75,6 +82,27 @@ class LiveNames:
     unfilled: tuple[str, ...] = ()
     misfits: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
 
+    def problems(self) -> list[str]:
+        """Why a model cannot be made of the stored tensors: one sentence per kind of problem."""
+        found = []
+        if self.unfilled:
+            found.append(f"no stored tensor fills {_first(self.unfilled)}, which the model has")
+        if self.misfits:
+            name, (stored, live) = next(iter(self.misfits.items()))
+            more = f" (and {len(self.misfits) - 1} more)" if len(self.misfits) > 1 else ""
+            found.append(f"tensor {name!r}{more} is stored as {list(stored)} and does not fit the model's {list(live)}")
+        return found
+
+    def unexpected(self, config: Mapping[str, Any], stored: Mapping[str, Shape]) -> str | None:
+        """A sentence on tensors that the model does not read although they are no buffers and no layers that predict
+        further ahead: what they hold has no part in any score."""
+        names = [
+            name for name in self.ignored if not is_unread(name, stored[name]) and not is_prediction_layer(name, config)
+        ]
+        return (
+            f"the model does not read {_first(names)}; merged and exported, but no part of any score" if names else None
+        )
+
 
 def live_names(model: torch.nn.Module, stored: Mapping[str, Shape]) -> LiveNames:
     """Map stored tensors, given by name and shape, to those of ``model``.
@@ -96,7 +124,7 @@ def live_names(model: torch.nn.Module, stored: Mapping[str, Shape]) -> LiveNames
             if stored[name] != tuple(live[target].shape):
                 misfits[name] = stored[name], tuple(live[target].shape)
             else:
-                places[name] = Place(target, stored[name], torch.empty(stored[name], device="meta").stride(), 0)
+                places[name] = Place(target, stored[name])
             continue
         found = _views(model, live, target, converter, sources)
         if found is not None and all(found[name].shape == stored[name] for name in found):
@@ -220,3 +248,7 @@ def _convert(converter: Any, target: str, model: Any, tensors: Mapping[str, list
         for tensor in several:
             used.add_tensor(target, pattern, pattern, tensor)
     return dict(used.convert(target, model=model, config=model.config))
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]!r} (and {len(names) - 1} more)" if len(names) > 1 else repr(names[0])

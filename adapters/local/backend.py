@@ -12,13 +12,15 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
-from mergefront.adapters.checkpoints.header import Checkpoint, read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.live_names import Assembly, live_names
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
@@ -64,6 +66,7 @@ class LocalBackend:
         allow: Collection[str] = (),
     ) -> None:
         from mergefront.adapters.merging.engine import MergeEngine
+        from mergefront.adapters.merging.sources import header_of, open_source
 
         live = _live_tensors(model)
         places = {tensor.data_ptr() for tensor in live.values() if tensor.numel()}
@@ -79,7 +82,7 @@ class LocalBackend:
             rounding=rounding,
             allow=allow,
         )
-        self._targets = _targets(live, self.engine.names, getattr(model, "base_model_prefix", ""))
+        self._targets = _targets(model, live, header_of(open_source(base), "base model"))
         self._lock = threading.Lock()
         self._owner: int | None = None
         model.eval()
@@ -163,7 +166,9 @@ class LocalBackend:
         self._lock.acquire()
         self._owner = threading.get_ident()
         try:
-            return self.engine.merge_into(recipe, self._targets)
+            report = self.engine.merge_into(recipe, self._targets.stored)
+            self._targets.assemble(self.model)
+            return report
         except BaseException:
             self._leave()
             raise
@@ -213,30 +218,51 @@ def _live_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if hasattr(tensor, "data_ptr")}
 
 
-def _targets(live: Mapping[str, torch.Tensor], names: tuple[str, ...], prefix: str) -> dict[str, torch.Tensor]:
-    """Live tensors by the name that the checkpoint has for them.
+@dataclass(frozen=True)
+class _Targets:
+    """Where merges are written: stored names, and views of live tensors or, for those that a live tensor is computed
+    from (see ``Assembly``), tensors of their own."""
 
-    Some checkpoints leave out the inner model's prefix (``h.0...`` for ``transformer.h.0...``).
-    """
-    known = set(names)
-    targets = {}
-    for name, tensor in live.items():
-        bare = name.removeprefix(f"{prefix}.")
-        targets[bare if prefix and name not in known and bare in known else name] = tensor.detach()
-    lost = [name for name in names if name not in targets]
-    if lost:
-        raise UserError(f"the model has no tensor {_first(lost)}, which the base has; use the base's own model class")
-    merged = {targets[name].data_ptr() for name in names}
-    stray = [name for name, tensor in targets.items() if name not in known and tensor.data_ptr() not in merged]
-    if stray:
-        raise UserError(
-            f"the base has no tensor {_first(stray)}, which the model has; give the base's whole state dict"
-        )
-    return targets
+    stored: Mapping[str, torch.Tensor]
+    assemblies: tuple[Assembly, ...]
+
+    def assemble(self, model: torch.nn.Module) -> None:
+        """Compute the live tensors that no stored one is a view of."""
+        import torch
+
+        if self.assemblies:
+            live = model.state_dict()
+            with torch.no_grad():
+                for assembly in self.assemblies:
+                    for name, tensor in assembly.make(self.stored, model).items():
+                        live[name].copy_(tensor)
 
 
-def _first(names: list[str]) -> str:
-    return f"{names[0]!r} (and {len(names) - 1} more)" if len(names) > 1 else repr(names[0])
+def _targets(model: torch.nn.Module, live: Mapping[str, torch.Tensor], base: CheckpointHeader) -> _Targets:
+    """Raises ``UserError`` where base and model do not have the same tensors."""
+    import torch
+
+    stored = {name: info.shape for name, info in base.tensors.items()}
+    names = live_names(model, stored)
+    problems = names.problems()
+    unexpected = names.unexpected(base.config, stored)
+    if unexpected is not None and not hasattr(model, "base_model_prefix"):
+        problems.append(f"the model has no tensor {names.ignored[0]!r}, which the base has")
+    elif unexpected is not None:
+        _log.warning("%s", unexpected)
+    if problems:
+        raise UserError("; ".join(problems) + "; the base must be the model's whole checkpoint, of its own class")
+    position = {name: number for number, name in enumerate(live)}
+    views = {
+        name: place.of(live[place.live].detach())
+        for name, place in sorted(names.places.items(), key=lambda named: position[named[1].live])
+    }
+    computed = {
+        name: torch.empty(stored[name], dtype=live[assembly.live].dtype, device=live[assembly.live].device)
+        for assembly in names.assemblies
+        for name in assembly.names
+    }
+    return _Targets(views | computed, names.assemblies)
 
 
 def _apart(source: Source, places: set[int]) -> Source:

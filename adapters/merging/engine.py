@@ -135,28 +135,27 @@ class MergeEngine:
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
         norms: list[SupportsFloat] = []
-        updates: list[tuple[int, tuple[int, str], Coefficients, torch.Tensor]] = []
+        merges: list[tuple[tuple[int, str], Coefficients, torch.Tensor, float | None]] = []
+        # All are looked at before the first is written: targets that are views of one tensor share its version.
+        for name, target in self._distinct(targets).items():
+            coefficients, place = reader(name), (target.data_ptr(), name)
+            known = self._written.pop(place, None)
+            is_held = known is not None and known.holds(coefficients, target)
+            merges.append((place, coefficients, target, known.norm if known is not None and is_held else None))
         batch = FusedBatch(self._merge_pieces)
         with torch.no_grad():
-            for name, target in self._distinct(targets).items():
-                coefficients = reader(name)
-                place = (target.data_ptr(), name)
-                known = self._written.get(place)
-                if known is not None and known.holds(coefficients, target):
-                    norms.append(known.norm)
-                    continue
-                self._written.pop(place, None)
-                updates.append((len(norms), place, coefficients, target))
-                norms.append(self._merge_tensor(name, coefficients, target, batch))
+            for (_, name), coefficients, target, held in merges:
+                norms.append(self._merge_tensor(name, coefficients, target, batch) if held is None else held)
             batch.run()
-            for _, (_, name), _, target in updates:
-                self._round(name, target)
+            for (_, name), _, target, held in merges:
+                if held is None:
+                    self._round(name, target)
         values = [float(norm) for norm in norms]
-        for number, place, coefficients, target in updates:
+        for (place, coefficients, target, _), value in zip(merges, values, strict=True):
             version = _version(target)
             if version is not None:
-                self._written[place] = _Written(coefficients, weakref.ref(target), version, values[number])
-        return MergeReport(sum(values), time.perf_counter() - started, len(updates))
+                self._written[place] = _Written(coefficients, weakref.ref(target), version, value)
+        return MergeReport(sum(values), time.perf_counter() - started, sum(held is None for *_, held in merges))
 
     def iterate(
         self, recipe: RecipeLike, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
