@@ -17,6 +17,7 @@ from tiny_models import TINY_MODELS
 import mergefront as mf
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.results.export import export_candidate
 from mergefront.study.check import check_study
 
@@ -171,3 +172,35 @@ def test_a_merged_model_of_images_and_text_has_its_processor(tmp_path: Path, tok
     loaded = transformers.AutoProcessor.from_pretrained(out)
     assert type(loaded) is transformers.LlavaProcessor and loaded.chat_template == "{{ messages }}"
     assert loaded.image_processor.size["shortest_edge"] == 28 and loaded.patch_size == 14
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_lora_with_tokens_of_its_own_answers_as_itself(tmp_path: Path, tokenizer: Any, tied: bool) -> None:
+    peft = pytest.importorskip("peft")
+    model = TINY_MODELS["llama"].make(0, vocab_size=len(tokenizer), tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens([transformers.AddedToken("<chat>", special=True)])
+    model.resize_token_embeddings(len(own), mean_resizing=False)
+    saved = {"modules_to_save": ["embed_tokens"] if tied else ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **saved)
+    )
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    adapted.save_pretrained(tmp_path / "lora")
+    own.save_pretrained(tmp_path / "lora")
+    out = merge_to_directory(config({"base+lora": 1.0}, "union"), tmp_path / "out", tmp_path)
+    asked = transformers.AutoTokenizer.from_pretrained(out)("<chat> Is it A?", return_tensors="pt")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(out)
+    with torch.no_grad():
+        assert asked.input_ids[0, 0] == len(tokenizer)
+        assert torch.allclose(merged(**asked).logits, adapted.eval()(**asked).logits, atol=1e-5)
+    backend = LocalBackend.from_checkpoints(tmp_path / "base", {"e": tmp_path / "lora"}, tokenizer_source="union")
+    space = MergeSpace({"e": "lora"}, method="task_arithmetic", base_model="base")
+    with backend.apply(space.recipe({"weight[e]": 1.0})):
+        live = backend.model.state_dict()
+        assert all(torch.equal(live[name], tensor) for name, tensor in merged.state_dict().items())
