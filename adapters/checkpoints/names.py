@@ -23,7 +23,8 @@ _ATTENTION_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")
 _PREDICTION = re.compile(r"(^|\.)mtp(_layers|_block)?\.")
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
 _WRAPPERS = frozenset({"model", "language_model", "vision_model"})
-_OLD_ENDINGS = {
+_OLD_PARTS = {
+    "block_sparse_moe.": "mlp.",
     "LayerNorm.gamma": "LayerNorm.weight",
     "LayerNorm.beta": "LayerNorm.bias",
     "parametrizations.weight.original0": "weight_g",
@@ -98,7 +99,7 @@ def _by_bare_name(names: Iterable[str], wrappers: Collection[str]) -> dict[str, 
     found = {}
     for name in names:
         bare = ".".join(part for part in name.split(".") if part not in wrappers)
-        for old, new in _OLD_ENDINGS.items():
+        for old, new in _OLD_PARTS.items():
             bare = bare.replace(old, new)
         found[bare] = name
     return found

@@ -147,6 +147,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
         {"target_modules": Q, "target_parameters": EXPERTS, "rank_pattern": {"experts.down_proj": 3}},
     ),
     "experts of other names": ("mixtral", {"target_modules": [], "target_parameters": EXPERTS, "use_rslora": True}),
+    "a router of another name": ("mixtral", {"target_modules": ["q_proj", "gate"]}),
     "experts alone": ("mixtral", {"target_modules": Q, "target_parameters": ["experts.down_proj"]}),
     "renamed at load": ("qwen-vl", {"target_modules": ["q_proj", "qkv"], "modules_to_save": ["norm"]}),
 }
