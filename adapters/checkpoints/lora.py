@@ -39,7 +39,7 @@ _CONV1D = {
 }
 """Layers that transformers stores as in x out (its Conv1D), by model type: peft goes by the layer's class."""
 _EXPERTS_IN_BY_OUT = ("gpt_oss", "openai_privacy_filter")
-"""Types of models whose stored experts are in x out: it counts where in and out are the same number."""
+"""Types of models that store all experts together as in x out. Elsewhere the shape tells, or nothing does."""
 _EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 """What checkpoints call the matrices of one expert that transformers 5 stacks (out of the first on top)."""
 
@@ -191,10 +191,9 @@ def _experts(
         scaling = alpha / (math.sqrt(rank) if settings.rslora else rank)
         if name in base.tensors:
             shape = base.tensors[name].shape
-            if sorted(shape[1:]) == sorted((rows, columns)) and rank * shape[0] == ranks:
-                by_shape = shape[1:] == (columns, rows)
-                square = base.config.get("model_type") in _EXPERTS_IN_BY_OUT
-                return {name: StackedExperts(a, b, shape[0], scaling, square if rows == columns else by_shape)}
+            is_told = rows != columns or base.config.get("model_type") in _EXPERTS_IN_BY_OUT
+            if is_told and sorted(shape[1:]) == sorted((rows, columns)) and rank * shape[0] == ranks:
+                return {name: StackedExperts(a, b, shape[0], scaling, shape[1:] == (columns, rows))}
         layer = module.removesuffix(".experts").rpartition(".")[0]
         for spelling in spellings:
             single = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d+)\.({'|'.join(spelling)})\.weight")

@@ -278,3 +278,13 @@ def test_factors_of_all_experts_are_no_matrices_that_lora_methods_or_servers_tak
         dict(MergeEngine(bases["gpt-oss"], {"lora": tmp_path / "lora"}).iterate(recipe))
     with pytest.raises(UserError, match="fold it into the base"):
         merge_loras({"lora": tmp_path / "lora"}, {"lora": 1.0})
+
+
+def test_experts_of_equal_sides_are_refused_where_their_layout_is_not_known(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    train("gpt-oss, square", bases["gpt-oss, square"], tmp_path / "lora", ACCEPTED["experts of equal sides"][1])
+    base = read_header(bases["gpt-oss, square"])
+    stranger = dataclasses.replace(base, config={**base.config, "model_type": "another"})
+    (problem,) = compare_headers(stranger, read_header(tmp_path / "lora"), "lora")
+    assert "target_parameters" in problem
