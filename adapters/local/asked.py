@@ -72,7 +72,7 @@ def model_class(config: Any, for_text: bool) -> Any:
     """The class to load a checkpoint as: the one that its configuration names.
 
     Where that is none of transformers' for this type of model, or has no head although texts are to be continued, it is
-    the type's causal model, encoder-decoder or model of images and text.
+    the type's causal model, encoder-decoder or model of images and text. Raises ``UserError`` where there is none.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -88,6 +88,11 @@ def model_class(config: Any, for_text: bool) -> Any:
     causal, _, image_text = _text_tables()
     if config.model_type in image_text and config.model_type not in causal:
         return transformers.AutoModelForImageTextToText
+    if config.model_type not in causal:
+        raise UserError(
+            f"transformers has no model of type {config.model_type} that continues text, and none called "
+            f"{name or 'so (config.json names no architectures)'}"
+        )
     return transformers.AutoModelForCausalLM
 
 

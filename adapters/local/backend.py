@@ -8,8 +8,6 @@ with backend.apply(recipe) as merged: ...
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
-from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
-from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
+from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -119,6 +116,8 @@ class LocalBackend:
         """
         import torch
 
+        from mergefront.adapters.local.loading import load_model
+
         where = usable_device(device)
         header = read_header(Path(base))
         dtype = main_dtype(header) if dtype == "auto" else dtype
@@ -132,7 +131,7 @@ class LocalBackend:
             _BASE,
             TokenizerChoice.read(tokenizer_source),
         )
-        model, tokenizer = _load_model(Path(base), computing, aligned, for_text)
+        model, tokenizer = load_model(Path(base), computing, aligned, for_text)
         model.to(where)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -306,70 +305,3 @@ def _dtype(what: str, dtype: str) -> torch.dtype:
         raise UserError(f"{what} {dtype!r} must be one of auto, {', '.join(FLOATING.values())}")
     made: torch.dtype = getattr(torch, dtype)
     return made
-
-
-def _load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool) -> tuple[Any, Any]:
-    """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network."""
-    try:
-        from transformers import AutoConfig
-        from transformers.utils import logging
-
-        from mergefront.adapters.local.asked import model_class
-    except ImportError:
-        raise UserError(
-            "the local backend needs transformers; install it with: pip install 'mergefront[local]'"
-        ) from None
-    if not (path / "config.json").exists():
-        raise UserError(f"{path}: there is no config.json; the base model must be a Hugging Face model folder")
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        kind = model_class(AutoConfig.from_pretrained(path, **options), for_text)
-        processor = _load_processor(path, aligned, options)
-        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
-        _take_vocabulary(model, path, aligned)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: transformers cannot load it: {error!s:.300}") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    return model, processor
-
-
-def _load_processor(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
-    """What a folder's texts, images or sounds go through: a processor that holds the aligned tokenizer, that tokenizer
-    alone, or what a model without texts has."""
-    if not any((base / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
-        return _load_tokenizer(base, aligned, options)
-    from transformers import AutoProcessor
-
-    try:
-        processor = AutoProcessor.from_pretrained(base, **options)
-    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
-        # Texts can be asked without what images and videos need.
-        _log.warning("%s: its processor cannot be loaded (%.300s); only texts can be asked", base, str(error).strip())
-        return _load_tokenizer(base, aligned, options)
-    if hasattr(processor, "tokenizer"):
-        processor.tokenizer = _load_tokenizer(base, aligned, options)
-    return processor
-
-
-def _take_vocabulary(model: Any, base: Path, aligned: Alignment) -> None:
-    """Give the live model the rows, and the ends of text, that an exported model of these tokens has."""
-    if aligned.rows != aligned.was:
-        model.resize_token_embeddings(aligned.rows, mean_resizing=False)
-    if aligned.tokenizer != base and model.can_generate():
-        model.generation_config.update(**(generation_config(base, aligned.tokenizer) or {}))
-
-
-def _load_tokenizer(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
-    """The tokenizer of the aligned models, with the tokens that are added to it as an export adds them."""
-    from transformers import AutoTokenizer
-
-    if not aligned.added:
-        return AutoTokenizer.from_pretrained(aligned.tokenizer, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(tokenizer_files(aligned.tokenizer), aligned.added, Path(folder))
-        shutil.copyfile(base / "config.json", Path(folder) / "config.json")
-        return AutoTokenizer.from_pretrained(folder, **options)

@@ -17,6 +17,7 @@ from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader,
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import layer_count
+from mergefront.adapters.local.loading import loading_findings
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
@@ -95,6 +96,13 @@ def check_checkpoints(found: Findings) -> int | None:
             found.warnings.extend(compared.notes)
             differences = [*compared.problems, *_no_factors(file, expert, aligned[""].header)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
+    if not problems:
+        with found.catch("merge.base_model: "):
+            unloadable, unread = loading_findings(
+                base, any(task.get("type") != "python" for task in file.tasks.values())
+            )
+            problems.extend(f"merge.base_model: {problem}" for problem in unloadable)
+            found.warnings.extend(unread)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated(models, root))

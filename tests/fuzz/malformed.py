@@ -39,10 +39,18 @@ CONFIG: dict[str, Any] = {
         {"model": "models/french", "parameters": {"weight": 0.3, "density": 0.5}},
     ],
 }
-TENSORS = {
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2, "vocab_size": 8,
+    "hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 1, "num_key_value_heads": 1,
+}  # fmt: skip
+LAYER: dict[str, tuple[int, ...]] = {
+    **{f"self_attn.{kind}_proj.weight": (4, 4) for kind in "qkvo"},
+    **{"mlp.gate_proj.weight": (6, 4), "mlp.up_proj.weight": (6, 4), "mlp.down_proj.weight": (4, 6)},
+    **{"input_layernorm.weight": (4,), "post_attention_layernorm.weight": (4,)},
+}
+TENSORS: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (8, 4),
-    "model.layers.0.mlp.up_proj.weight": (6, 4),
-    "model.layers.1.mlp.up_proj.weight": (6, 4),
+    **{f"model.layers.{layer}.{name}": shape for layer in range(2) for name, shape in LAYER.items()},
     "model.norm.weight": (4,),
     "lm_head.weight": (8, 4),
 }
@@ -72,7 +80,7 @@ def write_good(folder: Path) -> None:
         model = folder / "models" / name
         model.mkdir(parents=True)
         (model / "model.safetensors").write_bytes(safetensors(good_header()))
-        (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}))
+        (model / "config.json").write_text(json.dumps(CONFIG))
         words = {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}
         (model / "tokenizer.json").write_text(json.dumps(words))
     (folder / "data").mkdir()

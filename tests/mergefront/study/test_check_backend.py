@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from tiny_models import TINY_MODELS
 
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files
@@ -31,10 +32,18 @@ tasks:
 objectives: [maths, french, delta_l1]
 search: {sampler: mm-mo, evaluations: 10}
 """
-TENSORS = {
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2, "vocab_size": 8,
+    "hidden_size": 4, "intermediate_size": 6, "num_attention_heads": 1, "num_key_value_heads": 1,
+}  # fmt: skip
+LAYER = {
+    **{f"self_attn.{kind}_proj.weight": (4, 4) for kind in "qkvo"},
+    **{"mlp.gate_proj.weight": (6, 4), "mlp.up_proj.weight": (6, 4), "mlp.down_proj.weight": (4, 6)},
+    **{"input_layernorm.weight": (4,), "post_attention_layernorm.weight": (4,)},
+}
+TENSORS: dict[str, tuple[int, ...]] = {
     "model.embed_tokens.weight": (8, 4),
-    "model.layers.0.mlp.up_proj.weight": (6, 4),
-    "model.layers.1.mlp.up_proj.weight": (6, 4),
+    **{f"model.layers.{layer}.{name}": shape for layer in range(2) for name, shape in LAYER.items()},
     "model.norm.weight": (4,),
     "lm_head.weight": (8, 4),
 }
@@ -51,7 +60,7 @@ def write_checkpoint(
         offset += size
     text = json.dumps(header).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     words = vocabulary or {"a": 0, "b": 1}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": words}}))
 
@@ -158,7 +167,7 @@ def test_racing_is_one_line_of_the_study_file(study: Path) -> None:
 
 def test_an_answer_that_the_model_could_never_write_is_found_before_the_first_merge(study: Path) -> None:
     """Else every candidate of the search would fail alike."""
-    (study.parent / "models/base/config.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    (study.parent / "models/base/config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 64}))
     study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 64"))
     assert "tasks.maths: max_new_tokens is 64, but the base model takes 64 tokens" in problems(study)
     study.write_text(STUDY.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 32"))
@@ -293,14 +302,13 @@ def test_items_with_an_image_are_refused_of_what_reads_none_and_known_by_its_con
     config = study.parent / "models/base/config.json"
     for name in ("base", "maths", "french"):
         config = study.parent / "models" / name / "config.json"
-        config.write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 2}))
+        config.write_text(json.dumps(CONFIG))
     assert "tasks.maths: some items have an image, and the base model (llama) reads none" in problems(study)
     study.write_text(STUDY.replace("{type: local, device: cpu}", "{type: llama_server, url: http://localhost:1}"))
     assert "which backend llama_server does not send" in problems(study)
     study.write_text(STUDY)
     for name in ("base", "maths", "french"):
-        config = study.parent / "models" / name / "config.json"
-        config.write_text(json.dumps({"model_type": "llava", "num_hidden_layers": 2}))
+        TINY_MODELS["llava"].make().save_pretrained(study.parent / "models" / name)
     definition = check_study(study).definition_or_raise()
     assert "data/0.png" in definition.evaluator.content
     before = {item.id for task in tasks_of(definition) if task.name == "maths" for item in task.items("search")}
@@ -322,10 +330,13 @@ def test_a_study_that_asked_about_images_without_them_is_not_continued(study: Pa
 
 
 def test_kinds_of_module_that_no_tensor_follows_are_named_with_what_there_is(study: Path) -> None:
-    study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], split: [mlp, self_attn, up_proj]}"))
+    study.write_text(STUDY.replace("density: [0.1, 1]}", "density: [0.1, 1], split: [mlp, experts, up_proj]}"))
     problems = [line for line in check_study(study).problems if line.startswith("merge.space.split")]
-    assert ["self_attn" in problems[0], "up_proj" in problems[1], len(problems)] == [True, True, 2]
-    assert [line.endswith("the modules of a layer are called mlp") for line in problems] == [True, True], problems
+    assert ["'experts'" in problems[0], "up_proj" in problems[1], len(problems)] == [True, True, 2]
+    modules = "self_attn, mlp, input_layernorm, post_attention_layernorm"
+    assert [line.endswith(f"the modules of a layer are called {modules}") for line in problems] == [True, True], (
+        problems
+    )
 
 
 def test_one_checkpoint_under_two_names_is_refused(study: Path) -> None:
@@ -389,3 +400,21 @@ def test_loras_of_tensors_that_hold_all_experts_have_no_factors_to_merge(
     assert problems(study) == "", "experts stored one by one have matrices"
     write_checkpoint(models / "base", {**TENSORS, f"{experts}.down_proj": (1, 4, 6)})
     assert ("holds all experts" in problems(study)) is refused
+
+
+def test_a_base_of_which_no_live_model_can_be_made_is_refused_before_anything_is_loaded(study: Path) -> None:
+    without = {name: shape for name, shape in TENSORS.items() if name != "model.layers.1.mlp.down_proj.weight"}
+    for name in ("base", "maths", "french"):
+        write_checkpoint(study.parent / "models" / name, without)
+    assert "merge.base_model: no stored tensor fills 'model.layers.1.mlp.down_proj.weight'" in problems(study)
+    for name in ("base", "maths", "french"):
+        write_checkpoint(study.parent / "models" / name, TENSORS)
+        (study.parent / "models" / name / "config.json").write_text(json.dumps(CONFIG | {"model_type": "lama"}))
+    assert "transformers cannot load it" in problems(study)
+
+
+def test_tensors_that_the_model_does_not_read_are_named_and_do_not_block(study: Path) -> None:
+    for name in ("base", "maths", "french"):
+        write_checkpoint(study.parent / "models" / name, {**TENSORS, "score.weight": (2, 4)})
+    assert any("the model does not read 'score.weight'" in note for note in check_study(study).notes)
+    assert problems(study) == ""

@@ -1,0 +1,122 @@
+"""A base model's folder as a live model and its processor; and, before anything is loaded, whether that can be."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.adapters.checkpoints.header import CheckpointHeader
+from mergefront.adapters.checkpoints.live_names import live_names
+from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
+from mergefront.adapters.merging.vocabulary import Alignment
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_log = logging.getLogger(__name__)
+_OPTIONS: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool) -> tuple[Any, Any]:
+    """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network."""
+    with _understood(path):
+        kind, _ = _class(path, for_text)
+        processor = _load_processor(path, aligned, _OPTIONS)
+        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **_OPTIONS)
+        _take_vocabulary(model, path, aligned)
+    return model, processor
+
+
+def loading_findings(base: CheckpointHeader, for_text: bool) -> tuple[list[str], list[str]]:
+    """Why a live model cannot be made of a checkpoint, and what it would not read, from headers alone.
+
+    The model is made on the meta device, without memory for its weights. Raises ``UserError`` where transformers does
+    not know it.
+    """
+    import torch
+
+    with _understood(base.path):
+        kind, config = _class(base.path, for_text)
+        with torch.device("meta"):
+            model = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(config)
+    stored = {name: info.shape for name, info in base.tensors.items()}
+    names = live_names(model, stored)
+    unexpected = names.unexpected(base.config, stored)
+    return names.problems(), [] if unexpected is None else [unexpected]
+
+
+def _class(path: Path, for_text: bool) -> tuple[Any, Any]:
+    from transformers import AutoConfig
+
+    from mergefront.adapters.local.asked import model_class
+
+    config = AutoConfig.from_pretrained(path, **_OPTIONS)
+    return model_class(config, for_text), config
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """What transformers raises as ``UserError``, and no progress bars."""
+    try:
+        from transformers.utils import logging as transformers_logging
+    except ImportError:
+        raise UserError(
+            "the local backend needs transformers; install it with: pip install 'mergefront[local]'"
+        ) from None
+    if not (path / "config.json").exists():
+        raise UserError(f"{path}: there is no config.json; the base model must be a Hugging Face model folder")
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(f"{path}: transformers cannot load it: {error!s:.300}") from None
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_processor(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
+    """What a folder's texts, images or sounds go through: a processor that holds the aligned tokenizer, that tokenizer
+    alone, or what a model without texts has."""
+    if not any((base / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        return _load_tokenizer(base, aligned, options)
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(base, **options)
+    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+        # Texts can be asked without what images and videos need.
+        _log.warning("%s: its processor cannot be loaded (%.300s); only texts can be asked", base, str(error).strip())
+        return _load_tokenizer(base, aligned, options)
+    if hasattr(processor, "tokenizer"):
+        processor.tokenizer = _load_tokenizer(base, aligned, options)
+    return processor
+
+
+def _take_vocabulary(model: Any, base: Path, aligned: Alignment) -> None:
+    """Give the live model the rows, and the ends of text, that an exported model of these tokens has."""
+    if aligned.rows != aligned.was:
+        model.resize_token_embeddings(aligned.rows, mean_resizing=False)
+    if aligned.tokenizer != base and model.can_generate():
+        model.generation_config.update(**(generation_config(base, aligned.tokenizer) or {}))
+
+
+def _load_tokenizer(base: Path, aligned: Alignment, options: Mapping[str, Any]) -> Any:
+    """The tokenizer of the aligned models, with the tokens that are added to it as an export adds them."""
+    from transformers import AutoTokenizer
+
+    if not aligned.added:
+        return AutoTokenizer.from_pretrained(aligned.tokenizer, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(tokenizer_files(aligned.tokenizer), aligned.added, Path(folder))
+        shutil.copyfile(base / "config.json", Path(folder) / "config.json")
+        return AutoTokenizer.from_pretrained(folder, **options)
