@@ -105,7 +105,7 @@ def check_checkpoints(found: Findings) -> int | None:
             found.warnings.extend(unread)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
-    problems.extend(_repeated(models, root))
+    problems.extend(_repeated({name: path for name, path in models.items() if name in opened}, root))
     problems.extend(_idle_kinds(file.merge.space.get("split"), base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
     return layer_count(base)
