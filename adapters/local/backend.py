@@ -159,6 +159,21 @@ class LocalBackend:
         """
         return LocalMerge(self, recipe)
 
+    def compare(self, written: Checkpoint) -> tuple[int, list[str]]:
+        """How many tensors a written model has, and the names of those that are not what the live merge is now.
+
+        Inside the block of ``apply``. A tied tensor that the folder leaves out is the one that it is tied to.
+        """
+        import torch
+
+        live = self._targets.stored
+        differing = [
+            name for name in written if name in live and not torch.equal(written[name].to(live[name]), live[name])
+        ]
+        there = {live[name].data_ptr() for name in written if name in live}
+        lost = [name for name, target in live.items() if name not in written and target.data_ptr() not in there]
+        return len(written), differing + lost
+
     def _enter(self, recipe: Recipe) -> MergeReport:
         if self._owner == threading.get_ident():
             raise RuntimeError("a merge is applied already; leave its block before applying the next one")

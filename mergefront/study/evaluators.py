@@ -49,7 +49,7 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
         return
     _refuse_changed(definition)
     if described.type == "local":
-        yield _local_evaluator(definition)
+        yield TaskEvaluator(local_backend(definition), tasks_of(definition))
         return
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
@@ -99,13 +99,13 @@ def _refuse_changed(definition: StudyDefinition) -> None:
             )
 
 
-def _local_evaluator(definition: StudyDefinition) -> Evaluator:
+def local_backend(definition: StudyDefinition) -> LocalBackend:
+    """The backend of a local study, by the rules that it was begun with. Raises ``UserError``."""
     space, root, settings = definition.space, definition.root, definition.evaluator.backend
     assert space.base_model is not None
-    tasks = tasks_of(definition)
     device = definition.runtime.get("device", "auto")
     dtype, compute = dtype_and_compute(definition.scoring, settings["dtype"], device)
-    backend = LocalBackend.from_checkpoints(
+    return LocalBackend.from_checkpoints(
         root / space.base_model,
         {name: root / path for name, path in space.models.items()},
         device=device,
@@ -115,6 +115,5 @@ def _local_evaluator(definition: StudyDefinition) -> Evaluator:
         task_vectors=settings.get("task_vectors", "exact"),
         allow=definition.allow,
         tokenizer_source=definition.tokenizer_source,
-        for_text=any(task.verb != "python" for task in tasks),
+        for_text=any(task.verb != "python" for task in tasks_of(definition)),
     )
-    return TaskEvaluator(backend, tasks)

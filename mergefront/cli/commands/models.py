@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
 @click.option("--config-only", is_flag=True, help="No weights: mergekit YAML, recipe and model card only.")
 @click.option("--as-lora", is_flag=True, help="A merge of LoRAs as one PEFT LoRA, not folded into the base model.")
+@click.option("--unchecked", is_flag=True, help="Do not compare what was written with the merge that was scored.")
 def export(
     name: str,
     storage: str,
@@ -37,8 +38,11 @@ def export(
     out: Path,
     config_only: bool,
     as_lora: bool,
+    unchecked: bool,
 ) -> None:
     """Write one merge of study NAME to a folder, with a model card that says how it was found.
+
+    The merge is then made once more as it was scored, and compared with the folder tensor by tensor.
 
     \b
     Examples:
@@ -47,6 +51,7 @@ def export(
       mergefront export skills --prefer maths=0.7,french=0.3 --out merged
     """
     from mergefront.results.export import export_candidate
+    from mergefront.results.export_check import check_export
     from mergefront.study.stored_study import load_study
 
     if config_only and as_lora:
@@ -57,6 +62,8 @@ def export(
     candidate = _chosen(study, trial, prefer)
     export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
     click.echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
+    if not (unchecked or config_only or as_lora):
+        click.echo(check_export(study, candidate, out), err=True)
     click.echo(str(out))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,23 @@ def test_what_is_scored_is_what_is_exported(narrow_workspace: Path, tmp_path: Pa
         scored = backend.model.state_dict()
     assert scored.keys() == shipped.keys()
     assert [name for name in scored if not torch.equal(scored[name], shipped[name])] == []
+
+
+def test_an_export_is_compared_with_what_was_scored(narrow_workspace: Path, tmp_path: Path) -> None:
+    """Whoever uploads a model should know that it is the one with those scores."""
+    from mergefront.results.export_check import check_export
+
+    study = mf.run(write_study(narrow_workspace, tmp_path, "ties", 6))
+    chosen = study.candidates()[-1]
+    out = export_candidate(study, chosen, tmp_path / "out")
+    tensors = load_file(out / "model.safetensors")
+    assert check_export(study, chosen, out) == f"All {len(tensors)} tensors equal the merge that was scored."
+    changed = "model.layers.1.mlp.down_proj.weight"
+    save_file({**tensors, changed: -tensors[changed]}, out / "model.safetensors", metadata={"format": "pt"})
+    said = check_export(study, chosen, out)
+    assert said.startswith(f"1 of {len(tensors)} tensors are not those that were scored (first {changed}). ")
+    found = re.search(r"cloze (\S+) \((\S+) when it was searched, 2 items\)", said)
+    assert found is not None and float(found[2]) == pytest.approx(chosen.scores["cloze"], abs=1e-3)
 
 
 @pytest.mark.parametrize("method", ["model_stock", "karcher", "slerp", "metrics_weighted", "lora_svd"])
