@@ -48,7 +48,7 @@ class ImageTextModel:
     @torch.inference_mode()
     def _score(self, request: ScoringRequest) -> LogLikelihood:
         """The continuation's tokens are those that the whole text has after what it shares with the prompt alone."""
-        refuse_likelihoods(self.model)
+        refuse_likelihoods(self.model.config, type(self.model).__name__)
         prompt, is_message = self._prompt(request.context)
         continuation = request.continuation.lstrip() if is_message else request.continuation
         alone = self._inputs(prompt if is_message else prompt.rstrip(), request.image)["input_ids"][0]

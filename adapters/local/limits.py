@@ -45,18 +45,18 @@ def tell_truncated(truncated: Iterable[str], told: set[str], longest: int) -> No
         told |= new
 
 
-def refuse_likelihoods(model: Any) -> None:
+def refuse_likelihoods(config: Any, kind: str) -> None:
     """Raises ``UserError`` for a model whose tokens see those that follow: no pass gives the likelihood of a text."""
-    if reads_both_ways(model):
+    if reads_both_ways(config):
         raise UserError(
-            f"{type(model).__name__} reads a text in both directions, so that no likelihoods of answers can be had of "
-            "it; use a metric of generated answers, such as exact_match"
+            f"{kind} reads a text in both directions, so that no likelihoods of answers can be had of it; use a metric "
+            "of generated answers, such as exact_match"
         )
 
 
-def reads_both_ways(model: Any) -> bool:
+def reads_both_ways(config: Any) -> bool:
     """Whether the tokens of one pass see those that follow (PaliGemma)."""
-    return getattr(model.config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
+    return getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
 
 
 def halving(rows: list[Row], run: Callable[[list[Row]], None]) -> None:

@@ -51,6 +51,15 @@ def loading_findings(base: CheckpointHeader, for_text: bool) -> tuple[list[str],
     return names.problems(), [] if unexpected is None else [unexpected]
 
 
+def refuse_likelihoods_of(path: Path) -> None:
+    """Raises ``UserError`` for a folder whose model gives no likelihoods of texts, from its configuration."""
+    from mergefront.adapters.local.limits import refuse_likelihoods
+
+    with _understood(path):
+        kind, config = _class(path, for_text=True)
+    refuse_likelihoods(config, kind.__name__)
+
+
 def _class(path: Path, for_text: bool) -> tuple[Any, Any]:
     from transformers import AutoConfig
 

@@ -66,7 +66,7 @@ class HuggingFaceModel:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
-        self._pads = "past_key_values" in parameters and takes_padding(model) and not reads_both_ways(model)
+        self._pads = "past_key_values" in parameters and takes_padding(model) and not reads_both_ways(model.config)
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
         self._truncated: set[str] = set()
@@ -80,7 +80,7 @@ class HuggingFaceModel:
         Requests with the same input tokens share one pass (choices of one token), and several continuations of one
         context share its pass.
         """
-        refuse_likelihoods(self.model)
+        refuse_likelihoods(self.model.config, type(self.model).__name__)
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
         longer = [len(context) + len(continuation) - 1 > self.max_length for context, continuation in encoded]
         truncated = (request.context for request, is_longer in zip(requests, longer, strict=True) if is_longer)

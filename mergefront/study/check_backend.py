@@ -17,7 +17,7 @@ from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader,
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import layer_count
-from mergefront.adapters.local.loading import loading_findings
+from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
@@ -31,7 +31,7 @@ from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
-from mergefront.study.study_file import FunctionBackendSection, StudyFile
+from mergefront.study.study_file import FunctionBackendSection, LocalBackendSection, StudyFile
 
 
 @dataclass
@@ -207,6 +207,9 @@ def check_tasks(found: Findings) -> dict[str, str]:
             problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue
         problems.extend(f"tasks.{name}: {fault}" for fault in _silent(file, root))
+        if task.verb == "loglikelihood" and isinstance(file.backend, LocalBackendSection) and not problems:
+            with found.catch(f"tasks.{name}: "):
+                refuse_likelihoods_of(root / str(file.merge.base_model))
         if any(item.image for split in ("search", "report") for item in _items(task, split)):
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(file, root))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
