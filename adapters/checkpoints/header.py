@@ -105,6 +105,12 @@ def read_header(path: str | Path) -> CheckpointHeader:
                 f"{path}: not a safetensors file; give a folder with model.safetensors or a .safetensors file"
             )
         return CheckpointHeader(path, "full", read_safetensors_header(path), (path,), {})
+    if not path.is_dir():
+        raise UserError(f"{path}: a device, a pipe or a socket, which is never opened; give a folder or a file")
+    # Libraries open further files by their names: those of tokenizers and image processors, and chat templates.
+    for entry in sorted((*path.iterdir(), *path.glob("*chat_templates/*"))):
+        if not entry.is_dir():
+            own_file(path, str(entry.relative_to(path)))
     if (path / "adapter_config.json").exists():
         return _read_lora(path)
     config = read_json(path / "config.json") if (path / "config.json").exists() else {}
@@ -219,10 +225,30 @@ def _refuse_pickle(file: Path) -> None:
         raise UserError(f"{file}: pickled weights can run code when loaded; {_CONVERT}")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A file's JSON object. Raises ``UserError``."""
+def own_file(folder: Path, name: str) -> Path:
+    """The file itself behind a path in a model's folder.
+
+    Raises ``UserError`` for a link that leaves the folder, since a stranger's could lead to any file of the user's, and
+    for what is no file: opening a pipe waits for ever.
+    """
+    origin, home = folder / name, folder.resolve()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        target = origin.resolve()
+    except (OSError, RuntimeError):  # Python 3.12 and older raise for links in a circle
+        target = origin
+    # The cache of the Hub keeps a snapshot's files as links to the blobs of the same repository.
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not target.is_relative_to(home) and not target.is_relative_to(blobs):
+        raise UserError(f"{origin}: this link leads out of the model's folder, to {target}; put the file itself there")
+    if not target.is_file():
+        raise UserError(f"{origin}: this is no file; fetch the model again")
+    return target
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder. Raises ``UserError``."""
+    try:
+        content = json.loads(own_file(file.parent, file.name).read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):

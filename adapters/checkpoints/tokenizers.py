@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_json
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, own_file, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.names import EMBEDDINGS
 from mergefront.optimizer.errors import UserError
@@ -62,10 +62,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if (folder / "vocab.json").exists():
         ids = read_json(folder / "vocab.json")
     elif (folder / "vocab.txt").exists():
-        lines = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
+        lines = own_file(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
         ids = {token: at for at, token in enumerate(lines)}
     elif sentencepiece is not None:
-        pieces = sentencepiece_pieces(sentencepiece.read_bytes())
+        pieces = sentencepiece_pieces(own_file(folder, sentencepiece.name).read_bytes())
         ids = None if pieces is None else {piece: at for at, piece in enumerate(pieces)}
     if ids is None:
         files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
@@ -223,4 +223,4 @@ def _listed_tokens(folder: Path) -> dict[str, int]:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(own_file(file.parent, file.name).read_bytes()).hexdigest()[:16]

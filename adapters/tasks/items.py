@@ -59,6 +59,8 @@ def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) ->
     of keys of which an item must have one, as metrics declare them.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
+            return ReadItems((), (), (f"{label}: is a device, a pipe or a socket; a JSONL file is needed",))
         content = path.read_bytes()
     except FileNotFoundError:
         return ReadItems((), (), (f"{label}: there is no such file",))

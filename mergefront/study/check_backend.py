@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
 from mergefront.adapters.checkpoints.dtypes import main_dtype
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import layer_count
@@ -268,8 +267,8 @@ def _configuration(file: StudyFile, root: Path) -> Mapping[str, Any]:
     if file.merge.base_model is None or not os.path.isfile(described):
         return {}
     try:
-        return dict(json.loads(described.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        return read_json(described)
+    except UserError:
         return {}
 
 

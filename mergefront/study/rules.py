@@ -10,7 +10,6 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.dtypes import main_dtype
-from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.optimizer.errors import UserError
 
@@ -98,9 +97,9 @@ def _stops_at_special_tokens(stored: Mapping[str, Any], root: Path) -> bool:
         return False
     from mergefront.adapters.tasks.task_types import build_task
 
-    added = json.loads((base / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    added = read_json(base / "tokenizer.json").get("added_tokens", [])
     described = base / "tokenizer_config.json"
-    settings = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    settings = read_json(described) if described.is_file() else {}
     marks = {token["content"] for token in added if token["special"]} - {settings.get("eos_token")}
     stops: list[str] = []
     for name, task in evaluator.get("tasks", {}).items() if marks else ():

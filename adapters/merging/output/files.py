@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import read_json
+from mergefront.adapters.checkpoints.header import own_file, read_json
 from mergefront.optimizer.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _modules(folder: Path) -> list[str]:
     if not listed.exists():
         return []
     try:
-        paths = [str(entry["path"]) for entry in json.loads(listed.read_text(encoding="utf-8"))]
+        paths = [str(entry["path"]) for entry in json.loads(own_file(folder, listed.name).read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{listed}: it must be a list of modules with a path each") from None
     strange = [path for path in paths if not re.fullmatch(r"[\w.-]*", path) or path in (".", "..")]
@@ -153,7 +153,7 @@ def _code(folder: Path) -> set[str]:
         if file in found or not (folder / file).is_file():
             continue
         found.add(file)
-        waiting += _relative_imports(folder / file)
+        waiting += _relative_imports(own_file(folder, file))
     return found
 
 
@@ -178,19 +178,11 @@ def _relative_imports(file: Path) -> list[str]:
 
 
 def _own_file(folder: Path, file: str) -> Path:
-    """The file itself behind a path in a model's folder."""
-    origin = folder / file
-    target = origin.resolve()
-    # The cache of the Hub keeps a snapshot's files as links to the blobs of the same repository.
-    home = folder.resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not target.is_relative_to(home) and not target.is_relative_to(blobs):
-        raise UserError(f"{origin}: this link leads out of the model's folder, to {target}; put the file itself there")
-    if not target.is_file():
-        raise UserError(f"{origin}: this is no file; fetch the model again")
+    """The file itself behind a path in a model's folder, to be copied."""
+    target = own_file(folder, file)
     if target.stat().st_size > _LARGEST:
         raise UserError(
-            f"{origin}: {target.stat().st_size} bytes are too many for what its name says; remove it or rename it"
+            f"{folder / file}: {target.stat().st_size} bytes are too many for what its name says; remove or rename it"
         )
     return target
 
@@ -198,7 +190,7 @@ def _own_file(folder: Path, file: str) -> Path:
 def _refuse_differing(reference: Path, file: str, models: Iterable[Path]) -> None:
     for model in models:
         other = model / file
-        if other.exists() and other.read_bytes() != (reference / file).read_bytes():
+        if other.exists() and _own_file(model, file).read_bytes() != _own_file(reference, file).read_bytes():
             raise UserError(
                 f"{other}: this module's weights differ from those of {reference}, and a merge does not reach them; "
                 "train it anew after the merge, or give every model the same one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.header import Checkpoint, read_header
+from mergefront.adapters.checkpoints.tokenizers import read_vocabulary
 from mergefront.optimizer.errors import UserError
 
 
@@ -76,6 +78,71 @@ def test_an_index_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(UserError, match="plain file name"):
         read_header(tmp_path)
+
+
+FILES = (
+    "config.json", "model.safetensors", "model.safetensors.index.json", "adapter_config.json", "tokenizer.json",
+    "tokenizer_config.json", "generation_config.json", "vocab.txt", "additional_chat_templates/rag.jinja",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_the_users_is_not_read_through_a_strangers_link(tmp_path: Path, name: str) -> None:
+    path = folder(tmp_path / "strangers", {"a": torch.ones(2)})
+    own = folder(tmp_path / "own", {"a": torch.ones(2)})
+    for each in (own, path):
+        (each / name).parent.mkdir(exist_ok=True)
+    (own / name).touch()
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(own / name)
+    with pytest.raises(UserError, match="leads out of the model's folder"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pipes_and_devices_in_a_model_are_refused_unopened(tmp_path: Path, name: str) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    path = folder(tmp_path / "strangers", {"a": torch.ones(2)})
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).unlink(missing_ok=True)
+    os.mkfifo(path / name)
+    with pytest.raises(UserError, match=f"{name}: this is no file"):
+        read_header(path)
+    with pytest.raises(UserError, match="never opened"):
+        read_header(path / name)
+    with pytest.raises(UserError, match="never opened"):
+        read_header("/dev/zero")
+
+
+def test_a_vocabulary_is_not_read_through_a_link_or_from_a_pipe(tmp_path: Path) -> None:
+    """Folders that only give their tokenizer are read without a header."""
+    for name in ("vocab.txt", "tokenizer.model", "tekken.json"):
+        path = tmp_path / name
+        path.mkdir()
+        (path / name).symlink_to("/etc/hosts")
+        with pytest.raises(UserError, match="leads out of the model's folder"):
+            read_vocabulary(path)
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        with pytest.raises(UserError, match="this is no file"):
+            read_vocabulary(path)
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", {"a": torch.ones(2)})
+    (path / "vocab.txt").symlink_to("vocab.txt")
+    with pytest.raises(UserError, match="this is no file"):
+        read_header(path)
+
+
+def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path: Path) -> None:
+    snapshot = folder(tmp_path / "models--x--y/snapshots/1234", {"a": torch.ones(2)}, model_type="llama")
+    blobs = tmp_path / "models--x--y/blobs"
+    blobs.mkdir()
+    for number, name in enumerate(("config.json", "model.safetensors")):
+        (snapshot / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    assert read_header(snapshot).config == {"model_type": "llama"} and set(Checkpoint(snapshot)) == {"a"}
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.ckpt"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -194,6 +195,12 @@ def test_files_without_items_are_refused(tmp_path: Path, content: bytes | None, 
         (tmp_path / "maths.jsonl").write_bytes(content)
     (problem,) = problems_of({"type": "jsonl", "path": "maths.jsonl", "metric": "exact_match"}, tmp_path)
     assert problem.startswith("maths.jsonl") and message in problem
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "maths.jsonl")
+    (problem,) = problems_of({"type": "jsonl", "path": "maths.jsonl", "metric": "exact_match"}, tmp_path)
+    assert problem == "maths.jsonl: is a device, a pipe or a socket; a JSONL file is needed"
 
 
 def test_a_byte_order_mark_windows_line_ends_and_other_keys_do_no_harm(tmp_path: Path) -> None:

@@ -345,9 +345,11 @@ def test_one_checkpoint_under_two_names_is_refused(study: Path) -> None:
 
 
 def test_what_an_export_could_not_write_is_said_before_anything_runs(study: Path) -> None:
-    tokenizer = study.parent / "models" / "base" / "special_tokens_map.json"
+    base = study.parent / "models" / "base"
+    (base / "modules.json").write_text('[{"path": "1_Pooling"}]')
+    (base / "1_Pooling").mkdir()
     (study.parent / "elsewhere.json").write_text("{}")
-    tokenizer.symlink_to(study.parent / "elsewhere.json")
+    (base / "1_Pooling" / "config.json").symlink_to(study.parent / "elsewhere.json")
     assert any("export:" in line and "leads out of the model's folder" in line for line in check_study(study).problems)
 
 
