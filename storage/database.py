@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import optuna
 import sqlalchemy
@@ -23,6 +26,8 @@ from mergefront.storage.migrations import upgrade
 from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage, without_collector
 from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
 
+_SQLITE = "sqlite:///"
+_OPTIONS = re.compile(r"\?\w+=[^/?]*$")
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
 DURABLE = "mergefront_durable"
@@ -52,7 +57,7 @@ class NoStudiesError(UserError):
 class Database:
     """A database of studies.
 
-    ``url`` is an SQLAlchemy URL; a path ending in ``.db`` or ``.sqlite`` is taken as SQLite.
+    ``url`` is an SQLAlchemy URL, or the path of an SQLite file (see ``normalised_url``).
     ``create`` False refuses a database that does not exist yet (for commands that only read).
     ``may_upgrade`` brings old tables on a server up to date; in an SQLite file that is done without asking.
     ``upgraded`` then says where a copy of the old ones is. Raises ``UserError`` for a URL that cannot be
@@ -61,7 +66,7 @@ class Database:
 
     def __init__(self, url: str = DEFAULT_STORAGE, *, create: bool = True, may_upgrade: bool = False) -> None:
         self.url = normalised_url(url)
-        kind = sqlalchemy.engine.make_url(self.url).get_backend_name()
+        kind = "sqlite" if self.is_sqlite else sqlalchemy.engine.make_url(self.url).get_backend_name()
         if kind not in _EXTRAS:
             raise UserError(
                 f"storage {_safe(self.url)}: {kind} is not supported; use SQLite (sqlite:///FILE.db), PostgreSQL "
@@ -93,10 +98,13 @@ class Database:
     def _open(self, create: bool) -> RetryingStorage:
         kwargs: dict[str, Any] = {"json_serializer": to_json, "json_deserializer": from_json}
         if self.is_sqlite:
-            kwargs["connect_args"] = {"timeout": _BUSY_SECONDS}
+            # SQLite is given the path itself, since SQLAlchemy and Optuna read more into %, ?, # and { of a URL.
+            kwargs["creator"] = partial(
+                sqlite3.connect, str(sqlite_path(self.url)), timeout=_BUSY_SECONDS, check_same_thread=False
+            )
         else:
             kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-        self.upgraded = self._checked(sqlalchemy.create_engine(self.url, **kwargs), create)
+        self.upgraded = self._checked(sqlalchemy.create_engine(self._opened_by, **kwargs), create)
         # Processes that open a new database at once race for its tables; the losers look again.
         ends = time.monotonic() + _CREATION_SECONDS
         while True:
@@ -110,7 +118,7 @@ class Database:
                 time.sleep(0.1)
 
     def _made(self, kwargs: dict[str, Any]) -> RetryingStorage:
-        storage = RetryingStorage(self.url, dict(kwargs), self.fault)
+        storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault)
         if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
             # RDBStorage connected before the listeners were there.
@@ -165,7 +173,12 @@ class Database:
     @property
     def is_sqlite(self) -> bool:
         """Whether all processes that work on it run on one machine."""
-        return self.url.startswith("sqlite")
+        return self.url.startswith(_SQLITE)
+
+    @property
+    def _opened_by(self) -> str:
+        """The URL that SQLAlchemy and Optuna are given; for SQLite, any file's, since the connections are ours."""
+        return DEFAULT_STORAGE if self.is_sqlite else self.url
 
     @property
     def engine(self) -> Engine:
@@ -250,17 +263,40 @@ def insert_missing(connection: Connection, table: Table, row: Mapping[str, Any])
     connection.execute(dialect.insert(table).values(**row).on_conflict_do_nothing())
 
 
-def normalised_url(url: str) -> str:
-    """``url``, or the SQLite URL of a plain path."""
+def normalised_url(url: str, folder: Path = Path()) -> str:
+    """One spelling per database: ``url``, or ``sqlite:///PATH`` with every character of the path as it is.
+
+    A plain path ending in ``.db``, ``.sqlite`` or ``.sqlite3`` is an SQLite file's; a relative one begins in
+    ``folder``. The path in an SQLite URL is taken as it is written too; ``%20`` is a space only where no folder has
+    the written name and one has the other. Raises ``UserError`` for a URL that cannot be read and for a database
+    in memory.
+    """
     if "://" not in url:
         if url.endswith((".db", ".sqlite", ".sqlite3")):
-            return f"sqlite:///{url}"
+            return f"{_SQLITE}{folder / url}"
         raise UserError(f"storage {url!r} is no database URL; write for example sqlite:///mergefront.db")
+    if url.startswith("sqlite"):
+        return f"{_SQLITE}{_path_in_url(url, folder)}"
     try:
         sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError:
         raise UserError("storage: the database URL cannot be read; write for example sqlite:///mergefront.db") from None
     return url
+
+
+def _path_in_url(url: str, folder: Path) -> Path:
+    kind, _, written = url.partition(":///")
+    if kind not in ("sqlite", "sqlite+pysqlite"):
+        raise UserError(f"storage {url}: this is no SQLite URL; write for example sqlite:///mergefront.db")
+    if written in ("", ":memory:", "file::memory:"):
+        raise UserError(
+            f"storage {url}: a study cannot be kept in memory, since several connections share it; "
+            "name a file, for example sqlite:///mergefront.db"
+        )
+    if _OPTIONS.search(written):
+        raise UserError(f"storage {url}: an SQLite URL has no options here; end it with the file's name")
+    path, unescaped = folder / written, folder / unquote(written)
+    return unescaped if not path.parent.is_dir() and unescaped.parent.is_dir() else path
 
 
 def _check_collation(engine: Engine, shown: str) -> None:
@@ -275,11 +311,8 @@ def _check_collation(engine: Engine, shown: str) -> None:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL, or None for other databases and for one in memory."""
-    parsed = sqlalchemy.engine.make_url(url)
-    if not parsed.drivername.startswith("sqlite") or parsed.database in (None, "", ":memory:"):
-        return None
-    return Path(str(parsed.database))
+    """The file of a normalised SQLite URL, or None for other databases."""
+    return Path(url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else None
 
 
 def _check_sqlite_file(path: Path, create: bool) -> None:
@@ -327,6 +360,8 @@ def _make_sqlite_safe(engine: Engine) -> None:
 
 def _safe(url: str) -> str:
     """The URL without its password, for messages."""
+    if url.startswith(_SQLITE):
+        return url
     return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
 
 

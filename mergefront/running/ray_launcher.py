@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-
-from sqlalchemy.engine import make_url
 
 from mergefront.optimizer.errors import SearchStoppedError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.loop import TrialOutcome
 from mergefront.running.worker import work
-from mergefront.storage.database import sqlite_path
+from mergefront.storage.database import normalised_url, sqlite_path
 from mergefront.study.stored_study import Study
 
 RESTARTS = 3
@@ -135,14 +134,14 @@ def share(resources: dict[str, float], takes_gpus: bool, workers: int | None, mo
 def reachable_url(url: str, machines: int) -> str:
     """The storage URL as every worker can use it, an SQLite path made absolute."""
     path = sqlite_path(url)
-    if path is None and not url.startswith("sqlite"):
+    if path is None:
         return url
-    if path is None or machines > 1:
+    if machines > 1:
         raise UserError(
             f"storage {url}: {machines} machines cannot share it; copy the study to a server with "
             "'mergefront copy NAME --to postgresql+psycopg://...'"
         )
-    return make_url(url).set(database=str(path.resolve())).render_as_string(hide_password=False)
+    return normalised_url(url, Path.cwd())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from mergefront.optimizer.search.loop import run_search
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
 from mergefront.storage import DEFAULT_STORAGE
-from mergefront.storage.database import Database
+from mergefront.storage.database import Database, normalised_url
 from mergefront.study.check import check_study
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run
@@ -135,7 +135,7 @@ def search(
         sampler_options=options,
         sampler_version=sampler_version(sampler),
         seed=seed,
-        storage=storage,
+        storage=normalised_url(storage),
         evaluations=evaluations,
         racing=RacingSettings.read(racing),
         left_out=left_out_of_search(options, given, racing),
@@ -144,7 +144,7 @@ def search(
     checked_budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
-    return search_ready(begin(definition, Database(storage), evaluator), where, on_trial_end, on_trial_start)
+    return search_ready(begin(definition, Database(definition.storage), evaluator), where, on_trial_end, on_trial_start)
 
 
 def run(

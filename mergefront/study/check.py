@@ -274,9 +274,7 @@ def _warm_start(found: Findings) -> tuple[dict[str, str], ...]:
 def _absolute_storage(found: Findings, given: str) -> str:
     """The storage URL with a relative SQLite path made absolute from the file's folder."""
     with found.catch():
-        url = normalised_url(given)
-        relative = sqlite_path(url)
-        return url if relative is None or relative.is_absolute() else f"sqlite:///{found.root / relative}"
+        return normalised_url(given, found.root)
     return given
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
-from mergefront.storage.studies import create_or_load, load
+from mergefront.storage.studies import all_studies, create_or_load, load
 
 if TYPE_CHECKING:
     from mysql_server import MysqlServer
@@ -29,6 +29,29 @@ def test_reading_commands_do_not_create_a_database(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such database"):
         Database(f"sqlite:///{tmp_path}/typo.db", create=False)
     assert list(tmp_path.iterdir()) == []
+
+
+ODD_FOLDERS = ("better?first", "better?second", "my%20runs", "run #1", "{SCHEMA_VERSION}", "a?b=c")
+
+
+@pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])
+def test_a_file_lies_in_the_folder_that_was_named_whatever_its_name(tmp_path: Path, form: str) -> None:
+    """Two folders never share one database, and a URL means the folder that is written in it."""
+    paths = [tmp_path / folder / "study.db" for folder in ODD_FOLDERS]
+    for path in paths:
+        path.parent.mkdir()
+        database = Database(form.format(path))
+        create_or_load(database, path.parent.name, {}, [Objective("one")], root=".", evaluations=1, versions={})
+        database.close()
+    for path in paths:
+        assert [record.name for record in all_studies(Database(form.format(path), create=False))] == [path.parent.name]
+    assert {path.name for path in tmp_path.iterdir()} == set(ODD_FOLDERS)
+
+
+def test_an_escaped_url_opens_the_folder_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "my runs").mkdir()
+    Database(f"sqlite:///{tmp_path}/my%20runs/study.db").close()
+    assert (tmp_path / "my runs" / "study.db").is_file()
 
 
 def test_newer_tables_are_refused_untouched(tmp_path: Path) -> None:
@@ -49,6 +72,9 @@ def test_newer_tables_are_refused_untouched(tmp_path: Path) -> None:
         ("not a url", "no database URL"),
         ("sqlite:////no/such/folder/x.db", "does not exist"),
         ("foodb://x/y", "foodb"),
+        ("sqlite:///:memory:", "kept in memory.*name a file"),
+        ("sqlite://", "no SQLite URL"),
+        ("sqlite:///study.db?mode=memory&uri=true", "no options"),
         ("oracle://me@db/x", r"oracle is not supported; use SQLite .* PostgreSQL .* MariaDB"),
     ],
 )

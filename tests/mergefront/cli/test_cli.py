@@ -39,6 +39,22 @@ def test_run_searches_logs_to_stderr_and_prints_the_front(tmp_path: Path, write_
     assert resumed.exit_code == 0 and "[13/13]" in resumed.stderr
 
 
+@pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])
+def test_every_command_finds_the_study_in_a_folder_of_an_odd_name(tmp_path: Path, write_study, form: str) -> None:
+    path, folder = tmp_path / "really?" / "50%25 #1.db", tmp_path / "files"
+    path.parent.mkdir()
+    folder.mkdir()
+    for storage in (form.format("../really?/50%25 #1.db"), form.format(path)):  # relative to the file, and absolute
+        study = write_study(folder, evaluations=10)
+        study.write_text(f"storage: '{storage}'\n{study.read_text()}")
+        assert call("run", study).exit_code == 0
+    assert path.is_file()
+    for command in (["resume", "skills", "--evaluations", 11], ["front", "skills"], ["status", "skills"], ["studies"]):
+        result = call(*command, "--storage", form.format(path))
+        assert result.exit_code == 0, result.output
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["files", "really?"]
+
+
 def test_front_json_is_the_documented_object(storage: str) -> None:
     result = call("front", "skills", "--storage", storage, "--json")
     content = json.loads(result.stdout)
