@@ -229,7 +229,13 @@ def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> 
             longer.append((target, shape[0], own[0]))
         differing.append(f"{target} is {list(shape)} and not {list(own)}")
     problems = _compare_tied(base, lora, contents, name) if base.tied else []
-    if absent:
+    computed = [target for target in absent if target in base.live]
+    if computed:
+        problems.append(
+            f"expert {name!r} (a LoRA) adapts {_some(computed)}, which transformers makes of other tensors of the base "
+            "at load; merge it into its base with peft (merge_and_unload, then save_pretrained) and give that model"
+        )
+    elif absent:
         reason = f"expert {name!r} (a LoRA) adapts tensors that the base lacks: {_some(absent)}"
         lacking = [target for target in contents.biases if target in absent]
         problems.append(f"{reason}; a bias of B (lora_bias) needs a layer with a bias" if lacking else reason)

@@ -19,9 +19,11 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from mergefront.adapters.checkpoints.live_names import LiveTensor, live_tensors
 from mergefront.adapters.checkpoints.lora_settings import lora_settings
 from mergefront.adapters.checkpoints.names import HEADS, embedding_name, head_name, shared_embedding_name
 from mergefront.optimizer.errors import UserError
@@ -77,6 +79,13 @@ class CheckpointHeader:
         if "tie_word_embeddings" in self.config:
             return bool(self.config["tie_word_embeddings"])
         return head_name(self.tensors) is None and embedding_name(self.tensors) is not None
+
+    @cached_property
+    def live(self) -> Mapping[str, LiveTensor]:
+        """What transformers makes of the tensors at load, by its names for it; empty where it does not know them."""
+        if not (self.path / "config.json").is_file():
+            return {}
+        return live_tensors(self.path, {name: info.shape for name, info in self.tensors.items()})
 
     def repeated_by(self, name: str) -> str | None:
         """The tensor whose numbers ``name`` repeats, stored or not: a tied head's embedding, or the embedding that an

@@ -12,9 +12,11 @@ is data, from a model on the meta device as well as from a loaded one:
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
@@ -42,6 +44,30 @@ class Place:
         if self.stride is None:
             return live
         return live.as_strided(self.shape, self.stride, live.storage_offset() + self.offset)
+
+
+@dataclass(frozen=True)
+class LiveTensor:
+    """A tensor of a live model: its shape, and the stored tensors that are views of it."""
+
+    shape: Shape
+    places: Mapping[str, Place]
+
+    @property
+    def whole(self) -> str | None:
+        """The stored tensor that is all of it, as it lies, or None."""
+        return next((name for name, place in self.places.items() if place.stride is None), None)
+
+    def rows(self, width: int) -> dict[str, tuple[int, int]] | None:
+        """First row and number of rows of each stored tensor, in rows of ``width`` entries; None where one is none."""
+        found = {}
+        for name, place in self.places.items():
+            following = [math.prod(place.shape[axis + 1 :]) for axis in range(len(place.shape))]
+            first, inside = divmod(place.offset, width)
+            if place.stride != tuple(following) or inside or math.prod(place.shape) % width:
+                return None
+            found[name] = first, math.prod(place.shape) // width
+        return found
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,35 @@ class LiveNames:
         return (
             f"the model does not read {_first(names)}; merged and exported, but no part of any score" if names else None
         )
+
+
+def model_on_meta(kind: Any, config: Any) -> torch.nn.Module:
+    """A model of one of transformers' classes without memory for its weights."""
+    import torch
+
+    with torch.device("meta"):
+        model: torch.nn.Module = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(config)
+    return model
+
+
+def live_tensors(folder: Path, stored: Mapping[str, Shape]) -> dict[str, LiveTensor]:
+    """By name the tensors of the class that a folder's config.json names, and where stored ones lie in them.
+
+    Empty where transformers is not installed or does not know the model.
+    """
+    try:
+        import transformers
+
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind = getattr(transformers, (config.architectures or [""])[0], None)
+        is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        model = model_on_meta(kind if is_model else transformers.AutoModel, config)
+    except (ImportError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    places: dict[str, dict[str, Place]] = {}
+    for name, place in live_names(model, stored).places.items():
+        places.setdefault(place.live, {})[name] = place
+    return {name: LiveTensor(tuple(live.shape), places.get(name, {})) for name, live in model.state_dict().items()}
 
 
 def live_names(model: torch.nn.Module, stored: Mapping[str, Shape]) -> LiveNames:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
+from mergefront.adapters.checkpoints.live_names import LiveTensor
 from mergefront.adapters.checkpoints.lora_settings import TRAINING_TENSORS, LoraSettings, lora_settings
 from mergefront.adapters.checkpoints.names import HEADS, expert_names
 from mergefront.optimizer.errors import UserError
@@ -46,7 +48,10 @@ _EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down
 
 @dataclass(frozen=True)
 class ExpertSlice:
-    """One matrix of one expert in factors of all: A (experts * rank x in), B (out x rank * experts)."""
+    """One matrix of one expert in factors of all: A (experts * rank x in), B (out x rank * experts).
+
+    Of ``experts`` 1, some rows of one matrix that a live model has and its checkpoint stores in pieces.
+    """
 
     expert: int
     experts: int
@@ -144,7 +149,8 @@ def read_lora(header: CheckpointHeader, base: CheckpointHeader | None = None) ->
         if _SAVED.search(name):  # beside X.weight, peft may have saved X.modules_to_save.weight once more
             whole.setdefault(_SAVED.sub("", name), key)
     names = [f"{module}.{part}" for module, _ in factors for part in ("weight", "bias")] + list(whole)
-    renamed = {} if base is None else {theirs: ours for ours, theirs in expert_names(base.tensors, names).items()}
+    names += [f"{module.replace('.base_layer', '')}.{part}" for module, _ in factors for part in _EXPERT_PARTS]
+    targets = _Targets(base, names)
     modules: dict[str, LoraModule] = {}
     biases: dict[str, LoraBias] = {}
     stacked: dict[str, StackedExperts] = {}
@@ -153,28 +159,84 @@ def read_lora(header: CheckpointHeader, base: CheckpointHeader | None = None) ->
             raise UserError(f"{header.path}: module {module!r} has only one of lora_A and lora_B")
         experts = module.replace(".base_layer", "")
         if settings.parameters and experts.endswith(".experts"):
-            found_parts = _experts(header, settings, base, experts, parts["A"], parts["B"])
+            found_parts = _experts(header, settings, base, targets, experts, parts["A"], parts["B"])
             modules |= {name: part for name, part in found_parts.items() if isinstance(part, LoraModule)}
             stacked |= {name: part for name, part in found_parts.items() if isinstance(part, StackedExperts)}
             continue
         made = _module(header, settings, module, embedding, parts["A"], parts["B"])
-        made = replace(made, target=renamed.get(made.target, made.target))
+        pieces = targets.rows(made)
+        made = replace(made, target=targets.stored(made.target))
         if not embedding:
             made = replace(made, transposed=_is_transposed(made, base, settings))
-        modules[made.target] = made
+        modules |= pieces or {made.target: made}
         if "bias" in parts:
-            bias = f"{module}.bias"
-            biases[renamed.get(bias, bias)] = LoraBias(parts["bias"], made.scaling)
-    whole = {renamed.get(name, name): key for name, key in whole.items()}
+            biases[targets.stored(f"{module}.bias")] = LoraBias(parts["bias"], made.scaling)
+    whole = {targets.stored(name): key for name, key in whole.items()}
     if base is not None and base.tied:
         # One that is saved with its embedding is the same tensor (``compare_headers`` sees to it).
         whole = {name: key for name, key in whole.items() if name in base.tensors or not name.endswith(HEADS)}
     return LoraContents(modules, biases, whole, stacked)
 
 
+class _Targets:
+    """What the base calls the tensors that an adapter names: by their structure, or where that finds none by what
+    transformers makes of the base's tensors, since an adapter has the names of the live model."""
+
+    def __init__(self, base: CheckpointHeader | None, names: Collection[str]) -> None:
+        self._base = base
+        self._names = names
+        self._renamed = _theirs_to_ours({} if base is None else base.tensors, names)
+
+    def stored(self, name: str) -> str:
+        """The base's name; that of the live model, or the adapter's own, where the base stores no such tensor."""
+        own = self._renamed.get(name, name)
+        if self._is_found(own):
+            return own
+        live = self.live(name)
+        return own if live is None else live.whole or self._live_names.get(name, name)
+
+    def live(self, name: str) -> LiveTensor | None:
+        """What the live model has under an adapter's name."""
+        return None if self._base is None else self._base.live.get(self._live_names.get(name, name))
+
+    def rows(self, module: LoraModule) -> dict[str, LoraModule]:
+        """An adapted matrix as those of the tensors that the base stores its rows in; empty where it is one tensor."""
+        if self._is_found(self._renamed.get(module.target, module.target)) or module.transposed:
+            return {}
+        live = self.live(module.target)
+        if live is None or live.whole is not None or live.shape != module.stored:
+            return {}
+        return {
+            name: replace(
+                module, target=name, shape=(rows, module.shape[1]), stored=(rows, *module.stored[1:]),
+                part=ExpertSlice(0, 1, first, rows),
+            )
+            for name, (first, rows) in (live.rows(module.shape[1]) or {}).items()
+        }  # fmt: skip
+
+    def _is_found(self, name: str) -> bool:
+        """Whether there is no need to ask transformers."""
+        base = self._base
+        return base is None or name in base.tensors or (base.tied and name.endswith(HEADS))
+
+    @cached_property
+    def _live_names(self) -> dict[str, str]:
+        return _theirs_to_ours({} if self._base is None else self._base.live, self._names)
+
+
+def _theirs_to_ours(ours: Collection[str], theirs: Collection[str]) -> dict[str, str]:
+    return {their: our for our, their in expert_names(ours, theirs).items()}
+
+
 def _experts(
-    header: CheckpointHeader, settings: LoraSettings, base: CheckpointHeader | None, module: str, a: str, b: str
-) -> dict[str, LoraModule | StackedExperts]:
+    header: CheckpointHeader,
+    settings: LoraSettings,
+    base: CheckpointHeader | None,
+    targets: _Targets,
+    module: str,
+    a: str,
+    b: str,
+) -> Mapping[str, LoraModule | StackedExperts]:
     """What factors of a parameter of all experts change, whether the base stores the experts together or one by one.
 
     Which parameter it is, ``gate_up_proj`` or ``down_proj``, is told by the shapes, since no two of a model's agree.
@@ -182,31 +244,50 @@ def _experts(
     (ranks, columns), (rows, _) = header.tensors[a].shape, header.tensors[b].shape
     if base is None:
         return {module: StackedExperts(a, b, 0, 0.0, False)}
-    for parameter, spellings in _EXPERT_PARTS.items():
-        if not any(f"{module}.{parameter}".endswith(target) for target in settings.parameters):
-            continue
-        name = f"{module}.{parameter}"
-        rank = int(_pattern(settings.rank_pattern, name, settings.r))
-        alpha = float(_pattern(settings.alpha_pattern, name, settings.alpha))
-        scaling = alpha / (math.sqrt(rank) if settings.rslora else rank)
-        if name in base.tensors:
-            shape = base.tensors[name].shape
-            is_told = rows != columns or base.config.get("model_type") in _EXPERTS_IN_BY_OUT
-            if is_told and sorted(shape[1:]) == sorted((rows, columns)) and rank * shape[0] == ranks:
-                return {name: StackedExperts(a, b, shape[0], scaling, shape[1:] == (columns, rows))}
-        layer = module.removesuffix(".experts").rpartition(".")[0]
+    layer = module.removesuffix(".experts").rpartition(".")[0]
+    wanted = [
+        (f"{module}.{parameter}", spellings) for parameter, spellings in _EXPERT_PARTS.items()
+        if any(f"{module}.{parameter}".endswith(target) for target in settings.parameters)
+    ]  # fmt: skip
+
+    def single(target: str, rank: int, scaling: float, part: ExpertSlice) -> LoraModule:
+        shape = (part.rows, columns)
+        return LoraModule(target, a, b, rank, shape, shape, scaling, False, part)
+
+    def together(shape: tuple[int, ...], rank: int, scaling: float) -> StackedExperts | None:
+        is_told = rows != columns or base.config.get("model_type") in _EXPERTS_IN_BY_OUT
+        if not is_told or sorted(shape[1:]) != sorted((rows, columns)) or rank * shape[0] != ranks:
+            return None
+        return StackedExperts(a, b, shape[0], scaling, shape[1:] == (columns, rows))
+
+    for name, spellings in wanted:
+        rank, scaling = _rank_and_scaling(settings, name)
+        stacked = together(base.tensors[name].shape, rank, scaling) if name in base.tensors else None
+        if stacked is not None:
+            return {name: stacked}
         for spelling in spellings:
-            single = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d+)\.({'|'.join(spelling)})\.weight")
-            found = {n: match for n in base.tensors if (match := single.fullmatch(n)) is not None}
+            own = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d+)\.({'|'.join(spelling)})\.weight")
+            found = {n: match for n in base.tensors if (match := own.fullmatch(n)) is not None}
             height, experts = rows // len(spelling), len(found) // len(spelling)
             if not found or {base.tensors[n].shape for n in found} != {(height, columns)} or rank * experts != ranks:
                 continue
-            parts = {}
-            for target, match in found.items():
-                part = ExpertSlice(int(match[1]), experts, height * spelling.index(match[2]), height)
-                shape = (height, columns)
-                parts[target] = LoraModule(target, a, b, rank, shape, shape, scaling, False, part)
-            return dict(parts)
+            return {
+                n: single(n, rank, scaling, ExpertSlice(int(m[1]), experts, height * spelling.index(m[2]), height))
+                for n, m in found.items()
+            }
+    for name, _ in wanted:
+        rank, scaling = _rank_and_scaling(settings, name)
+        live = targets.live(name)
+        stacked = None if live is None else together(live.shape, rank, scaling)
+        if live is None or stacked is None:
+            continue
+        if live.whole is not None:
+            return {live.whole: stacked}
+        if not stacked.transposed and (pieces := live.rows(columns)):
+            return {
+                n: single(n, rank, scaling, ExpertSlice(first // rows, stacked.experts, first % rows, height))
+                for n, (first, height) in pieces.items()
+            }
     raise UserError(
         f"{header.path}: target_parameters: {a} {list(header.tensors[a].shape)} and {b} "
         f"{list(header.tensors[b].shape)} fit no experts that the base stores under {module}; merge it into its base "
@@ -222,11 +303,9 @@ def _module(
         raise UserError(f"{header.path}: {a} {list(shape_a)} and {b} {list(shape_b)} are no factors of a matrix")
     if shape_a[0] != shape_b[1]:
         raise UserError(f"{header.path}: {a} {list(shape_a)} and {b} {list(shape_b)} do not share a rank")
-    declared = int(_pattern(settings.rank_pattern, module, settings.r))
+    declared, scaling = _rank_and_scaling(settings, module)
     if declared != shape_a[0]:
         raise UserError(f"{header.path}: {a} has rank {shape_a[0]}, adapter_config.json says {declared}")
-    alpha = float(_pattern(settings.alpha_pattern, module, settings.alpha))
-    scaling = alpha / (math.sqrt(declared) if settings.rslora else declared)
     shape, stored = (shape_b[0], math.prod(shape_a[1:])), (shape_b[0], *shape_a[1:])
     return LoraModule(f"{module}.weight", a, b, declared, shape, stored, scaling, embedding)
 
@@ -244,6 +323,12 @@ def _is_transposed(module: LoraModule, base: CheckpointHeader | None, settings: 
         return settings.fan_in_fan_out
     layers = _CONV1D.get(base.config["model_type"])
     return layers is not None and re.search(rf"(^|\.)({layers})\.weight$", module.target) is not None
+
+
+def _rank_and_scaling(settings: LoraSettings, module: str) -> tuple[int, float]:
+    rank = int(_pattern(settings.rank_pattern, module, settings.r))
+    alpha = float(_pattern(settings.alpha_pattern, module, settings.alpha))
+    return rank, alpha / (math.sqrt(rank) if settings.rslora else rank)
 
 
 def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.header import CheckpointHeader
-from mergefront.adapters.checkpoints.live_names import live_names
+from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.vocabulary import Alignment
 from mergefront.optimizer.errors import UserError
@@ -39,12 +39,8 @@ def loading_findings(base: CheckpointHeader, for_text: bool) -> tuple[list[str],
     The model is made on the meta device, without memory for its weights. Raises ``UserError`` where transformers does
     not know it.
     """
-    import torch
-
     with _understood(base.path):
-        kind, config = _class(base.path, for_text)
-        with torch.device("meta"):
-            model = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(config)
+        model = model_on_meta(*_class(base.path, for_text))
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
     unexpected = names.unexpected(base.config, stored)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import IMAGE_TEXT, TINY_MODELS, TinyModel
 
 from mergefront.adapters.checkpoints import lora_settings as tables
 from mergefront.adapters.checkpoints.compatibility import compare_headers
@@ -52,6 +53,21 @@ QWEN_VL = {
 MOE = dict(SIZES, num_attention_heads=2, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2)
 GPT_OSS = dict(MOE, head_dim=4)
 QWEN_MOE = dict(MOE, moe_intermediate_size=6, num_experts=3, head_dim=4)
+MINIMAX_VL = TinyModel(
+    "minimax_m3_vl",
+    {
+        "text_config": {
+            **SIZES, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4, "num_local_experts": 3,
+            "num_experts_per_tok": 2, "shared_intermediate_size": 6, "dense_intermediate_size": 10,
+        },
+        "vision_config": {
+            "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        "projector_hidden_size": 8, "image_token_id": 5,
+    },
+    IMAGE_TEXT,
+)  # fmt: skip
 MAKERS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA)),
     "tied": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True)),
@@ -64,8 +80,11 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "qwen-moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**QWEN_MOE)),
     "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**MOE)),
     "qwen-vl": lambda: transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL)),
+    **{name: TINY_MODELS[name].make for name in ("vit", "phimoe", "granitemoe", "gpt_neox", "olmo_hybrid")},
+    "minimax-vl": MINIMAX_VL.make,
 }
 Q = ["q_proj"]
+EXPERTS_OF_GRANITE = ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
@@ -149,6 +168,31 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "experts of other names": ("mixtral", {"target_modules": [], "target_parameters": EXPERTS, "use_rslora": True}),
     "a router of another name": ("mixtral", {"target_modules": ["q_proj", "gate"]}),
     "experts alone": ("mixtral", {"target_modules": Q, "target_parameters": ["experts.down_proj"]}),
+    "every module renamed at load": (
+        "vit",
+        {
+            "target_modules": "all-linear",
+            "bias": "lora_only",
+            "lora_bias": True,
+            "modules_to_save": ["layernorm_after"],
+        },
+    ),
+    "a router renamed at load": ("phimoe", {"target_modules": ["q_proj", "router"]}),
+    "experts renamed at load": (
+        "granitemoe",
+        {"target_modules": [], "target_parameters": ["gate_up_proj", "down_proj"]},
+    ),
+    "a head renamed at load": ("gpt_neox", {"target_modules": ["dense", "lm_head"]}),
+    "a saved head renamed at load": ("gpt_neox", {"target_modules": ["dense"], "modules_to_save": ["lm_head"]}),
+    "matrices and experts put together at load": (
+        "minimax-vl",
+        {
+            "target_modules": "all-linear",
+            "target_parameters": EXPERTS,
+            "rank_pattern": {r".*shared_experts\.gate_up_proj": 3},
+            "modules_to_save": ["norm"],
+        },
+    ),
     "renamed at load": ("qwen-vl", {"target_modules": ["q_proj", "qkv"], "modules_to_save": ["norm"]}),
 }
 
@@ -179,7 +223,9 @@ def test_kinds_are_merged_as_peft_merges_them(bases: dict[str, Path], tmp_path: 
     assert 0 < changed < len(wanted)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ACCEPTED if not ACCEPTED[kind][0].startswith("gpt-oss")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in ACCEPTED if not ACCEPTED[kind][0].startswith(("gpt-oss", "granite"))]
+)
 def test_lora_methods_see_the_same_kinds(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     """Factors alone would leave out biases of B and tensors that were saved whole."""
     name, settings = ACCEPTED[kind]
@@ -213,6 +259,7 @@ REFUSED_WHEN_TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
     "tied head": ("tied", {"target_modules": ["q_proj", "lm_head"]}, "untie the base"),
     "tied, saved alone": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}, "untie the base"),
     "tied, saved apart": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head"]}, "untie the"),
+    "saved of pieces": ("olmo_hybrid", {"target_modules": Q, "modules_to_save": ["conv1d"]}, "conv1d.weight.*at load"),
     "bias of a layer without": ("llama", {"target_modules": ["down_proj"], "lora_bias": True}, "lora_bias"),
 }
 
