@@ -6,11 +6,10 @@ from mergefront.adapters.checkpoints.header import CheckpointHeader
 from mergefront.adapters.checkpoints.names import is_prediction_layer
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import split_at_layer
+from mergefront.optimizer.recipes.stacks import stacks_of, texts_of
 
 Layers = dict[int, dict[str, str]]
 """By the number of a layer: its tensors' names by what follows the number in them."""
-TOWERS = ("vision", "visual", "audio", "image", "speech", "tower")
-"""Words in the names of stacks that read no text."""
 
 
 def stacks(header: CheckpointHeader) -> dict[str, Layers]:
@@ -27,10 +26,21 @@ def stacks(header: CheckpointHeader) -> dict[str, Layers]:
     return found
 
 
+def depths(header: CheckpointHeader) -> dict[str, int]:
+    """How many layers each stack has, by the name that users know it by: language, encoder, decoder, vision, audio."""
+    every = stacks(header)
+    found: dict[str, int] = {}
+    for before, stack in stacks_of(every).items():
+        found[stack] = max(found.get(stack, 0), 1 + max(every[before]))
+    return found
+
+
 def text_stacks(header: CheckpointHeader) -> dict[str, Layers]:
     """The stacks that read or write text; all there are in a model that reads none."""
     every = stacks(header)
-    return {name: layers for name, layers in every.items() if not any(word in name for word in TOWERS)} or every
+    named = stacks_of(every)
+    of_text = texts_of(list(dict.fromkeys(named.values())))
+    return {before: layers for before, layers in every.items() if named[before] in of_text}
 
 
 def layer_count(header: CheckpointHeader) -> int:

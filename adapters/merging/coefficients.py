@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mergefront.optimizer.recipes.grouping import Grouping, layer_of
+from mergefront.optimizer.recipes.grouping import Grouping
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, ParameterValue
 
 if TYPE_CHECKING:
@@ -104,6 +104,6 @@ class CoefficientReader:
         grouping = getattr(self._recipe, "grouping", None)
         if not isinstance(grouping, Grouping):
             return tensor_name
-        layer = layer_of(tensor_name)
+        layer = grouping.layer_of(tensor_name)
         block = grouping.block_of(tensor_name) if grouping.starts else None
         return (grouping.module_of(tensor_name), block, layer)

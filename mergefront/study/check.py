@@ -82,7 +82,7 @@ def check_study(path: str | Path) -> CheckReport:
     with found.catch("merge.method_files: "):
         method_files = load_method_files(file.merge.method_files, root)
     directions: dict[str, str] | None = None
-    layers: int | None = 0
+    layers: Mapping[str, int] | None = {}
     if isinstance(file.backend, FunctionBackendSection):
         _check_function(found, file.backend.call)
     elif isinstance(file.backend, Section):
@@ -193,7 +193,7 @@ def _check_function(found: Findings, call: str) -> None:
         user_function(call, found.root)
 
 
-def _space(found: Findings, layers: int | None) -> MergeSpace | None:
+def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | None:
     file = found.file
     parameters = dict(file.merge.space)
     granularity = parameters.pop("granularity", "global")
@@ -201,7 +201,7 @@ def _space(found: Findings, layers: int | None) -> MergeSpace | None:
     if not isinstance(split, (list, tuple)) or not all(isinstance(part, str) for part in split):
         found.problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
         return None
-    if granularity != "global" and layers == 0:
+    if granularity != "global" and layers == {}:
         found.problems.append(
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
         )

@@ -15,7 +15,7 @@ from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.checkpoints.stacks import layer_count
+from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
@@ -62,8 +62,9 @@ class Findings:
         return " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
 
 
-def check_checkpoints(found: Findings) -> int | None:
-    """Compare base and experts by their headers; returns the number of layers, None where the base cannot be read."""
+def check_checkpoints(found: Findings) -> dict[str, int] | None:
+    """Compare base and experts by their headers; returns the layers of every stack, None where the base cannot be
+    read."""
     file, root, problems = found.file, found.root, found.problems
     models = file.merge.models
     if not isinstance(models, Mapping):
@@ -107,7 +108,7 @@ def check_checkpoints(found: Findings) -> int | None:
     problems.extend(_repeated({name: path for name, path in models.items() if name in opened}, root))
     problems.extend(_idle_kinds(file.merge.space.get("split"), base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
-    return layer_count(base)
+    return depths(base)
 
 
 def _repeated(models: Mapping[str, str], root: Path) -> Iterator[str]:

@@ -19,7 +19,9 @@ from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
+from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.stacks import texts_of
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
@@ -60,6 +62,14 @@ def _has_blocks_and_a_norm_called_embedding(stored: Mapping[str, Any], root: Pat
     if base is None or stored["space"]["granularity"] == "global":
         return False
     return any("embedding_norm" in name for name in base.tensors)
+
+
+def _has_blocks_and_a_tower(stored: Mapping[str, Any], root: Path) -> bool:
+    base = _local_base(stored, root)
+    if base is None or stored["space"]["granularity"] == "global":
+        return False
+    known = depths(base)
+    return len(texts_of(known)) < len(known)
 
 
 def _local_base(stored: Mapping[str, Any], root: Path) -> CheckpointHeader | None:
@@ -123,6 +133,12 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
         2,
         "the final norm (embedding_norm) took the coefficients of the first block, and now takes those of the last",
         _has_blocks_and_a_norm_called_embedding,
+    ),
+    ScoringChange(
+        2,
+        "layers of towers (vision, audio) took the coefficients of the text layers of the same number, and now all "
+        "take those of the first block",
+        _has_blocks_and_a_tower,
     ),
     ScoringChange(
         2,

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import ParameterValue
+from mergefront.optimizer.recipes.stacks import stack_of, texts_of
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _FLAT_NAME = re.compile(r"^(?P<parameter>[A-Za-z_]\w*)(?:\[(?P<inside>[^\[\]]+)\])?$")
@@ -48,6 +49,11 @@ def before_layers(tensor_name: str) -> bool:
     return any(part in tensor_name for part in _BEFORE_LAYERS) and not any(
         part in tensor_name for part in _AFTER_LAYERS
     )
+
+
+def stack_of_tensor(tensor_name: str, known: Collection[str]) -> str:
+    """The stack that a tensor is of, in its layers or around them, among those that a model has."""
+    return stack_of((split_at_layer(tensor_name) or (tensor_name,))[0], known)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,14 @@ def _take_apart(name: str) -> tuple[str, list[str], tuple[str, int] | None] | No
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Layers that are numbered from 0 on: a decoder, an encoder, a tower."""
+
+    name: str
+    layers: int
+
+
+@dataclass(frozen=True)
 class Grouping:
     """Blocks of consecutive layers and kinds of module that have coefficients of their own.
 
@@ -118,11 +132,14 @@ class Grouping:
     ``layers`` is the number of transformer layers (0 when it is not known). Tensors before the
     layers (embeddings) follow the first block, those after them (final norm, head) the last one,
     as in mergekit's slices; for gradients all tensors outside the layers take the first value.
+    ``stacks`` has the model's stacks where some of them read no text: the layers of such a tower are
+    not counted, all of it comes before the layers. Empty: every stack's layers are counted.
     """
 
     layers: int = 0
     starts: tuple[int, ...] = ()
     split: tuple[str, ...] = ()
+    stacks: tuple[Stack, ...] = ()
 
     def __post_init__(self) -> None:
         if self.starts:
@@ -136,24 +153,35 @@ class Grouping:
             raise UserError(f"module kinds {list(self.split)} name one kind twice")
 
     @classmethod
-    def equal_blocks(cls, blocks: int, layers: int, split: tuple[str, ...] = ()) -> Grouping:
+    def equal_blocks(
+        cls, blocks: int, layers: int, split: tuple[str, ...] = (), stacks: tuple[Stack, ...] = ()
+    ) -> Grouping:
         """``blocks`` blocks of equal depth (the first ones take what is left over)."""
         if not 1 <= blocks <= layers:
             raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
         size, left_over = divmod(layers, blocks)
         starts = tuple(size * i + min(i, left_over) for i in range(blocks))
-        return cls(layers, starts, split)
+        return cls(layers, starts, split, stacks)
 
     @classmethod
     def of_importance(cls, blocks: int, importance: Sequence[float], split: tuple[str, ...] = ()) -> Grouping:
         """``blocks`` blocks that share the layers' importance evenly (see ``blocks_by_importance``)."""
         return cls(len(importance), blocks_by_importance(importance, blocks), split)
 
+    def in_tower(self, tensor_name: str) -> bool:
+        """Whether a tensor is of a stack that is not counted, or of the projector behind it."""
+        known = [stack.name for stack in self.stacks]
+        return bool(known) and stack_of_tensor(tensor_name, known) not in texts_of(known)
+
+    def layer_of(self, tensor_name: str) -> int | None:
+        """The number of the counted layer that a tensor belongs to, or None outside those."""
+        return None if self.in_tower(tensor_name) else layer_of(tensor_name)
+
     def block_of(self, tensor_name: str) -> int:
         """The block that a tensor belongs to."""
-        layer = layer_of(tensor_name)
+        layer = self.layer_of(tensor_name)
         if layer is None:
-            return 0 if before_layers(tensor_name) else len(self.starts) - 1
+            return 0 if self.in_tower(tensor_name) or before_layers(tensor_name) else len(self.starts) - 1
         return sum(1 for start in self.starts if start <= layer) - 1
 
     def module_of(self, tensor_name: str) -> str | None:
@@ -179,7 +207,7 @@ class Grouping:
             for kind in (module, None) if module is not None else (None,):
                 knots = knots_of(params, parameter, owner, kind)
                 if knots:
-                    return interpolate(knots, layer_of(tensor_name), self.layers)
+                    return interpolate(knots, self.layer_of(tensor_name), self.layers)
                 if self.starts:
                     name = str(CoefficientName(parameter, owner, kind, ("block", self.block_of(tensor_name))))
                     if name in params:

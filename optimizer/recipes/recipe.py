@@ -11,7 +11,7 @@ from typing import Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes import mergekit_format
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack
 from mergefront.optimizer.recipes.methods import METHODS, ParameterValue
 
 
@@ -115,7 +115,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which ``from_json`` makes an equal recipe."""
-        return {
+        content: dict[str, Any] = {
             "method": self.method,
             "base_model": self.base_model,
             "models": dict(self.models),
@@ -125,11 +125,14 @@ class Recipe:
             "split": list(self.grouping.split),
             "seed": self.seed,
         }
+        if self.grouping.stacks:
+            content["stacks"] = {stack.name: stack.layers for stack in self.grouping.stacks}
+        return content
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Recipe:
         """Read what ``to_json`` wrote; raises ``UserError`` for a missing or unknown key."""
-        known = {"method", "base_model", "models", "params", "layers", "blocks", "split", "seed"}
+        known = {"method", "base_model", "models", "params", "layers", "blocks", "split", "seed", "stacks"}
         for key in content:
             if key not in known:
                 raise UserError(f"recipe: unknown key {key!r} {did_you_mean(key, known)}")
@@ -137,7 +140,10 @@ class Recipe:
             if key not in content:
                 raise UserError(f"recipe: the key {key!r} is missing")
         grouping = Grouping(
-            int(content.get("layers", 0)), tuple(content.get("blocks", ())), tuple(content.get("split", ()))
+            int(content.get("layers", 0)),
+            tuple(content.get("blocks", ())),
+            tuple(content.get("split", ())),
+            tuple(Stack(name, layers) for name, layers in content.get("stacks", {}).items()),
         )
         return cls(
             content["method"],

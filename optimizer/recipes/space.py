@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, parameter_of
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack, parameter_of
 from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.stacks import texts_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -130,8 +131,8 @@ class MergeSpace:
     ``density`` is searched too, and everything that the method takes where nothing else would be.
     ``granularity``: "global", "layers", ``{"blocks": n}`` (of equal depth) or ``{"starts": [0, ...]}`` (first
     layers, such as ``grouping.blocks_by_importance`` gives), with ``layers`` the number of transformer
-    layers; ``split``: substrings of tensor names that get coefficients of their own. ``seed`` fixes the
-    masks of methods that drop at random.
+    layers, or that of every stack by its name (see ``stacks``); ``split``: substrings of tensor names that get
+    coefficients of their own. ``seed`` fixes the masks of methods that drop at random.
 
     Raises ``StudyFileError`` with every problem at once.
     """
@@ -145,7 +146,7 @@ class MergeSpace:
         parameters: Mapping[str, Any] | None = None,
         granularity: str | Mapping[str, Any] = "global",
         split: Sequence[str] = (),
-        layers: int = 0,
+        layers: int | Mapping[str, int] = 0,
         seed: int = 0,
     ) -> None:
         self.models: dict[str, str] = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
@@ -346,7 +347,7 @@ class MergeSpace:
             "ranges": self._ranges(),
             "granularity": self.granularity,
             "split": list(self.grouping.split),
-            "layers": self.grouping.layers,
+            "layers": {stack.name: stack.layers for stack in self.grouping.stacks} or self.grouping.layers,
             "seed": self.seed,
         }
 
@@ -379,24 +380,27 @@ def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMetho
     return methods
 
 
-def _grouping(granularity: Any, split: tuple[str, ...], layers: int, problems: list[str]) -> Grouping:
+def _grouping(
+    granularity: Any, split: tuple[str, ...], depths: int | Mapping[str, int], problems: list[str]
+) -> Grouping:
     try:
         if granularity == "global":
             return Grouping(0, (), split)
+        layers, stacks = _counted(depths)
         if granularity == "layers" or isinstance(granularity, Mapping):
             if layers < 1:
                 raise UserError(f"{granularity!r} needs the model's number of layers (layers=...)")
             if granularity == "layers":
-                return Grouping.equal_blocks(layers, layers, split)
+                return Grouping.equal_blocks(layers, layers, split, stacks)
             if granularity.get("boundaries", "depth") != "depth":
                 raise UserError(
                     f"boundaries {granularity['boundaries']!r} must be depth or importance; importance is read off the "
                     "weights, so without a study file of a local backend give {starts: [0, ...]} (blocks_by_importance)"
                 )
             if set(granularity) - {"boundaries"} == {"blocks"} and type(granularity["blocks"]) is int:
-                return Grouping.equal_blocks(granularity["blocks"], layers, split)
+                return Grouping.equal_blocks(granularity["blocks"], layers, split, stacks)
             if set(granularity) == {"starts"}:
-                return Grouping(layers, tuple(granularity["starts"]), split)
+                return Grouping(layers, tuple(granularity["starts"]), split, stacks)
         raise UserError(
             f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}} "
             "or {starts: [0, ...]}"
@@ -404,6 +408,16 @@ def _grouping(granularity: Any, split: tuple[str, ...], layers: int, problems: l
     except UserError as error:
         problems.append(f"granularity: {error}")
         return Grouping()
+
+
+def _counted(depths: int | Mapping[str, int]) -> tuple[int, tuple[Stack, ...]]:
+    """How many layers the stacks of text have, and every stack if some of them read no text."""
+    if isinstance(depths, int):
+        return depths, ()
+    of_text = texts_of(depths)
+    has_towers = len(of_text) < len(depths)
+    stacks = tuple(Stack(name, layers) for name, layers in depths.items()) if has_towers else ()
+    return max((depths[name] for name in of_text), default=0), stacks
 
 
 def _own_range(parameter: MethodParameter) -> list[Range]:

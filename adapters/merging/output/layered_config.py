@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergefront.adapters.checkpoints.stacks import TOWERS
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.stacks import is_tower
 
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _NUMBERS_OF_LAYERS = (
@@ -32,8 +32,7 @@ def with_layers(
     for key, value in config.items():
         if isinstance(value, Mapping):
             inner = [(_mapping(source.get(key)), number) for source, number in layers]
-            is_tower = any(word in key for word in TOWERS)
-            made[key] = value if is_tower else with_layers(value, depth, inner)
+            made[key] = value if is_tower(key) else with_layers(value, depth, inner)
         elif counted and key in _COUNTS and value == depth:
             made[key] = len(layers)
         elif counted and key in _NUMBERS_OF_LAYERS and isinstance(value, list):

@@ -21,7 +21,7 @@ from mergefront.adapters.checkpoints.compatibility import (
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.names import expert_names, is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.checkpoints.stacks import Layers, stacks, text_stack
+from mergefront.adapters.checkpoints.stacks import Layers, depths, stacks, text_stack
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
 from mergefront.adapters.merging.output.files import files_of, tokenizer_files
 from mergefront.adapters.merging.output.layered_config import with_layers
@@ -29,8 +29,9 @@ from mergefront.adapters.merging.output.mergekit_config import MergekitConfig, O
 from mergefront.adapters.merging.output.references import read_reference
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.grouping import before_layers, split_at_layer
+from mergefront.optimizer.recipes.grouping import before_layers, split_at_layer, stack_of_tensor
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.stacks import texts_of
 
 BASE = ""
 """The key of the base among the models of a part; no expert is called so."""
@@ -299,9 +300,11 @@ def _places_of_slices(
 ) -> list[dict[str, Place]]:
     """Per slice its places: of its layers, in the first one of what comes before them, in the last one of the rest."""
     before, whole = text_stack(reference.header)
+    known = depths(reference.header)
     every: list[dict[str, Place]] = [{} for _ in slices]
     for name in _outside_layers(reference.header).tensors:
-        at = 0 if before_layers(name) or split_at_layer(name) is not None else -1
+        in_tower = stack_of_tensor(name, known) not in texts_of(known)
+        at = 0 if in_tower or before_layers(name) or split_at_layer(name) is not None else -1
         every[at][name] = _place(reference, chosen[at], name, dict.fromkeys(chosen[at], name))
     kinds = [_read_tensors(reference, layer) for layer in whole.values()]
     made = 0

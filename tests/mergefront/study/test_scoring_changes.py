@@ -86,3 +86,30 @@ def test_a_study_whose_loras_were_not_merged_as_peft_merges_them_is_refused(
             changes_since("s", stored, tmp_path)
     else:
         assert changes_since("s", stored, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("tower", "granularity", "refused"),
+    [
+        ("visual.blocks.0", {"blocks": 1}, True),
+        ("visual.blocks.0", "global", False),
+        ("decoder.layers.0", "layers", False),
+    ],
+)
+def test_a_study_whose_blocks_moved_a_tower_is_refused(
+    tmp_path: Path, tower: str, granularity: object, refused: bool
+) -> None:
+    (tmp_path / "base").mkdir()
+    tensors = {"model.layers.0.weight": torch.ones(4), f"{tower}.weight": torch.ones(4)}
+    save_file(tensors, tmp_path / "base" / "model.safetensors")
+    stored = {
+        "scoring": 1,
+        "space": {"base_model": "base", "models": {"x": "base"}, "granularity": granularity},
+        "evaluator": {"type": "local"},
+        "sampler": {"name": "sobol"},
+    }
+    if refused:
+        with pytest.raises(UserError, match="layers of towers"):
+            changes_since("s", stored, tmp_path)
+    else:
+        assert changes_since("s", stored, tmp_path) == []

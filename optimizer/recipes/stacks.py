@@ -1,0 +1,77 @@
+"""The stacks of layers that a model may have, and which of them a tensor is of, by the words in its name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+TEXT = ("language", "encoder", "decoder")
+"""Stacks that read or write text: one, or an encoder and a decoder."""
+TOWERS: Mapping[str, tuple[str, ...]] = {
+    "audio": ("audio", "speech", "talker", "2wav"),
+    "vision": ("vision", "visual", "image", "vqmodel"),
+}
+"""Stacks that read no text, with the words in their tensors' names."""
+_BETWEEN = ("tower", "projector", "connector", "qformer", "query_tokens", "perceiver", "resampler", "aligner")
+"""Words in the names of what lies between a tower and the text; it belongs to the tower."""
+_OF_LANGUAGE = ("language_model", "text_model", "text_decoder", "text_encoder")
+"""Words in the names of stacks of text that stand beside towers."""
+
+
+def tower_of(part: str) -> str | None:
+    """The tower that a name, or what of it is before a layer's number, speaks of: None where it is of text.
+
+    The empty string stands for a projector or tower whose name does not say what it reads.
+    """
+    if any(word in part for word in _OF_LANGUAGE):
+        return None
+    named = (tower for tower, words in TOWERS.items() if any(word in part for word in words))
+    return next(named, "" if any(word in part for word in _BETWEEN) else None)
+
+
+def is_tower(part: str) -> bool:
+    """Whether a name, of a tensor or a section of a configuration, is of a stack that reads no text."""
+    return tower_of(part) is not None
+
+
+def stacks_of(parts: Iterable[str]) -> dict[str, str]:
+    """The stack's name for each of a model's prefixes, a prefix being what is before the number of a layer."""
+    parts = list(parts)
+    of_text = [part for part in parts if not is_tower(part)]
+    marked = [part for part in of_text if any(word in part for word in _OF_LANGUAGE)]
+    several = {_half(part) for part in marked or of_text} == {"encoder", "decoder"}
+    made = {}
+    for part in parts:
+        if (tower := tower_of(part)) is not None:
+            made[part] = tower or "vision"
+        elif marked and part not in marked:
+            made[part] = "encoder"  # of sounds, say, beside a language_model
+        else:
+            made[part] = _half(part) if several else "language"
+    return made
+
+
+def stack_of(part: str, known: Collection[str]) -> str:
+    """The stack that a name is of, among those that a model has, the first of them being the one of embeddings."""
+    of_text = texts_of(known)
+    towers = [stack for stack in known if stack not in of_text]
+    tower = tower_of(part)
+    if tower is not None and towers:
+        return tower if tower in towers else towers[0]
+    if "language" in known:
+        marked = any(word in part for word in _OF_LANGUAGE)
+        return "encoder" if "encoder" in known and not marked and _half(part) == "encoder" else "language"
+    half = _half(part)
+    return half if half in known else next(iter(of_text or known))
+
+
+def texts_of(known: Collection[str]) -> list[str]:
+    """The stacks of a model that read or write text; all there are in a model that reads none."""
+    if "language" in known:
+        return ["language"]
+    return [stack for stack in known if stack in TEXT] or list(known)
+
+
+def _half(part: str) -> str:
+    """The half of an encoder-decoder that a name is of, by the word that comes first; empty where it has neither."""
+    found = {part.find(half): half for half in ("encoder", "decoder") if half in part}
+    return found[min(found)] if found else ""
