@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ _SQLITE = "sqlite:///"
 _OPTIONS = re.compile(r"\?\w+=[^/?]*$")
 _BUSY_SECONDS = 60
 _CREATION_SECONDS = 30.0
+_CHECKPOINT_SECONDS = 1.0
 DURABLE = "mergefront_durable"
 """Execution option of a connection whose commits wait for the disk."""
 _EXTRAS = {"sqlite": "", "postgresql": "postgres", "mysql": "mysql"}
@@ -248,6 +249,14 @@ class Database:
             return now, now - float(connection.execute(text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
         return time.time(), 0.0
 
+    @contextmanager
+    def checkpoint_at_end(self) -> Iterator[None]:
+        """When it is left, an SQLite file holds all that was committed; see ``checkpoint``."""
+        try:
+            yield
+        finally:
+            checkpoint(self.url)
+
     def close(self) -> None:
         """Release every connection."""
         self.optuna_storage.remove_session()
@@ -297,6 +306,19 @@ def _path_in_url(url: str, folder: Path) -> Path:
         raise UserError(f"storage {url}: an SQLite URL has no options here; end it with the file's name")
     path, unescaped = folder / written, folder / unquote(written)
     return unescaped if not path.parent.is_dir() and unescaped.parent.is_dir() else path
+
+
+def checkpoint(url: str) -> None:
+    """Moves what was committed from SQLite's log into the file itself, so that a copy of the file has all of it.
+
+    As far as possible: what other processes are reading or writing right now stays in the log, and the last of them
+    to end moves it. Nothing is done for other databases and for files that are not there.
+    """
+    path = sqlite_path(normalised_url(url))
+    if path is None or not path.is_file():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=_CHECKPOINT_SECONDS)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _check_collation(engine: Engine, shown: str) -> None:

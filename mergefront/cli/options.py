@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from mergefront.cli.session import STORAGE_VARIABLE
+from mergefront.optimizer.errors import UserError
 from mergefront.storage import DEFAULT_STORAGE
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _checkpointed(context: click.Context, _parameter: click.Parameter, url: str) -> str:
+    """The URL as it is; when the command ends, an SQLite file holds all that was committed."""
+
+    def end() -> None:
+        from mergefront.storage.database import checkpoint
+
+        with suppress(UserError):  # the command has said what is wrong with the URL
+            checkpoint(url)
+
+    context.call_on_close(end)
+    return url
+
+
 storage_option = click.option(
     "--storage",
+    callback=_checkpointed,
     metavar="URL",
     envvar=STORAGE_VARIABLE,
     default=DEFAULT_STORAGE,

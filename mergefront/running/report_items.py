@@ -40,7 +40,7 @@ def report(
     scored = 0
     # Candidates were scored on these models already: what only new searches are refused for must not hide them.
     definition = replace(study.definition, allow=(EVERYTHING,))
-    with make_evaluator(definition, lambda: study.database) as evaluator:
+    with study.database.checkpoint_at_end(), make_evaluator(definition, lambda: study.database) as evaluator:
         for index, candidate in enumerate(wanted.values()):
             result: Evaluation | EvaluationError
             try:

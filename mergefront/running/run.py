@@ -65,13 +65,14 @@ def search_ready(
 ) -> Study:
     """Search until the budget is spent or the study's rule stops it; returns the study."""
     study = ready.study
-    if launcher.name is not None:
-        from mergefront.running.ray_launcher import work_on_ray
+    with study.database.checkpoint_at_end():
+        if launcher.name is not None:
+            from mergefront.running.ray_launcher import work_on_ray
 
-        work_on_ray(study, ready.evaluator, launcher.workers, on_trial_end, on_trial_start)
-    else:
-        assert ready.evaluator is not None
-        run_search(plan_of(study), study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
+            work_on_ray(study, ready.evaluator, launcher.workers, on_trial_end, on_trial_start)
+        else:
+            assert ready.evaluator is not None
+            run_search(plan_of(study), study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
     return study.refresh()
 
 

@@ -50,7 +50,7 @@ def work(
     scoring: AbstractContextManager[Evaluator] = (
         nullcontext(evaluator) if evaluator is not None else make_evaluator(definition, lambda: database)
     )
-    with scoring as made:
+    with database.checkpoint_at_end(), scoring as made:
         run_search(
             plan_of(study),
             study.optuna,

@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.cli.boundary import guarded
 from mergefront.cli.session import Session, shown_storage, storage_argument
@@ -53,6 +54,24 @@ def test_every_command_finds_the_study_in_a_folder_of_an_odd_name(tmp_path: Path
         result = call(*command, "--storage", form.format(path))
         assert result.exit_code == 0, result.output
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["files", "really?"]
+
+
+def test_when_a_command_has_ended_a_copy_of_the_file_has_everything(tmp_path: Path, write_study) -> None:
+    """Also where this process still holds the database open, as a notebook does."""
+    database = tmp_path / "mergefront.db"
+
+    def listed_in_a_copy(name: str) -> list[tuple[str, int]]:
+        (tmp_path / name).write_bytes(database.read_bytes())
+        rows = json.loads(call("studies", "--storage", tmp_path / name, "--json").stdout)
+        return [(row["name"], row["evaluations"]) for row in rows]
+
+    held = mf.run(write_study(tmp_path, evaluations=8))
+    assert listed_in_a_copy("after-run.db") == [("skills", held.finished_count())] == [("skills", 8)]
+    assert call("resume", "skills", "--storage", database, "--evaluations", 9).exit_code == 0
+    assert listed_in_a_copy("after-resume.db") == [("skills", 9)]
+    assert call("copy", "skills", "twin", "--storage", database).exit_code == 0
+    assert call("rename", "twin", "other", "--storage", database).exit_code == 0
+    assert listed_in_a_copy("after-rename.db") == [("skills", 9), ("other", 9)]
 
 
 def test_front_json_is_the_documented_object(storage: str) -> None:
