@@ -41,6 +41,10 @@ DTYPES = {
 }  # fmt: skip
 """Bytes of an entry and torch's name, by the name that safetensors has."""
 _LONGEST_HEADER = 100 * 1024 * 1024
+_CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
+_LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")
+_ENCODER_EMBEDDING = "embeddings.word_embeddings.weight"
+"""Of BERT and what is built like it."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
     "convert it to safetensors first: load it where you trust it and call "
@@ -76,9 +80,23 @@ class CheckpointHeader:
     @property
     def tied(self) -> bool:
         """Whether the output head shares the embedding's storage, as far as the header tells."""
+        if head_name(self.tensors) is None and self._is_headless:
+            return False  # configurations say true of classes without a head too
         if "tie_word_embeddings" in self.config:
             return bool(self.config["tie_word_embeddings"])
         return head_name(self.tensors) is None and embedding_name(self.tensors) is not None
+
+    @property
+    def _is_headless(self) -> bool:
+        """Whether the class has no output head: classifiers, and encoders that are saved as no language model.
+
+        A decoder that is saved without its head gets one when it continues texts.
+        """
+        architecture = str((self.config.get("architectures") or [""])[0])
+        is_encoder = any(name.endswith(_ENCODER_EMBEDDING) for name in self.tensors)
+        return architecture.endswith(_CLASSIFIERS) or (
+            is_encoder and architecture != "" and not architecture.endswith(_LANGUAGE_MODELS)
+        )
 
     @cached_property
     def live(self) -> Mapping[str, LiveTensor]:

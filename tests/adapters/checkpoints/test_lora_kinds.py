@@ -82,6 +82,9 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "qwen-vl": lambda: transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL)),
     **{name: TINY_MODELS[name].make for name in ("vit", "phimoe", "granitemoe", "gpt_neox", "olmo_hybrid")},
     "minimax-vl": MINIMAX_VL.make,
+    "masked": TINY_MODELS["bert"].make,
+    "encoder": dataclasses.replace(TINY_MODELS["roberta"], auto="AutoModel").make,
+    "classifier": dataclasses.replace(TINY_MODELS["gemma"], auto="AutoModelForSequenceClassification").make,
 }
 Q = ["q_proj"]
 EXPERTS_OF_GRANITE = ["block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.experts.down_proj"]
@@ -148,6 +151,9 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "velora": ("llama", {"target_modules": Q, "velora_config": {"num_groups": 2}}),
     "monteclora": ("llama", {"target_modules": Q, "monteclora_config": {}}),
     "embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "embedding of an encoder": ("encoder", {"target_modules": ["query", "word_embeddings"]}),
+    "embedding of a classifier": ("classifier", {"target_modules": ["q_proj", "embed_tokens"]}),
+    "saved embedding of a classifier": ("classifier", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}),
     "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
     "modules_to_save": ("llama", {"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head", "norm"]}),
     "saved tied": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
@@ -256,6 +262,7 @@ REFUSED_WHEN_TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
     "replicated layers": ("llama", {"target_modules": Q, "layer_replication": [(0, 2), (1, 2)]}, "layer_replication"),
     "parameters": ("gpt-oss", {"target_modules": [], "target_parameters": ["experts.down_proj_bias"]}, "target_par"),
     "tied embedding": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, "untie the base"),
+    "tied embedding of an encoder": ("masked", {"target_modules": ["query", "word_embeddings"]}, "untie the base"),
     "tied head": ("tied", {"target_modules": ["q_proj", "lm_head"]}, "untie the base"),
     "tied, saved alone": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}, "untie the base"),
     "tied, saved apart": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head"]}, "untie the"),
