@@ -16,6 +16,7 @@ from mergefront.adapters.checkpoints.names import (
     head_name,
     is_prediction_layer,
     is_unread,
+    shared_embedding_name,
 )
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -229,6 +230,12 @@ def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> 
             longer.append((target, shape[0], own[0]))
         differing.append(f"{target} is {list(shape)} and not {list(own)}")
     problems = _compare_tied(base, lora, contents, name) if base.tied else []
+    shared = shared_embedding_name(base.tensors)
+    if shared in contents.whole:
+        problems.append(
+            f"expert {name!r} (a LoRA) saved {shared} whole, and in peft the embeddings of encoder and decoder stay as "
+            "they are, but the base stores them as one tensor; give a LoRA without it in modules_to_save"
+        )
     computed = [target for target in absent if target in base.live]
     if computed:
         problems.append(

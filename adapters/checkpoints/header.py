@@ -43,7 +43,7 @@ DTYPES = {
 _LONGEST_HEADER = 100 * 1024 * 1024
 _CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
 _LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")
-_ENCODER_EMBEDDING = "embeddings.word_embeddings.weight"
+_ENCODER_EMBEDDINGS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight")
 """Of BERT and what is built like it."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERT = (
@@ -93,7 +93,7 @@ class CheckpointHeader:
         A decoder that is saved without its head gets one when it continues texts.
         """
         architecture = str((self.config.get("architectures") or [""])[0])
-        is_encoder = any(name.endswith(_ENCODER_EMBEDDING) for name in self.tensors)
+        is_encoder = any(name.endswith(_ENCODER_EMBEDDINGS) for name in self.tensors)
         return architecture.endswith(_CLASSIFIERS) or (
             is_encoder and architecture != "" and not architecture.endswith(_LANGUAGE_MODELS)
         )

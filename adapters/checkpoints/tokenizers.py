@@ -20,7 +20,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import layer_of
 
 _EXAMPLES = 3
-_INPUT = (*EMBEDDINGS, "shared.weight", "tok_embeddings.weight", "token_embedding.weight", ".embeddings.weight")
+_INPUT = (*EMBEDDINGS, "shared.weight", "token_embedding.weight", ".embeddings.weight")
 _NO_TOKENS = ("position", "wpe", "norm", "projector")
 """Parts of names of tensors whose rows stand for no tokens, whatever their number."""
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "spm.model")

@@ -80,9 +80,13 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "qwen-moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**QWEN_MOE)),
     "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**MOE)),
     "qwen-vl": lambda: transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**QWEN_VL)),
-    **{name: TINY_MODELS[name].make for name in ("vit", "phimoe", "granitemoe", "gpt_neox", "olmo_hybrid")},
+    **{
+        name: TINY_MODELS[name].make
+        for name in ("vit", "phimoe", "granitemoe", "gpt_neox", "olmo_hybrid", "modernbert", "t5", "bart")
+    },
     "minimax-vl": MINIMAX_VL.make,
     "masked": TINY_MODELS["bert"].make,
+    "modern encoder": dataclasses.replace(TINY_MODELS["modernbert"], auto="AutoModel").make,
     "encoder": dataclasses.replace(TINY_MODELS["roberta"], auto="AutoModel").make,
     "classifier": dataclasses.replace(TINY_MODELS["gemma"], auto="AutoModelForSequenceClassification").make,
 }
@@ -152,6 +156,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "monteclora": ("llama", {"target_modules": Q, "monteclora_config": {}}),
     "embedding": ("llama", {"target_modules": ["q_proj", "embed_tokens"]}),
     "embedding of an encoder": ("encoder", {"target_modules": ["query", "word_embeddings"]}),
+    "embedding of a modern encoder": ("modern encoder", {"target_modules": ["Wo", "tok_embeddings"]}),
     "embedding of a classifier": ("classifier", {"target_modules": ["q_proj", "embed_tokens"]}),
     "saved embedding of a classifier": ("classifier", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}),
     "head": ("llama", {"target_modules": ["q_proj", "lm_head"]}),
@@ -263,6 +268,13 @@ REFUSED_WHEN_TRAINED: dict[str, tuple[str, dict[str, Any], str]] = {
     "parameters": ("gpt-oss", {"target_modules": [], "target_parameters": ["experts.down_proj_bias"]}, "target_par"),
     "tied embedding": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, "untie the base"),
     "tied embedding of an encoder": ("masked", {"target_modules": ["query", "word_embeddings"]}, "untie the base"),
+    "tied embedding, saved alone": (
+        "modernbert",
+        {"target_modules": ["Wo"], "modules_to_save": ["tok_embeddings"]},
+        "untie",
+    ),
+    "shared embedding, saved": ("t5", {"target_modules": ["q"], "modules_to_save": ["shared"]}, "encoder and decoder"),
+    "shared in another": ("bart", {"target_modules": Q, "modules_to_save": ["shared"]}, "encoder and decoder"),
     "tied head": ("tied", {"target_modules": ["q_proj", "lm_head"]}, "untie the base"),
     "tied, saved alone": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens"]}, "untie the base"),
     "tied, saved apart": ("tied", {"target_modules": Q, "modules_to_save": ["embed_tokens", "lm_head"]}, "untie the"),
