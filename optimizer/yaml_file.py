@@ -12,6 +12,8 @@ from mergefront.optimizer.errors import StudyFileError
 
 _LARGEST_FILE = 1_000_000
 """Bytes."""
+_LONGEST_NUMBER = 1000
+"""Characters. Reading "1:1:1..." (base 60) takes time that grows with the square of its length."""
 
 
 def read_mapping(path: Path, kind: str, keys: str) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def load_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise StudyFileError(source, [f"{where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from None
-    except ValueError as error:  # a number of thousands of digits, a date that does not exist
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a date that does not exist
         raise StudyFileError(source, [f"not valid YAML: {error}"]) from None
     except RecursionError:
         raise StudyFileError(source, ["not valid YAML: nested too deeply"]) from None
@@ -55,6 +57,13 @@ class _StrictLoader(yaml.SafeLoader):
                 None, None, "aliases are not supported; write the value out", event.start_mark
             )
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if len(node.value) > _LONGEST_NUMBER and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of {len(node.value):,} characters", node.start_mark
+            )
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()

@@ -261,7 +261,7 @@ def _experts(
         return StackedExperts(a, b, shape[0], scaling, shape[1:] == (columns, rows))
 
     for name, spellings in wanted:
-        rank, scaling = _rank_and_scaling(settings, name)
+        rank, scaling = _rank_and_scaling(header, settings, name)
         stacked = together(base.tensors[name].shape, rank, scaling) if name in base.tensors else None
         if stacked is not None:
             return {name: stacked}
@@ -276,7 +276,7 @@ def _experts(
                 for n, m in found.items()
             }
     for name, _ in wanted:
-        rank, scaling = _rank_and_scaling(settings, name)
+        rank, scaling = _rank_and_scaling(header, settings, name)
         live = targets.live(name)
         stacked = None if live is None else together(live.shape, rank, scaling)
         if live is None or stacked is None:
@@ -303,11 +303,20 @@ def _module(
         raise UserError(f"{header.path}: {a} {list(shape_a)} and {b} {list(shape_b)} are no factors of a matrix")
     if shape_a[0] != shape_b[1]:
         raise UserError(f"{header.path}: {a} {list(shape_a)} and {b} {list(shape_b)} do not share a rank")
-    declared, scaling = _rank_and_scaling(settings, module)
+    declared, scaling = _rank_and_scaling(header, settings, module)
     if declared != shape_a[0]:
         raise UserError(f"{header.path}: {a} has rank {shape_a[0]}, adapter_config.json says {declared}")
     shape, stored = (shape_b[0], math.prod(shape_a[1:])), (shape_b[0], *shape_a[1:])
     return LoraModule(f"{module}.weight", a, b, declared, shape, stored, scaling, embedding)
+
+
+def _rank_and_scaling(header: CheckpointHeader, settings: LoraSettings, module: str) -> tuple[int, float]:
+    try:
+        rank = int(settings.rank_pattern.value(module, settings.r))
+        alpha = float(settings.alpha_pattern.value(module, settings.alpha))
+    except ValueError as error:
+        raise UserError(f"{header.path / 'adapter_config.json'}: {error}") from None
+    return rank, alpha / (math.sqrt(rank) if settings.rslora else rank)
 
 
 def _is_transposed(module: LoraModule, base: CheckpointHeader | None, settings: LoraSettings) -> bool:
@@ -323,20 +332,6 @@ def _is_transposed(module: LoraModule, base: CheckpointHeader | None, settings: 
         return settings.fan_in_fan_out
     layers = _CONV1D.get(base.config["model_type"])
     return layers is not None and re.search(rf"(^|\.)({layers})\.weight$", module.target) is not None
-
-
-def _rank_and_scaling(settings: LoraSettings, module: str) -> tuple[int, float]:
-    rank = int(_pattern(settings.rank_pattern, module, settings.r))
-    alpha = float(_pattern(settings.alpha_pattern, module, settings.alpha))
-    return rank, alpha / (math.sqrt(rank) if settings.rslora else rank)
-
-
-def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that matches the end of a module's name, as peft matches."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
 
 class LoraTaskVector:

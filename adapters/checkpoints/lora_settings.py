@@ -6,8 +6,10 @@ kind that is not known must not be merged as a plain one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,197 @@ TRAINING_TENSORS = ("lora_velora_embed", "lora_monteclora_sampler")
 """Tensors that only training reads."""
 
 
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{(?P<least>\d{0,3})(?P<comma>,?)(?P<most>\d{0,3})\})\??")
+_ATOM = re.compile(r"\\[dDwWsS]|\\[^A-Za-z0-9\s]|\[\^?(?:[^\[\]\\^]|\\[^A-Za-z0-9])+\]|[^\\\[\]()|*+?{}^$]")
+_PLAIN = re.compile(r"(?:[\w.-]|\\\.)+")
+_MOST_STEPS = 10_000_000
+"""Of matching all patterns of one LoRA: some seconds' work."""
+_LONGEST = 1000
+"""Characters of a pattern, and of a module's name that is held against patterns."""
+_DEEPEST = 20
+"""Groups in groups of a pattern."""
+
+
+class ModulePatterns:
+    """Values by patterns of modules' names, as peft matches them: the first pattern that matches the whole name, or its
+    end after a dot.
+
+    Patterns are a stranger's regular expressions, on which Python's own matching can take time without bound. Here all
+    places in a name are followed at once, and the steps are counted. Raises ``ValueError`` for a pattern that is no
+    plain expression (letters, sets, groups, alternatives, repeats), and for too much work.
+    """
+
+    def __init__(self, patterns: Mapping[str, float]) -> None:
+        self._rules = [(_parsed(pattern), value) for pattern, value in patterns.items()]
+        self._work = _Work(_MOST_STEPS)
+        # Adapters of many ranks name every module, so names are looked up; a dot stands for a dot or its like.
+        self._named: dict[str, list[int]] = {}
+        self._expressions: list[int] = []
+        for number, pattern in enumerate(patterns):
+            is_plain = _PLAIN.fullmatch(pattern) is not None
+            found = self._named.setdefault(_folded(pattern), []) if is_plain else self._expressions
+            found.append(number)
+
+    def value(self, module: str, default: float) -> float:
+        """What the patterns give a module."""
+        if not self._rules:
+            return default
+        if len(module) > _LONGEST:
+            raise ValueError(f"the name of module {module[:40]!r}... is longer than {_LONGEST} characters")
+        begins = [0, *(at + 1 for at, letter in enumerate(module) if letter == ".")]
+        named = [number for at in begins for number in self._named.get(_folded(module[at:]), ())]
+        name = _Name(module, self._work)
+        for number in sorted((*named, *self._expressions)):
+            node, value = self._rules[number]
+            if node(name, sum(1 << at for at in begins)) >> len(module):
+                return value
+        return default
+
+
+@dataclass
+class _Work:
+    left: int
+
+
+class _Name:
+    """A module's name as the places of its letters, one bit for each."""
+
+    def __init__(self, text: str, work: _Work) -> None:
+        self.end = 1 << len(text)
+        self.letters: dict[str, int] = {}
+        self._work = work
+        for at, letter in enumerate(text):
+            self.letters[letter] = self.letters.get(letter, 0) | 1 << at
+
+    def step(self) -> None:
+        self._work.left -= 1
+        if self._work.left < 0:
+            raise ValueError("its patterns take too much work to match; write the modules' names instead")
+
+
+_Node = Callable[[_Name, int], int]
+"""Where a part of a pattern can end in a name, by where it can begin: one bit for each place."""
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"\\?\.|[_-]", ".", name)
+
+
+def _parsed(pattern: str) -> _Node:
+    if len(pattern) > _LONGEST:
+        raise ValueError(f"the pattern {pattern[:40]!r}... is longer than {_LONGEST} characters")
+    node, at = _alternatives(pattern, 0, 0)
+    if at < len(pattern):
+        raise _unknown(pattern, at)
+    return node
+
+
+def _unknown(pattern: str, at: int) -> ValueError:
+    return ValueError(
+        f"the pattern {pattern!r} is no expression of letters, sets, groups, alternatives and repeats (see its "
+        f"character {at + 1}); write the modules' names instead"
+    )
+
+
+def _alternatives(pattern: str, at: int, depth: int) -> tuple[_Node, int]:
+    branches: list[list[_Node]] = [[]]
+    while at < len(pattern) and pattern[at] != ")":
+        if pattern[at] == "|":
+            branches.append([])
+            at += 1
+        else:
+            node, at = _part(pattern, at, depth)
+            branches[-1].append(node)
+
+    def ends(name: _Name, begins: int) -> int:
+        found = 0
+        for branch in branches:
+            name.step()
+            reached = begins
+            for node in branch:
+                reached = node(name, reached)
+            found |= reached
+        return found
+
+    return ends, at
+
+
+def _part(pattern: str, at: int, depth: int) -> tuple[_Node, int]:
+    """A letter, a set, a group or an edge, with its repeat; and where the pattern goes on."""
+    atom = _ATOM.match(pattern, at)
+    if pattern[at] == "(" and depth < _DEEPEST:
+        begin = at + 3 if pattern.startswith("(?:", at) else at + 1
+        node, end = _alternatives(pattern, begin, depth + 1)
+        if not pattern.startswith(")", end):
+            raise _unknown(pattern, at)
+        end += 1
+    elif pattern[at] in "^$":
+        node, end = (_begin if pattern[at] == "^" else _end), at + 1
+    elif atom is not None:
+        try:
+            node, end = _letter(re.compile(atom[0])), atom.end()
+        except re.error:
+            raise _unknown(pattern, at) from None
+    else:
+        raise _unknown(pattern, at)
+    repeat = _QUANTIFIER.match(pattern, end)
+    if repeat is None:
+        return node, end
+    if repeat[0][0] != "{":
+        least, most = int(repeat[0][0] == "+"), 1 if repeat[0][0] == "?" else None
+    elif repeat["least"] or repeat["most"]:
+        least = int(repeat["least"] or 0)
+        most = least if not repeat["comma"] else int(repeat["most"]) if repeat["most"] else None
+    else:
+        raise _unknown(pattern, end)
+    return _repeated(node, least, most), repeat.end()
+
+
+def _begin(name: _Name, begins: int) -> int:
+    return begins & 1
+
+
+def _end(name: _Name, begins: int) -> int:
+    return begins & name.end
+
+
+def _letter(letters: re.Pattern[str]) -> _Node:
+    def ends(name: _Name, begins: int) -> int:
+        name.step()
+        places = 0
+        for letter, at in name.letters.items() if begins else ():
+            if letters.fullmatch(letter):
+                places |= at
+        return (begins & places) << 1
+
+    return ends
+
+
+def _repeated(node: _Node, least: int, most: int | None) -> _Node:
+    def ends(name: _Name, begins: int) -> int:
+        for _ in range(least):
+            name.step()
+            begins = node(name, begins)
+        found = new = begins
+        times = 0
+        while new and (most is None or times < most - least):
+            name.step()
+            new = node(name, new) & ~found
+            found |= new
+            times += 1
+        return found
+
+    return ends
+
+
 @dataclass(frozen=True)
 class LoraSettings:
     """What ``adapter_config.json`` says about scaling and layout."""
 
     r: int
     alpha: float
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: ModulePatterns
+    alpha_pattern: ModulePatterns
     rslora: bool = False
     fan_in_fan_out: bool = False
     parameters: tuple[str, ...] = ()
@@ -100,14 +285,25 @@ def lora_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
             f"version does not know; {_MERGE_FIRST}"
         )
     try:
+        ranks = dict(config.get("rank_pattern") or {})
+        alphas = dict(config.get("alpha_pattern") or {})
+        for key, rank in (("r", config.get("r", 8)), *ranks.items()):
+            if int(rank) < 1 or int(rank) != float(rank):
+                raise ValueError(f"{key!r} has the rank {rank!r}; a rank is a whole number from 1")
+        for key, alpha in (("lora_alpha", config.get("lora_alpha", 8)), *alphas.items()):
+            if not math.isfinite(float(alpha)):
+                raise ValueError(f"{key!r} has the alpha {alpha!r}; an alpha is a number")
+        parameters = config.get("target_parameters") or ()
+        if not isinstance(parameters, list | tuple) or not all(isinstance(name, str) for name in parameters):
+            raise ValueError(f"target_parameters is {parameters!r}; it must be a list of names")
         return LoraSettings(
             r=int(config.get("r", 8)),
             alpha=float(config.get("lora_alpha", 8)),
-            rank_pattern=dict(config.get("rank_pattern") or {}),
-            alpha_pattern=dict(config.get("alpha_pattern") or {}),
+            rank_pattern=ModulePatterns(ranks),
+            alpha_pattern=ModulePatterns(alphas),
             rslora=bool(config.get("use_rslora", False)),
             fan_in_fan_out=bool(config.get("fan_in_fan_out", False)),
-            parameters=tuple(config.get("target_parameters") or ()),
+            parameters=tuple(parameters),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path / 'adapter_config.json'}: {error}") from None

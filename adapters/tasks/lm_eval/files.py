@@ -81,11 +81,15 @@ def _existing(name: str, folder: Path) -> list[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(one)
+    """Every text in a YAML value, each part of it once: aliases can repeat a part without bound, or hold itself."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping | list) and id(one) not in seen:
+            seen.add(id(one))
+            waiting += reversed(list(one.values() if isinstance(one, Mapping) else one))
 
 
 def _functions(value: Any) -> list[str]:
