@@ -103,7 +103,8 @@ class CheckpointHeader:
         """What transformers makes of the tensors at load, by its names for it; empty where it does not know them."""
         if not (self.path / "config.json").is_file():
             return {}
-        return live_tensors(self.path, {name: info.shape for name, info in self.tensors.items()})
+        # The folder's own shapes, which its configuration has: here, added tokens may have added rows.
+        return live_tensors(self.path, {name: info.shape for name, info in read_header(self.path).tensors.items()})
 
     def repeated_by(self, name: str) -> str | None:
         """The tensor whose numbers ``name`` repeats, stored or not: a tied head's embedding, or the embedding that an

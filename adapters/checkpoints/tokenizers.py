@@ -140,13 +140,13 @@ def token_axes(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
     return found
 
 
-def lora_token_axes(lora: CheckpointHeader, base: Mapping[str, int]) -> dict[str, tuple[str, int, bool]]:
+def lora_token_axes(lora: CheckpointHeader, base: CheckpointHeader) -> dict[str, tuple[str, int, bool]]:
     """By name of a LoRA's tensor: the base's tensor that it changes, its axis of tokens, and whether it is a whole
-    tensor (a saved embedding) and not a factor. ``base`` are the base's axes."""
-    contents = read_lora(lora)
+    tensor (a saved embedding) and not a factor."""
+    contents, axes = read_lora(lora, base), token_axes(base.tensors)
     modules, whole = contents.modules, contents.whole
-    found = {whole[target]: (target, axis, True) for target, axis in base.items() if target in whole}
-    for target in base:
+    found = {whole[target]: (target, axis, True) for target, axis in axes.items() if target in whole}
+    for target in axes:
         module = modules.get(target)
         if module is not None:
             found[module.a if module.transposed else module.b] = (target, int(module.transposed), False)

@@ -286,13 +286,12 @@ _Axes = Mapping[str, tuple[str, int, bool]]
 
 def _axes(models: Mapping[str, Checkpoint], reference: str) -> tuple[dict[str, _Axes], dict[str, int]]:
     """Axes of tokens of every model, and the number of rows of each model that has an embedding of its own."""
-    of_base = token_axes(models[reference].header.tensors)
     axes: dict[str, _Axes] = {}
     sizes = {}
     for name, model in models.items():
         header = model.header
         if header.kind == "lora":
-            axes[name] = lora_token_axes(header, of_base)
+            axes[name] = lora_token_axes(header, models[reference].header)
         else:
             # A model may be stored under older names than the reference.
             names = {

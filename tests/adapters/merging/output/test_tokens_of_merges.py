@@ -174,19 +174,26 @@ def test_a_merged_model_of_images_and_text_has_its_processor(tmp_path: Path, tok
     assert loaded.image_processor.size["shortest_edge"] == 28 and loaded.patch_size == 14
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_lora_with_tokens_of_its_own_answers_as_itself(tmp_path: Path, tokenizer: Any, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tied", "embedding", "layer"),
+    [
+        ("llama", True, "embed_tokens", "q_proj"),
+        ("llama", False, "embed_tokens", "q_proj"),
+        ("gpt_neox", False, "embed_in", "dense"),  # its head is stored as embed_out
+    ],
+)
+def test_a_lora_with_tokens_of_its_own_answers_as_itself(
+    tmp_path: Path, tokenizer: Any, kind: str, tied: bool, embedding: str, layer: str
+) -> None:
     peft = pytest.importorskip("peft")
-    model = TINY_MODELS["llama"].make(0, vocab_size=len(tokenizer), tie_word_embeddings=tied)
+    model = TINY_MODELS[kind].make(0, vocab_size=len(tokenizer), tie_word_embeddings=tied)
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     own = copy.deepcopy(tokenizer)
     own.add_tokens([transformers.AddedToken("<chat>", special=True)])
     model.resize_token_embeddings(len(own), mean_resizing=False)
-    saved = {"modules_to_save": ["embed_tokens"] if tied else ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **saved)
-    )
+    saved = {"modules_to_save": [embedding] if tied else [embedding, "lm_head"], "ensure_weight_tying": tied}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=[layer], **saved))
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
