@@ -24,6 +24,7 @@ from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
 from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage, without_collector
+from mergefront.storage.optuna_tables.tables import widen_texts
 from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
 
 _SQLITE = "sqlite:///"
@@ -110,7 +111,7 @@ class Database:
         ends = time.monotonic() + _CREATION_SECONDS
         while True:
             try:
-                return self._made(kwargs)
+                return self._made(kwargs, create)
             except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
                 is_there = getattr(error.orig, "sqlstate", None) in _EXISTS_ALREADY
                 meanwhile = isinstance(error, sqlalchemy.exc.IntegrityError) or is_there
@@ -118,7 +119,7 @@ class Database:
                     raise
                 time.sleep(0.1)
 
-    def _made(self, kwargs: dict[str, Any]) -> RetryingStorage:
+    def _made(self, kwargs: dict[str, Any], create: bool) -> RetryingStorage:
         storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault)
         if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
@@ -127,6 +128,8 @@ class Database:
             storage.engine.dispose()
         schema.metadata.create_all(storage.engine)
         with storage.engine.begin() as connection:
+            if connection.dialect.name == "mysql" and (create or self._may_upgrade):
+                widen_texts(connection)
             if connection.execute(select(schema.schema.c.version)).first() is None:
                 connection.execute(schema.schema.insert().values(version=schema.VERSION))
         return storage

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.search.ledger import Claim, Failure
+from mergefront.optimizer.search.ledger import LONGEST_KIND, Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.optuna_tables.tables import finish_trial, read_trial, write_params, write_user_attributes
@@ -255,7 +255,8 @@ class StudyLedger:
             "created_at": moment,
         }
         if isinstance(outcome, Failure):
-            row |= {"failure_kind": writable(outcome.kind)[:255], "failure": writable(outcome.reason)}
+            kept = outcome.bounded()
+            row |= {"failure_kind": writable(kept.kind)[:LONGEST_KIND], "failure": writable(kept.reason)}
         key = connection.execute(evaluations.insert().values(**row)).inserted_primary_key
         assert key is not None
         for task, items in sorted(found.items.items()):

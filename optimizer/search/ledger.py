@@ -39,16 +39,21 @@ class Failure:
         return f"{self.kind}: {self.reason}"
 
     def bounded(self) -> Failure:
-        """With a reason of at most ``LONGEST_REASON`` characters: its beginning and its end."""
-        half = LONGEST_REASON // 2 - 10
-        cut = len(self.reason) - 2 * half
-        if len(self.reason) <= LONGEST_REASON:
-            return self
-        return Failure(self.kind, f"{self.reason[:half]} [{cut} more] {self.reason[-half:]}")
+        """With texts short enough to be kept: see ``bounded``."""
+        return Failure(bounded(self.kind, LONGEST_KIND), bounded(self.reason))
 
 
 LONGEST_REASON = 4000
-"""Characters of a failure's reason that are kept: every database's text columns hold them in any encoding."""
+"""Characters of a reason or another text of an evaluation that are kept: in JSON, a character is 12 bytes at most."""
+LONGEST_KIND = 255
+
+
+def bounded(text: str, longest: int = LONGEST_REASON) -> str:
+    """``text`` in at most ``longest`` characters: the beginning and the end of what is longer."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2 - 10
+    return f"{text[:half]} [{len(text) - 2 * half} more] {text[-half:]}"
 
 
 class Ledger(Protocol):

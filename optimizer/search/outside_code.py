@@ -16,11 +16,12 @@ import numpy as np
 
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.search.ledger import Failure
+from mergefront.optimizer.search.ledger import Failure, bounded
 
 UNSCORED = "unscored"
 """The detail that holds what was reported beside the objectives and is no finite number."""
 _LONGEST_NOTE = 1000
+_LONGEST_DETAIL = 100_000
 
 
 @contextmanager
@@ -104,20 +105,21 @@ def _numbers(given: Mapping[Any, Any]) -> tuple[dict[str, float], dict[str, Any]
 
 def _note(value: Any) -> Any:
     if value is None or isinstance(value, str):
-        return value if value is None else value[:_LONGEST_NOTE]
+        return value if value is None else bounded(value, _LONGEST_NOTE)
     try:
-        return repr(value)[:_LONGEST_NOTE]
+        return bounded(repr(value), _LONGEST_NOTE)
     except Exception:
         return f"a {type(value).__name__}"
 
 
 def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Details as JSON keeps them; what it does not know becomes a note."""
+    """Details as JSON keeps them, long texts cut; what it does not know becomes a note."""
     kept: dict[str, Any] = {}
     for name, value in details.items():
         try:
-            json.dumps(value)
-            kept[str(name)] = value
+            text = json.dumps(value)
+            is_long = isinstance(value, str) or len(text) > _LONGEST_DETAIL
+            kept[str(name)] = bounded(value if isinstance(value, str) else text) if is_long else value
         except Exception:
             kept[str(name)] = _note(value)
     return kept

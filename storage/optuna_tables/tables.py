@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json, json_to
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import ColumnElement, Select, Table, and_, func, select
+from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
 from mergefront.storage.schema import utc_now
@@ -201,6 +202,21 @@ def finish_trial(connection: Connection, trial_id: int, values: Sequence[float] 
         row = {"trial_id": trial_id, "objective": objective, "value": float(value), "value_type": finite}
         connection.execute(_VALUES.insert().values(**row))
     return True
+
+
+def widen_texts(connection: Connection) -> None:
+    """On MariaDB, room for long values, such as the space of a merge layer by layer; elsewhere there is.
+
+    Optuna's columns take 64 kB there. A column that is wide already is left alone.
+    """
+    query = sql(
+        "SELECT table_name, column_name FROM information_schema.columns "
+        "WHERE table_schema = database() AND data_type = 'text'"
+    )
+    names = {table.name for table in _metadata.sorted_tables}
+    for table, column in connection.execute(query).all():
+        if table in names:
+            connection.execute(sql(f"ALTER TABLE {table} MODIFY {column} LONGTEXT"))
 
 
 def delete_study(connection: Connection, study_id: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ import mergefront as mf
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, FunctionEvaluator, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.search.attributes import SEARCH_SPACE
 from mergefront.running.ask_tell import tell, tell_failed
 from mergefront.running.worker import work
 from mergefront.storage.database import Database
@@ -59,6 +61,49 @@ def test_evaluation_comes_back_to_the_last_bit(database_url: str) -> None:
     ledger.record(recipe_at(0.5), evaluation, "search")
     assert ledger_in(database_url).find(recipe_at(0.5)) == evaluation
     assert ledger.find(recipe_at(0.5 + 2**-53)) is None, "a recipe that differs in the last bit is another recipe"
+
+
+class NoLicenceError(Exception):
+    pass
+
+
+NoLicenceError.__name__ = "NoLicence" * 100 + "Error"
+
+
+def test_long_texts_are_kept_by_their_ends_and_end_no_worker(database_url: str) -> None:
+    """A trial whose failure cannot be written would be evaluated again by every restart."""
+
+    asked_for: list[Recipe] = []
+
+    def evaluate(recipe: Recipe) -> Evaluation:
+        asked_for.append(recipe)
+        if len(asked_for) == 7:
+            raise NoLicenceError("begins " + "🙂" * 200_000 + " ends")
+        text = "begins " + "ü" * 200_000 + " ends"
+        return Evaluation({"score": 1.0, "note": text}, details={"log": text, "lines": [text] * 40})  # type: ignore[dict-item]
+
+    space = mf.MergeSpace(["a", "b"], method="ties")
+    study = mf.search(
+        space=space, evaluate=evaluate, objectives=["score"], sampler="random", evaluations=8,
+        storage=database_url, name="long",
+    )  # fmt: skip
+    assert study.finished_count() == len(asked_for) == 8
+    reason = study.failures()[0].reason
+    assert len(reason) < 5000 and reason.endswith(" ends") and "begins" in reason
+    for candidate in study.candidates():
+        kept = candidate.evaluation.details
+        assert len(str(kept)) < 20_000 and kept["log"].startswith("begins ") and kept["log"].endswith(" ends")
+
+
+def test_a_space_of_hundreds_of_layers_is_kept(database_url: str) -> None:
+    """Merges layer by layer; Optuna's own columns take 64 kB on MariaDB."""
+    space = mf.MergeSpace(["a", "b"], method="ties", granularity="layers", layers=300)
+    study = mf.search(
+        space=space, evaluate=lambda recipe: 1.0, objectives=["score"], sampler="random", evaluations=6,
+        storage=database_url, name="wide",
+    )  # fmt: skip
+    assert study.finished_count() == 6 and not study.failures()
+    assert len(json.dumps(study.optuna.user_attrs[SEARCH_SPACE])) > 2**16
 
 
 def test_budget_is_never_overshot_by_threads_claiming_at_once(database_url: str) -> None:
