@@ -6,7 +6,7 @@ from mergefront.adapters.checkpoints.header import CheckpointHeader
 from mergefront.adapters.checkpoints.names import is_prediction_layer
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import split_at_layer
-from mergefront.optimizer.recipes.stacks import stacks_of, texts_of
+from mergefront.optimizer.recipes.stacks import NAMES, stacks_of, texts_of
 
 Layers = dict[int, dict[str, str]]
 """By the number of a layer: its tensors' names by what follows the number in them."""
@@ -32,14 +32,14 @@ def depths(header: CheckpointHeader) -> dict[str, int]:
     found: dict[str, int] = {}
     for before, stack in stacks_of(every).items():
         found[stack] = max(found.get(stack, 0), 1 + max(every[before]))
-    return found
+    return {stack: found[stack] for stack in NAMES if stack in found}
 
 
 def text_stacks(header: CheckpointHeader) -> dict[str, Layers]:
     """The stacks that read or write text; all there are in a model that reads none."""
     every = stacks(header)
     named = stacks_of(every)
-    of_text = texts_of(list(dict.fromkeys(named.values())))
+    of_text = texts_of(set(named.values()))
     return {before: layers for before, layers in every.items() if named[before] in of_text}
 
 

@@ -105,5 +105,4 @@ class CoefficientReader:
         if not isinstance(grouping, Grouping):
             return tensor_name
         layer = grouping.layer_of(tensor_name)
-        block = grouping.block_of(tensor_name) if grouping.starts else None
-        return (grouping.module_of(tensor_name), block, layer)
+        return (grouping.module_of(tensor_name), grouping.position_of(tensor_name), layer)

@@ -108,7 +108,10 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     problems.extend(_repeated({name: path for name, path in models.items() if name in opened}, root))
     problems.extend(_idle_kinds(file.merge.space.get("split"), base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
-    return depths(base)
+    stacks = depths(base)
+    if len(stacks) > 1:
+        found.notes.append(f"stacks: {', '.join(f'{name} of {layers} layers' for name, layers in stacks.items())}")
+    return stacks
 
 
 def _repeated(models: Mapping[str, str], root: Path) -> Iterator[str]:

@@ -132,7 +132,11 @@ def over(space: MergeSpace, recipe: Recipe, origin: str) -> Recipe:
 def params_in(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue] | None:
     """The recipe as a point of the space, or None. A coefficient for the whole model counts for each of its parts."""
     direct = space.params(recipe)
-    if direct is not None or recipe.grouping.starts or recipe.method not in {method.name for method in space.methods}:
+    if (
+        direct is not None
+        or recipe.grouping.positions()
+        or recipe.method not in {method.name for method in space.methods}
+    ):
         return direct
     params: dict[str, ParameterValue] = {}
     for name, searched in space.searched.items():

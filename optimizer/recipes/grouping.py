@@ -7,6 +7,8 @@ A coefficient's flat name says what it applies to; this is the name that Optuna 
     weight[maths, mlp]              for tensors whose name contains "mlp"
     weight[maths, block 2]          for the third block of layers
     weight[maths, mlp, block 2]     both
+    weight[maths, vision block 2]   for the third block of the vision tower's layers (blocks per stack)
+    weight[maths, vision]           for the whole tower, where it has no blocks
     weight[maths, knot 1]           second of several values, interpolated linearly over the depth
                                     (a mergekit gradient list)
 """
@@ -22,11 +24,11 @@ from itertools import accumulate
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import ParameterValue
-from mergefront.optimizer.recipes.stacks import stack_of, texts_of
+from mergefront.optimizer.recipes.stacks import NAMES, stack_of, texts_of
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _FLAT_NAME = re.compile(r"^(?P<parameter>[A-Za-z_]\w*)(?:\[(?P<inside>[^\[\]]+)\])?$")
-_POSITION = re.compile(r"^(?P<kind>block|knot) (?P<index>\d+)$")
+_POSITION = re.compile(rf"^(?P<kind>(?:(?:{'|'.join(NAMES)}) )?block|knot) (?P<index>\d+)$")
 _BEFORE_LAYERS = ("embed", "wte", "wpe", "shared.weight")
 _AFTER_LAYERS = ("embed_out", "embedding_norm")
 """What is called after embeddings and is none: GPT-NeoX's head, LFM2's final norm."""
@@ -53,12 +55,16 @@ def before_layers(tensor_name: str) -> bool:
 
 def stack_of_tensor(tensor_name: str, known: Collection[str]) -> str:
     """The stack that a tensor is of, in its layers or around them, among those that a model has."""
-    return stack_of((split_at_layer(tensor_name) or (tensor_name,))[0], known)
+    of_half = "encoder" if before_layers(tensor_name) else "decoder"
+    return stack_of((split_at_layer(tensor_name) or (tensor_name,))[0], known, of_half)
 
 
 @dataclass(frozen=True)
 class CoefficientName:
-    """A flat coefficient name, taken apart. ``position`` is ("block" | "knot", index) or None."""
+    """A flat coefficient name, taken apart.
+
+    ``position`` is None, ("block" | "knot" | "vision block", index), or ("vision", 0) for the whole of a stack.
+    """
 
     parameter: str
     expert: str | None = None
@@ -68,7 +74,8 @@ class CoefficientName:
     def __str__(self) -> str:
         inside = [part for part in (self.expert, self.module) if part is not None]
         if self.position is not None:
-            inside.append(f"{self.position[0]} {self.position[1]}")
+            kind, index = self.position
+            inside.append(kind if kind in NAMES else f"{kind} {index}")
         return f"{self.parameter}[{', '.join(inside)}]" if inside else self.parameter
 
     @classmethod
@@ -82,6 +89,8 @@ class CoefficientName:
         parameter, rest, position = taken
         expert = rest.pop(0) if rest and rest[0] in set(experts) else None
         module = rest.pop(0) if rest and rest[0] in set(split) else None
+        if position is None and len(rest) == 1 and rest[0] in NAMES:
+            position = (rest.pop(), 0)
         if rest:
             raise UserError(
                 f"coefficient {name!r}: {rest[0]!r} is neither an expert ({', '.join(experts)}) nor a module kind "
@@ -93,9 +102,12 @@ class CoefficientName:
     def guess(cls, name: str) -> CoefficientName:
         """Read a flat name where the experts are not known.
 
-        The first part in brackets is an expert, the second a module kind; a name of another form is a parameter.
+        The first part in brackets is an expert, the second a module kind (or a whole stack), the third a whole stack;
+        a name of another form is a parameter.
         """
         parameter, parts, position = _take_apart(name) or (name, [], None)
+        if len(parts) == 3 and position is None and parts[-1] in NAMES:
+            position = (parts.pop(), 0)
         expert, module, *more = (*parts, None, None)
         return cls(name) if any(more) else cls(parameter, expert, module, position)
 
@@ -117,10 +129,14 @@ def _take_apart(name: str) -> tuple[str, list[str], tuple[str, int] | None] | No
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers that are numbered from 0 on: a decoder, an encoder, a tower."""
+    """Layers that are numbered from 0 on: a decoder, an encoder, a tower.
+
+    ``starts`` has the first layers of its own blocks, if it has such.
+    """
 
     name: str
     layers: int
+    starts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ class Grouping:
     as in mergekit's slices; for gradients all tensors outside the layers take the first value.
     ``stacks`` has the model's stacks where some of them read no text: the layers of such a tower are
     not counted, all of it comes before the layers. Empty: every stack's layers are counted.
+    With ``stacks`` and without ``starts`` every stack has blocks of its own, or one coefficient.
     """
 
     layers: int = 0
@@ -157,11 +174,7 @@ class Grouping:
         cls, blocks: int, layers: int, split: tuple[str, ...] = (), stacks: tuple[Stack, ...] = ()
     ) -> Grouping:
         """``blocks`` blocks of equal depth (the first ones take what is left over)."""
-        if not 1 <= blocks <= layers:
-            raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
-        size, left_over = divmod(layers, blocks)
-        starts = tuple(size * i + min(i, left_over) for i in range(blocks))
-        return cls(layers, starts, split, stacks)
+        return cls(layers, equal_starts(blocks, layers), split, stacks)
 
     @classmethod
     def of_importance(cls, blocks: int, importance: Sequence[float], split: tuple[str, ...] = ()) -> Grouping:
@@ -173,6 +186,30 @@ class Grouping:
         known = [stack.name for stack in self.stacks]
         return bool(known) and stack_of_tensor(tensor_name, known) not in texts_of(known)
 
+    def position_of(self, tensor_name: str) -> tuple[str, int] | None:
+        """The block or the stack whose coefficients a tensor has; None where they do not vary over the depth."""
+        if self.starts:
+            return "block", self.block_of(tensor_name)
+        if not self.stacks:
+            return None
+        by_name = {stack.name: stack for stack in self.stacks}
+        stack = by_name[stack_of_tensor(tensor_name, list(by_name))]
+        if not stack.starts:
+            return stack.name, 0
+        layer = layer_of(tensor_name)
+        if layer is None:
+            return f"{stack.name} block", 0 if before_layers(tensor_name) else len(stack.starts) - 1
+        return f"{stack.name} block", _last_start(stack.starts, layer)
+
+    def positions(self) -> list[tuple[str, int]]:
+        """Every block or stack that has coefficients of its own."""
+        if self.starts:
+            return [("block", i) for i in range(len(self.starts))]
+        found = []
+        for stack in self.stacks:
+            found += [(f"{stack.name} block", i) for i in range(len(stack.starts))] or [(stack.name, 0)]
+        return found
+
     def layer_of(self, tensor_name: str) -> int | None:
         """The number of the counted layer that a tensor belongs to, or None outside those."""
         return None if self.in_tower(tensor_name) else layer_of(tensor_name)
@@ -182,7 +219,7 @@ class Grouping:
         layer = self.layer_of(tensor_name)
         if layer is None:
             return 0 if self.in_tower(tensor_name) or before_layers(tensor_name) else len(self.starts) - 1
-        return sum(1 for start in self.starts if start <= layer) - 1
+        return _last_start(self.starts, layer)
 
     def module_of(self, tensor_name: str) -> str | None:
         """The first kind of ``split`` that the tensor's name contains, or None."""
@@ -190,7 +227,7 @@ class Grouping:
 
     def scopes(self) -> list[tuple[str | None, tuple[str, int] | None]]:
         """Every (module kind, block) that has a coefficient of its own, in reading order."""
-        blocks: list[tuple[str, int] | None] = [("block", i) for i in range(len(self.starts))] or [None]
+        blocks: list[tuple[str, int] | None] = [*self.positions()] or [None]
         kinds: list[str | None] = [*self.split, None] if self.split else [None]
         return [(kind, block) for kind in kinds for block in blocks]
 
@@ -202,20 +239,32 @@ class Grouping:
         The most specific name wins: module kind and position before either alone, the expert's own
         before the common one.
         """
-        module = self.module_of(tensor_name)
+        module, position = self.module_of(tensor_name), self.position_of(tensor_name)
         for owner in (expert, None) if expert is not None else (None,):
             for kind in (module, None) if module is not None else (None,):
                 knots = knots_of(params, parameter, owner, kind)
                 if knots:
                     return interpolate(knots, self.layer_of(tensor_name), self.layers)
-                if self.starts:
-                    name = str(CoefficientName(parameter, owner, kind, ("block", self.block_of(tensor_name))))
+                if position is not None:
+                    name = str(CoefficientName(parameter, owner, kind, position))
                     if name in params:
                         return params[name]
                 name = str(CoefficientName(parameter, owner, kind))
                 if name in params:
                     return params[name]
         return None
+
+
+def equal_starts(blocks: int, layers: int) -> tuple[int, ...]:
+    """First layers of ``blocks`` blocks of equal depth; the first ones take what is left over. Raises ``UserError``."""
+    if not 1 <= blocks <= layers:
+        raise UserError(f"blocks is {blocks}; the model has {layers} layers, so it must lie in [1, {layers}]")
+    size, left_over = divmod(layers, blocks)
+    return tuple(size * i + min(i, left_over) for i in range(blocks))
+
+
+def _last_start(starts: Sequence[int], layer: int) -> int:
+    return sum(1 for start in starts if start <= layer) - 1
 
 
 def blocks_by_importance(importance: Sequence[float], blocks: int) -> tuple[int, ...]:

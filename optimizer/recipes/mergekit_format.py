@@ -31,6 +31,7 @@ _KNOWN_KEYS = (
     "tokenizer_source",
     "name",
     "chat_template",
+    "recipe",
 )
 _RESCALE_SWITCH = {"l1": True, "none": False}
 _PER_ENTRY_KEYS = ("model", "parameters", "layer_range")

@@ -71,9 +71,11 @@ class Recipe:
                 problems.append(
                     f"{parameter.name} is one number for the whole merge, so {name!r} cannot name an expert"
                 )
-            kind, index = parsed.position or ("", 0)
+            kind, index = parsed.position or ("knot", 0)
             if kind == "block" and index >= len(self.grouping.starts):
                 problems.append(f"{name!r}: there are {len(self.grouping.starts)} blocks, numbered from 0")
+            elif kind not in ("block", "knot") and (kind, index) not in self.grouping.positions():
+                problems.append(f"{name!r}: the stacks have no such blocks")
             wrong = parameter.check(value)
             if wrong is not None:
                 problems.append(f"{name}: {wrong}")
@@ -127,6 +129,8 @@ class Recipe:
         }
         if self.grouping.stacks:
             content["stacks"] = {stack.name: stack.layers for stack in self.grouping.stacks}
+            if not self.grouping.starts:
+                content["blocks"] = {stack.name: list(stack.starts) for stack in self.grouping.stacks}
         return content
 
     @classmethod
@@ -139,11 +143,13 @@ class Recipe:
         for key in ("method", "models", "params"):
             if key not in content:
                 raise UserError(f"recipe: the key {key!r} is missing")
+        blocks = content.get("blocks", ())
+        own = blocks if isinstance(blocks, Mapping) else {}
         grouping = Grouping(
             int(content.get("layers", 0)),
-            tuple(content.get("blocks", ())),
+            () if own else tuple(blocks),
             tuple(content.get("split", ())),
-            tuple(Stack(name, layers) for name, layers in content.get("stacks", {}).items()),
+            tuple(Stack(name, layers, tuple(own.get(name, ()))) for name, layers in content.get("stacks", {}).items()),
         )
         return cls(
             content["method"],
@@ -158,9 +164,15 @@ class Recipe:
         """The recipe as a mergekit configuration (a mapping to dump as YAML).
 
         ``references`` replaces the references of experts and of the base model (keyed by the
-        expert's name, the base by ``""``), for paths that hold elsewhere.
+        expert's name, the base by ``""``), for paths that hold elsewhere. mergekit has no words for blocks per stack:
+        such a recipe stands under ``recipe`` as it is, and mergekit refuses the file.
         """
-        return mergekit_format.dump(self, references or {})
+        where = references or {}
+        if self.grouping.stacks and not self.grouping.starts:
+            models = {name: where.get(name, reference) for name, reference in self.models.items()}
+            base = None if self.base_model is None else where.get("", self.base_model)
+            return {"merge_method": self.method, "recipe": replace(self, models=models, base_model=base).to_json()}
+        return mergekit_format.dump(self, where)
 
     @classmethod
     def from_mergekit(
@@ -171,7 +183,10 @@ class Recipe:
         ``names`` maps references to experts' names; without it an expert is called after the last
         part of its path. Raises ``UserError`` for what a recipe cannot say, naming it.
         """
-        return cls(**mergekit_format.load(config, names or {}), seed=seed)
+        content = mergekit_format.parse(config)
+        if "recipe" in content:
+            return cls.from_json(content["recipe"])
+        return cls(**mergekit_format.load(content, names or {}), seed=seed)
 
     def with_params(self, **changes: ParameterValue) -> Recipe:
         """A copy with some coefficients changed."""

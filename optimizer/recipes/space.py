@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack, parameter_of
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack, equal_starts, parameter_of
 from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.optimizer.recipes.stacks import NAMES, texts_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -129,10 +129,11 @@ class MergeSpace:
     ``weight[maths]`` overrides it for one expert. A parameter that is not mentioned stays at its
     default, and is searched over the method's own range when it has none; without any ``parameters``
     ``density`` is searched too, and everything that the method takes where nothing else would be.
-    ``granularity``: "global", "layers", ``{"blocks": n}`` (of equal depth) or ``{"starts": [0, ...]}`` (first
-    layers, such as ``grouping.blocks_by_importance`` gives), with ``layers`` the number of transformer
-    layers, or that of every stack by its name (see ``stacks``); ``split``: substrings of tensor names that get
-    coefficients of their own. ``seed`` fixes the masks of methods that drop at random.
+    ``granularity``: "global", "layers", ``{"blocks": n}`` (of equal depth), ``{"starts": [0, ...]}`` (first
+    layers, such as ``grouping.blocks_by_importance`` gives) or ``{"blocks": {"language": n, "vision": 0}}`` (per
+    stack; 0, or no mention, is one coefficient), with ``layers`` the number of transformer layers, or that of every
+    stack by its name (see ``stacks``); ``split``: substrings of tensor names that get coefficients of their own.
+    ``seed`` fixes the masks of methods that drop at random.
 
     Raises ``StudyFileError`` with every problem at once.
     """
@@ -210,6 +211,11 @@ class MergeSpace:
                     raise UserError(
                         f"space: {parameter.name} is one number for the whole merge; write it without [{name.expert}]"
                     )
+                if name.position is not None and not self._has_position(*name.position):
+                    raise UserError(
+                        f"space: {key!r} is for a stack or block that granularity {self.granularity!r} gives no "
+                        "coefficient"
+                    )
                 rule = Range.parse(f"space: {key}", given)
                 for value in _extremes(rule):
                     wrong = parameter.check(value)
@@ -219,6 +225,9 @@ class MergeSpace:
             except UserError as error:
                 problems.append(str(error))
         return rules
+
+    def _has_position(self, kind: str, index: int) -> bool:
+        return kind in ("block", "knot") or (kind, index) in self.grouping.positions()
 
     def _names(self, parameter: MethodParameter) -> Iterator[CoefficientName]:
         fine = parameter.scope == "model" or parameter.default is None
@@ -399,15 +408,37 @@ def _grouping(
                 )
             if set(granularity) - {"boundaries"} == {"blocks"} and type(granularity["blocks"]) is int:
                 return Grouping.equal_blocks(granularity["blocks"], layers, split, stacks)
+            if set(granularity) - {"boundaries"} == {"blocks"} and isinstance(granularity["blocks"], Mapping):
+                return Grouping(layers, (), split, _stacks_with_blocks(granularity["blocks"], depths))
             if set(granularity) == {"starts"}:
                 return Grouping(layers, tuple(granularity["starts"]), split, stacks)
         raise UserError(
-            f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}} "
-            "or {starts: [0, ...]}"
+            f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}}, "
+            "{blocks: {language: N, vision: 0}} or {starts: [0, ...]}"
         )
     except UserError as error:
         problems.append(f"granularity: {error}")
         return Grouping()
+
+
+def _stacks_with_blocks(blocks: Mapping[str, Any], depths: int | Mapping[str, int]) -> tuple[Stack, ...]:
+    """Every stack of the model with its own blocks. Raises ``UserError``."""
+    if isinstance(depths, int):
+        raise UserError("blocks per stack need the layers of every stack (layers={'language': 28, 'vision': 32})")
+    there = ", ".join(f"{name} ({layers} layers)" for name, layers in depths.items())
+    for name, number in blocks.items():
+        if name not in depths:
+            raise UserError(f"blocks: the model has no stack {name!r}; it has {there}")
+        if type(number) is not int or not 0 <= number <= depths[name]:
+            raise UserError(
+                f"blocks: {name} is {number!r}; it must be a whole number from 0 (one coefficient) to {depths[name]} "
+                "(one per layer)"
+            )
+    return tuple(
+        Stack(name, depths[name], equal_starts(blocks[name], depths[name]) if blocks.get(name) else ())
+        for name in NAMES
+        if name in depths
+    )
 
 
 def _counted(depths: int | Mapping[str, int]) -> tuple[int, tuple[Stack, ...]]:
@@ -416,7 +447,7 @@ def _counted(depths: int | Mapping[str, int]) -> tuple[int, tuple[Stack, ...]]:
         return depths, ()
     of_text = texts_of(depths)
     has_towers = len(of_text) < len(depths)
-    stacks = tuple(Stack(name, layers) for name, layers in depths.items()) if has_towers else ()
+    stacks = tuple(Stack(name, depths[name]) for name in NAMES if name in depths) if has_towers else ()
     return max((depths[name] for name in of_text), default=0), stacks
 
 

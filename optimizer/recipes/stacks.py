@@ -11,6 +11,8 @@ TOWERS: Mapping[str, tuple[str, ...]] = {
     "vision": ("vision", "visual", "image", "vqmodel"),
 }
 """Stacks that read no text, with the words in their tensors' names."""
+NAMES = (*TEXT, *TOWERS)
+"""What stacks are called in study files and coefficients, in reading order."""
 _BETWEEN = ("tower", "projector", "connector", "qformer", "query_tokens", "perceiver", "resampler", "aligner")
 """Words in the names of what lies between a tower and the text; it belongs to the tower."""
 _OF_LANGUAGE = ("language_model", "text_model", "text_decoder", "text_encoder")
@@ -50,25 +52,28 @@ def stacks_of(parts: Iterable[str]) -> dict[str, str]:
     return made
 
 
-def stack_of(part: str, known: Collection[str]) -> str:
-    """The stack that a name is of, among those that a model has, the first of them being the one of embeddings."""
+def stack_of(part: str, known: Collection[str], half: str) -> str:
+    """The stack that a name is of, among those that a model has.
+
+    ``half`` is that of an encoder-decoder where the name says none, as shared embeddings and heads do.
+    """
     of_text = texts_of(known)
-    towers = [stack for stack in known if stack not in of_text]
+    towers = [stack for stack in reversed(NAMES) if stack in known and stack not in of_text]
     tower = tower_of(part)
     if tower is not None and towers:
         return tower if tower in towers else towers[0]
     if "language" in known:
         marked = any(word in part for word in _OF_LANGUAGE)
         return "encoder" if "encoder" in known and not marked and _half(part) == "encoder" else "language"
-    half = _half(part)
-    return half if half in known else next(iter(of_text or known))
+    named = _half(part) or half
+    return named if named in known else of_text[0]
 
 
 def texts_of(known: Collection[str]) -> list[str]:
     """The stacks of a model that read or write text; all there are in a model that reads none."""
     if "language" in known:
         return ["language"]
-    return [stack for stack in known if stack in TEXT] or list(known)
+    return [stack for stack in TEXT if stack in known] or [stack for stack in NAMES if stack in known]
 
 
 def _half(part: str) -> str:

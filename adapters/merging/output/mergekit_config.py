@@ -88,6 +88,11 @@ class MergekitConfig:
 
 def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     """Check a configuration; everything that is wrong or unsupported is named in one ``UserError``."""
+    if "recipe" in content:
+        raise UserError(
+            "mergekit configuration: it has blocks per stack, which mergekit cannot say; export the recipe from its "
+            "study ('mergefront export')"
+        )
     problems = [
         f"the key {key!r} is not supported {did_you_mean(str(key), _SUPPORTED)}"
         for key in content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.directory import merge_to_directory
+from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 
@@ -47,12 +50,12 @@ def moved(folder: Path, recipe: Recipe) -> set[str]:
     return {name for name, tensor in engine.iterate(recipe) if not torch.equal(tensor, base[name])}
 
 
-def space_of(folder: Path, granularity: object) -> MergeSpace:
+def space_of(folder: Path, granularity: object, parameters: Mapping[str, object] | None = None) -> MergeSpace:
     return MergeSpace(
         {"first": str(folder / "first")},
         method="task_arithmetic",
         base_model=str(folder / "base"),
-        parameters={"weight": [0, 1]},
+        parameters=parameters or {"weight": [0, 1]},
         granularity=granularity,  # type: ignore[arg-type]
         layers=depths(read_header(folder / "base")),
     )
@@ -101,3 +104,74 @@ def test_the_written_configuration_makes_the_merge_that_was_scored(
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, tensor in MergeEngine(folder / "base", {"first": folder / "first"}).iterate(recipe):
         torch.testing.assert_close(written[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks", "reached"),
+    [
+        (
+            "llava",
+            {"language": 2, "vision": 0},
+            {
+                "weight[first, vision]": ("vision_tower.", "multi_modal_projector."),
+                "weight[first, language block 0]": (
+                    "language_model.model.embed_tokens.",
+                    "language_model.model.layers.0.",
+                    "language_model.model.layers.1.",
+                ),
+                "weight[first, language block 1]": (
+                    "language_model.model.layers.2.",
+                    "language_model.model.norm.",
+                    "language_model.lm_head.",
+                ),
+            },
+        ),
+        (
+            "t5",
+            {"encoder": 2, "decoder": 1},
+            {
+                "weight[first, encoder block 0]": ("shared.", "encoder.block.0.", "encoder.block.1."),
+                "weight[first, encoder block 1]": ("encoder.block.2.", "encoder.final_layer_norm."),
+                "weight[first, decoder block 0]": ("decoder.",),
+            },
+        ),
+        (
+            "whisper", {"decoder": 0},
+            {"weight[first, encoder]": ("model.encoder.",), "weight[first, decoder]": ("model.decoder.",)},
+        ),
+    ],
+)  # fmt: skip
+def test_every_stack_has_blocks_of_its_own(
+    folders: dict[str, Path], kind: str, blocks: dict[str, int], reached: dict[str, tuple[str, ...]]
+) -> None:
+    space = MergeSpace.from_json(space_of(folders[kind], {"blocks": blocks}).to_json())
+    names = load_file(folders[kind] / "base" / "model.safetensors").keys()
+    assert space.searched.keys() == reached.keys()
+    for chosen, starts in reached.items():
+        recipe = space.recipe({name: float(name == chosen) for name in space.searched})
+        assert Recipe.from_json(recipe.to_json()) == recipe == Recipe.from_mergekit(recipe.to_mergekit())
+        assert moved(folders[kind], recipe) == {name for name in names if name.startswith(starts)}
+    with pytest.raises(UserError, match="'mergefront export'"):
+        merge_to_directory(recipe.to_mergekit(), folders[kind] / "out")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ({"visoin": 0}, "no stack 'visoin'; it has language (3 layers), vision (2 layers)"),
+        ({"language": 4}, "language is 4; it must be a whole number from 0 (one coefficient) to 3"),
+        ({"vision": True}, "vision is True"),
+    ],
+)
+def test_stacks_that_are_not_there_are_named(folders: dict[str, Path], blocks: dict[str, int], message: str) -> None:
+    with pytest.raises(StudyFileError, match=re.escape(message)):
+        space_of(folders["llava"], {"blocks": blocks})
+
+
+def test_a_range_for_one_stack(folders: dict[str, Path]) -> None:
+    own = {"weight": [0, 1], "weight[first, vision]": 0.0}
+    space = space_of(folders["llava"], {"blocks": {"language": 1}}, own)
+    assert list(space.searched) == ["weight[first, language block 0]"]
+    assert space.fixed == {"weight[first, vision]": 0.0}
+    with pytest.raises(StudyFileError, match="gives no coefficient"):
+        space_of(folders["llava"], {"blocks": 1}, own)
