@@ -215,7 +215,7 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
         if found.problems:
             return None
     with found.catch("merge."):
-        return MergeSpace(
+        space = MergeSpace(
             file.merge.models,
             method=file.merge.method,
             base_model=file.merge.base_model,
@@ -225,6 +225,8 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
             layers=layers or 0,
             seed=file.seed,
         )
+        anchors(space)  # what no recipe can be made of is said here, not by the run
+        return space
     return None
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.attributes import write_search_space
 from mergefront.storage.database import Database
@@ -74,6 +75,7 @@ def ready_to_resume(
 def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator | None) -> ReadyStudy:
     """The stored study of this definition, made if there is none, with its budget and warm start."""
     root = stored_root(definition.root, definition.storage)
+    anchors(definition.space)  # a space that can express no recipe is refused before anything is written
     record = create_or_load(
         database,
         definition.name,

@@ -256,11 +256,16 @@ class Study:
         kept = pareto.distinct(better, np.argsort(-rows.sum(axis=1), kind="stable").tolist())
         return [candidate for candidate, stays in zip(front, kept, strict=True) if stays]
 
-    def best(self, objective: str) -> Candidate:
+    def best(self, objective: str | None = None) -> Candidate:
         """The candidate that is best in one objective among those that satisfy the constraints.
 
-        Raises ``UserError`` when there is none.
+        A study of one objective needs no name. Raises ``UserError`` when there is none.
         """
+        if objective is None:
+            if len(self.objectives) > 1:
+                several = ", ".join(known.name for known in self.objectives)
+                raise UserError(f"study {self.name!r} has several objectives; give best() one of {several}")
+            objective = self.objectives[0].name
         sign = next((known.sign for known in self.objectives if known.name == objective), None)
         if sign is None:
             names = [known.name for known in self.objectives]

@@ -163,8 +163,10 @@ class MergeSpace:
         refused = [method.refuses(len(self.models)) for method in self.methods if self.models]
         problems.extend(f"models: {refusal}" for refusal in refused if refusal is not None)
         for name in self.models:
-            if not name or any(character in name for character in "[],"):
-                problems.append(f"models: {name!r} is not a usable name; avoid brackets and commas")
+            if not name or name != name.strip() or any(character in name for character in "[],"):
+                problems.append(
+                    f"models: {name!r} is not a usable name; avoid brackets, commas, and spaces at its ends"
+                )
         self.searched: dict[str, Range] = {}
         self.fixed: dict[str, ParameterValue] = {}
         if not problems:

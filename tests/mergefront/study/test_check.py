@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mergefront as mf
-from mergefront.optimizer.errors import StudyFileError
+from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.study.check import check_study
 
 GOOD = """
@@ -38,6 +38,26 @@ def test_a_sound_study_has_no_problems_and_runs(tmp_path: Path) -> None:
     study = mf.run(path)
     assert study.finished_count() == 8
     assert (tmp_path / "mergefront.db").exists(), "paths are relative to the study file"
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("'maths '", "maths "), ("' maths'", " maths"), ("'maths,1'", "maths,1")]
+)
+def test_a_name_that_run_would_refuse_is_refused_by_check_and_leaves_no_study(
+    tmp_path: Path, written: str, name: str
+) -> None:
+    path = study_in(tmp_path, GOOD.replace("models: [maths,", f"models: [{written},"))
+    assert [problem for problem in check_study(path).problems if f"{name!r} is not a usable name" in problem]
+    with pytest.raises(StudyFileError):
+        mf.run(path)
+    assert not (tmp_path / "mergefront.db").exists()
+
+
+def test_best_needs_no_name_where_there_is_one_objective(tmp_path: Path) -> None:
+    study = mf.run(study_in(tmp_path, GOOD.replace(", {name: french, direction: minimize}", "")))
+    assert study.best() == study.best("maths")
+    with pytest.raises(UserError, match="give best\\(\\) one of maths, french"):
+        mf.run(study_in(tmp_path, GOOD.replace("study: skills", "study: both"))).best()
 
 
 def test_every_problem_is_listed_at_once_and_nothing_is_written(tmp_path: Path) -> None:
