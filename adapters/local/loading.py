@@ -69,6 +69,7 @@ def _class(path: Path, for_text: bool) -> tuple[Any, Any]:
 def _understood(path: Path) -> Iterator[None]:
     """What transformers raises as ``UserError``, and no progress bars."""
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers.utils import logging as transformers_logging
     except ImportError:
         raise UserError(
@@ -82,8 +83,11 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise UserError(f"{path}: transformers cannot load it: {error!s:.300}") from None
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, ArithmeticError, StrictDataclassError
+    ) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: transformers cannot load it: {reason:.300}") from None
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

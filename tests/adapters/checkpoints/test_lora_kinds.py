@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -354,3 +355,15 @@ def test_experts_of_equal_sides_are_refused_where_their_layout_is_not_known(
     stranger = dataclasses.replace(base, config={**base.config, "model_type": "another"})
     (problem,) = compare_headers(stranger, read_header(tmp_path / "lora"), "lora")
     assert "target_parameters" in problem
+
+
+def test_names_of_a_model_that_transformers_does_not_know_are_refused_in_a_line(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    train("vit", bases["vit"], tmp_path / "lora", {"target_modules": "all-linear"})
+    shutil.copytree(bases["vit"], tmp_path / "stranger")
+    for settings in ({"model_type": "another"}, {"patch_size": 0}, {"hidden_size": "many"}):
+        config = json.loads((bases["vit"] / "config.json").read_text())
+        (tmp_path / "stranger" / "config.json").write_text(json.dumps({**config, **settings}))
+        problems = compare_headers(read_header(tmp_path / "stranger"), read_header(tmp_path / "lora"), "lora")
+        assert len(problems) == 1 and "adapts tensors that the base lacks: vit.layers.0.attention" in problems[0]
