@@ -31,6 +31,8 @@ T = TypeVar("T")
 Body = Mapping[str, Any] | Sequence[Any] | None
 """What a request says, as JSON."""
 
+_LONGEST_REASON = 10_000
+"""Characters of a refusal that are read; messages have the first of them."""
 _PATIENCE = 10.0
 """Seconds for which a closing client waits for answers that are paid for."""
 
@@ -256,7 +258,7 @@ class HttpClient:
         try:
             reply = question.understood(text)
         except MalformedAnswerError as error:
-            raise _TransientError("malformed response", f"the answer {error}: {excerpt(text)!r}") from None
+            raise _TransientError("malformed response", self._scrub(f"the answer {error}: {excerpt(text)!r}")) from None
         spent = Usage(0, reply.input_tokens, reply.output_tokens)
         self.usage = self.usage + spent
         if key is None:
@@ -282,14 +284,16 @@ class HttpClient:
         except TimeoutError:
             raise _TransientError("timeout", f"no answer within {self.policy.timeout:g} seconds") from None
         except httpx.TransportError as error:
-            raise _TransientError("connection", f"{type(error).__name__}: {self._scrub(excerpt(str(error)))}") from None
+            raise _TransientError("connection", f"{type(error).__name__}: {excerpt(self._scrub(str(error)))}") from None
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             if response.status_code < 300:
                 raise _TransientError("malformed response", "the answer is not UTF-8") from None
             text = raw.decode("utf-8", "replace")
-        return response.status_code, response.headers, self._scrub(text)
+        if response.status_code < 300:
+            return response.status_code, response.headers, text if self._key is None else self._key.scrub_answer(text)
+        return response.status_code, response.headers, self._scrub(text[:_LONGEST_REASON])
 
     def _request(self, method: str, path: str, body: Body) -> httpx.Request:
         """Made here, because httpx's own way parses the address and joins the headers anew each time."""
@@ -305,7 +309,9 @@ class HttpClient:
     async def _body(self, response: httpx.Response) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding != "identity" and response.status_code < 300:
-            raise _TransientError("malformed response", f"the answer is compressed ({excerpt(encoding, 20)}), unasked")
+            raise _TransientError(
+                "malformed response", f"the answer is compressed ({excerpt(self._scrub(encoding), 20)}), unasked"
+            )
         received = bytearray()
         async for chunk in response.aiter_raw():
             received += chunk

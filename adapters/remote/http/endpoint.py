@@ -7,12 +7,12 @@ shown: ``ApiKey`` has no readable representation, and ``scrub`` removes it from 
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from mergefront.adapters.remote.http.scrubbing import without_escaped, without_traces
 from mergefront.optimizer.errors import UserError
 
 _SHORTEST_KEY = 4
@@ -44,10 +44,12 @@ class ApiKey:
         return f"Bearer {self._value}"
 
     def scrub(self, text: str) -> str:
-        """``text`` without the key, in plain or JSON-escaped form."""
-        for form in (self._value, json.dumps(self._value)[1:-1], self._value.replace("/", "\\/")):
-            text = text.replace(form, "***")
-        return text
+        """``text``, which is only shown, without the key and its parts, whatever form they have."""
+        return without_traces(text, self._value)
+
+    def scrub_answer(self, text: str) -> str:
+        """A model's answer without the key, plain or escaped, and else as it is."""
+        return without_escaped(text, self._value)
 
     def __repr__(self) -> str:
         return "ApiKey(***)"
