@@ -41,10 +41,14 @@ def stacks_of(parts: Iterable[str]) -> dict[str, str]:
     of_text = [part for part in parts if not is_tower(part)]
     marked = [part for part in of_text if any(word in part for word in _OF_LANGUAGE)]
     several = {_half(part) for part in marked or of_text} == {"encoder", "decoder"}
+    towers = {tower_of(part) for part in parts}
+    unnamed = next(
+        (name for name in reversed(NAMES) if name in towers), "encoder" if 0 < len(marked) < len(of_text) else "vision"
+    )
     made = {}
     for part in parts:
         if (tower := tower_of(part)) is not None:
-            made[part] = tower or "vision"
+            made[part] = tower or unnamed
         elif marked and part not in marked:
             made[part] = "encoder"  # of sounds, say, beside a language_model
         else:
