@@ -73,11 +73,12 @@ def check_study(path: str | Path) -> CheckReport:
     """Check a study file and everything it names."""
     path = Path(path)
     try:
-        file = read_study_file(path)
+        file, unknown_keys = read_study_file(path)
     except StudyFileError as error:
         return CheckReport(str(path), list(error.problems))
     found = Findings(file, path.resolve().parent)
     problems, notes, root = found.problems, found.notes, found.root
+    problems.extend(unknown_keys)
     method_files: dict[str, str] = {}
     with found.catch("merge.method_files: "):
         method_files = load_method_files(file.merge.method_files, root)

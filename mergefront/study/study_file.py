@@ -6,6 +6,7 @@ An unknown key is an error with the nearest known one. Paths are relative to the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,15 +112,47 @@ class StudyFile(_Section):
     warm_start: list[str | dict[str, str]] = Field(default_factory=list)
 
 
-def read_study_file(path: Path) -> StudyFile:
-    """Parse and validate one file; raises ``StudyFileError`` with every problem in it."""
+def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
+    """Parse and validate one file; returns it as far as its keys are known, and a problem for each that is not.
+
+    An unknown key is read as the nearest known one, so that the rest can be checked too. Raises ``StudyFileError``
+    with every problem of a file that cannot be read so either.
+    """
     content = read_mapping(path, "study file", "study, merge, tasks, objectives and search")
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
-    try:
-        return StudyFile.model_validate(content)
-    except ValidationError as error:
-        raise StudyFileError(str(path), [_problem(dict(entry)) for entry in error.errors()]) from None
+    problems: list[str] = []
+    while True:
+        try:
+            return StudyFile.model_validate(content), list(dict.fromkeys(problems))
+        except ValidationError as error:
+            found: list[dict[str, Any]] = [dict(entry) for entry in error.errors()]
+        unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
+        problems += [_problem(entry) for entry in unknown or found]
+        if not [entry for entry in unknown if _mend(content, entry["loc"])]:
+            raise StudyFileError(str(path), list(dict.fromkeys(problems)))
+
+
+def _mend(content: Any, location: tuple[Any, ...]) -> bool:
+    """Give an unknown key the nearest known name that is free, or remove it; returns whether it was found."""
+    *parents, key = location
+    for part in parents:
+        inner = content.get(part) if isinstance(content, dict) else content[part] if isinstance(part, int) else None
+        if isinstance(inner, (dict, list)):
+            content = inner  # other parts name one of several forms, not a key
+    if not isinstance(content, dict) or key not in content:
+        return False
+    value = content.pop(key)
+    section = _section(location)
+    near = get_close_matches(str(key), section.model_fields if section is not None else (), 1)
+    if near:
+        content.setdefault(near[0], value)
+    return True
+
+
+def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The section in which a key's location lies."""
+    return _KEYS.get(tuple("*" if isinstance(part, int) else str(part) for part in location[:-1]))
 
 
 _BACKENDS = ("local", "function", *SERVER_SECTIONS)
@@ -141,8 +174,7 @@ def _problem(error: dict[str, Any]) -> str:
     kind = error["type"]
     where = _readable(location)
     if kind == "extra_forbidden":
-        parent = tuple("*" if isinstance(part, int) else str(part) for part in location[:-1])
-        section = _KEYS.get(parent)
+        section = _section(location)
         key = str(location[-1])
         hint = did_you_mean(key, section.model_fields) if section is not None else ""
         where = ".".join(part for part in (_readable(location[:-1]), key) if part)

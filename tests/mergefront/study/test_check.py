@@ -53,6 +53,19 @@ def test_a_name_that_run_would_refuse_is_refused_by_check_and_leaves_no_study(
     assert not (tmp_path / "mergefront.db").exists()
 
 
+def test_misspelt_keys_are_named_beside_other_faults_and_cause_no_others(tmp_path: Path) -> None:
+    text = GOOD.replace("merge:", "mrege:").replace("objectives:", "objctives:").replace("direction:", "dir:")
+    assert check_study(study_in(tmp_path, text)).problems == [
+        "mrege: unknown key (did you mean 'merge'?)",
+        "objctives: unknown key (did you mean 'objectives'?)",
+        "objectives[1].dir: unknown key (known: direction, name, range)",
+    ]
+    text = GOOD.replace("space:", "spaec:").replace("scorer:score", "scorer:scoer").replace("random", "randmo")
+    problems = check_study(study_in(tmp_path, text)).problems
+    assert len(problems) == 3 and problems[0] == "merge.spaec: unknown key (did you mean 'space'?)"
+    assert "'scoer'" in problems[1] and "'randmo'" in problems[2]
+
+
 def test_best_needs_no_name_where_there_is_one_objective(tmp_path: Path) -> None:
     study = mf.run(study_in(tmp_path, GOOD.replace(", {name: french, direction: minimize}", "")))
     assert study.best() == study.best("maths")
@@ -90,7 +103,7 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("study: skills", "stduy: skills"), ["stduy", "did you mean 'study'", "study: this key is missing"]),
+        (("study: skills", "stduy: skills"), ["stduy", "did you mean 'study'"]),
         (("evaluations: 8", "evaluations: 0"), ["search.evaluations", "greater than or equal to 1"]),
         (("evaluations: 8", "evaluations: many"), ["search.evaluations", "'many'"]),
         (("objectives: [maths, {name: french, direction: minimize}]", "objectives: []"), ["objectives"]),
