@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.scores.comparison import Difference
 from mergefront.optimizer.scores.objectives import Objective
@@ -33,6 +35,11 @@ def score(value: float, standard_error: float | None) -> str:
 def heading(objective: Objective) -> str:
     """``maths ↑``: the name and where better lies."""
     return f"{objective.name} {ARROWS[objective.direction]}"
+
+
+def html_text(text: str, quote: bool = True) -> str:
+    """Text, which others may have written, as it stands in a page."""
+    return html.escape(visible(text), quote)
 
 
 def duration(seconds: float) -> str:

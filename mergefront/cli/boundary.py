@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from mergefront.cli.logs import without_secrets
+from mergefront.cli.logs import echo, without_secrets
 from mergefront.cli.session import Session
 from mergefront.optimizer.errors import MergefrontError
 
@@ -80,4 +80,4 @@ def _say(session: Session, *lines: str | None) -> None:
 
 def _print_traceback() -> None:
     """The traceback of the error under way, without the secrets that its message may hold."""
-    click.echo(without_secrets(traceback.format_exc()), err=True, nl=False)
+    echo(without_secrets(traceback.format_exc()), err=True, nl=False)

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import click
+
+from mergefront.optimizer.foreign_text import visible
+
 # Each begins with fixed letters, so that a text of any kind is read in time that grows with its length alone.
 _SECRETS = (
     (re.compile(r"(://[^:/@\s]*):[^@/\s]*@"), r"\1:***@"),
@@ -25,6 +29,11 @@ def without_secrets(text: str) -> str:
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text that may be others' in part: with nothing in it that commands the terminal."""
+    click.echo(visible(text), err=err, nl=nl)
 
 
 def configure_log(style: str) -> None:
@@ -63,9 +72,9 @@ class _JsonLines(logging.Formatter):
         fields = log_fields(record)
         if record.exc_info:
             fields["traceback"] = without_secrets(self.formatException(record.exc_info))
-        return without_secrets(json.dumps(fields, ensure_ascii=False, default=str))
+        return visible(without_secrets(json.dumps(fields, ensure_ascii=False, default=str)))
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.capitalize()}: {without_secrets(record.getMessage())}"
+        return visible(f"{record.levelname.capitalize()}: {without_secrets(record.getMessage())}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mergefront.cli.logs import echo
 from mergefront.cli.session import STORAGE_VARIABLE
 from mergefront.optimizer.errors import UserError
 from mergefront.storage import DEFAULT_STORAGE
@@ -91,4 +92,4 @@ def named_numbers(
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout; strict JSON (no NaN)."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -12,6 +12,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
+from mergefront.cli.logs import echo
+from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.constraints import feasible
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
@@ -144,7 +146,7 @@ def _lines(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Itera
             state.summary(),
             state.time_left(),
         ]
-        print(" | ".join(part for part in parts if part), file=sys.stderr, flush=True)
+        echo(" | ".join(part for part in parts if part), err=True)
 
     yield on_trial_end, state.start
 
@@ -212,7 +214,7 @@ def _picture(state: SearchState) -> RenderableType:
         Text(state.time_left(), style="cyan"),
     )
     below = " · ".join(part for part in (state.summary(), f"now {state.under_way}" if state.under_way else "") if part)
-    return Group(line, Text(below, style="dim", overflow="ellipsis", no_wrap=True))
+    return Group(line, Text(visible(below), style="dim", overflow="ellipsis", no_wrap=True))
 
 
 def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> str:

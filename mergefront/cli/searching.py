@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from mergefront.cli.logs import echo
 from mergefront.cli.session import Session, shown_storage, storage_argument
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 def say(message: str) -> None:
     """A line for whoever watches."""
-    click.echo(message, err=True)
+    echo(message, err=True)
 
 
 def score_report(study: Study) -> int:

@@ -7,8 +7,7 @@ import os
 import shlex
 from dataclasses import dataclass
 
-import click
-
+from mergefront.cli.logs import echo
 from mergefront.storage import DEFAULT_STORAGE
 
 STORAGE_VARIABLE = "MERGEFRONT_STORAGE"
@@ -29,7 +28,7 @@ class Session:
         if self.log_format == "json":
             logging.getLogger("mergefront").log(level, line)
         else:
-            click.echo(line, err=True)
+            echo(line, err=True)
 
     def resume_hint(self) -> str | None:
         """What is kept and the command that continues, or None when no search was under way."""

@@ -7,15 +7,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from textwrap import wrap
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mergefront import formatting
 from mergefront.cli.session import storage_argument
+from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.optimizer.scores.objectives import Objective
@@ -30,9 +32,15 @@ def console(stream: TextIO | None = None) -> Console:
     """A console on stdout (or ``stream``) that shows text as it is; 100 columns where there is no terminal."""
     from rich.console import Console
 
+    class Screen(Console):
+        """Everything that is printed as a str goes through here, cells of tables too."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
     file = sys.stdout if stream is None else stream
     width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    return Screen(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def print_front(study: Study, verdicts: list[Verdict]) -> None:
@@ -146,14 +154,14 @@ def front_table(
             said = formatting.coefficients(params, study.space.models, list(study.space.searched))
             is_knee = candidate.number == knee
             number = f"◆ {candidate.number}" if is_knee else str(candidate.number)
-            last = Text(said if with_coefficients else "", style="dim")
+            last = Text(visible(said) if with_coefficients else "", style="dim")
             table.add_row(number, *cells[candidate.number], last, style="bold" if is_knee else "")
     if merges:
         table.add_section()
     for candidate in anchors:
         if candidate.number in cells:
             number = f"◆ {candidate.number}" if candidate.number == knee else str(candidate.number)
-            name = Text(f"{candidate.anchor}")
+            name = Text(visible(f"{candidate.anchor}"))
             if candidate.digest in on_front:
                 name.append(" (on the front)", style="dim")
             elif not candidate.feasible:

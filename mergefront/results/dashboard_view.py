@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergefront import formatting
 from mergefront.optimizer.errors import MergefrontError
+from mergefront.optimizer.foreign_text import one_line
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUSED
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
@@ -144,7 +145,7 @@ def yaml_of(recipe: Recipe) -> str:
     try:
         return yaml.safe_dump(recipe.to_mergekit(), sort_keys=False, allow_unicode=True)
     except MergefrontError as error:
-        return f"# {error}\n" + yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
+        return f"# {one_line(str(error))}\n" + yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
 
 
 def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, Recipe]) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def trial_note(trial: FrozenTrial, recipe: Recipe | None, estimated: Candidate |
 def _plain(text: str) -> str:
     """Text from outside, without power over the page: Markdown and HTML are shown as they are written."""
     shortened = text if len(text) <= 1000 else f"{text[:997]}..."
-    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()<>#+-!|&~" else sign for sign in " ".join(shortened.split()))
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]()<>#+-!|&~" else sign for sign in one_line(shortened))
 
 
 def _note(trial_id: int | None, body: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mergefront import formatting
+from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.results.verdict import verdicts
 from mergefront.study.stored_study import Candidate, Study
@@ -48,7 +49,7 @@ def model_card(study: Study, candidate: Candidate, config: str, base_models: Seq
     on_front = candidate.number in {member.number for member in study.front()}
     models = _plain(", ".join(candidate.recipe.models))
     base = study.space.base_model
-    return _CARD.format(
+    card = _CARD.format(
         metadata=_metadata(base_models),
         candidate=candidate,
         study=_plain(study.name),
@@ -62,6 +63,7 @@ def model_card(study: Study, candidate: Candidate, config: str, base_models: Seq
         history="\n".join(f"- {line}" for line in _history(study)),
         config=config.rstrip(),
     )
+    return visible(card)
 
 
 def _measured(study: Study, candidate: Candidate) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mergefront.cli.logs import echo
 from mergefront.cli.options import named_numbers, storage_option
 from mergefront.optimizer.errors import UserError
 
@@ -61,10 +62,10 @@ def export(
     study = load_study(name, storage=storage)
     candidate = _chosen(study, trial, prefer)
     export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
-    click.echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
+    echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
     if not (unchecked or config_only or as_lora):
-        click.echo(check_export(study, candidate, out), err=True)
-    click.echo(str(out))
+        echo(check_export(study, candidate, out), err=True)
+    echo(str(out))
 
 
 @click.command(short_help="Make one merge from a mergekit-format file.")
@@ -86,8 +87,8 @@ def merge(config: Path, out: Path, allow: tuple[str, ...]) -> None:
     from mergefront.results.export import merge_config
 
     merge_config(config, out, allow)
-    click.echo(f"Wrote {out}", err=True)
-    click.echo(str(out))
+    echo(f"Wrote {out}", err=True)
+    echo(str(out))
 
 
 def _chosen(study: Study, trial: int | None, preferences: dict[str, float] | None) -> Candidate:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mergefront.cli.boundary import terminable
+from mergefront.cli.logs import echo
 from mergefront.cli.options import (
     evaluations_option,
     json_option,
@@ -44,8 +45,8 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
         context.exit(2 if report.problems else 0)
     report.definition_or_raise()
     for note in report.notes:
-        click.echo(note)
-    click.echo(f"{study_file} is sound. Start with: mergefront run {shlex.quote(str(study_file))}")
+        echo(note)
+    echo(f"{study_file} is sound. Start with: mergefront run {shlex.quote(str(study_file))}")
 
 
 @click.command(short_help="Search as a study file says; continues an existing study.")
@@ -141,5 +142,5 @@ def report(session: Session, name: str, storage: str, root: Path | None, out: Pa
             score_report(study)
         if out is not None:
             write_report(study, out)
-            click.echo(f"Wrote {out}", err=True)
+            echo(f"Wrote {out}", err=True)
     print_front(study, verdicts(study))

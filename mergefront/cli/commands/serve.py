@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from mergefront.cli.logs import echo
 from mergefront.cli.options import storage_option
 from mergefront.cli.session import shown_storage
 from mergefront.optimizer.errors import UserError
@@ -67,11 +68,11 @@ def serve(
     file = file.model_copy(update=changes)
     bound = bound_socket(file.host, file.port)
     with bound:
-        click.echo(f"Loading pool {file.pool}: {len(file.models)} models", err=True)
+        echo(f"Loading pool {file.pool}: {len(file.models)} models", err=True)
         service = load_service(file, pool_file.resolve().parent)
         _log_to_stderr()
         run_service(service, bound, lambda url: _say_ready(f"Pool {file.pool} is", url))
-    click.echo("The service has ended.", err=True)
+    echo("The service has ended.", err=True)
 
 
 def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) -> None:
@@ -87,11 +88,11 @@ def _serve_studies(storage: str, host: str, port: int, token_file: Path | None) 
     database = Database(storage, create=False)
     what = f"The studies of {shown_storage(database.url)} are"
     serve_studies(database, host, port, token, lambda url: _say_ready(what, url))
-    click.echo("The service has ended.", err=True)
+    echo("The service has ended.", err=True)
 
 
 def _say_ready(what: str, url: str) -> None:
-    click.echo(f"{what} served at {url} (Ctrl-C ends)", err=True)
+    echo(f"{what} served at {url} (Ctrl-C ends)", err=True)
     sys.stderr.flush()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergefront.cli.logs import echo
 from mergefront.cli.options import json_option, named_numbers, print_json, storage_option
 from mergefront.cli.session import shown_storage, storage_argument
 
@@ -37,7 +38,7 @@ def studies(storage: str, as_json: bool) -> None:
         print_json([_study_row(study) for study in found])
         return
     if not found:
-        click.echo(f"There are no studies in {shown_storage(database.url)}.", err=True)
+        echo(f"There are no studies in {shown_storage(database.url)}.", err=True)
         return
     rows = [
         [
@@ -117,7 +118,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
         f"more: mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)} --evaluations N"
     )
     for line in lines:
-        click.echo(line)
+        echo(line)
 
 
 @click.command(short_help="The merges worth having, against the anchors.")
@@ -173,7 +174,7 @@ def front(
         from mergefront.results.plots.front import save_front
 
         save_front(study, plot)
-        click.echo(f"Wrote {plot}", err=True)
+        echo(f"Wrote {plot}", err=True)
     chosen: dict[str, list[int] | int] = {}
     if distinct or epsilon is not None:
         chosen["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
@@ -187,7 +188,7 @@ def front(
     print_front(study, verdicts(study))
     for what, found in chosen.items():
         numbers = found if isinstance(found, list) else [found]
-        click.echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
+        echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")
@@ -205,8 +206,8 @@ def dashboard(storage: str, port: int) -> None:
     database = Database(storage, create=False)
     where = shown_storage(database.url)
     with terminable():
-        serve(database, port, lambda address: click.echo(f"Studies of {where}: {address} (Ctrl-C ends)", err=True))
-    click.echo("", err=True)
+        serve(database, port, lambda address: echo(f"Studies of {where}: {address} (Ctrl-C ends)", err=True))
+    echo("", err=True)
 
 
 def _study_row(study: Study) -> dict[str, Any]:

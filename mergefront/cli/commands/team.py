@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from mergefront.cli.boundary import on_sigterm
+from mergefront.cli.logs import echo
 from mergefront.cli.options import json_option, named_numbers, print_json, root_option, storage_option
 from mergefront.cli.session import Session, shown_storage
 
@@ -94,13 +95,13 @@ def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
     if asked is None:
         if as_json:
             print_json(None)
-        click.echo("Nothing to do: the budget is spent or handed out.", err=True)
+        echo("Nothing to do: the budget is spent or handed out.", err=True)
         return
     if as_json:
         print_json(asked.to_json())
         return
-    click.echo(f"# trial {asked.trial}" + (f" ({asked.anchor})" if asked.anchor else ""))
-    click.echo(yaml.safe_dump(asked.recipe.to_mergekit(), sort_keys=False), nl=False)
+    echo(f"# trial {asked.trial}" + (f" ({asked.anchor})" if asked.anchor else ""))
+    echo(yaml.safe_dump(asked.recipe.to_mergekit(), sort_keys=False), nl=False)
 
 
 @click.command(short_help="The scores of an asked trial.")
@@ -173,7 +174,7 @@ def copy(name: str, new_name: str | None, to: str | None, storage: str) -> None:
     made = study.copy(target, new_name)
     # Closed, an SQLite database is one file again, fit to be sent around.
     target.close()
-    click.echo(f"Study {made.name} is now in {shown_storage(target.url)}.", err=True)
+    echo(f"Study {made.name} is now in {shown_storage(target.url)}.", err=True)
 
 
 @click.command(short_help="Bring a database of an older version up to date.")
@@ -191,9 +192,7 @@ def upgrade(storage: str) -> None:
     from mergefront.storage.database import Database
 
     kept = Database(storage, create=False, may_upgrade=True).upgraded
-    click.echo(
-        "The tables are up to date." if kept is None else f"Upgraded; a copy of the old tables: {kept}", err=True
-    )
+    echo("The tables are up to date." if kept is None else f"Upgraded; a copy of the old tables: {kept}", err=True)
 
 
 @click.command(short_help="Delete a study with all its evaluations.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mergefront import formatting
+from mergefront.formatting import html_text
 from mergefront.results.plots.picture import (
     ANCHOR,
     FAINT,
@@ -39,7 +39,7 @@ _PAGE = """<!doctype html>
 
 def write_html(shown: Picture, path: Path) -> None:
     """Draw ``shown`` into ``path``: plotly itself is inside the file, nothing is loaded from elsewhere."""
-    text = _PAGE.format(title=escape(shown.title), figures=html_of(figures(shown), with_plotly=True))
+    text = _PAGE.format(title=html_text(shown.title), figures=html_of(figures(shown), with_plotly=True))
     path.write_text(text, encoding="utf-8")
 
 
@@ -185,7 +185,7 @@ def _hover(shown: Picture, point: Point) -> str:
 
 def _safe(text: str) -> str:
     """Plotly reads some HTML in texts; names are not HTML."""
-    return escape(text, quote=False)
+    return html_text(text, quote=False)
 
 
 def _styled(figure: Any, height: int) -> Any:

@@ -10,11 +10,11 @@ import base64
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
+from mergefront.formatting import html_text
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
 from mergefront.optimizer.scores.comparison import Difference, mean_interval
@@ -61,24 +61,24 @@ def page(shown: Contents) -> str:
         "Cost": _cost(study),
     }
     body = "\n".join(f"<section><h2>{name}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
-    return _PAGE.format(title=escape(f"{study.name}: report"), heading=escape(study.name), body=body)
+    return _PAGE.format(title=html_text(f"{study.name}: report"), heading=html_text(study.name), body=body)
 
 
 def _result(shown: Contents) -> str:
     study, judged = shown.study, shown.judged
-    parts = [f'<p class="warning">{escape(text)}</p>' for text in shown.warnings]
+    parts = [f'<p class="warning">{html_text(text)}</p>' for text in shown.warnings]
     if judged is None:
-        parts.append(f'<p class="verdict tie">{escape(verdict_text.no_merge_on_front(study))}</p>')
+        parts.append(f'<p class="verdict tie">{html_text(verdict_text.no_merge_on_front(study))}</p>')
     else:
         kind = "beats" if judged.overall.beats else "tie"
         for line in verdict_text.overall_lines(judged, study.objectives):
-            parts.append(f'<p class="verdict {kind}">{escape(line)}</p>')
+            parts.append(f'<p class="verdict {kind}">{html_text(line)}</p>')
         where = "report items, which the search never saw" if judged.split == "report" else "search items"
-        parts.append(f"<p>Measured on the {where}. {escape(verdict_text.basis(judged))}</p>")
+        parts.append(f"<p>Measured on the {where}. {html_text(verdict_text.basis(judged))}</p>")
         for anchor in judged.anchors:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
             said = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
-            parts.append(f'<p class="line"><b>{escape(anchor)}</b>: {escape(said)}</p>')
+            parts.append(f'<p class="line"><b>{html_text(anchor)}</b>: {html_text(said)}</p>')
     of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
     parts.append(
         f"<p>{study.finished_count()} evaluations, {len(shown.front)} merges on the front, hypervolume "
@@ -207,8 +207,8 @@ def _change(match: Match, objective: Objective) -> str:
 
 
 def _difference(part: Difference, p_value: float, objective: Objective | None = None) -> str:
-    said = escape(formatting.difference(part, objective))
-    return f"{said} <small>p {escape(formatting.p_value(p_value))}</small>"
+    said = html_text(formatting.difference(part, objective))
+    return f"{said} <small>p {html_text(formatting.p_value(p_value))}</small>"
 
 
 def _forgetting(shown: Contents) -> str:
@@ -245,7 +245,7 @@ def _importance(study: Study) -> str:
     names = sorted(names, key=lambda name: sum(shares.get(name, 0.0) for shares in found.values()))
     figure = go.Figure()
     for objective, shares in found.items():
-        figure.add_bar(y=names, x=[shares.get(name, 0.0) for name in names], name=escape(objective), orientation="h")
+        figure.add_bar(y=names, x=[shares.get(name, 0.0) for name in names], name=html_text(objective), orientation="h")
     figure.update_xaxes(title="share of the objective's variation")
     note = "<p>From the trials inside the space; where the search went decides it too, so read it as a hint.</p>"
     return note + _figure(figure, 200 + 34 * len(names))
@@ -261,8 +261,8 @@ def _recipes(shown: Contents) -> str:
         config = yaml_text(candidate.recipe.to_mergekit(references))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
         parts.append(
-            f"<details><summary>Trial {candidate.number}: {escape(candidate.recipe.method)}, {escape(said)}</summary>"
-            f"<pre>{escape(config)}</pre></details>"
+            f"<details><summary>Trial {candidate.number}: {html_text(f'{candidate.recipe.method}, {said}')}</summary>"
+            f"<pre>{html_text(config)}</pre></details>"
         )
     return "\n".join(parts)
 
@@ -299,11 +299,11 @@ def _figure(figure: Any, height: int) -> str:
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:
     """A table; cells are text unless ``raw``, where all but the first two columns are HTML."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    head = "".join(f"<th>{html_text(heading)}</th>" for heading in headings)
     top = f"<thead><tr>{head}</tr></thead>" if headings else ""
     body = []
     for row in rows:
-        cells = [cell if raw and index >= 2 else escape(cell) for index, cell in enumerate(row)]
+        cells = [cell if raw and index >= 2 else html_text(cell) for index, cell in enumerate(row)]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f'<div class="wide"><table>{top}<tbody>{"".join(body)}</tbody></table></div>'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -14,8 +15,17 @@ from hypothesis import strategies as st
 
 import mergefront as mf
 from mergefront.cli.application import cli
-from mergefront.cli.logs import log_fields, without_secrets
+from mergefront.cli.boundary import guarded
+from mergefront.cli.logs import configure_log, log_fields, without_secrets
+from mergefront.cli.session import Session
+from mergefront.cli.tables import console, plain_table
+from mergefront.formatting import html_text
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.foreign_text import one_line, visible
+from mergefront.results.dashboard_view import trial_note
 from mergefront.results.throughput import throughput
+from mergefront.running.ask_tell import ask, tell_failed
+from mergefront.storage.studies import update
 
 START = datetime(2026, 1, 1)
 
@@ -45,8 +55,6 @@ def test_a_json_log_is_one_object_a_line_with_every_trial(tmp_path: Path, write_
 
 def test_a_workers_json_log_holds_nothing_else(tmp_path: Path, write_study: object) -> None:
     study = mf.run(write_study(tmp_path, "logged", evaluations=7))  # type: ignore[operator]
-    from mergefront.storage.studies import update
-
     update(study.database, study.record, evaluations=9)
     result = call("--log-format", "json", "worker", "logged", "--storage", study.database.url)
     events = [json.loads(line) for line in result.stderr.splitlines()]
@@ -66,7 +74,6 @@ def test_status_tells_workers_speed_and_failures(tmp_path: Path, write_study: ob
     assert facts["per_hour"] > 0 and facts["seconds_left"] == 0 and facts["workers"] == []
     asked = mf.load_study("skills", storage=storage)
     from mergefront.running.ask_tell import ask
-    from mergefront.storage.studies import update
 
     update(asked.database, asked.record, evaluations=26)
     trial = ask("skills", storage=storage)
@@ -110,3 +117,60 @@ def test_no_secret_reaches_the_log(text: str) -> None:
     assert "hunter2" not in without_secrets(text)
     record = logging.LogRecord("mergefront", logging.ERROR, "", 0, text, (), None)
     assert "hunter2" not in json.dumps(log_fields(record))
+
+
+COMMANDS = "\x1b]0;title\x07 \x9b31m \x1b[2J \u202egnp.exe \u2028 \ud800"
+"""What sets a terminal's title, colours and clears it, and turns the direction of reading."""
+
+
+def is_harmless(text: str) -> bool:
+    return not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", text)
+
+
+def test_reasons_of_failures_command_no_terminal_page_or_comment(tmp_path: Path, write_study: object) -> None:
+    reason = COMMANDS.replace("\ud800", "")  # no database stores half a character
+    mf.run(write_study(tmp_path, "watched", evaluations=7))  # type: ignore[operator]
+    url = f"sqlite:///{tmp_path}/mergefront.db"
+    update(mf.load_study("watched", storage=url).database, mf.load_study("watched", storage=url).record, evaluations=9)
+    asked = ask("watched", storage=url)
+    assert asked is not None
+    tell_failed("watched", asked.trial, reason, storage=url)
+    for command in ("status", "front"):
+        for style in ((), ("--json",)):
+            shown = call(command, "watched", "--storage", url, *style)
+            assert shown.exit_code == 0 and is_harmless(shown.output), (command, style)
+    status = call("status", "watched", "--storage", url)
+    assert r"\u001b]0;title\u0007" in status.stdout and r"\u202egnp.exe" in status.stdout
+    facts = json.loads(call("status", "watched", "--storage", url, "--json").stdout)
+    assert any(reason in entry["reason"] for entry in facts["failures"]), "programs read what was said"
+    known = mf.load_study("watched", storage=url)
+    note = trial_note(known.optuna.trials[asked.trial], None)
+    assert "title" in note and is_harmless(note)
+
+
+def test_messages_tables_and_pages_show_commands_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session()
+
+    def fail() -> None:
+        raise UserError(f"the server said: {COMMANDS}")
+
+    def crash() -> None:
+        raise RuntimeError(COMMANDS)
+
+    assert guarded(fail, session) == 2 and guarded(crash, session) == 1
+    console().print(plain_table([COMMANDS], [[COMMANDS]]))
+    console().print(COMMANDS)
+    record = logging.LogRecord("mergefront", logging.ERROR, "", 0, COMMANDS, (), None)
+    configure_log("json")
+    try:
+        (handler,) = logging.getLogger("mergefront").handlers
+        line = handler.format(record)
+        assert is_harmless(line) and json.loads(line)["message"] == COMMANDS
+        configure_log("text")
+        assert is_harmless(logging.getLogger("mergefront").handlers[0].format(record))
+    finally:
+        configure_log("text")
+    written = "".join(capsys.readouterr())
+    assert written.count("title") >= 4 and is_harmless(written)
+    assert is_harmless(html_text(COMMANDS)) and is_harmless(one_line(COMMANDS)) and "\n" not in one_line("a\n\x85b")
+    assert visible("Grüße, 你好\tمرحبا 👩‍👩‍👧\n") == "Grüße, 你好\tمرحبا 👩‍👩‍👧\n"

@@ -1,0 +1,22 @@
+"""Text that others wrote (servers, models, files, databases), made harmless where people read it."""
+
+from __future__ import annotations
+
+import re
+
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    r"""``text`` with what commands a terminal, breaks lines unseen or turns the direction of reading written out.
+
+    ESC becomes ``\u001b``, which JSON reads as the same sign. Line feeds and tabs stay.
+    """
+    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def one_line(text: str) -> str:
+    """``text`` made visible, on one line: for a comment or a heading."""
+    return " ".join(visible(text).split())
