@@ -59,10 +59,19 @@ def search_file(session: Session, study_file: Path, evaluations: int | None, lau
 
 
 def finish(study: Study) -> None:
-    """The front on stdout; where it is kept and what to do next on stderr."""
+    """The front on stdout; where it is kept and what to do next on stderr.
+
+    Raises ``SearchStoppedError`` where every evaluation failed: there is nothing to show.
+    """
     from mergefront.cli.tables import print_front
+    from mergefront.optimizer.errors import SearchStoppedError
     from mergefront.results.verdict import verdicts
 
+    failures = study.failures()
+    if failures and not study.candidates():
+        raise SearchStoppedError(
+            f"every evaluation of study {study.name!r} failed ({len(failures)}); the last one: {failures[-1].reason}"
+        )
     print_front(study, verdicts(study))
     where = storage_argument(study.database.url)
     name = shlex.quote(study.name)

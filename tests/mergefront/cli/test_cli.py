@@ -179,6 +179,14 @@ def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_whose_every_evaluation_failed_is_no_success(tmp_path: Path, write_study) -> None:
+    study = write_study(tmp_path, evaluations=2)
+    (tmp_path / "cli_scoring.py").write_text("def score(recipe):\n    raise ValueError('no licence server')\n")
+    result = call("run", study)
+    assert result.exit_code == 1 and not result.stdout
+    assert "every evaluation of study 'skills' failed (2)" in result.stderr and "no licence server" in result.stderr
+
+
 def test_a_failed_trial_cannot_be_exported_and_its_reason_is_told(storage: str, tmp_path: Path) -> None:
     facts = json.loads(call("status", "skills", "--storage", storage, "--json").stdout)
     trial = facts["failures"][0]["trials"][0]
