@@ -252,6 +252,7 @@ PEERS: Mapping[str, Peer] = {
     "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
+    "MM-MO, roughness": Peer(_ours(unexplained="roughness")),
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),

@@ -14,7 +14,7 @@ from benchmarks.search.runs import HORIZONS, Run
 OURS = "MM-MO"
 DRAWN = (OURS, "MM-MO paper")
 """Of our own samplers, those in the picture; the rest are ablations."""
-STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP")
+STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", "MM-MO, roughness")
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
 RESAMPLES = 2000
