@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TINY_MODELS, TinyModel, move
 
-COLUMNS = ("merge", "run", "export", "LoRA")
+COLUMNS = ("merge", "run", "layers", "export", "LoRA")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- architectures -->", "<!-- end of architectures -->"
 WEIGHTS = {"first": 0.3, "second": 0.5}
@@ -66,6 +66,7 @@ def row(tiny: TinyModel, tokenizer: Any, folder: Path) -> dict[str, str]:
     cells = {"merge": _cell(lambda: _merge(tiny, folder))}
     studies: list[Any] = []
     cells["run"] = _cell(lambda: studies.append(_run(tiny, folder)))
+    cells["layers"] = _cell(lambda: _layers(folder)) if studies else "-"
     cells["export"] = _cell(lambda: _export(tiny, studies[0], folder)) if studies else "-"
     cells["LoRA"] = _cell(lambda: _lora(tiny, folder))
     return {column: cell.replace(f"{folder}/", "") for column, cell in cells.items()}
@@ -79,10 +80,14 @@ def _cell(work: Callable[[], object]) -> str:
     except WrongError as error:
         return f"WRONG: {error}"
     except MergefrontError as error:
-        return "no: " + " ".join(str(error).split())
+        return "no: " + _in_a_cell(str(error))
     except Exception as error:  # a user would see a traceback
         return f"WRONG: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return "yes"
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "/").replace("study.yaml: 1 problem - ", "")
 
 
 def _merge(tiny: TinyModel, folder: Path) -> None:
@@ -134,6 +139,36 @@ def _run(tiny: TinyModel, folder: Path) -> Any:
         with backend.apply(both):
             _compare(backend.model.state_dict(), loaded(tiny, folder / "merged").state_dict(), "the live merge")
     return study
+
+
+def _layers(folder: Path) -> None:
+    """A coefficient of one layer moves every tensor of that layer in the stacks that read text, and no other one."""
+    from mergefront.adapters.checkpoints.header import read_header
+    from mergefront.adapters.checkpoints.stacks import TOWERS, stacks
+    from mergefront.adapters.merging.engine import MergeEngine
+    from mergefront.optimizer.errors import StudyFileError
+    from mergefront.study.check import check_study
+
+    text = (folder / "study.yaml").read_text()
+    (folder / "layers.yaml").write_text(
+        text.replace("study: tiny", "study: layers").replace("[0, 1]", "[0, 1], granularity: layers")
+    )
+    report = check_study(folder / "layers.yaml")
+    if report.problems:
+        raise StudyFileError("layers.yaml", report.problems)
+    space = report.definition_or_raise().space
+    recipe = space.recipe({name: float(name == "weight[first, block 1]") for name in space.searched})
+    base, first = (load_file(folder / name / "model.safetensors") for name in ("base", "first"))
+    engine = MergeEngine(folder / "base", {name: folder / name for name in WEIGHTS})
+    moved = {name for name, tensor in engine.iterate(recipe) if not torch.equal(tensor, base[name])}
+    every = stacks(read_header(folder / "base")).items()
+    read_text = [layers for stack, layers in every if not any(word in stack for word in TOWERS)]
+    of_layer = {name for layers in read_text or [layers for _, layers in every] for name in layers.get(1, {}).values()}
+    expected = {name for name in of_layer if not torch.equal(first[name], base[name])}
+    if moved != expected:
+        raise WrongError(
+            f"the coefficient of layer 1 moves {sorted(moved ^ expected)[:3]} otherwise than its name says"
+        )
 
 
 def _export(tiny: TinyModel, study: Any, folder: Path) -> None:
@@ -200,6 +235,15 @@ def markdown(rows: Mapping[str, Mapping[str, str]]) -> str:
     lines = [f"| architecture | {' | '.join(COLUMNS)} |", "| -- " * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(cells[column] for column in COLUMNS)} |" for name, cells in rows.items()]
     return "\n".join(lines)
+
+
+def documented() -> dict[str, dict[str, str]]:
+    """The table of docs/models.md: cells by column, by architecture."""
+    table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")
+    ]
+    return {name.strip("`"): dict(zip(COLUMNS, cells, strict=True)) for name, *cells in rows}
 
 
 @contextmanager
