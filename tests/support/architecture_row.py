@@ -144,7 +144,7 @@ def _run(tiny: TinyModel, folder: Path) -> Any:
 def _layers(folder: Path) -> None:
     """A coefficient of one layer moves every tensor of that layer in the stacks that read text, and no other one."""
     from mergefront.adapters.checkpoints.header import read_header
-    from mergefront.adapters.checkpoints.stacks import TOWERS, stacks
+    from mergefront.adapters.checkpoints.stacks import text_stacks
     from mergefront.adapters.merging.engine import MergeEngine
     from mergefront.optimizer.errors import StudyFileError
     from mergefront.study.check import check_study
@@ -161,9 +161,8 @@ def _layers(folder: Path) -> None:
     base, first = (load_file(folder / name / "model.safetensors") for name in ("base", "first"))
     engine = MergeEngine(folder / "base", {name: folder / name for name in WEIGHTS})
     moved = {name for name, tensor in engine.iterate(recipe) if not torch.equal(tensor, base[name])}
-    every = stacks(read_header(folder / "base")).items()
-    read_text = [layers for stack, layers in every if not any(word in stack for word in TOWERS)]
-    of_layer = {name for layers in read_text or [layers for _, layers in every] for name in layers.get(1, {}).values()}
+    read_text = text_stacks(read_header(folder / "base")).values()
+    of_layer = {name for layers in read_text for name in layers.get(1, {}).values()}
     expected = {name for name in of_layer if not torch.equal(first[name], base[name])}
     if moved != expected:
         raise WrongError(
