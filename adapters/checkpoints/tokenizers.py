@@ -62,7 +62,10 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if (folder / "vocab.json").exists():
         ids = read_json(folder / "vocab.json")
     elif (folder / "vocab.txt").exists():
-        lines = own_file(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
+        try:
+            lines = own_file(folder, "vocab.txt").read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise _malformed(folder / "vocab.txt") from None
         ids = {token: at for at, token in enumerate(lines)}
     elif sentencepiece is not None:
         pieces = sentencepiece_pieces(own_file(folder, sentencepiece.name).read_bytes())
@@ -70,7 +73,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if ids is None:
         files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
         return Vocabulary({}, {}, _digest(files[0])) if files else None
-    return Vocabulary({**ids, **_listed_tokens(folder)}, {})
+    return Vocabulary(_checked_ids({**ids, **_listed_tokens(folder)}, folder), {})
 
 
 def differing_tokens(first: Vocabulary, second: Vocabulary, base: Path, expert: Path) -> str:
@@ -198,17 +201,25 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _fast(file: Path) -> Vocabulary:
     content = read_json(file)
-    vocabulary = (content.get("model") or {}).get("vocab", {})
     try:
+        vocabulary = (content.get("model") or {}).get("vocab", {})
         if isinstance(vocabulary, list):
             vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
         added = {entry["content"]: entry for entry in content.get("added_tokens") or [] if "content" in entry}
         ids = {**vocabulary, **{token: entry["id"] for token, entry in added.items()}}
-        if not all(type(at) is int and at >= 0 for at in ids.values()):
-            raise TypeError
-    except (TypeError, KeyError, IndexError):
-        raise UserError(f"{file}: its vocabulary is malformed; fetch or save the tokenizer again") from None
-    return Vocabulary(ids, added)
+    except (TypeError, KeyError, IndexError, AttributeError):
+        raise _malformed(file) from None
+    return Vocabulary(_checked_ids(ids, file), added)
+
+
+def _checked_ids(ids: Mapping[str, Any], file: Path) -> Mapping[str, int]:
+    if not all(type(at) is int and at >= 0 for at in ids.values()):
+        raise _malformed(file)
+    return ids
+
+
+def _malformed(file: Path) -> UserError:
+    return UserError(f"{file}: its vocabulary is malformed; fetch or save the tokenizer again")
 
 
 def _listed_tokens(folder: Path) -> dict[str, int]:
@@ -218,7 +229,10 @@ def _listed_tokens(folder: Path) -> dict[str, int]:
         found |= read_json(folder / "added_tokens.json")
     if (folder / "tokenizer_config.json").exists():
         listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        found |= {entry["content"]: int(at) for at, entry in listed.items()}
+        try:
+            found |= {entry["content"]: int(at) for at, entry in listed.items()}
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise _malformed(folder / "tokenizer_config.json") from None
     return found
 
 

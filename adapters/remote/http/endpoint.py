@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+import httpx
+
 from mergefront.adapters.remote.http.scrubbing import without_escaped, without_traces
 from mergefront.optimizer.errors import UserError
 
@@ -89,12 +91,12 @@ def checked_url(url: str, *, has_key: bool = False, allow_plain_http: bool = Fal
     Raises ``UserError`` when it is no http(s) URL, when it holds a user, a password or a query, and when a
     key would be sent unencrypted to another machine (``allow_plain_http`` permits that).
     """
-    parts = urlsplit(url)
     try:
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise UserError("url: the server's address has no valid port") from None
-    del port
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):  # what they say may repeat a password
+        raise UserError("url: the server's address has no valid host or port; see http://127.0.0.1:8080") from None
     if parts.scheme not in ("http", "https") or not host:
         raise UserError(f"url is {_without_user(url)!r}; write the server's address as http://127.0.0.1:8080")
     if parts.username is not None or parts.password is not None:

@@ -105,3 +105,25 @@ def test_tokens_of_one_text_are_one_token_however_they_are_spelled() -> None:
     assert respelled(pieces, bytewise).ids == {"Ġ": 0, "Ġthe": 1, "Ċ": 2, "Ã©": 3, "<end>": 4, "▁le": 5}
     assert respelled(pieces, pieces) is pieces and respelled(bytewise, bytewise) is bytewise
     assert respelled(bytewise, pieces).ids["▁the"] == 1
+
+
+WRONG = (-1, 1.5, "x", [1], [[1]], [None], {"a": 1.5}, {"a": None}, [{"content": [1], "id": 1}])
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+def test_malformed_tokenizers_are_refused_in_words(tmp_path: Path, value: object) -> None:
+    files: dict[str, object] = {
+        "tokenizer.json": {"model": value},
+        "vocab.json": {"a": value},
+        "added_tokens.json": {"a": value},
+        "tokenizer_config.json": {"added_tokens_decoder": value},
+    }
+    if value == {"a": 1.5} or value == {"a": None}:
+        files["tokenizer.json"] = {"model": {"vocab": value}}
+    for name, content in files.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "vocab.json").write_text('{"a": 0}')
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(UserError, match="vocabulary is malformed"):
+            read_vocabulary(folder)

@@ -34,6 +34,15 @@ def test_an_address_with_a_secret_or_without_a_host_is_refused_without_repeating
     assert "secret-word" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://[x]/", "http://a:99999", "http://a\x00b/", "http://a/\x7f", "http://" + "a" * 70_000,
+            "http://\u2177\u2100/", "http://" + "ü" * 300]
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused(url: str):
+    with pytest.raises(UserError, match="no valid host or port"):
+        checked_url(url)
+
+
 def test_a_key_does_not_cross_the_network_unencrypted():
     with pytest.raises(UserError, match="unencrypted"):
         checked_url("http://models.example.org/v1", has_key=True)
