@@ -71,7 +71,7 @@ def test_other_networks_are_compared_run_by_run() -> None:
 
     peer = "Optuna GP"
     runs = [made(1, "MM-MO", 0.6), made(1, peer, 0.5), made(2, "MM-MO", 0.3), made(2, peer, 0.5)]
-    runs += [made(3, peer, 0.9), made(1, "TPE", 0.1), made(4, "MM-MO", 0.2), made(4, peer, 0.0)]
+    runs += [made(3, peer, 0.9), made(1, "NSGA-II", 0.1), made(4, "MM-MO", 0.2), made(4, peer, 0.0)]
     rows = paired_table(grouped(runs)).splitlines()[2:]
     assert rows == ["| p | Optuna GP | 1 of 2 | -10.0% ± 30.0 |"]
 
