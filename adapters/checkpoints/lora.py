@@ -266,7 +266,7 @@ def _experts(
         if stacked is not None:
             return {name: stacked}
         for spelling in spellings:
-            own = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d+)\.({'|'.join(spelling)})\.weight")
+            own = re.compile(rf"{re.escape(layer)}\.[^.]+\.experts\.(\d{{1,9}})\.({'|'.join(spelling)})\.weight")
             found = {n: match for n in base.tensors if (match := own.fullmatch(n)) is not None}
             height, experts = rows // len(spelling), len(found) // len(spelling)
             if not found or {base.tensors[n].shape for n in found} != {(height, columns)} or rank * experts != ranks:

@@ -23,7 +23,7 @@ _UNREAD = re.compile(
 )
 _ATTENTION_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")
 _PREDICTION = re.compile(r"(^|\.)mtp(_layers|_block)?\.")
-_LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(^|\.)layers\.(\d{1,9})\.")
 _WRAPPERS = frozenset({"model", "language_model", "vision_model"})
 _OLD_PARTS = {
     "block_sparse_moe.": "mlp.",

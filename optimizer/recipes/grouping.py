@@ -26,7 +26,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.stacks import NAMES, stack_of, texts_of
 
-_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 _FLAT_NAME = re.compile(r"^(?P<parameter>[A-Za-z_]\w*)(?:\[(?P<inside>[^\[\]]+)\])?$")
 _POSITION = re.compile(rf"^(?P<kind>(?:(?:{'|'.join(NAMES)}) )?block|knot) (?P<index>\d+)$")
 _BEFORE_LAYERS = ("embed", "wte", "wpe", "shared.weight")

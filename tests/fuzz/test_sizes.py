@@ -106,3 +106,13 @@ def test_the_first_of_several_patterns_counts() -> None:
     patterns = ModulePatterns({"proj": 1, "k_proj": 2, r".*\.q_proj": 3, "q_proj": 4, "q.proj": 5, "o.proj": 6})
     found = [patterns.value(f"model.layers.0.{name}", 9) for name in ("proj", "k_proj", "q_proj", "o_proj", "v_proj")]
     assert found == [1, 2, 3, 6, 9]
+
+
+def test_a_layers_number_of_thousands_of_digits_is_no_layer() -> None:
+    """int() refuses such a text, and a stranger's header may hold it."""
+    from mergefront.adapters.checkpoints.names import is_prediction_layer
+    from mergefront.optimizer.recipes.grouping import layer_of
+
+    name = f"model.layers.{'9' * 5000}.mlp.weight"
+    assert layer_of(name) is None and layer_of("model.layers.12.mlp.weight") == 12
+    assert not is_prediction_layer(name, {"num_nextn_predict_layers": 1, "num_hidden_layers": 2})
