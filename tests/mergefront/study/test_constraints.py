@@ -133,11 +133,11 @@ def test_wrong_constraints_are_problems_of_the_file(tmp_path: Path, write_study)
 def test_a_constrained_number_is_told_by_an_outside_harness(tmp_path: Path, write_study) -> None:
     path = write_study(tmp_path, evaluations=1)
     path.write_text(path.read_text() + "constraints: ['tokens <= 300']\n")
-    assert call("run", path).exit_code == 0  # the function does not report tokens: a failed trial
+    assert call("run", path).exit_code == 1  # the function does not report tokens: its one trial failed
     storage = f"sqlite:///{tmp_path / 'mergefront.db'}"
     study = mf.load_study("skills", storage=storage)
     assert "constrained number 'tokens' was not reported" in study.failures()[0].reason
-    assert call("run", path, "--evaluations", 1).exit_code == 0
+    assert call("run", path, "--evaluations", 1).exit_code == 1
     from mergefront.storage.studies import update
 
     update(study.database, study.record, evaluations=3)
