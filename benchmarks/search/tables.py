@@ -15,7 +15,7 @@ OURS = "MM-MO"
 DRAWN = (OURS, "MM-MO paper")
 """Of our own samplers, those in the picture; the rest are ablations."""
 BEFORE = "MM-MO, roughness"
-"""The default before; most runs on other networks are its own."""
+"""The default before."""
 STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", BEFORE)
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
@@ -122,7 +122,7 @@ def summary_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
-def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60), ours_is: str = OURS) -> str:
+def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     """Ours against the strongest peers, run by run of the same networks and seed: how often ours is higher, and the
     mean of the differences in percent of the peer's with its standard error. Other networks of a problem are one row;
     where a peer has nothing there is no percentage, and no pair.
@@ -130,8 +130,8 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60), ours_is:
     found: dict[tuple[str, str], list[tuple[Run, Run]]] = defaultdict(list)
     for problem, samplers in problems.items():
         family, _, _ = problem.partition(NETWORK)
-        ours = {run.seed: run for run in samplers.get(ours_is, [])}
-        for name in (name for name in STRONGEST if name != ours_is):
+        ours = {run.seed: run for run in samplers.get(OURS, [])}
+        for name in STRONGEST:
             found[family, name] += [(ours[run.seed], run) for run in samplers.get(name, []) if run.seed in ours]
     reached = max(
         (min(len(a.hypervolumes), len(b.hypervolumes)) for pairs in found.values() for a, b in pairs), default=0
@@ -164,7 +164,7 @@ def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], document: Pat
     text = between_marks(text, "summary", summary_table(problems))
     text = between_marks(text, "seed by seed", paired_table(problems))
     others = {name: found[name] for name in sorted(found) if NETWORK in name}
-    text = between_marks(text, "other networks", paired_table(others, ours_is=BEFORE))
+    text = between_marks(text, "other networks", paired_table(others))
     text = between_marks(text, "every problem", "\n\n".join(every))
     document.write_text(text, encoding="utf-8")
     plot(problems, document.with_suffix(".png"))
