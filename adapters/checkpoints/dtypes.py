@@ -30,8 +30,8 @@ def one_dtype(base: CheckpointHeader, experts: Iterable[CheckpointHeader], dtype
         return dtype
     for expert in experts:
         # A LoRA has no tensors of the base; what it adds is rounded as the base's tensor is.
-        if expert.kind == "full" and any(
-            info.dtype != base.tensors[name].dtype for name, info in expert.tensors.items() if name in base.tensors
-        ):
+        shared = [(info, base.tensors[name]) for name, info in expert.tensors.items() if name in base.tensors]
+        differs = main_dtype(expert) != dtype or any(own.dtype != origin.dtype for own, origin in shared)
+        if expert.kind == "full" and differs:
             return dtype
     return None

@@ -150,6 +150,26 @@ def test_what_is_scored_is_what_is_exported(narrow_workspace: Path, tmp_path: Pa
     assert [name for name in scored if not torch.equal(scored[name], shipped[name])] == []
 
 
+def test_an_expert_of_other_names_and_another_dtype_is_exported_as_it_was_scored(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Saved without its head an expert has no name in common with the base, and its dtype counts all the same."""
+    from mergefront.results.export_check import check_export
+
+    path = write_study(workspace, tmp_path, "task_arithmetic", 5)
+    for name, change in (("base", torch.Tensor.bfloat16), ("second", torch.Tensor.float)):
+        (tmp_path / name).unlink()
+        shutil.copytree(workspace / name, tmp_path / name)
+        tensors = load_file(workspace / name / "model.safetensors")
+        named = {key.removeprefix("model.") if name == "second" else key: change(t) for key, t in tensors.items()}
+        save_file(named, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "first").unlink()
+    shutil.copytree(tmp_path / "base", tmp_path / "first")
+    study = mf.run(path)
+    out = export_candidate(study, study.candidates()[-1], tmp_path / "out")
+    assert "tensors equal the merge that was scored" in check_export(study, study.candidates()[-1], out)
+
+
 def test_an_export_is_compared_with_what_was_scored(narrow_workspace: Path, tmp_path: Path) -> None:
     """Whoever uploads a model should know that it is the one with those scores."""
     from mergefront.results.export_check import check_export
