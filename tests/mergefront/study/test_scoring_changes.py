@@ -13,6 +13,21 @@ from mergefront.optimizer.errors import UserError
 from mergefront.study.rules import changes_since
 
 
+def expect(reason: str | None, root: Path, expert: str, granularity: object) -> None:
+    """A study of rules 1 with this expert is refused for ``reason``, or goes on where that is None."""
+    stored = {
+        "scoring": 1,
+        "space": {"base_model": "base", "models": {"x": expert}, "granularity": granularity},
+        "evaluator": {"type": "local"},
+        "sampler": {"name": "sobol"},
+    }
+    if reason is None:
+        assert changes_since("s", stored, root) == []
+        return
+    with pytest.raises(UserError, match=reason):
+        changes_since("s", stored, root)
+
+
 @pytest.mark.parametrize(
     ("dtype", "lora", "refused"),
     [(torch.bfloat16, True, True), (torch.bfloat16, False, False), (torch.float32, True, False)],
@@ -26,34 +41,14 @@ def test_a_study_that_rounded_task_vectors_of_loras_is_refused(
     if lora:
         (tmp_path / "expert" / "adapter_config.json").write_text(json.dumps({"r": 2}))
         save_file({}, tmp_path / "expert" / "adapter_model.safetensors")
-    stored = {
-        "scoring": 1,
-        "space": {"base_model": "base", "models": {"x": "expert"}, "granularity": "global"},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-    }
-    if refused:
-        with pytest.raises(UserError, match="LoRAs were rounded to bfloat16"):
-            changes_since("s", stored, tmp_path)
-    else:
-        assert changes_since("s", stored, tmp_path) == []
+    expect("LoRAs were rounded to bfloat16" if refused else None, tmp_path, "expert", "global")
 
 
 @pytest.mark.parametrize(("granularity", "refused"), [({"blocks": 2}, True), ("global", False)])
 def test_a_study_whose_final_norm_changes_blocks_is_refused(tmp_path: Path, granularity: object, refused: bool) -> None:
     (tmp_path / "base").mkdir()
     save_file({"model.embedding_norm.weight": torch.ones(4)}, tmp_path / "base" / "model.safetensors")
-    stored = {
-        "scoring": 1,
-        "space": {"base_model": "base", "models": {"x": "base"}, "granularity": granularity},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-    }
-    if refused:
-        with pytest.raises(UserError, match="embedding_norm"):
-            changes_since("s", stored, tmp_path)
-    else:
-        assert changes_since("s", stored, tmp_path) == []
+    expect("embedding_norm" if refused else None, tmp_path, "base", granularity)
 
 
 @pytest.mark.parametrize(
@@ -75,17 +70,7 @@ def test_a_study_whose_loras_were_not_merged_as_peft_merges_them_is_refused(
     (tmp_path / "x" / "adapter_config.json").write_text(json.dumps({"r": 2, **config}))
     tensors = {f"q_proj.lora_{name}": torch.ones(2) if "bias" in name else torch.ones(2, 2) for name in names}
     save_file(tensors, tmp_path / "x" / "adapter_model.safetensors")
-    stored = {
-        "scoring": 1,
-        "space": {"base_model": "base", "models": {"x": "x"}, "granularity": "global"},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-    }
-    if refused:
-        with pytest.raises(UserError, match="not merged as peft merges it"):
-            changes_since("s", stored, tmp_path)
-    else:
-        assert changes_since("s", stored, tmp_path) == []
+    expect("not merged as peft merges it" if refused else None, tmp_path, "x", "global")
 
 
 @pytest.mark.parametrize(
@@ -102,14 +87,4 @@ def test_a_study_whose_blocks_moved_a_tower_is_refused(
     (tmp_path / "base").mkdir()
     tensors = {"model.layers.0.weight": torch.ones(4), f"{tower}.weight": torch.ones(4)}
     save_file(tensors, tmp_path / "base" / "model.safetensors")
-    stored = {
-        "scoring": 1,
-        "space": {"base_model": "base", "models": {"x": "base"}, "granularity": granularity},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-    }
-    if refused:
-        with pytest.raises(UserError, match="layers of towers"):
-            changes_since("s", stored, tmp_path)
-    else:
-        assert changes_since("s", stored, tmp_path) == []
+    expect("layers of towers" if refused else None, tmp_path, "base", granularity)
