@@ -33,14 +33,15 @@ def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: boo
     return model, processor
 
 
-def loading_findings(base: CheckpointHeader, for_text: bool) -> tuple[list[str], list[str]]:
+def loading_findings(base: CheckpointHeader, aligned: Alignment, for_text: bool) -> tuple[list[str], list[str]]:
     """Why a live model cannot be made of a checkpoint, and what it would not read, from headers alone.
 
-    The model is made on the meta device, without memory for its weights. Raises ``UserError`` where transformers does
-    not know it.
+    The model is made on the meta device, without memory for its weights; its tokenizer or processor is loaded. Raises
+    ``UserError`` where transformers does not know one of them.
     """
     with _understood(base.path):
         model = model_on_meta(*_class(base.path, for_text))
+        _load_processor(base.path, aligned, _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
     unexpected = names.unexpected(base.config, stored)

@@ -84,11 +84,13 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     if base is None:
         return None
     aligned: Mapping[str, Checkpoint] = opened
+    alignment = None
     if not problems:
         with suppress(UserError):  # so that what differs beside the tokens is said as well
             aligned = align(opened, "", TokenizerChoice("base")).models
         with found.catch("merge: "):
-            aligned = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
+            alignment = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source))
+            aligned = alignment.models
     for name in (name for name in models if name in opened):
         expert = aligned[name].header
         with found.catch(f"merge.models.{name}: "):
@@ -96,11 +98,10 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             found.warnings.extend(compared.notes)
             differences = [*compared.problems, *_no_factors(file, expert, aligned[""].header)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
-    if not problems:
+    if not problems and alignment is not None:
         with found.catch("merge.base_model: "):
-            unloadable, unread = loading_findings(
-                base, any(task.get("type") != "python" for task in file.tasks.values())
-            )
+            for_text = any(task.get("type") != "python" for task in file.tasks.values())
+            unloadable, unread = loading_findings(base, alignment, for_text)
             problems.extend(f"merge.base_model: {problem}" for problem in unloadable)
             found.warnings.extend(unread)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])

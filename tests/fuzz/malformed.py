@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tokenizer_json import of_words
 
 STUDY: dict[str, Any] = {
     "study": "skills",
@@ -81,8 +82,7 @@ def write_good(folder: Path) -> None:
         model.mkdir(parents=True)
         (model / "model.safetensors").write_bytes(safetensors(good_header()))
         (model / "config.json").write_text(json.dumps(CONFIG))
-        words = {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}
-        (model / "tokenizer.json").write_text(json.dumps(words))
+        (model / "tokenizer.json").write_text(of_words({"a": 0, "b": 1}))
     (folder / "data").mkdir()
     for name in ("maths", "french"):
         (folder / "data" / f"{name}.jsonl").write_text(good_lines(name))

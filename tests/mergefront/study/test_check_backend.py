@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import TINY_MODELS
+from tokenizer_json import of_words
 
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files
@@ -62,7 +63,7 @@ def write_checkpoint(
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     words = vocabulary or {"a": 0, "b": 1}
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": words}}))
+    (folder / "tokenizer.json").write_text(of_words(words))
 
 
 @pytest.fixture
@@ -337,6 +338,18 @@ def test_kinds_of_module_that_no_tensor_follows_are_named_with_what_there_is(stu
     assert [line.endswith(f"the modules of a layer are called {modules}") for line in problems] == [True, True], (
         problems
     )
+
+
+@pytest.mark.parametrize("damage", ["gone", "not what the tokenizers library reads"])
+def test_a_study_without_a_tokenizer_that_can_be_loaded_is_refused_before_it_runs(study: Path, damage: str) -> None:
+    """transformers would say so after the base was read, and not in a preflight."""
+    for name in ("base", "maths", "french"):
+        file = study.parent / "models" / name / "tokenizer.json"
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}}}))
+    assert "transformers cannot load it" in problems(study)
 
 
 def test_one_checkpoint_under_two_names_is_refused(study: Path) -> None:
