@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
@@ -119,18 +119,15 @@ class LocalBackend:
         from mergefront.adapters.local.loading import load_model
 
         where = usable_device(device)
-        header = read_header(Path(base))
+        opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
+        header = opened[_BASE].header
         dtype = main_dtype(header) if dtype == "auto" else dtype
-        rounded = one_dtype(header, [read_header(Path(path)) for path in experts.values()], dtype)
+        rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
         written = _dtype("dtype", dtype)
         computing = written if compute == "auto" else _dtype("compute", compute)
         if compute == "auto" and where.type == "cpu":
             computing = torch.float32
-        aligned = align(
-            {_BASE: Checkpoint(Path(base)), **{name: Checkpoint(Path(path)) for name, path in experts.items()}},
-            _BASE,
-            TokenizerChoice.read(tokenizer_source),
-        )
+        aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
         model, tokenizer = load_model(Path(base), computing, aligned, for_text)
         model.to(where)
         for parameter in model.parameters():
