@@ -13,6 +13,8 @@ from mergefront.optimizer.scores.comparison import Difference
 from mergefront.optimizer.scores.objectives import Objective
 
 ARROWS = {"maximize": "↑", "minimize": "↓"}
+_ROUNDING = 1e-9
+"""What sums of floating-point numbers leave of 0; no score, error or bound is as small."""
 
 
 def number(value: float) -> str:
@@ -20,14 +22,16 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     size = abs(value)
-    if size == 0 or 0.0005 <= size < 1000:
+    if size < _ROUNDING:
+        return "0.000"
+    if 0.0005 <= size < 1000:
         return f"{value:.3f}"
     return f"{value:,.0f}" if 1000 <= size < 1e7 else f"{value:.2g}"
 
 
 def score(value: float, standard_error: float | None) -> str:
     """``0.610 ± 0.049``; the number alone when its noise is not known or it is exact."""
-    if standard_error is None or not math.isfinite(standard_error) or standard_error == 0:
+    if standard_error is None or not math.isfinite(standard_error) or standard_error < _ROUNDING:
         return number(value)
     return f"{number(value)} ± {number(standard_error)}"
 
@@ -83,7 +87,8 @@ def _range(values: Sequence[Any]) -> str:
 def difference(part: Difference, objective: Objective | None = None) -> str:
     """``+0.120 ± 0.031``; with its objective in that one's own direction (less of a minimised one is −)."""
     mean = part.mean if objective is None else objective.sign * part.mean
-    return f"{'+' if mean >= 0 else '−'}{score(abs(mean), part.standard_error)}"
+    sign = "" if abs(mean) < _ROUNDING else "+" if mean > 0 else "−"
+    return f"{sign}{score(abs(mean), part.standard_error)}"
 
 
 def p_value(value: float) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,27 @@ class Difference:
 
     ``standard_error`` is 0 for exact numbers. ``degrees_of_freedom`` belongs to the standard error
     (infinite where it is taken as known). ``pairs`` is the number of items compared one by one, or
-    None when the two were not compared item by item.
+    None when the two were not compared item by item. ``discordant`` counts, where every item is right or wrong, those
+    that only the first and those that only the second got right.
     """
 
     mean: float
     standard_error: float = 0.0
     degrees_of_freedom: float = math.inf
     pairs: int | None = None
+    discordant: tuple[int, int] | None = None
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of no difference (Student's t; for exact numbers 0 or 1).
+        """Two-sided, of no difference: McNemar's exact test for right-or-wrong items, else Student's t.
 
-        With n pairs it is never below 2 / 2^n, the least that any test which flips signs can say:
-        items that all agree have no spread, and three of them still prove little.
+        For exact numbers it is 0 or 1. With n pairs it is never below 2 / 2^n, the least that any test which flips
+        signs can say: items that all agree have no spread, and three of them still prove little.
         """
         if self.mean == 0:
             return 1.0
+        if self.discordant is not None:
+            return min(2.0 * float(bdtr(min(self.discordant), sum(self.discordant), 0.5)), 1.0)
         floor = 0.0 if self.pairs is None else 2.0 ** (1 - self.pairs)
         if self.standard_error == 0:
             return min(floor, 1.0)
@@ -54,10 +58,13 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     differences = [a - b for a, b in zip(first, second, strict=True)]
     count = len(differences)
     mean = math.fsum(differences) / count
+    discordant = None
+    if all(abs(score) in (0.0, 1.0) for score in (*first, *second)):
+        discordant = (sum(value > 0 for value in differences), sum(value < 0 for value in differences))
     if count < 2:
-        return Difference(mean, 0.0, math.inf, count)
+        return Difference(mean, 0.0, math.inf, count, discordant)
     variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
-    return Difference(mean, math.sqrt(variance / count), count - 1, count)
+    return Difference(mean, math.sqrt(variance / count), count - 1, count, discordant)
 
 
 def unpaired_difference(
@@ -114,13 +121,14 @@ def mean_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, 
     """
     count = len(scores)
     if count == 0:
-        raise ValueError("no items have no interval")
+        raise ValueError("an empty sample has no interval")
     mean = math.fsum(scores) / count
     if all(score in (0.0, 1.0) for score in scores):
         z = float(ndtri(0.5 + level / 2))
         centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
         half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # Rounding would leave a trillionth of a millionth where the bound is exactly 0 or 1.
+        return 0.0 if mean == 0 else max(0.0, centre - half), 1.0 if mean == 1 else min(1.0, centre + half)
     if count < 2:
         return -math.inf, math.inf
     variance = math.fsum((score - mean) ** 2 for score in scores) / (count - 1)

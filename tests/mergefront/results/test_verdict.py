@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mergefront as mf
-from mergefront.formatting import coefficients, duration, number
+from mergefront.formatting import coefficients, difference, duration, number, score
+from mergefront.optimizer.scores.comparison import Difference
 from mergefront.optimizer.scores.differences import oriented_items
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
@@ -113,6 +114,9 @@ def test_numbers_read_well() -> None:
     assert [number(value) for value in (0.61, 0.0, -0.006, 774.05, 1234567.8, 0.00012, float("nan"))] == [
         "0.610", "0.000", "-0.006", "774.050", "1,234,568", "0.00012", "–",
     ]  # fmt: skip
+    # What is left of 0 by rounding is 0, as a score, a bound and an error.
+    assert [number(value) for value in (-1.3e-19, 3.5e-18, -0.0)] == ["0.000"] * 3
+    assert score(-1.3e-19, 3.5e-18) == difference(Difference(-1e-17)) == "0.000"
     assert [duration(value) for value in (0.24, 42, 245, 7800)] == ["0.2 s", "42 s", "4:05", "2:10:00"]
 
 

@@ -25,7 +25,7 @@ rows = st.lists(st.tuples(numbers, numbers), min_size=3, max_size=40)
 
 @given(rows)
 def test_paired_difference_is_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
-    first, second = (np.array(column) for column in zip(*pairs, strict=True))
+    first, second = (np.array(column) + 0.5 for column in zip(*pairs, strict=True))  # never right or wrong alone
     if np.ptp(first - second) < 1e-6:
         return
     made = paired_difference(list(first), list(second))
@@ -44,6 +44,23 @@ def test_pairing_finds_a_small_difference_that_separate_errors_hide() -> None:
     unpaired = unpaired_difference(sum(better) / 100, error, sum(hard) / 100, error)
     assert paired.mean == pytest.approx(unpaired.mean) == pytest.approx(0.1)
     assert paired.p_value < 0.01 < 0.1 < unpaired.p_value
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.sampled_from([1.0, -1.0]))
+def test_right_or_wrong_items_are_compared_by_the_exact_test(wins: int, losses: int, ties: int, sign: float) -> None:
+    """A t-test on a handful of disagreements claims wins that are coin flips."""
+    if not wins + losses + ties:
+        return
+    first = [sign] * wins + [0.0] * losses + [sign] * ties
+    second = [0.0] * wins + [sign] * losses + [sign] * ties
+    found = paired_difference(first, second)
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins != losses else 1.0
+    assert found.p_value == pytest.approx(float(expected), rel=1e-9)
+    assert found.discordant == ((wins, losses) if sign > 0 else (losses, wins))
+
+
+def test_a_score_between_right_and_wrong_has_no_exact_test() -> None:
+    assert paired_difference([1.0, 0.5, 1.0], [0.0, 0.0, 0.0]).discordant is None
 
 
 def test_a_few_items_that_all_agree_prove_little() -> None:
@@ -120,3 +137,8 @@ def test_the_interval_of_right_and_wrong_is_wilsons_and_of_numbers_students(
     expected = stats.t.interval(level, count + 1, scores.mean(), stats.sem(scores))
     assert mean_interval(scores.tolist(), level) == pytest.approx(expected)
     assert mean_interval([0.5], level) == (-math.inf, math.inf)
+
+
+def test_bounds_of_none_right_and_all_right_are_exactly_0_and_1() -> None:
+    for count in (7, 30, 60, 200, 1319):
+        assert mean_interval([0.0] * count)[0] == 0.0 and mean_interval([1.0] * count)[1] == 1.0
