@@ -8,16 +8,28 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from mergefront.adapters.backend import Backend
-from mergefront.adapters.language_model import CountedModel, LanguageModel
+from mergefront.adapters.counted_model import CountedModel
+from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores, Race, RaceResult
+from mergefront.optimizer.scores.evaluation import (
+    OUTCOMES,
+    UNANSWERED,
+    Evaluation,
+    EvaluationRequest,
+    ItemScores,
+    Race,
+    RaceResult,
+)
 
 DELTA_L1 = "delta_l1"
 """The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
@@ -40,7 +52,8 @@ class TaskEvaluator:
 
         ``seconds`` has "merge", "score", "total" and one entry per task; ``cost`` counts "items",
         "requests", "scored_tokens" and "generated_tokens". Raises ``UserError`` for an objective that is no
-        task, ``EvaluationError`` when merging or scoring fails or a score is not finite.
+        task, ``EvaluationError`` when merging or scoring fails, a score is not finite, or a larger share of a task's
+        items than its ``max_unanswered`` has no usable answer.
         """
         wanted = [name for name in request.objectives if name != DELTA_L1]
         for name in wanted:
@@ -49,59 +62,91 @@ class TaskEvaluator:
                 raise UserError(f"objective {name!r} is neither a task nor {DELTA_L1} {did_you_mean(name, known)}")
         items_of = {name: self.tasks[name].items(request.split) for name in wanted}
         started = time.perf_counter()
-        seconds: dict[str, float] = {}
         with ExitStack() as merged:
             with _failures("merging"):
                 applied = self.backend.apply(recipe)
-                model = CountedModel(merged.enter_context(applied))
+                asked = _Asked(CountedModel(merged.enter_context(applied)), {"merge": applied.seconds})
             exact = {DELTA_L1: _known(applied.delta_l1)} if DELTA_L1 in request.objectives else {}
-            seconds["merge"] = applied.seconds
+            details: dict[str, Any] = {}
             if request.race is not None and wanted:
-                result = self._race(request.race, model, items_of, exact, seconds)
+                result = self._race(request.race, asked, items_of, exact)
                 items, details = dict(result.items), dict(result.details)
                 scores = {name: one.mean for name, one in result.estimates.items()}
                 errors = {name: one.standard_error for name, one in result.estimates.items()}
+                for name in wanted:
+                    self._check_answered(name, asked)
             else:
-                items = {name: self._score(name, model, items_of[name], seconds) for name in wanted}
-                details = {}
+                items = {}
+                for name in wanted:
+                    items[name] = self._score(name, asked, items_of[name])
+                    self._check_answered(name, asked)
                 scores = {name: scored.mean for name, scored in items.items()}
                 errors = {name: scored.standard_error for name, scored in items.items() if len(scored.scores) > 1}
         scores.update(exact)
         errors.update(dict.fromkeys(exact, 0.0))
-        seconds["total"] = time.perf_counter() - started
-        seconds["score"] = sum(seconds[name] for name in wanted)
+        seconds = {
+            **asked.seconds,
+            "total": time.perf_counter() - started,
+            "score": sum(asked.seconds[name] for name in wanted),
+        }
         cost = {
             "items": float(sum(len(scored.scores) for scored in items.values())),
-            "requests": float(model.requests),
-            "scored_tokens": float(model.scored_tokens),
-            "generated_tokens": float(model.generated_tokens),
+            "requests": float(asked.model.requests),
+            "scored_tokens": float(asked.model.scored_tokens),
+            "generated_tokens": float(asked.model.generated_tokens),
         }
+        outcomes = {
+            name: {"asked": asked.items[name], **counts} for name, counts in asked.outcomes.items() if counts.total()
+        }
+        if outcomes:
+            details[OUTCOMES] = outcomes
         return Evaluation(scores, errors, items, seconds, cost, details)
 
-    def _score(self, name: str, model: LanguageModel, items: Sequence[Item], seconds: dict[str, float]) -> ItemScores:
-        """One task's item scores; the wall time is added to ``seconds``."""
+    def _score(self, name: str, asked: _Asked, items: Sequence[Item]) -> ItemScores:
+        """One task's item scores; what it took and what came of the items is added to ``asked``."""
         begun = time.perf_counter()
         with _failures(f"task {name!r}"):
-            scored = self.tasks[name].score(model, items)
+            scored = self.tasks[name].score(asked.model, items)
             _check_finite(scored)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - begun
+        asked.seconds[name] = asked.seconds.get(name, 0.0) + time.perf_counter() - begun
+        asked.items[name] += len(scored.scores)
+        asked.outcomes.setdefault(name, Counter()).update(asked.model.take_outcomes())
         return scored
+
+    def _check_answered(self, name: str, asked: _Asked) -> None:
+        """Raises ``EvaluationError`` where more items have no usable answer than the task forgives."""
+        counts, most = asked.outcomes[name], self.tasks[name].max_unanswered
+        if counts[UNANSWERED] / asked.items[name] > most:
+            reasons = ", ".join(f"{key.partition(': ')[2]}: {count}" for key, count in counts.items() if ": " in key)
+            raise EvaluationError(
+                f"task {name!r}: {counts[UNANSWERED]} of {asked.items[name]} items have no usable answer ({reasons}); "
+                f"max_unanswered is {most:g}",
+                kind=UNANSWERED,
+            )
 
     def _race(
         self,
         race: Race,
-        model: LanguageModel,
+        asked: _Asked,
         items_of: Mapping[str, Sequence[Item]],
         exact: Mapping[str, float],
-        seconds: dict[str, float],
     ) -> RaceResult:
         run = race.start({name: [item.id for item in items] for name, items in items_of.items()}, exact)
         while (batch := run.batch()) is not None:
             for name, indices in batch.items():
                 if indices:
-                    asked = [items_of[name][index] for index in indices]
-                    run.tell(name, indices, self._score(name, model, asked, seconds))
+                    run.tell(name, indices, self._score(name, asked, [items_of[name][index] for index in indices]))
         return run.result()
+
+
+@dataclass
+class _Asked:
+    """One candidate's model, and by task the seconds that it took, how many items it was asked and their outcomes."""
+
+    model: CountedModel
+    seconds: dict[str, float]
+    items: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 @contextmanager

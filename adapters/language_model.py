@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from mergefront.optimizer.errors import UserError
-
 Verb = Literal["loglikelihood", "generate", "python"]
 """What a task asks: one of the two verbs, or a Python function that is handed the live model."""
 
@@ -34,11 +32,13 @@ class ScoringRequest:
 @dataclass(frozen=True)
 class LogLikelihood:
     """``logprob`` is the sum over the continuation's ``tokens`` (nats, at most 0); ``is_greedy``
-    says whether each of them is the model's most likely token."""
+    says whether each of them is the model's most likely token; ``shortened``, that the context was longer than the
+    model reads and lost its beginning."""
 
     logprob: float
     tokens: int
     is_greedy: bool
+    shortened: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ class GenerationRequest:
 class Generation:
     """The generated ``text`` without the prompt and without the stop string.
 
-    ``tokens`` counts what was generated, stop included; ``finish`` is "length" when the model was
-    cut off and "stop" when it ended by itself or at a stop string.
+    ``tokens`` counts what was generated, stop included; None where a server does not say. ``finish`` is "length" when
+    the model was cut off and "stop" when it ended by itself or at a stop string. ``unanswered`` says why there is no
+    usable text, which is empty then (such as "content filter"): an outcome of the item, no failure of the server.
+    ``shortened``: the prompt was longer than the model reads and lost its beginning.
     """
 
     text: str
-    tokens: int
+    tokens: int | None
     finish: Literal["stop", "length"]
+    unanswered: str = ""
+    shortened: bool = False
 
 
 @runtime_checkable
@@ -74,41 +78,3 @@ class LanguageModel(Protocol):
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]: ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]: ...
-
-
-class CountedModel:
-    """A language model that counts what was asked of the one inside it.
-
-    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` add up over all calls. One instance
-    serves one merge: generation is greedy, so a prompt has one answer.
-    """
-
-    def __init__(self, model: LanguageModel) -> None:
-        self.model = model
-        self.requests = 0
-        self.scored_tokens = 0
-        self.generated_tokens = 0
-        self._generated: dict[GenerationRequest, Generation] = {}
-
-    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
-        self._refuse_images(requests)
-        answers = self.model.loglikelihood(requests)
-        self.requests += len(answers)
-        self.scored_tokens += sum(answer.tokens for answer in answers)
-        return answers
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Like the model's, but each request is sent once: two tasks share one answer."""
-        self._refuse_images(requests)
-        new = [request for request in dict.fromkeys(requests) if request not in self._generated]
-        if new:
-            answers = self.model.generate(new)
-            self._generated.update(zip(new, answers, strict=True))
-            self.requests += len(answers)
-            self.generated_tokens += sum(answer.tokens for answer in answers)
-        return [self._generated[request] for request in requests]
-
-    def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
-        """Raises ``UserError`` rather than ask about an image that the model is not shown."""
-        if any(request.image for request in requests) and not getattr(self.model, "reads_images", False):
-            raise UserError("items with an image were put to a model that reads no images")

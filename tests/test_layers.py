@@ -20,7 +20,9 @@ ROOMS: Mapping[str, str] = {
     "mergefront": "optimizer adapters storage versions formatting study results running serving demo cli __main__",
     "mergefront.optimizer": "errors foreign_text seeding arrays yaml_file recipes scores racing search samplers",
     "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
-    "mergefront.adapters": "backend language_model tokenization checkpoints merging tasks evaluator local remote",
+    "mergefront.adapters": (
+        "backend language_model counted_model tokenization checkpoints merging tasks evaluator local remote"
+    ),
     "mergefront.adapters.merging": (
         "memory coefficients transplant vocabulary sources compression tensor_pool importance task_vectors reference "
         "whole_models loras engine output"

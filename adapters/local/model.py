@@ -10,7 +10,8 @@ tokenised once, however many merges are scored with them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -106,8 +107,10 @@ class HuggingFaceModel:
         for start, end in self._shared_batches(contexts, shared):
             halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
         answers = []
-        for (context, continuation), several in zip(encoded, windows, strict=True):
-            if not several and continuation:
+        for request, is_longer, (context, continuation), several in zip(
+            requests, longer, encoded, windows, strict=True
+        ):
+            if not several and continuation:  # shared contexts are never longer than the model reads
                 logprob, is_greedy = shared[context][continuation]
                 answers.append(LogLikelihood(logprob, len(continuation), is_greedy))
                 continue
@@ -117,6 +120,7 @@ class HuggingFaceModel:
                     sum(logprob for logprob, _ in parts),
                     sum(len(targets) for _, targets in several),
                     all(greedy for _, greedy in parts),
+                    is_longer and request.context != "",
                 )
             )
         return answers
@@ -267,7 +271,7 @@ class HuggingFaceModel:
         prompts = self._tokenization.texts([request.prompt for request in different])
         answers: dict[GenerationRequest, Generation] = {}
         rows: list[tuple[Tokens, GenerationRequest]] = []
-        truncated: list[str] = []
+        shortened: set[GenerationRequest] = set()
         for tokens, request in zip(prompts, different, strict=True):
             room = self.max_length - request.max_new_tokens
             if room < 1:
@@ -276,18 +280,18 @@ class HuggingFaceModel:
                     kind="too long",
                 )
             rows.append((tokens[-room:], request))
-            truncated += [request.prompt] if len(tokens) > room else []
-        tell_truncated(truncated, self._truncated, self.max_length)
+            shortened |= {request} if len(tokens) > room else set()
+        tell_truncated((request.prompt for request in shortened), self._truncated, self.max_length)
         rows.sort(key=lambda row: len(row[0]), reverse=True)
         if not self._pads:
             for _, alike in groupby(rows, key=lambda row: len(row[0])):
                 self._write_unpadded(list(alike), answers)
-            return [answers[request] for request in requests]
+            return _marked(requests, answers, shortened)
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             halving(rows[start:end], lambda part: self._continue(part, answers, prefix))
-        return [answers[request] for request in requests]
+        return _marked(requests, answers, shortened)
 
     def _write_unpadded(
         self, rows: list[tuple[Tokens, GenerationRequest]], answers: dict[GenerationRequest, Generation]
@@ -368,6 +372,17 @@ class HuggingFaceModel:
             left_padded([one for _, one, _ in read]),
             joined([one for _, _, one in read]),
         )
+
+
+def _marked(
+    requests: Sequence[GenerationRequest],
+    answers: Mapping[GenerationRequest, Generation],
+    shortened: Container[GenerationRequest],
+) -> list[Generation]:
+    """The answers in the order of the requests; those to prompts that lost their beginning say so."""
+    return [
+        replace(answers[request], shortened=True) if request in shortened else answers[request] for request in requests
+    ]
 
 
 def _scores(logits: torch.Tensor, continuations: Sequence[Tokens]) -> Iterator[tuple[float, bool]]:

@@ -84,7 +84,10 @@ class MergeServiceModel:
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         def read_one(entry: Any) -> LogLikelihood:
             return LogLikelihood(
-                logprob(entry, "logprob"), field(entry, "tokens", kind=int), field(entry, "is_greedy", kind=bool)
+                logprob(entry, "logprob"),
+                field(entry, "tokens", kind=int),
+                field(entry, "is_greedy", kind=bool),
+                entry.get("shortened") is True,
             )
 
         asked = [{"context": one.context, "continuation": one.continuation} for one in requests]
@@ -93,7 +96,12 @@ class MergeServiceModel:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         def read_one(entry: Any) -> Generation:
             finish: Literal["stop", "length"] = "length" if field(entry, "finish", kind=str) == "length" else "stop"
-            return Generation(field(entry, "text", kind=str), field(entry, "tokens", kind=int), finish)
+            return Generation(
+                field(entry, "text", kind=str),
+                field(entry, "tokens", kind=int),
+                finish,
+                shortened=entry.get("shortened") is True,
+            )
 
         asked = [
             {"prompt": one.prompt, "max_new_tokens": one.max_new_tokens, "stop": list(one.stop)} for one in requests

@@ -16,6 +16,7 @@ from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricS
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import Option, check_options
 from mergefront.adapters.tasks.task import (
+    DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
     SPLIT_OPTIONS,
     Splits,
@@ -48,6 +49,7 @@ OPTIONS = (
     Option("tolerance", option.is_tolerance, read=float),
     Option("seconds", option.is_positive, read=float),
     Option("memory_mb", option.is_count),
+    Option("max_unanswered", option.is_share, read=float),
 )
 
 
@@ -66,6 +68,7 @@ class JsonlTask:
     metric: MetricSpec
     metric_options: MetricOptions
     splits: Splits = field(repr=False)
+    max_unanswered: float = DEFAULT_MAX_UNANSWERED
 
     @classmethod
     def read(
@@ -125,12 +128,14 @@ def read_jsonl_task(
     splits, too_few = limited({"search": search, "report": report}, sound)
     problems += too_few if not read.problems else []
     options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
-    return JsonlTask(name, metric, MetricOptions(**options), splits), problems
+    most = sound.get("max_unanswered", DEFAULT_MAX_UNANSWERED)
+    return JsonlTask(name, metric, MetricOptions(**options), splits, most), problems
 
 
 def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a sound entry leaves out."""
     defaults: dict[str, Any] = {**asdict(MetricOptions()), "stop": list(MetricOptions.stop)}
+    defaults["max_unanswered"] = DEFAULT_MAX_UNANSWERED
     if "report" not in config:
         defaults["report_fraction"] = DEFAULT_REPORT_FRACTION
     return {name: value for name, value in defaults.items() if name not in config}

@@ -77,6 +77,7 @@ is_paths = rule(
     lambda value: _path(value) or (isinstance(value, (list, tuple)) and all(map(_path, value))),
 )
 is_fraction = _number("a number in [0, 1)", lambda value: 0 <= value < 1)
+is_share = _number("a number in [0, 1]", lambda value: 0 <= value <= 1)
 is_stop = rule(
     "a text or a list of texts, none of them empty",
     lambda value: _names(value) or (isinstance(value, (list, tuple)) and all(map(_names, value))),

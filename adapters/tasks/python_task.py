@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mergefront.adapters.language_model import CountedModel, LanguageModel, Verb
+from mergefront.adapters.counted_model import CountedModel
+from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option, check_options
@@ -36,6 +37,7 @@ class PythonTask:
     """
 
     verb: Verb = "python"
+    max_unanswered = 0.0
 
     def __init__(
         self,

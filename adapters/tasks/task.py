@@ -20,6 +20,7 @@ SPLIT_OPTIONS = (
     Option("report_items", option.is_count),
 )
 DEFAULT_REPORT_FRACTION = 0.5
+DEFAULT_MAX_UNANSWERED = 0.1
 
 
 @runtime_checkable
@@ -29,6 +30,7 @@ class Task(Protocol):
     ``direction`` says whether the mean score is better large or small, ``verb`` what a model must be able to do.
     ``items`` returns the items of the split "search" (what a search optimises on) or "report" (what its result
     is measured on); the two never share an item. Raises ``UserError`` for another split or one without items.
+    ``max_unanswered`` is the share of the items asked that may have no usable answer; above it a candidate fails.
     """
 
     @property
@@ -39,6 +41,9 @@ class Task(Protocol):
 
     @property
     def verb(self) -> Verb: ...
+
+    @property
+    def max_unanswered(self) -> float: ...
 
     def items(self, split: str) -> Sequence[Item]: ...
 

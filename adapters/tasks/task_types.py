@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.tasks.jsonl import jsonl_defaults, read_jsonl_task
-from mergefront.adapters.tasks.lm_eval.task import read_lm_eval_task
+from mergefront.adapters.tasks.lm_eval.task import lm_eval_defaults, read_lm_eval_task
 from mergefront.adapters.tasks.python_task import python_defaults, read_python_task
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -33,7 +33,7 @@ class TaskType:
 
 TASK_TYPES: Mapping[str, TaskType] = {
     "jsonl": TaskType(read_jsonl_task, jsonl_defaults),
-    "lm_eval": TaskType(read_lm_eval_task),
+    "lm_eval": TaskType(read_lm_eval_task, lm_eval_defaults),
     "python": TaskType(read_python_task, python_defaults),
 }
 

@@ -168,18 +168,26 @@ _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
 """What a task's options were where a study of commit 1712830 or before left them out."""
 
 
+_UNANSWERED_FAILS: dict[str, Any] = {"max_unanswered": 0.0}
+
+
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored definition with the defaults of its day.
 
     Studies of commit 1712830 and before did not store those of tasks; mm-mo read what it could not explain as
-    roughness before that was an option.
+    roughness before that was an option; an item without a usable answer once failed every candidate.
     """
     evaluator, sampler = stored["evaluator"], stored["sampler"]
     if sampler["name"] == "mm-mo":
         options = {"unexplained": "roughness", **sampler["options"]}
         stored = {**stored, "sampler": {**sampler, "options": options}}
-    if "scoring" in stored or "tasks" not in evaluator:
+    if "tasks" not in evaluator:
         return dict(stored)
+    asked = {name: _UNANSWERED_FAILS | task for name, task in evaluator["tasks"].items() if task["type"] != "python"}
+    evaluator = {**evaluator, "tasks": {**evaluator["tasks"], **asked}}
+    stored = {**stored, "evaluator": evaluator}
+    if "scoring" in stored:
+        return stored
     tasks = {}
     for name, task in evaluator["tasks"].items():
         defaults = dict(_TASK_DEFAULTS_OF_1712830.get(task["type"], {}))

@@ -63,16 +63,21 @@ class EnsembleModel:
         ]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """The winners of a weighted vote over the models' answers."""
+        """The winners of a weighted vote over the models' answers; a model without a usable one does not vote."""
         asked = {name: member.generate(requests) for name, member in self._members.items()}
         return [
-            Generation(
-                weighted_vote({name: answers[place].text for name, answers in asked.items()}, self._weights),
-                sum(answers[place].tokens for answers in asked.values()),
-                "stop",
-            )
-            for place in range(len(requests))
+            self._voted({name: answers[place] for name, answers in asked.items()}) for place in range(len(requests))
         ]
+
+    def _voted(self, said: Mapping[str, Generation]) -> Generation:
+        voting = {name: one for name, one in said.items() if self._weights[name] != 0}
+        counts = [one.tokens for one in said.values()]
+        known = [count for count in counts if count is not None]
+        tokens = sum(known) if len(known) == len(counts) else None
+        if voting and all(one.unanswered for one in voting.values()):
+            return Generation("", tokens, "stop", unanswered=next(iter(voting.values())).unanswered)
+        answers = {name: one.text for name, one in voting.items() if not one.unanswered}
+        return Generation(weighted_vote(answers, self._weights), tokens, "stop")
 
 
 class EnsembleBackend(Connected[EnsembleSection]):

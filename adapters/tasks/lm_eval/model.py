@@ -23,6 +23,8 @@ class HarnessModel(LM):  # type: ignore[misc]
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
+        self.unanswered: dict[int, str] = {}
+        """Why a request has no usable answer, by the identity of its instance."""
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         answers = self.model.loglikelihood([ScoringRequest(*request.args[:2]) for request in requests])
@@ -35,6 +37,9 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         answers = self.model.generate([_generation(*request.args[:2]) for request in requests])
+        for request, answer in zip(requests, answers, strict=True):
+            if answer.unanswered:
+                self.unanswered[id(request)] = answer.unanswered
         return [answer.text for answer in answers]
 
 

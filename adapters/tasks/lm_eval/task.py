@@ -23,6 +23,7 @@ from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option, check_options
 from mergefront.adapters.tasks.task import (
+    DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
     SPLIT_OPTIONS,
     Splits,
@@ -31,8 +32,8 @@ from mergefront.adapters.tasks.task import (
     seeded_order,
     split_items,
 )
-from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.scores.evaluation import UNANSWERED, ItemScores
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ OPTIONS = (
     Option("data_files", option.is_file_by_split, read=dict),
     Option("num_fewshot", option.is_natural),
     *SPLIT_OPTIONS,
+    Option("max_unanswered", option.is_share, read=float),
 )
 
 
@@ -71,6 +73,7 @@ class LmEvalTask:
     few_shot: int = 0
     seed: int = 0
     announcement: str | None = None
+    max_unanswered: float = DEFAULT_MAX_UNANSWERED
     _requests: dict[str, list[Instance]] = field(default_factory=dict, repr=False)
 
     @property
@@ -88,7 +91,10 @@ class LmEvalTask:
         return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
-        """Ask the model what the harness would ask it about the items, and score its answers as the harness does."""
+        """Ask the model what the harness would ask it about the items, and score its answers as the harness does.
+
+        An item without a usable answer is wrong (0); where less is better, it raises ``EvaluationError``.
+        """
         from mergefront.adapters.tasks.lm_eval.model import HarnessModel
 
         asked = [[replace(one, resps=[], filtered_resps={}) for one in self._request(item)] for item in items]
@@ -103,6 +109,15 @@ class LmEvalTask:
         chosen = self.filter or next(iter(flat[0].filtered_resps))
         scores = []
         for item, several in zip(items, asked, strict=True):
+            missing = next(filter(None, (harness_model.unanswered.get(id(one)) for one in several)), None)
+            if missing is not None and self.direction == "minimize":
+                raise EvaluationError(
+                    f"no usable answer to item {item.id} ({missing}), and {self.metric} has no score for that",
+                    kind=UNANSWERED,
+                )
+            if missing is not None:
+                scores.append(0.0)
+                continue
             answers = [instance.filtered_resps[chosen] for instance in several]
             found = self.harness.process_results(self.documents[item.id], answers)
             scores.append(float(found[self.metric]))
@@ -173,9 +188,15 @@ def read_lm_eval_task(
             int(sound.get("num_fewshot", harness.config.num_fewshot or 0)),
             seed,
             announcement,
+            sound.get("max_unanswered", DEFAULT_MAX_UNANSWERED),
         ),
         problems,
     )
+
+
+def lm_eval_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a sound entry leaves out, as far as the harness does not decide them."""
+    return {} if "max_unanswered" in config else {"max_unanswered": DEFAULT_MAX_UNANSWERED}
 
 
 def _announcement(name: str, benchmark: str, *, own_files: bool) -> str:

@@ -14,11 +14,11 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.generation_metrics import (
     code,
     f1,
-    generations,
     is_answer,
     latency,
     numeric,
     output_tokens,
+    rated,
 )
 from mergefront.adapters.tasks.metrics.metric_spec import ANSWER, PROMPT, TEXT, MetricOptions, MetricSpec, Scored
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
@@ -34,8 +34,7 @@ def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOpti
     With ``normalise`` case, punctuation and articles do not count. The
     margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
     """
-    answers = generations(model, items, options)
-    scores = [float(is_answer(said.text, item, options.normalise)) for said, item in zip(answers, items, strict=True)]
+    scores = rated(model, items, options, lambda item, text: float(is_answer(text, item, options.normalise)))
     if not options.margins:
         return scores, None
     return scores, [

@@ -4,6 +4,7 @@ def shouting(item, text):        # item.prompt, item.answers, item.tests; text w
     return float(text.isupper())
 
 shouting.direction = "minimize"  # where less is better
+shouting.unanswered = 1.0        # an item without a usable answer; without this line the first one fails the candidate
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.metrics.generation_metrics import generations
+from mergefront.adapters.tasks.metrics.generation_metrics import all_answered, generations
 from mergefront.adapters.tasks.metrics.metric_spec import PROMPT, MetricOptions, MetricSpec, Scored
 from mergefront.adapters.tasks.user_code import user_function
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -33,9 +34,16 @@ def user_metric(call: str, folder: Path) -> MetricSpec:
     if direction not in ("maximize", "minimize"):
         raise UserError(f"metric {call!r}: its direction is {direction!r}; it must be 'maximize' or 'minimize'")
 
+    unanswered = getattr(function, "unanswered", None)
+
     def score(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
         answers = generations(model, items, options)
-        return [_number(call, function(item, said.text)) for item, said in zip(items, answers, strict=True)], None
+        if unanswered is None:
+            all_answered(items, answers)
+        return [
+            _number(call, unanswered if said.unanswered else function(item, said.text))
+            for item, said in zip(items, answers, strict=True)
+        ], None
 
     return MetricSpec(call, "generate", direction, PROMPT, score)
 

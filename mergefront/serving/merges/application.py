@@ -113,7 +113,7 @@ async def generate(
 
 
 def _tokens(answers: Sequence[LogLikelihood] | Sequence[Generation]) -> int:
-    return sum(one.tokens for one in answers)
+    return sum(one.tokens or 0 for one in answers)
 
 
 def make_application(service: MergeService) -> FastAPI:

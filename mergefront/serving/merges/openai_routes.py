@@ -36,7 +36,7 @@ class _Answered:
 
     @property
     def generated(self) -> int:
-        return sum(one.tokens for one in self.generations)
+        return sum(one.tokens or 0 for one in self.generations)
 
 
 @routes.get("/models", summary="The client's sessions that have a merge, as models.")

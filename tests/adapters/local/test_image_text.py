@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mergefront.adapters.language_model import CountedModel, GenerationRequest, ScoringRequest
+from mergefront.adapters.counted_model import CountedModel
+from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.asked import asked_model
 from mergefront.adapters.local.image_text import ImageTextModel
 from mergefront.adapters.local.model import HuggingFaceModel

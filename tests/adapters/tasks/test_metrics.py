@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import (
-    CountedModel,
     Generation,
     GenerationRequest,
     LogLikelihood,

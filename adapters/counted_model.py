@@ -1,0 +1,84 @@
+"""A language model that counts what was asked of it, and what came of the prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from mergefront.adapters.language_model import (
+    Generation,
+    GenerationRequest,
+    LanguageModel,
+    LogLikelihood,
+    ScoringRequest,
+)
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.evaluation import CUT, EMPTY, SHORTENED, UNANSWERED
+
+
+class CountedModel:
+    """Asks the ``model`` inside it, and counts.
+
+    ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` (as far as the model says) add up over
+    all calls. One instance serves one merge: generation is greedy, so a prompt has one answer.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.requests = 0
+        self.scored_tokens = 0
+        self.generated_tokens = 0
+        self._generated: dict[GenerationRequest, Generation] = {}
+        self._outcomes: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        self._refuse_images(requests)
+        answers = self.model.loglikelihood(requests)
+        self.requests += len(answers)
+        self.scored_tokens += sum(answer.tokens for answer in answers)
+        for request, answer in zip(requests, answers, strict=True):
+            if answer.shortened:
+                self._outcomes[request.context, request.image] = (SHORTENED,)
+        return answers
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Like the model's, but each request is sent once: two tasks share one answer."""
+        new = [request for request in dict.fromkeys(requests) if request not in self._generated]
+        self._generated.update(zip(new, self.generate_anew(new), strict=True) if new else ())
+        answers = [self._generated[request] for request in requests]
+        self._note(requests, answers)
+        return answers
+
+    def generate_anew(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """The model's own answers, whatever was asked before."""
+        self._refuse_images(requests)
+        answers = self.model.generate(requests)
+        self.requests += len(answers)
+        self.generated_tokens += sum(answer.tokens or 0 for answer in answers)
+        self._note(requests, answers)
+        return answers
+
+    def take_outcomes(self) -> Counter[str]:
+        """How many of the prompts since the last call had which outcome (see ``OUTCOMES``), and of those without an
+        answer the reasons, each as ``unanswered: reason``."""
+        counts = Counter(outcome for outcomes in self._outcomes.values() for outcome in outcomes)
+        self._outcomes = {}
+        return counts
+
+    def _note(self, requests: Iterable[GenerationRequest], answers: Iterable[Generation]) -> None:
+        for request, answer in zip(requests, answers, strict=True):
+            self._outcomes[request.prompt, request.image] = _outcomes(answer)
+
+    def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
+        """Raises ``UserError`` rather than ask about an image that the model is not shown."""
+        if any(request.image for request in requests) and not getattr(self.model, "reads_images", False):
+            raise UserError("items with an image were put to a model that reads no images")
+
+
+def _outcomes(answer: Generation) -> tuple[str, ...]:
+    found = (SHORTENED,) if answer.shortened else ()
+    if answer.unanswered:
+        return (*found, UNANSWERED, f"{UNANSWERED}: {answer.unanswered}")
+    if not answer.text.strip():
+        return (*found, EMPTY)
+    return (*found, CUT) if answer.finish == "length" else found
