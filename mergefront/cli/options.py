@@ -90,6 +90,14 @@ def named_numbers(
     return found
 
 
+def whole_numbers(_context: click.Context, _parameter: click.Parameter, given: str | None) -> list[int] | None:
+    """``3,7,12`` as a list."""
+    try:
+        return None if given is None else [int(part) for part in given.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{given!r} must be written as N,N,..., such as 3,7") from None
+
+
 def print_json(value: Any) -> None:
     """One JSON value on stdout; strict JSON (no NaN)."""
     echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

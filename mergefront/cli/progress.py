@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergefront import formatting
 from mergefront.cli.logs import echo
@@ -19,11 +19,15 @@ from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live
 
     from mergefront.cli.session import Session
+    from mergefront.optimizer.errors import EvaluationError
+    from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.optimizer.search.loop import TrialOutcome
+    from mergefront.running.report_items import OnScored, ReportPlan
     from mergefront.running.worker import OnTrialEnd, OnTrialStart
-    from mergefront.study.stored_study import Study
+    from mergefront.study.stored_study import Candidate, Study
 
 
 @dataclass
@@ -182,13 +186,7 @@ def _events(name: str, state: SearchState, finish: Callable[[TrialOutcome], floa
 
 @contextmanager
 def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterator[Callbacks]:
-    from rich.live import Live
-
-    from mergefront.cli.tables import console
-
-    screen = console(sys.stderr)
-    # Live is refreshed from a thread of its own, so that the clock runs during a long evaluation.
-    with Live(get_renderable=lambda: _picture(state), console=screen, refresh_per_second=4) as live:
+    with _on_screen(lambda: _picture(state)) as live:
 
         def on_trial_end(outcome: TrialOutcome) -> None:
             finish(outcome)
@@ -198,23 +196,90 @@ def _live(state: SearchState, finish: Callable[[TrialOutcome], float]) -> Iterat
         yield on_trial_end, state.start
 
 
+def _on_screen(picture: Callable[[], RenderableType]) -> Live:
+    """Shows a picture on stderr, anew four times a second from a thread of its own: the clock runs meanwhile."""
+    from rich.live import Live
+
+    from mergefront.cli.tables import console
+
+    # What is printed to a file goes on going there.
+    stdout = sys.stdout.isatty()
+    return Live(get_renderable=picture, console=console(sys.stderr), refresh_per_second=4, redirect_stdout=stdout)
+
+
 def _picture(state: SearchState) -> RenderableType:
     from rich.console import Group
+    from rich.text import Text
+
+    below = " · ".join(part for part in (state.summary(), f"now {state.under_way}" if state.under_way else "") if part)
+    line = _bar(state.done, state.budget, "evaluations", state.time_left())
+    return Group(line, Text(visible(below), style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def _bar(done: int, total: int, what: str, left: str) -> RenderableType:
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    line: Any = Table.grid(padding=(0, 1), expand=True)
+    line = Table.grid(padding=(0, 1), expand=True)
     line.add_column(no_wrap=True)
     line.add_column(ratio=1)
     line.add_column(no_wrap=True)
     line.add_row(
-        Text(f"{state.done}/{state.budget} evaluations", style="bold"),
-        ProgressBar(total=state.budget, completed=state.done),
-        Text(state.time_left(), style="cyan"),
+        Text(f"{done}/{total} {what}", style="bold"), ProgressBar(total=total, completed=done), Text(left, style="cyan")
     )
-    below = " · ".join(part for part in (state.summary(), f"now {state.under_way}" if state.under_way else "") if part)
-    return Group(line, Text(visible(below), style="dim", overflow="ellipsis", no_wrap=True))
+    return line
+
+
+@contextmanager
+def report_progress(session: Session, study: Study, plan: ReportPlan) -> Iterator[OnScored]:
+    """Show how far a report is: a live bar on a terminal, a line or an event per candidate elsewhere.
+
+    From here on an interruption says what is kept; the end says what it took.
+    """
+    from mergefront.cli.logs import log_event
+    from mergefront.optimizer.errors import EvaluationError
+    from mergefront.results.throughput import spent
+
+    total, started = len(plan.wanted), time.monotonic()
+    ends: list[float] = []
+    scored: list[Evaluation] = []
+    session.reported = (0, total)
+
+    def seconds_left() -> float | None:
+        each = ends[-1] / len(ends) if ends else plan.seconds
+        left = None if each is None else each * total - (time.monotonic() - started)
+        return left if left is not None and left > 0 and len(ends) < total else None
+
+    def time_left() -> str:
+        left = seconds_left()
+        return "" if left is None else f"about {formatting.duration(left)} left"
+
+    def on_scored(candidate: Candidate, result: Evaluation | EvaluationError) -> None:
+        ends.append(time.monotonic() - started)
+        failure = str(result) if isinstance(result, EvaluationError) else None
+        if not isinstance(result, EvaluationError):
+            scored.append(result)
+        session.reported = (len(scored), total)
+        who = f"trial {candidate.number}" + (f" {candidate.anchor}" if candidate.anchor else "")
+        said = f"{who} done" if failure is None else f"{who} failed: {failure}"
+        if session.log_format == "json":
+            known = {"study": study.name, "trial": candidate.number, "anchor": candidate.anchor, "failure": failure}
+            log_event("report", **known, done=len(ends), total=total, seconds_left=seconds_left())
+        elif live is None:
+            echo(" | ".join(filter(None, (f"[{len(ends)}/{total}] {said}", time_left()))), err=True)
+        elif failure is not None:
+            live.console.print(said, style="red")
+
+    live = None
+    with ExitStack() as shown:
+        if session.log_format != "json" and sys.stderr.isatty():
+            live = shown.enter_context(_on_screen(lambda: _bar(len(ends), total, "candidates", time_left())))
+        yield on_scored
+    took = spent(scored)
+    costs = "".join(f", {value:,.0f} {kind.replace('_', ' ')}" for kind, value in took.cost.items() if value)
+    session.say(f"Scored {len(scored)} candidates in {formatting.duration(time.monotonic() - started)}{costs}.")
+    session.reported = None
 
 
 def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,7 @@ from mergefront.cli.logs import echo
 from mergefront.cli.session import Session, shown_storage, storage_argument
 
 if TYPE_CHECKING:
-    from mergefront.optimizer.errors import EvaluationError
-    from mergefront.optimizer.scores.evaluation import Evaluation
+    from mergefront.running.report_items import ReportPlan
     from mergefront.running.run import Launcher
     from mergefront.study.ready import ReadyStudy
     from mergefront.study.stored_study import Candidate, Study
@@ -24,17 +24,45 @@ def say(message: str) -> None:
     echo(message, err=True)
 
 
-def score_report(study: Study) -> int:
-    """Score front and anchors on the report items, saying on stderr how far it is."""
-    from mergefront.optimizer.errors import EvaluationError
-    from mergefront.running.report_items import report
+def score_report(session: Session, study: Study, merges: Sequence[Candidate] | None = None) -> None:
+    """Score merges (by default the front's) and the anchors on the report items, after saying what that takes."""
+    from mergefront.cli.progress import report_progress
+    from mergefront.running.report_items import plan_report, report
 
-    def observe(candidate: Candidate, result: Evaluation | EvaluationError, left: int) -> None:
-        who = f"trial {candidate.number}" + (f" {candidate.anchor}" if candidate.anchor else "")
-        what = f"failed: {result}" if isinstance(result, EvaluationError) else "done"
-        say(f"report items: {who} {what}, {left} left")
+    plan = plan_report(study, merges)
+    for line in report_estimate(study, plan, whole_front=merges is None):
+        session.say(line)
+    if plan.wanted:
+        with report_progress(session, study, plan) as on_scored:
+            report(study, plan, on_scored)
 
-    return report(study, observe)
+
+def report_estimate(study: Study, plan: ReportPlan, whole_front: bool) -> Iterator[str]:
+    """What a report will cost, beside what the search has cost."""
+    from mergefront.formatting import duration
+    from mergefront.results.throughput import spent
+
+    count = len(plan.wanted)
+    if not count:
+        yield f"All {plan.known} candidates have been scored on the report items before."
+        return
+    anchors = sum(1 for candidate in plan.wanted if candidate.anchor is not None)
+    who = [f"{count - anchors} merges"] if anchors < count else []
+    who += [f"{anchors} anchors"] if anchors else []
+    known = f" ({plan.known} have been scored before)" if plan.known else ""
+    line = f"Report items: {' and '.join(who)} to score{known}"
+    searched = spent(study.ledger.evaluations().values())
+    asked, cost = plan.items * count, searched.cost.get("items", 0)
+    if asked:
+        line += f" on {plan.items:,} items each, {asked:,} in all" + (f" (the search: {cost:,.0f})" if cost else "")
+    if plan.seconds is not None:
+        total = searched.seconds.get("total")
+        line += f", about {duration(plan.seconds * count)}"
+        line += "" if total is None else f" (the search: {duration(total)})"
+        line += f"; task {', '.join(plan.untimed)} not counted, as nobody was asked it yet" if plan.untimed else ""
+    yield line + "."
+    if whole_front and count - anchors > 1:
+        yield "Fewer: --distinct, --trials 3,7 or --prefer NAME=WEIGHT,... of 'mergefront report'."
 
 
 def show_search(session: Session, ready: ReadyStudy, launcher: Launcher) -> Study:

@@ -15,13 +15,17 @@ STORAGE_VARIABLE = "MERGEFRONT_STORAGE"
 
 @dataclass
 class Session:
-    """The state of one call. ``study`` is (name, storage URL) while a search runs."""
+    """The state of one call. ``study`` is (name, storage URL) while a search runs.
+
+    ``reported`` is (scored, of) while candidates are scored on report items.
+    """
 
     debug: bool = False
     log_format: str = "text"
     study: tuple[str, str] | None = None
     kept: int = 0
     budget: int = 0
+    reported: tuple[int, int] | None = None
 
     def say(self, line: str, level: int = logging.INFO) -> None:
         """A line for whoever watches stderr, in the format that was asked for."""
@@ -31,7 +35,9 @@ class Session:
             echo(line, err=True)
 
     def resume_hint(self) -> str | None:
-        """What is kept and the command that continues, or None when no search was under way."""
+        """What is kept and the command that continues, or None when nothing was under way."""
+        if self.reported is not None:
+            return "{} of {} candidates are scored and kept. The same command goes on.".format(*self.reported)
         if self.study is None:
             return None
         name, storage = self.study

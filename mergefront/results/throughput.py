@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from mergefront.optimizer.scores.evaluation import Evaluation
+
 RECENT = 30
 """So many of the last evaluations tell the present speed."""
 
@@ -23,6 +25,27 @@ class Throughput:
     seconds_left: float | None
     spent: Mapping[str, float]
     cost_left: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What evaluations took: how many, seconds by phase ("merge", "score", "total"), cost by kind."""
+
+    evaluations: int
+    seconds: Mapping[str, float]
+    cost: Mapping[str, float]
+
+
+def spent(rows: Iterable[Evaluation]) -> Spent:
+    """The sum of what evaluations took."""
+    seconds: Counter[str] = Counter()
+    cost: Counter[str] = Counter()
+    count = 0
+    for row in rows:
+        count += 1
+        seconds.update(row.seconds)
+        cost.update(row.cost)
+    return Spent(count, seconds, cost)
 
 
 def throughput(

@@ -27,7 +27,7 @@ def run_demo(session: Session, directory: Path, seed: int) -> None:
     with one_thread():
         study_file = write_demo(directory, seed=seed, progress=say)
         study = search_file(session, study_file, None, Launcher())
-        score_report(study)
+        score_report(session, study)
     written = _write_results(study, directory)
     finish(study)
     say(f"\nWritten: {', '.join(str(path) for path in written)}. The study file is {study_file}.")

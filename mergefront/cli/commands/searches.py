@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +14,18 @@ from mergefront.cli.options import (
     evaluations_option,
     json_option,
     launcher_options,
+    named_numbers,
     print_json,
     root_option,
     storage_option,
+    whole_numbers,
 )
 from mergefront.cli.searching import finish, quiet_libraries, score_report, search_file, show_search
 from mergefront.cli.session import Session
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from mergefront.study.stored_study import Candidate, Study
 
 STUDY_FILE = click.Path(path_type=Path)
 
@@ -113,6 +120,14 @@ def resume(
 @click.argument("name")
 @storage_option
 @root_option
+@click.option("--trials", metavar="N,N,...", callback=whole_numbers, help="Only these members of the front.")
+@click.option("--distinct", is_flag=True, help="Only members that are better than each other one beyond noise.")
+@click.option(
+    "--prefer",
+    metavar="NAME=WEIGHT,...",
+    callback=named_numbers,
+    help="Only the member for these weights of the objectives.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -120,15 +135,27 @@ def resume(
     help="Also write everything as one self-contained HTML page.",
 )
 @click.pass_obj
-def report(session: Session, name: str, storage: str, root: Path | None, out: Path | None) -> None:
+def report(
+    session: Session,
+    name: str,
+    storage: str,
+    root: Path | None,
+    trials: list[int] | None,
+    distinct: bool,
+    prefer: dict[str, float] | None,
+    out: Path | None,
+) -> None:
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
 
-    The report items are those that the tasks keep apart (report, report_fraction). What is scored
+    The report items are those that the tasks keep apart (report, report_fraction). There may be more of them than the
+    search asked: what that takes is said first, and --trials, --distinct and --prefer (any of them together) choose
+    whom of the front to score. The anchors are scored always, since merges are compared with them. What is scored
     already is not scored again; the sampler never sees these scores.
 
     \b
-    Example:
+    Examples:
       mergefront report skills
+      mergefront report skills --distinct --prefer maths=0.7,french=0.3
       mergefront report skills --out report.html
     """
     from mergefront.cli.tables import print_front
@@ -139,8 +166,25 @@ def report(session: Session, name: str, storage: str, root: Path | None, out: Pa
     with terminable(), quiet_libraries():
         study = load_study(name, storage=storage, root=root)
         if out is None or study.definition.evaluator.asks_models:
-            score_report(study)
+            score_report(session, study, _chosen(study, trials, distinct, prefer))
         if out is not None:
             write_report(study, out)
             echo(f"Wrote {out}", err=True)
     print_front(study, verdicts(study))
+
+
+def _chosen(
+    study: Study, trials: list[int] | None, distinct: bool, prefer: dict[str, float] | None
+) -> list[Candidate] | None:
+    """The members of the front that were asked for; None for all of them."""
+    if trials is None and not distinct and prefer is None:
+        return None
+    front = {candidate.number: candidate for candidate in study.front()}
+    for number in trials or ():
+        if number not in front:
+            known = ", ".join(map(str, front)) or "none yet"
+            raise UserError(f"--trials: trial {number} is not on the front of study {study.name!r}; on it are: {known}")
+    chosen = [front[number] for number in trials or ()]
+    chosen += study.distinct_front() if distinct else []
+    chosen += [study.preferred(prefer)] if prefer is not None else []
+    return chosen

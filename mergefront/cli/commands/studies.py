@@ -93,6 +93,13 @@ def status(name: str, storage: str, as_json: bool) -> None:
         spent = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["spent"].items())
         rest = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["cost_left"].items())
         lines.append(f"  spent         {spent}" + (f"; about {rest} to come" if rest else ""))
+    if facts["report"] is not None and facts["report"]["scored"]:
+        reported = facts["report"]
+        costs = "".join(f", {value:,.0f} {kind}" for kind, value in reported["spent"].items() if value)
+        more = f", {reported['left']} left" if reported["left"] else ""
+        lines.append(
+            f"  report items  {reported['scored']} candidates scored in {duration(reported['seconds'])}{costs}{more}"
+        )
     for entry in facts["workers"]:
         since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
         trial = "starting" if entry["trial"] is None else f"trial {entry['trial']}"
@@ -269,6 +276,7 @@ def _status(study: Study) -> dict[str, Any]:
         "seconds_left": speed.seconds_left,
         "spent": dict(speed.spent),
         "cost_left": dict(speed.cost_left),
+        "report": _report(study) if study.definition.evaluator.tasks else None,
         "workers": [asdict(worker) for worker in study.ledger.workers()],
         "best": best,
         "failures": [
@@ -278,3 +286,14 @@ def _status(study: Study) -> dict[str, Any]:
         "stopped": None if stopped is None else {"cause": stopped.cause, "reason": stopped.reason},
         "resume": command if done < budget else None,
     }
+
+
+def _report(study: Study) -> dict[str, Any]:
+    """What scoring on the report items has taken, and how many of the front and the anchors it has not scored yet."""
+    from mergefront.results.throughput import spent
+
+    rows = study.ledger.evaluations("report")
+    left = {candidate.digest for candidate in (*study.anchors(), *study.front())} - rows.keys()
+    took = spent(rows.values())
+    seconds = took.seconds.get("total", 0.0)
+    return {"scored": took.evaluations, "left": len(left), "seconds": seconds, "spent": dict(took.cost)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_front
 from mergefront.results.report.contents import Contents, contents
+from mergefront.results.throughput import spent
 from mergefront.results.verdict import Match, Verdict
 
 if TYPE_CHECKING:
@@ -268,22 +268,24 @@ def _recipes(shown: Contents) -> str:
 
 
 def _cost(study: Study) -> str:
-    """What a study has spent: items answered, of those of a full evaluation of every candidate, and the rest."""
-    spent: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
-    in_full = 0.0
-    for row in study.ledger.evaluations().values():
-        spent.update(row.cost)
-        seconds.update(row.seconds)
-        in_full += sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0)
+    """What search and report have spent: items answered, of those of a full evaluation of every candidate, and more."""
+    rows, reported = study.ledger.evaluations().values(), study.ledger.evaluations("report").values()
+    took = (spent(rows), spent(reported)) if reported else (spent(rows),)
     failed = len(study.failures())
-    rows = [["evaluations", f"{study.finished_count()}" + (f", {failed} of them failed" if failed else "")]]
-    if items := spent.pop("items", 0):
-        rows.append(["items answered", f"{items:,.0f} of {in_full:,.0f} ({100 * items / in_full:.0f} %)"])
-    rows += [[name.replace("_", " "), f"{value:,.0f}"] for name, value in spent.items() if value]
-    times = [name for name in ("merge", "score", "total") if name in seconds]
-    rows += [[f"time, {name}", formatting.duration(seconds[name])] for name in times]
-    return _table([], rows)
+    counts = [f"{study.finished_count()}" + (f", {failed} of them failed" if failed else "")]
+    counts += [f"{one.evaluations}" for one in took[1:]]
+    table = [["evaluations", *counts]]
+    asked = took[0].cost.get("items", 0)
+    if asked:
+        of = [sum(row.details.get(RACED, {}).get("of", {}).values()) or row.cost.get("items", 0) for row in rows]
+        counts = [f"{asked:,.0f} of {sum(of):,.0f} ({100 * asked / sum(of):.0f} %)"]
+        table.append(["items answered", *counts, *(f"{one.cost.get('items', 0):,.0f}" for one in took[1:])])
+    for kind in sorted({kind for one in took for kind, value in one.cost.items() if value} - {"items"}):
+        table.append([kind.replace("_", " "), *(f"{one.cost.get(kind, 0):,.0f}" for one in took)])
+    for phase in ("merge", "score", "total"):
+        if phase in took[0].seconds:
+            table.append([f"time, {phase}", *(formatting.duration(one.seconds.get(phase, 0.0)) for one in took)])
+    return _table(["", "search", "report items"][: len(took) + 1], table)
 
 
 def _who(candidate: Candidate) -> str:

@@ -8,57 +8,19 @@ from html import unescape
 import pytest
 import yaml
 from click.testing import CliRunner
+from local_study import write_local_study
 
 import mergefront as mf
 from mergefront.cli.application import cli
-from mergefront.demo.experts import _new_model, _tokenizer
 from mergefront.formatting import number
 from mergefront.results.report.contents import contents
 from mergefront.results.report.page import page
 from mergefront.running.report_items import report
 
-TASKS = {
-    "sorting": {"type": "jsonl", "path": "sorting.jsonl", "metric": "loss"},
-    "side": {"type": "jsonl", "path": "side.jsonl", "metric": "loss"},
-    "choices": {"type": "jsonl", "path": "side.jsonl", "metric": "loglikelihood"},
-}
-
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
-    """Two random experts of a random base; two tasks that are no objective."""
-    import torch
-
-    folder = tmp_path_factory.mktemp("forgetting")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model, tokenizer = _new_model(), _tokenizer()
-        for name in ("base", "one", "two"):
-            model.save_pretrained(folder / name)
-            tokenizer.save_pretrained(folder / name)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(torch.randn_like(parameter) * 0.05)
-    letters = ["abcdefgh"[n:] + "abcdefgh"[:n] for n in range(8)]
-    for name in ("sorting", "side"):
-        lines = [f'{{"prompt": "{name[:4]} {a}:", "choices": ["{a}", "{a[::-1]}"], "answer": 0}}' for a in letters]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    content = {
-        "study": "forgetting",
-        "merge": {
-            "method": "task_arithmetic",
-            "base_model": "base",
-            "models": {"one": "one", "two": "two"},
-            "space": {"weight": [0, 1]},
-        },
-        "backend": {"type": "local", "device": "cpu"},
-        "tasks": TASKS,
-        "objectives": ["sorting", "delta_l1"],
-        "search": {"sampler": "random", "evaluations": 7},
-    }
-    path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return mf.run(path)
+    return mf.run(write_local_study(tmp_path_factory.mktemp("forgetting"), "forgetting"))
 
 
 def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study) -> None:
@@ -97,7 +59,10 @@ def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study
 def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study: mf.Study) -> None:
     """Who found nothing would otherwise read the search items' scores, and not that nothing was found."""
     folder = study.root
-    content = yaml.safe_load((folder / "study.yaml").read_text()) | {"study": "nothing", "objectives": ["delta_l1"]}
+    content = yaml.safe_load((folder / "forgetting.yaml").read_text()) | {
+        "study": "nothing",
+        "objectives": ["delta_l1"],
+    }
     path = folder / "nothing.yaml"
     path.write_text(yaml.safe_dump(content))
     nothing = mf.run(path)
