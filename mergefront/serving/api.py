@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -35,12 +35,9 @@ def described(statuses: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": meaning} for status, meaning in statuses.items()}
 
 
-def asking_client(request: Request) -> str:
-    """The name of the client whose token the request has; answers 401 to all others."""
-    tokens: Tokens = request.app.state.tokens
-    client = tokens.client(request.headers.get("authorization"))
-    if client is None:
-        raise HTTPException(401, "send a valid token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+async def asking_client(request: Request) -> str:
+    """The name of the client whose token the request has, as the guard found it."""
+    client: str = request.state.client
     return client
 
 
@@ -70,14 +67,17 @@ def add_routes(
     answer: Callable[[MergefrontError], JSONResponse],
     *,
     largest_body: int,
+    concurrency: int,
     loopback_only: bool,
 ) -> None:
     """Make ``app`` answer for ``service`` (``app.state.service``): ``routers`` for clients with a token, ``/health``
-    for everybody. ``answer`` says what an error of ours becomes."""
-    app.state.service, app.state.tokens = service, tokens
+    for everybody. ``answer`` says what an error of ours becomes; see ``Guard`` for the rest."""
+    app.state.service = service
     for router in (_open_routes, *routers):
         app.include_router(router)
-    app.add_middleware(Guard, largest_body=largest_body, loopback_only=loopback_only)
+    app.add_middleware(
+        Guard, tokens=tokens, largest_body=largest_body, concurrency=concurrency, loopback_only=loopback_only
+    )
 
     def ours(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, MergefrontError)

@@ -35,6 +35,8 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = 30.0  # seconds that a client may send or read nothing; each connection holds a thread
+
     def log_message(self, format: str, *args: Any) -> None:
         """One line per poll would bury everything else."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from mergefront.optimizer.errors import UserError
+from mergefront.serving.connections import DEFAULT_LIMITS, BoundedConfig, ConnectionLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _PATIENCE = 60
 """Seconds that the end waits for the job that runs."""
+_OPEN_FILES = 65_536
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -35,23 +38,38 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def run_application(
-    app: FastAPI, bound: socket.socket, ready: Callable[[str], None], *, concurrency: int, closing: Callable[[], None]
+    app: FastAPI,
+    bound: socket.socket,
+    ready: Callable[[str], None],
+    *,
+    closing: Callable[[], None],
+    limits: ConnectionLimits = DEFAULT_LIMITS,
 ) -> None:
     """Serve until SIGTERM or SIGINT: ``ready`` gets the URL, ``closing`` is called when the end begins, and what
-    runs then is answered. More than ``concurrency`` requests at once are refused."""
+    runs then is answered. ``limits`` bound the connections of strangers and of slow clients."""
     host, port = bound.getsockname()[:2]
-    config = uvicorn.Config(
+    _raise_open_files()
+    config = BoundedConfig(
         app,
+        limits,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_PATIENCE,
-        limit_concurrency=concurrency,
+        backlog=256,
         h11_max_incomplete_event_size=64 * 1024,
         ws="none",
     )
     named = f"[{host}]" if ":" in host else host
     _Server(config, closing, lambda: ready(f"http://{named}:{port}")).run([bound])
+
+
+def _raise_open_files() -> None:
+    """Many systems let a process open 1,024 files unless it asks for more; each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Server(uvicorn.Server):

@@ -29,6 +29,7 @@ from mergefront.storage.studies import all_studies, find
 from mergefront.study.stored_study import Study
 
 LARGEST_BODY = 256 * 1024
+_CONCURRENCY = 256
 _LONGEST_LEASE = 366 * 24 * 3600.0
 _METRICS = {
     "budget": ("gauge", "Evaluations that a study may spend."),
@@ -190,7 +191,16 @@ def _shown(study: Study) -> StudyShown:
 
 def make_application(server: StudyServer, *, loopback_only: bool) -> FastAPI:
     app = FastAPI(title="mergefront studies", version="1", docs_url=None, redoc_url=None)
-    add_routes(app, [routes], server, server.tokens, _answer, largest_body=LARGEST_BODY, loopback_only=loopback_only)
+    add_routes(
+        app,
+        [routes],
+        server,
+        server.tokens,
+        _answer,
+        largest_body=LARGEST_BODY,
+        concurrency=_CONCURRENCY,
+        loopback_only=loopback_only,
+    )
     return app
 
 
@@ -218,4 +228,4 @@ def serve_studies(database: Database, host: str, port: int, token: str | None, r
     server.tokens.check_host(host, "give one with --token-file")
     with bound_socket(host, port) as bound:
         app = make_application(server, loopback_only=is_loopback_host(host))
-        run_application(app, bound, ready, concurrency=256, closing=lambda: None)
+        run_application(app, bound, ready, closing=lambda: None)

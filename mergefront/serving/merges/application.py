@@ -140,6 +140,7 @@ def make_application(service: MergeService) -> FastAPI:
         service.tokens,
         _answer,
         largest_body=service.limits.body,
+        concurrency=4 * service.limits.waiting + 64,
         loopback_only=not service.tokens.are_needed,
     )
     return app
@@ -147,8 +148,7 @@ def make_application(service: MergeService) -> FastAPI:
 
 def run_service(service: MergeService, bound: socket.socket, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. Then what runs is answered, and what waits is told to ask again."""
-    concurrency = 4 * service.limits.waiting + 64
-    run_application(make_application(service), bound, ready, concurrency=concurrency, closing=service.queue.close)
+    run_application(make_application(service), bound, ready, closing=service.queue.close)
 
 
 async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

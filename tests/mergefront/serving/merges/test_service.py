@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,8 @@ import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
+
+from strangers import HALF_A_HEAD, wait_until_closed
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
@@ -154,6 +157,20 @@ def test_only_tokens_open_the_service_and_clients_do_not_see_each_other(
     kept = b"".join(file.read_bytes() for file in tmp_path.glob("merge_server.db*")) + served.log.read_bytes()
     assert ALICE.encode() not in kept and BOB.encode() not in kept
     assert b"client alice" in kept
+
+
+def test_half_open_connections_keep_nobody_from_a_merge(
+    pool_file: Callable[..., Path], start: Callable[..., Any], strangers: Callable[..., socket.socket]
+):
+    """Anyone who reaches the port could stop every search that asks there, without a token."""
+    served = start(pool_file(clients={"alice": {"token_env": "ALICE_TOKEN"}}), ALICE_TOKEN=ALICE)
+    address = ("127.0.0.1", int(served.url.rpartition(":")[2]))
+    held = [strangers(address, HALF_A_HEAD) for _ in range(1100)]
+    assert ask(served, "GET", "/v1/models").status_code == 200
+    for one in held[:1000]:
+        wait_until_closed(one)
+    assert ask(served, "GET", "/v1/models").status_code == 200
+    assert served.stop() == 0
 
 
 def test_a_quota_ends_one_client_and_not_the_other_and_is_remembered(
