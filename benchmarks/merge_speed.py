@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -91,7 +91,7 @@ Random bf16 checkpoints in a known model's shapes, base and 3 experts. A candida
 pass" is a compiled addition that reads the same K + 1 tensors and writes one: the share is its time over ours. mergekit
 0.1.5 runs as its own program on the same files, bf16, reading, merging and writing, because that is what a candidate
 costs with it. "first" is the first candidate of a process: for methods that drop, ranking or summing every task vector
-once.
+once. "float32": live weights in float32 with the digits of bf16, as a study on a processor scores them.
 """
 
 
@@ -141,10 +141,16 @@ def _wait(tensors: Tensors) -> None:
         torch.cuda.synchronize()
 
 
-def with_engine(method: str, base: Tensors, experts: dict[str, Tensors], repeat: int) -> list[float]:
-    """Seconds of the first candidate and of ``repeat`` more."""
-    engine = MergeEngine(base, experts, next(iter(base.values())).device, compile=True)
-    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+def with_engine(
+    method: str, base: Tensors, experts: dict[str, Tensors], repeat: int, live_dtype: torch.dtype | None = None
+) -> list[float]:
+    """Seconds of the first candidate and of ``repeat`` more.
+
+    Live weights of a wider ``live_dtype`` get the digits of the stored ones, as a study on a processor scores them.
+    """
+    rounding: Literal["stored"] | None = None if live_dtype is None else "stored"
+    engine = MergeEngine(base, experts, next(iter(base.values())).device, compile=True, rounding=rounding)
+    live = {name: torch.empty_like(tensor, dtype=live_dtype) for name, tensor in base.items()}
     rng = random.Random(1)
     seconds = []
     for _ in range(repeat + 1):
@@ -193,6 +199,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         first, *rest = with_engine(method, base, experts, arguments.repeat)
         plain = statistics.median(plain_pass(base, experts, arguments.repeat))
         row = {"first": first, "median": statistics.median(rest), "best": min(rest), "plain_pass": plain}
+        row["float32"] = statistics.median(with_engine(method, base, experts, arguments.repeat, torch.float32)[1:])
         if arguments.mergekit_python:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
@@ -215,13 +222,14 @@ def document(results: dict[str, Any]) -> str:
     lines = [
         HEAD,
         f"{results['model']}. Machine: {results['machine']}; {results['date']}.\n",
-        "| method | median s | best s | first s | plain pass s | share of it | mergekit s | times faster | bar |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | median s | best s | first s | float32 s | plain pass s | share | mergekit s | times faster | bar |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for method, row in results["rows"].items():
         times = row.get("mergekit", float("nan")) / row["median"]
         lines.append(
-            f"| {method} | {row['median']:.3f} | {row['best']:.3f} | {row['first']:.1f} | {row['plain_pass']:.3f} "
+            f"| {method} | {row['median']:.3f} | {row['best']:.3f} | {row['first']:.1f} "
+            f"| {row.get('float32', float('nan')):.3f} | {row['plain_pass']:.3f} "
             f"| {row['plain_pass'] / row['median']:.0%} | {row.get('mergekit', float('nan')):.1f} | {times:.0f} "
             f"| {BARS[method]}x, {LEAST_SHARE_OF_PLAIN_PASS:.0%} |"
         )

@@ -55,12 +55,16 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class TensorMerge:
-    """One tensor of a merge: its name, the method, the numbers, and the base's tensor (None without a base)."""
+    """One tensor of a merge: its name, the method, the numbers, and the base's tensor (None without a base).
+
+    ``kept`` is the dtype whose digits a wider target keeps (None: its own).
+    """
 
     name: str
     method: MergeMethod
     coefficients: Coefficients
     base: torch.Tensor | None
+    kept: torch.dtype | None = None
 
     @property
     def origin(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ from mergefront.adapters.merging.loras.merger import LoraMerger
 from mergefront.adapters.merging.reference import MergekitMerger
 from mergefront.adapters.merging.sources import Source
 from mergefront.adapters.merging.task_vectors.c_kernel import load_merge_pieces
-from mergefront.adapters.merging.task_vectors.fused import FusedBatch
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
 from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.merger import KernelMerger
@@ -145,11 +145,11 @@ class MergeEngine:
         batch = FusedBatch(self._merge_pieces)
         with torch.no_grad():
             for (_, name), coefficients, target, held in merges:
-                norms.append(self._merge_tensor(name, coefficients, target, batch) if held is None else held)
+                norms.append(self._merge_tensor(name, coefficients, target, batch, True) if held is None else held)
             batch.run()
-            for (_, name), _, target, held in merges:
+            for ((_, name), _, target, held), norm in zip(merges, norms, strict=True):
                 if held is None:
-                    self._round(name, target)
+                    self._round(name, target, isinstance(norm, PendingNorm) and norm.rounded)
         values = [float(norm) for norm in norms]
         for (place, coefficients, target, _), value in zip(merges, values, strict=True):
             version = _version(target)
@@ -172,7 +172,7 @@ class MergeEngine:
                 device=origin.device,
             )
             with torch.no_grad():
-                self._merge_tensor(name, reader(name), out, batch)
+                self._merge_tensor(name, reader(name), out, batch, False)
                 batch.run()
             yield name, out
 
@@ -221,9 +221,12 @@ class MergeEngine:
         return {name: targets[name] for name in chosen.values()}
 
     def _merge_tensor(
-        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch
+        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch, live: bool
     ) -> SupportsFloat:
-        """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base."""
+        """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base.
+
+        A batch that can drops the digits that a ``live`` merge does not keep.
+        """
         base = self._pool.base(name)
         shape = (self._pool.origin(name) if base is None else base).shape
         if out.shape != shape:
@@ -234,7 +237,7 @@ class MergeEngine:
         method = METHODS[coefficients.method]
         direct = out.is_contiguous() and out.device == self.device
         written = out if direct else torch.empty(shape, dtype=out.dtype, device=self.device)
-        wanted = TensorMerge(name, method, coefficients, base)
+        wanted = TensorMerge(name, method, coefficients, base, self._kept(name) if live else None)
         norm = self._merger(method).merge(wanted, written, batch)
         if not direct or not self._pool.holds_entries:
             batch.run()
@@ -242,16 +245,20 @@ class MergeEngine:
             out.copy_(written)
         return norm
 
-    def _round(self, name: str, target: torch.Tensor) -> None:
-        """Drop the digits of a merged tensor that a narrower dtype would not keep.
+    def _kept(self, name: str) -> torch.dtype | None:
+        return self._pool.origin(name).dtype if self._rounding == "stored" else self._rounding
+
+    def _round(self, name: str, target: torch.Tensor, is_rounded: bool) -> None:
+        """Drop the digits of a merged tensor that a narrower dtype would not keep, unless the kernel did.
 
         Raises ``EvaluationError`` for a merge that float16 cannot hold.
         """
-        dtype = self._pool.origin(name).dtype if self._rounding == "stored" else self._rounding
+        dtype = self._kept(name)
         if dtype is None or not target.is_floating_point() or torch.promote_types(dtype, target.dtype) == dtype:
             return
-        for piece in torch.split(target.view(-1) if target.is_contiguous() else target, _ROUNDED_AT_ONCE):
-            piece.copy_(piece.to(dtype))
+        if not is_rounded:
+            for piece in torch.split(target.view(-1) if target.is_contiguous() else target, _ROUNDED_AT_ONCE):
+                piece.copy_(piece.to(dtype))
         if dtype == torch.float16 and not target.isfinite().all():
             raise EvaluationError(
                 f"tensor {name!r} of this merge exceeds float16, which it is rounded to; backend: {{dtype: bfloat16}} "

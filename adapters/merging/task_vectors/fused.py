@@ -28,22 +28,28 @@ _TENSOR = np.dtype(
     [
         ("base", "u8"), ("out", "u8"), ("base_dtype", "i4"), ("out_dtype", "i4"), ("first_term", "i4"), ("terms", "i4"),
         ("consensus", "i4"), ("normalize", "i4"), ("scale", "f4"), ("divisor", "f4"),
+        ("kept_dtype", "i4"), ("unused", "i4"),
     ]
 )  # fmt: skip
 _PIECE = np.dtype([("tensor", "i8"), ("start", "i8"), ("end", "i8"), ("norm", "f8")])
 _PIECE_ENTRIES = 1 << 17
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _dtype(tensor: torch.Tensor) -> int | None:
     """The kernel's number for a tensor's dtype, or None for one that it does not have."""
-    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}.get(tensor.dtype)
+    return _DTYPES.get(tensor.dtype)
 
 
 class PendingNorm:
-    """The L1 norm of what a merge adds to one tensor, known (``float(norm)``) once its batch has run."""
+    """The L1 norm of what a merge adds to one tensor, known (``float(norm)``) once its batch has run.
 
-    def __init__(self) -> None:
+    ``rounded`` says that the batch itself drops the digits that the merge does not keep.
+    """
+
+    def __init__(self, rounded: bool) -> None:
         self.value = float("nan")
+        self.rounded = rounded
 
     def __float__(self) -> float:
         return self.value
@@ -65,9 +71,10 @@ class FusedBatch:
         self._held: list[object] = []
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def add(self, mix: Mix, base: torch.Tensor, out: torch.Tensor) -> PendingNorm | None:
+    def add(self, mix: Mix, base: torch.Tensor, out: torch.Tensor, kept: torch.dtype | None) -> PendingNorm | None:
         """Put one tensor into the batch; ``base`` and ``out`` are contiguous and of equal sizes.
 
+        A float32 ``out`` gets the digits that the dtype ``kept`` has.
         None when the kernel cannot merge it: there is no kernel, or it does not have a dtype.
         """
         terms = mix.terms
@@ -75,6 +82,7 @@ class FusedBatch:
         if self._merge_pieces is None or any(_dtype(tensor) is None for tensor in tensors):
             return None
         first = len(self._terms)
+        rounded = kept if out.dtype == torch.float32 and kept in _DTYPES else None
         for term in terms:
             ranked = term.row_ranks is not None
             self._terms.append(
@@ -91,12 +99,12 @@ class FusedBatch:
             self._held.append((term.tensor, term.row_ranks))
         self._tensors.append(
             (base.data_ptr(), out.data_ptr(), _dtype(base), _dtype(out), first, len(terms),
-             mix.consensus, mix.normalize, mix.scale, mix.divisor)
+             mix.consensus, mix.normalize, mix.scale, mix.divisor, 0 if rounded is None else _DTYPES[rounded], 0)
         )  # fmt: skip
         self._held.append(base)
         self._outs.append(out)
         self._sizes.append(base.numel())
-        self._norms.append(PendingNorm())
+        self._norms.append(PendingNorm(rounded is not None))
         return self._norms[-1]
 
     def copy_afterwards(self, source: torch.Tensor, target: torch.Tensor) -> None:

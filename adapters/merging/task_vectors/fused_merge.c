@@ -28,6 +28,7 @@ typedef struct {
     void *out;
     int32_t base_dtype, out_dtype, first_term, terms, consensus, normalize;
     float scale, divisor;
+    int32_t kept_dtype, unused; /* a float32 `out` gets the digits that this dtype has */
 } Tensor;
 
 typedef struct {
@@ -190,7 +191,7 @@ static void mix(const Tensor *tensor, const Term *terms, const float *restrict p
 }
 
 INLINE void add(const Tensor *tensor, const float *restrict origin, float *restrict total, int64_t at, int count,
-                int dtype) {
+                int dtype, int kept) {
     const float scale = tensor->scale;
     float *floats = (float *)tensor->out + at;
     uint16_t *bfloats = (uint16_t *)tensor->out + at;
@@ -199,7 +200,9 @@ INLINE void add(const Tensor *tensor, const float *restrict origin, float *restr
         float added = total[i] * scale;
         float merged = origin[i] + added;
         total[i] = fabsf(added);
-        if (dtype == FLOAT32) floats[i] = merged;
+        if (dtype == FLOAT32 && kept == FLOAT32) floats[i] = merged;
+        if (dtype == FLOAT32 && kept == BFLOAT16) floats[i] = from_bits((uint32_t)to_bfloat16(merged) << 16);
+        if (dtype == FLOAT32 && kept == FLOAT16) floats[i] = from_float16(to_float16(merged));
         if (dtype == BFLOAT16) bfloats[i] = to_bfloat16(merged);
         if (dtype == FLOAT16) halves[i] = to_float16(merged);
     }
@@ -231,10 +234,12 @@ static double merge_block(const Tensor *tensor, const Term *terms, float *restri
     }
     for (int m = 0; m < tensor->terms; m++) weigh(terms + m, origin, parts + m * BLOCK, at, count);
     mix(tensor, terms, parts, total, sum, divisor, count);
-    switch (tensor->out_dtype) {
-    case FLOAT32: add(tensor, origin, total, at, count, FLOAT32); break;
-    case BFLOAT16: add(tensor, origin, total, at, count, BFLOAT16); break;
-    default: add(tensor, origin, total, at, count, FLOAT16);
+    switch (tensor->out_dtype == FLOAT32 ? tensor->kept_dtype : 3 + tensor->out_dtype) {
+    case FLOAT32: add(tensor, origin, total, at, count, FLOAT32, FLOAT32); break;
+    case BFLOAT16: add(tensor, origin, total, at, count, FLOAT32, BFLOAT16); break;
+    case FLOAT16: add(tensor, origin, total, at, count, FLOAT32, FLOAT16); break;
+    case 3 + BFLOAT16: add(tensor, origin, total, at, count, BFLOAT16, BFLOAT16); break;
+    default: add(tensor, origin, total, at, count, FLOAT16, FLOAT16);
     }
     return sum_of(total, count);
 }

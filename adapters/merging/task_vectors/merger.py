@@ -58,11 +58,12 @@ class TaskVectorMerger:
             divisor = 1.0
         mix = Mix(terms, wanted.method.consensus == "sign", normalize, scale, divisor)
         whole = _whole_expert(mix)
-        norm: torch.Tensor | PendingNorm | None = batch.add(mix, base, out)
-        if norm is not None:
+        pending = batch.add(mix, base, out, wanted.kept)
+        if pending is not None:
             if whole is not None:
                 batch.copy_afterwards(whole, out.view(-1))
-            return norm
+                pending.rounded = False
+            return pending
         operands = Operands(
             _flat(base),
             [_flat(term.tensor) for term in terms],

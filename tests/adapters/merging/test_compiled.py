@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mergefront.adapters.merging.coefficients import CoefficientReader, TensorMerge
@@ -37,6 +37,25 @@ def test_the_cpu_kernel_rounds_as_torch_does(values: list[float], dtype: torch.d
     half = Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 0.5}, "base")
     engine.merge_into(half, live)
     assert torch.equal(live["x"], (delta * 0.5).to(dtype))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-65000, 65000, width=32), min_size=1, max_size=40), st.sampled_from(DTYPES[1:]))
+@example([1.0 + 2**-8, -1e-7, 3.0, 5e-42], torch.bfloat16)
+def test_weights_that_are_scored_have_the_digits_that_are_written(values: list[float], dtype: torch.dtype) -> None:
+    """Live weights are float32 where a processor computes in it, and yet those of the folder in ``dtype``."""
+    delta = torch.tensor(values, dtype=torch.float32)
+    experts = {"a": {"x": delta, "y": delta, "z": delta}, "b": {"x": -delta, "y": delta, "z": delta}}
+    base = {name: torch.zeros(len(values)) for name in "xyz"}
+    engine = MergeEngine(base, experts, check=False, rounding=dtype)
+    live = {name: torch.empty(len(values)) for name in "xyz"} | {"y": torch.empty(len(values), dtype=torch.float64)}
+    pair = {"a": "a", "b": "b"}
+    engine.merge_into(Recipe("task_arithmetic", pair, {"weight[a]": 0.25, "weight[b]": 0.5}, "base"), live)
+    assert torch.equal(live["x"], (delta * -0.25).to(dtype).float())
+    assert torch.equal(live["y"].float(), (delta * 0.75).to(dtype).float())
+    # Where b counts for nothing, a is the whole merge and is copied.
+    engine.merge_into(Recipe("task_arithmetic", pair, {"weight[a]": 1.0, "weight[b]": 0.0}, "base"), live)
+    assert torch.equal(live["z"], delta.to(dtype).float())
 
 
 def test_the_cpu_kernel_reads_every_float16() -> None:
