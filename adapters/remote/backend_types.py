@@ -64,15 +64,16 @@ def connected_evaluator(
 
 
 def backend_problems(
-    settings: ServerSection, space: MergeSpace, root: Path, verbs: Sequence[Verb], cache: ResponseCache | None = None
+    settings: ServerSection, space: MergeSpace, root: Path, verbs: Sequence[Verb], *, counts_tokens: bool = False
 ) -> list[str]:
     """What is wrong with a backend, found by connecting to it: addresses, keys, LoRAs, honesty, abilities.
 
-    ``verbs`` are what the study's tasks ask. At most a few short requests per model.
+    ``verbs`` are what the study's tasks ask, ``counts_tokens`` whether it needs to know how many are written. At most
+    a few short requests per model.
     """
     try:
-        with closing(make_backend(settings, space, root, cache)) as connected:
-            found: list[str] = connected.problems(verbs)
+        with closing(make_backend(settings, space, root)) as connected:
+            found: list[str] = connected.problems(verbs, counts_tokens)
             return found
     except MergefrontError as error:
         return str(error).split("\n")

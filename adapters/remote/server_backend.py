@@ -14,7 +14,6 @@ from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
 from mergefront.adapters.remote.http.endpoint import ApiKey
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError
 from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.settings import ConnectionSection
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -42,7 +41,7 @@ class Connected(Generic[SectionT]):
         self._clients: list[HttpClient] = []
         try:
             self._connect(root)
-        except (EvaluationError, MalformedAnswerError) as error:
+        except EvaluationError as error:
             self.close()
             raise UserError(f"backend {self.kind}: {error}") from None
         except BaseException:
@@ -75,8 +74,9 @@ class Connected(Generic[SectionT]):
         self._clients.append(client)
         return client
 
-    def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        """What the server cannot do of what tasks ask (``verbs``), as far as connecting has not shown it."""
+    def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
+        """What the server cannot do of what tasks ask (``verbs``, and the number of tokens written), as far as
+        connecting has not shown it."""
         return []
 
     def close(self) -> None:

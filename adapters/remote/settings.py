@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.budget import Budget, Price
 from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.http.section import Section
+from mergefront.adapters.remote.openai.request_fields import request_problem
 
 
 class ConnectionSection(Section):
@@ -58,23 +60,40 @@ class VllmSection(ConnectionSection):
     max_rank: int | None = Field(default=None, ge=1)
 
 
-class OpenAISection(ConnectionSection):
-    """An OpenAI-compatible endpoint (``url`` ends where ``/completions`` or ``/chat/completions`` begins).
+class _EndpointSection(ConnectionSection):
+    """How models are asked at an OpenAI-compatible endpoint (``url`` ends where ``/completions`` or
+    ``/chat/completions`` begins).
 
-    ``mode: chat`` sends prompts as a user's message after the optional ``system`` message.
+    ``mode: chat`` sends prompts as a user's message after the optional ``system`` message. ``request`` has fields that
+    are added to every request. ``tokenizer`` is the folder or file of a tokenizer.json by which tokens are counted
+    where the endpoint does not report them.
     """
 
-    type: Literal["openai"]
     mode: Literal["completions", "chat"] = "completions"
     system: str | None = None
+    request: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: str | None = None
+
+    @field_validator("request")
+    @classmethod
+    def _only_adds(cls, given: dict[str, Any]) -> dict[str, Any]:
+        problem = request_problem(given)
+        if problem is not None:
+            raise PydanticCustomError("request", "{problem}", {"problem": problem})
+        return given
 
 
-class MemberSection(ConnectionSection):
+class OpenAISection(_EndpointSection):
+    """Models that an endpoint serves as they are."""
+
+    type: Literal["openai"]
+
+
+class MemberSection(_EndpointSection):
     """One closed model of an ensemble; ``model`` is its name at the endpoint."""
 
     model: str
     mode: Literal["completions", "chat"] = "chat"
-    system: str | None = None
 
 
 class EnsembleSection(Section):

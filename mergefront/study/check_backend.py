@@ -168,8 +168,17 @@ def check_server(found: Findings, space: MergeSpace) -> None:
     assert isinstance(file.backend, Section)
     tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
     verbs = sorted({task.verb for task in tasks})
-    found.problems.extend(f"backend: {line}" for line in backend_problems(file.backend, space, root, verbs))
+    counts_tokens = _counts_tokens(file)
+    faults = backend_problems(file.backend, space, root, verbs, counts_tokens=counts_tokens)
+    found.problems.extend(f"backend: {line}" for line in faults)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
+
+
+def _counts_tokens(file: StudyFile) -> bool:
+    """Whether scores or constraints need the number of tokens that a server writes."""
+    bounded = (one if isinstance(one, str) else one.name for one in file.constraints)
+    metrics = (task.get("metric") for task in file.tasks.values())
+    return "output_tokens" in metrics or any("generated_tokens" in one for one in bounded)
 
 
 def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:

@@ -25,7 +25,7 @@ from mergefront.optimizer.recipes.stacks import texts_of
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 2
+SCORING = 3
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
 
 
@@ -121,7 +121,28 @@ def _stops_at_special_tokens(stored: Mapping[str, Any], root: Path) -> bool:
     return any(mark in stop for mark in marks for stop in stops)
 
 
+def _scores_by_echo(stored: Mapping[str, Any], _root: Path) -> bool:
+    """Whether log-likelihoods come from echoed prompts."""
+    from mergefront.adapters.tasks.metrics.known_metrics import METRICS
+
+    backend = stored["evaluator"].get("backend", {})
+    modes = [one.get("mode") for one in backend.get("members", {"": backend}).values()]
+    if backend.get("type") not in ("openai", "ensemble") or "completions" not in modes:
+        return False
+    return any(
+        task["type"] == "lm_eval" or task.get("margins") or METRICS[task["metric"]].verb == "loglikelihood"
+        for task in stored["evaluator"]["tasks"].values()
+        if task["type"] == "lm_eval" or task.get("metric") in METRICS
+    )
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        3,
+        "tokens of echoed prompts were found by the places that the endpoint states, which count begin tokens, and now "
+        "by what they spell",
+        _scores_by_echo,
+    ),
     ScoringChange(2, "items that name an image are asked with it", _has_images),
     ScoringChange(2, "stop strings that are special tokens end an answer", _stops_at_special_tokens),
     ScoringChange(

@@ -20,7 +20,6 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.adapters.remote.ensemble.votes import mixture_shares, pooled_choices, pooled_text, weighted_vote
 from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_problems
-from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import model_weights, not_a_sum
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import EnsembleSection
@@ -99,7 +98,7 @@ class EnsembleBackend(Connected[EnsembleSection]):
         for name in models:
             member = members[name]
             client = self._client(member, f"openai {member.url}")
-            self._members[name] = OpenAIModel(OpenAIWire(client, member.model, mode=member.mode, system=member.system))
+            self._members[name] = OpenAIModel.served(client, member.model, member, root)
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; only the recipe's weights count."""
@@ -108,5 +107,6 @@ class EnsembleBackend(Connected[EnsembleSection]):
             raise UserError(f"an ensemble needs one weight for each model: {problem}")
         return AppliedOnServer(nullcontext(EnsembleModel(self._members, model_weights(recipe))))
 
-    def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        return [problem for model in self._members.values() for problem in endpoint_problems(model, verbs)]
+    def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
+        members = self._members.values()
+        return [problem for model in members for problem in endpoint_problems(model, verbs, counts_tokens)]

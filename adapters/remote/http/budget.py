@@ -56,6 +56,15 @@ class Budget(Section):
     tokens: int | None = Field(default=None, ge=1)
     money: float | None = Field(default=None, gt=0)
 
+    def check_counted(self, server: str, price: Price) -> None:
+        """Raises ``SearchStoppedError`` when a limit needs the tokens of an answer, which are unknown."""
+        for name, is_limited in (("tokens", self.tokens), ("money", self.money and (price.input or price.output))):
+            if is_limited:
+                raise SearchStoppedError(
+                    f"{server} does not say how many tokens an answer took (usage), so that budget.{name} cannot be "
+                    "kept; name the model's tokenizer in the backend (tokenizer: FOLDER), or limit requests"
+                )
+
     def check(self, spent: Usage, price: Price) -> None:
         """Raises ``BudgetExhaustedError`` when one more request may not be sent.
 

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import threading
+import zlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -23,7 +24,13 @@ from mergefront.adapters.remote.http.breaker import BreakerPolicy, CircuitBreake
 from mergefront.adapters.remote.http.budget import Budget, Price, Usage
 from mergefront.adapters.remote.http.cache import MemoryCache, ResponseCache, request_key
 from mergefront.adapters.remote.http.endpoint import ApiKey, KeyFilter, checked_url, is_loopback
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, excerpt, parse_json
+from mergefront.adapters.remote.http.json_answers import (
+    DamagedAnswerError,
+    MalformedAnswerError,
+    excerpt,
+    parse_json,
+    stated_error,
+)
 from mergefront.adapters.remote.http.retry import TRANSIENT_STATUS, RetryPolicy, retry_after
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
 
@@ -54,11 +61,20 @@ class ClientPolicy:
 
 @dataclass(frozen=True)
 class Reply(Generic[T]):
-    """What was read from an answer, and the tokens that it cost."""
+    """What was read from an answer, and the tokens that it cost (None where they are unknown)."""
 
     value: T
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: int | None = 0
+    output_tokens: int | None = 0
+
+
+class RefusedError(EvaluationError):
+    """The server refuses one request for good; ``reason`` is what it says, ``status`` its status."""
+
+    def __init__(self, message: str, status: int, reason: str) -> None:
+        super().__init__(message, kind="error answer" if status < 300 else f"http {status}")
+        self.status = status
+        self.reason = reason
 
 
 class _TransientError(Exception):
@@ -79,6 +95,7 @@ class _Question(Generic[T]):
     body: Body
     parse: Callable[[str], Any]
     read: Callable[[Any], Reply[T]]
+    refused: Callable[[str], Any]
 
     def understood(self, text: str) -> Reply[T]:
         return self.read(self.parse(text))
@@ -135,7 +152,8 @@ class HttpClient:
         # On this machine there are no proxies to ask the environment for, and what else httpx's client does (cookies,
         # redirections) is not wanted here; it takes longer than a small model's answer.
         if is_loopback(self.url):
-            return httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+            is_encrypted = self.url.startswith("https:")  # reading certificates takes a while
+            return httpx.AsyncHTTPTransport(limits=limits, trust_env=False, verify=is_encrypted)
         # The whole exchange has a limit, see _exchange.
         return httpx.AsyncClient(timeout=None, limits=limits, follow_redirects=False)
 
@@ -160,12 +178,14 @@ class HttpClient:
         lasting_path: str | None = None,
         lasting_body: Body = None,
         parse: Callable[[str], Any] = parse_json,
+        refused: Callable[[str], Any] = lambda _: None,
     ) -> T:
         """The answer to one request as ``read`` understands it.
 
-        ``read`` gets the parsed JSON (or what ``parse`` makes of the text); it raises ``MalformedAnswerError``
-        for an answer that may have been damaged (asked again) and ``EvaluationError`` for one that is wrong
-        (final). Only answers that were read are cached. Equal requests under way at once are sent once.
+        ``read`` gets the parsed JSON (or what ``parse`` makes of the text; ``DamagedAnswerError`` is for a text that
+        may have been damaged and is asked for again); it raises ``EvaluationError`` for an answer that is wrong
+        (final). ``refused`` gets the reason of a refusal, and may give an answer that stands in its place.
+        Only answers that were read are cached. Equal requests under way at once are sent once.
         ``state`` names what the answer depends on besides the request, such as settings that an earlier request
         made; ``lasting_path`` and ``lasting_body`` stand for the path and body in the cache where those have a
         passing name in them, such as a session's.
@@ -174,7 +194,7 @@ class HttpClient:
         "response too large"), ``BudgetExhaustedError``, and ``SearchStoppedError`` when the server refuses
         the key or is gone.
         """
-        question = _Question(method, path, body, parse, read)
+        question = _Question(method, path, body, parse, read, refused)
         if not cached:
             return await self._answered(question, None)
         key = request_key(
@@ -187,7 +207,8 @@ class HttpClient:
         try:
             found = await self._in_files(self.cache.find, key)
             if found is not None:
-                with contextlib.suppress(MalformedAnswerError):  # kept by a version that read it otherwise
+                # Kept by a version that read it otherwise.
+                with contextlib.suppress(MalformedAnswerError, DamagedAnswerError):
                     return question.understood(found).value
             return await self._answered(question, key)
         finally:
@@ -253,14 +274,27 @@ class HttpClient:
         self.policy.budget.check(self._before + self.usage, self.policy.price)
         self.usage = self.usage + Usage(requests=1)
         status, headers, text = await self._exchange(question.method, question.path, question.body, fresh)
-        if status >= 300:
-            raise self._refusal(question.method, question.path, status, headers, text)
         try:
-            reply = question.understood(text)
-        except MalformedAnswerError as error:
-            raise _TransientError("malformed response", self._scrub(f"the answer {error}: {excerpt(text)!r}")) from None
-        spent = Usage(0, reply.input_tokens, reply.output_tokens)
+            answer = question.parse(text) if status < 300 else None
+            error = (status, text) if status >= 300 else stated_error(answer)
+            if error is not None:
+                answer = question.refused(error[1])
+                if answer is None:
+                    raise self._refusal(question.method, question.path, *error, headers)
+                text = json.dumps(answer)
+            reply = question.read(answer)
+        except DamagedAnswerError as damage:
+            raise _TransientError(
+                "malformed response", self._scrub(f"the answer {damage}: {excerpt(text)!r}")
+            ) from None
+        except MalformedAnswerError as fault:
+            raise MalformedAnswerError(
+                self._scrub(f"{question.method} {self.url}{question.path}: the answer {fault}: {excerpt(text)!r}")
+            ) from None
+        spent = Usage(0, reply.input_tokens or 0, reply.output_tokens or 0)
         self.usage = self.usage + spent
+        if reply.input_tokens is None or reply.output_tokens is None:
+            self.policy.budget.check_counted(self.url, self.policy.price)
         if key is None:
             return reply.value, None
         cost = dataclasses.astuple(Usage(1) + spent)
@@ -307,41 +341,42 @@ class HttpClient:
         return httpx.Request(method, self._addresses[path], headers=headers, content=content)
 
     async def _body(self, response: httpx.Response) -> bytes:
-        encoding = response.headers.get("content-encoding", "identity")
-        if encoding != "identity" and response.status_code < 300:
-            raise _TransientError(
-                "malformed response", f"the answer is compressed ({excerpt(self._scrub(encoding), 20)}), unasked"
-            )
+        longest = self.policy.longest_response
         received = bytearray()
+        # Some proxies compress unasked. Nothing longer than the limit is unpacked.
+        packed = response.headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip", "deflate")
+        unpack = zlib.decompressobj(wbits=47).decompress if packed else None
         async for chunk in response.aiter_raw():
-            received += chunk
-            if len(received) > self.policy.longest_response:
+            try:
+                received += chunk if unpack is None else unpack(chunk, longest + 1)
+            except zlib.error:
+                raise _TransientError("malformed response", "the compressed answer cannot be unpacked") from None
+            if len(received) > longest:
                 raise EvaluationError(
-                    f"{self.url}: the answer is longer than {self.policy.longest_response:,} bytes",
-                    kind="response too large",
+                    f"{self.url}: the answer is longer than {longest:,} bytes", kind="response too large"
                 )
         return bytes(received)
 
-    def _refusal(self, method: str, path: str, status: int, headers: httpx.Headers, text: str) -> Exception:
+    def _refusal(self, method: str, path: str, status: int, text: str, headers: httpx.Headers) -> Exception:
         where = f"{method} {self.url}{path}"
         if status in (401, 403):
             hint = "no API key was sent; name its variable: api_key_env" if self._key is None else "check the API key"
             return SearchStoppedError(f"{where}: the server refused access (status {status}); {hint}")
-        if status == 402 or (status == 429 and "insufficient_quota" in text):
+        if status == 402 or (status in (200, 429) and "insufficient_quota" in text):
             return SearchStoppedError(f"{where}: the server says that the account's credit or quota is used up")
         if status in TRANSIENT_STATUS:
             return _TransientError(
                 f"http {status}",
-                f"status {status}: {excerpt(text)!r}",
+                f"status {status}: {excerpt(self._scrub(text))!r}",
                 retry_after(headers.get("retry-after")) if status in (429, 503) else None,
             )
-        if status < 400:
+        if 300 <= status < 400:
             return EvaluationError(
                 f"{where}: status {status}, a redirection, which is not followed (it could leak the key); "
                 "give the server's final address",
                 kind=f"http {status}",
             )
-        return EvaluationError(f"{where}: status {status}: {excerpt(text)!r}", kind=f"http {status}")
+        return RefusedError(f"{where}: status {status}: {excerpt(self._scrub(text))!r}", status, text)
 
     def _scrub(self, text: str) -> str:
         return text if self._key is None else self._key.scrub(text)

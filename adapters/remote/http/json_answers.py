@@ -7,25 +7,54 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 from mergefront.optimizer.errors import EvaluationError
 
 
-class MalformedAnswerError(Exception):
-    """The server's answer cannot be read; asking again may help (it may have been damaged on its way)."""
+class DamagedAnswerError(Exception):
+    """The server's answer is no JSON; asking again may help, since it may have been damaged on its way."""
+
+
+class MalformedAnswerError(EvaluationError):
+    """The server's answer is JSON and lacks what was asked for, so that asking again would not help."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="malformed response")
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value in ``text``; raises ``MalformedAnswerError`` for anything else, ``NaN`` included."""
+    """The JSON value in ``text``, with null for NaN and infinities, which some servers write as they are.
+
+    Raises ``DamagedAnswerError`` for anything else, and ``MalformedAnswerError`` for a stream of events.
+    """
+    text = text.removeprefix("\ufeff").strip()
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise MalformedAnswerError(f"is not valid JSON ({_short(error)})") from None
+        if text.startswith(("data:", "event:", ": ")):
+            raise MalformedAnswerError("is a stream of events; use an endpoint that answers at once") from None
+        if text.startswith("<"):
+            raise DamagedAnswerError("is a web page; is the address right?") from None
+        raise DamagedAnswerError(f"is not valid JSON ({_short(error)})") from None
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def stated_error(answer: Any) -> tuple[int, str] | None:
+    """Status and text of an error that a server reports in an answer of status 200; the status is 200 where the
+    error has none of its own.
+
+    Proxies do so once they have begun to answer, at the top or in the place of a choice.
+    """
+    if not isinstance(answer, dict):
+        return None
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    error = answer.get("error") or first.get("error") or (answer if answer.get("object") == "error" else None)
+    if not error:
+        return None
+    codes = [str(error.get(key)) for key in ("code", "status", "http_status")] if isinstance(error, dict) else []
+    status = next((int(code) for code in codes if code.isdecimal() and len(code) == 3 and code[0] in "45"), 200)
+    return status, error if isinstance(error, str) else json.dumps(error, ensure_ascii=False)
 
 
 def field(value: Any, *path: str | int, kind: type | tuple[type, ...] = object) -> Any:
@@ -72,18 +101,22 @@ def logprob(value: Any, *path: str | int) -> float:
     return min(float(found), 0.0)
 
 
-def count(value: Any, *path: str | int) -> int:
-    """A number of tokens at ``path``; 0 where the answer has none."""
+def count(value: Any, *path: str | int) -> int | None:
+    """A number of tokens at ``path``; None where the answer has none."""
     try:
         found = field(value, *path)
     except MalformedAnswerError:
-        return 0
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**31 else 0
+        return None
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**31 else None
 
 
-def usage(answer: Any) -> tuple[int, int]:
-    """Tokens read and tokens written, as OpenAI's answers have them."""
-    return count(answer, "usage", "prompt_tokens"), count(answer, "usage", "completion_tokens")
+def usage(answer: Any) -> tuple[int | None, int | None]:
+    """Tokens read and tokens written, as OpenAI's answers have them; None is unknown.
+
+    No prompt has 0 tokens: servers that write so have not counted.
+    """
+    read, written = count(answer, "usage", "prompt_tokens"), count(answer, "usage", "completion_tokens")
+    return (read, written) if read else (None, written or None)
 
 
 def excerpt(text: str, longest: int = 200) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 from mergefront.optimizer.errors import UserError
 
@@ -54,44 +53,41 @@ async def run_canary(wire: LlamaWire, loras: Mapping[str, int], *, prompt_cache:
 
     ids = list(loras.values())
     nothing = dict.fromkeys(ids, 0.0)
-    try:
-        base = await ask(prompt, nothing, False)
-        fingerprint = [base]
-        for name, lora in loras.items():
-            alone = await ask(prompt, {**nothing, lora: 1.0}, False)
-            if difference(base, alone) == 0.0:
-                raise UserError(
-                    f"canary: LoRA {name!r} changes nothing at scale 1: the server ignores its scale, or the LoRA is "
-                    "untrained"
-                )
-            fingerprint.append(alone)
-        if not ids:
-            return CanaryReport(tuple(fingerprint), 0.0, 0.0, 0.0)
-        scale = 2.0 / len(ids)
-        while True:
-            one = {lora: scale if place % 2 else -scale for place, lora in enumerate(ids)}
-            two = {lora: -value / 2 for lora, value in one.items()}
-            truth_one, truth_two = await ask(prompt, one, False), await ask(prompt, two, False)
-            distance = difference(truth_one, truth_two)
-            if distance > 0.5 or scale > 64:
-                break
-            scale *= 2
-        # There and back, and by way of another prompt: the second visits are where stale caches show.
-        error = 0.0
-        for tokens, scales, truth in (
-            (prompt, one, truth_one),
-            (prompt, two, truth_two),
-            (other, two, None),
-            (other, one, None),
-            (prompt, one, truth_one),
-            (other, two, None),
-            (prompt, two, truth_two),
-        ):
-            answer = await ask(tokens, scales, prompt_cache)
-            if truth is not None:
-                error = max(error, difference(truth, answer))
-    except MalformedAnswerError as fault:
-        raise UserError(f"canary: the server's answer {fault}; is it llama.cpp's server?") from None
+    base = await ask(prompt, nothing, False)
+    fingerprint = [base]
+    for name, lora in loras.items():
+        alone = await ask(prompt, {**nothing, lora: 1.0}, False)
+        if difference(base, alone) == 0.0:
+            raise UserError(
+                f"canary: LoRA {name!r} changes nothing at scale 1: the server ignores its scale, or the LoRA is "
+                "untrained"
+            )
+        fingerprint.append(alone)
+    if not ids:
+        return CanaryReport(tuple(fingerprint), 0.0, 0.0, 0.0)
+    scale = 2.0 / len(ids)
+    while True:
+        one = {lora: scale if place % 2 else -scale for place, lora in enumerate(ids)}
+        two = {lora: -value / 2 for lora, value in one.items()}
+        truth_one, truth_two = await ask(prompt, one, False), await ask(prompt, two, False)
+        distance = difference(truth_one, truth_two)
+        if distance > 0.5 or scale > 64:
+            break
+        scale *= 2
+    # There and back, and by way of another prompt: the second visits are where stale caches show.
+    error = 0.0
+    for tokens, scales, truth in (
+        (prompt, one, truth_one),
+        (prompt, two, truth_two),
+        (other, two, None),
+        (other, one, None),
+        (prompt, one, truth_one),
+        (other, two, None),
+        (prompt, two, truth_two),
+    ):
+        answer = await ask(tokens, scales, prompt_cache)
+        if truth is not None:
+            error = max(error, difference(truth, answer))
     if error > 0.1 * distance:
         remedy = (
             "set prompt_cache: false"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergefront.adapters.remote.http.client import HttpClient, Reply
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, count, field, logprob
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob
 from mergefront.adapters.remote.tokenizer import read_tokens
 from mergefront.optimizer.errors import EvaluationError
 
@@ -179,7 +179,7 @@ def _read_completion(answer: Any, prompt_tokens: int, prompt_cache: bool) -> Com
     tokens = tuple(_read_token(entry) for entry in field({"list": listed}, "list", kind=list))
     return Completion(
         field(answer, "content", kind=str),
-        count(answer, "tokens_predicted"),
+        field(answer, "tokens_predicted", kind=int),
         field(answer, "stop_type", kind=str),
         tokens,
     )

@@ -17,11 +17,12 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
     Verb,
 )
-from mergefront.adapters.remote.http.client import all_of
+from mergefront.adapters.remote.http.client import HttpClient, all_of
+from mergefront.adapters.remote.openai.token_count import token_counter
 from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import single_model
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
-from mergefront.adapters.remote.settings import OpenAISection
+from mergefront.adapters.remote.settings import MemberSection, OpenAISection
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -31,6 +32,15 @@ class OpenAIModel:
 
     def __init__(self, wire: OpenAIWire) -> None:
         self.wire = wire
+
+    @classmethod
+    def served(cls, client: HttpClient, name: str, settings: OpenAISection | MemberSection, root: Path) -> OpenAIModel:
+        """The model called ``name``, asked as ``settings`` say; relative paths start from ``root``."""
+        count = None if settings.tokenizer is None else token_counter(root / settings.tokenizer)
+        wire = OpenAIWire(
+            client, name, mode=settings.mode, system=settings.system, request=settings.request, count=count
+        )
+        return cls(wire)
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """By echo; raises ``EvaluationError`` where the endpoint does not give log-probabilities."""
@@ -50,6 +60,10 @@ class OpenAIBackend(Connected[OpenAISection]):
 
     def _connect(self, root: Path) -> None:
         self.client = self._client(self.settings, f"openai {self.settings.url}")
+        references = (*self.space.models.values(), self.space.base_model)
+        self._models = {
+            name: OpenAIModel.served(self.client, name, self.settings, root) for name in references if name is not None
+        }
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for every recipe that is a real merge."""
@@ -62,23 +76,26 @@ class OpenAIBackend(Connected[OpenAISection]):
         served = self.space.models[name] if name else self.space.base_model
         if served is None:
             raise UserError("this recipe is the base model; name the served one in merge.base_model")
-        return AppliedOnServer(nullcontext(self.model(served)))
+        return AppliedOnServer(nullcontext(self._models[served]))
 
-    def model(self, served: str) -> OpenAIModel:
-        return OpenAIModel(OpenAIWire(self.client, served, mode=self.settings.mode, system=self.settings.system))
-
-    def problems(self, verbs: Sequence[Verb]) -> list[str]:
-        return endpoint_problems(self.model(self.space.base_model or next(iter(self.space.models.values()))), verbs)
+    def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
+        models = self._models.values()
+        return [problem for model in models for problem in endpoint_problems(model, verbs, counts_tokens)]
 
 
-def endpoint_problems(model: OpenAIModel, verbs: Sequence[Verb]) -> list[str]:
-    """Whether an endpoint answers, and has log-probabilities if they are needed."""
+def endpoint_problems(model: OpenAIModel, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
+    """Whether an endpoint answers, has log-probabilities if they are needed, and counts tokens if they are."""
     label = f"{model.wire.client.url} ({model.wire.model})"
     try:
         if "loglikelihood" in verbs:
             model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
         if "generate" in verbs:
-            model.generate([GenerationRequest("The capital of France is", 1)])
+            (answer,) = model.generate([GenerationRequest("The capital of France is", 16)])
+            if counts_tokens and answer.tokens is None:
+                return [
+                    f"{label}: it does not say how many tokens it writes (usage), which a metric or constraint needs; "
+                    "name the model's tokenizer in the backend (tokenizer: FOLDER)"
+                ]
     except (EvaluationError, SearchStoppedError) as error:
         return [f"{label}: {error}"]
     return []

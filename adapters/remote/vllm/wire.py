@@ -8,11 +8,12 @@ when a LoRA is in use and more than one request is in its batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from mergefront.adapters.language_model import Generation, LogLikelihood
 from mergefront.adapters.remote.http.client import HttpClient, Reply
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, usage
+from mergefront.adapters.remote.openai.answers import read_generation
 from mergefront.adapters.remote.tokenizer import read_tokens
 from mergefront.optimizer.errors import EvaluationError
 
@@ -81,14 +82,8 @@ class VllmWire:
             body["stop"] = list(stop)
 
         def read(answer: Any) -> Reply[Generation]:
-            choice = field(answer, "choices", 0, kind=dict)
-            reason = choice.get("finish_reason")
-            if reason not in ("stop", "length"):
-                raise EvaluationError(f"{model} stopped with finish_reason {reason!r}", kind="no answer")
-            finish: Literal["stop", "length"] = reason
             counted, generated = usage(answer)
-            answered = Generation(field(choice, "text", kind=str), generated, finish)
-            return Reply(answered, counted or len(prompt), generated)
+            return Reply(read_generation(answer, stop, generated), counted or len(prompt), generated)
 
         return await self._complete(body, read, state, True)
 
@@ -116,7 +111,10 @@ def _read_forced(answer: Any, token: int, prompt_tokens: int) -> Reply[LogLikeli
     others = [other for name, other in best.items() if name != chosen and isinstance(other, (int, float))]
     read, generated = usage(answer)
     if read != prompt_tokens:
-        raise EvaluationError(f"the server read {read} tokens where {prompt_tokens} were sent", kind="wrong prompt")
+        raise EvaluationError(
+            f"the server read {'?' if read is None else read} tokens where {prompt_tokens} were sent",
+            kind="wrong prompt",
+        )
     if not best:
         raise MalformedAnswerError("has an empty top_logprobs")
     return Reply(LogLikelihood(value, 1, all(value >= other for other in others)), read, generated)

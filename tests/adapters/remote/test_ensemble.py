@@ -15,7 +15,7 @@ from mergefront.adapters.remote.backend_types import backend_problems, make_back
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.jsonl import JsonlTask
-from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.storage.database import Database
@@ -112,21 +112,6 @@ def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tm
         assert backend_problems(ensemble(server.url), space, tmp_path, ["generate"]) == []
         completions = ensemble(server.url, mode="completions")
         assert backend_problems(completions, space, tmp_path, ["loglikelihood"])
-
-
-def test_refusals_and_filtered_answers_are_failures_not_wrong_answers():
-    def refuse(_: Received) -> Answer:
-        message = {"content": None, "refusal": "no"}
-        return as_json({"choices": [{"message": message, "finish_reason": "content_filter"}]})
-
-    with serve(refuse) as server:
-        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url, mode="chat"), MergeSpace({"a": "m"}))
-        with (
-            backend.apply(Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")) as model,
-            pytest.raises(EvaluationError, match="refusal"),
-        ):
-            model.generate([GenerationRequest("Hello", 4)])
-        backend.close()
 
 
 def test_members_and_models_must_be_the_same(tmp_path: Path):

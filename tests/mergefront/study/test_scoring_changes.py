@@ -88,3 +88,31 @@ def test_a_study_whose_blocks_moved_a_tower_is_refused(
     tensors = {"model.layers.0.weight": torch.ones(4), f"{tower}.weight": torch.ones(4)}
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     expect("layers of towers" if refused else None, tmp_path, "base", granularity)
+
+
+@pytest.mark.parametrize(
+    ("backend", "task", "refused"),
+    [
+        ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "loss"}, True),
+        ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "exact_match", "margins": True}, True),
+        ({"type": "openai", "mode": "completions"}, {"type": "lm_eval", "task": "arc_easy"}, True),
+        ({"type": "ensemble", "members": {"a": {"mode": "completions"}}}, {"type": "jsonl", "metric": "loss"}, True),
+        ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "exact_match"}, False),
+        ({"type": "openai", "mode": "chat"}, {"type": "jsonl", "metric": "exact_match"}, False),
+        ({"type": "vllm"}, {"type": "jsonl", "metric": "loss"}, False),
+    ],
+)
+def test_a_study_scored_by_the_places_that_an_endpoint_states_is_refused(
+    tmp_path: Path, backend: dict[str, object], task: dict[str, object], refused: bool
+) -> None:
+    stored = {
+        "scoring": 2,
+        "space": {"base_model": None, "models": {"a": "a"}, "granularity": "global"},
+        "evaluator": {"type": "server", "backend": backend, "tasks": {"t": task}},
+        "sampler": {"name": "sobol"},
+    }
+    if not refused:
+        assert changes_since("s", stored, tmp_path) == []
+        return
+    with pytest.raises(UserError, match="echoed prompts"):
+        changes_since("s", stored, tmp_path)

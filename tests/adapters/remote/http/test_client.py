@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,13 @@ def test_nothing_is_paid_twice_after_kill_and_resume(tmp_path: Path):
         (Answer(body=b'{"value": ' + b"9" * 10_000 + b"}"), "malformed response"),
         (Answer(body=b'\xff\xfe{"value": 1}'), "malformed response"),
         (Answer(body=b""), "malformed response"),
-        (Answer(body=gzip.compress(b'{"value": 1}'), headers={"Content-Encoding": "gzip"}), "malformed response"),
+        (Answer(body=gzip.compress(b'{"value": 1}')[:9], headers={"Content-Encoding": "gzip"}), "malformed response"),
+        (Answer(body=gzip.compress(b" " * 10**6), headers={"Content-Encoding": "gzip"}), "response too large"),
+        (Answer(body=b"<!doctype html><title>Sign in</title>"), "malformed response"),
+        (Answer(body=b'data: {"value": 1}\n\ndata: [DONE]\n'), "malformed response"),
+        (Answer(body=b'{"value": 1, "error": {"code": 400, "message": "no such model"}}'), "http 400"),
+        (Answer(body=b'{"error": "model not loaded"}'), "error answer"),
+        (Answer(body=b'{"object": "error", "message": "bad request"}'), "error answer"),
         (Answer(body=b'{"value": 1, "p": "' + b"x" * 50_000 + b'"}'), "response too large"),
         (Answer(404, b'{"error": "no such model"}'), "http 404"),
         (Answer(500, b"boom"), "http 500"),
@@ -156,6 +163,87 @@ def test_a_hostile_answer_is_a_failed_evaluation_and_never_a_score(answer: Answe
         # The damaged answer was not kept either.
         with pytest.raises(EvaluationError):
             client.run(client.ask("POST", "/f", {}, read_value))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(body=b'\xef\xbb\xbf{"value": 1}'),
+        Answer(body=b'\r\n \n{"value": 1}\n\n '),
+        Answer(body=gzip.compress(b'{"value": 1}'), headers={"Content-Encoding": "gzip"}),
+        Answer(body=zlib.compress(b'{"value": 1}'), headers={"Content-Encoding": "deflate"}),
+        Answer(body=b'{"value": 1, "error": null}'),
+        Answer(201, b'{"value": 1}', {"Content-Type": "text/plain"}),
+        Answer(body=b'{"value": 1}', headers={"Connection": "close"}),
+    ],
+)
+def test_an_answer_in_an_odd_wrapping_is_an_answer(answer: Answer):
+    """Proxies pad, compress and close; the number inside is paid for and right."""
+    with serve(lambda _: answer) as server, HttpClient(server.url, policy()) as client:
+        assert [client.run(client.ask("POST", "/f", {"n": n}, read_value)) for n in range(2)] == [1.0, 1.0]
+        assert len(server.received) == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"other": 1},
+        {"value": None},
+        {"value": float("nan")},
+        {"value": "1"},
+        [],
+        {"error": {"message": "no such model"}},
+        {"error": {"code": 404, "message": "no such model"}},
+        "data: {}\n\n",
+    ],
+)
+def test_an_answer_that_can_be_read_is_asked_for_once_and_never_held_against_the_server(body: Any):
+    """A server that answers every request would be called gone, and each answer paid for ten times."""
+    unforgiving = policy(breaker=BreakerPolicy(threshold=2, pause=60, give_up=0.01))
+    content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    with serve(lambda _: Answer(body=content)) as server, HttpClient(server.url, unforgiving) as client:
+        for number in range(4):
+            with pytest.raises(EvaluationError):
+                client.run(client.ask("POST", "/f", {"n": number}, read_value))
+        assert len(server.received) == 4
+
+
+@pytest.mark.parametrize("where", ["top", "choice"])
+def test_an_error_in_an_answer_of_status_200_counts_as_what_it_says(where: str):
+    """Proxies have begun to answer before the model behind them fails: its overload is no wrong answer."""
+    busy = {"code": 503, "message": "overloaded"}
+    broken = {"error": busy} if where == "top" else {"choices": [{"error": busy}]}
+    calls: list[int] = []
+
+    def recovers(_: Received) -> Answer:
+        calls.append(0)
+        return as_json(broken) if len(calls) < 3 else as_json({"value": 1})
+
+    with serve(recovers) as server, HttpClient(server.url, policy()) as client:
+        assert client.run(client.ask("POST", "/f", {}, read_value)) == 1.0
+        assert len(calls) == 3
+    denied = {"error": {"code": 401, "message": "no access"}}
+    with (
+        serve(lambda _: as_json(denied)) as server,
+        HttpClient(server.url, policy()) as client,
+        pytest.raises(SearchStoppedError, match="refused access"),
+    ):
+        client.run(client.ask("POST", "/f", {}, read_value))
+
+
+@pytest.mark.parametrize(("limit", "price"), [({"tokens": 1000}, {}), ({"money": 1.0}, {"input": 1.0})])
+def test_a_limit_that_needs_unknown_tokens_stops_the_search(limit: dict[str, Any], price: dict[str, Any]):
+    """Counted as 0, they would be spent without end."""
+    limited = policy(budget=Budget(**limit), price=Price(**price))
+    with (
+        serve(lambda _: as_json({"value": 1})) as server,
+        HttpClient(server.url, limited) as client,
+        pytest.raises(SearchStoppedError, match=rf"budget\.{next(iter(limit))} cannot be kept.*tokenizer"),
+    ):
+        ask_all(client, 1)
+    unlimited = policy(budget=Budget(requests=9, money=1.0), price=Price(request=0.001))
+    with serve(lambda _: as_json({"value": 1})) as server, HttpClient(server.url, unlimited) as client:
+        assert ask_all(client, 3) == [1.0] * 3
 
 
 def test_a_null_log_probability_is_final_and_named():
@@ -258,7 +346,7 @@ def test_no_key_in_logs_database_messages_or_representations(
     def echo(request: Received) -> Answer:
         echoed.append(request.headers["Authorization"])
         status = next(statuses, 200)
-        content = {"value": 1 if status == 200 else KEY, "error": [request.headers["Authorization"], escaped]}
+        content = {"value": 1 if status == 200 else KEY, "note": [request.headers["Authorization"], escaped]}
         return as_json(content, status, **{"X-Echo": request.headers["Authorization"], "Location": f"/{KEY}"})
 
     path = tmp_path / "study.db"
