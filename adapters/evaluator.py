@@ -30,9 +30,7 @@ from mergefront.optimizer.scores.evaluation import (
     Race,
     RaceResult,
 )
-
-DELTA_L1 = "delta_l1"
-"""The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
+from mergefront.optimizer.scores.objectives import DELTA_L1
 
 
 class TaskEvaluator:

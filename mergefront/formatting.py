@@ -96,6 +96,11 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
+def trial(number: int, anchor: str | None = None) -> str:
+    """``trial 3``, or ``trial 4 (uniform average)``."""
+    return f"trial {number}" + (f" ({anchor})" if anchor else "")
+
+
 def trials(numbers: Sequence[int]) -> str:
     """``trial 3`` or ``trials 3, 5 and 8``; long lists are cut."""
     if len(numbers) == 1:

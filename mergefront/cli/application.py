@@ -56,7 +56,7 @@ def cli(session: Session, debug: bool, log_format: str) -> None:
       mergefront demo                       the whole thing on a tiny example, offline
       mergefront run study.yaml             search; continues where it stopped
       mergefront front NAME                 the merges worth having
-      mergefront export NAME --knee --out merged
+      mergefront export NAME --out merged           the merge that it suggests
     """
     session.debug = debug
     session.log_format = log_format

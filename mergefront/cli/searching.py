@@ -106,11 +106,12 @@ def finish(study: Study) -> None:
     stopped = study.stopped
     if stopped is not None and stopped.cause != "budget":
         say(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.")
+    choice = "" if study.suggested() is not None else " --trial N"
     for line in (
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
         f"  mergefront front {name}{where} --plot front.png",
-        f"  mergefront export {name}{where} --knee --out merged",
+        f"  mergefront export {name}{where}{choice} --out merged",
         f"  mergefront dashboard{where}",
     ):
         say(line)

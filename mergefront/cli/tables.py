@@ -13,6 +13,7 @@ from mergefront import formatting
 from mergefront.cli.session import storage_argument
 from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
+from mergefront.results.suggestion import suggestion_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +46,6 @@ def console(stream: TextIO | None = None) -> Console:
 
 def print_front(study: Study, verdicts: list[Verdict]) -> None:
     """The front, the anchors below it, and who beats whom, on stdout."""
-    from mergefront.results.verdict import evaluations_on
-
     screen = console()
     candidates = study.candidates()
     failed = len(study.failures())
@@ -67,17 +66,21 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
     if not front:
         nearest = study.nearest_to_feasible()
         _print_wrapped(screen, formatting.nothing_feasible(nearest.number, nearest.violations))
-    screen.print(front_table(study, front, screen.width))
-    legend = "◆ the knee, the best balance · ± one standard error · in full: mergefront front NAME --json"
-    if any(candidate.anchor is None for candidate in front):
-        screen.print(legend, style="dim")
+    suggested = study.suggested()
+    screen.print(front_table(study, front, suggested, screen.width))
+    mark = "" if suggested is None else "◆ suggested · "
+    screen.print(f"{mark}± one standard error · in full: mergefront front NAME --json", style="dim")
+    if front:
+        screen.print()
+        for line in suggestion_lines(study, suggested):
+            _print_wrapped(screen, line)
     if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
         screen.print()
         _print_wrapped(screen, verdict_text.no_merge_on_front(study))
-        _print_on_report_items(screen, study, evaluations_on(study, "report", study.anchors()))
+        _print_on_report_items(screen, study, suggested, study.evaluations_on("report", study.anchors()))
     for found in verdicts:
         if found.split == "report":
-            _print_on_report_items(screen, study, found.rows)
+            _print_on_report_items(screen, study, suggested, found.rows)
         screen.print()
         for line in verdict_text.verdict_lines(found, study.objectives):
             _print_wrapped(screen, line)
@@ -97,18 +100,24 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         )
 
 
-def _print_on_report_items(screen: Console, study: Study, rows: Mapping[int, Evaluation]) -> None:
+def _print_on_report_items(
+    screen: Console, study: Study, suggested: Candidate | None, rows: Mapping[int, Evaluation]
+) -> None:
     """The front's scores on the report items; nothing where there are none."""
     if rows:
         screen.print()
         screen.print("On the report items, which the search never saw", style="bold")
-        screen.print(front_table(study, study.front(), screen.width, rows))
+        screen.print(front_table(study, study.front(), suggested, screen.width, rows))
 
 
 def front_table(
-    study: Study, front: list[Candidate], width: int = PIPE_WIDTH, rows: Mapping[int, Evaluation] | None = None
+    study: Study,
+    front: list[Candidate],
+    suggested: Candidate | None,
+    width: int = PIPE_WIDTH,
+    rows: Mapping[int, Evaluation] | None = None,
 ) -> Table:
-    """Merges on the front, best in the first objective first, then every anchor.
+    """Merges on the front, best in the first objective first, then every anchor; ◆ marks the suggested one.
 
     ``rows`` (trial number -> evaluation) replaces the search's own scores by others, such as those on
     report items; candidates without one are left out.
@@ -146,21 +155,21 @@ def front_table(
         overflow="ellipsis",
         max_width=room if with_coefficients else None,
     )
-    knee = study.knee().number if front else None
+    marked = None if suggested is None else suggested.number
     on_front = {candidate.digest for candidate in front}
     for candidate in merges:
         if candidate.number in cells:
             params = {"method": candidate.recipe.method, **candidate.params}
             said = formatting.coefficients(params, study.space.models, list(study.space.searched))
-            is_knee = candidate.number == knee
-            number = f"◆ {candidate.number}" if is_knee else str(candidate.number)
+            is_marked = candidate.number == marked
+            number = f"◆ {candidate.number}" if is_marked else str(candidate.number)
             last = Text(visible(said) if with_coefficients else "", style="dim")
-            table.add_row(number, *cells[candidate.number], last, style="bold" if is_knee else "")
+            table.add_row(number, *cells[candidate.number], last, style="bold" if is_marked else "")
     if merges:
         table.add_section()
     for candidate in anchors:
         if candidate.number in cells:
-            number = f"◆ {candidate.number}" if candidate.number == knee else str(candidate.number)
+            number = f"◆ {candidate.number}" if candidate.number == marked else str(candidate.number)
             name = Text(visible(f"{candidate.anchor}"))
             if candidate.digest in on_front:
                 name.append(" (on the front)", style="dim")

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -25,6 +26,7 @@ from mergefront import formatting
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.foreign_text import one_line
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUSED
+from mergefront.results.suggestion import suggestion_lines
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
 from mergefront.study.stored_study import Study
@@ -190,7 +192,11 @@ def _study_note(study: Study) -> str:
     ]
     for candidate in study.front():
         scores = ", ".join(f"{name} {formatting.number(float(value))}" for name, value in candidate.scores.items())
-        lines.append(f"- trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else f": {scores}"))
+        lines.append(f"- {formatting.trial(candidate.number, candidate.anchor)}: {scores}")
+    if study.front():
+        suggested = study.suggested()
+        lines += ["", *(_plain(line) for line in suggestion_lines(study, suggested))]
+        lines += [] if suggested is None else ["", f"    mergefront export {quote(study.name)} --out merged"]
     if study.racing is not None and study.candidates():
         lines += ["", _RACED]
     if failures:

@@ -10,6 +10,7 @@ import yaml
 from mergefront import formatting
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.results.suggestion import suggestion_lines, warnings
 from mergefront.results.verdict import verdicts
 from mergefront.study.stored_study import Candidate, Study
 from mergefront.versions import versions
@@ -22,7 +23,7 @@ A `{candidate.recipe.method}` merge of {models}, found by mergefront.
 
 ## Scores
 
-Mean ± standard error. This is {who}; it {place}.
+Mean ± standard error. This is {who}; it {place}.{suggested}
 
 {scores}
 
@@ -54,16 +55,25 @@ def model_card(study: Study, candidate: Candidate, config: str, base_models: Seq
         candidate=candidate,
         study=_plain(study.name),
         models=f"{models} on {_plain(base.rstrip('/').rsplit('/', 1)[-1])}" if base else models,
-        who=f"trial {candidate.number}" + (f" ({candidate.anchor})" if candidate.anchor else ""),
+        who=formatting.trial(candidate.number, candidate.anchor),
         place="is on the front"
         if on_front
         else "is not on the front: another candidate is at least as good in everything",
+        suggested=_suggested(study, candidate),
         scores="\n".join(_measured(study, candidate)),
         coefficients="\n".join(_coefficients(candidate.params)),
         history="\n".join(f"- {line}" for line in _history(study)),
         config=config.rstrip(),
     )
     return visible(card)
+
+
+def _suggested(study: Study, candidate: Candidate) -> str:
+    """Whether the study suggests this merge, and what it gives up; or nothing."""
+    suggested = study.suggested()
+    if suggested is not None and suggested.number == candidate.number:
+        return f" {_plain(' '.join(suggestion_lines(study, suggested)))}"
+    return "".join(f" {_plain(line)}" for line in warnings(study, candidate))
 
 
 def _measured(study: Study, candidate: Candidate) -> list[str]:

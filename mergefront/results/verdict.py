@@ -7,8 +7,8 @@ against the merge in both directions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from mergefront.optimizer.scores.comparison import Difference, holm, weighted_sum
@@ -108,7 +108,7 @@ def verdict(study: Study, split: str = "search") -> Verdict | None:
     On the "report" split only the candidates that were evaluated on its items take part.
     """
     anchors, merges = study.anchors(), front_merges(study)
-    rows = evaluations_on(study, split, (*merges, *anchors))
+    rows = study.evaluations_on(split, (*merges, *anchors))
     merges = [candidate for candidate in merges if candidate.number in rows]
     anchors = [candidate for candidate in anchors if candidate.number in rows]
     if not merges or not anchors:
@@ -157,19 +157,6 @@ def front_merges(study: Study) -> list[Candidate]:
     """The front without the anchors and without merges that are an anchor's recipe."""
     of_anchors = {anchor.digest for anchor in study.anchors()}
     return [candidate for candidate in study.front() if candidate.digest not in of_anchors]
-
-
-def evaluations_on(study: Study, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
-    """The evaluations of those of ``candidates`` that were scored on a split, by trial number."""
-    rows: dict[int, Evaluation] = {}
-    for candidate in candidates:
-        found = study.ledger.find(candidate.recipe, split)
-        if found is not None and split == "search":
-            # While items are left, a candidate's scores are an estimate that gets better after it was told.
-            found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
-        if found is not None:
-            rows[candidate.number] = found
-    return rows
 
 
 def _overall(

@@ -23,7 +23,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
-from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
 from mergefront.storage.studies import StudyRecord, find
@@ -43,7 +43,6 @@ from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_v
 from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, left_out, read_study_file
 from mergefront.study.warm_start import entries, read_warm_start
 
-SPARSITY = "delta_l1"
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
 
 
@@ -91,7 +90,7 @@ def check_study(path: str | Path) -> CheckReport:
     else:
         layers = check_checkpoints(found)
         notes.extend(found.warnings)
-        directions = {**check_tasks(found), SPARSITY: "minimize"}
+        directions = {**check_tasks(found), DELTA_L1: "minimize"}
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
     if file.merge.tokenizer_source is not None and file.backend.type != "local":
@@ -243,7 +242,7 @@ def _objectives(found: Findings, directions: Mapping[str, str] | None) -> list[O
         elif any(known.name == section.name for known in made):
             found.problems.append(f"objectives: {section.name!r} is named twice")
         else:
-            natural = (directions or {}).get(section.name, "minimize" if section.name == SPARSITY else "maximize")
+            natural = (directions or {}).get(section.name, "minimize" if section.name == DELTA_L1 else "maximize")
             with found.catch():
                 made.append(Objective(section.name, section.direction or natural, section.range))  # type: ignore[arg-type]
     return made

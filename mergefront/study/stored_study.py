@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
+from mergefront.optimizer.recipes.anchors import BASE, expert_anchor
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import make_sampler
@@ -24,6 +25,7 @@ from mergefront.optimizer.scores.constraints import Constraint, feasible
 from mergefront.optimizer.scores.differences import better_beyond_noise
 from mergefront.optimizer.scores.evaluation import Estimate, Evaluation
 from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
+from mergefront.optimizer.scores.suggestion import Objections, left_at_worst, objections
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, STOPPED, WARM_START
 from mergefront.optimizer.search.stopping import Stop
 from mergefront.storage import DEFAULT_STORAGE, studies, transfer
@@ -34,6 +36,9 @@ from mergefront.study.continuation import root_of, stored_root
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.method_files import load_known_method_files
 from mergefront.versions import versions
+
+SPLITS = ("search", "report")
+"""The items that a search optimises on, and those that it never sees."""
 
 
 @dataclass(frozen=True)
@@ -272,10 +277,61 @@ class Study:
             raise UserError(f"study {self.name!r} has no objective {objective!r} {did_you_mean(objective, names)}")
         return max(self._some_candidates(), key=lambda candidate: sign * candidate.scores[objective])
 
-    def knee(self) -> Candidate:
-        """The front's knee: best sum of the objectives, each scaled to the front's range.
+    def evaluations_on(self, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
+        """The evaluations of those of ``candidates`` that were scored on a split, by trial number, with their items."""
+        rows: dict[int, Evaluation] = {}
+        for candidate in candidates:
+            found = self.ledger.find(candidate.recipe, split)
+            if found is not None and split == "search":
+                # While items are left, a candidate's scores are an estimate that gets better after it was told.
+                found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
+            if found is not None:
+                rows[candidate.number] = found
+        return rows
 
-        Raises ``UserError`` when the front is empty.
+    def merges(self) -> list[Candidate]:
+        """The front without the base and without experts alone."""
+        unmerged = {BASE, *(expert_anchor(name) for name in self.space.models)}
+        return [candidate for candidate in self.front() if candidate.anchor not in unmerged]
+
+    def suggested(self) -> Candidate | None:
+        """The merge to take where nobody says which; None where nothing is fit to be.
+
+        Of the merges on the front that no anchor beats and that lose to the base in no objective beyond noise, on the
+        search items and on the report items as far as those were scored, it has the best worst objective (normalised).
+        """
+        merges = self.merges()
+        rows = self.normalised(merges)
+        order = sorted(range(len(merges)), key=lambda index: (-min(rows[index]), -sum(rows[index])))
+        against = self.objections(merges[index] for index in order)
+        return next((candidate for candidate, found in against if not found), None)
+
+    def objections(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Objections]]:
+        """Each of ``candidates`` with what keeps it from being suggested."""
+        anchors = self.anchors()
+        # Who violates a constraint is no alternative to a merge that satisfies it.
+        names = {anchor.number: str(anchor.anchor) for anchor in anchors if anchor.feasible}
+        base = next((anchor.number for anchor in anchors if anchor.anchor == BASE), None)
+        of_anchors = {split: self.evaluations_on(split, anchors) for split in SPLITS}
+        for candidate in candidates:
+            found = Objections()
+            for split, rows in of_anchors.items():
+                for member in self.evaluations_on(split, [candidate]).values():
+                    rivals = {name: rows[number] for number, name in names.items() if number in rows}
+                    found |= objections(self.objectives, member, rivals, rows.get(base) if base is not None else None)
+            yield candidate, found
+
+    def left_at_worst(self, candidate: Candidate) -> list[str]:
+        """The objectives in which a candidate is not better than the worst anchor beyond noise, though another is."""
+        for split in reversed(SPLITS):
+            for member in self.evaluations_on(split, [candidate]).values():
+                return left_at_worst(self.objectives, member, list(self.evaluations_on(split, self.anchors()).values()))
+        return []
+
+    def knee(self) -> Candidate:
+        """The front's knee: the largest sum of the objectives, each scaled to the front's range.
+
+        It may leave an objective at its worst. Raises ``UserError`` when the front is empty.
         """
         return self._picked(pareto.knee)
 
@@ -321,6 +377,7 @@ class Study:
         """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""
         failures = self.failures()
         every = self.candidates()
+        suggested = self.suggested()
         content = {
             "study": self.name,
             "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
@@ -334,6 +391,7 @@ class Study:
                 for candidate in every
                 if candidate.anchor is not None
             ],
+            "suggested": None if suggested is None else suggested.number,
             "evaluations": self.finished_count(),
             "failed": len(failures),
         }

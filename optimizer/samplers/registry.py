@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING, Any
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.samplers.options import CMA_ES, EVO_MERGING, GP, MAP, MM_MO, NSGA, TPE, Options
-from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-
-SPARSITY_OBJECTIVES = frozenset({"delta_l1"})
-"""Objectives that measure the merge itself; every other one is a task score."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def make_sampler(
     given = {**spec.fixed, **(options or {})}
     if spec.of_optuna:
         return _of_optuna(spec, given, **common)
-    scores = [i for i, objective in enumerate(objectives) if objective.name not in SPARSITY_OBJECTIVES]
+    scores = [i for i, objective in enumerate(objectives) if objective.name != DELTA_L1]
     study = {
         "ranges": [objective.range for objective in objectives],
         "task_objectives": scores or None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import isclose
 
@@ -40,16 +40,23 @@ def _measured_difference(objective: Objective, first: Evaluation, second: Evalua
     )
 
 
-def better_beyond_noise(
-    objectives: Sequence[Objective], evaluations: Sequence[Evaluation], level: float = LEVEL
-) -> list[list[bool]]:
-    """Whether evaluation i beats evaluation j in some objective beyond noise (``n x n``)."""
+def ahead(objectives: Sequence[Objective], first: Evaluation, second: Evaluation) -> list[str]:
+    """The objectives in which ``first`` is better than ``second`` beyond noise, as one pair (p < 0.05)."""
+    parts = {objective.name: scored_difference(objective, first, second) for objective in objectives}
+    return [name for name, part in parts.items() if part.mean > 0 and part.p_value < LEVEL]
 
-    def is_better(first: Evaluation, second: Evaluation) -> bool:
-        parts = [scored_difference(objective, first, second) for objective in objectives]
-        return any(part.mean > 0 and part.p_value < level for part in parts)
 
-    return [[first is not second and is_better(first, second) for second in evaluations] for first in evaluations]
+def beats(better: Collection[str], worse: Collection[str]) -> bool:
+    """Whether one candidate beats another, by the objectives in which it is better and worse beyond noise."""
+    return bool(better) and not worse
+
+
+def better_beyond_noise(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> list[list[bool]]:
+    """Whether evaluation i is better than evaluation j in some objective beyond noise (``n x n``)."""
+    return [
+        [first is not second and bool(ahead(objectives, first, second)) for second in evaluations]
+        for first in evaluations
+    ]
 
 
 def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:

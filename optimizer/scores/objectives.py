@@ -13,6 +13,8 @@ from typing import Literal
 
 from mergefront.optimizer.errors import UserError
 
+DELTA_L1 = "delta_l1"
+"""The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
 REFERENCE = -0.1
 """The reference point's coordinate in every normalised objective: a tenth of the anchors' range
 below the worst anchor, so that a candidate as bad as that anchor in one objective still counts."""

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.argument("name")
 @storage_option
 @click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial.")
-@click.option("--knee", is_flag=True, help="The front's knee: the best balance of all objectives.")
+@click.option("--suggested", is_flag=True, help="The merge that is suggested; so it is without a choice.")
+@click.option(
+    "--knee", is_flag=True, help="The front's knee: the largest sum of the objectives, each scaled to the front."
+)
 @click.option(
     "--prefer",
     metavar="NAME=WEIGHT,...",
@@ -34,6 +37,7 @@ def export(
     name: str,
     storage: str,
     trial: int | None,
+    suggested: bool,
     knee: bool,
     prefer: dict[str, float] | None,
     out: Path,
@@ -43,24 +47,30 @@ def export(
 ) -> None:
     """Write one merge of study NAME to a folder, with a model card that says how it was found.
 
+    Without a choice it is the merge that `front` suggests: the best weakest objective among the members of the front
+    that no anchor beats and that lose to the base in nothing beyond noise.
+
     The merge is then made once more as it was scored, and compared with the folder tensor by tensor.
 
     \b
     Examples:
-      mergefront export skills --knee --out merged
+      mergefront export skills --out merged
       mergefront export skills --trial 17 --out merged --config-only
       mergefront export skills --prefer maths=0.7,french=0.3 --out merged
     """
     from mergefront.results.export import export_candidate
     from mergefront.results.export_check import check_export
+    from mergefront.results.suggestion import warnings
     from mergefront.study.stored_study import load_study
 
     if config_only and as_lora:
         raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")
-    if [trial is not None, knee, prefer is not None].count(True) != 1:
-        raise UserError("export: choose one of --trial N, --knee and --prefer maths=0.7,french=0.3")
+    if [trial is not None, suggested, knee, prefer is not None].count(True) > 1:
+        raise UserError("export: choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
     study = load_study(name, storage=storage)
-    candidate = _chosen(study, trial, prefer)
+    candidate = _chosen(study, trial, knee, prefer)
+    for warning in warnings(study, candidate):
+        echo(warning, err=True)
     export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
     echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
     if not (unchecked or config_only or as_lora):
@@ -91,11 +101,19 @@ def merge(config: Path, out: Path, allow: tuple[str, ...]) -> None:
     echo(str(out))
 
 
-def _chosen(study: Study, trial: int | None, preferences: dict[str, float] | None) -> Candidate:
+def _chosen(study: Study, trial: int | None, knee: bool, preferences: dict[str, float] | None) -> Candidate:
     if preferences is not None:
         return study.preferred(preferences)
-    if trial is None:
+    if knee:
         return study.knee()
+    if trial is None:
+        from mergefront.results.suggestion import choices, nothing_suggested
+
+        suggested = study.suggested()
+        if suggested is None:
+            remedy = choices(study)  # refuses a study without any member first
+            raise UserError(f"export: {nothing_suggested(study)} {remedy}")
+        return suggested
     candidates = study.candidates()
     for candidate in candidates:
         if candidate.number == trial:

@@ -68,7 +68,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     Example:
       mergefront status skills
     """
-    from mergefront.formatting import duration, heading, number, score, trials
+    from mergefront.formatting import duration, heading, number, score, trial, trials
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -102,13 +102,13 @@ def status(name: str, storage: str, as_json: bool) -> None:
         )
     for entry in facts["workers"]:
         since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
-        trial = "starting" if entry["trial"] is None else f"trial {entry['trial']}"
+        at = "starting" if entry["trial"] is None else trial(entry["trial"])
         state = " (gone; its trial is taken over)" if entry["abandoned"] else ""
-        lines.append(f"  worker        {entry['name']}: {trial}{since}{state}")
+        lines.append(f"  worker        {entry['name']}: {at}{since}{state}")
     for index, objective in enumerate(study.objectives):
         best = facts["best"].get(objective.name)
         if best is not None:
-            who = f"trial {best['trial']}" + (f" ({best['anchor']})" if best["anchor"] else "")
+            who = trial(best["trial"], best["anchor"])
             label = "best" if index == 0 else ""
             lines.append(f"  {label:<12}  {heading(objective)} {score(best['score'], best['standard_error'])}, {who}")
     if facts["failures"]:

@@ -16,7 +16,7 @@ from mergefront.results.plots.picture import (
     FAINT,
     FRONT,
     GRID,
-    KNEE,
+    SUGGESTED,
     Axis,
     Picture,
     Point,
@@ -73,7 +73,7 @@ def hypervolume_figure(study: Study) -> Any:
     )
     if anchors:
         figure.add_hline(
-            y=study.hypervolume(anchors), line={"dash": "dash", "color": KNEE}, annotation_text="the anchors alone"
+            y=study.hypervolume(anchors), line={"dash": "dash", "color": SUGGESTED}, annotation_text="the anchors alone"
         )
     figure.update_xaxes(title="trial (yellow: anchors)")
     figure.update_yaxes(title="hypervolume, normalised by the anchors")
@@ -174,7 +174,7 @@ def _errors(series: Series, axis: Axis) -> dict[str, Any] | None:
 
 
 def _hover(shown: Picture, point: Point) -> str:
-    lines = [f"trial {point.number}" + (f", {point.anchor}" if point.anchor else "") + (", knee" if point.knee else "")]
+    lines = [formatting.trial(point.number, point.anchor) + (", suggested" if point.suggested else "")]
     lines += [
         f"{formatting.heading(objective)}  {formatting.score(value, error)}"
         for objective, value, error in zip(shown.objectives, point.scores, point.errors, strict=True)

@@ -13,10 +13,10 @@ from mergefront.study.stored_study import Study
 
 FRONT = "#0072b2"
 FAINT = "#c3c8ce"
-KNEE = "#d55e00"
+SUGGESTED = "#d55e00"
 ANCHOR = "#e69f00"
 GRID = "#e9ecef"
-# Okabe and Ito's colours without the front's blue and the knee's vermilion: told apart by everyone.
+# Okabe and Ito's colours without the front's blue and the suggestion's vermilion: told apart by everyone.
 _ANCHOR_COLOURS = ("#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
 _CIRCLE = ("o", "circle")
 _ANCHOR_SYMBOLS = (
@@ -44,7 +44,7 @@ class Point:
     errors: tuple[float | None, ...]
     anchor: str | None
     on_front: bool
-    knee: bool
+    suggested: bool
     coefficients: str
 
 
@@ -108,12 +108,12 @@ class Picture:
 
     def series(self) -> list[Series]:
         anchors = zip(self.anchors, cycle(_ANCHOR_COLOURS), cycle(_ANCHOR_SYMBOLS), strict=False)
-        knee = [point for point in self.points if point.knee]
+        suggested = [point for point in self.points if point.suggested]
         every = [
             Series("dominated merge", self.dominated, FAINT, 7, with_errors=False),
             *(Series(f"{one.anchor} (trial {one.number})", [one], color, 12, mark) for one, color, mark in anchors),
             Series("merge on the front", self.front_merges, FRONT, 10),
-            Series("knee", knee, KNEE, 20, with_errors=False, hollow=True),
+            Series("suggested", suggested, SUGGESTED, 20, with_errors=False, hollow=True),
         ]
         return [series for series in every if series.points]
 
@@ -150,7 +150,7 @@ def picture(study: Study) -> Picture:
         raise UserError(f"study {study.name!r} has no finished evaluation yet; there is nothing to plot")
     on_front = {candidate.digest for candidate in study.front()}
     anchor_digests = {candidate.digest for candidate in candidates if candidate.anchor is not None}
-    knee = study.knee() if on_front else None
+    suggested = study.suggested()
     points = []
     for candidate in candidates:
         if candidate.anchor is None and candidate.digest in anchor_digests:
@@ -163,7 +163,7 @@ def picture(study: Study) -> Picture:
                 tuple(None if error is None or error != error else error for error in errors),
                 candidate.anchor,
                 candidate.digest in on_front,
-                knee is not None and candidate.number == knee.number,
+                suggested is not None and candidate.number == suggested.number,
                 f"{candidate.recipe.method}: {formatting.coefficients(candidate.params, study.space.models)}",
             )
         )

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from mergefront.results.plots.picture import FRONT, GRID, KNEE, Axis, Picture, Series
+from mergefront.results.plots.picture import FRONT, GRID, SUGGESTED, Axis, Picture, Series
 
 _INK = "#212529"
 _DPI = 150
@@ -82,7 +82,7 @@ def _panel(axes: Any, drawn: list[Series], across: Axis, up: Axis) -> None:
 
 
 def _label_trials(axes: Any, shown: Picture, across: Axis, up: Axis) -> None:
-    """Writes trial numbers beside the merges on the front, where there is room; the knee's comes first.
+    """Writes trial numbers beside the merges on the front, where there is room; the suggested one's comes first.
 
     A label that would cover a marker or another label is moved, and left out when nothing is free.
     """
@@ -97,17 +97,17 @@ def _label_trials(axes: Any, shown: Picture, across: Axis, up: Axis) -> None:
     ]
     frame = axes.get_window_extent()
     wanted = [entry for entry in visible if entry[0].on_front and entry[0].anchor is None]
-    for point, px, py in sorted(wanted, key=lambda entry: not entry[0].knee):
+    for point, px, py in sorted(wanted, key=lambda entry: not entry[0].suggested):
         text = str(point.number)
         width, height = 0.64 * _LABEL_SIZE * len(text) * scale, _LABEL_SIZE * scale
-        reach = 1.5 if point.knee else 1.0  # clear of the ring
+        reach = 1.5 if point.suggested else 1.0  # clear of the ring
         for dx, dy in ((reach * x, reach * y) for x, y in _OFFSETS):
             left = px + dx * scale - (width if dx < 0 else width / 2 if dx == 0 else 0)
             box = Bbox.from_extents(left, py + dy * scale, left + width, py + dy * scale + height)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
-                look = {"color": KNEE, "fontweight": "bold"} if point.knee else {"color": FRONT}
+                look = {"color": SUGGESTED, "fontweight": "bold"} if point.suggested else {"color": FRONT}
                 axes.text(
                     *axes.transData.inverted().transform((box.x0, box.y0)),
                     text,

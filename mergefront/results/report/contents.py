@@ -9,7 +9,7 @@ from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.verdict import Verdict, evaluations_on, front_merges, verdict
+from mergefront.results.verdict import Verdict, front_merges, verdict
 from mergefront.study.evaluators import tasks_of
 from mergefront.study.stored_study import Candidate, Study
 
@@ -42,9 +42,9 @@ def contents(study: Study) -> Contents:
     if judged is not None:
         split, rows = judged.split, judged.rows
     else:
-        rows = evaluations_on(study, "report", anchors)
+        rows = study.evaluations_on("report", anchors)
         split = "report" if rows else "search"
-        rows = rows or evaluations_on(study, "search", anchors)
+        rows = rows or study.evaluations_on("search", anchors)
     tasks = tasks_of(study.definition)
     searched = {objective.name for objective in study.objectives}
     return Contents(

@@ -77,7 +77,16 @@ def test_when_a_command_has_ended_a_copy_of_the_file_has_everything(tmp_path: Pa
 def test_front_json_is_the_documented_object(storage: str) -> None:
     result = call("front", "skills", "--storage", storage, "--json")
     content = json.loads(result.stdout)
-    assert set(content) == {"study", "objectives", "hypervolume", "front", "anchors", "evaluations", "failed"}
+    assert set(content) == {
+        "study",
+        "objectives",
+        "hypervolume",
+        "front",
+        "anchors",
+        "suggested",
+        "evaluations",
+        "failed",
+    }
     assert content["objectives"] == [{"name": n, "direction": "maximize"} for n in ("maths", "french")]
     assert {"base", "expert maths", "expert french", "uniform average"} <= {a["name"] for a in content["anchors"]}
     assert {"weight[maths]", "density[french]"} <= set(content["front"][-1]["params"])
@@ -85,13 +94,15 @@ def test_front_json_is_the_documented_object(storage: str) -> None:
     assert not result.stderr
 
 
-def test_front_table_fits_100_columns_and_names_noise_anchors_and_knee(storage: str) -> None:
+def test_front_table_fits_100_columns_and_names_noise_anchors_and_the_suggested(storage: str) -> None:
     for study in ("one", "skills", "three"):
         result = call("front", study, "--storage", storage)
         assert result.exit_code == 0, result.output
         assert max(len(line) for line in result.stdout.splitlines()) <= 100
         assert not re.search(r"± [\d.]*…", result.stdout), "a score is cut"
-        assert "maths ↑" in result.stdout and "task arithmetic 0.3" in result.stdout and "◆" in result.stdout
+        assert "maths ↑" in result.stdout and "task arithmetic 0.3" in result.stdout
+        # The best of the study "one" is an expert, which is no merge.
+        assert ("No merge is suggested" in result.stdout) == ("◆" not in result.stdout) == (study == "one")
         assert "beats the best anchor" in " ".join(result.stdout.split())
     assert "delta_l1 ↓" in result.stdout
 
@@ -150,8 +161,7 @@ def test_check_of_a_sound_file_says_what_will_be_searched(tmp_path: Path, write_
         (["status", "skils"], "did you mean 'skills'"),
         (["front", "skills", "--plot", "front.pdf"], ".png or .html"),
         (["front", "skills", "--plot", "nowhere/front.png"], "does not exist"),
-        (["export", "skills", "--out", "x"], "choose one of --trial N, --knee and --prefer"),
-        (["export", "skills", "--out", "x", "--knee", "--trial", "3"], "choose one of"),
+        (["export", "skills", "--out", "x", "--knee", "--trial", "3"], "choose one of --suggested, --trial N, --knee"),
         (["export", "skills", "--out", "x", "--trial", "999"], "no evaluated trial 999"),
         (["export", "skills", "--out", "x", "--prefer", "maths"], "NAME=NUMBER"),
         (["export", "skills", "--out", "x", "--prefer", "math=1"], "did you mean 'maths'"),

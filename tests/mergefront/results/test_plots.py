@@ -24,7 +24,8 @@ def test_picture_holds_every_candidate_once(storage: str) -> None:
     numbers = [p.number for p in shown.points]
     assert len(numbers) == len(set(numbers))
     assert {p.number for p in shown.points if p.on_front} >= {candidate.number for candidate in study.front()}
-    assert [p.number for p in shown.points if p.knee] == [study.knee().number]
+    suggested = study.suggested()
+    assert suggested is not None and [p.number for p in shown.points if p.suggested] == [suggested.number]
     assert len(shown.anchors) + len(shown.front_merges) + len(shown.dominated) == len(shown.points)
 
 

@@ -1,0 +1,53 @@
+"""Which merge mergefront suggests to take, in words, and what else there is to choose."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mergefront.formatting import number, trial, trials
+from mergefront.study.stored_study import Candidate, Study
+
+
+def suggestion_lines(study: Study, suggested: Candidate | None) -> list[str]:
+    """Who is suggested and why, or why nobody is; then a warning for what the suggested merge gives up."""
+    if suggested is None:
+        return [nothing_suggested(study)]
+    who = trial(suggested.number, suggested.anchor)
+    fit = "that no anchor beats and that lose to the base in nothing beyond noise"
+    if len(study.objectives) == 1:
+        said = f"Suggested: {who}, the best of the merges {fit}."
+    else:
+        worst, name = min(zip(study.normalised([suggested])[0], (one.name for one in study.objectives), strict=True))
+        said = (
+            f"Suggested: {who}. Of the merges on the front {fit}, it is the one whose weakest objective is "
+            f"the best: {name}, at {number(worst)} (0 worst anchor, 1 best anchor)."
+        )
+    return [said, *warnings(study, suggested)]
+
+
+def warnings(study: Study, candidate: Candidate) -> list[str]:
+    """What a candidate gives up: at most one sentence."""
+    left = " and ".join(study.left_at_worst(candidate))
+    who = trial(candidate.number, candidate.anchor)
+    return [f"Warning: {who} leaves {left} at the level of the worst anchor."] if left else []
+
+
+def nothing_suggested(study: Study) -> str:
+    """Why no member of a front is suggested."""
+    merges = study.merges()
+    if not merges:
+        return "No merge is suggested: the front holds none."
+    found = [against for _, against in study.objections(merges)]
+    lost = Counter(name for against in found for name in against.lost)
+    beaten = sum(1 for against in found if against.beaten_by)
+    reasons = [f"lose to the base in {name} beyond noise ({count})" for name, count in lost.items()]
+    reasons += [f"are beaten by an anchor ({beaten})"] if beaten else []
+    return f"No merge is suggested: those on the front ({len(merges)}) {' or '.join(reasons)}."
+
+
+def choices(study: Study) -> str:
+    """What to give `export` instead. Raises ``UserError`` where there is nothing to choose from."""
+    knee = study.knee().number
+    shares = ",".join(f"{objective.name}=1" for objective in study.objectives)
+    on_front = trials([candidate.number for candidate in study.front()])
+    return f"Choose with --trial N (on the front: {on_front}), --knee (trial {knee}) or --prefer {shares}"
