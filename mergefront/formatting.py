@@ -1,20 +1,42 @@
-"""How numbers, coefficients and trials are written in messages, tables, plots and cards."""
+"""How numbers, coefficients and trials are written in messages, tables, plots and cards; the screen they go to."""
 
 from __future__ import annotations
 
 import html
 import math
+import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.scores.comparison import Difference
 from mergefront.optimizer.scores.objectives import Objective
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+PIPE_WIDTH = 100
 ARROWS = {"maximize": "↑", "minimize": "↓"}
 _ROUNDING = 1e-9
 """What sums of floating-point numbers leave of 0; no score, error or bound is as small."""
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stdout (or ``stream``) that shows text as it is; 100 columns where there is no terminal."""
+    from rich.console import Console
+
+    class Screen(Console):
+        """Everything that is printed as a str goes through here, cells of tables too."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+    file = sys.stdout if stream is None else stream
+    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Screen(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def number(value: float) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
 from mergefront import formatting
 from mergefront.cli.session import storage_argument
@@ -18,35 +16,18 @@ from mergefront.results.suggestion import suggestion_lines
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.optimizer.scores.objectives import Objective
     from mergefront.results.verdict import Verdict
     from mergefront.study.stored_study import Candidate, Study
 
-PIPE_WIDTH = 100
 _LEAST_COEFFICIENTS = 24
-
-
-def console(stream: TextIO | None = None) -> Console:
-    """A console on stdout (or ``stream``) that shows text as it is; 100 columns where there is no terminal."""
-    from rich.console import Console
-
-    class Screen(Console):
-        """Everything that is printed as a str goes through here, cells of tables too."""
-
-        def render_str(self, text: str, **options: Any) -> Text:
-            return super().render_str(visible(text), **options)
-
-    file = sys.stdout if stream is None else stream
-    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Screen(file=file, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
 def print_front(study: Study, verdicts: list[Verdict]) -> None:
     """The front, the anchors below it, and who beats whom, on stdout."""
-    screen = console()
+    screen = formatting.console()
     candidates = study.candidates()
     failed = len(study.failures())
     front = study.front()
@@ -114,7 +95,7 @@ def front_table(
     study: Study,
     front: list[Candidate],
     suggested: Candidate | None,
-    width: int = PIPE_WIDTH,
+    width: int = formatting.PIPE_WIDTH,
     rows: Mapping[int, Evaluation] | None = None,
 ) -> Table:
     """Merges on the front, best in the first objective first, then every anchor; ◆ marks the suggested one.

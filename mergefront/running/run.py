@@ -15,8 +15,9 @@ from mergefront.optimizer.samplers.registry import check_sampler, resolved_optio
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
-from mergefront.optimizer.search.loop import run_search
+from mergefront.optimizer.search.loop import TrialOutcome, run_search
 from mergefront.optimizer.search.stopping import StopRule
+from mergefront.running.progress import where_it_is_watched
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.database import Database, normalised_url
@@ -93,6 +94,7 @@ def search(
     warm_start: Sequence[str | Path | Mapping[str, str]] = (),
     launcher: str | None = None,
     workers: int | None = None,
+    progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
 ) -> Study:
@@ -106,7 +108,8 @@ def search(
     must score item by item. ``stop`` (``{"hours": 2}``, or ``{"improvement": 0.001, "asks": 5}``) ends the run before
     the budget is spent; ``Study.stopped`` then says why. ``warm_start`` names what is known already: paths of
     mergekit YAML, ``{"study": NAME, "storage": URL}`` (see ``mergefront.study.warm_start``).
-    ``on_trial_start(number, anchor)`` and ``on_trial_end(outcome)`` are called around each trial.
+    A terminal or a notebook shows a bar, unless ``progress`` is False. ``on_trial_start(number, anchor)`` and
+    ``on_trial_end(outcome)`` are called around each trial.
 
     ``launcher="ray"`` searches with ``workers`` processes of a Ray cluster (by default one per GPU, else one per CPU;
     see ``mergefront.running.ray_launcher``) instead of in this process.
@@ -145,7 +148,25 @@ def search(
     checked_budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
-    return search_ready(begin(definition, Database(definition.storage), evaluator), where, on_trial_end, on_trial_start)
+    ready = begin(definition, Database(definition.storage), evaluator)
+    return _watched(ready, where, progress, on_trial_end, on_trial_start)
+
+
+def _watched(
+    ready: ReadyStudy, launcher: Launcher, progress: bool, on_trial_end: OnTrialEnd, on_trial_start: OnTrialStart
+) -> Study:
+    """Search, with progress for whoever watches."""
+
+    def start(number: int, anchor: str | None) -> None:
+        show_start(number, anchor)
+        on_trial_start(number, anchor)
+
+    def end(outcome: TrialOutcome) -> None:
+        show_end(outcome)
+        on_trial_end(outcome)
+
+    with where_it_is_watched(ready.study, progress) as (show_end, show_start):
+        return search_ready(ready, launcher, end, start)
 
 
 def run(
@@ -154,18 +175,19 @@ def run(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
+    progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
 ) -> Study:
     """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
 
-    Everything else is in the file. ``launcher``, ``workers`` and the callbacks are those of ``search``.
+    Everything else is in the file. ``launcher``, ``workers``, ``progress`` and the callbacks are those of ``search``.
 
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
     where = Launcher(launcher, workers)
     with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
-        return search_ready(ready, where, on_trial_end, on_trial_start)
+        return _watched(ready, where, progress, on_trial_end, on_trial_start)
 
 
 def resume(
@@ -176,15 +198,16 @@ def resume(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
+    progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
 ) -> Study:
     """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
 
     A study that is loaded already may stand for both. ``root`` is the folder of its files where that is not the one
-    that the database knows. ``launcher``, ``workers`` and the callbacks are those of ``search``.
+    that the database knows. ``launcher``, ``workers``, ``progress`` and the callbacks are those of ``search``.
     """
     where = Launcher(launcher, workers)
     study = as_study(study, storage=storage, root=root)
     with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
-        return study if ready is None else search_ready(ready, where, on_trial_end, on_trial_start)
+        return study if ready is None else _watched(ready, where, progress, on_trial_end, on_trial_start)

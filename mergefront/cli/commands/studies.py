@@ -26,8 +26,8 @@ def studies(storage: str, as_json: bool) -> None:
     Example:
       mergefront studies --storage sqlite:///mergefront-demo/mergefront.db
     """
-    from mergefront.cli.tables import console, plain_table
-    from mergefront.formatting import heading, number
+    from mergefront.cli.tables import plain_table
+    from mergefront.formatting import console, heading, number
     from mergefront.storage.database import Database
     from mergefront.storage.studies import all_studies
     from mergefront.study.stored_study import Study

@@ -18,8 +18,8 @@ from mergefront.cli.application import cli
 from mergefront.cli.boundary import guarded
 from mergefront.cli.logs import configure_log, log_fields, without_secrets
 from mergefront.cli.session import Session
-from mergefront.cli.tables import console, plain_table
-from mergefront.formatting import html_text
+from mergefront.cli.tables import plain_table
+from mergefront.formatting import console, html_text
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import one_line, visible
 from mergefront.results.dashboard_view import trial_note

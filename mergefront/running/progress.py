@@ -1,0 +1,202 @@
+"""Progress of a search on stderr: a live bar, or a line per evaluation."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from statistics import median
+from typing import TYPE_CHECKING
+
+from mergefront import formatting
+from mergefront.optimizer.foreign_text import visible
+from mergefront.optimizer.scores.constraints import feasible
+from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing
+from mergefront.study.stored_study import Study
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from mergefront.optimizer.search.loop import TrialOutcome
+
+Callbacks = tuple[OnTrialEnd, OnTrialStart]
+
+
+@dataclass
+class SearchState:
+    """What is known about a search under way. ``rows`` are raw scores (``n x m``) of what satisfies constraints."""
+
+    study: Study
+    done: int = 0
+    failed: int = 0
+    infeasible: int = 0
+    rows: list[list[float]] = field(default_factory=list)
+    anchors: list[list[float]] = field(default_factory=list)
+    merges: int = 0
+    seconds: list[float] = field(default_factory=list)
+    hypervolume: float | None = None
+    under_way: str = ""
+    last: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Takes in what an existing study has already."""
+        self.objectives, self.budget = self.study.objectives, self.study.record.evaluations
+        self.done = self.study.finished_count()
+        self.failed = len(self.study.failures())
+        for candidate in self.study.candidates():
+            self._add(candidate.scores, candidate.anchor, candidate.feasible)
+        self._measure()
+
+    def start(self, number: int, anchor: str | None) -> None:
+        """An evaluation starts."""
+        self.under_way = f"trial {number}" if anchor is None else f"trial {number}, {anchor}"
+
+    def finish(self, outcome: TrialOutcome) -> float:
+        """An evaluation is done; returns the seconds that it took, the proposal included."""
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        self.done = self.study.ledger.finished_count()  # other workers have done some of it
+        self.under_way = ""
+        if not outcome.reused:
+            self.seconds.append(seconds)
+        if outcome.evaluation is None:
+            self.failed += 1
+        else:
+            self._add(outcome.evaluation.scores, outcome.anchor, feasible(outcome.violations))
+            self._measure()
+        return seconds
+
+    def _add(self, scores: Mapping[str, float], anchor: str | None, allowed: bool) -> None:
+        row = [float(scores[objective.name]) for objective in self.objectives]
+        if allowed:
+            self.rows.append(row)
+        else:
+            self.infeasible += 1
+        if anchor is None:
+            self.merges += 1
+        else:
+            self.anchors.append(row)
+
+    def _measure(self) -> None:
+        from mergefront.optimizer.scores.pareto import hypervolume
+
+        if not self.merges:  # the unit system is not there before the anchors are
+            return
+        normaliser = Normaliser.from_anchors(self.objectives, self.anchors)
+        self.hypervolume = hypervolume([normaliser.normalise(row) for row in self.rows], normaliser.reference_point)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Median seconds of an evaluation times what is left of the budget."""
+        return median(self.seconds) * max(self.budget - self.done, 0) if self.seconds else None
+
+    def summary(self) -> str:
+        """Hypervolume, best raw scores and failures in a line."""
+        parts = [] if self.hypervolume is None else [f"hypervolume {formatting.number(self.hypervolume)}"]
+        if self.rows:
+            columns = zip(self.objectives, zip(*self.rows, strict=True), strict=True)
+            best = {objective.name: (max if objective.sign > 0 else min)(column) for objective, column in columns}
+            parts.append("best " + ", ".join(f"{name} {formatting.number(value)}" for name, value in best.items()))
+        parts += [f"{self.infeasible} infeasible"] if self.infeasible else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        return " · ".join(parts)
+
+    def time_left(self) -> str:
+        left = self.seconds_left
+        return "" if left is None or self.done >= self.budget else f"about {formatting.duration(left)} left"
+
+
+def where_it_is_watched(study: Study, wanted: bool) -> AbstractContextManager[Callbacks]:
+    """The progress of a search from Python: a bar on a terminal and in a notebook (lines, where it has no ipywidgets).
+
+    Nothing where it is not ``wanted``, or where nobody watches.
+    """
+    in_notebook = wanted and formatting.console(sys.stderr).is_jupyter
+    if not wanted or not (in_notebook or sys.stderr.isatty()):
+        return nullcontext((nothing, nothing))
+    return lines(SearchState(study)) if in_notebook and find_spec("ipywidgets") is None else live(SearchState(study))
+
+
+@contextmanager
+def lines(state: SearchState) -> Iterator[Callbacks]:
+    """A line for each evaluation."""
+
+    def on_trial_end(outcome: TrialOutcome) -> None:
+        seconds = state.finish(outcome)
+        parts = [
+            f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} "
+            f"({formatting.duration(seconds)})",
+            state.summary(),
+            state.time_left(),
+        ]
+        print(visible(" | ".join(part for part in parts if part)), file=sys.stderr, flush=True)
+
+    yield on_trial_end, state.start
+
+
+@contextmanager
+def live(state: SearchState) -> Iterator[Callbacks]:
+    """A bar that is always up to date; failures stay above it."""
+    with on_screen(lambda: _picture(state)) as shown:
+
+        def on_trial_end(outcome: TrialOutcome) -> None:
+            state.finish(outcome)
+            if outcome.failure is not None:
+                shown.console.print(_what_happened(outcome, state.objectives), style="red")
+
+        yield on_trial_end, state.start
+
+
+def on_screen(picture: Callable[[], RenderableType]) -> Live:
+    """Shows a picture on stderr, anew four times a second from a thread of its own: the clock runs meanwhile."""
+    from rich.live import Live
+
+    # What is printed to a file goes on going there.
+    stdout = sys.stdout.isatty()
+    return Live(
+        get_renderable=picture, console=formatting.console(sys.stderr), refresh_per_second=4, redirect_stdout=stdout
+    )
+
+
+def _picture(state: SearchState) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    below = " · ".join(part for part in (state.summary(), f"now {state.under_way}" if state.under_way else "") if part)
+    line = bar(state.done, state.budget, "evaluations", state.time_left())
+    return Group(line, Text(visible(below), style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def bar(done: int, total: int, what: str, left: str) -> RenderableType:
+    """How far something is: the count, a bar, the time left."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(no_wrap=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True)
+    line.add_row(
+        Text(f"{done}/{total} {what}", style="bold"), ProgressBar(total=total, completed=done), Text(left, style="cyan")
+    )
+    return line
+
+
+def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> str:
+    who = f"trial {outcome.number}" + (f" {outcome.anchor}" if outcome.anchor else "")
+    if outcome.evaluation is None:
+        return f"{who} failed: {outcome.failure}"
+    found, errors = outcome.evaluation.scores, outcome.evaluation.standard_errors
+    scores = ", ".join(
+        f"{objective.name} {formatting.score(float(found[objective.name]), errors.get(objective.name))}"
+        for objective in objectives
+    )
+    notes = ["violates a constraint"] if not feasible(outcome.violations) else []
+    notes += ["known already"] if outcome.reused else []
+    return ", ".join([f"{who}: {scores}", *notes])
