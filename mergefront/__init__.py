@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from mergefront.optimizer.recipes.space import MergeSpace, Range
     from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
     from mergefront.optimizer.scores.objectives import Objective
-    from mergefront.running.run import resume, run, search
+    from mergefront.running.run import create, resume, run, search
     from mergefront.study.stored_study import Candidate, Study, load_study
 
 _HOME = {
+    "create": "mergefront.running.run",
     "run": "mergefront.running.run",
     "resume": "mergefront.running.run",
     "search": "mergefront.running.run",
@@ -52,6 +53,7 @@ __all__ = [
     "SearchStoppedError",
     "Study",
     "UserError",
+    "create",
     "load_study",
     "resume",
     "run",

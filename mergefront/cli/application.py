@@ -14,7 +14,7 @@ from mergefront.cli.commands.models import export, merge
 from mergefront.cli.commands.searches import check, report, resume, run
 from mergefront.cli.commands.serve import serve
 from mergefront.cli.commands.studies import dashboard, front, status, studies
-from mergefront.cli.commands.team import ask, copy, delete, rename, tell, upgrade, worker
+from mergefront.cli.commands.team import ask, copy, create, delete, rename, tell, upgrade, worker
 from mergefront.cli.logs import configure_log
 from mergefront.cli.session import Session
 
@@ -77,6 +77,7 @@ for _command in (
     merge,
     dashboard,
     serve,
+    create,
     ask,
     tell,
     rename,

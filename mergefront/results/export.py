@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
+from mergefront.adapters.merging.output.references import map_references, model_paths, read_reference
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.yaml_file import read_mapping
@@ -31,7 +32,6 @@ from mergefront.study.stored_study import Candidate, Study
 CONFIG = "mergekit_config.yml"
 RECIPE = "recipe.json"
 CARD = "README.md"
-_LORA_CONFIG = "adapter_config.json"
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
@@ -46,18 +46,11 @@ def export_candidate(
     """
     from mergefront.adapters.merging.output.directory import write_merge
     from mergefront.results.model_card import model_card
-    from mergefront.study.evaluators import merge_plan
+    from mergefront.study.evaluators import merge_plan, mergekit_config, written_dtype
 
     root = study.root
     recipe = candidate.recipe
-    references = export_references(recipe, study.space.base_model, root)
-    config = recipe.to_mergekit(references)
-    if study.definition.evaluator.backend.get("compat") is not None:
-        config["compat"] = "mergekit"
-    chosen = study.definition.tokenizer_source
-    if chosen is not None:
-        config |= _tokenizer_keys(_map_tokenizer(chosen, lambda name: references.get(name, name)))
-    paths = _paths(recipe, study.space.base_model, root)
+    paths = model_paths(recipe, study.space.base_model, root)
     missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
     if missing and not config_only:
         raise UserError(
@@ -65,14 +58,13 @@ def export_candidate(
             "write the configuration alone with --config-only"
         )
     # The study was searched with these models: what only new searches are refused for must not hide its results.
-    planned = not missing and not as_lora and (not config_only or study.definition.evaluator.type == "local")
-    plan = merge_plan(study.definition, recipe, allow=(EVERYTHING,)) if planned else None
-    if plan is not None and plan.out_dtype is not None:
-        config["out_dtype"] = plan.out_dtype
+    plan = None if as_lora or config_only else merge_plan(study.definition, recipe, allow=(EVERYTHING,))
+    out_dtype = written_dtype(study.definition, recipe) if plan is None else plan.out_dtype
+    config = mergekit_config(study.definition, recipe, out_dtype)
     with new_folder(Path(out)) as folder:
         if as_lora:
             _merge_lora(recipe, root, folder)
-        elif plan is not None and not config_only:
+        elif plan is not None:
             write_merge(plan, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
@@ -89,7 +81,6 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     supported.
     """
     from mergefront.adapters.merging.output.directory import merge_to_directory
-    from mergefront.adapters.merging.output.references import read_reference
 
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")
@@ -97,30 +88,6 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     return merge_to_directory(
         map_references(content, lambda reference: str(read_reference(reference, folders))), Path(out), allow=allow
     )
-
-
-def export_references(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
-    """References as they hold anywhere on this machine: experts by name, the base by ``""``.
-
-    Existing paths become absolute; a LoRA becomes mergekit's ``base+lora``; what is no path here (a
-    hub name) stays.
-    """
-    paths = _paths(recipe, base_model, root)
-    base = paths.get("")
-    for name, path in paths.items():
-        if name and os.path.exists(os.path.join(path, _LORA_CONFIG)):
-            if base is None:
-                raise UserError(f"export: expert {name!r} is a LoRA, and the study names no base model to put it on")
-            paths[name] = f"{base}+{path}"
-    return paths
-
-
-def _paths(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
-    """Folders by the experts' names, the base's by ``""``; what is no path here stays as it is."""
-    from mergefront.adapters.merging.output.references import read_reference
-
-    given = {} if base_model is None else {"": base_model}
-    return {name: str(read_reference(reference, (root,))) for name, reference in {**given, **recipe.models}.items()}
 
 
 def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
@@ -131,37 +98,6 @@ def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
         for reference in dict.fromkeys(given)
         if _HUB_NAME.match(reference) and not (root / reference).exists() and "." not in reference.split("/")[0]
     ]
-
-
-def map_references(config: Any, change: Callable[[str], str]) -> Any:
-    """A mergekit configuration with every model reference changed; a tokenizer's "base" and "union" are none."""
-    if isinstance(config, Mapping):
-        made = {}
-        for key, value in config.items():
-            if key in ("tokenizer_source", "source") and isinstance(value, (str, Mapping)):
-                made[key] = _map_tokenizer(value, change)
-            elif key in ("model", "base_model") and isinstance(value, str):
-                made[key] = change(value)
-            else:
-                made[key] = map_references(value, change)
-        return made
-    if isinstance(config, list):
-        return [map_references(entry, change) for entry in config]
-    return config
-
-
-def _tokenizer_keys(chosen: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer of a merge as mergekit writes it; transplants are mergefront's own."""
-    if isinstance(chosen, str) or "transplant" in chosen:
-        return {"tokenizer_source": chosen}
-    return {"tokenizer": {"source": chosen["model"], **{key: chosen[key] for key in chosen if key != "model"}}}
-
-
-def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]) -> Any:
-    if isinstance(chosen, str):
-        return chosen if chosen in ("base", "union") else change(chosen)
-    mapped = map_references(chosen, change)
-    return {**mapped, "model": _map_tokenizer(chosen["model"], change)} if "model" in chosen else mapped
 
 
 def yaml_text(config: Mapping[str, Any]) -> str:
@@ -199,5 +135,5 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
     from mergefront.adapters.merging.loras.pool import merge_lora_recipe, write_lora
 
-    loras = _paths(recipe, None, root)
+    loras = model_paths(recipe, None, root)
     write_lora(merge_lora_recipe(recipe, loras), folder, next(iter(loras.values())))

@@ -11,7 +11,7 @@ from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation, EvaluationRequest, checked_scores
-from mergefront.study.evaluators import make_evaluator, tasks_of
+from mergefront.study.evaluators import make_evaluator, refuse_external, tasks_of
 from mergefront.study.stored_study import Candidate, Study
 
 SPLIT = "report"
@@ -42,6 +42,7 @@ def plan_report(study: Study, merges: Sequence[Candidate] | None = None) -> Repo
     Tasks that are no objective are asked too: what merging forgets beside the search. Raises ``UserError`` for a study
     without report items.
     """
+    refuse_external(study.definition)
     tasks = tasks_of(study.definition)
     if not tasks:
         by = "the merge service's own loss" if study.definition.evaluator.asks_models else "a function of its own"

@@ -18,12 +18,12 @@ from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.loop import TrialOutcome, run_search
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.running.progress import where_it_is_watched
-from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing, plan_of
+from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.database import Database, normalised_url
 from mergefront.study.check import check_study
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
-from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run
+from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run, store
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Study, as_study
 from mergefront.study.study_file import left_out_of_search
@@ -73,7 +73,7 @@ def search_ready(
             work_on_ray(study, ready.evaluator, launcher.workers, on_trial_end, on_trial_start)
         else:
             assert ready.evaluator is not None
-            run_search(plan_of(study), study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
+            run_search(study.plan, study.optuna, study.ledger, ready.evaluator, on_trial_end, on_trial_start)
     return study.refresh()
 
 
@@ -188,6 +188,16 @@ def run(
     where = Launcher(launcher, workers)
     with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
         return _watched(ready, where, progress, on_trial_end, on_trial_start)
+
+
+def create(path: str | Path, *, evaluations: int | None = None) -> Study:
+    """Store the study of a study file, up to ``evaluations`` if they are given, and evaluate nothing.
+
+    For outside harnesses (``Study.ask``, ``Study.tell``) and for workers that begin together. A stored study of the
+    same definition is returned as it is. Raises ``StudyFileError`` with every problem of the file before anything is
+    written.
+    """
+    return store(check_study(path), evaluations=evaluations).study
 
 
 def resume(

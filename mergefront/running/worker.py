@@ -1,4 +1,4 @@
-"""One process that works on a stored study, and what the search loop needs to know of it."""
+"""One process that works on a stored study."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
-from mergefront.optimizer.search.loop import SearchPlan, TrialOutcome, run_search
+from mergefront.optimizer.search.loop import TrialOutcome, run_search
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.evaluators import make_evaluator
 from mergefront.study.stored_study import Study, as_study
-from mergefront.study.warm_start import warm_start_recipes
 
 OnTrialEnd = Callable[["TrialOutcome"], None]
 OnTrialStart = Callable[[int, "str | None"], None]
@@ -52,7 +50,7 @@ def work(
     )
     with database.checkpoint_at_end(), scoring as made:
         run_search(
-            plan_of(study),
+            study.plan,
             study.optuna,
             study.ledger,
             made,
@@ -62,19 +60,3 @@ def work(
             wait_for_others=True,
         )
     return study.refresh()
-
-
-def plan_of(study: Study) -> SearchPlan:
-    """What the search loop needs to know of a study."""
-    definition = study.definition
-    return SearchPlan(
-        definition.space,
-        definition.objectives,
-        tuple(anchors(definition.space)),
-        study.record.evaluations,
-        definition.racing,
-        definition.seed,
-        stop=definition.stop,
-        constraints=definition.constraints,
-        warm_start_recipes=warm_start_recipes(study),
-    )

@@ -13,13 +13,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Path, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mergefront.adapters.remote.http.endpoint import is_loopback_host
 from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
-from mergefront.running import ask_tell
-from mergefront.running.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
+from mergefront.optimizer.search.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
 from mergefront.serving.api import add_routes, asking_client, described, metrics_answer, problem, service_of
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.process import bound_socket, run_application
@@ -58,10 +57,18 @@ class AskedTrial(Section):
 
 
 class Tell(Section):
-    """One score per objective, and their standard errors where they are known."""
+    """One score per objective, and their standard errors where they are known. An objective whose ``items`` are told
+    (scores by the item's id) needs no score: it is their mean."""
 
-    scores: dict[Text, Number] = Field(min_length=1, max_length=1000)
+    scores: dict[Text, Number] = Field(default={}, max_length=1000)
     standard_errors: dict[Text, Annotated[float, Field(ge=0, le=1e300)]] = Field(default={}, max_length=1000)
+    items: dict[Text, Annotated[dict[Text, Number], Field(min_length=1)]] = Field(default={}, max_length=1000)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Tell:
+        if not self.scores and not self.items:
+            raise ValueError("tell scores or items")
+        return self
 
 
 class Fail(Section):
@@ -158,7 +165,7 @@ def front(name: Name, server: Served) -> dict[str, Any]:
 )
 def ask(name: Name, body: Ask, server: Served) -> Any:
     with server.asking:
-        asked = ask_tell.ask(server.study(name), lease=body.lease)
+        asked = server.study(name).ask(body.lease)
     return Response(status_code=204) if asked is None else AskedTrial(**asked.to_json())
 
 
@@ -168,7 +175,8 @@ def ask(name: Name, body: Ask, server: Served) -> Any:
     summary="The scores of a trial. Telling the same again changes nothing.",
 )
 def tell(name: Name, trial: Trial, body: Tell, server: Served) -> None:
-    ask_tell.tell(server.study(name), trial, body.scores, standard_errors=body.standard_errors)
+    study = server.study(name)
+    study.tell(trial, body.scores, standard_errors=body.standard_errors, items=body.items)
 
 
 @routes.post(
@@ -177,7 +185,7 @@ def tell(name: Name, trial: Trial, body: Tell, server: Served) -> None:
     summary="The trial could not be scored. Telling so again changes nothing.",
 )
 def fail(name: Name, trial: Trial, body: Fail, server: Served) -> None:
-    ask_tell.tell_failed(server.study(name), trial, body.reason)
+    server.study(name).tell_failed(trial, body.reason)
 
 
 def _shown(study: Study) -> StudyShown:

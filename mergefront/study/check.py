@@ -30,6 +30,7 @@ from mergefront.storage.studies import StudyRecord, find
 from mergefront.study.check_backend import (
     Findings,
     check_checkpoints,
+    check_external,
     check_server,
     check_tasks,
     evaluator_definition,
@@ -40,7 +41,13 @@ from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
-from mergefront.study.study_file import FunctionBackendSection, ObjectiveSection, left_out, read_study_file
+from mergefront.study.study_file import (
+    ExternalBackendSection,
+    FunctionBackendSection,
+    ObjectiveSection,
+    left_out,
+    read_study_file,
+)
 from mergefront.study.warm_start import entries, read_warm_start
 
 """The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
@@ -85,6 +92,8 @@ def check_study(path: str | Path) -> CheckReport:
     layers: Mapping[str, int] | None = {}
     if isinstance(file.backend, FunctionBackendSection):
         _check_function(found, file.backend.call)
+    elif isinstance(file.backend, ExternalBackendSection):
+        layers = check_external(found)
     elif isinstance(file.backend, Section):
         directions = _check_server_tasks(found, file.backend)
     else:
@@ -93,7 +102,7 @@ def check_study(path: str | Path) -> CheckReport:
         directions = {**check_tasks(found), DELTA_L1: "minimize"}
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
-    if file.merge.tokenizer_source is not None and file.backend.type != "local":
+    if file.merge.tokenizer_source is not None and file.backend.type not in ("local", "external"):
         problems.append("merge.tokenizer_source: only a local backend aligns embeddings by token; remove it")
     objectives = _objectives(found, directions)
     constraints = _constraints(found, directions)
@@ -114,7 +123,7 @@ def check_study(path: str | Path) -> CheckReport:
     )
     with found.catch():
         racing = RacingSettings.read(file.racing)
-    if racing is not None and not file.tasks:
+    if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     storage = _absolute_storage(found, file.storage)
     if not problems and space is not None and isinstance(file.backend, Section):
@@ -147,6 +156,11 @@ def check_study(path: str | Path) -> CheckReport:
     )
     if evaluator.type == "local":
         _check_writing(found, definition)
+    if evaluator.type == "external":
+        told = ", ".join(f"{objective.name} ({objective.direction})" for objective in objectives)
+        notes.append(f"an outside harness tells: {told}")
+        if space.grouping.stacks and not space.grouping.starts:
+            notes.append("mergekit cannot say blocks per stack: take the recipe from 'mergefront ask --json'")
     database, record = _check_stored(found, definition)
     if not problems and definition.warm_start:
         with found.catch():

@@ -24,13 +24,19 @@ from mergefront.adapters.remote.settings import split_settings
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
-from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
+from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
-from mergefront.study.study_file import FunctionBackendSection, LocalBackendSection, StudyFile
+from mergefront.study.study_file import (
+    ExternalBackendSection,
+    FunctionBackendSection,
+    LocalBackendSection,
+    StudyFile,
+)
 
 
 @dataclass
@@ -144,6 +150,8 @@ def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefiniti
     between runs."""
     if isinstance(file.backend, FunctionBackendSection):
         return EvaluatorDefinition("function", call=file.backend.call), {}
+    if isinstance(file.backend, ExternalBackendSection):
+        return EvaluatorDefinition("external"), {}
     backend: dict[str, Any]
     runtime: dict[str, Any]
     kind: Literal["local", "server"]
@@ -160,6 +168,50 @@ def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefiniti
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
     content = fingerprints([*checkpoints, *data_paths(file.tasks, root)], root)
     return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
+
+
+def check_external(found: Findings) -> dict[str, int] | None:
+    """What cannot be had of an outside harness, and what it may not be able to read; returns the layers of every stack
+    of a base that is here."""
+    file, problems = found.file, found.problems
+    tells = "an outside harness scores, and tells it ('mergefront tell')"
+    if file.tasks:
+        problems.append(f"tasks: {tells}; remove 'tasks' and name objectives with their directions")
+    if file.racing:
+        problems.append(f"racing: {tells}, on the items that it chooses; remove 'racing'")
+    if file.stop:
+        problems.append("stop: 'mergefront ask' ends with the budget (search.evaluations), by no rule; remove 'stop'")
+    base, models = file.merge.base_model, file.merge.models
+    named = {} if base is None else {"base_model": base}
+    named |= {f"models.{name}": path for name, path in models.items()} if isinstance(models, Mapping) else {}
+    here = {key: path for key, path in named.items() if os.path.exists(found.root / path)}
+    for key, path in here.items():
+        is_lora = os.path.exists(found.root / path / "adapter_config.json")
+        if is_lora and base is None:
+            problems.append(f"merge.{key}: this is a LoRA; name the model that it belongs to as base_model")
+        elif is_lora and key == "base_model":
+            problems.append("merge.base_model: this is a LoRA; name the model that it belongs to")
+        if set("+@") & set(str((found.root / path).resolve())):
+            found.notes.append(f"merge.{key}: mergekit takes a + in a path for a LoRA, and an @ for a revision")
+    choice, donors = TokenizerChoice(), ("base", "union", *models)
+    with found.catch("merge."):
+        choice = TokenizerChoice.read(file.merge.tokenizer_source)
+    if choice.model is not None and choice.model not in donors:
+        hint = did_you_mean(choice.model, donors)
+        problems.append(f"merge.tokenizer_source: {choice.model!r} is none of the models {hint}")
+    elsewhere = [path for key, path in named.items() if key not in here]
+    if elsewhere:
+        found.notes.append(f"not in this folder, so 'mergefront ask' prints them as they are: {', '.join(elsewhere)}")
+    methods = [file.merge.method] if isinstance(file.merge.method, str) else file.merge.method
+    unknown = [name for name in methods if name in METHODS and name not in OF_MERGEKIT]
+    unknown += ["transplants"] if choice.transplant is not None else []
+    if unknown:
+        found.notes.append(f"mergekit has no {', '.join(unknown)}; 'mergefront merge' reads what is asked")
+    if file.merge.space.get("granularity", "global") == "global" or "base_model" not in here:
+        return {}
+    with found.catch("merge.base_model: "):
+        return depths(read_header(found.root / str(base)))
+    return None
 
 
 def check_server(found: Findings, space: MergeSpace) -> None:
@@ -191,7 +243,8 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
     blocks = granularity.get("blocks")
     if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
         raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
-    assert file.merge.base_model is not None and isinstance(file.merge.models, Mapping)
+    if file.merge.base_model is None or not isinstance(file.merge.models, Mapping):
+        raise UserError("boundaries: importance needs the folder of the base model and of each expert")
     opened = {"": Checkpoint(root / file.merge.base_model)}
     opened |= {name: Checkpoint(root / path) for name, path in file.merge.models.items()}
     aligned = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source)).models

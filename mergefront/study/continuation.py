@@ -64,6 +64,9 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
             else:
                 found.extend(differences(old[key], new[key], path))
         return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for index, (was, now) in pairs for line in differences(was, now, f"{where}[{index}]")]
     return [] if old == new else [f"{where}: was {_short(old)}, is now {_short(new)}"]
 
 

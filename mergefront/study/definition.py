@@ -20,12 +20,13 @@ class EvaluatorDefinition:
     """How recipes are scored, as data from which the evaluator is made again.
 
     ``type``: "local" (weights on this machine), "server" (a backend over HTTP), "function" (``call`` names a user's
-    ``package.module:name``) or "python" (``call`` names a function given to ``search``, which no other process can
-    make). ``backend`` and ``tasks`` are sections of the study file with every default filled in; ``content`` has
-    hashes of the files that scores depend on, by their path in the study file.
+    ``package.module:name``), "python" (``call`` names a function given to ``search``, which no other process can
+    make) or "external" (an outside harness asks for recipes and tells their scores). ``backend`` and ``tasks`` are
+    sections of the study file with every default filled in; ``content`` has hashes of the files that scores depend on,
+    by their path in the study file.
     """
 
-    type: Literal["local", "server", "function", "python"]
+    type: Literal["local", "server", "function", "python", "external"]
     call: str = ""
     backend: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -34,11 +35,13 @@ class EvaluatorDefinition:
 
     @property
     def asks_models(self) -> bool:
-        """Whether it asks models about tasks; otherwise a function of the user's scores."""
+        """Whether it asks models about tasks; otherwise a function of the user's or an outside harness scores."""
         return self.type in ("local", "server")
 
     def to_json(self) -> dict[str, Any]:
         """What is stored."""
+        if self.type == "external":
+            return {"type": self.type}
         if not self.asks_models:
             return {"type": self.type, "function" if self.type == "python" else "call": self.call}
         return {

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
+from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
+from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
 from mergefront.adapters.remote.settings import joined_settings
@@ -33,6 +38,7 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
     Raises ``UserError`` when it cannot be made, and when a file that scores depend on has changed.
     """
     described = definition.evaluator
+    refuse_external(definition)
     if described.type == "python":
         raise UserError(
             f"this study is scored by the Python function {described.call}; continue it from Python by "
@@ -82,6 +88,41 @@ def merge_plan(definition: StudyDefinition, recipe: Recipe, allow: Collection[st
     if dtype != "auto" and base is not None:
         dtype = one_dtype(plan.reference.header, [model.header for model in plan.parts[0].models.values()], dtype)
     return replace(plan, out_dtype=None if dtype == "auto" else dtype)
+
+
+def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str | None) -> dict[str, Any]:
+    """A recipe of the study as mergekit reads it, by paths that hold anywhere on this machine.
+
+    ``out_dtype``: see ``written_dtype``. Raises ``UserError`` for a LoRA without a base model.
+    """
+    references = mergekit_references(recipe, definition.space.base_model, definition.root)
+    config = recipe.to_mergekit(references)
+    if definition.evaluator.backend.get("compat") is not None:
+        config["compat"] = "mergekit"
+    if definition.tokenizer_source is not None:
+        config |= tokenizer_keys(definition.tokenizer_source, references)
+    return config if out_dtype is None else {**config, "out_dtype": out_dtype}
+
+
+def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:
+    """The dtype of every tensor of the study's merges, one for all its recipes.
+
+    None where tensors keep their own, where the merges are made elsewhere, and where the models are not here.
+    """
+    paths = model_paths(recipe, definition.space.base_model, definition.root).values()
+    if definition.evaluator.type != "local" or not all(map(os.path.exists, paths)):
+        return None
+    return merge_plan(definition, recipe, (EVERYTHING,)).out_dtype
+
+
+def refuse_external(definition: StudyDefinition) -> None:
+    """Raises ``UserError`` for a study whose scores are told: nothing here can score its recipes."""
+    if definition.evaluator.type == "external":
+        name = shlex.quote(definition.name)
+        raise UserError(
+            f"study {definition.name!r} is scored by an outside harness (backend: external): 'mergefront ask {name}' "
+            f"hands out a recipe, 'mergefront tell {name} TRIAL OBJECTIVE=NUMBER' takes its scores"
+        )
 
 
 def _refuse_changed(definition: StudyDefinition) -> None:

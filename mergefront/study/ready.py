@@ -17,7 +17,7 @@ from mergefront.storage.studies import create_or_load, update
 from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.evaluators import make_evaluator
+from mergefront.study.evaluators import make_evaluator, refuse_external
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
 from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
@@ -40,10 +40,12 @@ class ReadyStudy:
 def ready_to_run(
     report: CheckReport, *, evaluations: int | None = None, with_evaluator: bool = True
 ) -> Iterator[ReadyStudy]:
-    """A checked study file as a search that is ready to start; raises ``StudyFileError`` if it is not sound."""
-    definition = report.definition_or_raise()
-    if evaluations is not None:
-        definition = replace(definition, evaluations=checked_budget(evaluations))
+    """A checked study file as a search that is ready to start.
+
+    Raises ``StudyFileError`` if it is not sound, ``UserError`` if nothing here can score its recipes.
+    """
+    definition = _with_budget(report, evaluations)
+    refuse_external(definition)
 
     @cache
     def open_database() -> Database:
@@ -55,11 +57,29 @@ def ready_to_run(
         yield replace(ready, notes=(*report.warnings, *ready.notes))
 
 
+def store(report: CheckReport, *, evaluations: int | None = None) -> ReadyStudy:
+    """A checked study file as a stored study, nothing evaluated. Raises ``StudyFileError`` if it is not sound."""
+    definition = _with_budget(report, evaluations)
+    database = report.database or Database(definition.storage)
+    with database.checkpoint_at_end():
+        ready = begin(definition, database, None)
+    return replace(ready, notes=(*report.warnings, *ready.notes))
+
+
+def _with_budget(report: CheckReport, evaluations: int | None) -> StudyDefinition:
+    definition = report.definition_or_raise()
+    return definition if evaluations is None else replace(definition, evaluations=checked_budget(evaluations))
+
+
 @contextmanager
 def ready_to_resume(
     study: Study, *, evaluations: int | None = None, with_evaluator: bool = True
 ) -> Iterator[ReadyStudy | None]:
-    """A stored study as a search that is ready to start; None when its budget is spent."""
+    """A stored study as a search that is ready to start; None when its budget is spent.
+
+    Raises ``UserError`` if nothing here can score its recipes.
+    """
+    refuse_external(study.definition)
     notes = changes_since(study.name, study.record.definition, study.root)
     if evaluations is not None:
         checked_budget(evaluations)

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
-from mergefront.optimizer.recipes.anchors import BASE, expert_anchor
+from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import make_sampler
@@ -26,8 +26,11 @@ from mergefront.optimizer.scores.differences import better_beyond_noise
 from mergefront.optimizer.scores.evaluation import Estimate, Evaluation
 from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
 from mergefront.optimizer.scores.suggestion import Objections, left_at_worst, objections
+from mergefront.optimizer.search import ask_tell
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, STOPPED, WARM_START
+from mergefront.optimizer.search.loop import SearchPlan
 from mergefront.optimizer.search.stopping import Stop
+from mergefront.optimizer.search.warm_start_recipes import warm_start_recipes
 from mergefront.storage import DEFAULT_STORAGE, studies, transfer
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
@@ -82,6 +85,22 @@ class Failure:
 
     number: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A trial to evaluate; ``anchor`` is its name if it is one, ``mergekit`` the recipe as mergekit reads it."""
+
+    trial: int
+    recipe: Recipe
+    anchor: str | None
+    mergekit: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """What an outside harness gets: coefficients, and the recipe as a mergekit configuration."""
+        recipe = self.recipe
+        shown = {"params": dict(recipe.params), "seed": recipe.seed, "mergekit": dict(self.mergekit)}
+        return {"trial": self.trial, "anchor": self.anchor, **shown}
 
 
 class Study:
@@ -155,6 +174,66 @@ class Study:
     def ledger(self) -> StudyLedger:
         _ = self.definition  # recipes of merge methods of the user's own cannot be read before these are known
         return StudyLedger(self.database, self.record.study_id, versions())
+
+    @property
+    def plan(self) -> SearchPlan:
+        """What the search loop needs to know of the study."""
+        definition = self.definition
+        return SearchPlan(
+            definition.space,
+            definition.objectives,
+            tuple(anchors(definition.space)),
+            self.record.evaluations,
+            definition.racing,
+            definition.seed,
+            stop=definition.stop,
+            constraints=definition.constraints,
+            warm_start_recipes=warm_start_recipes(self.optuna, definition.space),
+        )
+
+    def ask(self, lease: float = ask_tell.DEFAULT_LEASE) -> Asked | None:
+        """The next trial for an outside harness, or None when the budget is spent or handed out.
+
+        Recipes that were evaluated before are told by themselves. A trial that was not told within ``lease`` (seconds)
+        is handed out again.
+        """
+        from mergefront.study.evaluators import mergekit_config, written_dtype
+
+        if not lease > 0:
+            raise UserError(f"lease is {lease:g}; it must be a number of seconds above 0")
+        ledger = StudyLedger(self.database, self.record.study_id, versions(), lease)
+        found = ask_tell.ask(self.plan, self.optuna, ledger)
+        if found is None:
+            return None
+        try:
+            config = mergekit_config(self.definition, found.recipe, written_dtype(self.definition, found.recipe))
+        except BaseException:
+            ledger.release(found.claim)
+            raise
+        return Asked(found.number, found.recipe, found.anchor, config)
+
+    def tell(
+        self,
+        trial: int,
+        scores: Mapping[str, float] | None = None,
+        *,
+        standard_errors: Mapping[str, float] | None = None,
+        items: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """The scores of an asked trial, one per objective and per further number that a constraint bounds.
+
+        ``items`` has the scores of an objective's items by their ids; then its score and standard error are those of
+        their mean, and merges are compared item by item. Telling the same scores again changes nothing; raises
+        ``UserError`` for other scores than those told before, an unknown trial or objective, and a score that is
+        missing or not finite.
+        """
+        plan = self.plan
+        evaluation = ask_tell.told_evaluation(plan, scores or {}, standard_errors or {}, items or {})
+        ask_tell.tell(plan, self.optuna, self.ledger, trial, evaluation)
+
+    def tell_failed(self, trial: int, reason: str) -> None:
+        """An asked trial could not be scored; telling so again changes nothing."""
+        ask_tell.tell_failed(self.plan, self.optuna, self.ledger, trial, reason)
 
     def candidates(self) -> list[Candidate]:
         """Every evaluated candidate by trial number, anchors included, each recipe once.

@@ -63,6 +63,12 @@ class FunctionBackendSection(_Section):
     call: str
 
 
+class ExternalBackendSection(_Section):
+    """An outside harness asks for recipes and tells their scores; nothing is loaded and nothing scored here."""
+
+    type: Literal["external"]
+
+
 class ObjectiveSection(_Section):
     """One objective; ``direction`` defaults to what its task's metric says."""
 
@@ -100,7 +106,7 @@ class StudyFile(_Section):
     storage: str = DEFAULT_STORAGE
     seed: int = Field(default=0, ge=0)
     merge: MergeSection
-    backend: LocalBackendSection | FunctionBackendSection | ServerSection = Field(
+    backend: LocalBackendSection | FunctionBackendSection | ExternalBackendSection | ServerSection = Field(
         default_factory=LocalBackendSection, discriminator="type"
     )
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -155,7 +161,7 @@ def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
     return _KEYS.get(tuple("*" if isinstance(part, int) else str(part) for part in location[:-1]))
 
 
-_BACKENDS = ("local", "function", *SERVER_SECTIONS)
+_BACKENDS = ("local", "function", "external", *SERVER_SECTIONS)
 _ALTERNATIVES = ("str", "ObjectiveSection", "ConstraintSection", "dict[str,str]", "list[str]", *_BACKENDS)
 """Parts of a location that name one of several forms of an entry, not a key."""
 _KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
@@ -163,6 +169,7 @@ _KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
     ("merge",): MergeSection,
     ("backend", "local"): LocalBackendSection,
     ("backend", "function"): FunctionBackendSection,
+    ("backend", "external"): ExternalBackendSection,
     **{("backend", name): section for name, section in SERVER_SECTIONS.items()},
     ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
     ("constraints", "*", "ConstraintSection"): ConstraintSection,

@@ -16,15 +16,14 @@ from typing import Any
 from optuna.trial import create_trial
 
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
-from mergefront.optimizer.recipes.anchors import WarmStartRecipe
-from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.space import METHOD, MergeSpace
+from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import checked_violations
 from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
 from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START, WARM_START_RECIPES
 from mergefront.optimizer.search.loop import told_attributes
+from mergefront.optimizer.search.warm_start_recipes import params_in
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.stored_study import Study, load_study
 
@@ -94,18 +93,6 @@ def begin(study: Study, definition: StudyDefinition) -> None:
     study.optuna.set_user_attr(WARM_START_RECIPES, seeds)
 
 
-def warm_start_recipes(study: Study) -> tuple[WarmStartRecipe, ...]:
-    """The recipes to evaluate after the anchors, as the study keeps them."""
-    made = []
-    for entry in study.optuna.user_attrs.get(WARM_START_RECIPES, ()):
-        recipe = Recipe.from_json(entry["recipe"])
-        params = params_in(study.space, recipe)
-        shown = _nearest(study.space, recipe) if params is None else params
-        exact = recipe if params is None else study.space.recipe(params)
-        made.append(WarmStartRecipe(entry["name"], exact, shown, outside_space=params is None))
-    return tuple(made)
-
-
 def read_recipe(space: MergeSpace, path: Path) -> Recipe:
     """A mergekit configuration as a recipe over the space's models; raises ``UserError`` where they differ."""
     try:
@@ -129,47 +116,6 @@ def over(space: MergeSpace, recipe: Recipe, origin: str) -> Recipe:
     return space.make(recipe.method, dict(recipe.params), recipe.grouping)
 
 
-def params_in(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue] | None:
-    """The recipe as a point of the space, or None. A coefficient for the whole model counts for each of its parts."""
-    direct = space.params(recipe)
-    if (
-        direct is not None
-        or recipe.grouping.positions()
-        or recipe.method not in {method.name for method in space.methods}
-    ):
-        return direct
-    params: dict[str, ParameterValue] = {}
-    for name, searched in space.searched.items():
-        if name == METHOD:
-            params[name] = recipe.method
-            continue
-        whole = _whole(space, name)
-        value = recipe.params.get(whole, searched.nearest(1.0) if whole not in recipe.params else None)
-        if value is None or not searched.holds(value):
-            return None
-        params[name] = value
-    spread = space.recipe(params).params
-    same = {_whole(space, name): value for name, value in spread.items()}
-    return params if same == dict(recipe.params) else None
-
-
-def _whole(space: MergeSpace, name: str) -> str:
-    """The name of the same coefficient without block and module kind; the method's own stays."""
-    if name == METHOD:
-        return name
-    parsed = CoefficientName.parse(name, space.models, space.grouping.split)
-    return str(CoefficientName(parsed.parameter, parsed.expert))
-
-
-def _nearest(space: MergeSpace, recipe: Recipe) -> dict[str, ParameterValue]:
-    """A point of the space to show a recipe outside it by."""
-    params: dict[str, ParameterValue] = {}
-    for name, searched in space.searched.items():
-        value = recipe.method if name == METHOD else recipe.params.get(name, recipe.params.get(_whole(space, name)))
-        params[name] = searched.middle if value is None else searched.nearest(value)
-    return params
-
-
 def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
     earlier = load_study(name, storage=storage)
     origin = f"study {name!r}"
@@ -177,6 +123,8 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     candidates = earlier.candidates()
     theirs = earlier.definition
     same_scoring = _scoring(definition, definition.evaluator) == _scoring(definition, theirs.evaluator)
+    # Two outside harnesses may score under the same names and otherwise differ.
+    same_scoring = same_scoring and theirs.evaluator.type != "external"
     if definition.scoring == theirs.scoring and same_scoring:
         known = []
         for candidate in candidates:

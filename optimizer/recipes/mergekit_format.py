@@ -20,6 +20,14 @@ from mergefront.optimizer.recipes.mergekit_structure import (
 )
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
+OF_MERGEKIT = frozenset(
+    {
+        "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "della_linear", "della",
+        "breadcrumbs", "breadcrumbs_ties", "nuslerp", "multislerp", "karcher", "model_stock", "sce", "ram",
+        "ramplus_tl", "nearswap", "passthrough",
+    }
+)  # fmt: skip
+"""The methods that mergekit 0.1.5 has."""
 _KNOWN_KEYS = (
     "merge_method",
     "base_model",

@@ -62,6 +62,9 @@ class Ledger(Protocol):
     def claim(self, budget: int) -> Claim | None:
         """Take over an abandoned slot or open the next one; None when none is left below ``budget``."""
 
+    def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
+        """The claim that a trial fills and whether it is finished; None for an unknown trial."""
+
     def others_at_work(self) -> bool:
         """Whether another live process works on a slot of this study."""
 

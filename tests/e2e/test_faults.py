@@ -148,13 +148,12 @@ from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.storage.ledger import StudyLedger
 from mergefront.storage.database import Database
 from mergefront.storage.optuna_tables.tables import finish_trial
-from mergefront.running.worker import plan_of
 from mergefront.study.stored_study import load_study
 from mergefront.optimizer.search.loop import propose
 MOMENT = datetime(2026, 1, 1)
 study = load_study("small", storage=sys.argv[1])
 claim = study.ledger.claim(8)
-proposal = propose(plan_of(study), study.optuna, study.ledger, claim)
+proposal = propose(study.plan, study.optuna, study.ledger, claim)
 with study.database.transaction(durable=True) as connection:
     assert finish_trial(connection, proposal.trial._trial_id, [0.25])
     study.ledger._keep(connection, proposal.number, proposal.recipe, Evaluation({"score": 0.25}), "search", MOMENT)

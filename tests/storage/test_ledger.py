@@ -22,7 +22,6 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, FunctionEvaluator, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import SEARCH_SPACE
-from mergefront.running.ask_tell import tell, tell_failed
 from mergefront.running.worker import work
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
@@ -170,9 +169,9 @@ def test_who_finishes_a_trial_second_changes_nothing_of_what_the_first_told(data
     def score(recipe: Recipe) -> Evaluation:
         evaluated.append(recipe.digest)
         if len(evaluated) == 7 and told == "scores":
-            tell("both", 6, {"score": 0.25}, standard_errors={"score": 0.125}, storage=database_url)
+            mf.load_study("both", storage=database_url).tell(6, {"score": 0.25}, standard_errors={"score": 0.125})
         elif len(evaluated) == 7:
-            tell_failed("both", 6, "the harness gave up", storage=database_url)
+            mf.load_study("both", storage=database_url).tell_failed(6, "the harness gave up")
         return Evaluation({"score": 0.75}, {"score": 0.5})
 
     study = mf.search(

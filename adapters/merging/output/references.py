@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.recipe import Recipe
 
 
 class ModelReference(NamedTuple):
@@ -35,6 +38,60 @@ def read_reference(text: str, folders: Sequence[Path]) -> ModelReference:
         return ModelReference(text)
     model, lora = (_found(part, folders) or part for part in pairs[0])
     return ModelReference(model, lora)
+
+
+def model_paths(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
+    """Folders by the experts' names, the base's by ``""``; absolute where they exist, what is no path here stays."""
+    given = {} if base_model is None else {"": base_model}
+    return {name: str(read_reference(reference, (root,))) for name, reference in {**given, **recipe.models}.items()}
+
+
+def mergekit_references(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
+    """References as they hold anywhere on this machine: ``model_paths``, and a LoRA as mergekit's ``base+lora``.
+
+    Raises ``UserError`` for a LoRA without a base model.
+    """
+    paths = model_paths(recipe, base_model, root)
+    base = paths.get("")
+    for name, path in paths.items():
+        if name and os.path.exists(os.path.join(path, "adapter_config.json")):
+            if base is None:
+                raise UserError(f"expert {name!r} is a LoRA, and the study names no base model to put it on")
+            paths[name] = f"{base}+{path}"
+    return paths
+
+
+def map_references(config: Any, change: Callable[[str], str]) -> Any:
+    """A mergekit configuration with every model reference changed; a tokenizer's "base" and "union" are none."""
+    if isinstance(config, Mapping):
+        made = {}
+        for key, value in config.items():
+            if key in ("tokenizer_source", "source") and isinstance(value, (str, Mapping)):
+                made[key] = _map_tokenizer(value, change)
+            elif key in ("model", "base_model") and isinstance(value, str):
+                made[key] = change(value)
+            else:
+                made[key] = map_references(value, change)
+        return made
+    if isinstance(config, list):
+        return [map_references(entry, change) for entry in config]
+    return config
+
+
+def tokenizer_keys(chosen: str | Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
+    """A study's ``tokenizer_source``, whose models are named by ``references``, as mergekit writes it; transplants are
+    mergefront's own."""
+    chosen = _map_tokenizer(chosen, lambda name: references.get(name, name))
+    if isinstance(chosen, str) or "transplant" in chosen:
+        return {"tokenizer_source": chosen}
+    return {"tokenizer": {"source": chosen["model"], **{key: chosen[key] for key in chosen if key != "model"}}}
+
+
+def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]) -> Any:
+    if isinstance(chosen, str):
+        return chosen if chosen in ("base", "union") else change(chosen)
+    mapped = map_references(chosen, change)
+    return {**mapped, "model": _map_tokenizer(chosen["model"], change)} if "model" in chosen else mapped
 
 
 def _found(path: str, folders: Sequence[Path]) -> str | None:

@@ -50,10 +50,12 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
         sound = not report.problems
         print_json({"file": str(study_file), "ok": sound, "problems": report.problems, "notes": report.notes})
         context.exit(2 if report.problems else 0)
-    report.definition_or_raise()
+    definition = report.definition_or_raise()
     for note in report.notes:
         echo(note)
-    echo(f"{study_file} is sound. Start with: mergefront run {shlex.quote(str(study_file))}")
+    is_external = definition.evaluator.type == "external"
+    command = f"mergefront {'create' if is_external else 'run'} {shlex.quote(str(study_file))}"
+    echo(f"{study_file} is sound. Start with: {command}")
 
 
 @click.command(short_help="Search as a study file says; continues an existing study.")

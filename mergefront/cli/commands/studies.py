@@ -121,8 +121,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     lines.append(
         "  to continue   " + facts["resume"]
         if facts["resume"]
-        else "  the budget is spent; "
-        f"more: mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)} --evaluations N"
+        else f"  the budget is spent; more: {_more(study)} --evaluations N"
     )
     for line in lines:
         echo(line)
@@ -217,6 +216,12 @@ def dashboard(storage: str, port: int) -> None:
     echo("", err=True)
 
 
+def _more(study: Study) -> str:
+    if study.definition.evaluator.type == "external":
+        return "mergefront create STUDY_FILE"
+    return f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
+
+
 def _study_row(study: Study) -> dict[str, Any]:
     return {
         "name": study.name,
@@ -258,7 +263,8 @@ def _status(study: Study) -> dict[str, Any]:
         by_reason.setdefault(failure.reason, []).append(failure.number)
     done, budget = study.finished_count(), study.record.evaluations
     running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    command = f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
+    following = "ask" if study.definition.evaluator.type == "external" else "resume"
+    command = f"mergefront {following} {shlex.quote(study.name)}{storage_argument(study.database.url)}"
     finished = study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     speed = throughput(
         [(t.datetime_start, t.datetime_complete) for t in finished if t.datetime_start and t.datetime_complete],

@@ -1,18 +1,31 @@
-"""Commands for many processes and outside harnesses: worker, ask, tell; and a study's life: rename, copy, delete."""
+"""Commands for many processes and outside harnesses (worker, create, ask, tell) and for a study's life (rename, copy,
+delete)."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import click
 
 from mergefront.cli.boundary import on_sigterm
 from mergefront.cli.logs import echo
-from mergefront.cli.options import json_option, named_numbers, print_json, root_option, storage_option
-from mergefront.cli.session import Session, shown_storage
+from mergefront.cli.options import (
+    evaluations_option,
+    json_option,
+    named_numbers,
+    print_json,
+    root_option,
+    storage_option,
+)
+from mergefront.cli.session import Session, shown_storage, storage_argument
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.foreign_text import one_line
 
 
 @click.command(short_help="One more process on a stored study, here or on another machine.")
@@ -64,9 +77,39 @@ def draining(session: Session) -> Iterator[Callable[[], bool]]:
         yield lambda: asked
 
 
+@click.command(short_help="Store a study that an outside harness, or workers, will evaluate.")
+@click.argument("study_file", type=click.Path(path_type=Path))
+@evaluations_option
+@click.pass_obj
+def create(session: Session, study_file: Path, evaluations: int | None) -> None:
+    """Check STUDY_FILE and store its study; nothing is evaluated. Prints the study's name.
+
+    A stored study of the same definition stays as it is, with the budget that the file or --evaluations says; another
+    one of this name is refused.
+
+    \b
+    Example (with backend: {type: external} in study.yaml):
+      mergefront create study.yaml
+      mergefront ask skills > merge.yaml
+    """
+    from mergefront.study.check import check_study
+    from mergefront.study.ready import store
+
+    ready = store(check_study(study_file), evaluations=evaluations)
+    study = ready.study
+    for note in ready.notes:
+        session.say(note)
+    following = "ask" if study.definition.evaluator.type == "external" else "worker"
+    where = storage_argument(study.database.url)
+    session.say(f"{study.finished_count()} of {study.record.evaluations} evaluations are finished. Next:")
+    session.say(f"  mergefront {following} {shlex.quote(study.name)}{where}")
+    echo(study.name)
+
+
 @click.command(short_help="The next recipe of a study, for an outside harness.")
 @click.argument("name")
 @storage_option
+@root_option
 @click.option(
     "--lease",
     type=float,
@@ -76,22 +119,22 @@ def draining(session: Session) -> Iterator[Callable[[], bool]]:
     help="When nothing was told by then, the same trial is handed out again.",
 )
 @json_option
-def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
+def ask(name: str, storage: str, root: Path | None, lease: float, as_json: bool) -> None:
     """Print the next recipe of study NAME as mergekit YAML; its trial number stands in the first line.
 
-    Exits with 0 and prints nothing when the budget is spent or handed out. Relative paths in the YAML start from the
-    study's folder.
+    Exits with 0 and prints nothing when the budget is spent or handed out. Models that are here are named by absolute
+    paths, LoRAs as mergekit reads them (MODEL+LORA).
 
     \b
     Example:
-      mergefront ask skills > config.yaml
+      mergefront ask skills > merge.yaml
+      mergekit-yaml merge.yaml merged            (or: mergefront merge merge.yaml merged)
       mergefront tell skills 7 maths=0.61 french=0.44
     """
-    import yaml
+    from mergefront.results.export import yaml_text
+    from mergefront.study.stored_study import load_study
 
-    from mergefront.running.ask_tell import ask as ask_for
-
-    asked = ask_for(name, storage=storage, lease=lease)
+    asked = load_study(name, storage=storage, root=root).ask(lease)
     if asked is None:
         if as_json:
             print_json(None)
@@ -100,8 +143,8 @@ def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
     if as_json:
         print_json(asked.to_json())
         return
-    echo(f"# trial {asked.trial}" + (f" ({asked.anchor})" if asked.anchor else ""))
-    echo(yaml.safe_dump(asked.recipe.to_mergekit(), sort_keys=False), nl=False)
+    echo(f"# trial {asked.trial}" + (f" ({one_line(asked.anchor)})" if asked.anchor else ""))
+    echo(yaml_text(asked.mergekit), nl=False)
 
 
 @click.command(short_help="The scores of an asked trial.")
@@ -116,26 +159,61 @@ def ask(name: str, storage: str, lease: float, as_json: bool) -> None:
     callback=named_numbers,
     help="Noise of one score; the sampler takes it into account.",
 )
+@click.option(
+    "--items",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help='Scores item by item, as JSON: {"maths": {"item-1": 1, "item-2": 0}}; - reads stdin.',
+)
 @click.option("--failed", metavar="REASON", help="The recipe could not be scored.")
 @storage_option
+@root_option
 def tell(
-    name: str, trial: int, scores: dict[str, float], errors: dict[str, float], failed: str | None, storage: str
+    name: str,
+    trial: int,
+    scores: dict[str, float],
+    errors: dict[str, float],
+    items: IO[str] | None,
+    failed: str | None,
+    storage: str,
+    root: Path | None,
 ) -> None:
     """Tell what TRIAL of study NAME scored, one SCORES argument OBJECTIVE=NUMBER per objective.
 
-    Telling the same twice changes nothing; other scores than those told before are refused.
+    An objective whose items are told needs no score: it is their mean. Telling the same twice changes nothing; other
+    scores than those told before are refused.
     """
-    from mergefront.running.ask_tell import tell as tell_scores
-    from mergefront.running.ask_tell import tell_failed
+    from mergefront.study.stored_study import load_study
 
+    if failed is not None and (scores or errors or items):
+        raise click.UsageError("--failed excludes scores")
+    if failed is None and not (scores or items):
+        raise click.UsageError("give a score for every objective, such as maths=0.61, or --items, or --failed REASON")
+    by_item = {} if items is None else _read_items(items)
+    study = load_study(name, storage=storage, root=root)
     if failed is not None:
-        if scores or errors:
-            raise click.UsageError("--failed excludes scores")
-        tell_failed(name, trial, failed, storage=storage)
-    elif not scores:
-        raise click.UsageError("give a score for every objective, such as maths=0.61, or --failed REASON")
+        study.tell_failed(trial, failed)
     else:
-        tell_scores(name, trial, scores, standard_errors=errors, storage=storage)
+        study.tell(trial, scores, standard_errors=errors, items=by_item)
+
+
+def _read_items(file: IO[str]) -> dict[str, dict[str, float]]:
+    """Scores by item by objective; raises ``UserError`` for another file than that."""
+    try:
+        content = json.load(file, object_pairs_hook=_once_each)
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{file.name}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(scored, dict) for scored in content.values()):
+        raise UserError(f'{file.name}: it must be a mapping such as {{"maths": {{"item-1": 1, "item-2": 0}}}}')
+    return content
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 @click.command(short_help="Give a study another name.")

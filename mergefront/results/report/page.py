@@ -252,13 +252,15 @@ def _importance(study: Study) -> str:
 
 
 def _recipes(shown: Contents) -> str:
-    from mergefront.results.export import export_references, yaml_text
+    from mergefront.results.export import yaml_text
+    from mergefront.study.evaluators import mergekit_config, written_dtype
 
     parts = []
-    space = shown.study.space
+    definition = shown.study.definition
+    space = definition.space
+    dtype = written_dtype(definition, shown.front[0].recipe) if shown.front else None
     for candidate in shown.front:
-        references = export_references(candidate.recipe, space.base_model, shown.study.root)
-        config = yaml_text(candidate.recipe.to_mergekit(references))
+        config = yaml_text(mergekit_config(definition, candidate.recipe, dtype))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
         parts.append(
             f"<details><summary>Trial {candidate.number}: {html_text(f'{candidate.recipe.method}, {said}')}</summary>"

@@ -24,7 +24,6 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import one_line, visible
 from mergefront.results.dashboard_view import trial_note
 from mergefront.results.throughput import throughput
-from mergefront.running.ask_tell import ask, tell_failed
 from mergefront.storage.studies import update
 
 START = datetime(2026, 1, 1)
@@ -73,10 +72,8 @@ def test_status_tells_workers_speed_and_failures(tmp_path: Path, write_study: ob
     facts = json.loads(call("status", "skills", "--json", "--storage", storage).stdout)
     assert facts["per_hour"] > 0 and facts["seconds_left"] == 0 and facts["workers"] == []
     asked = mf.load_study("skills", storage=storage)
-    from mergefront.running.ask_tell import ask
-
     update(asked.database, asked.record, evaluations=26)
-    trial = ask("skills", storage=storage)
+    trial = mf.load_study("skills", storage=storage).ask()
     assert trial is not None
     shown = call("status", "skills", "--storage", storage).stdout
     assert f"worker        asked: trial {trial.trial}, since" in shown
@@ -131,10 +128,11 @@ def test_reasons_of_failures_command_no_terminal_page_or_comment(tmp_path: Path,
     reason = COMMANDS.replace("\ud800", "")  # no database stores half a character
     mf.run(write_study(tmp_path, "watched", evaluations=7))  # type: ignore[operator]
     url = f"sqlite:///{tmp_path}/mergefront.db"
-    update(mf.load_study("watched", storage=url).database, mf.load_study("watched", storage=url).record, evaluations=9)
-    asked = ask("watched", storage=url)
+    watched = mf.load_study("watched", storage=url)
+    update(watched.database, watched.record, evaluations=9)
+    asked = watched.refresh().ask()
     assert asked is not None
-    tell_failed("watched", asked.trial, reason, storage=url)
+    watched.tell_failed(asked.trial, reason)
     for command in ("status", "front"):
         for style in ((), ("--json",)):
             shown = call(command, "watched", "--storage", url, *style)

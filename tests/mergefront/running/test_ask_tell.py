@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import mergefront as mf
-from mergefront.running.ask_tell import ask, tell, tell_failed
 from mergefront.running.worker import work
 
 STUDY = """
@@ -40,9 +39,9 @@ def url(tmp_path: Path) -> str:
 
 def test_asked_trials_are_those_that_a_run_would_have_tried(url: str) -> None:
     seen = []
-    while (asked := ask("skills", storage=url)) is not None:
+    while (asked := mf.load_study("skills", storage=url).ask()) is not None:
         seen.append(asked)
-        tell("skills", asked.trial, {"maths": 0.5, "french": float(asked.trial)}, storage=url)
+        mf.load_study("skills", storage=url).tell(asked.trial, {"maths": 0.5, "french": float(asked.trial)})
     assert [asked.trial for asked in seen] == list(range(1, 8))
     assert [asked.anchor for asked in seen][:4] == [
         "expert maths",
@@ -55,20 +54,20 @@ def test_asked_trials_are_those_that_a_run_would_have_tried(url: str) -> None:
 
 
 def test_telling_twice_is_harmless_and_contradicting_is_not(url: str) -> None:
-    asked = ask("skills", storage=url)
+    asked = mf.load_study("skills", storage=url).ask()
     assert asked is not None
     scores = {"maths": 0.5, "french": 0.25}
-    tell("skills", asked.trial, scores, storage=url)
-    tell("skills", asked.trial, scores, storage=url)
+    mf.load_study("skills", storage=url).tell(asked.trial, scores)
+    mf.load_study("skills", storage=url).tell(asked.trial, scores)
     with pytest.raises(mf.UserError, match="other scores"):
-        tell("skills", asked.trial, {"maths": 0.6, "french": 0.25}, storage=url)
+        mf.load_study("skills", storage=url).tell(asked.trial, {"maths": 0.6, "french": 0.25})
     assert mf.load_study("skills", storage=url).finished_count() == 2
 
 
 def test_a_lease_that_ran_out_hands_the_same_trial_out_again(url: str) -> None:
-    first = ask("skills", storage=url, lease=1e-6)
-    again = ask("skills", storage=url)
-    other = ask("skills", storage=url)
+    first = mf.load_study("skills", storage=url).ask(1e-6)
+    again = mf.load_study("skills", storage=url).ask()
+    other = mf.load_study("skills", storage=url).ask()
     assert first is not None and again is not None and other is not None
     assert (again.trial, again.recipe) == (first.trial, first.recipe)
     assert other.trial != again.trial
@@ -84,16 +83,16 @@ def test_a_lease_that_ran_out_hands_the_same_trial_out_again(url: str) -> None:
     ],
 )
 def test_wrong_tells_change_nothing(url: str, trial: int, scores: dict[str, float], words: str) -> None:
-    assert ask("skills", storage=url) is not None
+    assert mf.load_study("skills", storage=url).ask() is not None
     with pytest.raises(mf.UserError, match=words):
-        tell("skills", trial, scores, storage=url)
+        mf.load_study("skills", storage=url).tell(trial, scores)
     assert mf.load_study("skills", storage=url).finished_count() == 1
 
 
 def test_a_failure_can_be_reported(url: str) -> None:
-    asked = ask("skills", storage=url)
+    asked = mf.load_study("skills", storage=url).ask()
     assert asked is not None
-    tell_failed("skills", asked.trial, "node 7 caught fire", storage=url)
+    mf.load_study("skills", storage=url).tell_failed(asked.trial, "node 7 caught fire")
     assert mf.load_study("skills", storage=url).failures()[0].reason == "reported: node 7 caught fire"
 
 

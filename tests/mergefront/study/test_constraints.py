@@ -15,7 +15,6 @@ from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.results.verdict import verdict
-from mergefront.running.ask_tell import ask, tell
 
 
 def call(*arguments: object) -> Result:
@@ -141,9 +140,9 @@ def test_a_constrained_number_is_told_by_an_outside_harness(tmp_path: Path, writ
     from mergefront.storage.studies import update
 
     update(study.database, study.record, evaluations=3)
-    asked = ask("skills", storage=storage)
+    asked = mf.load_study("skills", storage=storage).ask()
     assert asked is not None
     with pytest.raises(UserError, match="tokens"):
-        tell("skills", asked.trial, {"maths": 0.5, "french": 0.5}, storage=storage)
-    tell("skills", asked.trial, {"maths": 0.5, "french": 0.5, "tokens": 310}, storage=storage)
+        mf.load_study("skills", storage=storage).tell(asked.trial, {"maths": 0.5, "french": 0.5})
+    mf.load_study("skills", storage=storage).tell(asked.trial, {"maths": 0.5, "french": 0.5, "tokens": 310})
     assert [c.violations for c in mf.load_study("skills", storage=storage).candidates()] == [{"tokens <= 300": 10.0}]

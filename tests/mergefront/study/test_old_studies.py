@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 import mergefront as mf
 from mergefront.cli.application import cli
-from mergefront.running.ask_tell import tell
 from mergefront.running.worker import work
 from mergefront.study.check import check_study
 
@@ -76,8 +75,8 @@ def test_a_worker_finishes_an_old_study(old: Path, case: str) -> None:
 
 def test_a_trial_that_was_handed_out_can_be_told(old: Path) -> None:
     number, scores = expected("asked")["asked"]["trial"], expected("asked")["told"]
-    tell("asked", number, scores, storage=url(old / "asked"))
     study = mf.load_study("asked", storage=url(old / "asked"))
+    study.tell(number, scores)
     assert study.optuna.get_trials(deepcopy=False)[number].values == list(scores.values())
     assert_as_expected(mf.run(old / "asked" / "study.yaml"), "asked")
 

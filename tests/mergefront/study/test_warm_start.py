@@ -13,7 +13,7 @@ import mergefront as mf
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.search.attributes import SEED, WARM_START
-from mergefront.study.warm_start import params_in
+from mergefront.optimizer.search.warm_start_recipes import params_in
 
 
 class Scorer:
