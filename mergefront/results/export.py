@@ -27,6 +27,7 @@ from mergefront.adapters.merging.output.references import map_references, model_
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.yaml_file import read_mapping
+from mergefront.study.definition import StudyDefinition
 from mergefront.study.stored_study import Candidate, Study
 
 CONFIG = "mergekit_config.yml"
@@ -40,7 +41,8 @@ def export_candidate(
 ) -> Path:
     """Write one evaluated candidate to ``out``, a new or empty folder, and return it.
 
-    ``as_lora`` writes a candidate of a LoRA method as one PEFT LoRA instead of folding it into the base.
+    ``as_lora`` writes a sum of LoRAs, or a merge by a LoRA method, as one PEFT LoRA instead of folding it into the
+    base.
     The folder appears whole or not at all. Raises ``UserError`` when ``out`` is in use, or when the
     study knows its models by name only, so that there are no weights to merge.
     """
@@ -63,12 +65,13 @@ def export_candidate(
     config = mergekit_config(study.definition, recipe, out_dtype)
     with new_folder(Path(out)) as folder:
         if as_lora:
-            _merge_lora(recipe, root, folder)
+            _merge_lora(study.definition, recipe, folder)
         elif plan is not None:
             write_merge(plan, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
-        card = model_card(study, candidate, yaml_text(config), hub_names(recipe, study.space.base_model, root))
+        named = hub_names(recipe, study.space.base_model, root)
+        card = model_card(study, candidate, config, named, folder, paths.get("", ""))
         (folder / CARD).write_text(card, encoding="utf-8")
     return Path(out)
 
@@ -132,8 +135,18 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def _merge_lora(recipe: Recipe, root: Path, folder: Path) -> None:
+def _merge_lora(definition: StudyDefinition, recipe: Recipe, folder: Path) -> None:
+    """Write a candidate as one LoRA. Raises ``UserError`` with the reason where it is none."""
+    from mergefront.adapters.checkpoints.header import read_header
     from mergefront.adapters.merging.loras.pool import merge_lora_recipe, write_lora
 
-    loras = model_paths(recipe, None, root)
-    write_lora(merge_lora_recipe(recipe, loras), folder, next(iter(loras.values())))
+    loras = model_paths(recipe, None, definition.root)
+    base = definition.space.base_model
+    is_here = base is not None and (definition.root / base).is_dir()
+    try:
+        if definition.tokenizer_source not in (None, "base"):
+            raise UserError("the merge has other tokens than the base (tokenizer_source)")
+        merged = merge_lora_recipe(recipe, loras, read_header(definition.root / str(base)) if is_here else None)
+        write_lora(merged, folder, next(iter(loras.values())))
+    except UserError as error:
+        raise UserError(f"export --as-lora: {error}; without --as-lora it is written as a whole model") from None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mergefront import formatting
 from mergefront.optimizer.foreign_text import visible
+from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.results.loading_lines import loading_lines
 from mergefront.results.suggestion import suggestion_lines, warnings
 from mergefront.results.verdict import verdicts
 from mergefront.study.stored_study import Candidate, Study
@@ -20,6 +24,10 @@ _CARD = """{metadata}
 # Merge {candidate.number} of {study}
 
 A `{candidate.recipe.method}` merge of {models}, found by mergefront.
+
+## Loading
+
+{loading}
 
 ## Scores
 
@@ -37,7 +45,7 @@ Mean ± standard error. This is {who}; it {place}.{suggested}
 
 ## Configuration
 
-As mergekit reads it (`recipe.json` holds the exact recipe, with the seed of random masks):
+{reader} (`recipe.json` holds the exact recipe, with the seed of random masks):
 
 ```yaml
 {config}
@@ -45,16 +53,31 @@ As mergekit reads it (`recipe.json` holds the exact recipe, with the seed of ran
 """
 
 
-def model_card(study: Study, candidate: Candidate, config: str, base_models: Sequence[str]) -> str:
-    """The card as Markdown with YAML metadata. ``config`` is the mergekit YAML, ``base_models`` hub names to link."""
+def model_card(
+    study: Study, candidate: Candidate, config: Mapping[str, Any], base_models: Sequence[str], folder: Path, base: str
+) -> str:
+    """The card of what lies in ``folder``, as Markdown with YAML metadata.
+
+    ``config`` is what mergekit reads, ``base_models`` are hub names to link, ``base`` is where the base model lies.
+    """
     on_front = candidate.number in {member.number for member in study.front()}
     models = _plain(", ".join(candidate.recipe.models))
-    base = study.space.base_model
+    called = study.space.base_model
+    if "recipe" in config:
+        name = shlex.quote(study.name)
+        command = f"mergefront export {name} --trial {candidate.number} --out merged"
+        reader = "As it is stored, since mergekit cannot say it"
+    elif candidate.recipe.method in OF_MERGEKIT and "compat" not in config:
+        reader, command = "As mergekit reads it", "mergekit-yaml mergekit_config.yml merged"
+    else:
+        reader, command = "As `mergefront merge` reads it", "mergefront merge mergekit_config.yml merged"
     card = _CARD.format(
-        metadata=_metadata(base_models),
+        metadata=_metadata(base_models, "peft" if (folder / "adapter_config.json").exists() else "transformers"),
+        loading=loading_lines(folder, base, command),
+        reader=reader,
         candidate=candidate,
         study=_plain(study.name),
-        models=f"{models} on {_plain(base.rstrip('/').rsplit('/', 1)[-1])}" if base else models,
+        models=f"{models} on {_plain(called.rstrip('/').rsplit('/', 1)[-1])}" if called else models,
         who=formatting.trial(candidate.number, candidate.anchor),
         place="is on the front"
         if on_front
@@ -63,7 +86,7 @@ def model_card(study: Study, candidate: Candidate, config: str, base_models: Seq
         scores="\n".join(_measured(study, candidate)),
         coefficients="\n".join(_coefficients(candidate.params)),
         history="\n".join(f"- {line}" for line in _history(study)),
-        config=config.rstrip(),
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
     )
     return visible(card)
 
@@ -98,8 +121,8 @@ def _measured(study: Study, candidate: Candidate) -> list[str]:
     return lines
 
 
-def _metadata(base_models: Sequence[str]) -> str:
-    content: dict[str, Any] = {"library_name": "transformers", "tags": ["merge", "mergekit", "mergefront"]}
+def _metadata(base_models: Sequence[str], library: str) -> str:
+    content: dict[str, Any] = {"library_name": library, "tags": ["merge", "mergekit", "mergefront"]}
     if base_models:
         content["base_model"] = list(base_models)
     return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"

@@ -13,11 +13,12 @@ modules are honoured: a module that only some LoRAs adapt is merged from those.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.lora import LoraModule, read_lora
 from mergefront.adapters.checkpoints.writer import complete_folder
 from mergefront.adapters.merging.task_vectors.ranks import kept_count
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 Operator = Literal["cat", "svd", "factor"]
 ModuleValue = Callable[[str, str], float]
+_SMALLEST_SUM = 1e-8
+"""As when tensors are merged: weights whose sum is nearer to zero are not divided by it."""
 
 
 class Factors(NamedTuple):
@@ -158,25 +161,80 @@ def reduce_rank(factors: Factors, rank: int) -> Factors:
     return Factors(root.unsqueeze(1) * (v[:kept] @ q_a.T), (q_b @ u[:, :kept]) * root)
 
 
-def merge_lora_recipe(recipe: Recipe, loras: Mapping[str, str | Path]) -> dict[str, Factors]:
-    """The merged factors that a recipe of a LoRA method says; ``loras`` has the folder of every expert.
+def merge_lora_recipe(
+    recipe: Recipe, loras: Mapping[str, str | Path], base: CheckpointHeader | None = None
+) -> dict[str, Factors]:
+    """The merged factors that a recipe says; ``loras`` has the folder of every expert, ``base`` the model they are on.
 
-    Raises ``UserError`` for a method that merges no LoRAs.
+    A LoRA method combines factors in its own way; a sum of whole LoRAs (``shares``) is "cat", exactly. Coefficients
+    are those of the tensors as the base stores them. Raises ``UserError`` for another method, and for what is no LoRA.
     """
-    operator = METHODS[recipe.method].lora
-    if operator is None:
-        raise UserError(f"{recipe.method} does not merge LoRAs as LoRAs; lora_cat, lora_svd and lora_factor do")
+    headers = {name: read_header(path) for name, path in loras.items()}
+    for name, header in headers.items():
+        if header.kind != "lora":
+            raise UserError(f"expert {name!r} is a whole model, which no LoRA holds")
+    method = METHODS[recipe.method]
+    stored = {} if base is None else _stored_names(headers, base)
+
+    def one(value: Callable[[str], float], name: str, target: str) -> float:
+        found = {value(tensor) for tensor in stored.get((name, target), (target,))}
+        if len(found) > 1:
+            raise UserError(f"{target}: its parts have coefficients of their own, and one pair of factors has one")
+        return found.pop()
 
     def weight(name: str, target: str) -> float:
-        return float(recipe.coefficient("weight", name, target)) * bool(recipe.coefficient("active", name, target))
+        if method.lora is None:
+            return one(lambda tensor: shares(recipe, tensor)[name], name, target)
+        active = bool(one(lambda tensor: float(recipe.coefficient("active", name, tensor)), name, target))
+        return active * one(lambda tensor: float(recipe.coefficient("weight", name, tensor)), name, target)
 
+    if method.lora is None:
+        return merge_loras(loras, weight)
     return merge_loras(
         loras,
         weight,
-        operator=operator,
-        densities=lambda name, target: float(recipe.coefficient("density", name, target)),
-        rank=(lambda target: round(float(recipe.coefficient("rank", None, target)))) if operator == "svd" else None,
+        operator=method.lora,
+        densities=lambda name, target: one(
+            lambda tensor: float(recipe.coefficient("density", name, tensor)), name, target
+        ),
+        rank=(lambda target: round(float(recipe.coefficient("rank", None, target)))) if method.lora == "svd" else None,
     )
+
+
+def shares(recipe: Recipe, tensor: str) -> dict[str, float]:
+    """What every expert's difference from the base is multiplied by at a tensor, where a merge is their sum.
+
+    Raises ``UserError`` for a recipe that does more to them.
+    """
+    method = METHODS[recipe.method]
+    if method.consensus != "none" and recipe.method != "linear":
+        does = "elects signs" if method.consensus == "sign" else "is no sum of what its experts add to the base"
+        raise UserError(f"{recipe.method} {does}; task_arithmetic and linear are sums, the lora_ methods are LoRAs")
+    for parameter, whole in (("density", 1.0), ("gamma", 0.0)):
+        dropping = method.parameter(parameter) is not None
+        if dropping and any(recipe.coefficient(parameter, name, tensor) != whole for name in recipe.models):
+            raise UserError(f"{recipe.method} drops entries of what a LoRA adds, which no factors can say")
+    weights = {name: float(recipe.coefficient("weight", name, tensor)) for name in recipe.models}
+    total = math.fsum(weights.values())
+    is_divided = bool(recipe.coefficient("normalize", None, tensor)) and abs(total) >= _SMALLEST_SUM
+    if recipe.method == "linear" and any(weights.values()) and not is_divided and abs(total - 1) > _SMALLEST_SUM:
+        raise UserError(f"linear without normalize multiplies the base itself by {total:g}, the sum of the weights")
+    scale = 1.0 if recipe.method == "linear" else float(recipe.coefficient("lambda", None, tensor))
+    return {name: scale * value / (total if is_divided else 1.0) for name, value in weights.items()}
+
+
+def _stored_names(
+    headers: Mapping[str, CheckpointHeader], base: CheckpointHeader
+) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By LoRA and module as the LoRA calls it: the tensors of the base that it changes."""
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    for name, header in headers.items():
+        called = {module.a: target for target, module in read_lora(header).modules.items()}
+        for tensor, module in read_lora(header, base).modules.items():
+            if module.a in called:
+                key = (name, called[module.a])
+                found[key] = (*found.get(key, ()), tensor)
+    return found
 
 
 def write_lora(merged: Mapping[str, Factors], out: str | Path, like: str | Path) -> Path:

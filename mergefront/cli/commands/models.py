@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
 @click.option("--config-only", is_flag=True, help="No weights: mergekit YAML, recipe and model card only.")
-@click.option("--as-lora", is_flag=True, help="A merge of LoRAs as one PEFT LoRA, not folded into the base model.")
+@click.option(
+    "--as-lora",
+    is_flag=True,
+    help="A sum of LoRAs, or a merge by a lora_ method, as one PEFT LoRA.",
+)
 @click.option("--unchecked", is_flag=True, help="Do not compare what was written with the merge that was scored.")
 def export(
     name: str,

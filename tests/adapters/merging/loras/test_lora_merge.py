@@ -190,3 +190,48 @@ def test_operators_agree_on_what_they_promise(ranks: list[int], weights: list[fl
     assert cat.a.shape[0] == sum(ranks) and combine(parts, "factor", 0).a.shape[0] == max(ranks)
     assert torch.allclose(cat.b @ cat.a, wanted, atol=1e-4)
     assert torch.allclose(svd.b @ svd.a, wanted, atol=1e-3)
+
+
+BLOCKS = Grouping(2, (0, 1), ("mlp",))
+SUMS: dict[str, Recipe] = {
+    "task arithmetic": recipe("task_arithmetic", {**WEIGHTS, "lambda": 1.3}),
+    "normalised": recipe("task_arithmetic", {**WEIGHTS, "normalize": True}),
+    "weights that cancel": recipe("task_arithmetic", {"weight[a]": 0.5, "weight[b]": -0.5, "normalize": True}),
+    "by block and module": recipe("task_arithmetic", {**WEIGHTS, "weight[a, mlp, block 0]": 1.5}, BLOCKS),
+    "average": recipe("linear", {"weight[a]": 1.0, "weight[b]": 2.0}),
+    "shares of one": recipe("linear", {"weight[a]": 0.25, "weight[b]": 0.75, "normalize": False}),
+    "DARE that drops nothing": recipe("dare_linear", {**WEIGHTS, "density": 1.0}),
+    "breadcrumbs that drop nothing": recipe("breadcrumbs", {**WEIGHTS, "gamma": 0.0}),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_a_sum_of_loras_is_one_lora(pool: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Ranks, alphas, rsLoRA and target modules of the two differ; the written LoRA adds what the merge adds."""
+    out = write_lora(merge_lora_recipe(SUMS[kind], pool), tmp_path / "out", pool["a"])
+    alone = Recipe("lora_cat", {"out": "out"}, {"weight[out]": 1.0}, "base")
+    assert_same(dict(MergeEngine(base(), {"out": out}).iterate(alone)), merged(pool, SUMS[kind]))
+
+
+NO_SUMS: dict[str, tuple[Recipe, str]] = {
+    "signs": (recipe("ties", WEIGHTS), "ties elects signs"),
+    "spheres": (recipe("nuslerp", WEIGHTS), "nuslerp is no sum"),
+    "dropped at random": (recipe("dare_linear", {**WEIGHTS, "density": 0.5}), "drops entries"),
+    "dropped by size": (recipe("breadcrumbs", WEIGHTS), "drops entries"),
+    "a base that is scaled": (recipe("linear", {**WEIGHTS, "normalize": False}), "multiplies the base itself by 0.3"),
+    "nothing": (recipe("task_arithmetic", {"weight[a]": 0.0, "weight[b]": 0.0}), "switched off"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_SUMS)
+def test_what_is_no_sum_of_loras_is_refused_with_the_reason(pool: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    made, reason = NO_SUMS[kind]
+    with pytest.raises(UserError, match=reason):
+        write_lora(merge_lora_recipe(made, pool), tmp_path / "out", pool["a"])
+
+
+def test_a_whole_model_is_in_no_lora(pool: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    save_file(base(), tmp_path / "whole" / "model.safetensors")
+    with pytest.raises(UserError, match="'b' is a whole model"):
+        merge_lora_recipe(SUMS["average"], {**pool, "b": tmp_path / "whole"})

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import TINY_MODELS, move
 
-from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.header import Checkpoint, read_header
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
-from mergefront.adapters.merging.loras.pool import keep_largest, merge_loras, write_lora
+from mergefront.adapters.merging.loras.pool import keep_largest, merge_lora_recipe, merge_loras, write_lora
+from mergefront.adapters.merging.output.directory import write_merge
+from mergefront.adapters.merging.output.plan import plan_recipe
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.grouping import Grouping
+from mergefront.optimizer.recipes.recipe import Recipe
 
 BASE = Path(__file__).parents[3] / "fixtures" / "goldens" / "models" / "base"
 Q, K = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.k_proj"
@@ -85,3 +90,27 @@ def test_peft_loads_the_result(pool: dict[str, Path], tmp_path: Path) -> None:
     after = peft.PeftModel.from_pretrained(model, out).merge_and_unload().state_dict()
     for name in (Q, K):
         assert torch.allclose(after[f"{name}.weight"] - before[f"{name}.weight"], delta(out, name), atol=1e-5)
+
+
+def test_a_sum_takes_the_coefficients_of_the_tensors_as_the_base_stores_them(tmp_path: Path) -> None:
+    """A LoRA has the names of the live model; Llava's checkpoint has others, by which blocks are counted."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    tiny = TINY_MODELS["llava"]
+    tiny.make().save_pretrained(tmp_path / "base")
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    for seed, folder in enumerate(folders.values()):
+        adapted = peft.LoraConfig(r=2 + seed, target_modules=r".*language_model.*(q_proj|up_proj)")
+        model = peft.get_peft_model(tiny.make(), adapted)
+        move(model, seed)
+        model.save_pretrained(folder)
+    weights: dict[str, float | bool] = {"weight[a]": 0.5, "weight[b]": 0.7, "weight[b, block 1]": -0.3}
+    recipe = Recipe("task_arithmetic", {"a": "a", "b": "b"}, weights, "base", Grouping(3, (0, 1)))
+    (tmp_path / "whole").mkdir()
+    write_merge(plan_recipe(recipe, tmp_path / "base", folders), tmp_path / "whole")
+    write_lora(merge_lora_recipe(recipe, folders, read_header(tmp_path / "base")), tmp_path / "lora", folders["a"])
+    load = getattr(transformers, tiny.auto).from_pretrained
+    whole, base = load(tmp_path / "whole").state_dict(), load(tmp_path / "base")
+    merged = peft.PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload().state_dict()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=1e-6)
