@@ -24,8 +24,8 @@ ROOMS: Mapping[str, str] = {
         "backend language_model counted_model tokenization checkpoints merging tasks evaluator local remote"
     ),
     "mergefront.adapters.merging": (
-        "memory coefficients transplant vocabulary sources compression tensor_pool importance task_vectors reference "
-        "whole_models loras engine output"
+        "memory coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "
+        "reference whole_models loras engine output"
     ),
 }
 """Lower rooms first: a room imports from itself and from rooms before it. Type-only imports count."""

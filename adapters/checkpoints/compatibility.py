@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mergefront.adapters.checkpoints.configurations import compare_configurations, is_allowed, known_keys
+from mergefront.adapters.checkpoints.configurations import (
+    compare_configurations,
+    compare_texts,
+    is_allowed,
+    known_keys,
+)
 from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraContents, read_lora
 from mergefront.adapters.checkpoints.names import (
@@ -71,7 +76,8 @@ def compare_configurations_of(
     """What two checkpoints' configurations say of a merge (``sliced``: of some layers of each)."""
     if expert.kind == "lora":
         return Comparison()
-    differences = compare_configurations(base.config, expert.config, allow, sliced=sliced)
+    compare = compare_configurations if base.carried is None else compare_texts
+    differences = compare(base.config, expert.config, allow, sliced=sliced)
     found = Comparison()
     if differences.refused:
         keys = ", ".join(differences.refused)
@@ -165,7 +171,11 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
 
 def _is_optional(header: CheckpointHeader, tensor: str) -> bool:
     """Whether a merge needs no such tensor of the other side."""
-    return is_unread(tensor, header.tensors[tensor].shape) or is_prediction_layer(tensor, header.config)
+    return (
+        tensor in (header.carried or ())
+        or is_unread(tensor, header.tensors[tensor].shape)
+        or is_prediction_layer(tensor, header.config)
+    )
 
 
 def _compare_integers(

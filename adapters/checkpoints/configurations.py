@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from mergefront.optimizer.recipes.stacks import is_text_section, is_tower
 
 Verdict = Literal["refuse", "report", "silent"]
 
@@ -118,6 +120,38 @@ def compare_configurations(
             verdict = "report"
         found[verdict][key] = f"base says {_said(first)}, expert says {_said(second)}"
     return Differences(found["refuse"], found["report"], found["unknown"])
+
+
+def compare_texts(
+    base: Mapping[str, Any], expert: Mapping[str, Any], allow: Collection[str] = (), *, sliced: bool = False
+) -> Differences:
+    """``compare_configurations`` of what two configurations say of the stack that reads text.
+
+    Towers beside it give the model, and the text in it, another type: that alone is only reported.
+    """
+    ours, theirs = (_text(_complete(configuration)) for configuration in (base, expert))
+    types = [str(section.get("model_type", "")).removesuffix("_text") for section in (ours, theirs)]
+    found = compare_configurations(ours, theirs, (*allow, "model_type", "architectures"), sliced=sliced)
+    if types[0] == types[1] or is_allowed("model_type", allow):
+        return found
+    return replace(found, reported={"model_type": f"base says {types[0]!r}, expert says {types[1]!r}"} | found.reported)
+
+
+def _text(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section that is about text, or all that is about no tower."""
+    for key, value in configuration.items():
+        if isinstance(value, Mapping) and (is_text_section(key) or key == "thinker_config"):
+            return _text(value)
+    return {key: value for key, value in configuration.items() if not is_tower(key.replace("video", "vision"))}
+
+
+def with_vocabulary(config: Mapping[str, Any], was: int | None, rows: int | None) -> dict[str, Any]:
+    """A configuration with another number of rows of embedding and head, in nested configurations too."""
+    return {
+        key: rows if "vocab_size" in key and value == was
+        else with_vocabulary(value, was, rows) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }  # fmt: skip
 
 
 def is_allowed(key: str, allow: Collection[str]) -> bool:

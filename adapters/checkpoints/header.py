@@ -64,13 +64,17 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """A checkpoint without its numbers. ``config`` is config.json or adapter_config.json, or empty."""
+    """A checkpoint without its numbers. ``config`` is config.json or adapter_config.json, or empty.
+
+    ``carried`` names tensors that every merge takes from here as they are, where text alone is merged (None: all is).
+    """
 
     path: Path
     kind: Literal["full", "lora"]
     tensors: Mapping[str, TensorInfo]
     files: tuple[Path, ...]
     config: Mapping[str, Any]
+    carried: frozenset[str] | None = None
 
     @property
     def bytes(self) -> int:

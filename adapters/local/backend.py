@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
+from mergefront.adapters.merging.modalities import Modalities, compose
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -102,6 +103,8 @@ class LocalBackend:
         task_vectors: TaskVectorForm = "exact",
         allow: Collection[str] = (),
         tokenizer_source: str | Mapping[str, Any] | None = None,
+        scope: str | None = None,
+        carry: Mapping[str, str] | None = None,
         for_text: bool = True,
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
@@ -110,16 +113,20 @@ class LocalBackend:
         an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
         ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU). ``tokenizer_source``
         says whose tokens merges have, as a study file does (default: all must have the same); the live model gets
-        rows for them. The live model is of the class that the base's configuration names; ``for_text`` gives a base
-        without a head one.
+        rows for them. ``scope`` "language" merges the stack of text alone, and ``carry`` has the expert that each tower
+        is taken from: {"vision": "A", "audio": "B"}. The live model is of the class that the base's configuration
+        names (or that of the model with a place for all towers); ``for_text`` gives a base without a head one.
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
 
-        from mergefront.adapters.local.loading import load_model
+        from mergefront.adapters.local.loading import compose_model, load_model
+        from mergefront.adapters.merging.output.metadata import describe
 
         where = usable_device(device)
         opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
+        composition = compose(opened, _BASE, Modalities.read(scope, carry))
+        opened = dict(composition.models)
         header = opened[_BASE].header
         dtype = main_dtype(header) if dtype == "auto" else dtype
         rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
@@ -128,7 +135,12 @@ class LocalBackend:
         if compute == "auto" and where.type == "cpu":
             computing = torch.float32
         aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
-        model, tokenizer = load_model(Path(base), computing, aligned, for_text)
+        if composition.is_scoped:
+            folders = [one.path for one in opened.values()]
+            described = describe(composition, aligned, aligned.models[_BASE].header.config, folders)
+            model, tokenizer = compose_model(aligned.models[_BASE], described, computing, for_text)
+        else:
+            model, tokenizer = load_model(Path(base), computing, aligned, for_text)
         model.to(where)
         for parameter in model.parameters():
             parameter.requires_grad_(False)

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
+from mergefront.adapters.merging.output.metadata import Description, write_metadata
 from mergefront.adapters.merging.vocabulary import Alignment
 from mergefront.optimizer.errors import UserError
 
@@ -33,19 +34,53 @@ def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: boo
     return model, processor
 
 
-def loading_findings(base: CheckpointHeader, aligned: Alignment, for_text: bool) -> tuple[list[str], list[str]]:
+def compose_model(base: Checkpoint, described: Description, dtype: torch.dtype, for_text: bool) -> tuple[Any, Any]:
+    """The model of tensors that come from several folders, and its processor or tokenizer."""
+    from transformers import GenerationConfig
+
+    with _understood(described.frame), _folder_of(described) as folder:
+        kind, config = _class(folder, for_text)
+        concrete: Any = type(model_on_meta(kind, config))
+        model = concrete.from_pretrained(None, config=config, state_dict=dict(base), dtype=dtype)
+        if (folder / "generation_config.json").exists() and model.can_generate():
+            model.generation_config = GenerationConfig.from_pretrained(folder, **_OPTIONS)
+        return model, _load_processor(folder, Alignment({}, folder), _OPTIONS)
+
+
+def loading_findings(
+    base: CheckpointHeader, aligned: Alignment, described: Description | None, for_text: bool
+) -> tuple[list[str], list[str]]:
     """Why a live model cannot be made of a checkpoint, and what it would not read, from headers alone.
 
-    The model is made on the meta device, without memory for its weights; its tokenizer or processor is loaded. Raises
-    ``UserError`` where transformers does not know one of them.
+    ``described`` says what stands beside the tensors where they come from several folders. The model is made on the
+    meta device, without memory for its weights; its tokenizer or processor is loaded. Raises ``UserError`` where
+    transformers does not know one of them.
     """
-    with _understood(base.path):
-        model = model_on_meta(*_class(base.path, for_text))
-        _load_processor(base.path, aligned, _OPTIONS)
+    if described is None:
+        with _understood(base.path):
+            model = model_on_meta(*_class(base.path, for_text))
+            _load_processor(base.path, aligned, _OPTIONS)
+    else:
+        with _understood(described.frame), _folder_of(described) as folder:
+            model = model_on_meta(*_class(folder, for_text))
+            _load_processor(folder, Alignment({}, folder), _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
+    problems = names.problems()
+    strays = [name for name in names.ignored if name in (base.carried or ())]
+    if strays:
+        more = f" (and {len(strays) - 1} more)" if len(strays) > 1 else ""
+        problems.append(f"{type(model).__name__} has no place for {strays[0]!r}{more}, of a tower that it would get")
     unexpected = names.unexpected(base.config, stored)
-    return names.problems(), [] if unexpected is None else [unexpected]
+    return problems, [] if unexpected is None or strays else [unexpected]
+
+
+@contextmanager
+def _folder_of(described: Description) -> Iterator[Path]:
+    """A folder with everything of a merged model but its weights."""
+    with tempfile.TemporaryDirectory() as name:
+        write_metadata(described, Path(name), ())
+        yield Path(name)
 
 
 def refuse_likelihoods_of(path: Path) -> None:

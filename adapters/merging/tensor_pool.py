@@ -118,7 +118,7 @@ class TensorPool:
         return entry.tensor
 
     def carries(self, name: str) -> bool:
-        """Whether every merge has the origin's tensor: integers, and buffers that no model reads."""
+        """Whether every merge has the origin's tensor: integers, buffers that no model reads, towers beside a text."""
         return name in self._carried
 
     def base(self, name: str) -> torch.Tensor | None:
@@ -180,6 +180,7 @@ class TensorPool:
         if isinstance(reference, Checkpoint):
             info = reference.header.tensors[name]
             shape, numbers = info.shape, info.dtype in ("F64", "F32", "F16", "BF16")
+            numbers = numbers and name not in (reference.header.carried or ())
         else:
             shape, numbers = tuple(reference[name].shape), reference[name].is_floating_point()
         # Without a base there is nothing to stand in for what an expert lacks.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergefront.adapters.checkpoints.configurations import with_vocabulary
 from mergefront.adapters.checkpoints.header import Checkpoint, TensorInfo
 from mergefront.adapters.checkpoints.names import expert_names
 from mergefront.adapters.checkpoints.tokenizers import (
@@ -87,6 +88,14 @@ class TokenizerChoice:
         made = {str(token): _rule(str(token), rule) for token, rule in rules.items()}
         return cls(value["model"], transplant, made, multiple)
 
+    def renamed(self, names: Mapping[str, str]) -> TokenizerChoice:
+        """The same with other names of the models."""
+        rules = {
+            token: rule if rule.model is None else replace(rule, model=names.get(rule.model, rule.model))
+            for token, rule in self.tokens.items()
+        }
+        return replace(self, model=None if self.model is None else names.get(self.model, self.model), tokens=rules)
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -99,14 +108,12 @@ class Alignment:
     rows: int | None = None
     was: int | None = None
     """Rows of the model that the merge is described by, as it is stored."""
+    is_chosen: bool = False
+    """Whether it was said whose tokens they are; otherwise all models have the same."""
 
     def config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """That model's configuration with the aligned models' vocabulary size, in nested configurations too."""
-        return {
-            key: self.rows if "vocab_size" in key and value == self.was
-            else self.config(value) if isinstance(value, Mapping) else value
-            for key, value in config.items()
-        }  # fmt: skip
+        return with_vocabulary(config, self.was, self.rows)
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ def align(models: Mapping[str, Checkpoint], base: str | None, choice: TokenizerC
     for name, plan in _plans(known, sizes, target, reference, choice).items():
         if plan.own != list(range(sizes[name])):
             made[name] = AlignedCheckpoint(models, name, axes, plan, target.rows)
-    return Alignment(made, models[target.donor].path, target.added, target.rows, was)
+    return Alignment(made, models[target.donor].path, target.added, target.rows, was, choice.model is not None)
 
 
 class AlignedCheckpoint(Checkpoint):

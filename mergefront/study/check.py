@@ -104,6 +104,8 @@ def check_study(path: str | Path) -> CheckReport:
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
     if file.merge.tokenizer_source is not None and file.backend.type not in ("local", "external"):
         problems.append("merge.tokenizer_source: only a local backend aligns embeddings by token; remove it")
+    if (file.merge.scope is not None or file.merge.carry) and file.backend.type != "local":
+        problems.append("merge.scope: only a local backend tells text from towers; remove scope and carry")
     objectives = _objectives(found, directions)
     constraints = _constraints(found, directions)
     stop, racing = StopRule(), None
@@ -152,6 +154,7 @@ def check_study(path: str | Path) -> CheckReport:
         method_files=method_files,
         allow=tuple(file.merge.allow),
         tokenizer_source=file.merge.tokenizer_source,
+        modalities=found.modalities,
         left_out=left_out(file, evaluator, options),
     )
     if evaluator.type == "local":
@@ -179,7 +182,7 @@ def _check_writing(found: Findings, definition: StudyDefinition) -> None:
     space = definition.space
     with found.catch("export: "), TemporaryDirectory() as folder:
         plan = merge_plan(definition, anchors(space)[0].recipe, definition.allow)
-        write_metadata(plan, Path(folder), ())
+        write_metadata(plan.described, Path(folder), ())
         part = plan.parts[0]
         for recipe in (*(anchor.recipe for anchor in anchors(space)), *_one_of_each_method(space)):
             replace(part, recipe=recipe)

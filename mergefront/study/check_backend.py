@@ -17,6 +17,8 @@ from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
+from mergefront.adapters.merging.modalities import Composition, Modalities, compose
+from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
@@ -29,6 +31,7 @@ from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance
 from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.recipes.stacks import texts_of
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.study_file import (
@@ -49,6 +52,9 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """What a run says as well."""
+    modalities: Modalities = field(default_factory=Modalities)
+    frame: Path | None = None
+    """The model whose class and configuration the merges have, where that is not the base."""
 
     @contextmanager
     def catch(self, where: str = "", hint: str = "") -> Iterator[None]:
@@ -89,6 +95,16 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             opened[name] = Checkpoint(root / path)
     if base is None:
         return None
+    composition = Composition(opened, base.path)
+    if not problems:
+        with found.catch("merge."):
+            found.modalities = Modalities.read(file.merge.scope, file.merge.carry)
+            composition = compose(opened, "", found.modalities)
+            found.frame = composition.frame
+        if problems:
+            return depths(base)  # whatever else differs may be outside the scope
+    opened = dict(composition.models)
+    base = opened[""].header
     aligned: Mapping[str, Checkpoint] = opened
     alignment = None
     if not problems:
@@ -105,10 +121,15 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             differences = [*compared.problems, *_no_factors(file, expert, aligned[""].header)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     if not problems and alignment is not None:
-        with found.catch("merge.base_model: "):
+        where = "merge.carry: " if composition.is_scoped else "merge.base_model: "
+        with found.catch(where):
             for_text = any(task.get("type") != "python" for task in file.tasks.values())
-            unloadable, unread = loading_findings(base, alignment, for_text)
-            problems.extend(f"merge.base_model: {problem}" for problem in unloadable)
+            stored, described = base, None
+            if composition.is_scoped:
+                stored, folders = aligned[""].header, [model.path for model in opened.values()]
+                described = describe(composition, alignment, stored.config, folders)
+            unloadable, unread = loading_findings(stored, alignment, described, for_text)
+            problems.extend(f"{where}{problem}" for problem in unloadable)
             found.warnings.extend(unread)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
@@ -118,7 +139,14 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     stacks = depths(base)
     if len(stacks) > 1:
         found.notes.append(f"stacks: {', '.join(f'{name} of {layers} layers' for name, layers in stacks.items())}")
-    return stacks
+    if base.carried is None:
+        return stacks
+    carried = [f"{tower} of {name}" for tower, name in found.modalities.carry.items()]
+    found.notes.append(
+        f"scope language: {len(base.tensors) - len(base.carried)} tensors are merged, {len(base.carried)} are kept as "
+        f"they are ({', '.join(carried) or 'all of the base'}); merges are models like {composition.frame}"
+    )
+    return {name: stacks[name] for name in texts_of(stacks)}
 
 
 def _repeated(models: Mapping[str, str], root: Path) -> Iterator[str]:
@@ -135,8 +163,9 @@ def _idle_kinds(split: Any, base: CheckpointHeader) -> Iterator[str]:
     if not isinstance(split, (list, tuple)) or not all(isinstance(kind, str) for kind in split):
         return  # said where the space is made
     grouping = Grouping(split=tuple(dict.fromkeys(split)))
-    reached = {grouping.module_of(name) for name in base.tensors}
-    inside = {parts[2].split(".")[1]: None for name in base.tensors if (parts := split_at_layer(name)) is not None}
+    merged = [name for name in base.tensors if name not in (base.carried or ())]
+    reached = {grouping.module_of(name) for name in merged}
+    inside = {parts[2].split(".")[1]: None for name in merged if (parts := split_at_layer(name)) is not None}
     for kind in grouping.split:
         if kind not in reached:
             yield (
@@ -247,7 +276,8 @@ def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: 
         raise UserError("boundaries: importance needs the folder of the base model and of each expert")
     opened = {"": Checkpoint(root / file.merge.base_model)}
     opened |= {name: Checkpoint(root / path) for name, path in file.merge.models.items()}
-    aligned = align(opened, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
+    composed = compose(opened, "", Modalities.read(file.merge.scope, file.merge.carry)).models
+    aligned = align(composed, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
     importance = layer_importance(aligned[""], {name: aligned[name] for name in file.merge.models})
     return {"starts": list(blocks_by_importance(importance, blocks))}
 
@@ -265,19 +295,19 @@ def check_tasks(found: Findings) -> dict[str, str]:
             continue
         task = sound[name] = build_task(name, config, root, file.seed)
         directions[name] = task.direction
-        problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, file, root))
+        problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
         announcement = getattr(task, "announcement", None)
         if announcement is not None:
             found.notes.append(announcement)
         if task.verb == "python":
             problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue
-        problems.extend(f"tasks.{name}: {fault}" for fault in _silent(file, root))
+        problems.extend(f"tasks.{name}: {fault}" for fault in _silent(found))
         if task.verb == "loglikelihood" and isinstance(file.backend, LocalBackendSection) and not problems:
             with found.catch(f"tasks.{name}: "):
-                refuse_likelihoods_of(root / str(file.merge.base_model))
+                refuse_likelihoods_of(found.frame or root / str(file.merge.base_model))
         if any(item.image for split in ("search", "report") for item in _items(task, split)):
-            problems.extend(f"tasks.{name}: {fault}" for fault in _blind(file, root))
+            problems.extend(f"tasks.{name}: {fault}" for fault in _blind(found))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
     if not file.tasks:
@@ -296,11 +326,11 @@ def _needs_live_model(file: StudyFile) -> list[str]:
     return problems
 
 
-def _silent(file: StudyFile, root: Path) -> list[str]:
+def _silent(found: Findings) -> list[str]:
     """Why a task that asks for text cannot ask this study's merges."""
-    read = _configuration(file, root)
+    read = _configuration(found)
     architecture = str((read.get("architectures") or [""])[0])
-    if isinstance(file.backend, Section) or not architecture or architecture.endswith(_USUAL_ENDS):
+    if isinstance(found.file.backend, Section) or not architecture or architecture.endswith(_USUAL_ENDS):
         return []
     from mergefront.adapters.local.asked import continues_text
 
@@ -313,25 +343,27 @@ _USUAL_ENDS = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of classes that need no look at transformers' tables, which take a second or two to import."""
 
 
-def _blind(file: StudyFile, root: Path) -> list[str]:
+def _blind(found: Findings) -> list[str]:
     """Why items with an image cannot be put to this study's merges."""
-    if isinstance(file.backend, Section):
-        return [f"some items have an image, which backend {file.backend.type} does not send; use backend local"]
+    backend = found.file.backend
+    if isinstance(backend, Section):
+        return [f"some items have an image, which backend {backend.type} does not send; use backend local"]
     if importlib.util.find_spec("PIL") is None:
         return ["some items have an image, which needs Pillow; install it with: pip install pillow"]
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    kind = _configuration(file, root).get("model_type")
+    kind = _configuration(found).get("model_type")
     if kind is None or kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return []
     return [f"some items have an image, and the base model ({kind}) reads none; drop the key 'image' from the items"]
 
 
-def _configuration(file: StudyFile, root: Path) -> Mapping[str, Any]:
-    """The base model's configuration; nothing where its loader will say what is wrong with it."""
-    described = root / (file.merge.base_model or "") / "config.json"
+def _configuration(found: Findings) -> Mapping[str, Any]:
+    """The configuration that merges have, the base's or a frame's; nothing where its loader will say what is wrong."""
+    base = found.file.merge.base_model
+    described = (found.frame or found.root / (base or "")) / "config.json"
     # os.path answers where a name is too long to exist, pathlib raises.
-    if file.merge.base_model is None or not os.path.isfile(described):
+    if base is None or not os.path.isfile(described):
         return {}
     try:
         return read_json(described)
@@ -339,10 +371,10 @@ def _configuration(file: StudyFile, root: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _endless(config: Mapping[str, Any], file: StudyFile, root: Path) -> list[str]:
+def _endless(config: Mapping[str, Any], found: Findings) -> list[str]:
     """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
     wanted = config.get("max_new_tokens", 0)
-    read = _configuration(file, root)
+    read = _configuration(found)
     longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
     if longest is None or wanted < longest:
         return []

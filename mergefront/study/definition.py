@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mergefront.adapters.merging.modalities import Modalities
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
@@ -95,6 +96,8 @@ class StudyDefinition:
     allow: tuple[str, ...] = ()
     tokenizer_source: str | Mapping[str, Any] | None = None
     """Whose tokens the merges have, as the study file says it; None: all models have the same."""
+    modalities: Modalities = field(default_factory=Modalities)
+    """Which stacks are merged, and whose towers the merges have."""
     scoring: int = SCORING
     left_out: frozenset[tuple[str, ...]] = frozenset()
 
@@ -124,6 +127,8 @@ class StudyDefinition:
             made["allow"] = list(self.allow)
         if self.tokenizer_source is not None:
             made["tokenizer_source"] = self.tokenizer_source
+        if self.modalities.scope is not None:
+            made |= {"scope": self.modalities.scope, "carry": dict(self.modalities.carry)}
         return made
 
     @classmethod
@@ -160,5 +165,6 @@ class StudyDefinition:
             method_files=stored.get("method_files", {}),
             allow=tuple(stored.get("allow", ())),
             tokenizer_source=stored.get("tokenizer_source"),
+            modalities=Modalities.read(stored.get("scope"), stored.get("carry")),
             scoring=stored.get("scoring", 1),
         )

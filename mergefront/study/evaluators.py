@@ -83,6 +83,7 @@ def merge_plan(definition: StudyDefinition, recipe: Recipe, allow: Collection[st
         compat=backend.get("compat") == "mergekit",
         allow=allow,
         tokenizer=TokenizerChoice.read(definition.tokenizer_source),
+        modalities=definition.modalities,
     )
     dtype = backend.get("dtype", "auto")
     if dtype != "auto" and base is not None:
@@ -91,12 +92,16 @@ def merge_plan(definition: StudyDefinition, recipe: Recipe, allow: Collection[st
 
 
 def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str | None) -> dict[str, Any]:
-    """A recipe of the study as mergekit reads it, by paths that hold anywhere on this machine.
+    """A recipe of the study as ``mergefront merge`` reads it, and mergekit where it has words for it.
 
-    ``out_dtype``: see ``written_dtype``. Raises ``UserError`` for a LoRA without a base model.
+    Paths hold anywhere on this machine. ``out_dtype``: see ``written_dtype``. Raises ``UserError`` for a LoRA without a
+    base model.
     """
     references = mergekit_references(recipe, definition.space.base_model, definition.root)
-    config = recipe.to_mergekit(references)
+    scope, carry = definition.modalities.scope, definition.modalities.carry
+    config = recipe.to_mergekit(references) if scope is None else recipe.in_full(references)
+    if scope is not None:
+        config |= {"scope": scope, "carry": {tower: references.get(owner, owner) for tower, owner in carry.items()}}
     if definition.evaluator.backend.get("compat") is not None:
         config["compat"] = "mergekit"
     if definition.tokenizer_source is not None:
@@ -156,5 +161,7 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
         task_vectors=settings.get("task_vectors", "exact"),
         allow=definition.allow,
         tokenizer_source=definition.tokenizer_source,
+        scope=definition.modalities.scope,
+        carry=definition.modalities.carry,
         for_text=any(task.verb != "python" for task in tasks_of(definition)),
     )

@@ -28,7 +28,8 @@ class MergeSection(_Section):
 
     ``method_files`` are Python files, run before anything else, that declare methods of the user's own. ``allow`` names
     keys of the models' configurations (and integer tensors) whose difference the user knows to be harmless.
-    ``tokenizer_source`` says whose tokens the merges have (see ``TokenizerChoice``).
+    ``tokenizer_source`` says whose tokens the merges have (see ``TokenizerChoice``). ``scope: language`` merges the
+    stacks of text alone, and ``carry`` has the expert that each tower is taken from (see ``Modalities``).
     """
 
     method: str | list[str]
@@ -38,6 +39,8 @@ class MergeSection(_Section):
     method_files: list[str] = Field(default_factory=list)
     allow: list[str] = Field(default_factory=list)
     tokenizer_source: str | dict[str, Any] | None = None
+    scope: str | None = None
+    carry: dict[str, str] = Field(default_factory=dict)
 
 
 class LocalBackendSection(_Section):

@@ -8,6 +8,7 @@ an earlier study that was scored otherwise only the recipes of its front are eva
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,14 +95,18 @@ def begin(study: Study, definition: StudyDefinition) -> None:
 
 
 def read_recipe(space: MergeSpace, path: Path) -> Recipe:
-    """A mergekit configuration as a recipe over the space's models; raises ``UserError`` where they differ."""
+    """A file that an export wrote, mergekit's YAML or recipe.json, as a recipe over the space's models; raises
+    ``UserError`` where they differ."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"warm_start: {path} cannot be read: {error}") from None
     try:
-        recipe = Recipe.from_mergekit(text, {reference: name for name, reference in space.models.items()})
-    except UserError as error:
+        if path.suffix == ".json":
+            recipe = Recipe.from_json(json.loads(text))
+        else:
+            recipe = Recipe.from_mergekit(text, {reference: name for name, reference in space.models.items()})
+    except (UserError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"warm_start: {path}: {error}") from None
     return over(space, recipe, str(path))
 
@@ -125,7 +130,10 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     same_scoring = _scoring(definition, definition.evaluator) == _scoring(definition, theirs.evaluator)
     # Two outside harnesses may score under the same names and otherwise differ.
     same_scoring = same_scoring and theirs.evaluator.type != "external"
-    if definition.scoring == theirs.scoring and same_scoring:
+    same_merges = all(
+        getattr(definition, key) == getattr(theirs, key) for key in ("scoring", "tokenizer_source", "modalities")
+    )
+    if same_merges and same_scoring:
         known = []
         for candidate in candidates:
             full = earlier.ledger.find(candidate.recipe)

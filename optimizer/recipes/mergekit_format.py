@@ -40,6 +40,10 @@ _KNOWN_KEYS = (
     "name",
     "chat_template",
     "recipe",
+    "compat",
+    "tokenizer",
+    "scope",
+    "carry",
 )
 _RESCALE_SWITCH = {"l1": True, "none": False}
 _PER_ENTRY_KEYS = ("model", "parameters", "layer_range")

@@ -165,14 +165,21 @@ class Recipe:
 
         ``references`` replaces the references of experts and of the base model (keyed by the
         expert's name, the base by ``""``), for paths that hold elsewhere. mergekit has no words for blocks per stack:
-        such a recipe stands under ``recipe`` as it is, and mergekit refuses the file.
+        such a recipe is written ``in_full``.
         """
-        where = references or {}
         if self.grouping.stacks and not self.grouping.starts:
-            models = {name: where.get(name, reference) for name, reference in self.models.items()}
-            base = None if self.base_model is None else where.get("", self.base_model)
-            return {"merge_method": self.method, "recipe": replace(self, models=models, base_model=base).to_json()}
-        return mergekit_format.dump(self, where)
+            return self.in_full(references)
+        return mergekit_format.dump(self, references or {})
+
+    def in_full(self, references: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """A configuration with the recipe as it is, for what mergekit cannot say: mergekit refuses the file, and
+        ``mergefront merge`` reads it."""
+        where = references or {}
+        models = {name: where.get(name, reference) for name, reference in self.models.items()}
+        base = where.get("", self.base_model)
+        moved = replace(self, models=models, base_model=None if self.base_model is None else base)
+        beside = {} if base is None else {"base_model": base}
+        return {"merge_method": self.method, **beside, "recipe": moved.to_json()}
 
     @classmethod
     def from_mergekit(

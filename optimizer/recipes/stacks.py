@@ -30,6 +30,11 @@ def tower_of(part: str) -> str | None:
     return next(named, "" if any(word in part for word in _BETWEEN) else None)
 
 
+def is_text_section(key: str) -> bool:
+    """Whether a section of a configuration describes the stack of text beside towers."""
+    return key in ("text_config", "llm_config", "language_config")
+
+
 def is_tower(part: str) -> bool:
     """Whether a name, of a tensor or a section of a configuration, is of a stack that reads no text."""
     return tower_of(part) is not None

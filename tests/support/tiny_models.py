@@ -11,7 +11,7 @@ from typing import Any
 
 VOCABULARY = 192
 """Rows of an embedding: more than the tests' tokenizer has tokens, as padded vocabularies do."""
-IMAGE, VIDEO, VISION_START, VISION_END = 184, 185, 186, 187
+IMAGE, VIDEO, VISION_START, VISION_END, AUDIO = 184, 185, 186, 187, 188
 """Tokens that no text of the tests has."""
 
 CAUSAL = "AutoModelForCausalLM"
@@ -57,7 +57,9 @@ class TinyModel:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = getattr(transformers, self.auto).from_config(self.configuration(**settings)).eval()
+            kind = getattr(transformers, self.auto)
+            make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+            model = make(self.configuration(**settings)).eval()
             move(model, seed)
         return model
 
@@ -195,5 +197,19 @@ _ROWS = (
         "AutoModelForSpeechSeq2Seq",
     ),
 )  # fmt: skip
+THINKER = TinyModel(
+    "qwen2_5_omni_thinker",
+    {
+        "text_config": {**_THREE_AXES, "model_type": "qwen2_5_omni_text"},
+        "vision_config": {**_QWEN_VISION, "out_hidden_size": 16, "intermediate_size": 24, "fullatt_block_indexes": [1]},
+        "audio_config": {
+            "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 24, "num_mel_bins": 8,
+            "output_dim": 16, "max_source_positions": 20, "n_window": 4,
+        },
+        "image_token_index": IMAGE, "video_token_index": VIDEO, "audio_token_index": AUDIO, "pad_token_id": ...,
+    },
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+)  # fmt: skip
+"""A model that sees, hears and reads."""
 TINY_MODELS: Mapping[str, TinyModel] = {row.model_type: row for row in _ROWS}
 """By model type."""

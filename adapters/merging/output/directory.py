@@ -14,7 +14,7 @@ from mergefront.adapters.checkpoints.writer import SHARD_BYTES, complete_folder,
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.mergekit_config import read_config
 from mergefront.adapters.merging.output.metadata import write_metadata
-from mergefront.adapters.merging.output.plan import BASE, MergePlan, Model, Part, plan_config
+from mergefront.adapters.merging.output.plan import BASE, MergePlan, Model, Part, plan_config, plan_written
 from mergefront.adapters.merging.sources import check_finite
 from mergefront.optimizer.yaml_file import read_mapping
 
@@ -45,7 +45,11 @@ def merge_to_directory(
     """
     out = Path(out)
     content, folder = _content(config)
-    plan = plan_config(read_config(content), Path(root) if root is not None else folder, names or {}, allow)
+    start = Path(root) if root is not None else folder
+    if "recipe" in content:
+        plan = plan_written(content, start, allow)
+    else:
+        plan = plan_config(read_config(content), start, names or {}, allow)
     with complete_folder(out) as partial:
         write_merge(plan, partial, device=device, shard_bytes=shard_bytes)
         (partial / "mergekit_config.yml").write_text(_yaml(content), encoding="utf-8")
@@ -61,7 +65,7 @@ def write_merge(plan: MergePlan, folder: Path, *, device: str = "cpu", shard_byt
         _LOG.warning(note)
     layout = _layout(plan)
     write_tensors(folder, layout, _tensors(plan, layout, device), shard_bytes)
-    write_metadata(plan, folder, {_name(dtype) for _, dtype in layout.values() if dtype.is_floating_point})
+    write_metadata(plan.described, folder, {_name(dtype) for _, dtype in layout.values() if dtype.is_floating_point})
 
 
 def _content(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
@@ -156,7 +160,7 @@ class _View(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, model: Model, names: Mapping[str, str], plan: MergePlan) -> None:
         tensors = {made: model.header.tensors[name] for made, name in names.items()}
-        self.header = CheckpointHeader(model.whole.path, "full", tensors, model.header.files, plan.config)
+        self.header = CheckpointHeader(model.whole.path, "full", tensors, model.header.files, plan.described.config)
         self._whole = model.whole
         self._lora = None if model.lora is None else LoraTaskVector(model.lora, model.header)
         self._names = names

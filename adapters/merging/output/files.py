@@ -55,6 +55,16 @@ def files_of(reference: Path, models: Iterable[Path]) -> dict[str, Path]:
     return {file: _own_file(reference, file) for file in (*found, *sorted(_code(reference)))}
 
 
+def processor_names(folder: Path) -> list[str]:
+    """The files of a processor that a folder has."""
+    return _matching(folder, _PROCESSOR)
+
+
+def is_token_key(key: str) -> bool:
+    """Whether a key of a configuration has the id of a token."""
+    return _TOKEN_KEY.match(key) is not None
+
+
 def tokenizer_files(donor: Path) -> dict[str, Path]:
     """The tokenizer of ``donor`` and its chat templates, by the path in their folder; raises as ``files_of`` does."""
     return {file: _own_file(donor, file) for file in _matching(donor, TOKENIZER)}

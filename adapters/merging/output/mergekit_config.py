@@ -10,9 +10,10 @@ belong to the first slice, final norm and head to the last (mergekit 0.1.5, plan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mergefront.adapters.merging.modalities import Modalities
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.mergekit_structure import (
@@ -25,7 +26,7 @@ from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodPar
 
 _SUPPORTED = {
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",
-    "tokenizer", "chat_template", "name", "compat", "seed",
+    "tokenizer", "chat_template", "name", "compat", "seed", "scope", "carry",
 }  # fmt: skip
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
@@ -68,6 +69,7 @@ class MergekitConfig:
     chat_template: str | None
     compat: bool
     seed: int
+    modalities: Modalities = field(default_factory=Modalities)
 
     @property
     def filters(self) -> set[str]:
@@ -88,11 +90,6 @@ class MergekitConfig:
 
 def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     """Check a configuration; everything that is wrong or unsupported is named in one ``UserError``."""
-    if "recipe" in content:
-        raise UserError(
-            "mergekit configuration: it has blocks per stack, which mergekit cannot say; export the recipe from its "
-            "study ('mergefront export')"
-        )
     problems = [
         f"the key {key!r} is not supported {did_you_mean(str(key), _SUPPORTED)}"
         for key in content
@@ -113,11 +110,14 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     for key in ("dtype", "out_dtype"):
         if content.get(key) is not None and str(content[key]).removeprefix("torch.") not in DTYPES:
             problems.append(f"{key} is {content[key]!r}; it must be one of {', '.join(DTYPES)}")
-    tokenizer = TokenizerChoice()
+    tokenizer, modalities = TokenizerChoice(), Modalities()
     try:
-        tokenizer = _tokenizer(content)
+        tokenizer = tokenizer_choice(content)
+        modalities = Modalities.read(content.get("scope"), content.get("carry"))
     except UserError as error:
         problems.append(str(error))
+    if modalities.scope is not None and "slices" in content:
+        problems.append("scope merges whole stacks; give 'models' and not 'slices'")
     template = content.get("chat_template")
     if template is not None and "{" not in str(template):
         problems.append(f"chat_template {template!r} is not supported; give the template's text")
@@ -134,6 +134,7 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
         template,
         content.get("compat") == "mergekit",
         int(content.get("seed") or 0),
+        modalities,
     )
     problems += _check_parameters(made) + _check_models(made)
     if problems:
@@ -141,7 +142,7 @@ def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     return made
 
 
-def _tokenizer(content: Mapping[str, Any]) -> TokenizerChoice:
+def tokenizer_choice(content: Mapping[str, Any]) -> TokenizerChoice:
     """``tokenizer_source``, or mergekit's ``tokenizer: {source, tokens, pad_to_multiple_of}``."""
     given = content.get("tokenizer")
     if given is None:

@@ -23,12 +23,19 @@ from mergefront.adapters.checkpoints.names import expert_names, is_prediction_la
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import Layers, depths, stacks, text_stack
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
-from mergefront.adapters.merging.output.files import files_of, tokenizer_files
+from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.layered_config import with_layers
-from mergefront.adapters.merging.output.mergekit_config import MergekitConfig, OutputSlice, SliceRecipe, merged_models
+from mergefront.adapters.merging.output.mergekit_config import (
+    MergekitConfig,
+    OutputSlice,
+    SliceRecipe,
+    merged_models,
+    tokenizer_choice,
+)
+from mergefront.adapters.merging.output.metadata import Description, describe
 from mergefront.adapters.merging.output.references import read_reference
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import before_layers, split_at_layer, stack_of_tensor
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.stacks import texts_of
@@ -85,25 +92,19 @@ class Part:
 class MergePlan:
     """Everything that is written, but for the numbers.
 
-    ``reference`` is the model whose tensors, configuration and other files the result has; ``config`` is the result's
-    config.json; ``tokenizer`` is the folder that the tokenizer comes from, to which ``added_tokens`` are appended
-    (entries of tokenizer.json), ``files`` are those beside weights and configuration, by their path in the folder.
-    Tensors are read as ``dtype`` and written as ``out_dtype`` (None: as they are stored). ``notes`` say what of the
-    models differs without harm, ``allow`` what was allowed to.
+    ``reference`` is the model whose tensors the result has, ``described`` what it has beside them. Tensors are read as
+    ``dtype`` and written as ``out_dtype`` (None: as they are stored). ``notes`` say what of the models differs without
+    harm, ``allow`` what was allowed to.
     """
 
     reference: Model
     parts: Sequence[Part]
-    config: Mapping[str, Any]
-    tokenizer: Path
-    files: Mapping[str, Path]
-    added_tokens: Sequence[Mapping[str, Any]] = ()
+    described: Description
     notes: Sequence[str] = ()
     allow: Collection[str] = ()
     dtype: str | None = None
     out_dtype: str | None = None
     compat: bool = False
-    chat_template: str | None = None
 
 
 def plan_recipe(
@@ -114,6 +115,7 @@ def plan_recipe(
     compat: bool = False,
     allow: Collection[str] = (),
     tokenizer: TokenizerChoice | None = None,
+    modalities: Modalities | None = None,
 ) -> MergePlan:
     """The plan of a recipe as the live engine merges it: names, configuration and files are the base's.
 
@@ -130,16 +132,51 @@ def plan_recipe(
             raise UserError(f"expert {name!r} is a LoRA, and no base model is named to put it on")
         else:
             models[name] = Model(name, whole, expert)
-    models, aligned = _aligned(models, tokenizer or TokenizerChoice())
+    return _plan_by_name(recipe, models, tokenizer or TokenizerChoice(), modalities or Modalities(), compat, allow)
+
+
+def plan_written(content: Mapping[str, Any], root: Path, allow: Collection[str] = ()) -> MergePlan:
+    """The plan of a configuration with a whole recipe (see ``Recipe.in_full``); raises as ``plan_config`` does."""
+    problems = [
+        f"the key {key!r} is not supported beside a recipe {did_you_mean(str(key), _BESIDE_A_RECIPE)}"
+        for key in content
+        if key not in _BESIDE_A_RECIPE
+    ]
+    if problems:
+        raise UserError("merge configuration:\n" + "\n".join(f"  - {line}" for line in problems))
+    recipe = Recipe.from_json(content["recipe"])
+    base = content.get("base_model", recipe.base_model)
+    models = {} if base is None else {BASE: replace(_open(base, root), name="the base model")}
+    models |= {name: replace(_open(reference, root), name=name) for name, reference in recipe.models.items()}
+    names = {reference: name for name, reference in recipe.models.items()} | ({} if base is None else {base: BASE})
+    plan = _plan_by_name(
+        recipe,
+        models,
+        tokenizer_choice(content).renamed(names),
+        Modalities.read(content.get("scope"), content.get("carry")).renamed(names),
+        content.get("compat") == "mergekit",
+        allow,
+    )
+    return replace(plan, out_dtype=content.get("out_dtype"))
+
+
+_BESIDE_A_RECIPE = (
+    "merge_method", "recipe", "base_model", "compat", "tokenizer_source", "tokenizer", "scope", "carry", "out_dtype",
+)  # fmt: skip
+
+
+def _plan_by_name(
+    recipe: Recipe, models: Mapping[str, Model], tokenizer: TokenizerChoice, modalities: Modalities, compat: bool,
+    allow: Collection[str],
+) -> MergePlan:  # fmt: skip
+    has_base = BASE in models
+    models, composition, aligned = _aligned(models, tokenizer, modalities)
     reference = next(iter(models.values()))
-    notes = _compared(reference, models.values(), allow, sliced=False, has_base=base is not None)
+    notes = _compared(reference, models.values(), allow, sliced=False, has_base=has_base)
     return MergePlan(
         reference,
         [Part(recipe, models, _places_by_name(reference, models))],
-        aligned.config(reference.header.config),
-        aligned.tokenizer,
-        _files(reference, models.values(), aligned.tokenizer),
-        aligned.added,
+        describe(composition, aligned, reference.header.config, [model.whole.path for model in models.values()]),
         notes,
         allow,
         compat=compat,
@@ -152,7 +189,8 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     ``names`` maps references to the names that random masks are drawn by. Raises ``UserError`` with everything that
     does not fit, is not there or is not said.
     """
-    opened, aligned = _aligned({text: _open(text, root) for text in config.models}, config.tokenizer)
+    found = {text: _open(text, root) for text in config.models}
+    opened, composition, aligned = _aligned(found, config.tokenizer, config.modalities)
     reference = opened[config.models[0]]
     sliced = any(source.layers is not None for made in config.slices for source in made.sources)
     notes = _compared(reference, opened.values(), allow, sliced=sliced, has_base=config.base_model is not None)
@@ -175,21 +213,19 @@ def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], al
     return MergePlan(
         reference,
         parts,
-        aligned.config(result),
-        aligned.tokenizer,
-        _files(reference, opened.values(), aligned.tokenizer),
-        aligned.added,
+        describe(composition, aligned, result, [model.whole.path for model in opened.values()], config.chat_template),
         notes,
         allow,
         config.dtype,
         config.out_dtype,
         config.compat,
-        config.chat_template,
     )
 
 
-def _aligned(models: Mapping[str, Model], choice: TokenizerChoice) -> tuple[dict[str, Model], Alignment]:
-    """The models with one vocabulary; the first says what a token is that others lack."""
+def _aligned(
+    models: Mapping[str, Model], choice: TokenizerChoice, modalities: Modalities
+) -> tuple[dict[str, Model], Composition, Alignment]:
+    """The models as far as they are merged, with one vocabulary; the first says what a token is that others lack."""
     opened: dict[str, Checkpoint] = {}
     wholes: dict[str, str] = {}
     for key, model in sorted(models.items(), key=lambda item: item[1].lora is not None):
@@ -199,17 +235,19 @@ def _aligned(models: Mapping[str, Model], choice: TokenizerChoice) -> tuple[dict
         opened[wholes[key]] = model.whole
         if model.lora is not None:
             opened[key] = model.lora
-    aligned = align(opened, wholes[next(iter(models))], choice)
+    first = next(iter(models))
+    others = [key for key in opened if key.endswith(" (whole)")]
+    if modalities.scope is not None and others:
+        raise UserError(
+            f"scope: {others[0].removesuffix(' (whole)')} is a LoRA on another model than {models[first].name}"
+        )
+    composition = compose(opened, wholes[first], modalities)
+    aligned = align(composition.models, wholes[first], choice)
     made = {
         key: replace(model, whole=aligned.models[wholes[key]], lora=None if model.lora is None else aligned.models[key])
         for key, model in models.items()
     }
-    return made, aligned
-
-
-def _files(reference: Model, models: Iterable[Model], tokenizer: Path) -> dict[str, Path]:
-    folders = [model.whole.path for model in models if model.whole.path.is_dir()]
-    return {**files_of(reference.whole.path, folders), **tokenizer_files(tokenizer)}
+    return made, composition, aligned
 
 
 def _open(text: str, root: Path) -> Model:
@@ -284,7 +322,8 @@ def _place(
     """The place of a tensor that has the reference's name; ``sources`` has what the models call it."""
     header = reference.header
     lacking = [key for key, model in models.items() if sources[key] not in model.header.tensors]
-    if is_unread(name, header.tensors[name].shape) or (lacking and is_prediction_layer(name, header.config)):
+    is_kept = name in (header.carried or ()) or is_unread(name, header.tensors[name].shape)
+    if is_kept or (lacking and is_prediction_layer(name, header.config)):
         return Place({}, carried=name)
     found = dict(sources)
     for key in lacking:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
+_NO_MODELS = ("base", "union")
+"""What a tokenizer's source may be beside a model."""
+
 
 class ModelReference(NamedTuple):
     """A whole model, and the LoRA on it where there is one."""
@@ -64,12 +67,19 @@ def mergekit_references(recipe: Recipe, base_model: str | None, root: Path) -> d
 def map_references(config: Any, change: Callable[[str], str]) -> Any:
     """A mergekit configuration with every model reference changed; a tokenizer's "base" and "union" are none."""
     if isinstance(config, Mapping):
-        made = {}
+        made: dict[Any, Any] = {}
         for key, value in config.items():
-            if key in ("tokenizer_source", "source") and isinstance(value, (str, Mapping)):
-                made[key] = _map_tokenizer(value, change)
+            if key in ("tokenizer_source", "source") and isinstance(value, str):
+                made[key] = value if value in _NO_MODELS else change(value)
+            elif key == "tokenizer_source" and isinstance(value, Mapping) and value.get("model") in _NO_MODELS:
+                made[key] = {**map_references(value, change), "model": value["model"]}
             elif key in ("model", "base_model") and isinstance(value, str):
                 made[key] = change(value)
+            elif key == "carry" and isinstance(value, Mapping):
+                made[key] = {tower: change(str(owner)) for tower, owner in value.items()}
+            elif key == "recipe" and isinstance(value, Mapping) and isinstance(value.get("models"), Mapping):
+                models = {name: change(str(reference)) for name, reference in value["models"].items()}
+                made[key] = {**value, "models": models}
             else:
                 made[key] = map_references(value, change)
         return made
@@ -81,17 +91,27 @@ def map_references(config: Any, change: Callable[[str], str]) -> Any:
 def tokenizer_keys(chosen: str | Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
     """A study's ``tokenizer_source``, whose models are named by ``references``, as mergekit writes it; transplants are
     mergefront's own."""
-    chosen = _map_tokenizer(chosen, lambda name: references.get(name, name))
-    if isinstance(chosen, str) or "transplant" in chosen:
-        return {"tokenizer_source": chosen}
-    return {"tokenizer": {"source": chosen["model"], **{key: chosen[key] for key in chosen if key != "model"}}}
-
-
-def _map_tokenizer(chosen: str | Mapping[str, Any], change: Callable[[str], str]) -> Any:
     if isinstance(chosen, str):
-        return chosen if chosen in ("base", "union") else change(chosen)
-    mapped = map_references(chosen, change)
-    return {**mapped, "model": _map_tokenizer(chosen["model"], change)} if "model" in chosen else mapped
+        return {"tokenizer_source": references.get(chosen, chosen)}
+    rest = {key: value for key, value in chosen.items() if key != "model"}
+    if "tokens" in rest:
+        rest["tokens"] = {token: _token_rule(rule, references) for token, rule in rest["tokens"].items()}
+    model = references.get(chosen["model"], chosen["model"])
+    if "transplant" in chosen:
+        return {"tokenizer_source": {"model": model, **rest}}
+    return {"tokenizer": {"source": model, **rest}}
+
+
+def _token_rule(rule: Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
+    """A rule of one token with its model's reference: here mergekit takes "base" for a model of that name."""
+
+    def reference(model: str) -> str:
+        return references.get("" if model == "base" and "base" not in references else model, model)
+
+    source = rule["source"]
+    if isinstance(source, str):
+        return {**rule, "source": reference(source)}
+    return {**rule, "source": {**source, "model": reference(source["model"])} if "model" in source else source}
 
 
 def _found(path: str, folders: Sequence[Path]) -> str | None:

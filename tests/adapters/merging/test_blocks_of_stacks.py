@@ -16,7 +16,7 @@ from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.output.directory import merge_to_directory
-from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.errors import StudyFileError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 
@@ -142,7 +142,7 @@ def test_the_written_configuration_makes_the_merge_that_was_scored(
     ],
 )  # fmt: skip
 def test_every_stack_has_blocks_of_its_own(
-    folders: dict[str, Path], kind: str, blocks: dict[str, int], reached: dict[str, tuple[str, ...]]
+    folders: dict[str, Path], kind: str, blocks: dict[str, int], reached: dict[str, tuple[str, ...]], tmp_path: Path
 ) -> None:
     space = MergeSpace.from_json(space_of(folders[kind], {"blocks": blocks}).to_json())
     names = load_file(folders[kind] / "base" / "model.safetensors").keys()
@@ -151,8 +151,10 @@ def test_every_stack_has_blocks_of_its_own(
         recipe = space.recipe({name: float(name == chosen) for name in space.searched})
         assert Recipe.from_json(recipe.to_json()) == recipe == Recipe.from_mergekit(recipe.to_mergekit())
         assert moved(folders[kind], recipe) == {name for name in names if name.startswith(starts)}
-    with pytest.raises(UserError, match="'mergefront export'"):
-        merge_to_directory(recipe.to_mergekit(), folders[kind] / "out")
+    merge_to_directory(recipe.to_mergekit(), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in MergeEngine(folders[kind] / "base", {"first": folders[kind] / "first"}).iterate(recipe):
+        torch.testing.assert_close(written[name], tensor, msg=name)
 
 
 @pytest.mark.parametrize(

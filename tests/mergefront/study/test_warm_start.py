@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,17 +90,21 @@ def test_of_a_study_that_was_scored_otherwise_only_the_best_recipes_are_tried(tm
 def test_a_recipe_from_a_file_is_evaluated_after_the_anchors(tmp_path: Path) -> None:
     space = MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0.0, 1.0]})
     inside = space.recipe({"weight[a]": 0.25, "weight[b]": 0.75})
+    small = space.recipe({"weight[a]": 1e-05, "weight[b]": 0.5})
     outside = space.make("ties", {"weight[a]": 0.5, "weight[b]": 0.5, "density[a]": 0.3, "density[b]": 0.3})
     paths = []
-    for index, recipe in enumerate((inside, outside)):
-        paths.append(tmp_path / f"{index}.yaml")
-        paths[-1].write_text(yaml.safe_dump(recipe.to_mergekit()))
+    # What an export writes: mergekit's YAML, the recipe where mergekit has no words, and the recipe alone.
+    written = (yaml.safe_dump(inside.to_mergekit()), yaml.safe_dump(outside.in_full()), json.dumps(small.to_json()))
+    for index, text in enumerate(written):
+        paths.append(tmp_path / f"{index}.{'json' if index == 2 else 'yaml'}")
+        paths[-1].write_text(text)
     scorer = Scorer()
     study = search(tmp_path, "new", scorer, ["first", "second"], 14, warm_start=paths)
     seeds = [trial for trial in study.optuna.get_trials() if SEED in trial.user_attrs]
     assert [trial.user_attrs[SEED] for trial in seeds] == [str(path) for path in paths]
-    assert inside in scorer.asked and outside.params == next(r for r in scorer.asked if r.method == "ties").params
-    assert [bool(trial.user_attrs.get("mergefront:outside_space")) for trial in seeds] == [False, True]
+    assert inside in scorer.asked and small in scorer.asked
+    assert outside.params == next(r for r in scorer.asked if r.method == "ties").params
+    assert [bool(trial.user_attrs.get("mergefront:outside_space")) for trial in seeds] == [False, True, False]
 
 
 def test_one_number_for_the_whole_model_is_a_point_of_a_space_with_blocks() -> None:
@@ -121,6 +126,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
         search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "old"}], models=["a", "c"])
     with pytest.raises(UserError, match="cannot be read"):
         search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[tmp_path / "no.yaml"])
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"list\.json"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[tmp_path / "list.json"])
     with pytest.raises(UserError, match="must be a recipe's path"):
         search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"studdy": "old"}])
     other = tmp_path / "other.yaml"
