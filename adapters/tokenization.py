@@ -6,7 +6,7 @@ scores agree with it token by token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
@@ -27,8 +27,10 @@ class Tokenization:
     def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
         self._tokenizer = tokenizer
         self._add_bos = add_bos
-        bos = tokenizer.bos_token_id
-        self._prefix: int | None = bos if bos is not None else tokenizer.eos_token_id
+        self.begin: int | None = tokenizer.bos_token_id
+        """The begin token."""
+        self.begin_differs_from_end = self.begin != tokenizer.eos_token_id
+        self._prefix: int | None = self.begin if self.begin is not None else tokenizer.eos_token_id
         self._bos_text: str | None = tokenizer.bos_token
         # Some tokenizers put an end token after every text, which must not stand between context and continuation.
         ending = tokenizer("a")["input_ids"][-1:]
@@ -58,6 +60,18 @@ class Tokenization:
         for pair, (context, continuation) in moved.items():
             self._pairs[pair] = self._split(context, continuation)
         return [self._pairs[pair] for pair in pairs]
+
+    def plain(self, texts: Sequence[str]) -> list[Tokens]:
+        """Tokens of texts that stand by themselves, without special tokens around them."""
+        self._make_room()
+        self._read_plain(texts)
+        return [self._plain[text] for text in texts]
+
+    @property
+    def pieces(self) -> Callable[[Sequence[int]], list[str]] | None:
+        """What spells tokens one by one; None where the tokenizer does not decode."""
+        decode = getattr(self._tokenizer, "decode", None)
+        return None if decode is None else lambda tokens: [decode([token]) for token in tokens]
 
     def _make_room(self) -> None:
         if self._remembered > MOST_REMEMBERED:

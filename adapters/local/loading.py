@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.output.metadata import Description, write_metadata
 from mergefront.adapters.merging.vocabulary import Alignment
+from mergefront.adapters.tasks.prompt_findings import Reader
+from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,10 +50,20 @@ def compose_model(base: Checkpoint, described: Description, dtype: torch.dtype, 
         return model, _load_processor(folder, Alignment({}, folder), _OPTIONS)
 
 
+@dataclass(frozen=True)
+class LoadingFindings:
+    """Why a live model cannot be made of a checkpoint (``problems``), what it would not read (``unread``), and how it
+    reads texts."""
+
+    problems: list[str]
+    unread: list[str]
+    reader: Reader
+
+
 def loading_findings(
     base: CheckpointHeader, aligned: Alignment, described: Description | None, for_text: bool
-) -> tuple[list[str], list[str]]:
-    """Why a live model cannot be made of a checkpoint, and what it would not read, from headers alone.
+) -> LoadingFindings:
+    """What is known of a live model from headers alone.
 
     ``described`` says what stands beside the tensors where they come from several folders. The model is made on the
     meta device, without memory for its weights; its tokenizer or processor is loaded. Raises ``UserError`` where
@@ -59,11 +72,11 @@ def loading_findings(
     if described is None:
         with _understood(base.path):
             model = model_on_meta(*_class(base.path, for_text))
-            _load_processor(base.path, aligned, _OPTIONS)
+            processor = _load_processor(base.path, aligned, _OPTIONS)
     else:
         with _understood(described.frame), _folder_of(described) as folder:
             model = model_on_meta(*_class(folder, for_text))
-            _load_processor(folder, Alignment({}, folder), _OPTIONS)
+            processor = _load_processor(folder, Alignment({}, folder), _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
     problems = names.problems()
@@ -72,7 +85,8 @@ def loading_findings(
         more = f" (and {len(strays) - 1} more)" if len(strays) > 1 else ""
         problems.append(f"{type(model).__name__} has no place for {strays[0]!r}{more}, of a tower that it would get")
     unexpected = names.unexpected(base.config, stored)
-    return problems, [] if unexpected is None or strays else [unexpected]
+    reader = _reader(model, processor) if for_text else Reader()
+    return LoadingFindings(problems, [] if unexpected is None or strays else [unexpected], reader)
 
 
 @contextmanager
@@ -81,6 +95,23 @@ def _folder_of(described: Description) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         write_metadata(described, Path(name), ())
         yield Path(name)
+
+
+def _reader(model: Any, processor: Any) -> Reader:
+    from transformers import PreTrainedTokenizerBase
+
+    from mergefront.adapters.local.limits import longest_input
+
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):  # of images or sounds
+        return Reader()
+    template = getattr(tokenizer, "chat_template", None)
+    return Reader(
+        Tokenization(tokenizer),
+        longest_input(model, tokenizer),
+        template if isinstance(template, str) else "",
+        is_split=model.config.is_encoder_decoder,
+    )
 
 
 def refuse_likelihoods_of(path: Path) -> None:

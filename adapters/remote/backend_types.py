@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mergefront.adapters.remote.merge_service import EvoMergingEvaluator, MergeS
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection
 from mergefront.adapters.remote.vllm.backend import VllmBackend
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -64,16 +65,24 @@ def connected_evaluator(
 
 
 def backend_problems(
-    settings: ServerSection, space: MergeSpace, root: Path, verbs: Sequence[Verb], *, counts_tokens: bool = False
+    settings: ServerSection,
+    space: MergeSpace,
+    root: Path,
+    verbs: Sequence[Verb],
+    look: Callable[[Reader], None] = lambda _: None,
+    *,
+    counts_tokens: bool = False,
 ) -> list[str]:
     """What is wrong with a backend, found by connecting to it: addresses, keys, LoRAs, honesty, abilities.
 
     ``verbs`` are what the study's tasks ask, ``counts_tokens`` whether it needs to know how many are written. At most
-    a few short requests per model.
+    a few short requests per model. ``look`` is handed, while the connection lasts, how a sound server reads prompts.
     """
     try:
         with closing(make_backend(settings, space, root)) as connected:
             found: list[str] = connected.problems(verbs, counts_tokens)
+            if not found:
+                look(connected.reader)
             return found
     except MergefrontError as error:
         return str(error).split("\n")

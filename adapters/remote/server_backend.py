@@ -16,6 +16,7 @@ from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
 from mergefront.adapters.remote.http.endpoint import ApiKey
 from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.settings import ConnectionSection
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 
@@ -78,6 +79,11 @@ class Connected(Generic[SectionT]):
         """What the server cannot do of what tasks ask (``verbs``, and the number of tokens written), as far as
         connecting has not shown it."""
         return []
+
+    @property
+    def reader(self) -> Reader:
+        """How the server reads the prompts of tasks."""
+        return Reader(is_remote=True)
 
     def close(self) -> None:
         for client in self._clients:

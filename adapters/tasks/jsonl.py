@@ -15,9 +15,11 @@ from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.questions import Question, following
 from mergefront.adapters.tasks.task import (
     DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
+    MAX_UNANSWERED,
     SPLIT_OPTIONS,
     Splits,
     items_of,
@@ -36,20 +38,25 @@ def _wrong_metric(name: Any) -> str | None:
 
 
 OPTIONS = (
-    Option("path", option.is_path, required=True),
-    Option("metric", _wrong_metric, required=True),
-    Option("report", option.is_path),
+    Option("path", option.is_path, "the file of items", required=True),
+    Option("metric", _wrong_metric, "a metric of the table above, or `module:function`", required=True),
+    Option("report", option.is_path, "a file of report items, in the place of `report_fraction`"),
     *SPLIT_OPTIONS,
-    Option("max_new_tokens", option.is_count),
-    Option("stop", option.is_stop, read=option.as_texts),
-    Option("delimiter", option.is_any_text),
-    Option("length_normalised", option.is_switch),
-    Option("margins", option.is_switch),
-    Option("normalise", option.is_switch),
-    Option("tolerance", option.is_tolerance, read=float),
-    Option("seconds", option.is_positive, read=float),
-    Option("memory_mb", option.is_count),
-    Option("max_unanswered", option.is_share, read=float),
+    MAX_UNANSWERED,
+    Option("max_new_tokens", option.is_count, "the longest answer, in tokens"),
+    Option("stop", option.is_stop, "a text, or several, at which an answer ends", read=option.as_texts),
+    Option(
+        "delimiter",
+        option.is_delimiter,
+        "what stands between a prompt and a scored answer; null: nothing where either has white space there, otherwise "
+        "one space",
+    ),
+    Option("length_normalised", option.is_switch, "log-likelihoods of choices are divided by their characters"),
+    Option("margins", option.is_switch, "the likelihood of the accepted answer is asked as well, for racing"),
+    Option("normalise", option.is_switch, "case, punctuation and English articles do not count"),
+    Option("tolerance", option.is_tolerance, "how far a number may be off, relative to the right one", read=float),
+    Option("seconds", option.is_positive, "processor time of a program", read=float),
+    Option("memory_mb", option.is_count, "memory of a program"),
 )
 
 
@@ -90,6 +97,20 @@ class JsonlTask:
 
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self.splits, split, "a file 'report' or a 'report_fraction' above 0")
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        options = self.metric_options
+        new_tokens, stop = (options.max_new_tokens, options.stop) if self.verb == "generate" else (None, ())
+        return [
+            Question(
+                item.prompt,
+                tuple(following(item.prompt, text, options.delimiter) for text in item.choices or item.answers),
+                new_tokens,
+                stop,
+                item.image,
+            )
+            for item in items
+        ]
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         scores, margins = self.metric.score(model, items, self.metric_options)
@@ -139,6 +160,13 @@ def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     if "report" not in config:
         defaults["report_fraction"] = DEFAULT_REPORT_FRACTION
     return {name: value for name, value in defaults.items() if name not in config}
+
+
+def idle_options(config: Mapping[str, Any]) -> list[str]:
+    """The options of a sound entry that its metric has no use for."""
+    known = METRICS.get(config["metric"])
+    used = MetricSpec.options if known is None else known.options
+    return [one.name for one in fields(MetricOptions) if one.name in config and one.name not in used]
 
 
 def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:

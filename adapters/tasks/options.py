@@ -14,10 +14,11 @@ Rule = Callable[[Any], str | None]
 
 @dataclass(frozen=True)
 class Option:
-    """``read`` turns a sound value into what is kept."""
+    """``about`` says in the documentation what it does; ``read`` turns a sound value into what is kept."""
 
     name: str
     rule: Rule
+    about: str
     required: bool = False
     read: Callable[[Any], Any] = lambda value: value
 
@@ -57,7 +58,9 @@ def _path(value: Any) -> bool:
 
 
 is_text = rule("a text", _names)
-is_any_text = rule("a text (it may be empty)", lambda value: isinstance(value, str))
+is_delimiter = rule(
+    "a text (it may be empty), or null: as the data says", lambda value: value is None or isinstance(value, str)
+)
 is_path = rule("a path", _path)
 is_file_by_split = rule(
     "one file for each split, such as {test: items.jsonl}",

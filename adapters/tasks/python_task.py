@@ -16,16 +16,27 @@ from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.task import DEFAULT_REPORT_FRACTION, SPLITS, items_of, split_items
+from mergefront.adapters.tasks.questions import Question
+from mergefront.adapters.tasks.task import DEFAULT_REPORT_FRACTION, SPLIT_OPTIONS, SPLITS, items_of, split_items
 from mergefront.adapters.tasks.user_code import user_function
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import ItemScores
 
 OPTIONS = (
-    Option("call", option.is_function, required=True),
-    Option("direction", option.is_direction),
-    Option("report_fraction", option.is_fraction),
-    Option("files", option.is_paths, read=option.as_texts),
+    Option(
+        "call",
+        option.is_function,
+        "the function, `package.module:name`, in the study file's folder or installed",
+        required=True,
+    ),
+    Option("direction", option.is_direction, "which end of its scores is better"),
+    SPLIT_OPTIONS[0],
+    Option(
+        "files",
+        option.is_paths,
+        "files that the function reads: a study does not go on when one of them has changed",
+        read=option.as_texts,
+    ),
 )
 
 
@@ -63,6 +74,10 @@ class PythonTask:
 
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self._splits, split, "a 'report_fraction' above 0")
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        """None: only the function knows what it asks."""
+        return []
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """The scores of a split's items; raises ``EvaluationError`` where the function fails or returns anything else

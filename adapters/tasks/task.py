@@ -9,15 +9,26 @@ from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option
+from mergefront.adapters.tasks.questions import Question
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
 
 SPLITS = ("search", "report")
 SPLIT_OPTIONS = (
-    Option("report_fraction", option.is_fraction),
-    Option("search_items", option.is_count),
-    Option("report_items", option.is_count),
+    Option(
+        "report_fraction",
+        option.is_fraction,
+        "the part of the items, chosen by seed, that only the report sees; 0: none",
+    ),
+    Option("search_items", option.is_count, "take no more than so many search items, chosen by seed"),
+    Option("report_items", option.is_count, "take no more than so many report items, chosen by seed"),
+)
+MAX_UNANSWERED = Option(
+    "max_unanswered",
+    option.is_share,
+    "the share of the items asked that may have no usable answer; above it the candidate fails",
+    read=float,
 )
 DEFAULT_REPORT_FRACTION = 0.5
 DEFAULT_MAX_UNANSWERED = 0.1
@@ -30,7 +41,8 @@ class Task(Protocol):
     ``direction`` says whether the mean score is better large or small, ``verb`` what a model must be able to do.
     ``items`` returns the items of the split "search" (what a search optimises on) or "report" (what its result
     is measured on); the two never share an item. Raises ``UserError`` for another split or one without items.
-    ``max_unanswered`` is the share of the items asked that may have no usable answer; above it a candidate fails.
+    ``questions`` are what each item puts to a model. ``max_unanswered`` is the share of the items asked that may have
+    no usable answer; above it a candidate fails.
     """
 
     @property
@@ -46,6 +58,8 @@ class Task(Protocol):
     def max_unanswered(self) -> float: ...
 
     def items(self, split: str) -> Sequence[Item]: ...
+
+    def questions(self, items: Sequence[Item]) -> list[Question]: ...
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores: ...
 

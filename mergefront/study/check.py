@@ -98,7 +98,6 @@ def check_study(path: str | Path) -> CheckReport:
         directions = _check_server_tasks(found, file.backend)
     else:
         layers = check_checkpoints(found)
-        notes.extend(found.warnings)
         directions = {**check_tasks(found), DELTA_L1: "minimize"}
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
@@ -131,7 +130,7 @@ def check_study(path: str | Path) -> CheckReport:
     if not problems and space is not None and isinstance(file.backend, Section):
         check_server(found, space)
     if problems or space is None:
-        return CheckReport(str(path), problems, notes)
+        return CheckReport(str(path), problems, [*notes, *found.warnings])
     evaluator, runtime = evaluator_definition(file, root)
     options = resolved_options(file.search.sampler, file.search.options)
     definition = StudyDefinition(
@@ -174,6 +173,7 @@ def check_study(path: str | Path) -> CheckReport:
         f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"
     )
+    notes.extend(found.warnings)
     return CheckReport(str(path), problems, notes, None if problems else definition, database, record, found.warnings)
 
 

@@ -24,8 +24,10 @@ from mergefront.adapters.remote.backend_types import backend_problems
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
+from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
-from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
+from mergefront.adapters.tasks.task_types import build_task, idle_options_of, problems_of, resolved_task
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
 from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
@@ -55,6 +57,8 @@ class Findings:
     modalities: Modalities = field(default_factory=Modalities)
     frame: Path | None = None
     """The model whose class and configuration the merges have, where that is not the base."""
+    reader: Reader = field(default_factory=Reader)
+    """How the backend reads the prompts of tasks."""
 
     @contextmanager
     def catch(self, where: str = "", hint: str = "") -> Iterator[None]:
@@ -128,9 +132,10 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             if composition.is_scoped:
                 stored, folders = aligned[""].header, [model.path for model in opened.values()]
                 described = describe(composition, alignment, stored.config, folders)
-            unloadable, unread = loading_findings(stored, alignment, described, for_text)
-            problems.extend(f"{where}{problem}" for problem in unloadable)
-            found.warnings.extend(unread)
+            loading = loading_findings(stored, alignment, described, for_text)
+            problems.extend(f"{where}{problem}" for problem in loading.problems)
+            found.warnings.extend(loading.unread)
+            found.reader = loading.reader
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated({name: path for name, path in models.items() if name in opened}, root))
@@ -247,10 +252,14 @@ def check_server(found: Findings, space: MergeSpace) -> None:
     """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
     file, root = found.file, found.root
     assert isinstance(file.backend, Section)
-    tasks = [build_task(name, config, root, file.seed) for name, config in file.tasks.items()]
-    verbs = sorted({task.verb for task in tasks})
+    tasks = {name: build_task(name, config, root, file.seed) for name, config in file.tasks.items()}
+    verbs = sorted({task.verb for task in tasks.values()})
+
+    def look(reader: Reader) -> None:
+        show_prompts(found, tasks, reader)
+
     counts_tokens = _counts_tokens(file)
-    faults = backend_problems(file.backend, space, root, verbs, counts_tokens=counts_tokens)
+    faults = backend_problems(file.backend, space, root, verbs, look, counts_tokens=counts_tokens)
     found.problems.extend(f"backend: {line}" for line in faults)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
 
@@ -296,6 +305,9 @@ def check_tasks(found: Findings) -> dict[str, str]:
         task = sound[name] = build_task(name, config, root, file.seed)
         directions[name] = task.direction
         problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
+        idle = idle_options_of(config)
+        if idle:
+            found.warnings.append(f"task {name}: metric {config['metric']} has no use for {', '.join(idle)}")
         announcement = getattr(task, "announcement", None)
         if announcement is not None:
             found.notes.append(announcement)
@@ -313,7 +325,27 @@ def check_tasks(found: Findings) -> dict[str, str]:
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))
+    if not problems and not isinstance(file.backend, Section):
+        show_prompts(found, sound, found.reader)
     return directions
+
+
+def show_prompts(found: Findings, tasks: Mapping[str, Task], reader: Reader) -> None:
+    """Note one assembled prompt and answer of each task, and warn of what is likely to be a mistake in them."""
+    questions: dict[str, list[Question]] = {}
+    for name, task in tasks.items():
+        items = [item for split in ("search", "report") for item in _items(task, split)]
+        asked: Sequence[Question] = ()
+        with found.catch(f"tasks.{name}: "):
+            asked = task.questions(items[:_MOST_LOOKED_AT])
+        if asked:
+            questions[name] = asked
+            found.notes.append(f"task {name} asks {assembled(asked[0], reader)}")
+    found.warnings.extend(traps(questions, reader))
+
+
+_MOST_LOOKED_AT = 1000
+"""Items of a task whose prompts are looked at, in their seeded order: a few-shot prompt takes a millisecond to make."""
 
 
 def _needs_live_model(file: StudyFile) -> list[str]:

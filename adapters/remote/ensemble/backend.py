@@ -23,6 +23,7 @@ from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_prob
 from mergefront.adapters.remote.scales import model_weights, not_a_sum
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import EnsembleSection
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -106,6 +107,10 @@ class EnsembleBackend(Connected[EnsembleSection]):
         if problem is not None:
             raise UserError(f"an ensemble needs one weight for each model: {problem}")
         return AppliedOnServer(nullcontext(EnsembleModel(self._members, model_weights(recipe))))
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(is_chat=all(member.mode == "chat" for member in self.settings.members.values()), is_remote=True)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         members = self._members.values()

@@ -18,6 +18,7 @@ from mergefront.adapters.remote.scales import lora_scales
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import LlamaServerSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -52,6 +53,10 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         self.client.identify(f"{identity} #{self._generation(identity)}")
         self._tokenization = Tokenization(self._tokenizer(props))
         self._plain_token = run(self._wire.tokenize("a", False))[0]
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self._tokenization, self._context - 1, is_remote=True)
 
     def _generation(self, identity: str) -> int:
         """Which model of this name it is: another file under an old name must not get the old answers."""

@@ -23,6 +23,7 @@ from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import single_model
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MemberSection, OpenAISection
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -77,6 +78,10 @@ class OpenAIBackend(Connected[OpenAISection]):
         if served is None:
             raise UserError("this recipe is the base model; name the served one in merge.base_model")
         return AppliedOnServer(nullcontext(self._models[served]))
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(is_chat=self.settings.mode == "chat", is_remote=True)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         models = self._models.values()

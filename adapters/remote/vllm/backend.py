@@ -27,6 +27,7 @@ from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import VllmSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
 from mergefront.adapters.remote.vllm.wire import VllmWire
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.methods import METHODS
@@ -79,6 +80,10 @@ class VllmBackend(Connected[VllmSection]):
         tokens = self._tokenization.texts([_PROBE])[0]
         probed = self.client.run(self.wire.force(self.base, tokens, tokens[0], "", cached=False))
         self.client.identify(f"vllm {self.base} {probed.logprob:.2f}")
+
+    @property
+    def reader(self) -> Reader:
+        return Reader(self._tokenization, self._context, is_remote=True)
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""

@@ -49,10 +49,14 @@ def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(text for text in ((until,) if isinstance(until, str) else until or ()) if text)
 
 
+def longest_answer(settings: Mapping[str, Any]) -> int:
+    """The most tokens of an answer, as the harness' settings of a generation have it."""
+    return int(settings.get("max_gen_toks", settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)))
+
+
 def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
     if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0:
         raise EvaluationError(
             "this task samples (do_sample, temperature); only greedy answers are compared", kind="task"
         )
-    longest = settings.get("max_gen_toks", settings.get("max_new_tokens", DEFAULT_NEW_TOKENS))
-    return GenerationRequest(prompt, int(longest), stop_strings(settings))
+    return GenerationRequest(prompt, longest_answer(settings), stop_strings(settings))

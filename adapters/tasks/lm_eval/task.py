@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,9 +22,11 @@ from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import (
     DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
+    MAX_UNANSWERED,
     SPLIT_OPTIONS,
     Splits,
     items_of,
@@ -42,14 +44,14 @@ if TYPE_CHECKING:
 
 EXTRA = 'tasks of the LM evaluation harness need the extra: pip install "mergefront[lm-eval]"'
 OPTIONS = (
-    Option("task", option.is_text, required=True),
-    Option("metric", option.is_text),
-    Option("filter", option.is_text),
-    Option("include_path", option.is_path),
-    Option("data_files", option.is_file_by_split, read=dict),
-    Option("num_fewshot", option.is_natural),
+    Option("task", option.is_text, "a name of the harness, or a YAML file of your own", required=True),
+    Option("metric", option.is_text, "a metric of the task that is a mean over items (its first)"),
+    Option("filter", option.is_text, "a filter of the task (its first)"),
+    Option("include_path", option.is_path, "a folder of more tasks"),
+    Option("data_files", option.is_file_by_split, "files in the place of the task's data set, by split", read=dict),
+    Option("num_fewshot", option.is_natural, "examples in a prompt (as the task says)"),
     *SPLIT_OPTIONS,
-    Option("max_unanswered", option.is_share, read=float),
+    MAX_UNANSWERED,
 )
 
 
@@ -89,6 +91,21 @@ class LmEvalTask:
 
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
+
+    def questions(self, items: Sequence[Item]) -> list[Question]:
+        return [_loaded(partial(self._question, item), self.name) for item in items]
+
+    def _question(self, item: Item) -> Question:
+        from mergefront.adapters.tasks.lm_eval.model import longest_answer, stop_strings
+
+        requests = self._request(item)
+        prompt, second = requests[0].args[:2]
+        if self.verb == "loglikelihood":
+            return Question(prompt, tuple(request.args[1] for request in requests))
+        target = self.harness.doc_to_target(self.documents[item.id])
+        several = target if isinstance(target, list) else [target]
+        answers = tuple(text for text in several if isinstance(text, str) and text)
+        return Question(prompt, answers, longest_answer(second), stop_strings(second))
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """Ask the model what the harness would ask it about the items, and score its answers as the harness does.

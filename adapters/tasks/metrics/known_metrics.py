@@ -20,8 +20,18 @@ from mergefront.adapters.tasks.metrics.generation_metrics import (
     output_tokens,
     rated,
 )
-from mergefront.adapters.tasks.metrics.metric_spec import ANSWER, PROMPT, TEXT, MetricOptions, MetricSpec, Scored
+from mergefront.adapters.tasks.metrics.metric_spec import (
+    ANSWER,
+    PROMPT,
+    SCORED,
+    TEXT,
+    WRITTEN,
+    MetricOptions,
+    MetricSpec,
+    Scored,
+)
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
+from mergefront.adapters.tasks.questions import following
 from mergefront.optimizer.errors import EvaluationError
 
 _LARGEST_LOSS = 300.0
@@ -91,7 +101,7 @@ def _likelihoods(
 ) -> list[list[LogLikelihood]]:
     """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
     requests = [
-        ScoringRequest(item.prompt, (options.delimiter if item.prompt else "") + text, item.image)
+        ScoringRequest(item.prompt, following(item.prompt, text, options.delimiter), item.image)
         for item, several in zip(items, texts, strict=True)
         for text in several
     ]
@@ -107,21 +117,38 @@ def _likelihoods(
             raise EvaluationError(
                 f"the log-likelihood of {request.continuation!r} is {answer.logprob}", kind="not finite"
             )
-    following = iter(answers)
-    return [[next(following) for _ in several] for several in texts]
+    in_order = iter(answers)
+    return [[next(in_order) for _ in several] for several in texts]
 
 
 METRICS: Mapping[str, MetricSpec] = {
     metric.name: metric
     for metric in (
-        MetricSpec("exact_match", "generate", "maximize", ANSWER, exact_match),
-        MetricSpec("loglikelihood", "loglikelihood", "maximize", (("prompt", "choices", "answer"),), accuracy),
-        MetricSpec("loss", "loglikelihood", "minimize", TEXT, loss),
-        MetricSpec("perplexity", "loglikelihood", "minimize", TEXT, perplexity),
-        MetricSpec("bits_per_byte", "loglikelihood", "minimize", TEXT, bits_per_byte),
+        MetricSpec(
+            "exact_match", "generate", "maximize", ANSWER, exact_match, (*WRITTEN, *SCORED, "normalise", "margins")
+        ),
+        MetricSpec(
+            "loglikelihood",
+            "loglikelihood",
+            "maximize",
+            (("prompt", "choices", "answer"),),
+            accuracy,
+            (*SCORED, "length_normalised"),
+        ),
+        MetricSpec("loss", "loglikelihood", "minimize", TEXT, loss, SCORED),
+        MetricSpec("perplexity", "loglikelihood", "minimize", TEXT, perplexity, SCORED),
+        MetricSpec("bits_per_byte", "loglikelihood", "minimize", TEXT, bits_per_byte, SCORED),
         MetricSpec("f1", "generate", "maximize", ANSWER, f1),
-        MetricSpec("numeric", "generate", "maximize", ANSWER, numeric),
-        MetricSpec("code", "generate", "maximize", (("prompt", "tests"),), code, missing_sandbox),
+        MetricSpec("numeric", "generate", "maximize", ANSWER, numeric, (*WRITTEN, "tolerance")),
+        MetricSpec(
+            "code",
+            "generate",
+            "maximize",
+            (("prompt", "tests"),),
+            code,
+            (*WRITTEN, "seconds", "memory_mb"),
+            missing_sandbox,
+        ),
         MetricSpec("output_tokens", "generate", "minimize", PROMPT, output_tokens),
         MetricSpec("latency", "generate", "minimize", PROMPT, latency),
     )

@@ -16,13 +16,18 @@ PROMPT = (("prompt",),)
 ANSWER = (("prompt", "answer"),)
 TEXT = (*ANSWER, ("text",))
 
+WRITTEN = ("max_new_tokens", "stop")
+"""Options of metrics of what a model writes."""
+SCORED = ("delimiter",)
+"""Options of metrics of how likely texts are."""
+
 
 @dataclass(frozen=True)
 class MetricOptions:
     """How items are put to the model, and how answers are compared.
 
-    ``delimiter`` stands between prompt and answer (as in lm-eval); ``stop`` ends a generation of at
-    most ``max_new_tokens``. ``length_normalised`` divides a choice's log-likelihood by its number of
+    ``delimiter`` stands between prompt and answer (None: as the data says, see ``following``); ``stop`` ends a
+    generation of at most ``max_new_tokens``. ``length_normalised`` divides a choice's log-likelihood by its number of
     characters (lm-eval's acc_norm). ``margins`` asks for the margins of metrics that pay extra for them.
     ``normalise`` compares answers without case, punctuation and articles. ``tolerance`` is how far a number may be
     off, relative to the right one. ``seconds`` (processor time) and ``memory_mb`` bound a model's program.
@@ -30,7 +35,7 @@ class MetricOptions:
 
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
-    delimiter: str = " "
+    delimiter: str | None = None
     length_normalised: bool = False
     margins: bool = False
     normalise: bool = False
@@ -42,11 +47,13 @@ class MetricOptions:
 @dataclass(frozen=True)
 class MetricSpec:
     """One row of the registry: ``verb`` is what a model must be able to do, ``required`` the sets of
-    keys of which every item must have one; ``missing`` says what this machine lacks for it, or None."""
+    keys of which every item must have one, ``options`` the names of those of ``MetricOptions`` that it has a use for;
+    ``missing`` says what this machine lacks for it, or None."""
 
     name: str
     verb: Verb
     direction: Literal["maximize", "minimize"]
     required: tuple[tuple[str, ...], ...]
     score: Callable[[LanguageModel, Sequence[Item], MetricOptions], Scored]
+    options: tuple[str, ...] = WRITTEN
     missing: Callable[[], str | None] = lambda: None

@@ -15,6 +15,7 @@ from mergefront.adapters.remote.backend_types import backend_problems, make_back
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.jsonl import JsonlTask
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -109,7 +110,9 @@ def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tm
     with serve(chat_capital) as server:
         problems = backend_problems(ensemble(server.url), space, tmp_path, ["loglikelihood"])
         assert len(problems) == len(KNOWS) and "exact_match" in problems[0]
-        assert backend_problems(ensemble(server.url), space, tmp_path, ["generate"]) == []
+        read: list[Reader] = []
+        assert backend_problems(ensemble(server.url), space, tmp_path, ["generate"], read.append) == []
+        assert [reader.is_chat for reader in read] == [True]
         completions = ensemble(server.url, mode="completions")
         assert backend_problems(completions, space, tmp_path, ["loglikelihood"])
 

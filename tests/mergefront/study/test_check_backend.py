@@ -435,3 +435,19 @@ def test_tensors_that_the_model_does_not_read_are_named_and_do_not_block(study: 
         write_checkpoint(study.parent / "models" / name, {**TENSORS, "score.weight": (2, 4)})
     assert any("the model does not read 'score.weight'" in note for note in check_study(study).notes)
     assert problems(study) == ""
+
+
+def test_one_prompt_and_answer_of_each_task_is_shown_and_what_is_odd_about_them(study: Path) -> None:
+    """Two spaces at the seam, or an option that does nothing, would be searched on in silence."""
+    report = check_study(study)
+    assert report.problems == []
+    shown = {note.split(" asks ")[0]: note for note in report.notes if " asks " in note}
+    assert list(shown) == ["task maths", "task french"]
+    assert "=' + ' " in shown["task french"] and r"up to '\n'" in shown["task maths"]
+    odd = STUDY.replace("metric: loss", "metric: loss, delimiter: '  ', tolerance: 0.1")
+    study.write_text(odd.replace("metric: exact_match", "metric: exact_match, max_new_tokens: 5, stop: '1'"))
+    report = check_study(study)
+    assert "task french: metric loss has no use for tolerance" in report.warnings
+    assert any("task french: 10 of 10 answers follow their prompt after two spaces" in line for line in report.warnings)
+    assert any("task maths: 1 of 10 accepted answers hold a stop string" in line for line in report.warnings)
+    assert set(report.warnings) <= set(report.notes), "what a run says, check says"

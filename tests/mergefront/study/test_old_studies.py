@@ -125,6 +125,6 @@ def test_a_study_that_begins_now_stores_every_default(old: Path) -> None:
     stored = mf.run(path, evaluations=1).record.definition
     assert stored["evaluator"]["backend"] == {"dtype": "float32", "compat": None, "task_vectors": "exact"}
     writing = stored["evaluator"]["tasks"]["writing"]
-    assert (writing["delimiter"], writing["stop"], writing["report_fraction"]) == (" ", ["\n"], 0.5)
+    assert (writing["delimiter"], writing["stop"], writing["report_fraction"]) == (None, ["\n"], 0.5)
     assert stored["sampler"]["options"]["budget"] == "fast"
     assert mf.run(path, evaluations=2).finished_count() == 2, "the unchanged file continues"

@@ -1,0 +1,220 @@
+"""What tasks will ask, shown before anything is asked: one prompt and answer of each, token by token at the seam, and
+the traps of white space, begin tokens, chat templates, stop strings and lengths."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergefront.adapters.tasks.questions import Question
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.foreign_text import visible
+
+_MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_turn>|\[/?INST\]")
+"""What the chat templates of the field write around messages."""
+_BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
+_BLANKS = (" ", "\t")
+_MOST_SHOWN = 60
+"""Characters of a prompt or an answer that are shown."""
+_SEAM = 4
+"""Tokens that are shown on each side of the seam."""
+_FRAME = 4
+"""Special tokens that a tokenizer puts around a text, at most."""
+_MOST_COUNTED = 64
+"""Texts whose tokens a server is asked to count."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a backend reads texts, as far as that is known before it is asked.
+
+    ``tokenization`` is None where the tokens are not known, and ``longest`` (prompt and answer together, in tokens)
+    where the length is not. ``template`` is the tokenizer's chat template, ``is_chat`` says that each prompt is sent as
+    a message of a user, ``is_split`` that prompt and answer are two texts (encoder-decoders), ``is_remote`` that each
+    text costs a request.
+    """
+
+    tokenization: Tokenization | None = None
+    longest: int | None = None
+    template: str = ""
+    is_chat: bool = False
+    is_split: bool = False
+    is_remote: bool = False
+
+
+def assembled(question: Question, reader: Reader) -> str:
+    """One prompt and answer in one line, with their tokens at the seam."""
+    prompt, answer = question.prompt, question.answers[0] if question.answers else ""
+    shown = f"{_quoted(prompt, from_end=True)} + {_quoted(answer)}" if answer else _quoted(prompt, from_end=True)
+    if question.new_tokens is not None:
+        stops = " or ".join(_quoted(stop) for stop in question.stop)
+        shown += f", at most {question.new_tokens} new tokens" + (f", up to {stops}" if stops else "")
+    if reader.is_chat:
+        return f"{shown} (the prompt as the message of a user)"
+    if reader.tokenization is None or reader.is_split or question.image:
+        return shown
+    if question.new_tokens is None:
+        before, after = reader.tokenization.pairs([(prompt, answer)])[0]
+    else:
+        before, after = reader.tokenization.texts([prompt])[0], ()
+    total = f"{len(before)} + {len(after)} tokens" if after else f"{len(before)} tokens"
+    pieces = reader.tokenization.pieces
+    if pieces is None:
+        return f"{shown} ({total})"
+    left = " ".join(map(repr, pieces(before[-_SEAM:])))
+    right = " ".join(map(repr, pieces(after[:_SEAM])))
+    cut = "... " if len(before) > _SEAM else ""
+    return f"{shown} ({total}: {visible(f'{cut}{left} | {right}'.rstrip())})"
+
+
+def _quoted(text: str, from_end: bool = False) -> str:
+    cut = text[-_MOST_SHOWN:] if from_end else text[:_MOST_SHOWN]
+    if len(cut) == len(text):
+        return visible(repr(text))
+    return visible(f"...{cut!r}" if from_end else f"{cut!r}...")
+
+
+def traps(questions: Mapping[str, Sequence[Question]], reader: Reader) -> list[str]:
+    """What is likely to be a mistake in the questions of each task, a line for each cause."""
+    tasks_of: dict[str, list[str]] = {}
+    for task, asked in questions.items():
+        for line in _traps_of_one(asked, reader):
+            tasks_of.setdefault(line, []).append(task)
+    return [f"task{'s' if len(tasks) > 1 else ''} {', '.join(tasks)}: {line}" for line, tasks in tasks_of.items()]
+
+
+def _traps_of_one(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
+    for found, what in _OF_QUESTIONS:
+        count = sum(found(question) for question in asked)
+        if count:
+            yield f"{count} of {len(asked)} {what}"
+    if reader.is_chat:
+        count = sum(_MARK.search(question.prompt) is not None for question in asked)
+        if count:
+            yield (
+                f"{count} of {len(asked)} prompts are written in a chat template, and the endpoint puts them into its "
+                "own again; take the marks out, or use mode: completions"
+            )
+        return
+    texts = [question for question in asked if not question.image]
+    yield from _begin_tokens(texts, reader)
+    yield from _templates(texts, reader)
+    yield from _lengths(texts, reader)
+
+
+def _begin_tokens(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
+    tokenization = reader.tokenization
+    if tokenization is None:
+        written = sum(question.prompt.startswith(_BEGINS) for question in asked)
+        if written:
+            yield (
+                f"{written} of {len(asked)} prompts begin with the text of a begin token, which endpoints put before a "
+                "prompt themselves; take it out of the prompts"
+            )
+        return
+    begin = tokenization.begin
+    if begin is None or reader.is_split or not asked:
+        return
+    first = [tokens[:2] for tokens in tokenization.texts([question.prompt for question in _some(asked, reader)])]
+    doubled = sum(tokens == (begin, begin) for tokens in first)
+    if doubled:
+        yield f"{doubled} of {len(first)} prompts begin with two begin tokens; take its text out of the prompts"
+    if tokenization.begin_differs_from_end and not any(tokens[0] == begin for tokens in first):
+        yield (
+            "no prompt begins with the tokenizer's begin token, as its settings have it; a model that was trained with "
+            "one answers badly without (add_bos_token in tokenizer_config.json, or its text in the prompts)"
+        )
+
+
+def _templates(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
+    of_template = set(_MARK.findall(reader.template))
+    used = Counter(mark for question in asked for mark in set(_MARK.findall(question.prompt)))
+    if of_template and asked and not of_template & used.keys():
+        yield (
+            "the model has a chat template and the prompts are not written in it; if it is an instruct model, write "
+            "them with tokenizer.apply_chat_template(..., add_generation_prompt=True, tokenize=False)"
+        )
+    if reader.tokenization is None or reader.is_remote:
+        return
+    for mark, count in used.items():
+        if not mark.startswith("[") and len(reader.tokenization.plain([mark])[0]) > 1:
+            yield (
+                f"{count} of {len(asked)} prompts hold {mark}, which is no token of this tokenizer: the model reads it "
+                "letter by letter"
+            )
+
+
+def _lengths(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
+    """Prompts that will lose their beginning, and answers that are longer than what is written."""
+    tokenization = reader.tokenization
+    if tokenization is None:
+        return
+    if reader.longest is not None:
+        counts = _long_counts(asked, reader, tokenization, reader.longest)
+        over = [count for count in counts if count > reader.longest]
+        if over:
+            at_least = "at least " if reader.is_remote and len(over) == _MOST_COUNTED else ""
+            yield (
+                f"{at_least}{len(over)} of {len(asked)} prompts are longer than the model reads ({reader.longest} "
+                f"tokens, the answer included; the longest has {max(over)}), and lose their beginning"
+            )
+    if reader.is_remote:
+        return
+    written = [one for one in asked if one.new_tokens is not None and one.answers]
+    sizes = map(len, tokenization.plain([min(one.answers, key=len) for one in written]))
+    too_long = sum(size > (one.new_tokens or 0) for one, size in zip(written, sizes, strict=True))
+    if too_long:
+        yield f"{too_long} of {len(asked)} accepted answers are longer than max_new_tokens"
+
+
+def _long_counts(asked: Sequence[Question], reader: Reader, tokenization: Tokenization, longest: int) -> Sequence[int]:
+    """Tokens of the questions that might be longer than ``longest``, the answer included."""
+
+    def size(text: str) -> int:
+        return len(text.encode("utf-8", "replace"))
+
+    # A token has at least one byte, so that most questions need not be counted.
+    rows = [(one, max(one.answers, key=size, default="")) for one in asked if one.prompt]
+    sizes = [size(one.prompt) + (size(answer) if one.new_tokens is None else one.new_tokens) for one, answer in rows]
+    might = sorted((place for place, most in enumerate(sizes) if most + _FRAME > longest), key=sizes.__getitem__)
+    rows = [rows[place] for place in (might[-_MOST_COUNTED:] if reader.is_remote else might)]
+    scored = [(one.prompt, answer) for one, answer in rows if one.new_tokens is None and not reader.is_split]
+    written = [one for one, _ in rows if one.new_tokens is not None or reader.is_split]
+    counts = [len(before) + len(after) - 1 for before, after in tokenization.pairs(scored)]
+    for one, tokens in zip(written, tokenization.texts([one.prompt for one in written]), strict=True):
+        counts.append(len(tokens) + (0 if reader.is_split else one.new_tokens or 0))
+    return counts
+
+
+def _some(asked: Sequence[Question], reader: Reader) -> Sequence[Question]:
+    return asked[:_MOST_COUNTED] if reader.is_remote else asked
+
+
+def _is_doubled(question: Question) -> bool:
+    return any(
+        (question.prompt.endswith(_BLANKS) and answer.startswith(_BLANKS))
+        or (question.prompt[-1:] not in ("", "\n") and answer[:1] in _BLANKS and answer[1:2] in _BLANKS)
+        for answer in question.answers
+    )
+
+
+_OF_QUESTIONS: Sequence[tuple[Callable[[Question], bool], str]] = (
+    (
+        _is_doubled,
+        "answers follow their prompt after two spaces; take one out of the data, or leave delimiter out",
+    ),
+    (
+        lambda question: question.new_tokens is not None and question.prompt.endswith(_BLANKS),
+        "prompts end with a space, which models write as part of the next word; take it out of the prompts",
+    ),
+    (
+        lambda question: (
+            question.answers != ()
+            and all(any(stop in answer.strip() for stop in question.stop) for answer in question.answers)
+        ),
+        "accepted answers hold a stop string, at which no model's answer goes on; change stop",
+    ),
+)
+"""Mistakes that a question shows by itself, and what is said of the number of them."""

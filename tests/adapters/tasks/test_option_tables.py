@@ -1,0 +1,30 @@
+"""Every option of every type of task stands in the documentation with its default, as the registries have it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from option_tables import PAGE, metrics_of_options, table, with_tables
+
+from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
+from mergefront.adapters.tasks.task_types import TASK_TYPES
+
+
+def test_the_page_has_the_options_of_the_registries() -> None:
+    """A default that no page names misleads: a space between prompt and answer cost a whole search."""
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_tables(page) == page, "write them with: python tests/support/option_tables.py"
+
+
+@pytest.mark.parametrize("kind", TASK_TYPES)
+def test_every_option_has_a_row_with_a_meaning(kind: str) -> None:
+    assert f"<!-- options of {kind} -->" in PAGE.read_text(encoding="utf-8")
+    rows = {row.split("|")[1].strip(): row.split("|")[3].strip() for row in table(kind)[2:]}
+    assert list(rows) == [f"`{option.name}`" for option in TASK_TYPES[kind].options]
+    assert all(rows.values())
+    assert set(TASK_TYPES[kind].defaults({})) <= {option.name for option in TASK_TYPES[kind].options}
+
+
+def test_every_option_of_metrics_is_used_by_one() -> None:
+    assert set(metrics_of_options()) == {one.name for one in fields(MetricOptions)}

@@ -1,0 +1,62 @@
+"""The tables of options in docs/evaluation.md, made of the registries of options and metrics.
+
+python tests/support/option_tables.py        writes them into the page
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+
+
+def table(kind: str) -> list[str]:
+    """The rows of one type of task: option, default, which metrics have a use for it, meaning."""
+    from mergefront.adapters.tasks.task_types import TASK_TYPES
+
+    task_type = TASK_TYPES[kind]
+    defaults = task_type.defaults({})
+    uses = {name: f" ({who})" for name, who in metrics_of_options().items()} if kind == "jsonl" else {}
+    rows = [
+        f"| `{one.name}` | {_default(one.name, one.required, defaults)} | {one.about}{uses.get(one.name, '')} |"
+        for one in task_type.options
+    ]
+    return ["| option | default | meaning |", "| -- | -- | -- |", *rows]
+
+
+def metrics_of_options() -> dict[str, str]:
+    """Who has a use for each option of metrics."""
+    from mergefront.adapters.tasks.metrics.known_metrics import METRICS
+    from mergefront.adapters.tasks.metrics.metric_spec import WRITTEN
+
+    users: dict[str, list[str]] = {}
+    for metric in METRICS.values():
+        for option in metric.options:
+            users.setdefault(option, []).append(f"`{metric.name}`")
+    return {
+        option: "whatever the model writes" if option in WRITTEN else ", ".join(metrics)
+        for option, metrics in users.items()
+    }
+
+
+def _default(name: str, required: bool, defaults: Mapping[str, Any]) -> str:
+    if name in defaults:
+        return f"`{json.dumps(defaults[name])}`"
+    return "required" if required else "none"
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables as the registries have them; each lies between two comments that name its type."""
+
+    def made(found: re.Match[str]) -> str:
+        return "\n".join([found[1], "", *table(found[2]), "", found[4]])
+
+    return re.sub(r"(<!-- options of (\w+) -->)(.*?)(<!-- end of options -->)", made, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
