@@ -157,7 +157,7 @@ def test_a_stored_study_of_another_definition_is_a_problem_before_the_run(tmp_pa
     mf.run(path)
     path.write_text(GOOD.replace("weight: [0, 1]", "weight: [0, 0.5]"))
     text = "\n".join(check_study(path).problems)
-    assert "space.parameters.weight: was [0, 1], is now [0, 0.5]" in text
+    assert "space.parameters.weight[1]: was 1, is now 0.5" in text
     path.write_text(GOOD.replace("evaluations: 8", "evaluations: 9"))
     assert mf.run(path).finished_count() == 9, "a larger budget continues the study"
 
