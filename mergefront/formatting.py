@@ -55,7 +55,13 @@ def score(value: float, standard_error: float | None) -> str:
     """``0.610 ± 0.049``; the number alone when its noise is not known or it is exact."""
     if standard_error is None or not math.isfinite(standard_error) or standard_error < _ROUNDING:
         return number(value)
-    return f"{number(value)} ± {number(standard_error)}"
+    # Digits far below the error say nothing.
+    return f"{number(value if abs(value) >= min(standard_error, 0.0005) else 0.0)} ± {number(standard_error)}"
+
+
+def with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    """``0.610 (0.512 to 0.700)``; the number alone where it has no interval."""
+    return number(value) + ("" if interval is None else f" ({number(interval[0])} to {number(interval[1])})")
 
 
 def heading(objective: Objective) -> str:
@@ -109,8 +115,8 @@ def _range(values: Sequence[Any]) -> str:
 def difference(part: Difference, objective: Objective | None = None) -> str:
     """``+0.120 ± 0.031``; with its objective in that one's own direction (less of a minimised one is −)."""
     mean = part.mean if objective is None else objective.sign * part.mean
-    sign = "" if abs(mean) < _ROUNDING else "+" if mean > 0 else "−"
-    return f"{sign}{score(abs(mean), part.standard_error)}"
+    shown = score(abs(mean), part.standard_error)
+    return shown if shown.split()[0] == number(0.0) else f"{'+' if mean > 0 else '−'}{shown}"
 
 
 def p_value(value: float) -> str:

@@ -60,7 +60,7 @@ def _events(state: SearchState) -> Iterator[Callbacks]:
             done=state.done,
             budget=state.budget,
             failed=state.failed,
-            hypervolume=state.hypervolume,
+            **({} if len(state.objectives) == 1 else {"hypervolume": state.hypervolume}),
             seconds_left=state.seconds_left,
         )
 

@@ -93,14 +93,13 @@ def finish(study: Study) -> None:
     """
     from mergefront.cli.tables import print_front
     from mergefront.optimizer.errors import SearchStoppedError
-    from mergefront.results.verdict import verdicts
 
     failures = study.failures()
     if failures and not study.candidates():
         raise SearchStoppedError(
             f"every evaluation of study {study.name!r} failed ({len(failures)}); the last one: {failures[-1].reason}"
         )
-    print_front(study, verdicts(study))
+    print_front(study)
     where = storage_argument(study.database.url)
     name = shlex.quote(study.name)
     stopped = study.stopped

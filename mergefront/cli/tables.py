@@ -12,6 +12,7 @@ from mergefront.cli.session import storage_argument
 from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
 from mergefront.results.suggestion import suggestion_lines
+from mergefront.results.verdict import judged
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,53 +20,51 @@ if TYPE_CHECKING:
 
     from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.optimizer.scores.objectives import Objective
-    from mergefront.results.verdict import Verdict
     from mergefront.study.stored_study import Candidate, Study
 
 _LEAST_COEFFICIENTS = 24
 
 
-def print_front(study: Study, verdicts: list[Verdict]) -> None:
-    """The front, the anchors below it, and who beats whom, on stdout."""
+def print_front(study: Study) -> None:
+    """The front, or the best and its history, the anchors below, what is suggested and who beats whom, on stdout."""
     screen = formatting.console()
     candidates = study.candidates()
     failed = len(study.failures())
-    front = study.front()
-    evaluated = f"{study.finished_count()} evaluations" + (f", {failed} failed" if failed else "")
     infeasible = sum(1 for candidate in candidates if not candidate.feasible)
-    screen.print(
-        f"Study {study.name}: {evaluated}, {len(front)} on the front, "
-        + (f"{infeasible} violate a constraint, " if infeasible else "")
-        + f"hypervolume {formatting.number(study.hypervolume())}",
-        style="bold",
-    )
+    facts = [f"{study.finished_count()} evaluations"]
+    facts += [f"{failed} failed"] if failed else []
+    facts += [f"{infeasible} violate a constraint"] if infeasible else []
+    if not study.has_one_objective:
+        facts += [f"{len(study.front())} on the front", f"hypervolume {formatting.number(study.hypervolume())}"]
+    screen.print(f"Study {study.name}: {', '.join(facts)}", style="bold")
     if not candidates:
         screen.print("No evaluation has finished yet.")
         return
     if study.constraints:
         _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
-    if not front:
-        nearest = study.nearest_to_feasible()
-        _print_wrapped(screen, formatting.nothing_feasible(nearest.number, nearest.violations))
-    suggested = study.suggested()
-    screen.print(front_table(study, front, suggested, screen.width))
+    suggested, found = study.suggested(), judged(study)
+    if study.has_one_objective:
+        screen.print("The best merge, and below it those that were the best before it")
+    screen.print(front_table(study, suggested, screen.width))
     mark = "" if suggested is None else "◆ suggested · "
     screen.print(f"{mark}± one standard error · in full: mergefront front NAME --json", style="dim")
-    if front:
+    reported = study.evaluations_on("report", study.anchors()) if found is None else found.rows
+    if reported and (found is None or found.split == "report"):
         screen.print()
-        for line in suggestion_lines(study, suggested):
-            _print_wrapped(screen, line)
-    if front and not verdicts and any(candidate.anchor is None for candidate in candidates):
-        screen.print()
-        _print_wrapped(screen, verdict_text.no_merge_on_front(study))
-        _print_on_report_items(screen, study, suggested, study.evaluations_on("report", study.anchors()))
-    for found in verdicts:
-        if found.split == "report":
-            _print_on_report_items(screen, study, suggested, found.rows)
-        screen.print()
-        for line in verdict_text.verdict_lines(found, study.objectives):
-            _print_wrapped(screen, line)
-    if verdicts and verdicts[0].noise_known and all(found.split == "search" for found in verdicts):
+        screen.print("On the report items, which the search never saw", style="bold")
+        screen.print(front_table(study, suggested, screen.width, reported))
+    said = []
+    if study.front():
+        said += [verdict_text.best_line(study)] if study.has_one_objective else []
+        said += [*suggestion_lines(study, suggested, found), ""]
+    if found is not None:
+        said += verdict_text.verdict_lines(found, study.objectives)
+    elif any(candidate.anchor is None for candidate in candidates):
+        said.append(verdict_text.no_merge_on_front(study))
+    screen.print()
+    for line in said:
+        _print_wrapped(screen, line)
+    if found is not None and found.noise_known and found.split == "search":
         remedy = (
             f" Score the front on other items: mergefront report {quote(study.name)}"
             f"{storage_argument(study.database.url)}"
@@ -81,24 +80,15 @@ def print_front(study: Study, verdicts: list[Verdict]) -> None:
         )
 
 
-def _print_on_report_items(
-    screen: Console, study: Study, suggested: Candidate | None, rows: Mapping[int, Evaluation]
-) -> None:
-    """The front's scores on the report items; nothing where there are none."""
-    if rows:
-        screen.print()
-        screen.print("On the report items, which the search never saw", style="bold")
-        screen.print(front_table(study, study.front(), suggested, screen.width, rows))
-
-
 def front_table(
     study: Study,
-    front: list[Candidate],
     suggested: Candidate | None,
     width: int = formatting.PIPE_WIDTH,
     rows: Mapping[int, Evaluation] | None = None,
 ) -> Table:
     """Merges on the front, best in the first objective first, then every anchor; ◆ marks the suggested one.
+
+    Of a study of one objective: each merge that was better than all merges before it, the best first.
 
     ``rows`` (trial number -> evaluation) replaces the search's own scores by others, such as those on
     report items; candidates without one are left out.
@@ -108,8 +98,10 @@ def front_table(
     first = study.objectives[0]
     anchors = study.anchors()
     of_anchors = {candidate.digest for candidate in anchors}
+    front = study.front()
+    members = study.history(merges_only=True) if study.has_one_objective else front
     merges = sorted(
-        (candidate for candidate in front if candidate.digest not in of_anchors),
+        (candidate for candidate in members if candidate.digest not in of_anchors),
         key=lambda candidate: -first.sign * candidate.scores[first.name],
     )
     cells = {
@@ -153,7 +145,7 @@ def front_table(
             number = f"◆ {candidate.number}" if candidate.number == marked else str(candidate.number)
             name = Text(visible(f"{candidate.anchor}"))
             if candidate.digest in on_front:
-                name.append(" (on the front)", style="dim")
+                name.append(" (the best)" if study.has_one_objective else " (on the front)", style="dim")
             elif not candidate.feasible:
                 name.append(" (violates a constraint)", style="dim")
             table.add_row(number, *cells[candidate.number], name, style="cyan")

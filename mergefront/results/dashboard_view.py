@@ -27,6 +27,7 @@ from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.foreign_text import one_line
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUSED
 from mergefront.results.suggestion import suggestion_lines
+from mergefront.results.verdict_text import best_line
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
 from mergefront.study.stored_study import Study
@@ -164,7 +165,7 @@ def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, 
 
 
 def plots(study: Study) -> dict[str, Any]:
-    """Plotly figures by name: the front with its anchors, the hypervolume over the trials."""
+    """Plotly figures by name: the front with its anchors and the hypervolume over the trials, or the best so far."""
     try:
         from mergefront.results.plots.html import figures, hypervolume_figure
     except ImportError:
@@ -175,27 +176,32 @@ def plots(study: Study) -> dict[str, Any]:
         shown = picture(study)
     except MergefrontError:  # nothing has finished yet
         return {}
-    drawn = {f"front-{index + 1}": figure for index, figure in enumerate(figures(shown))}
+    name = "best" if study.has_one_objective else "front"
+    drawn = {f"{name}-{index + 1}": figure for index, figure in enumerate(figures(shown))}
     for figure in drawn.values():
-        figure.update_layout(title=f"The front of {study.name} with its anchors"[:120], height=None, width=None)
+        figure.update_layout(title=f"The {name} of {study.name} with its anchors"[:120], height=None, width=None)
+    if study.has_one_objective:
+        return drawn
     hypervolume = hypervolume_figure(study).update_layout(title=f"Hypervolume of {study.name} over its trials"[:120])
     return {**drawn, "hypervolume": hypervolume}
 
 
 def _study_note(study: Study) -> str:
     failures = Counter(failure.reason for failure in study.failures())
-    lines = [
-        f"**{study.finished_count()} of {study.record.evaluations} evaluations**, "
-        f"hypervolume {formatting.number(study.hypervolume())}, {len(study.front())} on the front."
-        if study.candidates()
-        else f"**{study.finished_count()} of {study.record.evaluations} evaluations**.",
-    ]
-    for candidate in study.front():
-        scores = ", ".join(f"{name} {formatting.number(float(value))}" for name, value in candidate.scores.items())
-        lines.append(f"- {formatting.trial(candidate.number, candidate.anchor)}: {scores}")
-    if study.front():
+    facts = [f"**{study.finished_count()} of {study.record.evaluations} evaluations**"]
+    members = study.front()
+    if members and not study.has_one_objective:
+        facts += [f"hypervolume {formatting.number(study.hypervolume())}", f"{len(members)} on the front"]
+    lines = [f"{', '.join(facts)}.", ""]
+    if members and study.has_one_objective:
+        lines.append(_plain(best_line(study)))
+    else:
+        for one in members:
+            scores = ", ".join(f"{name} {formatting.number(float(value))}" for name, value in one.scores.items())
+            lines.append(f"- {_plain(f'{formatting.trial(one.number, one.anchor)}: {scores}')}")
+    if members:
         suggested = study.suggested()
-        lines += ["", *(_plain(line) for line in suggestion_lines(study, suggested))]
+        lines += [f"\n{_plain(line)}" for line in suggestion_lines(study, suggested, None)]
         lines += [] if suggested is None else ["", f"    mergefront export {quote(study.name)} --out merged"]
     if study.racing is not None and study.candidates():
         lines += ["", _RACED]

@@ -15,7 +15,7 @@ from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.results.loading_lines import loading_lines
 from mergefront.results.suggestion import suggestion_lines, warnings
-from mergefront.results.verdict import verdicts
+from mergefront.results.verdict import Verdict, verdict
 from mergefront.study.stored_study import Candidate, Study
 from mergefront.versions import versions
 
@@ -60,7 +60,8 @@ def model_card(
 
     ``config`` is what mergekit reads, ``base_models`` are hub names to link, ``base`` is where the base model lies.
     """
-    on_front = candidate.number in {member.number for member in study.front()}
+    report = verdict(study, "report")
+    judged = report if report is not None and candidate.number in report.rows else verdict(study, "search")
     models = _plain(", ".join(candidate.recipe.models))
     called = study.space.base_model
     if "recipe" in config:
@@ -79,11 +80,9 @@ def model_card(
         study=_plain(study.name),
         models=f"{models} on {_plain(called.rstrip('/').rsplit('/', 1)[-1])}" if called else models,
         who=formatting.trial(candidate.number, candidate.anchor),
-        place="is on the front"
-        if on_front
-        else "is not on the front: another candidate is at least as good in everything",
-        suggested=_suggested(study, candidate),
-        scores="\n".join(_measured(study, candidate)),
+        place=_place(study, candidate),
+        suggested=_suggested(study, candidate, judged),
+        scores="\n".join(_measured(study, candidate, judged)),
         coefficients="\n".join(_coefficients(candidate.params)),
         history="\n".join(f"- {line}" for line in _history(study)),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
@@ -91,31 +90,38 @@ def model_card(
     return visible(card)
 
 
-def _suggested(study: Study, candidate: Candidate) -> str:
+def _place(study: Study, candidate: Candidate) -> str:
+    if candidate.number in {member.number for member in study.front()}:
+        return "is the best" if study.has_one_objective else "is on the front"
+    where = "the best" if study.has_one_objective else "on the front"
+    if not candidate.feasible:
+        return f"is not {where}: it violates a constraint"
+    rival = "another candidate is better" if study.has_one_objective else "another candidate is as good in everything"
+    return f"is not {where}: {rival}"
+
+
+def _suggested(study: Study, candidate: Candidate, judged: Verdict | None) -> str:
     """Whether the study suggests this merge, and what it gives up; or nothing."""
     suggested = study.suggested()
     if suggested is not None and suggested.number == candidate.number:
-        return f" {_plain(' '.join(suggestion_lines(study, suggested)))}"
+        return f" {_plain(' '.join(suggestion_lines(study, suggested, judged)))}"
     return "".join(f" {_plain(line)}" for line in warnings(study, candidate))
 
 
-def _measured(study: Study, candidate: Candidate) -> list[str]:
+def _measured(study: Study, candidate: Candidate, judged: Verdict | None) -> list[str]:
     """The scores on the report items, where there are some, and on the search items; and which anchors it beats."""
-    found = {verdict.split: verdict for verdict in verdicts(study)}
-    report = found.get("report")
     lines = []
-    if report is not None and candidate.number in report.rows:
-        rows = _scores(study, candidate, report.rows)
+    if judged is not None and judged.split == "report":
+        rows = _scores(study, candidate, judged.rows)
         lines += ["On the report items, which the search never saw:", "", *rows, ""]
         lines += ["On the items that the search optimised on:", ""]
     lines += _scores(study, candidate, None)
-    judged = report if report is not None and candidate.number in report.rows else found.get("search")
     if judged is not None and candidate.number in judged.merges:
         beaten = [match.anchor for match in judged.matches if match.merge == candidate.number and match.beats]
         sentence = (
             f"Better somewhere and worse nowhere, beyond noise, than: {', '.join(beaten)}."
             if beaten
-            else "It beats none of these beyond noise."
+            else "It is better somewhere and worse nowhere, beyond noise, than none of these."
         )
         lines += ["", _plain(sentence)]
     return lines
@@ -160,12 +166,14 @@ def _history(study: Study) -> list[str]:
     options = ", ".join(f"{key}={value}" for key, value in definition.sampler_options.items())
     objectives = ", ".join(f"{objective.name} ({objective.direction})" for objective in study.objectives)
     found = versions()
+    unit = "objectives normalised by the anchors, reference point -0.1"
+    hypervolume = f"; hypervolume of the front {formatting.number(study.hypervolume())} ({unit})"
     return [
         f"objectives: {_plain(objectives)}",
         f"sampler: {definition.sampler}{f' ({options})' if options else ''}, seed {definition.seed}, "
         f"{study.space.dimension} coefficients searched",
-        f"{study.finished_count()} evaluations, {len(study.failures())} failed; hypervolume of the front "
-        f"{formatting.number(study.hypervolume())} (objectives normalised by the anchors, reference point -0.1)",
+        f"{study.finished_count()} evaluations, {len(study.failures())} failed"
+        + ("" if study.has_one_objective else hypervolume),
         f"study {_plain(study.name)}, {study.record.uuid}, created {study.record.created_at:%Y-%m-%d} UTC",
         "software: " + ", ".join(f"{name} {version}" for name, version in found.items()),
     ]

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mergefront.formatting import number, trial, trials
+from mergefront.formatting import number, trial
+from mergefront.results.verdict import Verdict
 from mergefront.study.stored_study import Candidate, Study
 
 
-def suggestion_lines(study: Study, suggested: Candidate | None) -> list[str]:
-    """Who is suggested and why, or why nobody is; then a warning for what the suggested merge gives up."""
+def suggestion_lines(study: Study, suggested: Candidate | None, found: Verdict | None) -> list[str]:
+    """Who is suggested and why, or why nobody is; then a warning for what the suggested merge gives up.
+
+    ``found`` is the verdict that stands beside it, on whose items its weakest objective is said.
+    """
     if suggested is None:
         return [nothing_suggested(study)]
     who = trial(suggested.number, suggested.anchor)
     fit = "that no anchor beats and that lose to the base in nothing beyond noise"
-    if len(study.objectives) == 1:
-        said = f"Suggested: {who}, the best of the merges {fit}."
-    else:
-        worst, name = min(zip(study.normalised([suggested])[0], (one.name for one in study.objectives), strict=True))
-        said = (
-            f"Suggested: {who}. Of the merges on the front {fit}, it is the one whose weakest objective is "
-            f"the best: {name}, at {number(worst)} (0 worst anchor, 1 best anchor)."
-        )
+    if study.has_one_objective:
+        return [f"Suggested: {who}, the best; no anchor beats it, and it does not lose to the base beyond noise."]
+    names = [objective.name for objective in study.objectives]
+    rows = {} if found is None else found.normalised
+    worst, name = min(zip(rows.get(suggested.number) or study.normalised([suggested])[0], names, strict=True))
+    value = f"{name}, at {number(worst)} (0 worst anchor, 1 best anchor)"
+    seen = found is not None and found.split == "report"
+    where = f" on the search items. On the report items its weakest is {value}" if seen else f": {value}"
+    said = f"Suggested: {who}. Of the merges on the front {fit}, its weakest objective is the best{where}."
     return [said, *warnings(study, suggested)]
 
 
@@ -35,6 +40,9 @@ def warnings(study: Study, candidate: Candidate) -> list[str]:
 def nothing_suggested(study: Study) -> str:
     """Why no member of a front is suggested."""
     merges = study.merges()
+    if not merges and study.has_one_objective:
+        best = study.best()
+        return f"No merge is suggested: the best is {trial(best.number, best.anchor)}."
     if not merges:
         return "No merge is suggested: the front holds none."
     found = [against for _, against in study.objections(merges)]
@@ -49,5 +57,5 @@ def choices(study: Study) -> str:
     """What to give `export` instead. Raises ``UserError`` where there is nothing to choose from."""
     knee = study.knee().number
     shares = ",".join(f"{objective.name}=1" for objective in study.objectives)
-    on_front = trials([candidate.number for candidate in study.front()])
+    on_front = ", ".join(str(candidate.number) for candidate in study.front())
     return f"Choose with --trial N (on the front: {on_front}), --knee (trial {knee}) or --prefer {shares}"

@@ -85,7 +85,7 @@ class SearchState:
     def _measure(self) -> None:
         from mergefront.optimizer.scores.pareto import hypervolume
 
-        if not self.merges:  # the unit system is not there before the anchors are
+        if not self.merges or len(self.objectives) == 1:  # the unit system is not there before the anchors are
             return
         normaliser = Normaliser.from_anchors(self.objectives, self.anchors)
         self.hypervolume = hypervolume([normaliser.normalise(row) for row in self.rows], normaliser.reference_point)

@@ -22,7 +22,7 @@ from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.scores import pareto
 from mergefront.optimizer.scores.constraints import Constraint, feasible
-from mergefront.optimizer.scores.differences import better_beyond_noise
+from mergefront.optimizer.scores.differences import better_beyond_noise, score_interval
 from mergefront.optimizer.scores.evaluation import Estimate, Evaluation
 from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
 from mergefront.optimizer.scores.suggestion import Objections, left_at_worst, objections
@@ -143,6 +143,11 @@ class Study:
     def objectives(self) -> tuple[Objective, ...]:
         """The objectives, in the order of Optuna's values."""
         return self.definition.objectives
+
+    @property
+    def has_one_objective(self) -> bool:
+        """Whether there is a best instead of a front."""
+        return len(self.objectives) == 1
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -356,6 +361,22 @@ class Study:
             raise UserError(f"study {self.name!r} has no objective {objective!r} {did_you_mean(objective, names)}")
         return max(self._some_candidates(), key=lambda candidate: sign * candidate.scores[objective])
 
+    def history(self, *, merges_only: bool = False) -> list[Candidate]:
+        """Of a study of one objective: each candidate (or merge) that was better than all before it."""
+        (objective,) = self.objectives
+        found: list[Candidate] = []
+        for candidate in self._feasible(self.candidates()):
+            score = objective.sign * candidate.scores[objective.name]
+            if merges_only and candidate.anchor is not None:
+                continue
+            if not found or score > objective.sign * found[-1].scores[objective.name]:
+                found.append(candidate)
+        return found
+
+    def interval(self, candidate: Candidate, objective: Objective) -> tuple[float, float] | None:
+        """The 95 % confidence interval of a score on the search items; None for a number without noise."""
+        return score_interval(objective, self.evaluations_on("search", [candidate])[candidate.number])
+
     def evaluations_on(self, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
         """The evaluations of those of ``candidates`` that were scored on a split, by trial number, with their items."""
         rows: dict[int, Evaluation] = {}
@@ -453,20 +474,19 @@ class Study:
         return pareto.hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints."""
+        """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints.
+
+        A study of one objective has "best" and "history" instead of "front" and "hypervolume".
+        """
         failures = self.failures()
         every = self.candidates()
         suggested = self.suggested()
         content = {
             "study": self.name,
             "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
-            "hypervolume": self.hypervolume(),
-            "front": [
-                {"trial": candidate.number, "scores": dict(candidate.scores), "params": dict(candidate.params)}
-                for candidate in self.front()
-            ],
+            **(self._best_json() if self.has_one_objective else self._front_json()),
             "anchors": [
-                {"name": candidate.anchor, "trial": candidate.number, "scores": dict(candidate.scores)}
+                {"name": candidate.anchor, "trial": candidate.number, "scores": _rounded(candidate.scores)}
                 for candidate in every
                 if candidate.anchor is not None
             ],
@@ -482,6 +502,29 @@ class Study:
                 if not candidate.feasible
             ]
         return content
+
+    def _front_json(self) -> dict[str, Any]:
+        members = [
+            {"trial": candidate.number, "scores": _rounded(candidate.scores), "params": dict(candidate.params)}
+            for candidate in self.front()
+        ]
+        return {"hypervolume": self.hypervolume(), "front": members}
+
+    def _best_json(self) -> dict[str, Any]:
+        (objective,) = self.objectives
+        history = self.history()
+        best = history[-1] if history else None
+        return {
+            "best": best
+            and {
+                "trial": best.number,
+                "anchor": best.anchor,
+                "scores": _rounded(best.scores),
+                "interval": self.interval(best, objective),
+                "params": dict(best.params),
+            },
+            "history": [{"trial": one.number, "scores": _rounded(one.scores)} for one in history],
+        }
 
     @property
     def stopped(self) -> Stop | None:
@@ -531,6 +574,11 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.database.url})"
+
+
+def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
+    """Without the dust that estimates leave of a 0, such as -1.3e-19; adding 0.0 makes a 0 of -0."""
+    return {name: round(float(score), 12) + 0.0 for name, score in scores.items()}
 
 
 def as_study(study: str | Study, *, storage: str = DEFAULT_STORAGE, root: str | Path | None = None) -> Study:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from math import isclose
+from math import isclose, isfinite
 
-from mergefront.optimizer.scores.comparison import Difference, paired_difference, unpaired_difference
+from mergefront.optimizer.scores.comparison import Difference, mean_interval, paired_difference, unpaired_difference
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 
@@ -57,6 +57,18 @@ def better_beyond_noise(objectives: Sequence[Objective], evaluations: Sequence[E
         [first is not second and bool(ahead(objectives, first, second)) for second in evaluations]
         for first in evaluations
     ]
+
+
+def score_interval(objective: Objective, evaluation: Evaluation) -> tuple[float, float] | None:
+    """The 95 % confidence interval of a score, from its items or its standard error; None where neither is known."""
+    value = float(evaluation.scores[objective.name])
+    items = oriented_items(evaluation, objective)
+    error = evaluation.standard_errors.get(objective.name)
+    if items and RACED not in evaluation.details:
+        low, high = mean_interval([objective.sign * score for score in items.values()])
+    else:
+        low, high = value - 1.96 * (error or 0.0), value + 1.96 * (error or 0.0)
+    return (low, high) if low < high and isfinite(high - low) else None
 
 
 def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:

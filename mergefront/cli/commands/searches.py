@@ -162,7 +162,6 @@ def report(
     """
     from mergefront.cli.tables import print_front
     from mergefront.results.report.page import write_report
-    from mergefront.results.verdict import verdicts
     from mergefront.study.stored_study import load_study
 
     with terminable(), quiet_libraries():
@@ -172,7 +171,7 @@ def report(
         if out is not None:
             write_report(study, out)
             echo(f"Wrote {out}", err=True)
-    print_front(study, verdicts(study))
+    print_front(study)
 
 
 def _chosen(

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @storage_option
 @json_option
 def studies(storage: str, as_json: bool) -> None:
-    """List every study with its evaluations, objectives and hypervolume.
+    """List every study with its evaluations, objectives, and its hypervolume or best score.
 
     \b
     Example:
       mergefront studies --storage sqlite:///mergefront-demo/mergefront.db
     """
     from mergefront.cli.tables import plain_table
-    from mergefront.formatting import console, heading, number
+    from mergefront.formatting import console, heading
     from mergefront.storage.database import Database
     from mergefront.storage.studies import all_studies
     from mergefront.study.stored_study import Study
@@ -47,13 +47,13 @@ def studies(storage: str, as_json: bool) -> None:
             ", ".join(heading(objective) for objective in study.objectives),
             ", ".join(method.name for method in study.space.methods),
             study.definition.sampler,
-            number(study.hypervolume()),
+            _result(study),
             f"{study.record.created_at:%Y-%m-%d %H:%M}",
         ]
         for study in found
     ]
     console().print(
-        plain_table(["study", "evaluations", "objectives", "method", "sampler", "hypervolume", "created (UTC)"], rows)
+        plain_table(["study", "evaluations", "objectives", "method", "sampler", "result", "created (UTC)"], rows)
     )
 
 
@@ -68,7 +68,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     Example:
       mergefront status skills
     """
-    from mergefront.formatting import duration, heading, number, score, trial, trials
+    from mergefront.formatting import duration, heading, number, trial, trials, with_interval
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -82,8 +82,9 @@ def status(name: str, storage: str, as_json: bool) -> None:
         f"  evaluations   {done['done']} of {done['budget']}"
         + (f", {done['failed']} of them failed" if done["failed"] else "")
         + (f", {done['running']} under way or abandoned" if done["running"] else ""),
-        f"  hypervolume   {number(facts['hypervolume'])}",
     ]
+    if "hypervolume" in facts:
+        lines.append(f"  hypervolume   {number(facts['hypervolume'])}")
     if facts["seconds_per_evaluation"] is not None:
         lines.append(f"  speed         {duration(facts['seconds_per_evaluation'])} per evaluation")
     if facts["per_hour"] is not None:
@@ -109,8 +110,9 @@ def status(name: str, storage: str, as_json: bool) -> None:
         best = facts["best"].get(objective.name)
         if best is not None:
             who = trial(best["trial"], best["anchor"])
-            label = "best" if index == 0 else ""
-            lines.append(f"  {label:<12}  {heading(objective)} {score(best['score'], best['standard_error'])}, {who}")
+            label = "best (95 %)" if index == 0 else ""
+            found = with_interval(best["score"], best["interval"])
+            lines.append(f"  {label:<12}  {heading(objective)} {found}, {who}")
     if facts["failures"]:
         lines.append("  failures")
         lines += [
@@ -171,8 +173,6 @@ def front(
       mergefront front skills --distinct --prefer maths=0.7,french=0.3
     """
     from mergefront.cli.tables import print_front
-    from mergefront.formatting import trials
-    from mergefront.results.verdict import verdicts
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -191,10 +191,10 @@ def front(
     if as_json:
         print_json({**study.to_json(), **chosen})
         return
-    print_front(study, verdicts(study))
+    print_front(study)
     for what, found in chosen.items():
         numbers = found if isinstance(found, list) else [found]
-        echo(f"{what[0].upper()}{what[1:]}: {trials(numbers)}")
+        echo(f"{what[0].upper()}{what[1:]}: {', '.join(f'trial {number}' for number in numbers)}")
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")
@@ -222,6 +222,15 @@ def _more(study: Study) -> str:
     return f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
 
 
+def _result(study: Study) -> str:
+    from mergefront.formatting import number
+
+    if not study.has_one_objective:
+        return f"hypervolume {number(study.hypervolume())}"
+    history = study.history()
+    return f"best {number(history[-1].scores[study.objectives[0].name])}" if history else ""
+
+
 def _study_row(study: Study) -> dict[str, Any]:
     return {
         "name": study.name,
@@ -230,7 +239,7 @@ def _study_row(study: Study) -> dict[str, Any]:
         "objectives": [{"name": objective.name, "direction": objective.direction} for objective in study.objectives],
         "methods": [method.name for method in study.space.methods],
         "sampler": study.definition.sampler,
-        "hypervolume": study.hypervolume(),
+        **({} if study.has_one_objective else {"hypervolume": study.hypervolume()}),
         "created": f"{study.record.created_at.isoformat(timespec='seconds')}Z",
     }
 
@@ -255,6 +264,7 @@ def _status(study: Study) -> dict[str, Any]:
             "anchor": found.anchor,
             "score": found.scores[objective.name],
             "standard_error": found.standard_errors.get(objective.name),
+            "interval": study.interval(found, objective),
         }
     failures = study.failures()
     stopped = study.stopped
@@ -276,7 +286,7 @@ def _status(study: Study) -> dict[str, Any]:
         "storage": shown_storage(study.database.url),
         "evaluations": {"done": done, "budget": budget, "failed": len(failures), "running": len(running)},
         "running": [trial.number for trial in running],
-        "hypervolume": study.hypervolume(candidates),
+        **({} if study.has_one_objective else {"hypervolume": study.hypervolume(candidates)}),
         "seconds_per_evaluation": median(seconds) if seconds else None,
         "per_hour": speed.per_hour,
         "seconds_left": speed.seconds_left,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergefront.optimizer.errors import UserError
-from mergefront.results.plots.picture import picture
+from mergefront.results.plots.picture import Picture, picture
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Study
@@ -35,7 +35,12 @@ def save_front(study: Study, path: str | Path) -> Path:
     Raises ``UserError`` for another suffix, a missing folder, a missing extra, or nothing to draw.
     """
     path = checked_path(path, "plot", SUFFIXES)
-    shown = picture(study)
+    save_picture(picture(study), path)
+    return path
+
+
+def save_picture(shown: Picture, path: Path) -> None:
+    """Draw a picture into ``path``; raises ``UserError`` for a missing extra."""
     try:
         if path.suffix.lower() == ".png":
             from mergefront.results.plots.png import write_png as write
@@ -44,4 +49,3 @@ def save_front(study: Study, path: str | Path) -> Path:
     except ImportError:
         raise UserError(_EXTRA) from None
     write(shown, path)
-    return path

@@ -136,8 +136,8 @@ def _parallel(shown: Picture) -> Any:
     )
     return _styled(figure, 420).update_layout(
         title={
-            "text": "Every candidate, up is better: blue merges on the front, yellow anchors, grey dominated merges "
-            "(drag along an axis to select)",
+            "text": "Every candidate, up is better: blue merges on the front, yellow anchors"
+            f"{', grey dominated merges' if shown.dominated else ''} (drag along an axis to select)",
             "font": {"size": 14},
         },
         margin={"l": 70, "r": 70, "t": 90, "b": 40},

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, cycle
 
+import numpy as np
+
 from mergefront import formatting
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.study.stored_study import Study
 
 FRONT = "#0072b2"
@@ -46,6 +50,7 @@ class Point:
     on_front: bool
     suggested: bool
     coefficients: str
+    feasible: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,18 +86,9 @@ class Axis:
 class Picture:
     """Everything that a plot of a front shows; anchors come as points of their own, in their order."""
 
-    study: str
+    title: str
     objectives: tuple[Objective, ...]
     points: tuple[Point, ...]
-    evaluations: int
-    hypervolume: float
-
-    @property
-    def title(self) -> str:
-        return (
-            f"{self.study}: the front after {self.evaluations} evaluations "
-            f"(hypervolume {formatting.number(self.hypervolume)})"
-        )
 
     @property
     def anchors(self) -> list[Point]:
@@ -109,10 +105,12 @@ class Picture:
     def series(self) -> list[Series]:
         anchors = zip(self.anchors, cycle(_ANCHOR_COLOURS), cycle(_ANCHOR_SYMBOLS), strict=False)
         suggested = [point for point in self.points if point.suggested]
+        one = len(self.objectives) == 1
+        other, good = ("merge", "best merge") if one else ("dominated merge", "merge on the front")
         every = [
-            Series("dominated merge", self.dominated, FAINT, 7, with_errors=False),
+            Series(other, self.dominated, FAINT, 7, with_errors=False),
             *(Series(f"{one.anchor} (trial {one.number})", [one], color, 12, mark) for one, color, mark in anchors),
-            Series("merge on the front", self.front_merges, FRONT, 10),
+            Series(good, self.front_merges, FRONT, 10),
             Series("suggested", suggested, SUGGESTED, 20, with_errors=False, hollow=True),
         ]
         return [series for series in every if series.points]
@@ -128,10 +126,13 @@ class Picture:
         """The name and the corners of the line in the only panel: the best so far, or the border of the front."""
         signs = [objective.sign for objective in self.objectives]
         if len(signs) == 1:
-            ordered = sorted(self.points, key=lambda point: point.number)
+            ordered = sorted((point for point in self.points if point.feasible), key=lambda point: point.number)
             bests = accumulate((point.scores[0] for point in ordered), max if signs[0] > 0 else min)
             return "best so far", _stairs(zip((point.number for point in ordered), bests, strict=True))
-        front = ((point.scores[0], point.scores[1]) for point in self.points if point.on_front)
+        # Estimates of a race, and scores on other items, may say that a member of the front is dominated.
+        members = [(point.scores[0], point.scores[1]) for point in self.points if point.on_front]
+        kept = nondominated(np.multiply(members, signs)) if members else ()
+        front = (member for member, stays in zip(members, kept, strict=True) if stays)
         return "the front", _stairs(sorted(front, key=lambda at: (-signs[0] * at[0], signs[1] * at[1])))
 
 
@@ -143,8 +144,11 @@ def _stairs(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return corners
 
 
-def picture(study: Study) -> Picture:
-    """The front of a study as data. Raises ``UserError`` when nothing is evaluated yet."""
+def picture(study: Study, rows: Mapping[int, Evaluation] | None = None) -> Picture:
+    """The front of a study as data; with ``rows`` (trial number -> evaluation) these on the report items.
+
+    Raises ``UserError`` when nothing is evaluated yet.
+    """
     candidates = study.candidates()
     if not candidates:
         raise UserError(f"study {study.name!r} has no finished evaluation yet; there is nothing to plot")
@@ -155,19 +159,29 @@ def picture(study: Study) -> Picture:
     for candidate in candidates:
         if candidate.anchor is None and candidate.digest in anchor_digests:
             continue
-        errors = [candidate.standard_errors.get(objective.name) for objective in study.objectives]
+        shown = candidate if rows is None else rows.get(candidate.number)
+        if shown is None:
+            continue
+        errors = [shown.standard_errors.get(objective.name) for objective in study.objectives]
         points.append(
             Point(
                 candidate.number,
-                tuple(candidate.scores[objective.name] for objective in study.objectives),
+                tuple(float(shown.scores[objective.name]) for objective in study.objectives),
                 tuple(None if error is None or error != error else error for error in errors),
                 candidate.anchor,
                 candidate.digest in on_front,
                 suggested is not None and candidate.number == suggested.number,
                 f"{candidate.recipe.method}: {formatting.coefficients(candidate.params, study.space.models)}",
+                candidate.feasible,
             )
         )
-    return Picture(study.name, study.objectives, tuple(points), study.finished_count(), study.hypervolume(candidates))
+    what = "the best" if study.has_one_objective else "the front"
+    title = f"{study.name}: {what} after {study.finished_count()} evaluations"
+    if rows is not None:
+        title = f"{study.name}: {what} on the report items"
+    elif not study.has_one_objective:
+        title += f" (hypervolume {formatting.number(study.hypervolume(candidates))})"
+    return Picture(title, study.objectives, tuple(points))
 
 
 def hypervolumes(study: Study) -> list[tuple[int, float]]:

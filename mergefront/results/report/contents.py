@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergefront.adapters.tasks.task import Task
+from mergefront.formatting import trials
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
-from mergefront.results.verdict import Verdict, front_merges, verdict
+from mergefront.results.verdict import Verdict, front_merges, judged, normalised_rows
 from mergefront.study.evaluators import tasks_of
 from mergefront.study.stored_study import Candidate, Study
 
@@ -19,8 +20,9 @@ class Contents:
     """Everything that the page says.
 
     ``rows`` are evaluations of ``front`` (its merges) and ``anchors`` by trial number, on ``split``: "report" as soon
-    as its items were asked. ``judged`` is the verdict on the same; None where no merge is on the front. ``side_tasks``
-    are the tasks that are no objective: what is measured beside the search, to see what merging forgets.
+    as its items were asked; ``normalised`` has their objectives in the unit of its anchors. ``judged`` is the verdict
+    on the same; None where no merge is on the front. ``side_tasks`` are the tasks that are no objective: what is
+    measured beside the search, to see what merging forgets.
     """
 
     study: Study
@@ -28,6 +30,7 @@ class Contents:
     anchors: Sequence[Candidate]
     split: str
     rows: Mapping[int, Evaluation]
+    normalised: Mapping[int, Sequence[float]]
     judged: Verdict | None
     side_tasks: Sequence[Objective]
     warnings: Sequence[str]
@@ -38,9 +41,9 @@ def contents(study: Study) -> Contents:
     if not study.candidates():
         raise UserError(f"study {study.name!r} has no finished evaluation yet; run or resume it first")
     anchors, front = study.anchors(), front_merges(study)
-    judged = verdict(study, "report") or verdict(study, "search")
-    if judged is not None:
-        split, rows = judged.split, judged.rows
+    verdict = judged(study)
+    if verdict is not None:
+        split, rows = verdict.split, verdict.rows
     else:
         rows = study.evaluations_on("report", anchors)
         split = "report" if rows else "search"
@@ -53,13 +56,14 @@ def contents(study: Study) -> Contents:
         anchors,
         split,
         rows,
-        judged,
+        normalised_rows(study, rows)[1],
+        verdict,
         [Objective(task.name, task.direction) for task in tasks if task.name not in searched],
-        _warnings(study, split, tasks),
+        _warnings(study, split, [one.number for one in front if one.number not in rows], tasks),
     )
 
 
-def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:
+def _warnings(study: Study, split: str, unscored: list[int], tasks: Sequence[Task]) -> list[str]:
     said = []
     if split != "report":
         remedy = "run `mergefront report` first" if study.definition.evaluator.asks_models else ""
@@ -67,5 +71,7 @@ def _warnings(study: Study, split: str, tasks: Sequence[Task]) -> list[str]:
             "The scores below are those that the search optimised on: the best of many trials looks better than it "
             f"is{f' ({remedy})' if remedy else ''}."
         )
+    elif unscored:
+        said.append(f"Not scored on the report items: {trials(unscored)} of the front.")
     said += [text for task in tasks if (text := getattr(task, "announcement", None)) is not None]
     return said

@@ -10,24 +10,26 @@ import base64
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
 from mergefront.formatting import html_text
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, expert_anchor
-from mergefront.optimizer.scores.comparison import Difference, mean_interval
-from mergefront.optimizer.scores.differences import LEVEL, oriented_items
+from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM
+from mergefront.optimizer.scores.differences import LEVEL, score_interval
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
-from mergefront.results.plots.front import checked_path, save_front
+from mergefront.results.plots.front import checked_path, save_picture
 from mergefront.results.report.contents import Contents, contents
+from mergefront.results.suggestion import suggestion_lines
 from mergefront.results.throughput import spent
-from mergefront.results.verdict import Match, Verdict
+from mergefront.results.verdict import Compared
 
 if TYPE_CHECKING:
+    from mergefront.results.plots.picture import Picture
     from mergefront.study.stored_study import Candidate, Study
 
 BASELINES = (UNIFORM, TASK_ARITHMETIC)
@@ -46,16 +48,14 @@ def write_report(study: Study, path: str | Path) -> Path:
 
 
 def page(shown: Contents) -> str:
-    from mergefront.results.plots.html import hypervolume_figure
-
     study = shown.study
     sections = {
         "Result": _result(shown),
-        "The front": _front(shown),
+        **({"History": _history(study)} if study.has_one_objective else {"The front": _front(shown)}),
         "Scores": _scores(shown),
         "Against the baselines": _significance(shown),
         "Forgetting": _forgetting(shown),
-        "Hypervolume over evaluations": _figure(hypervolume_figure(study), 380),
+        "Hypervolume over evaluations": "" if study.has_one_objective else _hypervolume(shown),
         "What decides the objectives": _importance(study),
         "Recipes": _recipes(shown),
         "Cost": _cost(study),
@@ -67,65 +67,100 @@ def page(shown: Contents) -> str:
 def _result(shown: Contents) -> str:
     study, judged = shown.study, shown.judged
     parts = [f'<p class="warning">{html_text(text)}</p>' for text in shown.warnings]
+    where = "report items, which the search never saw" if shown.split == "report" else "search items"
+    if study.front():
+        suggested = study.suggested()
+        said = [verdict_text.best_line(study)] if study.has_one_objective else []
+        said += suggestion_lines(study, suggested, judged)
+        parts += [
+            f'<p class="verdict {"tie" if suggested is None else "beats"}">{html_text(line)}</p>' for line in said
+        ]
+        if suggested is not None:
+            parts.append(
+                f"<p>Take it with <code>mergefront export {html_text(quote(study.name))} --out merged</code>.</p>"
+            )
     if judged is None:
         parts.append(f'<p class="verdict tie">{html_text(verdict_text.no_merge_on_front(study))}</p>')
     else:
-        kind = "beats" if judged.overall.beats else "tie"
-        for line in verdict_text.overall_lines(judged, study.objectives):
+        kind = "beats" if judged.beaten_by(judged.best_anchor) else "tie"
+        for line in verdict_text.headline(judged, study.objectives):
             parts.append(f'<p class="verdict {kind}">{html_text(line)}</p>')
-        where = "report items, which the search never saw" if judged.split == "report" else "search items"
         parts.append(f"<p>Measured on the {where}. {html_text(verdict_text.basis(judged))}</p>")
         for anchor in judged.anchors:
             lost = sorted(match.merge for match in judged.beaten_by(anchor))
-            said = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
-            parts.append(f'<p class="line"><b>{html_text(anchor)}</b>: {html_text(said)}</p>')
-    of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
-    parts.append(
-        f"<p>{study.finished_count()} evaluations, {len(shown.front)} merges on the front, hypervolume "
-        f"{formatting.number(study.hypervolume())} (anchors alone {formatting.number(of_anchors)}; "
-        "objectives normalised by the anchors, reference point −0.1).</p>"
-    )
+            by = f"beaten by {formatting.trials(lost)}" if lost else "not beaten"
+            parts.append(f'<p class="line"><b>{html_text(anchor)}</b>: {html_text(by)}</p>')
     return "\n".join(parts)
 
 
 def _front(shown: Contents) -> str:
-    from mergefront.results.plots.html import figures, html_of
     from mergefront.results.plots.picture import picture
 
-    raced = "" if shown.study.racing is None else ", estimated from those that were asked"
-    caption = f"<p>On the search items{raced}; bars are one standard error.</p>"
-    return caption + html_of(figures(picture(shown.study)), with_plotly=True) + _picture(shown.study)
+    raced = ", estimated from those that were asked" if shown.study.racing is not None else ""
+    where = "report items" if shown.split == "report" else f"search items{raced}"
+    return f"<p>On the {where}; bars are one standard error.</p>" + _drawn(
+        picture(shown.study, shown.rows if shown.split == "report" else None)
+    )
 
 
-def _picture(study: Study) -> str:
-    """The same front as PNG, for papers and messages; nothing without matplotlib."""
+def _history(study: Study) -> str:
+    from mergefront.results.plots.picture import picture
+
+    (objective,) = study.objectives
+    steps = [
+        [formatting.trial(one.number, one.anchor), formatting.number(one.scores[objective.name])]
+        for one in study.history()
+    ]
+    note = "<p>On the search items: each trial that was better than all before it.</p>"
+    return _drawn(picture(study)) + note + _table(["", formatting.heading(objective)], steps)
+
+
+def _drawn(shown: Picture) -> str:
+    """A picture to look around in, and the same as PNG, for papers and messages; without matplotlib the first alone."""
+    from mergefront.results.plots.html import figures, html_of
+
+    drawn = html_of(figures(shown), with_plotly=True)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            data = save_front(study, Path(folder) / "front.png").read_bytes()
+            path = Path(folder) / "front.png"
+            save_picture(shown, path)
+            encoded = base64.b64encode(path.read_bytes()).decode("ascii")
     except UserError:
-        return ""
-    encoded = base64.b64encode(data).decode("ascii")
+        return drawn
     return (
-        "<details><summary>The same as a PNG</summary>"
-        f'<img alt="front" src="data:image/png;base64,{encoded}" style="max-width:100%"></details>'
+        f"{drawn}<details><summary>The same as a PNG</summary>"
+        f'<img alt="the same as a picture" src="data:image/png;base64,{encoded}" style="max-width:100%"></details>'
     )
+
+
+def _hypervolume(shown: Contents) -> str:
+    from mergefront.results.plots.html import hypervolume_figure
+
+    study = shown.study
+    of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
+    note = (
+        f"<p>On the search items, by which the search went: {study.finished_count()} evaluations, {len(shown.front)} "
+        f"merges on the front, hypervolume {formatting.number(study.hypervolume())} (anchors alone "
+        f"{formatting.number(of_anchors)}; objectives normalised by the anchors, reference point −0.1).</p>"
+    )
+    return note + _figure(hypervolume_figure(study), 380)
 
 
 def _scores(shown: Contents) -> str:
     study = shown.study
-    headings = ["", *(formatting.heading(objective) for objective in study.objectives), "mean, normalised by experts"]
-    own = _expert_scores(shown)
+    several = not study.has_one_objective
+    headings = ["", *(formatting.heading(objective) for objective in study.objectives)]
+    headings += ["mean, normalised", "weakest, normalised"] if several else []
     table = []
+    suggested = study.suggested()
     for candidate, row in _rows(shown):
         cells = [_score(row, objective) for objective in study.objectives]
-        shares = [
-            _share(objective, row, own[objective.name]) for objective in study.objectives if objective.name in own
-        ]
-        table.append([_who(candidate), *cells, f"{sum(shares) / len(shares):.3f}" if shares else "–"])
-    normalised = (
-        " Normalised by experts: 1 is the score of the task's own expert, as far as objectives are named after experts."
-    )
-    note = f"<p>On the {shown.split} items: mean, and its 95 % confidence interval.{normalised if own else ''}</p>"
+        shares = shown.normalised[candidate.number]
+        cells += [formatting.number(sum(shares) / len(shares)), formatting.number(min(shares))] if several else []
+        mark = " (suggested)" if suggested is not None and candidate.number == suggested.number else ""
+        table.append([_who(candidate) + mark, *cells])
+    normalised = " Normalised: 0 is the worst anchor of an objective, 1 the best." if several else ""
+    note = f"<p>On the {shown.split} items: mean, and its 95 % confidence interval.{normalised}</p>"
     return note + _table(headings, table)
 
 
@@ -134,81 +169,51 @@ def _rows(shown: Contents) -> list[tuple[Candidate, Evaluation]]:
     return [(one, shown.rows[one.number]) for one in (*shown.front, *shown.anchors) if one.number in shown.rows]
 
 
-def _expert_scores(shown: Contents) -> dict[str, float]:
-    """Each objective's score of the expert that it is named after, where that is above 0."""
-    rows = {one.anchor: shown.rows[one.number] for one in shown.anchors if one.number in shown.rows}
-    named = {one.name: rows.get(expert_anchor(one.name)) for one in shown.study.objectives}
-    scores = {name: float(row.scores[name]) for name, row in named.items() if row is not None}
-    return {name: score for name, score in scores.items() if score > 0}
-
-
-def _share(objective: Objective, row: Evaluation, expert: float) -> float:
-    score = float(row.scores[objective.name])
-    return score / expert if objective.direction == "maximize" else expert / score if score > 0 else 0.0
-
-
 def _score(row: Evaluation, objective: Objective) -> str:
-    """The mean and its 95 % interval from the items, or from the standard error; a number without noise has none."""
-    value = float(row.scores[objective.name])
-    items = oriented_items(row, objective)
-    error = row.standard_errors.get(objective.name)
-    if items and RACED not in row.details:
-        low, high = mean_interval([objective.sign * score for score in items.values()])
-    elif error:
-        low, high = value - 1.96 * error, value + 1.96 * error
-    else:
-        return formatting.number(value)
-    return f"{formatting.number(value)} ({formatting.number(low)} to {formatting.number(high)})"
+    """The mean and its 95 % interval; a number without noise has none."""
+    return formatting.with_interval(float(row.scores[objective.name]), score_interval(objective, row))
 
 
 def _significance(shown: Contents) -> str:
     judged = shown.judged
     if judged is None:
         return ""
-    best = _best_expert(shown, judged)
-    wanted = [name for name in (best, *BASELINES) if name is not None and name in judged.anchors]
-    headings = ["merge", "against", *(formatting.heading(objective) for objective in shown.study.objectives), "overall"]
+    labels: dict[str, list[str]] = {judged.best_anchor: ["best anchor"]}
+    if judged.best_expert is not None:
+        labels.setdefault(judged.best_expert, []).append("best expert")
+    wanted = [name for name in dict.fromkeys((*labels, *BASELINES)) if name in judged.anchors]
+    headings = ["merge", "against", *(formatting.heading(objective) for objective in shown.study.objectives)]
+    headings += [] if shown.study.has_one_objective else ["mean, normalised"]
     rows = []
     for merge in judged.merges:
         for anchor in wanted:
-            match = next(one for one in judged.matches if one.merge == merge and one.anchor == anchor)
-            label = f"{anchor} (best expert)" if anchor == best else anchor
-            cells = [_change(match, objective) for objective in shown.study.objectives]
-            rows.append([f"trial {merge}", label, *cells, _difference(match.overall, match.overall.p_value)])
+            match = judged.match(merge, anchor)
+            label = f"{anchor} ({', '.join(labels[anchor])})" if anchor in labels else anchor
+            cells = [_change(match.by_objective[one.name], one) for one in shown.study.objectives]
+            rows.append(
+                [f"trial {merge}", label, *cells, *([] if match.mean is None else [formatting.difference(match.mean)])]
+            )
     how = "paired item by item" if judged.paired else "from standard errors"
+    exact = ", by McNemar's exact test where items are right or wrong" if judged.exact else ""
+    means = (
+        ""
+        if shown.study.has_one_objective
+        else " The best anchor and the best expert have the best mean of the normalised objectives."
+    )
     note = (
-        f"<p>Difference to the baseline, {how}, with p-values after Holm's correction over all comparisons of the "
-        f"front. Bold: better beyond noise (p &lt; {LEVEL:g}); red: worse (p &lt; {LEVEL:g}, uncorrected). "
-        "Overall: the mean of the normalised objectives, p not corrected.</p>"
+        f"<p>Difference to the baseline, {how}{exact}. Bold: better beyond noise; red: worse beyond noise (p &lt; "
+        f"{LEVEL:g}). The p-value of a lead is Holm-corrected over all {judged.comparisons} comparisons, since merges "
+        f"are picked from many; that of a loss is as it is.{means}</p>"
     )
     return note + _table(headings, rows, raw=True)
 
 
-def _best_expert(shown: Contents, judged: Verdict) -> str | None:
-    """The expert anchor with the best mean normalised score."""
-    experts = {expert_anchor(name) for name in shown.study.space.models}
-    candidates = [anchor for anchor in shown.anchors if anchor.anchor in experts and anchor.number in judged.rows]
-    if not candidates:
-        return None
-    normaliser = shown.study.normaliser()
-
-    def mean(anchor: Candidate) -> float:
-        row = judged.rows[anchor.number]
-        return sum(normaliser.normalise([float(row.scores[one.name]) for one in shown.study.objectives]))
-
-    return str(max(candidates, key=mean).anchor)
-
-
-def _change(match: Match, objective: Objective) -> str:
-    said = _difference(match.by_objective[objective.name], match.corrected[objective.name], objective)
-    if objective.name in match.better:
+def _change(part: Compared, objective: Objective) -> str:
+    said = html_text(formatting.difference(part.difference, objective))
+    said += f" <small>p {html_text(formatting.p_value(part.p_value))}</small>"
+    if part.is_better:
         return f"<b>{said}</b>"
-    return f'<span class="worse">{said}</span>' if objective.name in match.worse else said
-
-
-def _difference(part: Difference, p_value: float, objective: Objective | None = None) -> str:
-    said = html_text(formatting.difference(part, objective))
-    return f"{said} <small>p {html_text(formatting.p_value(p_value))}</small>"
+    return f'<span class="worse">{said}</span>' if part.is_worse else said
 
 
 def _forgetting(shown: Contents) -> str:

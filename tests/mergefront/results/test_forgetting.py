@@ -74,7 +74,7 @@ def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study:
     said = page(shown)
     tried = len(nothing.candidates()) - len(nothing.anchors())
     assert (
-        f"No merge beats the best anchor. The front holds anchors only: on the search items each of the {tried}" in said
+        f"No merge beats the best anchor, base: each of the {tried} merges tried scores no better on the search" in said
     )
     assert "On the report items" in said and "Tasks outside the search" in said and "optimised on" not in said
     result = CliRunner().invoke(cli, ["report", "nothing", "--storage", nothing.database.url])

@@ -32,14 +32,19 @@ def test_picture_holds_every_candidate_once(storage: str) -> None:
 def test_staircase_is_the_border_of_what_is_dominated() -> None:
     maximise, minimise = Objective("a"), Objective("b", "minimize")
     points = (point(0, 1.0, 3.0), point(1, 3.0, 5.0), point(2, 2.0, 9.0, on_front=False))
-    shown = Picture("s", (maximise, minimise), points, 3, 0.5)
+    shown = Picture("s", (maximise, minimise), points)
     # b is minimised: from the best a (3, 5) along its own b to a = 1, then to the better b there.
     assert shown.border()[1] == [(3.0, 5.0), (1.0, 5.0), (1.0, 3.0)]
 
 
+def test_the_border_leaves_out_a_member_that_other_items_say_is_dominated() -> None:
+    points = (point(0, 1.0, 3.0), point(1, 3.0, 1.0), point(2, 0.9, 0.9))
+    assert Picture("s", (Objective("a"), Objective("b")), points).border()[1] == [(3.0, 1.0), (1.0, 1.0), (1.0, 3.0)]
+
+
 def test_with_one_objective_the_border_is_the_best_so_far() -> None:
     points = tuple(point(number, score) for number, score in ((2, 4.0), (0, 5.0), (1, 7.0)))
-    shown = Picture("s", (Objective("a", "minimize"),), points, 3, 0.5)
+    shown = Picture("s", (Objective("a", "minimize"),), points)
     assert shown.border() == ("best so far", [(0, 5.0), (1, 5.0), (1, 5.0), (2, 5.0), (2, 4.0)])
 
 
@@ -57,7 +62,7 @@ def test_trial_labels_cover_neither_each_other_nor_leave_the_panel() -> None:
 
     crowd = tuple(point(n, 0.5 + 0.002 * n, 0.5 - 0.002 * n) for n in range(40))
     far = (point(40, 0.0, 1.0), point(41, 1.0, 0.0), point(42, 0.0, 0.0, anchor="base", on_front=False))
-    figure = draw(Picture("crowded", (Objective("a"), Objective("b")), (*crowd, *far), 43, 1.0))
+    figure = draw(Picture("crowded", (Objective("a"), Objective("b")), (*crowd, *far)))
     axes = figure.axes[0]
     frame = axes.get_window_extent()
     renderer = figure.canvas.get_renderer()
@@ -72,7 +77,7 @@ def test_names_are_text_in_html_never_markup(tmp_path: Path) -> None:
 
     hostile = "<img src=x onerror=alert(1)>"
     shown = Picture(hostile, (Objective(hostile), Objective("b"), Objective("c")),
-                    (point(0, 1.0, 2.0, 3.0, anchor=hostile), point(1, 2.0, 1.0, 1.0)), 2, 0.1)  # fmt: skip
+                    (point(0, 1.0, 2.0, 3.0, anchor=hostile), point(1, 2.0, 1.0, 1.0)))  # fmt: skip
     write_html(shown, tmp_path / "front.html")
     assert hostile not in (tmp_path / "front.html").read_text(encoding="utf-8")
 

@@ -15,7 +15,7 @@ from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.comparison import mean_interval
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
 from mergefront.results.coefficient_importance import importances
-from mergefront.results.plots.picture import hypervolumes
+from mergefront.results.plots.picture import hypervolumes, picture
 from mergefront.results.report.contents import contents
 from mergefront.results.report.page import page, write_report
 
@@ -108,3 +108,71 @@ def test_intervals_keep_a_width_where_all_items_agree() -> None:
     assert (low, high) == pytest.approx((0.404, 0.596), abs=0.001)
     low, high = mean_interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=0.001)
+
+
+def cells_of(text: str, section: str) -> list[list[str]]:
+    """The table rows of a section, cell by cell, as HTML."""
+    part = text.split(f"<h2>{section}</h2>", 1)[1].split("</section>", 1)[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", part, flags=re.DOTALL)
+    return [found for row in rows if (found := re.findall(r"<td.*?>(.*?)</td>", row, flags=re.DOTALL))]
+
+
+def test_a_cell_is_coloured_by_the_p_value_that_is_printed_in_it(study: mf.Study) -> None:
+    """Red cells once said p = 1.000: coloured by one p-value, printed with another."""
+    kinds = set()
+    for row in cells_of(page(contents(study)), "Against the baselines"):
+        for cell in row[2:-1]:
+            kind = "better" if "<b>" in cell else "worse" if 'class="worse"' in cell else "neither"
+            p = 0.0 if "&lt; 0.001" in cell else float(cell.split("p = ")[1].split("<")[0])
+            assert (p < 0.05) == (kind != "neither") and ("+" in cell) >= (kind == "better"), cell
+            kinds.add(kind)
+    assert kinds == {"better", "worse", "neither"}
+
+
+def test_the_best_anchor_is_one_in_headline_table_and_verdict(study: mf.Study) -> None:
+    shown = contents(study)
+    text = page(shown)
+    assert shown.judged is not None
+    best = shown.judged.best_anchor
+    assert f"the best anchor, {best}." in text
+    labelled = {row[1] for row in cells_of(text, "Against the baselines") if "best anchor" in row[1]}
+    assert {label.split(" (best anchor")[0] for label in labelled} == {best}
+    means = {row[0]: float(row[-2]) for row in cells_of(text, "Scores")}
+    assert max((name for name in means if not name.startswith("trial")), key=means.__getitem__) == best
+
+
+def test_who_beats_whom_follows_from_the_table(study: mf.Study) -> None:
+    """Better somewhere and worse nowhere: one meaning of "beats" on the whole page."""
+    shown = contents(study)
+    text = page(shown)
+    assert shown.judged is not None
+    for merge, against, *cells, _ in cells_of(text, "Against the baselines"):
+        anchor = against.split(" (best")[0]
+        beaten = any("<b>" in cell for cell in cells) and not any("worse" in cell for cell in cells)
+        said = {f"trial {match.merge}" for match in shown.judged.beaten_by(anchor)}
+        assert beaten == (merge in said), (merge, anchor)
+
+
+def test_a_report_on_report_items_draws_these_and_says_so(tmp_path: Path) -> None:
+    """A plot of the items that the search optimised on, in a report of others, shows scores that nobody reports."""
+    evaluator = Fading()
+    study = mf.search(
+        space=MergeSpace(NAMES, method="task_arithmetic", parameters={"weight": [0, 1]}), evaluate=evaluator,
+        objectives=list(NAMES), sampler="random", evaluations=12, name="fresh",
+        storage=f"sqlite:///{tmp_path}/study.db",
+    )  # fmt: skip
+    for candidate in (*study.anchors(), *study.front()):
+        found = evaluator.evaluate(candidate.recipe, EvaluationRequest(NAMES, "report"))
+        worse = {name: ItemScores(one.ids, (0.0,) * 15 + one.scores[15:]) for name, one in found.items.items()}
+        means = {name: one.mean for name, one in worse.items()}
+        study.ledger.record(candidate.recipe, Evaluation(means, found.standard_errors, worse), "report")
+    shown = contents(study)
+    drawn = picture(study, shown.rows)
+    assert "report items" in drawn.title
+    assert {point.number for point in drawn.points} == set(shown.rows)
+    for point in drawn.points:
+        assert point.scores == tuple(shown.rows[point.number].scores[name] for name in NAMES)
+    text = page(shown)
+    front = text.split("<h2>The front</h2>", 1)[1].split("</section>", 1)[0]
+    assert "On the report items" in front and '"dominated merge"' not in front
+    assert "On the report items its weakest is" in text.split("<h2>The front</h2>", 1)[0]

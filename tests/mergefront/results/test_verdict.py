@@ -44,18 +44,20 @@ def search(folder: Path, gain: int) -> mf.Study:
 def test_a_gain_on_many_items_is_a_win_over_every_anchor(tmp_path: Path) -> None:
     study = search(tmp_path, gain=30)
     found = verdict(study)
-    assert found is not None and found.paired and found.overall.beats
+    assert found is not None and found.paired and found.exact
     assert all(found.beaten_by(anchor) for anchor in found.anchors)
     assert "beats the best anchor" in verdict_lines(found, study.objectives)[0]
+    assert found.match(found.picked, found.best_anchor).beats
 
 
 def test_a_gain_on_two_items_is_noise_and_said_to_be(tmp_path: Path) -> None:
     study = search(tmp_path, gain=2)
     found = verdict(study)
-    assert found is not None and not found.overall.beats and found.overall.difference.mean > 0
-    assert not any(match.beats for match in found.matches)
+    assert found is not None and not any(match.beats for match in found.matches)
+    (part,) = found.match(found.picked, found.best_anchor).by_objective.values()
+    assert part.difference.mean > 0 and not part.is_better
     lines = verdict_lines(found, study.objectives)
-    assert lines[0].startswith("No merge beats the best anchor") and "within noise" in lines[0]
+    assert lines[0].startswith("No merge beats the best anchor") and "p = 1.000" in lines[1]
     assert sum("not beaten" in line for line in lines) == len(found.anchors)
 
 
@@ -84,8 +86,8 @@ def test_rounding_is_no_win_however_sure(tmp_path: Path) -> None:
         storage=f"sqlite:///{tmp_path}/v.db",
     )  # fmt: skip
     found = verdict(study)
-    assert found is not None and not found.overall.beats and not any(match.beats for match in found.matches)
-    assert abs(found.overall.merge_mean) < 1e-6 and abs(study.hypervolume()) < 1
+    assert found is not None and not any(match.beats for match in found.matches)
+    assert abs(found.normalised[found.picked][0]) < 1e-6 and abs(study.hypervolume()) < 1
 
 
 def test_report_items_judge_the_merge_that_the_search_items_picked(tmp_path: Path) -> None:
@@ -96,8 +98,8 @@ def test_report_items_judge_the_merge_that_the_search_items_picked(tmp_path: Pat
     for candidate in {c.recipe.digest: c for c in (*study.anchors(), *study.front())}.values():
         study.ledger.record(candidate.recipe, scored(half), "report")
     found = verdict(study, "report")
-    assert found is not None and found.overall.merge == on_search.overall.merge
-    assert not found.overall.beats and found.overall.difference.mean == 0
+    assert found is not None and found.picked == on_search.picked
+    assert not any(match.beats for match in found.matches)
 
 
 def test_items_of_a_minimised_objective_are_turned_round() -> None:
