@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,21 @@ def read_settings(content: Mapping[str, Any]) -> ServerSection:
     return adapter.validate_python(dict(content))
 
 
-def make_backend(settings: ServerSection, space: MergeSpace, root: Path, cache: ResponseCache | None = None) -> Any:
+def make_backend(
+    settings: ServerSection,
+    space: MergeSpace,
+    root: Path,
+    cache: ResponseCache | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
     """Connect to the server and return its backend, or its evaluator where it answers with a loss; close it when done.
 
-    Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``).
+    Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``), ``known``
+    is what a stored study keeps of the models there (nothing, if it was begun by a version that kept nothing).
     Raises ``UserError`` when the server cannot be used as the settings say.
     """
     connect: type[Any] = EvoMergingEvaluator if answers_with_a_loss(settings) else BACKENDS[settings.type]
-    return connect(settings, space, root, cache)
+    return connect(settings, space, root, cache, known)
 
 
 def answers_with_a_loss(settings: ServerSection) -> bool:
@@ -58,13 +66,22 @@ def connected_evaluator(
     space: MergeSpace,
     root: Path,
     cache: ResponseCache | None = None,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Evaluator]:
     """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
-    with closing(make_backend(settings, space, root, cache)) as connected:
+    with closing(make_backend(settings, space, root, cache, known)) as connected:
         yield connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks)
 
 
-def backend_problems(
+@dataclass(frozen=True)
+class BackendFindings:
+    """What connecting to a backend shows: what is wrong, and what a study keeps of the models there."""
+
+    problems: list[str]
+    served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def try_backend(
     settings: ServerSection,
     space: MergeSpace,
     root: Path,
@@ -72,8 +89,8 @@ def backend_problems(
     look: Callable[[Reader], None] = lambda _: None,
     *,
     counts_tokens: bool = False,
-) -> list[str]:
-    """What is wrong with a backend, found by connecting to it: addresses, keys, LoRAs, honesty, abilities.
+) -> BackendFindings:
+    """Connect to a backend and see what is wrong: addresses, keys, LoRAs, honesty, abilities.
 
     ``verbs`` are what the study's tasks ask, ``counts_tokens`` whether it needs to know how many are written. At most
     a few short requests per model. ``look`` is handed, while the connection lasts, how a sound server reads prompts.
@@ -83,6 +100,6 @@ def backend_problems(
             found: list[str] = connected.problems(verbs, counts_tokens)
             if not found:
                 look(connected.reader)
-            return found
+            return BackendFindings(found, connected.recognition.served)
     except MergefrontError as error:
-        return str(error).split("\n")
+        return BackendFindings(str(error).split("\n"))

@@ -64,7 +64,13 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
         if missing:
             raise UserError(f"the pool {pool!r} has no model {missing[0]!r} {did_you_mean(missing[0], held)}")
         # Answers belong to the pool's content, not to the session or the address.
-        self.client.identify(f"merge_service {digest}")
+        content = f"merge_service {digest}"
+        if self.recognition.identify("", content, self.client.cache, list).server != content:
+            raise UserError(
+                f"the pool {pool!r} has changed since the study was begun, so new scores could not be compared with "
+                "the old; begin a study of another name"
+            )
+        self.client.identify(content)
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; the service refuses recipes that it cannot make."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
@@ -15,6 +15,7 @@ from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
 from mergefront.adapters.remote.http.endpoint import ApiKey
 from mergefront.adapters.remote.http.retry import RetryPolicy
+from mergefront.adapters.remote.identity import Recognition
 from mergefront.adapters.remote.settings import ConnectionSection
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -26,18 +27,24 @@ SectionT = TypeVar("SectionT")
 class Connected(Generic[SectionT]):
     """A server that is connected to when this is made, and closed with ``close``.
 
-    Relative paths of ``settings`` start from ``root``; ``cache`` keeps responses. Raises ``UserError`` when the
-    server cannot be used as the settings say.
+    Relative paths of ``settings`` start from ``root``; ``cache`` keeps responses; ``known`` is what a stored study
+    keeps of the models (see ``Recognition``). Raises ``UserError`` when the server cannot be used as the settings say.
     """
 
     kind: str
     """The ``type`` of its section."""
 
     def __init__(
-        self, settings: SectionT, space: MergeSpace, root: Path = Path(), cache: ResponseCache | None = None
+        self,
+        settings: SectionT,
+        space: MergeSpace,
+        root: Path = Path(),
+        cache: ResponseCache | None = None,
+        known: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.settings = settings
         self.space = space
+        self.recognition = Recognition(known)
         self._cache = cache
         self._clients: list[HttpClient] = []
         try:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
@@ -127,8 +128,9 @@ def check_study(path: str | Path) -> CheckReport:
     if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     storage = _absolute_storage(found, file.storage)
+    served: Mapping[str, Mapping[str, Any]] = {}
     if not problems and space is not None and isinstance(file.backend, Section):
-        check_server(found, space)
+        served = check_server(found, space)
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
     evaluator, runtime = evaluator_definition(file, root)
@@ -154,6 +156,7 @@ def check_study(path: str | Path) -> CheckReport:
         allow=tuple(file.merge.allow),
         tokenizer_source=file.merge.tokenizer_source,
         modalities=found.modalities,
+        served=served,
         left_out=left_out(file, evaluator, options),
     )
     if evaluator.type == "local":

@@ -20,7 +20,7 @@ from mergefront.adapters.local.loading import loading_findings, refuse_likelihoo
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
-from mergefront.adapters.remote.backend_types import backend_problems
+from mergefront.adapters.remote.backend_types import try_backend
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
 from mergefront.adapters.tasks.items import Item
@@ -248,8 +248,11 @@ def check_external(found: Findings) -> dict[str, int] | None:
     return None
 
 
-def check_server(found: Findings, space: MergeSpace) -> None:
-    """Connect and ask what the tasks will need: before the search, and for a few short requests at most."""
+def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str, Any]]:
+    """Connect and ask what the tasks will need: before the search, and for a few short requests at most.
+
+    Returns what a study keeps of the models there.
+    """
     file, root = found.file, found.root
     assert isinstance(file.backend, Section)
     tasks = {name: build_task(name, config, root, file.seed) for name, config in file.tasks.items()}
@@ -258,10 +261,10 @@ def check_server(found: Findings, space: MergeSpace) -> None:
     def look(reader: Reader) -> None:
         show_prompts(found, tasks, reader)
 
-    counts_tokens = _counts_tokens(file)
-    faults = backend_problems(file.backend, space, root, verbs, look, counts_tokens=counts_tokens)
-    found.problems.extend(f"backend: {line}" for line in faults)
+    tried = try_backend(file.backend, space, root, verbs, look, counts_tokens=_counts_tokens(file))
+    found.problems.extend(f"backend: {line}" for line in tried.problems)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
+    return tried.served
 
 
 def _counts_tokens(file: StudyFile) -> bool:

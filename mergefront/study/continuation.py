@@ -15,7 +15,7 @@ from mergefront.study.content import file_hash, fingerprints
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import completed
 
-_MAY_CHANGE = ("runtime", "stop", "scoring", "allow")
+_MAY_CHANGE = ("runtime", "stop", "scoring", "allow", "served")
 _ABSENT = object()
 
 

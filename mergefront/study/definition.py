@@ -99,6 +99,8 @@ class StudyDefinition:
     modalities: Modalities = field(default_factory=Modalities)
     """Which stacks are merged, and whose towers the merges have."""
     scoring: int = SCORING
+    served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What tells the models behind a server apart from others of their names (see ``Recognition``)."""
     left_out: frozenset[tuple[str, ...]] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +131,8 @@ class StudyDefinition:
             made["tokenizer_source"] = self.tokenizer_source
         if self.modalities.scope is not None:
             made |= {"scope": self.modalities.scope, "carry": dict(self.modalities.carry)}
+        if self.served:
+            made["served"] = {name: dict(one) for name, one in self.served.items()}
         return made
 
     @classmethod
@@ -167,4 +171,5 @@ class StudyDefinition:
             tokenizer_source=stored.get("tokenizer_source"),
             modalities=Modalities.read(stored.get("scope"), stored.get("carry")),
             scoring=stored.get("scoring", 1),
+            served=stored.get("served", {}),
         )

@@ -60,7 +60,8 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
     tasks, cache = tasks_of(definition), DatabaseResponses(open_database())
-    with connected_evaluator(settings, tasks, definition.space, definition.root, cache) as evaluator:
+    space, root, served = definition.space, definition.root, definition.served
+    with connected_evaluator(settings, tasks, space, root, cache, served) as evaluator:
         yield evaluator
 
 

@@ -106,12 +106,12 @@ class EnsembleBackend(Connected[EnsembleSection]):
         problem = not_a_sum(recipe)
         if problem is not None:
             raise UserError(f"an ensemble needs one weight for each model: {problem}")
-        return AppliedOnServer(nullcontext(EnsembleModel(self._members, model_weights(recipe))))
+        members = {name: model.recognised(name, self.recognition) for name, model in self._members.items()}
+        return AppliedOnServer(nullcontext(EnsembleModel(members, model_weights(recipe))))
 
     @property
     def reader(self) -> Reader:
         return Reader(is_chat=all(member.mode == "chat" for member in self.settings.members.values()), is_remote=True)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
-        members = self._members.values()
-        return [problem for model in members for problem in endpoint_problems(model, verbs, counts_tokens)]
+        return endpoint_problems(self._members, self.recognition, verbs, counts_tokens)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.language_model import LanguageModel
-from mergefront.adapters.remote.http.cache import request_key
 from mergefront.adapters.remote.http.json_answers import field
-from mergefront.adapters.remote.llama_server.canary import CanaryReport, Distribution, difference, run_canary
+from mergefront.adapters.remote.llama_server.canary import CanaryReport, run_canary
 from mergefront.adapters.remote.llama_server.model import LlamaServerModel
 from mergefront.adapters.remote.llama_server.wire import LlamaWire, Lora, last_part
 from mergefront.adapters.remote.scales import lora_scales
@@ -22,9 +21,6 @@ from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
-
-_SAME_SERVER = 0.02
-"""Nats by which two runs of one model may differ (threads, batches, KV cache types)."""
 
 
 class LlamaServerBackend(Connected[LlamaServerSection]):
@@ -50,28 +46,15 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         identity = json.dumps(["llama_server", model, [lora.file for lora in listed]])
         self.client.identify(identity)
         self.canary: CanaryReport = run(run_canary(self._wire, self.loras, prompt_cache=self.settings.prompt_cache))
-        self.client.identify(f"{identity} #{self._generation(identity)}")
+        seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
+        found = self.recognition.identify("", identity, self.client.cache, lambda: list(seen), always=True)
+        self.client.identify(f"{found.server} #{found.number}")
         self._tokenization = Tokenization(self._tokenizer(props))
         self._plain_token = run(self._wire.tokenize("a", False))[0]
 
     @property
     def reader(self) -> Reader:
         return Reader(self._tokenization, self._context - 1, is_remote=True)
-
-    def _generation(self, identity: str) -> int:
-        """Which model of this name it is: another file under an old name must not get the old answers."""
-        seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
-        number = 0
-        while True:
-            key = request_key(identity, "FINGERPRINT", str(number), None)
-            known = self.client.cache.find(key)
-            if known is None:
-                self.client.cache.keep(key, identity, json.dumps(seen), (0, 0, 0))
-                return number
-            stored = [{int(token): float(value) for token, value in one.items()} for one in json.loads(known)]
-            if _same(stored, self.canary.fingerprint):
-                return number
-            number += 1
 
     def _tokenizer(self, props: Mapping[str, Any]) -> ServerTokenizer:
         def id_of(text: object) -> int | None:
@@ -160,9 +143,3 @@ def _matching(listed: Sequence[Lora], words: Sequence[str]) -> list[Lora]:
         if matches:
             return matches
     return []
-
-
-def _same(stored: Sequence[Distribution], seen: Sequence[Distribution]) -> bool:
-    return len(stored) == len(seen) and all(
-        difference(one, two) <= _SAME_SERVER for one, two in zip(stored, seen, strict=True)
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mergefront.adapters.remote.identity import Distribution, difference
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 from mergefront.optimizer.errors import UserError
 
@@ -19,10 +20,6 @@ TEXT = (
 )
 OTHER_TEXT = "Once upon a time there was a small village by the sea where"
 TOP = 20
-COMPARED = 5
-
-Distribution = Mapping[int, float]
-"""Log-probabilities of the most likely next tokens, by token id."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +97,3 @@ async def run_canary(wire: LlamaWire, loras: Mapping[str, int], *, prompt_cache:
             f"under other scales. Start it with --cache-ram 0 and use scales: request, or {remedy}"
         )
     return CanaryReport(tuple(fingerprint), scale, distance, error)
-
-
-def difference(one: Distribution, two: Distribution) -> float:
-    """The largest difference (nats) of the most likely tokens' log-probabilities; a token that the other
-    distribution does not list counts with the least that it lists."""
-
-    def directed(first: Distribution, second: Distribution) -> float:
-        least = min(second.values())
-        likely = sorted(first, key=lambda token: -first[token])[:COMPARED]
-        return max(abs(first[token] - second.get(token, least)) for token in likely)
-
-    return max(directed(one, two), directed(two, one))

@@ -6,9 +6,10 @@ base model. The same language model stands behind ensembles and servers of merge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from mergefront.adapters.language_model import (
     Generation,
@@ -18,6 +19,7 @@ from mergefront.adapters.language_model import (
     Verb,
 )
 from mergefront.adapters.remote.http.client import HttpClient, all_of
+from mergefront.adapters.remote.identity import ANSWER_TOKENS, QUESTIONS, Recognition
 from mergefront.adapters.remote.openai.token_count import token_counter
 from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.adapters.remote.scales import single_model
@@ -43,6 +45,28 @@ class OpenAIModel:
         )
         return cls(wire)
 
+    def recognised(self, name: str, recognition: Recognition) -> OpenAIModel:
+        """This model, once it is known whose answers are kept for it; ``recognition`` has it by ``name``."""
+        if self.wire.state is None:
+            client = self.wire.client
+            identity = recognition.identify(name, client.server, client.cache, self.answers)
+            client.identify(identity.server)
+            self.wire.state = "" if identity.number is None else f"#{identity.number}"
+        return self
+
+    def answers(self) -> list[Any]:
+        """What tells the model from others of its name: its answers to fixed questions, and the log-probabilities of
+        the first of them where it gives any. Nothing where it draws its answers."""
+        if self.wire.is_drawing:
+            return []
+        asked = all_of(self.wire.generate(one, ANSWER_TOKENS, (), cached=False) for one in QUESTIONS)
+        found: list[Any] = [one.text or one.unanswered for one in self.wire.client.run(asked)]
+        if self.wire.mode == "completions":
+            with suppress(EvaluationError):
+                echoed = self.wire.client.run(self.wire.echo(QUESTIONS[0], cached=False))
+                found.append([one.logprob for one in echoed if one.logprob is not None])
+        return found
+
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """By echo; raises ``EvaluationError`` where the endpoint does not give log-probabilities."""
         work = (self.wire.score(request.context, request.continuation) for request in requests)
@@ -61,7 +85,7 @@ class OpenAIBackend(Connected[OpenAISection]):
 
     def _connect(self, root: Path) -> None:
         self.client = self._client(self.settings, f"openai {self.settings.url}")
-        references = (*self.space.models.values(), self.space.base_model)
+        references = dict.fromkeys((*self.space.models.values(), self.space.base_model))
         self._models = {
             name: OpenAIModel.served(self.client, name, self.settings, root) for name in references if name is not None
         }
@@ -77,21 +101,29 @@ class OpenAIBackend(Connected[OpenAISection]):
         served = self.space.models[name] if name else self.space.base_model
         if served is None:
             raise UserError("this recipe is the base model; name the served one in merge.base_model")
-        return AppliedOnServer(nullcontext(self._models[served]))
+        return AppliedOnServer(nullcontext(self._models[served].recognised(served, self.recognition)))
 
     @property
     def reader(self) -> Reader:
         return Reader(is_chat=self.settings.mode == "chat", is_remote=True)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
-        models = self._models.values()
-        return [problem for model in models for problem in endpoint_problems(model, verbs, counts_tokens)]
+        return endpoint_problems(self._models, self.recognition, verbs, counts_tokens)
 
 
-def endpoint_problems(model: OpenAIModel, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
-    """Whether an endpoint answers, has log-probabilities if they are needed, and counts tokens if they are."""
+def endpoint_problems(
+    models: Mapping[str, OpenAIModel], recognition: Recognition, verbs: Sequence[Verb], counts_tokens: bool
+) -> list[str]:
+    """Whether each endpoint answers, has log-probabilities if they are needed, and counts tokens if they are."""
+    return [line for name in models for line in _problems(name, models[name], recognition, verbs, counts_tokens)]
+
+
+def _problems(
+    name: str, model: OpenAIModel, recognition: Recognition, verbs: Sequence[Verb], counts_tokens: bool
+) -> list[str]:
     label = f"{model.wire.client.url} ({model.wire.model})"
     try:
+        model.recognised(name, recognition)
         if "loglikelihood" in verbs:
             model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
         if "generate" in verbs:

@@ -26,7 +26,8 @@ class OpenAIWire:
     """One model at one endpoint. ``chat`` sends prompts as messages of a user, after ``system``.
 
     ``request`` has fields that are added to each request (a temperature of None leaves that field out); ``count`` says
-    how many tokens a text has where the endpoint does not.
+    how many tokens a text has where the endpoint does not. ``state``, once it is known, tells the model's kept answers
+    from those of others of its name.
     """
 
     def __init__(
@@ -45,7 +46,13 @@ class OpenAIWire:
         self._system = system
         self._added = dict(request or {})
         self._count = count
+        self.state: str | None = None
         self._names = FieldNames()
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether answers are drawn at random, since the model is asked at its own temperature."""
+        return "temperature" in self._added and self._added["temperature"] is None
 
     async def generate(self, prompt: str, max_tokens: int, stop: Sequence[str], *, cached: bool = True) -> Generation:
         """A greedy continuation; in chat mode, an answer."""
@@ -113,7 +120,7 @@ class OpenAIWire:
             sent = self._names.applied(body)
             try:
                 return await self.client.ask(
-                    "POST", path, sent, read, lasting_body=body, refused=refused, cached=cached
+                    "POST", path, sent, read, lasting_body=body, refused=refused, state=self.state or "", cached=cached
                 )
             except RefusedError as refusal:
                 # Of requests under way together the first refusal teaches, and all are sent again.

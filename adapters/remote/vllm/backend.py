@@ -8,11 +8,12 @@ LoRA without its folder ends the server.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
+from typing import TYPE_CHECKING
 
 from mergefront.adapters.language_model import (
     Generation,
@@ -22,6 +23,7 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
 )
 from mergefront.adapters.remote.http.client import all_of
+from mergefront.adapters.remote.identity import QUESTIONS
 from mergefront.adapters.remote.scales import lora_scales
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import VllmSection
@@ -33,7 +35,8 @@ from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.recipe import Recipe
 
-_PROBE = "The capital of France is"
+if TYPE_CHECKING:
+    from mergefront.adapters.merging.loras.pool import Factors
 
 
 class VllmBackend(Connected[VllmSection]):
@@ -76,10 +79,38 @@ class VllmBackend(Connected[VllmSection]):
         bos = around_nothing[0] if around_nothing else None
         tokenizer = ServerTokenizer(self.client, encode, bos_token=None, bos_token_id=bos, eos_token_id=None)
         self._tokenization = Tokenization(tokenizer)
-        # Another model under an old name must not get the old answers.
-        tokens = self._tokenization.texts([_PROBE])[0]
-        probed = self.client.run(self.wire.force(self.base, tokens, tokens[0], "", cached=False))
-        self.client.identify(f"vllm {self.base} {probed.logprob:.2f}")
+        seen = self._answers(self.base)
+        identity = self.recognition.identify("", f"vllm {self.base}", self.client.cache, lambda: list(seen))
+        if identity.number is None:  # as versions before had it
+            tokens = self._tokenization.texts(QUESTIONS)[0]
+            probed = self.client.run(self.wire.force(self.base, tokens, tokens[0], "", cached=False))
+            self.client.identify(f"vllm {self.base} {probed.logprob:.2f}")
+        else:
+            self.client.identify(f"{identity.server} #{identity.number}")
+        self._refuse_idle_loras(seen)
+
+    def _answers(self, name: str) -> list[float]:
+        """The log-probabilities of the last tokens of a few texts, by the model called ``name`` there."""
+        texts = self._tokenization.texts(QUESTIONS)
+        asked = [(tokens[:place], tokens[place]) for tokens in texts for place in range(len(tokens))[-2:] if place]
+        forced = all_of(self.wire.force(name, known, token, "", cached=False) for known, token in asked)
+        return [one.logprob for one in self.client.run(forced)]
+
+    def _refuse_idle_loras(self, base: Sequence[float]) -> None:
+        """Raises ``UserError`` for a LoRA under which the server answers as it does without any.
+
+        vLLM takes LoRAs whose modules' names match nothing in its model, and leaves them out.
+        """
+        from mergefront.adapters.merging.loras.pool import merge_loras
+
+        noise = _furthest(base, self._answers(self.base))
+        for name, path in self._loras.items():
+            with self._loaded(merge_loras({name: path}, {name: 1.0}), path, "canary") as loaded:
+                if _furthest(base, self._answers(loaded)) <= noise:
+                    raise UserError(
+                        f"canary: LoRA {name!r} changes nothing at weight 1: the server takes it and answers as the "
+                        "base model. The names of its modules match none in the server's model, or it is untrained"
+                    )
 
     @property
     def reader(self) -> Reader:
@@ -89,29 +120,12 @@ class VllmBackend(Connected[VllmSection]):
         """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""
         if METHODS[recipe.method].lora is None:
             lora_scales(recipe)
-        return AppliedOnServer(self._loaded(recipe))
+        return AppliedOnServer(self._merged(recipe))
 
     @contextmanager
-    def _loaded(self, recipe: Recipe) -> Iterator[LanguageModel]:
-        """The recipe's LoRA on the server, then unloaded, and then its folder deleted."""
-        made = self.merge(recipe)
-        if made is None:
-            yield VllmModel(self.wire, self._tokenization, self.base, "base", self._context)
-            return
-        name, folder = made
-        try:
-            server_folder = self.settings.server_folder or str(self._folder)
-            self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
-            yield VllmModel(self.wire, self._tokenization, name, recipe.digest, self._context)
-        finally:
-            # A server that failed to load may have it after all; an unloaded name does no harm, a loaded one without
-            # files does.
-            if self._unloaded(name):
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def merge(self, recipe: Recipe) -> tuple[str, Path] | None:
-        """Write the recipe's LoRA under a new name; None where it is the base model."""
-        from mergefront.adapters.merging.loras.pool import merge_lora_recipe, merge_loras, write_lora
+    def _merged(self, recipe: Recipe) -> Iterator[LanguageModel]:
+        """The recipe's merge on the server, for as long as the block lasts."""
+        from mergefront.adapters.merging.loras.pool import merge_lora_recipe, merge_loras
 
         used = {name: path for name, path in self._loras.items() if name in recipe.models}
         if METHODS[recipe.method].lora is None:
@@ -119,7 +133,20 @@ class VllmBackend(Connected[VllmSection]):
         else:
             merged = merge_lora_recipe(recipe, used)
         if not merged:
-            return None
+            yield VllmModel(self.wire, self._tokenization, self.base, "base", self._context)
+            return
+        with self._loaded(merged, next(iter(used.values())), recipe.digest[:12]) as name:
+            yield VllmModel(self.wire, self._tokenization, name, recipe.digest, self._context)
+
+    @contextmanager
+    def _loaded(self, merged: Mapping[str, Factors], like: Path, label: str) -> Iterator[str]:
+        """A LoRA on the server under a name of its own, then unloaded, and then its folder deleted.
+
+        It is described as the LoRA in the folder ``like`` is. Raises ``UserError`` for a rank that the server does not
+        take, ``EvaluationError`` when it refuses.
+        """
+        from mergefront.adapters.merging.loras.pool import write_lora
+
         rank = max(int(factors.a.shape[0]) for factors in merged.values())
         most = self.settings.max_rank
         if most is not None and rank > most:
@@ -127,8 +154,17 @@ class VllmBackend(Connected[VllmSection]):
                 f"the merged LoRA has rank {rank}, the server takes {most} (--max-lora-rank); use method lora_svd "
                 f"with rank {most}, or start the server with a larger one"
             )
-        name = f"mergefront-{self._run}-{next(self._numbers)}-{recipe.digest[:12]}"
-        return name, write_lora(merged, self._folder / name, next(iter(used.values())))
+        name = f"mergefront-{self._run}-{next(self._numbers)}-{label}"
+        folder = write_lora(merged, self._folder / name, like)
+        try:
+            server_folder = self.settings.server_folder or str(self._folder)
+            self.client.run(self.wire.load(name, f"{server_folder.rstrip('/')}/{name}"))
+            yield name
+        finally:
+            # A server that failed to load may have it after all; an unloaded name does no harm, a loaded one without
+            # files does.
+            if self._unloaded(name):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _unloaded(self, name: str) -> bool:
         """Whether the server has the LoRA no more, so that its folder may go."""
@@ -137,6 +173,10 @@ class VllmBackend(Connected[VllmSection]):
         except EvaluationError as fault:
             return fault.kind == "http 404"
         return True
+
+
+def _furthest(one: Sequence[float], two: Sequence[float]) -> float:
+    return max((abs(first - second) for first, second in zip(one, two, strict=True)), default=0.0)
 
 
 class VllmModel:

@@ -11,7 +11,7 @@ import pytest
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
-from mergefront.adapters.remote.backend_types import backend_problems, make_backend, read_settings
+from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.jsonl import JsonlTask
@@ -73,13 +73,13 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
             evaluations=24, storage=f"sqlite:///{tmp_path / 'study.db'}", name="closed",
         )  # fmt: skip
         backend.close()
-        assert len(server.received) == len(CAPITALS) * len(KNOWS)
+        assert sum(b"Capital of" in request.body for request in server.received) == len(CAPITALS) * len(KNOWS)
         # A second process finds everything in the database.
         again = make_backend(ensemble(server.url), space, tmp_path, DatabaseResponses(database))
         with again.apply(study.best("capitals").recipe) as model:
             model.generate([GenerationRequest("Capital of France", 32, ("\n",))])
         again.close()
-        assert len(server.received) == len(CAPITALS) * len(KNOWS)
+        assert sum(b"Capital of" in request.body for request in server.received) == len(CAPITALS) * len(KNOWS)
     scores = {anchor.anchor: anchor.scores["capitals"] for anchor in study.anchors()}
     assert scores["base"] == 0.0 and scores["expert west"] == 0.5 and scores["expert liar"] == 0.0
     assert study.best("capitals").scores["capitals"] >= 0.5
@@ -108,13 +108,13 @@ def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tm
         return as_json({"choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]})
 
     with serve(chat_capital) as server:
-        problems = backend_problems(ensemble(server.url), space, tmp_path, ["loglikelihood"])
+        problems = try_backend(ensemble(server.url), space, tmp_path, ["loglikelihood"]).problems
         assert len(problems) == len(KNOWS) and "exact_match" in problems[0]
         read: list[Reader] = []
-        assert backend_problems(ensemble(server.url), space, tmp_path, ["generate"], read.append) == []
+        assert try_backend(ensemble(server.url), space, tmp_path, ["generate"], read.append).problems == []
         assert [reader.is_chat for reader in read] == [True]
         completions = ensemble(server.url, mode="completions")
-        assert backend_problems(completions, space, tmp_path, ["loglikelihood"])
+        assert try_backend(completions, space, tmp_path, ["loglikelihood"]).problems
 
 
 def test_members_and_models_must_be_the_same(tmp_path: Path):

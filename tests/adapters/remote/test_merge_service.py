@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
-from mergefront.adapters.remote.backend_types import backend_problems, connected_evaluator, make_backend, read_settings
+from mergefront.adapters.remote.backend_types import connected_evaluator, make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.adapters.remote.merge_service import QUERY_DEFAULTS
 from mergefront.optimizer.errors import EvaluationError, UserError
@@ -60,9 +60,9 @@ def test_control_vectors_go_out_and_a_loss_comes_back(tmp_path: Path):
 def test_a_pool_of_another_size_and_a_loss_that_is_none_are_told(tmp_path: Path):
     three = MergeSpace(["a", "b", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with serve(evo_service) as server:
-        assert "2 LoRAs" in backend_problems(evo_settings(server.url), three, tmp_path, [])[0]
+        assert "2 LoRAs" in try_backend(evo_settings(server.url), three, tmp_path, []).problems[0]
         unknown = evo_settings(server.url, query={"dataset": "x", "batchsize": 3})
-        assert "batch_size" in backend_problems(unknown, SPACE, tmp_path, [])[0]
+        assert "batch_size" in try_backend(unknown, SPACE, tmp_path, []).problems[0]
 
     def diverged(request: Received) -> Answer:
         return evo_service(request) if request.path == "/v1/sessions" else Answer(500, b"Internal Server Error")
@@ -108,4 +108,4 @@ def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):
     other = MergeSpace(["a", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with serve(own_service) as server:
         content = {"type": "merge_service", "url": server.url, "pool": "pool"}
-        assert "'c'" in backend_problems(read_settings(content), other, tmp_path, ["generate"])[0]
+        assert "'c'" in try_backend(read_settings(content), other, tmp_path, ["generate"]).problems[0]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mergefront.adapters.language_model import GenerationRequest, LogLikelihood, ScoringRequest
-from mergefront.adapters.remote.backend_types import backend_problems, make_backend, read_settings
+from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -116,6 +116,7 @@ def test_a_candidate_is_loaded_under_a_new_name_asked_unloaded_and_then_deleted(
     """vLLM answers from an old candidate's cache under an old name, and dies of a deleted folder."""
     vllm = RecordedVllm()
     with serve(vllm) as server, connected(server.url, tmp_path) as backend:
+        connecting = len(server.received)
         for _ in range(2):
             with backend.apply(RECIPE) as model:
                 assert len(vllm.loaded) == 1
@@ -124,13 +125,13 @@ def test_a_candidate_is_loaded_under_a_new_name_asked_unloaded_and_then_deleted(
                 assert not model.loglikelihood([ScoringRequest("ab", "d")])[0].is_greedy
                 assert model.generate([GenerationRequest("ab", 3, ("\n",))])[0].text == "x"
             assert not vllm.loaded and not list((tmp_path / "served").iterdir())
-        assert len(set(vllm.ever)) == 2
-        paths = [request.path for request in server.received]
-    seen = vllm.seen[vllm.ever[0]]
+        assert len(set(vllm.ever)) == len(vllm.ever) == 2 + 2
+        paths = [request.path for request in server.received[connecting:]]
+    seen = vllm.seen[vllm.ever[-1]]
     assert seen["files"] == ["adapter_config.json", "adapter_model.safetensors"]
     assert seen["config"]["r"] == 5 and seen["config"]["lora_alpha"] == 5
     # The second time everything but loading and unloading was known.
-    assert paths.count("/v1/completions") == 1 + 4
+    assert paths.count("/v1/completions") == 4
 
 
 def test_what_is_written_is_the_merge_that_the_recipe_says(tmp_path: Path, loras: dict[str, Path]):
@@ -172,19 +173,15 @@ def test_what_is_written_is_the_merge_that_the_recipe_says(tmp_path: Path, loras
 
 def test_a_resumed_search_asks_nothing_again_though_the_names_differ(tmp_path: Path, loras: dict[str, Path]):
     """Names of candidates pass; keyed by them, a resumed search would pay for everything twice."""
-    vllm, cache = RecordedVllm(), MemoryCache()
-    counts = []
-    with serve(vllm) as server:
-        for _ in range(2):
-            with connected(server.url, tmp_path, cache) as backend, backend.apply(RECIPE) as model:
+    cache, counts = MemoryCache(), []
+    other = SPACE.recipe({"weight[a]": 0.25, "weight[b]": -1.0})
+    with serve(RecordedVllm()) as server:
+        for recipe in (RECIPE, other, RECIPE, other):
+            with connected(server.url, tmp_path, cache) as backend, backend.apply(recipe) as model:
+                before = len(server.received)
                 model.loglikelihood([ScoringRequest("what", " now"), ScoringRequest("is", "then")])
-            counts.append(sum(request.path == "/v1/completions" for request in server.received))
-            other = SPACE.recipe({"weight[a]": 0.25, "weight[b]": -1.0})
-            with connected(server.url, tmp_path, cache) as backend, backend.apply(other) as model:
-                model.loglikelihood([ScoringRequest("what", " now")])
-    # Once on connecting, for the base model's identity; and a different merge has answers of its own.
-    assert counts[0] == 1 + 8
-    assert sum(request.path == "/v1/completions" for request in server.received) == 1 + 8 + 1 + 4 + 1 + 1
+                counts.append(sum(request.path == "/v1/completions" for request in server.received[before:]))
+    assert counts == [8, 8, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -200,22 +197,29 @@ def test_a_refused_lora_is_a_failed_candidate_and_leaves_nothing(
 ):
     """A server started wrongly would end as scores of the base model, or fill the disk."""
     vllm = RecordedVllm()
+    well: list[bool] = []
 
     def refusing(request: Received) -> Answer:
-        return answer if request.path == "/v1/load_lora_adapter" else vllm(request)
+        return answer if request.path == "/v1/load_lora_adapter" and not well else vllm(request)
 
-    with serve(refusing) as server, connected(server.url, tmp_path) as backend:
-        with pytest.raises(EvaluationError) as raised, backend.apply(RECIPE):
-            pass
-        assert words in f"{raised.value.kind} {raised.value}"
-        assert not list((tmp_path / "served").iterdir())
+    with serve(refusing) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served", "attempts": 1})
+        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+        assert words.removeprefix("http ") in problem and not list((tmp_path / "served").iterdir())
+        well.append(True)
+        with connected(server.url, tmp_path) as backend:
+            well.clear()
+            with pytest.raises(EvaluationError) as raised, backend.apply(RECIPE):
+                pass
+            assert words in f"{raised.value.kind} {raised.value}"
+            assert not list((tmp_path / "served").iterdir())
 
 
 def test_what_is_set_up_wrongly_is_told_beforehand(tmp_path: Path, loras: dict[str, Path]):
     with serve(RecordedVllm()) as server:
         for more, words in (({"lora_folder": "nowhere"}, "nowhere"), ({"base_model": "other"}, BASE)):
             settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served", **more})
-            (problem,) = backend_problems(settings, SPACE, tmp_path, ["loglikelihood"])
+            (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
             assert words in problem
 
 
@@ -228,7 +232,7 @@ def test_a_lora_that_is_more_than_matrices_is_told_beforehand(tmp_path: Path, lo
     save_file({**load_file(file), **bias}, file)
     with serve(RecordedVllm()) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
-        (problem,) = backend_problems(settings, SPACE, tmp_path, ["loglikelihood"])
+        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
         assert "'b' also changes biases" in problem
 
 
@@ -257,3 +261,51 @@ def test_answers_of_another_token_or_without_numbers_are_not_believed(tmp_path: 
                 damage.update(wrong)
                 with pytest.raises(EvaluationError):
                     model.loglikelihood([ScoringRequest("ab", "c")])
+
+
+@pytest.mark.parametrize("idle", [("a", "b"), ("b",)])
+def test_a_lora_under_which_the_server_answers_as_the_base_is_named_beforehand(
+    tmp_path: Path, loras: dict[str, Path], idle: tuple[str, ...]
+):
+    """vLLM takes a LoRA whose modules it does not have, and the whole budget would score the base model."""
+    vllm = RecordedVllm()
+    ranks = {"a": 2, "b": 3}
+
+    def deaf(request: Received) -> Answer:
+        answer = vllm(request)
+        name = request.json["model"] if request.path == "/v1/completions" else BASE
+        if name == BASE or vllm.seen[name]["config"]["r"] not in [ranks[one] for one in idle]:
+            return answer
+        content = json.loads(answer.body)
+        listed = content["choices"][0]["logprobs"]
+        listed["token_logprobs"] = [value - 1.0 for value in listed["token_logprobs"]]
+        return as_json(content)
+
+    with serve(deaf) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
+        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+    assert f"LoRA {idle[0]!r} changes nothing" in problem
+    assert not vllm.loaded and not list((tmp_path / "served").iterdir())
+
+
+def test_another_base_model_under_the_same_name_gets_no_old_answers(tmp_path: Path, loras: dict[str, Path]):
+    """A new checkpoint would be scored by the old one's answers; a jitter would pay for all of them again."""
+    vllm, cache = RecordedVllm(), MemoryCache()
+    shift = [0.0]
+
+    def moved(request: Received) -> Answer:
+        answer = vllm(request)
+        if request.path != "/v1/completions":
+            return answer
+        content = json.loads(answer.body)
+        listed = content["choices"][0]["logprobs"]
+        listed["token_logprobs"] = [value - shift[0] for value in listed["token_logprobs"]]
+        listed["top_logprobs"] = [{name: value - shift[0] for name, value in listed["top_logprobs"][0].items()}]
+        return as_json(content)
+
+    found = []
+    with serve(moved) as server:
+        for shift[0] in (0.0, 0.01, 1.0, 0.0):
+            with connected(server.url, tmp_path, cache) as backend, backend.apply(RECIPE) as model:
+                found.append(model.loglikelihood([ScoringRequest("ab", "c")])[0].logprob)
+    assert found == pytest.approx([found[0], found[0], found[0] - 1.0, found[0]])

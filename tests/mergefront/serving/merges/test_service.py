@@ -23,8 +23,9 @@ from strangers import HALF_A_HEAD, wait_until_closed
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
-from mergefront.adapters.remote.openai.backend import OpenAIBackend
-from mergefront.adapters.remote.settings import OpenAISection
+from mergefront.adapters.remote.http.client import HttpClient
+from mergefront.adapters.remote.openai.backend import OpenAIModel
+from mergefront.adapters.remote.openai.wire import OpenAIWire
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -68,8 +69,8 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     remote = backend(served.url)
     session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()
     assert session["models"] == ["whole", "lora"]
-    openai_settings = OpenAISection(type="openai", url=f"{served.url}/v1")
-    merged = OpenAIBackend(openai_settings, MergeSpace([session["session_id"]]))
+    client = HttpClient(f"{served.url}/v1")
+    model = OpenAIModel(OpenAIWire(client, session["session_id"]))
     for recipe in RECIPES:
         with local.apply(recipe) as here, remote.apply(recipe) as there:
             expected = here.loglikelihood(SCORED)
@@ -81,8 +82,7 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
                 served, "PUT", f"/v1/sessions/{session['session_id']}/merge", json={"recipe": wire_recipe(recipe)}
             )
             assert put.status_code == 200, put.text
-            model = merged.model(session["session_id"])
-            model.wire.client.identify(recipe.digest)  # another merge of the same name
+            client.identify(recipe.digest)  # another merge of the same name
             scored = model.loglikelihood(SCORED[:1])[0]
             assert scored.logprob == pytest.approx(expected[0].logprob, abs=1e-4)
             assert scored.tokens == expected[0].tokens and scored.is_greedy == expected[0].is_greedy
@@ -94,7 +94,7 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     # Each recipe was merged once for all its messages.
     assert f"mergefront_serve_merges_total {len(RECIPES)}" in metrics
     remote.close()
-    merged.close()
+    client.close()
 
 
 def test_a_restart_in_the_middle_of_a_search_loses_nothing(
