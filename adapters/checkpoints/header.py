@@ -269,7 +269,7 @@ def own_file(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError):  # Python 3.12 and older raise for links in a circle
         target = origin
     # The cache of the Hub keeps a snapshot's files as links to the blobs of the same repository.
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    blobs = next((folder.parent / "blobs" for folder in home.parents if folder.name == "snapshots"), home)
     if not target.is_relative_to(home) and not target.is_relative_to(blobs):
         raise UserError(f"{origin}: this link leads out of the model's folder, to {target}; put the file itself there")
     if not target.is_file():

@@ -1,0 +1,54 @@
+"""Which references name a repository on the Hub, and which a folder on this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergefront.optimizer.errors import UserError
+
+_SCHEME = "hf://"
+_PART = r"[A-Za-z0-9][\w.-]*"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?")
+_NAME_AND_FOLDER = re.compile(rf"({_PART}/{_PART})(?:@([^/]+))?(?:/(.+))?")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository, the revision asked for (a branch, a tag or a commit; None: the newest), and a folder in it."""
+
+    repository: str
+    revision: str | None = None
+    folder: str = ""
+
+    def __str__(self) -> str:
+        return self.repository + (f"@{self.revision}" if self.revision else "")
+
+
+def hub_name(reference: str, root: Path | None) -> HubName | None:
+    """The repository that a reference in a study file means, or None for a path.
+
+    ``hf://org/name@revision/folder`` always means the Hub. ``org/name`` or ``org/name@revision`` does unless there is
+    such a folder, or ``org`` is a folder beside the study file: then the model in it is missing. ``./x`` and whatever
+    else is no such name is a path. Without a ``root`` no folder is looked for. Raises ``UserError`` for a malformed
+    ``hf://``.
+    """
+    if reference.startswith(_SCHEME):
+        whole = _NAME_AND_FOLDER.fullmatch(reference.removeprefix(_SCHEME))
+        if whole is None or ".." in (whole[3] or "").split("/"):
+            raise UserError(
+                f"{reference!r} names nothing on the Hub; write hf://org/name, hf://org/name@revision or ..."
+            )
+        return HubName(whole[1], whole[2], (whole[3] or "").strip("/"))
+    named = _NAME.fullmatch(reference)
+    if named is None or (root is not None and _is_path(reference, root)):
+        return None
+    return HubName(named[1], named[2])
+
+
+def _is_path(reference: str, root: Path) -> bool:
+    """Whether there is such a file or folder, or at least the folder that it would lie in."""
+    # os.path answers where a name is too long to exist, pathlib raises.
+    return os.path.exists(root / reference) or os.path.isdir(root / reference.partition("/")[0])

@@ -1,0 +1,200 @@
+"""The files of a repository at one commit: where they lie, what would be fetched, and their headers alone."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergefront.adapters.hub.names import HubName
+from mergefront.optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_SMALL = ("*.json", "*.jsonl", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_WEIGHTS = "*.safetensors"
+_NEVER = ("*consolidated*", "*.fp16.*", "*onnx*", "*openvino*", "*original/*", "*checkpoint-*/*", "*runs/*")
+"""Second copies of the weights, and what training leaves."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at a commit. ``sizes`` has the bytes of each file that is wanted, by its path in the repository."""
+
+    name: HubName
+    commit: str
+    sizes: dict[str, int]
+
+    def missing_bytes(self) -> int:
+        """How much of it is not in the cache yet."""
+        from huggingface_hub import try_to_load_from_cache
+
+        def is_cached(path: str) -> bool:
+            return isinstance(try_to_load_from_cache(self.name.repository, path, revision=self.commit), str)
+
+        return sum(size for path, size in self.sizes.items() if not is_cached(path))
+
+
+def commit_of(name: HubName) -> str:
+    """The commit that a name means now; without a network, the one that it meant when it was last fetched.
+
+    Raises ``UserError``.
+    """
+    with _explained(name):
+        if _offline():
+            return Path(_download(name, name.revision, local=True)).name
+        return str(_api().model_info(name.repository, revision=name.revision).sha)
+
+
+def snapshot(name: HubName, commit: str) -> Snapshot:
+    """What is wanted of a repository, with sizes (asks the Hub). Raises ``UserError``."""
+    with _explained(name):
+        found = _api().model_info(name.repository, revision=commit, files_metadata=True)
+    files = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    sizes = {path: size for path, size in files.items() if _is_wanted(path, name.folder)}
+    if not any(fnmatch.fnmatch(path, _WEIGHTS) for path in sizes):
+        inside = f" in its folder {name.folder}" if name.folder else ""
+        pickles = sorted(path for path in files if path.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf")))
+        other = f", only {pickles[0]}" if pickles else ""
+        raise UserError(f"{name} on the Hub has no safetensors{inside}{other}; name a repository that has")
+    return Snapshot(name, commit, sizes)
+
+
+def fetched(name: HubName, commit: str) -> Path:
+    """The folder of a model at a commit, downloaded into the Hub's cache if it is not there. Raises ``UserError``."""
+    with _explained(name):
+        whole = _cached(name, commit) or Path(_download(name, commit))
+    return whole / name.folder
+
+
+def headers_only(found: Snapshot, folder: Path) -> Path:
+    """A folder like the model's whose weights are holes: headers are read from the Hub, tensors never.
+
+    Small files are whole. It serves to look at a model before gigabytes are fetched. Raises ``UserError``.
+    """
+    name = found.name
+    with _explained(name):
+        small = Path(_download(name, found.commit, small=True))
+        for path in found.sizes:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not fnmatch.fnmatch(path, _WEIGHTS):
+                shutil.copyfile(small / path, target)
+                continue
+            read = _api().parse_safetensors_file_metadata(name.repository, path, revision=found.commit)
+            header: dict[str, Any] = {
+                tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
+                for tensor, info in read.tensors.items()
+            }
+            text = json.dumps(header).encode()
+            with target.open("wb") as stream:
+                stream.write(struct.pack("<Q", len(text)) + text)
+                # A file with a hole takes no room on the disk.
+                stream.truncate(
+                    8 + len(text) + max((info.data_offsets[1] for info in read.tensors.values()), default=0)
+                )
+    return folder / name.folder
+
+
+def _is_wanted(path: str, folder: str) -> bool:
+    kept, dropped = _patterns(folder)
+    return any(fnmatch.fnmatch(path, one) for one in kept) and not any(fnmatch.fnmatch(path, one) for one in dropped)
+
+
+def _patterns(folder: str, *, small: bool = False) -> tuple[list[str], list[str]]:
+    """Which files are fetched and which are not: the weights of one folder, and small files below it."""
+    start = f"{folder}/" if folder else ""
+    kept = [start + pattern for pattern in (_SMALL if small else (*_SMALL, _WEIGHTS))]
+    return kept, [*_NEVER, f"{start}*/{_WEIGHTS}"]
+
+
+def _download(name: HubName, revision: str | None, *, local: bool = False, small: bool = False) -> str:
+    from huggingface_hub import snapshot_download
+
+    kept, dropped = _patterns(name.folder, small=small)
+    return str(
+        snapshot_download(
+            name.repository, revision=revision, allow_patterns=kept, ignore_patterns=dropped, local_files_only=local
+        )
+    )
+
+
+def _cached(name: HubName, commit: str) -> Path | None:
+    """The snapshot's folder if the cache has all of it."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(_download(name, commit, local=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mergefront")
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def known_repositories() -> list[str]:
+    """The models in the Hub's cache on this machine."""
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders)
+
+
+@contextmanager
+def _explained(name: HubName) -> Iterator[None]:
+    """What the Hub refuses, as one line with the remedy."""
+    try:
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise UserError(
+            f"{name} is a name on the Hub, which needs huggingface_hub; install it: pip install 'mergefront[local]'"
+        ) from None
+    page = f"{constants.ENDPOINT}/{name.repository}"
+    at = f" --revision {name.revision}" if name.revision else ""
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{name} is gated: accept its terms at {page}, then log in with 'hf auth login' or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{name}: the repository has no revision {name.revision!r}; see {page}/commits/main") from None
+    except errors.RepositoryNotFoundError:
+        near = get_close_matches(name.repository, known_repositories(), 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"{name}: there is no such folder, and no such repository on the Hub{meant}; for a private one log in with "
+            "'hf auth login' or set HF_TOKEN"
+        ) from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise UserError(
+            f"{name} is not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be reached; where it can, "
+            f"fetch it with: hf download {name.repository}{at}"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        raise UserError(f"{name}: the Hub at {constants.ENDPOINT} answered {status}; try again later") from None
+    except UserError:
+        raise
+    except Exception as error:  # of the HTTP client that huggingface_hub happens to use, and of the disk
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name}: fetching it from {constants.ENDPOINT} failed: {type(error).__name__}: {said}"
+        ) from None

@@ -1,0 +1,181 @@
+"""A small server that speaks the Hub's protocol to the real huggingface_hub: repositories, revisions, ranges, LFS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_of_a_friend"
+_LARGE = 50_000
+"""Files of this size and above are redirected, as those in large-file storage are."""
+
+
+@dataclass
+class Repository:
+    """Files by path at each commit, newest last. ``gated`` ones are listed and not given without the token;
+    ``private`` ones do not exist without it."""
+
+    commits: list[dict[str, bytes]]
+    gated: bool = False
+    private: bool = False
+
+    def shas(self) -> list[str]:
+        return [
+            _sha(str(number).encode(), *sorted(files), *files.values()) for number, files in enumerate(self.commits)
+        ]
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit and its files; the newest is "main", the first is tagged "v1"."""
+        shas = self.shas()
+        named = {"main": shas[-1], "v1": shas[0], **{sha: sha for sha in shas}}
+        sha = named.get(revision)
+        return None if sha is None else (sha, self.commits[shas.index(sha)])
+
+
+@dataclass
+class Hub:
+    """``requests`` has, of every request, method, path and how many bytes of body were answered."""
+
+    url: str
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+    busy: int = 0
+    """How many of the next requests are answered 429."""
+
+    def add(self, name: str, folder: Path, **options: bool) -> Repository:
+        """Publish a folder; a second time, as the next commit."""
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        known = self.repositories.setdefault(name, Repository([], **options))
+        known.commits.append(files)
+        return known
+
+    def sent(self, ending: str) -> int:
+        """Bytes answered of files whose names end so."""
+        return sum(size for method, path, size in self.requests if method == "GET" and path.endswith(ending))
+
+
+def _sha(*parts: str | bytes) -> str:
+    digest = hashlib.sha1()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def hub_server() -> Iterator[Hub]:
+    """A Hub on a free port of this machine, without repositories."""
+
+    class Handler(_Handler):
+        hub: Hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Handler.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield Handler.hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """Silent: tests look at ``Hub.requests``."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if self.hub.busy:
+            self.hub.busy -= 1
+            return self._send(429, b"", {"Retry-After": "0"})
+        if parts[0] == "lfs":
+            return self._file(
+                self.hub.repositories["/".join(parts[1:3])].at(parts[3]), "/".join(parts[4:]), linked=True
+            )
+        api = parts[:2] == ["api", "models"]
+        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
+        repository = self.hub.repositories.get(name)
+        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if repository is None or (repository.private and not known):
+            return self._fail(404 if known else 401, "RepoNotFound", "Repository not found")
+        wanted = repository.at(rest[1] if len(rest) > 1 else "main")
+        if wanted is None:
+            return self._fail(404, "RevisionNotFound", "Revision not found")
+        if api and rest[:1] == ["tree"]:
+            return self._json([{"type": "file", "path": path, **_described(data)} for path, data in wanted[1].items()])
+        if api:
+            siblings = [{"rfilename": path, **_described(data)} for path, data in wanted[1].items()]
+            return self._json(
+                {"id": name, "sha": wanted[0], "siblings": siblings, "tags": [], "gated": repository.gated}
+            )
+        if repository.gated and not known:
+            return self._fail(403, "GatedRepo", "Access to this model is restricted")
+        path = "/".join(rest[2:])
+        return self._file(wanted, path, redirect=f"/lfs/{name}/{wanted[0]}/{path}")
+
+    def _file(
+        self, wanted: tuple[str, Mapping[str, bytes]] | None, path: str, redirect: str = "", linked: bool = False
+    ) -> None:
+        assert wanted is not None
+        sha, files = wanted
+        if path not in files:
+            return self._fail(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": sha})
+        data = files[path]
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{_etag(data)}"', "Accept-Ranges": "bytes"}
+        if redirect and len(data) >= _LARGE:
+            linked_to = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(data))}
+            return self._send(302, b"", {**headers, **linked_to, "Location": self.hub.url + redirect})
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if asked:
+            first, _, last = asked.partition("-")
+            end = min(int(last or len(data) - 1), len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{end}/{len(data)}"
+            return self._send(206, data[int(first) : end + 1], headers)
+        return self._send(200, data, headers)
+
+    def _json(self, content: Any) -> None:
+        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _fail(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        body = json.dumps({"error": message}).encode()
+        self._send(status, body, {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})})
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        self.hub.requests.append((self.command, urlsplit(self.path).path, len(body) if self.command == "GET" else 0))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if len(data) >= _LARGE else _sha(f"blob {len(data)}\0", data)
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    described: dict[str, Any] = {"size": len(data), "oid": _sha(f"blob {len(data)}\0", data)}
+    if len(data) >= _LARGE:
+        sha = hashlib.sha256(data).hexdigest()
+        described["lfs"] = {"oid": sha, "sha256": sha, "size": len(data), "pointerSize": 134}
+    return described
