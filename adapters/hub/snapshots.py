@@ -37,10 +37,10 @@ class Snapshot:
         """How much of it is not in the cache yet."""
         from huggingface_hub import try_to_load_from_cache
 
-        def is_cached(path: str) -> bool:
+        def iscached(path: str) -> bool:
             return isinstance(try_to_load_from_cache(self.name.repository, path, revision=self.commit), str)
 
-        return sum(size for path, size in self.sizes.items() if not is_cached(path))
+        return sum(size for path, size in self.sizes.items() if not iscached(path))
 
 
 def commit_of(name: HubName) -> str:
@@ -68,11 +68,21 @@ def snapshot(name: HubName, commit: str) -> Snapshot:
     return Snapshot(name, commit, sizes)
 
 
+def cached(name: HubName, commit: str) -> Path | None:
+    """The repository's folder in the cache, if all that is wanted of this commit is there."""
+    with _explained(name):
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(_download(name, commit, local=True))
+        except LocalEntryNotFoundError:
+            return None
+
+
 def fetched(name: HubName, commit: str) -> Path:
     """The folder of a model at a commit, downloaded into the Hub's cache if it is not there. Raises ``UserError``."""
     with _explained(name):
-        whole = _cached(name, commit) or Path(_download(name, commit))
-    return whole / name.folder
+        return (cached(name, commit) or Path(_download(name, commit))) / name.folder
 
 
 def headers_only(found: Snapshot, folder: Path) -> Path:
@@ -127,16 +137,6 @@ def _download(name: HubName, revision: str | None, *, local: bool = False, small
     )
 
 
-def _cached(name: HubName, commit: str) -> Path | None:
-    """The snapshot's folder if the cache has all of it."""
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(_download(name, commit, local=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def _api() -> HfApi:
     from huggingface_hub import HfApi
 
@@ -147,6 +147,15 @@ def _offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
+
+
+def room_in_cache() -> tuple[Path, int]:
+    """The Hub's cache folder on this machine, and how many bytes are free where it lies or will lie."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    made = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return cache, shutil.disk_usage(made).free
 
 
 def known_repositories() -> list[str]:
@@ -185,8 +194,8 @@ def _explained(name: HubName) -> Iterator[None]:
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise UserError(
-            f"{name} is not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be reached; where it can, "
-            f"fetch it with: hf download {name.repository}{at}"
+            f"{name} is not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be reached; where it "
+            f"can, fetch it with: hf download {name.repository}{at}"
         ) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +22,8 @@ from typing import Any
 import yaml
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
-from mergefront.adapters.merging.output.references import map_references, model_paths, read_reference
+from mergefront.adapters.hub.places import ModelPlaces
+from mergefront.adapters.merging.output.references import given_references, map_references, model_paths, read_reference
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.yaml_file import read_mapping
@@ -33,7 +33,6 @@ from mergefront.study.stored_study import Candidate, Study
 CONFIG = "mergekit_config.yml"
 RECIPE = "recipe.json"
 CARD = "README.md"
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 def export_candidate(
@@ -52,7 +51,8 @@ def export_candidate(
 
     root = study.root
     recipe = candidate.recipe
-    paths = model_paths(recipe, study.space.base_model, root)
+    places = study.definition.places
+    paths = model_paths(recipe, study.space.base_model, places)
     missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
     if missing and not config_only:
         raise UserError(
@@ -70,7 +70,7 @@ def export_candidate(
             write_merge(plan, folder)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
-        named = hub_names(recipe, study.space.base_model, root)
+        named = hub_names(recipe, study.space.base_model, places)
         card = model_card(study, candidate, config, named, folder, paths.get("", ""))
         (folder / CARD).write_text(card, encoding="utf-8")
     return Path(out)
@@ -93,14 +93,10 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     )
 
 
-def hub_names(recipe: Recipe, base_model: str | None, root: Path) -> list[str]:
-    """The references that look like names on a model hub, base first: what a card may link to."""
-    given = [*([] if base_model is None else [base_model]), *recipe.models.values()]
-    return [
-        reference
-        for reference in dict.fromkeys(given)
-        if _HUB_NAME.match(reference) and not (root / reference).exists() and "." not in reference.split("/")[0]
-    ]
+def hub_names(recipe: Recipe, base_model: str | None, places: ModelPlaces) -> list[str]:
+    """The models that are names on the Hub, base first: what a card may link to."""
+    named = (places.hub_name(reference) for reference in given_references(recipe, base_model).values())
+    return list(dict.fromkeys(name.repository for name in named if name is not None))
 
 
 def yaml_text(config: Mapping[str, Any]) -> str:
@@ -140,13 +136,13 @@ def _merge_lora(definition: StudyDefinition, recipe: Recipe, folder: Path) -> No
     from mergefront.adapters.checkpoints.header import read_header
     from mergefront.adapters.merging.loras.pool import merge_lora_recipe, write_lora
 
-    loras = model_paths(recipe, None, definition.root)
-    base = definition.space.base_model
-    is_here = base is not None and (definition.root / base).is_dir()
+    places, base = definition.places, definition.space.base_model
+    loras = model_paths(recipe, None, places)
+    whole = None if base is None else places.folder(base)
     try:
         if definition.tokenizer_source not in (None, "base"):
             raise UserError("the merge has other tokens than the base (tokenizer_source)")
-        merged = merge_lora_recipe(recipe, loras, read_header(definition.root / str(base)) if is_here else None)
+        merged = merge_lora_recipe(recipe, loras, read_header(whole) if whole is not None and whole.is_dir() else None)
         write_lora(merged, folder, next(iter(loras.values())))
     except UserError as error:
         raise UserError(f"export --as-lora: {error}; without --as-lora it is written as a whole model") from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.serving.merges.pool_settings import ClientSection, PoolFile
@@ -38,11 +39,12 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
 
     tokens = Tokens({name: _token(name, client, root, environment) for name, client in file.clients.items()})
     tokens.check_host(file.host, "declare clients with tokens under clients")
-    base = read_header(root / file.base_model)
+    places = ModelPlaces(root)
+    base = read_header(places.folder(file.base_model))
     headers, problems = [base], []
     for name, path in file.models.items():
         try:
-            headers.append(read_header(root / path))
+            headers.append(read_header(places.folder(path)))
             compared = compare_models(base, headers[-1], name, file.allow)
             problems += [f"models.{name}: {line}" for line in compared.problems]
         except UserError as error:
@@ -51,8 +53,8 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     if problems:
         raise UserError("\n".join(problems))
     state = ServiceState(root / file.state)
-    models = {name: root / path for name, path in file.models.items()}
-    pool = MergePool(root / file.base_model, models, device=file.device, dtype=file.dtype, allow=file.allow)
+    models = {name: places.folder(path) for name, path in file.models.items()}
+    pool = MergePool(places.folder(file.base_model), models, device=file.device, dtype=file.dtype, allow=file.allow)
     return MergeService(file, pool, state, tokens)
 
 

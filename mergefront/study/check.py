@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mergefront.adapters.hub.places import Preview
 from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
 from mergefront.adapters.remote.http.section import Section
@@ -83,12 +84,17 @@ def check_study(path: str | Path) -> CheckReport:
         file, unknown_keys = read_study_file(path)
     except StudyFileError as error:
         return CheckReport(str(path), list(error.problems))
-    found = Findings(file, path.resolve().parent)
-    problems, notes, root = found.problems, found.notes, found.root
+    root = path.resolve().parent
+    found = Findings(file, root, Preview(root))
+    problems, notes = found.problems, found.notes
     problems.extend(unknown_keys)
     method_files: dict[str, str] = {}
     with found.catch("merge.method_files: "):
         method_files = load_method_files(file.merge.method_files, root)
+    storage = _absolute_storage(found, file.storage)
+    database, record = _stored(found, storage)
+    if record is not None:
+        found.models.commits.update(record.definition["evaluator"].get("content", {}))
     directions: dict[str, str] | None = None
     layers: Mapping[str, int] | None = {}
     if isinstance(file.backend, FunctionBackendSection):
@@ -127,13 +133,12 @@ def check_study(path: str | Path) -> CheckReport:
         racing = RacingSettings.read(file.racing)
     if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
-    storage = _absolute_storage(found, file.storage)
     served: Mapping[str, Mapping[str, Any]] = {}
     if not problems and space is not None and isinstance(file.backend, Section):
         served = check_server(found, space)
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
-    evaluator, runtime = evaluator_definition(file, root)
+    evaluator, runtime = evaluator_definition(found)
     options = resolved_options(file.search.sampler, file.search.options)
     definition = StudyDefinition(
         name=file.study,
@@ -166,7 +171,10 @@ def check_study(path: str | Path) -> CheckReport:
         notes.append(f"an outside harness tells: {told}")
         if space.grouping.stacks and not space.grouping.starts:
             notes.append("mergekit cannot say blocks per stack: take the recipe from 'mergefront ask --json'")
-    database, record = _check_stored(found, definition)
+    if record is not None:
+        with found.catch():
+            notes.extend(check_continues(definition, record))
+            notes.extend(changes_since(record.name, record.definition, found.root))
     if not problems and definition.warm_start:
         with found.catch():
             warm = read_warm_start(definition)
@@ -184,7 +192,7 @@ def _check_writing(found: Findings, definition: StudyDefinition) -> None:
     """Plan what an export would write: a recipe of every method, and every anchor."""
     space = definition.space
     with found.catch("export: "), TemporaryDirectory() as folder:
-        plan = merge_plan(definition, anchors(space)[0].recipe, definition.allow)
+        plan = merge_plan(definition, anchors(space)[0].recipe, definition.allow, found.models)
         write_metadata(plan.described, Path(folder), ())
         part = plan.parts[0]
         for recipe in (*(anchor.recipe for anchor in anchors(space)), *_one_of_each_method(space)):
@@ -230,7 +238,7 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
         if found.problems:
             return None
         with found.catch("merge.space.granularity: "):
-            granularity = starts_by_importance(file, granularity, found.root)
+            granularity = starts_by_importance(found, granularity)
             found.notes.append(f"blocks by importance begin at layers {', '.join(map(str, granularity['starts']))}")
         if found.problems:
             return None
@@ -300,19 +308,15 @@ def _absolute_storage(found: Findings, given: str) -> str:
     return given
 
 
-def _check_stored(found: Findings, definition: StudyDefinition) -> tuple[Database | None, StudyRecord | None]:
-    """The database if there is one, and the study that the file continues; another study of this name is a problem."""
-    path = sqlite_path(definition.storage)
+def _stored(found: Findings, storage: str) -> tuple[Database | None, StudyRecord | None]:
+    """The database if there is one, and the study of this name in it."""
+    path = sqlite_path(storage)
     if path is not None and not path.exists():
         if not path.parent.is_dir():
             found.problems.append(f"storage: the folder {path.parent} does not exist; create it first")
         return None, None
     # An empty database on a server is sound: its tables are made with the study.
     with found.catch(), suppress(NoStudiesError):
-        database = Database(definition.storage, create=False)
-        record = find(database, definition.name)
-        if record is not None:
-            found.notes.extend(check_continues(definition, record))
-            found.notes.extend(changes_since(record.name, record.definition, found.root))
-        return database, record
+        database = Database(storage, create=False)
+        return database, find(database, found.file.study)
     return None, None

@@ -16,6 +16,9 @@ from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader,
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import depths
+from mergefront.adapters.hub.names import hub_name
+from mergefront.adapters.hub.places import ModelPlaces, Preview
+from mergefront.adapters.hub.snapshots import room_in_cache
 from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.metadata import describe
@@ -46,10 +49,12 @@ from mergefront.study.study_file import (
 
 @dataclass
 class Findings:
-    """A study file under preflight, the folder that it lies in, and what was found."""
+    """A study file under preflight, the folder that it lies in, its models as far as they are looked at, and what was
+    found."""
 
     file: StudyFile
     root: Path
+    models: Preview
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -72,7 +77,8 @@ class Findings:
 
     def hint_at(self, path: str) -> str:
         """What paths are relative to, where there is nothing at this one."""
-        if os.path.exists(self.root / path):  # pathlib raises where a name is too long to exist
+        # pathlib raises where a name is too long to exist
+        if os.path.exists(self.root / path) or hub_name(path, self.root) is not None:
             return ""
         readme = self.root / "README.md"
         return " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
@@ -81,7 +87,7 @@ class Findings:
 def check_checkpoints(found: Findings) -> dict[str, int] | None:
     """Compare base and experts by their headers; returns the layers of every stack, None where the base cannot be
     read."""
-    file, root, problems = found.file, found.root, found.problems
+    file, problems = found.file, found.problems
     models = file.merge.models
     if not isinstance(models, Mapping):
         problems.append("merge.models: a local backend needs a path for each expert; write {name: path, ...}")
@@ -91,12 +97,12 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
         return None
     base, opened = None, dict[str, Checkpoint]()
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
-        opened = {"": Checkpoint(root / file.merge.base_model)}
+        opened = {"": Checkpoint(found.models.folder(file.merge.base_model))}
         base = opened[""].header
         problems.extend(f"merge.base_model: {problem}" for problem in refuse_quantised(base, "the base model"))
     for name, path in models.items():
         with found.catch(f"merge.models.{name}: ", found.hint_at(path)):
-            opened[name] = Checkpoint(root / path)
+            opened[name] = Checkpoint(found.models.folder(path))
     if base is None:
         return None
     composition = Composition(opened, base.path)
@@ -138,9 +144,10 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             found.reader = loading.reader
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
-    problems.extend(_repeated({name: path for name, path in models.items() if name in opened}, root))
+    problems.extend(_repeated({name: model.path for name, model in opened.items() if name}))
     problems.extend(_idle_kinds(file.merge.space.get("split"), base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
+    _say_downloads(found)
     stacks = depths(base)
     if len(stacks) > 1:
         found.notes.append(f"stacks: {', '.join(f'{name} of {layers} layers' for name, layers in stacks.items())}")
@@ -154,11 +161,27 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     return {name: stacks[name] for name in texts_of(stacks)}
 
 
-def _repeated(models: Mapping[str, str], root: Path) -> Iterator[str]:
+def _say_downloads(found: Findings) -> None:
+    """What a run will fetch from the Hub, and whether the disk has room for it."""
+    sizes = found.models.to_fetch
+    if not sizes:
+        return
+    cache, room = room_in_cache()
+    total = sum(sizes.values())
+    named = ", ".join(f"{name} ({size / 1e6:,.0f} MB)" for name, size in sizes.items())
+    found.warnings.append(f"a run fetches {total / 1e6:,.0f} MB from the Hub into {cache}: {named}")
+    if room < total:
+        found.problems.append(
+            f"merge: the models take {total / 1e9:,.1f} GB more in {cache}, where {room / 1e9:,.1f} GB are free; make "
+            "room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _repeated(models: Mapping[str, Path]) -> Iterator[str]:
     """Experts that are one checkpoint under two names."""
     known: dict[str, str] = {}
     for name, path in models.items():
-        other = known.setdefault(os.path.realpath(root / path), name)
+        other = known.setdefault(os.path.realpath(path), name)
         if other != name:
             yield f"merge.models.{name}: this is the same checkpoint as {other}; name it once"
 
@@ -179,9 +202,10 @@ def _idle_kinds(split: Any, base: CheckpointHeader) -> Iterator[str]:
             )
 
 
-def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefinition, dict[str, Any]]:
+def evaluator_definition(found: Findings) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """How a sound file's recipes are scored (backend, tasks, content of their files), and what of it may differ
     between runs."""
+    file, root = found.file, found.root
     if isinstance(file.backend, FunctionBackendSection):
         return EvaluatorDefinition("function", call=file.backend.call), {}
     if isinstance(file.backend, ExternalBackendSection):
@@ -198,9 +222,11 @@ def evaluator_definition(file: StudyFile, root: Path) -> tuple[EvaluatorDefiniti
         kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
         backend, runtime = file.backend.model_dump(exclude={"type", "device"}), {"device": file.backend.device}
         if file.backend.dtype == "auto":
-            backend["dtype"] = main_dtype(read_header(root / str(file.merge.base_model)))
+            backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
-    content = fingerprints([*checkpoints, *data_paths(file.tasks, root)], root)
+    of_hub = {path: commit for path in checkpoints if (commit := found.models.commits.get(path)) is not None}
+    local = [path for path in checkpoints if path not in of_hub]
+    content = {**fingerprints([*local, *data_paths(file.tasks, root)], root), **of_hub}
     return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
 
 
@@ -274,20 +300,21 @@ def _counts_tokens(file: StudyFile) -> bool:
     return "output_tokens" in metrics or any("generated_tokens" in one for one in bounded)
 
 
-def starts_by_importance(file: StudyFile, granularity: Mapping[str, Any], root: Path) -> dict[str, list[int]]:
-    """``{blocks: N, boundaries: importance}`` as first layers; reads every expert's tensors once.
+def starts_by_importance(found: Findings, granularity: Mapping[str, Any]) -> dict[str, list[int]]:
+    """``{blocks: N, boundaries: importance}`` as first layers; reads every expert's tensors once, and so fetches them.
 
     Raises ``UserError``.
     """
     from mergefront.adapters.merging.importance import layer_importance
 
+    file, places = found.file, ModelPlaces(found.root, found.models.commits)
     blocks = granularity.get("blocks")
     if set(granularity) != {"blocks", "boundaries"} or type(blocks) is not int:
         raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
     if file.merge.base_model is None or not isinstance(file.merge.models, Mapping):
         raise UserError("boundaries: importance needs the folder of the base model and of each expert")
-    opened = {"": Checkpoint(root / file.merge.base_model)}
-    opened |= {name: Checkpoint(root / path) for name, path in file.merge.models.items()}
+    opened = {"": Checkpoint(places.folder(file.merge.base_model))}
+    opened |= {name: Checkpoint(places.folder(path)) for name, path in file.merge.models.items()}
     composed = compose(opened, "", Modalities.read(file.merge.scope, file.merge.carry)).models
     aligned = align(composed, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
     importance = layer_importance(aligned[""], {name: aligned[name] for name in file.merge.models})
@@ -320,7 +347,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
         problems.extend(f"tasks.{name}: {fault}" for fault in _silent(found))
         if task.verb == "loglikelihood" and isinstance(file.backend, LocalBackendSection) and not problems:
             with found.catch(f"tasks.{name}: "):
-                refuse_likelihoods_of(found.frame or root / str(file.merge.base_model))
+                refuse_likelihoods_of(found.frame or found.models.folder(str(file.merge.base_model)))
         if any(item.image for split in ("search", "report") for item in _items(task, split)):
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(found))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
@@ -396,12 +423,15 @@ def _blind(found: Findings) -> list[str]:
 def _configuration(found: Findings) -> Mapping[str, Any]:
     """The configuration that merges have, the base's or a frame's; nothing where its loader will say what is wrong."""
     base = found.file.merge.base_model
-    described = (found.frame or found.root / (base or "")) / "config.json"
-    # os.path answers where a name is too long to exist, pathlib raises.
-    if base is None or not os.path.isfile(described):
+    if base is None:
         return {}
     try:
-        return read_json(described)
+        # What a server calls its base is no model to look at.
+        of_server = not isinstance(found.file.backend, LocalBackendSection)
+        folder = found.frame or (found.root / base if of_server else found.models.folder(base))
+        described = folder / "config.json"
+        # os.path answers where a name is too long to exist, pathlib raises.
+        return read_json(described) if os.path.isfile(described) else {}
     except UserError:
         return {}
 

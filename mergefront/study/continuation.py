@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import sqlite_path
 from mergefront.storage.studies import StudyRecord
@@ -102,7 +103,8 @@ def root_of(record: StudyRecord, storage: str, given: Path | None = None) -> Pat
 def _holds_the_files(folder: Path, stored: Mapping[str, Any]) -> bool:
     """Whether a folder holds every file that a stored study depends on, with the content that it had."""
     evaluator = stored["evaluator"]
-    content = dict(evaluator.get("content", {}))
+    places = ModelPlaces(folder, evaluator.get("content", {}))
+    content = {path: known for path, known in places.commits.items() if places.commit(path) is None}
     method_files = stored.get("method_files", {})
     known = [*content, *method_files]
     if evaluator["type"] == "function":

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.merging.modalities import Modalities
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -24,7 +25,7 @@ class EvaluatorDefinition:
     ``package.module:name``), "python" (``call`` names a function given to ``search``, which no other process can
     make) or "external" (an outside harness asks for recipes and tells their scores). ``backend`` and ``tasks`` are
     sections of the study file with every default filled in; ``content`` has hashes of the files that scores depend on,
-    by their path in the study file.
+    by their path in the study file, and the commits of models on the Hub by their names there.
     """
 
     type: Literal["local", "server", "function", "python", "external"]
@@ -102,6 +103,11 @@ class StudyDefinition:
     served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What tells the models behind a server apart from others of their names (see ``Recognition``)."""
     left_out: frozenset[tuple[str, ...]] = frozenset()
+
+    @property
+    def places(self) -> ModelPlaces:
+        """Where its models lie; names on the Hub stand for the commits that the study was begun with."""
+        return ModelPlaces(self.root, self.evaluator.content)
 
     def to_json(self) -> dict[str, Any]:
         """What is stored of it beside name, root and budget."""

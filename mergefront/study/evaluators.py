@@ -12,6 +12,7 @@ from typing import Any
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
 from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
@@ -71,16 +72,20 @@ def tasks_of(definition: StudyDefinition) -> list[Task]:
     return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
 
 
-def merge_plan(definition: StudyDefinition, recipe: Recipe, allow: Collection[str]) -> MergePlan:
+def merge_plan(
+    definition: StudyDefinition, recipe: Recipe, allow: Collection[str], places: ModelPlaces | None = None
+) -> MergePlan:
     """How a recipe of the study is written as a model: by the same models, in the same dtype as it is scored.
 
-    Raises ``UserError`` where it cannot be; ``allow``: see ``compare_models``.
+    Raises ``UserError`` where it cannot be; ``allow``: see ``compare_models``. ``places`` says where the models lie
+    (default: the definition's).
     """
-    root, base, backend = definition.root, definition.space.base_model, definition.evaluator.backend
+    base, backend = definition.space.base_model, definition.evaluator.backend
+    folder = (places or definition.places).folder
     plan = plan_recipe(
         recipe,
-        None if base is None else root / base,
-        {name: root / reference for name, reference in recipe.models.items()},
+        None if base is None else folder(base),
+        {name: folder(reference) for name, reference in recipe.models.items()},
         compat=backend.get("compat") == "mergekit",
         allow=allow,
         tokenizer=TokenizerChoice.read(definition.tokenizer_source),
@@ -98,7 +103,7 @@ def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str 
     Paths hold anywhere on this machine. ``out_dtype``: see ``written_dtype``. Raises ``UserError`` for a LoRA without a
     base model.
     """
-    references = mergekit_references(recipe, definition.space.base_model, definition.root)
+    references = mergekit_references(recipe, definition.space.base_model, definition.places)
     scope, carry = definition.modalities.scope, definition.modalities.carry
     config = recipe.to_mergekit(references) if scope is None else recipe.in_full(references)
     if scope is not None:
@@ -115,10 +120,11 @@ def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:
 
     None where tensors keep their own, where the merges are made elsewhere, and where the models are not here.
     """
-    paths = model_paths(recipe, definition.space.base_model, definition.root).values()
+    looked_at = Preview(definition.root, definition.places.commits)
+    paths = model_paths(recipe, definition.space.base_model, looked_at).values()
     if definition.evaluator.type != "local" or not all(map(os.path.exists, paths)):
         return None
-    return merge_plan(definition, recipe, (EVERYTHING,)).out_dtype
+    return merge_plan(definition, recipe, (EVERYTHING,), looked_at).out_dtype
 
 
 def refuse_external(definition: StudyDefinition) -> None:
@@ -134,6 +140,8 @@ def refuse_external(definition: StudyDefinition) -> None:
 def _refuse_changed(definition: StudyDefinition) -> None:
     """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
     for path, known in definition.evaluator.content.items():
+        if definition.places.commit(path) is not None:
+            continue  # a commit's content does not change
         here = definition.root / path
         if not here.exists():
             raise UserError(
@@ -148,13 +156,13 @@ def _refuse_changed(definition: StudyDefinition) -> None:
 
 def local_backend(definition: StudyDefinition) -> LocalBackend:
     """The backend of a local study, by the rules that it was begun with. Raises ``UserError``."""
-    space, root, settings = definition.space, definition.root, definition.evaluator.backend
+    space, settings, folder = definition.space, definition.evaluator.backend, definition.places.folder
     assert space.base_model is not None
     device = definition.runtime.get("device", "auto")
     dtype, compute = dtype_and_compute(definition.scoring, settings["dtype"], device)
     return LocalBackend.from_checkpoints(
-        root / space.base_model,
-        {name: root / path for name, path in space.models.items()},
+        folder(space.base_model),
+        {name: folder(path) for name, path in space.models.items()},
         device=device,
         dtype=dtype,
         compute=compute,

@@ -22,6 +22,7 @@ from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.names import expert_names, is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import Layers, depths, stacks, text_stack
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.layered_config import with_layers
@@ -252,12 +253,13 @@ def _aligned(
 
 def _open(text: str, root: Path) -> Model:
     reference = read_reference(text, (root,))
-    whole = Checkpoint(root / reference.model)
+    places = ModelPlaces(root)
+    whole = Checkpoint(places.folder(reference.model))
     if whole.header.kind == "lora":
         raise UserError(f"{text} is a LoRA; name it with the model that it belongs to, as MODEL+{text}")
     if reference.lora is None:
         return Model(text, whole)
-    lora = Checkpoint(root / reference.lora)
+    lora = Checkpoint(places.folder(reference.lora))
     if lora.header.kind != "lora":
         raise UserError(f"{text}: {reference.lora} is not a LoRA folder (no adapter_config.json)")
     return Model(text, whole, lora)

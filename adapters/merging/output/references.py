@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -43,25 +44,34 @@ def read_reference(text: str, folders: Sequence[Path]) -> ModelReference:
     return ModelReference(model, lora)
 
 
-def model_paths(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
+def given_references(recipe: Recipe, base_model: str | None) -> dict[str, str]:
+    """The models as they are written, by the experts' names, the base's by ``""`` and first."""
+    return {**({} if base_model is None else {"": base_model}), **recipe.models}
+
+
+def model_paths(recipe: Recipe, base_model: str | None, places: ModelPlaces) -> dict[str, str]:
     """Folders by the experts' names, the base's by ``""``; absolute where they exist, what is no path here stays."""
-    given = {} if base_model is None else {"": base_model}
-    return {name: str(read_reference(reference, (root,))) for name, reference in {**given, **recipe.models}.items()}
+    return {
+        name: str(places.folder(reference) if places.commit(reference) else read_reference(reference, (places.root,)))
+        for name, reference in given_references(recipe, base_model).items()
+    }
 
 
-def mergekit_references(recipe: Recipe, base_model: str | None, root: Path) -> dict[str, str]:
-    """References as they hold anywhere on this machine: ``model_paths``, and a LoRA as mergekit's ``base+lora``.
+def mergekit_references(recipe: Recipe, base_model: str | None, places: ModelPlaces) -> dict[str, str]:
+    """References as they hold anywhere: ``model_paths``, names on the Hub with their commits, and a LoRA as mergekit's
+    ``base+lora``.
 
     Raises ``UserError`` for a LoRA without a base model.
     """
-    paths = model_paths(recipe, base_model, root)
-    base = paths.get("")
-    for name, path in paths.items():
+    given, made = given_references(recipe, base_model), dict[str, str]()
+    for name, path in model_paths(recipe, base_model, Preview(places.root, places.commits)).items():
+        pinned = places.pinned(given[name])
+        made[name] = pinned or (str(places.folder(given[name])) if places.commit(given[name]) else path)
         if name and os.path.exists(os.path.join(path, "adapter_config.json")):
-            if base is None:
+            if base_model is None:
                 raise UserError(f"expert {name!r} is a LoRA, and the study names no base model to put it on")
-            paths[name] = f"{base}+{path}"
-    return paths
+            made[name] = f"{made['']}+{made[name]}"
+    return made
 
 
 def map_references(config: Any, change: Callable[[str], str]) -> Any:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import Hub, hub_server
 from huggingface_hub import constants
-
-from tests.support.hub_server import Hub, hub_server
 
 
 @pytest.fixture

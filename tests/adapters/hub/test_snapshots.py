@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import TOKEN, Hub
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
@@ -14,7 +15,6 @@ from mergefront.adapters.hub.names import HubName
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.hub.snapshots import commit_of, fetched, headers_only, snapshot
 from mergefront.optimizer.errors import UserError
-from tests.support.hub_server import TOKEN, Hub
 
 NAME = HubName("org/model")
 
