@@ -78,7 +78,7 @@ class Findings:
     def hint_at(self, path: str) -> str:
         """What paths are relative to, where there is nothing at this one."""
         # pathlib raises where a name is too long to exist
-        if os.path.exists(self.root / path) or hub_name(path, self.root) is not None:
+        if os.path.exists(self.root / path) or path.startswith("hf:") or hub_name(path, self.root) is not None:
             return ""
         readme = self.root / "README.md"
         return " (paths are relative to the study file" + (f"; see {readme})" if readme.exists() else ")")
