@@ -224,7 +224,7 @@ def evaluator_definition(found: Findings) -> tuple[EvaluatorDefinition, dict[str
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
-    of_hub = {path: commit for path in checkpoints if (commit := found.models.commits.get(path)) is not None}
+    of_hub = {path: commit for path in checkpoints if (commit := found.models.commit(path)) is not None}
     local = [path for path in checkpoints if path not in of_hub]
     content = {**fingerprints([*local, *data_paths(file.tasks, root)], root), **of_hub}
     return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime

@@ -17,6 +17,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import Database
 from mergefront.study.check import check_study
 from mergefront.study.evaluators import make_evaluator, tasks_of
+from mergefront.study.ready import begin
 from mergefront.study.rules import changes_since
 
 STUDY = """
@@ -140,6 +141,17 @@ def test_changed_data_is_another_study(study: Path) -> None:
     with (study.parent / "data/maths.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "new", "answer": "item"}) + "\n")
     assert check_study(study).definition_or_raise().to_json() != first
+
+
+def test_changed_weights_of_a_stored_study_are_a_problem(study: Path) -> None:
+    """Scores of two versions of an expert would stand side by side in one front."""
+    definition = check_study(study).definition_or_raise()
+    begin(definition, Database(definition.storage), None)
+    assert check_study(study).problems == []
+    weights = study.parent / "models/maths/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    (problem,) = check_study(study).problems
+    assert "evaluator.content.models/maths: was" in problem
 
 
 def test_report_items_of_one_task_may_not_be_search_items_of_another(study: Path) -> None:
