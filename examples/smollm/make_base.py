@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,4 +83,10 @@ def make_base(out: Path | str = BASE) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct as a Hugging Face checkpoint.")
     parser.add_argument("out", nargs="?", type=Path, default=BASE, help="folder to write (default: %(default)s)")
-    print(make_base(parser.parse_args().out))
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="also put the package's GGUF file here")
+    given = parser.parse_args()
+    print(make_base(given.out))
+    if given.gguf is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            given.gguf.parent.mkdir(parents=True, exist_ok=True)
+            print(shutil.copyfile(find_gguf(Path(folder)), given.gguf))

@@ -10,6 +10,7 @@ import click
 
 from mergefront.cli.boundary import guarded
 from mergefront.cli.commands.demo import demo
+from mergefront.cli.commands.llama_cpp import gguf, llama_server
 from mergefront.cli.commands.models import export, merge
 from mergefront.cli.commands.searches import check, report, resume, run
 from mergefront.cli.commands.serve import serve
@@ -77,6 +78,8 @@ for _command in (
     merge,
     dashboard,
     serve,
+    gguf,
+    llama_server,
     create,
     ask,
     tell,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp_server import llama_cpp_server
 
 RANK = 3
 SIZES = {
@@ -79,8 +80,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from examples.api_only.llama_cpp_setup.base_gguf import write_base_gguf
-    from examples.api_only.llama_cpp_setup.lora_gguf import write_lora_gguf
+    from mergefront.adapters.gguf.conversion import plan_files
+    from mergefront.adapters.gguf.file import write_gguf
 
     del AutoTokenizer
     folder = tmp_path_factory.mktemp("tiny")
@@ -98,21 +99,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         ),
         "rank_stabilised": write_lora(folder / "rank_stabilised", 3, use_rslora=True),
     }
-    gguf = write_base_gguf(folder / "base", donor, folder / "base.gguf", "f32")
-    converted = {name: write_lora_gguf(path, folder / "base", folder / f"{name}.gguf") for name, path in loras.items()}
-    return Tiny(folder / "base", loras, gguf, converted)
+    models = [folder / "base", *loras.values()]
+    for out, plan in plan_files(models, folder, base=None, tokenizer_from=donor, dtype="f32").items():
+        write_gguf(plan, out)
+    return Tiny(folder / "base", loras, folder / "base.gguf", {name: folder / f"{name}.gguf" for name in loras})
 
 
 @pytest.fixture(scope="session")
 def start_server(tiny: Tiny) -> Iterator[Callable[..., str]]:
     """Starts a server with the given options; each ends with the session."""
-    from examples.api_only.llama_cpp_setup.local_server import ServerOptions, local_server
-
     with ExitStack() as stack:
 
         def start(**options: Any) -> str:
-            settings = ServerOptions(**{"context": 512, "exact": True, **options})
-            return stack.enter_context(local_server(tiny.gguf, tiny.gguf_loras, settings))
+            settings = {"context": 512, "exact": True, **options}
+            return stack.enter_context(llama_cpp_server(tiny.gguf, list(tiny.gguf_loras.values()), **settings))
 
         yield start
 

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-from examples.api_only.llama_cpp_setup.lora_gguf import write_lora_gguf
-from examples.api_only.llama_cpp_setup.tensor_names import Heads, gguf_name, reorder_rotary_rows
+from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.gguf.architectures import Architecture, gguf_name, reorder_rotary_rows
+from mergefront.adapters.gguf.file import write_gguf
+from mergefront.adapters.gguf.lora import plan_lora
 from mergefront.optimizer.errors import UserError
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -47,12 +49,16 @@ def test_the_file_means_what_peft_means(tmp_path: Path, base: Path, config: dict
     prefix = f"base_model.model.{MODULE}"
     folder = write(tmp_path / "a", {}, **config)
     save_torch({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, folder / "adapter_model.safetensors")
-    read = gguf.GGUFReader(write_lora_gguf(folder, base, tmp_path / "out.gguf"))
+    read = gguf.GGUFReader(converted(folder, base, tmp_path / "out.gguf"))
     alpha = float(read.fields["adapter.lora.alpha"].contents())
     tensors = {tensor.name: tensor.data for tensor in read.tensors}
     assert alpha / 2 == pytest.approx(scale)
     assert (tensors["blk.0.attn_q.weight.lora_a"] == a.float().numpy()).all()
     assert (tensors["blk.0.attn_q.weight.lora_b"] == reorder_rotary_rows(b.numpy(), 2)).all()
+
+
+def converted(folder: Path, base: Path, out: Path) -> Path:
+    return write_gguf(plan_lora(read_header(folder), json.loads((base / "config.json").read_text()), "f32"), out)
 
 
 BIAS = f"base_model.model.{MODULE}.bias"
@@ -81,7 +87,7 @@ def test_what_a_file_cannot_say_is_refused_by_name(
     tmp_path: Path, base: Path, tensors: dict[str, Any], config: dict[str, Any], message: str
 ):
     with pytest.raises(UserError, match=message):
-        write_lora_gguf(write(tmp_path / "a", tensors, **config), base, tmp_path / "out.gguf")
+        converted(write(tmp_path / "a", tensors, **config), base, tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -98,5 +104,5 @@ def test_names_of_other_models_are_refused():
     assert gguf_name("model.layers.12.mlp.down_proj") == "blk.12.ffn_down"
     with pytest.raises(UserError, match="wte"):
         gguf_name("transformer.wte")
-    with pytest.raises(UserError, match="gpt2"):
-        Heads.of({"model_type": "gpt2"})
+    with pytest.raises(UserError, match=r"model_type 'gpt2' .* own converter, convert_lora_to_gguf\.py"):
+        Architecture.of({"model_type": "gpt2"}, "convert_lora_to_gguf.py")

