@@ -51,7 +51,7 @@ def test_front_best_knee_and_hypervolume_count_only_what_is_allowed(tmp_path: Pa
     found = verdict(study)
     assert found is not None
     by_name = {candidate.anchor: candidate for candidate in study.anchors()}
-    assert by_name[found.overall.anchor].feasible
+    assert by_name[found.best_anchor].feasible
     proposed = [candidate for candidate in candidates if candidate.anchor is None][-6:]
     assert sum(candidate.feasible for candidate in proposed) >= 3
     assert max(sum(candidate.scores.values()) for candidate in proposed if candidate.feasible) > 0.7
