@@ -19,6 +19,7 @@ from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
+from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import (
@@ -156,16 +157,15 @@ def _failures(doing: str) -> Iterator[None]:
         raise EvaluationError(f"{doing}: {error}", kind=error.kind) from error
     except MergefrontError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error):
             raise EvaluationError(
                 f"{doing}: out of memory ({error}); a smaller model, batch or dtype would fit", kind="out of memory"
             ) from error
-        name = type(error).__name__
-        raise EvaluationError(f"{doing}: {name}: {error}", kind=name) from error
+        raise EvaluationError(f"{doing}: {described(error)}", kind=type(error).__name__) from error
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether Python, an accelerator or torch's CPU allocator ran out of memory."""
     torch = sys.modules.get("torch")
     accelerator = getattr(torch, "OutOfMemoryError", MemoryError)

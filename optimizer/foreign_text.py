@@ -17,6 +17,17 @@ def visible(text: str) -> str:
     return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+LONGEST_NAME = 200
+"""Characters of a name: every database has room for names that are put together of two."""
+NAMES = f"a name has 1 to {LONGEST_NAME} characters, all of which can be seen"
+"""What ``is_name`` asks for."""
+
+
+def is_name(text: str) -> bool:
+    """Whether people can read ``text`` as a name: not long, on one line, all characters seen, not spaces alone."""
+    return len(text) <= LONGEST_NAME and bool(text.strip()) and visible(text) == text and not {"\n", "\t"} & set(text)
+
+
 def one_line(text: str) -> str:
     """``text`` made visible, on one line: for a comment or a heading."""
     return " ".join(visible(text).split())

@@ -6,6 +6,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -15,9 +16,13 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import IntegrityError
 
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.foreign_text import LONGEST_NAME, NAMES, is_name
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
 from mergefront.storage.schema import studies, utc_now
+
+MOST_EVALUATIONS = 2**31 - 1
+"""What the column of a study's budget holds on every database."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,27 @@ class StudyRecord:
     created_at: datetime
 
 
+def check_name(name: str) -> None:
+    """Raises ``UserError`` for a name that no new study can have."""
+    if not is_name(name):
+        raise UserError(f"study {name[:LONGEST_NAME]!r}: {NAMES}")
+
+
+def check_free_of_others(database: Database, name: str, objectives: Sequence[Objective]) -> None:
+    """Raises ``UserError`` where Optuna's tables have a study of this name that was not made by mergefront."""
+    with suppress(KeyError):
+        database.optuna_storage.get_study_id_from_name(name)
+        _refuse_foreign(optuna.load_study(study_name=name, storage=database.optuna_storage), objectives)
+
+
+def _refuse_foreign(study: optuna.Study, objectives: Sequence[Objective]) -> None:
+    if len(study.directions) != len(objectives) or study.get_trials(deepcopy=False):
+        raise UserError(
+            f"study {study.study_name!r} exists already in Optuna's tables and was not made by mergefront; use another "
+            "name"
+        )
+
+
 def create_or_load(
     database: Database,
     name: str,
@@ -45,8 +71,7 @@ def create_or_load(
     versions: Mapping[str, str],
 ) -> StudyRecord:
     """The study of this name, whatever its definition, created if there is none."""
-    if "\0" in name:
-        raise UserError(f"study {name!r}: a name cannot hold a NUL character; use another name")
+    check_name(name)
     known = find(database, name)
     if known is not None:
         return known
@@ -56,10 +81,7 @@ def create_or_load(
         load_if_exists=True,
         directions=[objective.direction for objective in objectives],
     )
-    if len(study.directions) != len(objectives) or study.get_trials(deepcopy=False):
-        raise UserError(
-            f"study {name!r} exists already in Optuna's tables and was not made by mergefront; use another name"
-        )
+    _refuse_foreign(study, objectives)
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
         study.set_metric_names([objective.name for objective in objectives])
     row: dict[str, Any] = {

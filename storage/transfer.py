@@ -24,7 +24,7 @@ from mergefront.storage.database import Database, insert_missing
 from mergefront.storage.optuna_tables.tables import delete_study as delete_optuna_study
 from mergefront.storage.optuna_tables.tables import rename_study as rename_optuna_study
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, responses, studies
-from mergefront.storage.studies import StudyRecord, find, load
+from mergefront.storage.studies import StudyRecord, check_name, find, load
 
 _ROWS_AT_ONCE = 500
 
@@ -32,6 +32,7 @@ _ROWS_AT_ONCE = 500
 def rename(database: Database, name: str, new_name: str) -> None:
     """Give a study another name; raises ``UserError`` when that is taken. Running workers are not disturbed."""
     record = load(database, name)
+    check_name(new_name)
     _check_free(database, new_name)
     try:
         with database.transaction() as connection:
@@ -76,7 +77,9 @@ def copy(
     are written last and all at once. Raises ``UserError`` when the name is taken in the target.
     """
     record = load(source, name)
-    wanted = new_name or name
+    wanted = name if new_name is None else new_name
+    if new_name is not None:
+        check_name(new_name)
     _check_free(target, wanted)
     _remove_half_copy(target, wanted)
     with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):

@@ -35,16 +35,27 @@ def user_function(call: str, folder: Path, label: str = "backend.call") -> Calla
         _forget_namesakes(module_name, folder.resolve())
         with importable(folder):
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and module_name.split(".")[0] == missing.split(".")[0]:
             raise UserError(f"{label}: there is no module {module_name!r} in {folder} or installed") from None
-        raise UserError(f"{label}: importing {module_name!r} failed: {type(error).__name__}: {error}") from None
+        raise UserError(f"{label}: importing {module_name!r} failed: {described(error)}") from None
     function = getattr(module, name, None)
     if not callable(function):
         public = [known for known in vars(module) if not known.startswith("_")]
         raise UserError(f"{label}: {module_name!r} has no function {name!r} {did_you_mean(name, public)}")
     return function  # type: ignore[no-any-return]
+
+
+def described(error: BaseException) -> str:
+    """What code of others raised, in a line; ``sys.exit`` too, which must not end our process."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    try:
+        said = " ".join(str(error).split())
+    except Exception:
+        said = ""
+    return f"{type(error).__name__}: {said or 'no message'}"
 
 
 def _forget_namesakes(module_name: str, folder: Path) -> None:

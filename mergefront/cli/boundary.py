@@ -39,7 +39,7 @@ def guarded(action: Callable[[], Any], session: Session) -> int:
     except BrokenPipeError:  # the reader went away; Python's own flush at exit must not complain about it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code of a user's own that ends the process is an error like others
         line = without_secrets(" ".join(str(error).split())) or "no message"
         message = f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)"
         if session.debug:

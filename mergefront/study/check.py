@@ -28,7 +28,7 @@ from mergefront.optimizer.scores.constraints import COSTS, Constraint, constrain
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
-from mergefront.storage.studies import StudyRecord, find
+from mergefront.storage.studies import StudyRecord, check_free_of_others, check_name, find
 from mergefront.study.check_backend import (
     Findings,
     check_checkpoints,
@@ -91,6 +91,8 @@ def check_study(path: str | Path) -> CheckReport:
     method_files: dict[str, str] = {}
     with found.catch("merge.method_files: "):
         method_files = load_method_files(file.merge.method_files, root)
+    with found.catch():
+        check_name(file.study)
     storage = _absolute_storage(found, file.storage)
     database, record = _stored(found, storage)
     if record is not None:
@@ -175,6 +177,9 @@ def check_study(path: str | Path) -> CheckReport:
         with found.catch():
             notes.extend(check_continues(definition, record))
             notes.extend(changes_since(record.name, record.definition, found.root))
+    elif database is not None:
+        with found.catch():
+            check_free_of_others(database, file.study, objectives)
     if not problems and definition.warm_start:
         with found.catch():
             warm = read_warm_start(definition)

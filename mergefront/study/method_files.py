@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import UserError
 from mergefront.study.content import file_hash
 
@@ -53,6 +54,6 @@ def _run(path: Path, content: str) -> None:
         spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if isinstance(error, UserError) or not isinstance(error, (Exception, SystemExit)):
             raise
-        raise UserError(f"method file {path}: running it failed: {type(error).__name__}: {error}") from None
+        raise UserError(f"method file {path}: running it failed: {described(error)}") from None

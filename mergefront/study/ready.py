@@ -13,7 +13,7 @@ from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.attributes import write_search_space
 from mergefront.storage.database import Database
-from mergefront.storage.studies import create_or_load, update
+from mergefront.storage.studies import MOST_EVALUATIONS, create_or_load, update
 from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
@@ -123,6 +123,7 @@ def checked_budget(evaluations: int | None) -> int | None:
     """The budget; raises ``UserError`` for one that is no whole number of at least 1."""
     if evaluations is None:
         return None
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or evaluations < 1:
-        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of at least 1")
+    is_whole = isinstance(evaluations, int) and not isinstance(evaluations, bool)
+    if not is_whole or not 1 <= evaluations <= MOST_EVALUATIONS:
+        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of 1 to {MOST_EVALUATIONS}")
     return evaluations

@@ -16,6 +16,7 @@ from mergefront.adapters.remote.settings import SERVER_SECTIONS, ServerSection
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.storage import DEFAULT_STORAGE
+from mergefront.storage.studies import MOST_EVALUATIONS
 from mergefront.study.definition import EvaluatorDefinition
 
 
@@ -94,7 +95,7 @@ class SearchSection(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     sampler: str = "mm-mo"
-    evaluations: int | None = Field(default=None, ge=1)
+    evaluations: int | None = Field(default=None, ge=1, le=MOST_EVALUATIONS)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class SearchSection(BaseModel):
 class StudyFile(_Section):
     """A study file, as written."""
 
-    study: str = Field(min_length=1, max_length=200)
+    study: str
     storage: str = DEFAULT_STORAGE
     seed: int = Field(default=0, ge=0)
     merge: MergeSection

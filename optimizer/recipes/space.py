@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.optimizer.foreign_text import LONGEST_NAME, is_name
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack, equal_starts, parameter_of
 from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
@@ -16,6 +17,8 @@ from mergefront.optimizer.recipes.stacks import NAMES, texts_of
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+_LONGEST_COEFFICIENT = 512
+"""Characters that Optuna's tables have room for."""
 METHOD = "method"
 """The name under which the merge method itself is searched when a space has several."""
 SPARSIFIERS: Mapping[str, Sparsifier] = {
@@ -163,9 +166,10 @@ class MergeSpace:
         refused = [method.refuses(len(self.models)) for method in self.methods if self.models]
         problems.extend(f"models: {refusal}" for refusal in refused if refusal is not None)
         for name in self.models:
-            if not name or name != name.strip() or any(character in name for character in "[],"):
+            if not is_name(name) or name != name.strip() or any(character in name for character in "[],"):
                 problems.append(
-                    f"models: {name!r} is not a usable name; avoid brackets, commas, and spaces at its ends"
+                    f"models: {name[:LONGEST_NAME]!r} is not a usable name; avoid brackets, commas, and spaces at "
+                    "its ends"
                 )
         self.searched: dict[str, Range] = {}
         self.fixed: dict[str, ParameterValue] = {}
@@ -195,6 +199,8 @@ class MergeSpace:
                 self.searched |= {
                     str(name): found for name in self._names(parameter) for found in _own_range(parameter)
                 }
+        long = [name for name in self.searched if len(name) > _LONGEST_COEFFICIENT]
+        problems.extend(f"space: {name[:60]!r}... is too long to be kept; shorten 'split'" for name in long[:1])
         if not self.searched and not problems:
             problems.append("space: nothing is searched; give at least one coefficient a range such as weight: [0, 1]")
 

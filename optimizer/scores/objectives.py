@@ -7,11 +7,13 @@ minimised objectives round. Surrogate, reference point and hypervolume all live 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.foreign_text import LONGEST_NAME, NAMES, is_name
 
 DELTA_L1 = "delta_l1"
 """The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
@@ -35,6 +37,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.direction not in ("maximize", "minimize"):
             raise UserError(f"objective {self.name!r}: direction {self.direction!r} must be 'maximize' or 'minimize'")
+        if not is_name(self.name):
+            raise UserError(f"objective {self.name[:LONGEST_NAME]!r}: {NAMES}")
+        if self.range is not None and not all(map(math.isfinite, self.range)):
+            raise UserError(f"objective {self.name!r}: range {list(self.range)} must be of finite numbers")
         if self.range is not None and self.range[0] == self.range[1]:
             raise UserError(
                 f"objective {self.name!r}: range {list(self.range)} is empty; give the worst and the best value"

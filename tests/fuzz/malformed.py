@@ -124,11 +124,13 @@ def _file(path: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / path).write_bytes(content) and None
 
 
-def broken_mappings(good: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def broken_mappings(
+    good: dict[str, Any], values: tuple[Any, ...] = WRONG_VALUES
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """``good`` with each part in turn replaced, removed or joined by an unknown key."""
     for path in _paths(good):
         shown = ".".join(str(part) for part in path)
-        for value in WRONG_VALUES:
+        for value in values:
             changed = copy.deepcopy(good)
             _parent(changed, path)[path[-1]] = value
             yield f"{shown}={str(value)[:20]!r}", changed

@@ -18,6 +18,8 @@ from small_study import small_study
 from sqlalchemy.engine import Connection
 
 import mergefront as mf
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.foreign_text import LONGEST_NAME
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, FunctionEvaluator, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
@@ -103,6 +105,20 @@ def test_a_space_of_hundreds_of_layers_is_kept(database_url: str) -> None:
     )  # fmt: skip
     assert study.finished_count() == 6 and not study.failures()
     assert len(json.dumps(study.optuna.user_attrs[SEARCH_SPACE])) > 2**16
+
+
+def test_the_longest_names_are_kept(database_url: str) -> None:
+    """A column that is too narrow would lose an evaluation that was paid for."""
+    long = ["\U0001f600" * LONGEST_NAME, "n" * LONGEST_NAME]
+    items = ItemScores(("one", "two"), (0.0, 1.0))
+    evaluation = Evaluation(dict.fromkeys(long, 0.5), items=dict.fromkeys(long, items))
+    study = mf.search(
+        space=mf.MergeSpace(long, method="ties"), evaluate=lambda recipe: evaluation, objectives=long,
+        constraints=[f"{long[0]} >= 0.1"], sampler="random", evaluations=6, storage=database_url, name=long[0],
+    )  # fmt: skip
+    assert not study.failures() and study.candidates()[-1].scores == dict.fromkeys(long, 0.5)
+    with pytest.raises(UserError, match="is too long to be kept"):
+        mf.MergeSpace(["a"], method="ties", split=["x" * 600])
 
 
 def test_budget_is_never_overshot_by_threads_claiming_at_once(database_url: str) -> None:

@@ -34,6 +34,7 @@ from mergefront.adapters.tasks.task import (
     seeded_order,
     split_items,
 )
+from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import UNANSWERED, ItemScores
 from mergefront.optimizer.seeding import derive_seed
@@ -327,9 +328,8 @@ def _loaded(build: Callable[[], Any], label: str) -> Any:
     try:
         with _quiet():
             return build()
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"task {label!r}: the harness could not load it ({type(error).__name__}: {said})") from None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"task {label!r}: the harness could not load it ({described(error):.300})") from None
 
 
 def _metric(harness: Any, task: str, wanted: str | None) -> tuple[str, Literal["maximize", "minimize"]]:

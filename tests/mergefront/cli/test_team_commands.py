@@ -104,3 +104,34 @@ def test_somebody_elses_database_gets_no_tables_from_reading_it(tmp_path: Path) 
     assert "holds no mergefront studies" in result.stderr
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("letters",)]
+
+
+def test_when_a_command_ends_the_database_file_alone_holds_everything(tmp_path: Path, storage: str) -> None:
+    """Who copies study.db, and not the files that SQLite puts beside it, must not lose a finished search."""
+    commands: list[tuple[object, ...]] = [
+        ("ask", "skills"),
+        ("tell", "skills", 2, "maths=0.1", "french=0.9"),
+        ("ask", "skills"),
+        ("tell", "skills", 3, "--failed", "no disk"),
+        ("worker", "skills"),
+        ("copy", "skills", "again"),
+        ("rename", "again", "other"),
+        ("delete", "skills", "--yes"),
+    ]
+    path = tmp_path / "mergefront.db"
+    seen = []
+    for number, command in enumerate(commands):
+        assert call(*command, "--storage", storage).exit_code == 0
+        alone = tmp_path / f"alone-{number}.db"
+        alone.write_bytes(path.read_bytes())
+        with sqlite3.connect(alone) as connection:
+            counted = "SELECT count(*) FROM trials WHERE state IN ('COMPLETE', 'FAIL')"
+            seen.append((connection.execute(counted).fetchone()[0], _studies(connection)))
+    one, two, last = ["skills"], ["again", "skills"], ["other"]
+    assert seen == [
+        (2, one), (3, one), (3, one), (4, one), (8, one), (16, two), (16, ["other", "skills"]), (8, last),
+    ]  # fmt: skip
+
+
+def _studies(connection: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT name FROM mergefront_studies ORDER BY name")]
