@@ -120,9 +120,11 @@ def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:
 
     None where tensors keep their own, where the merges are made elsewhere, and where the models are not here.
     """
+    if definition.evaluator.type != "local":
+        return None
     looked_at = Preview(definition.root, definition.places.commits)
     paths = model_paths(recipe, definition.space.base_model, looked_at).values()
-    if definition.evaluator.type != "local" or not all(map(os.path.exists, paths)):
+    if not all(map(os.path.exists, paths)):
         return None
     return merge_plan(definition, recipe, (EVERYTHING,), looked_at).out_dtype
 
