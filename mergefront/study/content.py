@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.merging.output.files import tokenizer_files
 from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
@@ -22,14 +23,24 @@ def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
     Files above 64 MiB are hashed by size, first and last MiB, which tells checkpoints apart at the
     price of their headers.
     """
-    found: dict[str, str] = {}
-    for path in sorted(set(paths)):
-        digest = hashlib.sha256()
-        for file in _content_files(root / path):
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-            digest.update(_content(file))
-        found[path] = digest.hexdigest()[:16]
-    return found
+    return {path: _fingerprint(root / path) for path in sorted(set(paths))}
+
+
+def is_unchanged(path: str, root: Path, known: str) -> bool:
+    """Whether a path has the content whose hash a study stored; older ones were of a folder's most common files."""
+    return known in (_fingerprint(root / path), _fingerprint(root / path, whole=False))
+
+
+def _fingerprint(path: Path, whole: bool = True) -> str:
+    digest = hashlib.sha256()
+    files = {file.name: file for file in _content_files(path)}
+    if whole and path.is_dir():
+        # What tokenizers and their templates need beside the most common files.
+        files |= {name: file for name, file in tokenizer_files(path).items() if name not in files}
+    for name, file in files.items():
+        digest.update(f"{name} {file.stat().st_size}\n".encode())
+        digest.update(_content(file))
+    return digest.hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

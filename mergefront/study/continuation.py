@@ -12,7 +12,7 @@ from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import sqlite_path
 from mergefront.storage.studies import StudyRecord
-from mergefront.study.content import file_hash, fingerprints
+from mergefront.study.content import file_hash, is_unchanged
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import completed
 
@@ -33,6 +33,10 @@ def check_continues(definition: StudyDefinition, record: StudyRecord) -> list[st
         old.pop(key, None)
     for side in (new, old):
         side["sampler"].pop("version", None)
+    content = new["evaluator"].get("content", {})
+    for path, known in old["evaluator"].get("content", {}).items():
+        if content.get(path) not in (None, known) and is_unchanged(path, definition.root, known):
+            content[path] = known
     notes = []
     for path in sorted(definition.left_out):
         default, stored = _at(new, path), _at(old, path)
@@ -115,7 +119,7 @@ def _holds_the_files(folder: Path, stored: Mapping[str, Any]) -> bool:
         return False
     if not all((folder / path).exists() for path in known):
         return False
-    return fingerprints(content, folder) == content and all(
+    return all(is_unchanged(path, folder, digest) for path, digest in content.items()) and all(
         file_hash(folder / path) == digest for path, digest in method_files.items()
     )
 

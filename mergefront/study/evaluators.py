@@ -27,7 +27,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.storage.database import Database
 from mergefront.storage.responses import DatabaseResponses
-from mergefront.study.content import fingerprints
+from mergefront.study.content import is_unchanged
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import dtype_and_compute
 
@@ -149,7 +149,7 @@ def _refuse_changed(definition: StudyDefinition) -> None:
             raise UserError(
                 f"{here}: it is gone, and the study needs it; put it back, or name the folder that holds it with --root"
             )
-        if fingerprints([path], definition.root)[path] != known:
+        if not is_unchanged(path, definition.root, known):
             raise UserError(
                 f"{here}: its content has changed since the study was begun, so new scores could not be "
                 "compared with the old; put the old content back, or begin a study of another name"

@@ -25,6 +25,7 @@ from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
 from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START, WARM_START_RECIPES
 from mergefront.optimizer.search.loop import told_attributes
 from mergefront.optimizer.search.warm_start_recipes import params_in
+from mergefront.study.content import is_unchanged
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.stored_study import Study, load_study
 
@@ -158,7 +159,7 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
     new, old = definition.evaluator.content, earlier.definition.evaluator.content
     for name, reference in space.models.items():
         theirs = old.get(other.models[name])
-        if reference in new and theirs is not None and new[reference] != theirs:
+        if reference in new and theirs is not None and not is_unchanged(reference, definition.root, theirs):
             raise UserError(
                 f"warm_start: {origin} merged another checkpoint as {name!r} (its content differs); "
                 "leave that study out, or use the same checkpoint"

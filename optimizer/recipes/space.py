@@ -219,10 +219,15 @@ class MergeSpace:
                     raise UserError(
                         f"space: {parameter.name} is one number for the whole merge; write it without [{name.expert}]"
                     )
-                if name.position is not None and not self._has_position(*name.position):
+                if not any(
+                    name.module in (None, kind) and name.position in (None, position)
+                    for kind, position in self._scopes(parameter)
+                ):
+                    first, *others = map(str, self._names(parameter))
+                    known = f"{first} to {others[-1]}" if others else first
                     raise UserError(
-                        f"space: {key!r} is for a stack or block that granularity {self.granularity!r} gives no "
-                        "coefficient"
+                        f"space: {key!r} is for what has no coefficient of its own here, with granularity "
+                        f"{self.granularity!r}; there is {known}"
                     )
                 rule = Range.parse(f"space: {key}", given)
                 for value in _extremes(rule):
@@ -234,15 +239,15 @@ class MergeSpace:
                 problems.append(str(error))
         return rules
 
-    def _has_position(self, kind: str, index: int) -> bool:
-        return kind in ("block", "knot") or (kind, index) in self.grouping.positions()
+    def _scopes(self, parameter: MethodParameter) -> list[tuple[str | None, tuple[str, int] | None]]:
+        """The module kinds and positions for which a parameter has coefficients of its own."""
+        fine = parameter.scope == "model" or parameter.default is None
+        return self.grouping.scopes() if fine else [(None, None)]
 
     def _names(self, parameter: MethodParameter) -> Iterator[CoefficientName]:
-        fine = parameter.scope == "model" or parameter.default is None
         owners: list[str | None] = list(self.models) if parameter.scope == "model" else [None]
-        scopes = self.grouping.scopes() if fine else [(None, None)]
         for owner in owners:
-            for kind, block in scopes:
+            for kind, block in self._scopes(parameter):
                 yield CoefficientName(parameter.name, owner, kind, block)
 
     def _rule_for(
@@ -370,10 +375,16 @@ class MergeSpace:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MergeSpace:
-        """Read what ``to_json`` wrote; "ranges" decide where a method's own ranges are others by now."""
+        """Read what ``to_json`` wrote; "ranges" decide where a method's own ranges are others by now, and where a rule
+        that changed nothing was once accepted."""
         rest = dict(content)
         models, ranges = rest.pop("models"), rest.pop("ranges", None)
-        made = cls(models, **rest)
+        try:
+            made = cls(models, **rest)
+        except StudyFileError:
+            if ranges is None:
+                raise
+            made = cls(models, **{**rest, "parameters": ranges})
         return made if ranges in (None, made._ranges()) else cls(models, **{**rest, "parameters": ranges})
 
     def _ranges(self) -> dict[str, Any]:

@@ -175,5 +175,5 @@ def test_a_range_for_one_stack(folders: dict[str, Path]) -> None:
     space = space_of(folders["llava"], {"blocks": {"language": 1}}, own)
     assert list(space.searched) == ["weight[first, language block 0]"]
     assert space.fixed == {"weight[first, vision]": 0.0}
-    with pytest.raises(StudyFileError, match="gives no coefficient"):
+    with pytest.raises(StudyFileError, match="has no coefficient of its own"):
         space_of(folders["llava"], {"blocks": 1}, own)

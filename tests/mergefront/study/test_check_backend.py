@@ -16,6 +16,7 @@ from mergefront.adapters.tasks.local_imports import imported_files
 from mergefront.optimizer.errors import UserError
 from mergefront.storage.database import Database
 from mergefront.study.check import check_study
+from mergefront.study.content import is_unchanged
 from mergefront.study.evaluators import make_evaluator, tasks_of
 from mergefront.study.ready import begin
 from mergefront.study.rules import changes_since
@@ -254,6 +255,24 @@ def test_a_study_knows_the_module_of_a_metric_of_ones_own(study: Path) -> None:
     module.write_text("def shouting(item, text):\n    return not text.isupper()\n")
     with (
         pytest.raises(UserError, match=r"loud\.py: its content has changed"),
+        make_evaluator(definition, lambda: Database(definition.storage)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "qwen.tiktoken", "additional_chat_templates/tool_use.jinja"])
+def test_a_study_knows_every_file_of_a_tokenizer(study: Path, name: str) -> None:
+    """Prompts made by two templates would be compared. Studies begun before these files counted go on."""
+    file = study.parent / "models" / "base" / name
+    file.parent.mkdir(exist_ok=True)
+    before = check_study(study).definition_or_raise().evaluator.content
+    file.write_text("{{ messages }}")
+    definition = check_study(study).definition_or_raise()
+    assert definition.evaluator.content != before
+    assert all(is_unchanged(path, study.parent, known) for path, known in before.items())
+    file.write_text("{{ messages[0] }}")
+    with (
+        pytest.raises(UserError, match="base: its content has changed"),
         make_evaluator(definition, lambda: Database(definition.storage)),
     ):
         pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,6 +121,20 @@ def test_every_problem_is_listed_at_once() -> None:
 def test_malformed_ranges_are_refused(given: object) -> None:
     with pytest.raises((StudyFileError, UserError)):
         MergeSpace(EXPERTS, method="ties", parameters={"weight": given})
+
+
+@pytest.mark.parametrize(
+    "key", ["weight[block 99]", "weight[a, mlp, block 2]", "weight[a, vision]", "weight[knot 0]", "lambda[mlp]"]
+)
+def test_a_rule_that_no_coefficient_follows_is_a_mistake(key: str) -> None:
+    """It would change nothing, in silence; a stored study, in which it changed nothing, goes on."""
+    declared: dict[str, Any] = {"method": "ties", "granularity": {"blocks": 2}, "split": ["mlp"], "layers": 4}
+    with pytest.raises(StudyFileError, match=re.escape(key)):
+        MergeSpace(["a", "b"], parameters={"weight": [0, 1], key: 0.5}, **declared)
+    stored = MergeSpace(["a", "b"], parameters={"weight": [0, 1]}, **declared)
+    content = stored.to_json()
+    content["parameters"] = {**content["parameters"], key: 0.5}
+    assert MergeSpace.from_json(content).searched == stored.searched
 
 
 def test_nothing_to_search_is_a_mistake() -> None:
