@@ -22,7 +22,7 @@ from mergefront.adapters.hub.snapshots import room_in_cache
 from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.metadata import describe
-from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
+from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import try_backend
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
@@ -131,17 +131,7 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
             differences = [*compared.problems, *_no_factors(file, expert, aligned[""].header)]
             problems.extend(f"merge.models.{name}: {problem}" for problem in differences)
     if not problems and alignment is not None:
-        where = "merge.carry: " if composition.is_scoped else "merge.base_model: "
-        with found.catch(where):
-            for_text = any(task.get("type") != "python" for task in file.tasks.values())
-            stored, described = base, None
-            if composition.is_scoped:
-                stored, folders = aligned[""].header, [model.path for model in opened.values()]
-                described = describe(composition, alignment, stored.config, folders)
-            loading = loading_findings(stored, alignment, described, for_text)
-            problems.extend(f"{where}{problem}" for problem in loading.problems)
-            found.warnings.extend(loading.unread)
-            found.reader = loading.reader
+        _check_loading(found, base, composition, alignment)
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated({name: model.path for name, model in opened.items() if name}))
@@ -175,6 +165,24 @@ def _say_downloads(found: Findings) -> None:
             f"merge: the models take {total / 1e9:,.1f} GB more in {cache}, where {room / 1e9:,.1f} GB are free; make "
             "room, or set HF_HOME to a folder on another disk"
         )
+
+
+def _check_loading(found: Findings, base: CheckpointHeader, composition: Composition, alignment: Alignment) -> None:
+    """Whether transformers can make a live model of the base's tensors, or of those of several models."""
+    where, stored, described = "merge.base_model: ", base, None
+    if composition.is_scoped:
+        where, stored = "merge.carry: ", alignment.models[""].header
+        with found.catch("merge."):
+            folders = [model.path for model in composition.models.values()]
+            described = describe(composition, alignment, stored.config, folders)
+        if described is None:
+            return
+    with found.catch(where):
+        for_text = any(task.get("type") != "python" for task in found.file.tasks.values())
+        loading = loading_findings(stored, alignment, described, for_text)
+        found.problems.extend(f"{where}{problem}" for problem in loading.problems)
+        found.warnings.extend(loading.unread)
+        found.reader = loading.reader
 
 
 def _repeated(models: Mapping[str, Path]) -> Iterator[str]:
