@@ -28,7 +28,8 @@ def fingerprints(paths: Iterable[str], root: Path) -> dict[str, str]:
 
 def is_unchanged(path: str, root: Path, known: str) -> bool:
     """Whether a path has the content whose hash a study stored; older ones were of a folder's most common files."""
-    return known in (_fingerprint(root / path), _fingerprint(root / path, whole=False))
+    here = root / path
+    return os.path.exists(here) and known in (_fingerprint(here), _fingerprint(here, whole=False))
 
 
 def _fingerprint(path: Path, whole: bool = True) -> str:

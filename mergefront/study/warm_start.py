@@ -159,7 +159,9 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
     new, old = definition.evaluator.content, earlier.definition.evaluator.content
     for name, reference in space.models.items():
         theirs = old.get(other.models[name])
-        if reference in new and theirs is not None and not is_unchanged(reference, definition.root, theirs):
+        if theirs in (None, new.get(reference, theirs)):
+            continue
+        if not is_unchanged(reference, definition.root, theirs):
             raise UserError(
                 f"warm_start: {origin} merged another checkpoint as {name!r} (its content differs); "
                 "leave that study out, or use the same checkpoint"
