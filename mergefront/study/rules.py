@@ -169,8 +169,8 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
-SAMPLERS: Mapping[str, int] = {}
-"""Versions of the samplers by name, where above 1."""
+SAMPLERS: Mapping[str, int] = dict.fromkeys(("mm-mo", "map", "cma-es", "tpe", "tpe-multivariate"), 2)
+"""Versions of the samplers by name, where above 1. Version 2 of these learns from failed trials."""
 
 _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
     "jsonl": {

@@ -29,6 +29,7 @@ from mergefront.optimizer.recipes.anchors import (
 )
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, checked_violations
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
 from mergefront.optimizer.scores.objectives import Objective
@@ -50,14 +51,19 @@ from mergefront.optimizer.search.attributes import (
 from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
 from mergefront.optimizer.search.outside_code import failure_of, storable, undisturbed
 from mergefront.optimizer.search.restated_trials import restated
-from mergefront.optimizer.search.stopping import NEVER, Stop, StopRule, StopWatch
+from mergefront.optimizer.search.stopping import (
+    CONSECUTIVE_FAILURES,
+    NEVER,
+    Stop,
+    StopRule,
+    StopWatch,
+    has_common_cause,
+)
 
 TOLERATED_DEATHS = 1
 """A trial on which more processes died than that (killed, out of memory, crashed) is given up as failed."""
 PATIENCE_SECONDS = 1.0
 """How often a worker that has nothing to do looks whether another one has died."""
-CONSECUTIVE_FAILURES = 5
-"""That many failed evaluations in a row stop the search: they have a common cause worth mending."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +140,9 @@ def run_search(
     ``on_trial_start(trial number, anchor name)`` is called when an evaluation starts and ``on_trial_end`` when
     a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
     lasts until every trial is finished, so that it can take over from workers that die.
-    Raises ``SearchStoppedError`` after ``CONSECUTIVE_FAILURES`` failures in a row.
+    Raises ``SearchStoppedError`` after failures in a row in ``CONSECUTIVE_FAILURES`` regions of the space.
     """
-    failures: list[Failure] = []
+    failed: list[TrialOutcome] = []
     watch = StopWatch(plan.stop)
     if STOPPED in study.user_attrs:
         study.set_user_attr(STOPPED, None)
@@ -160,8 +166,9 @@ def run_search(
         if plan.stop.improvement is not None:
             watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
         on_trial_end(outcome)
-        failures = [] if outcome.failure is None else [*failures, outcome.failure]
-        if len(failures) >= CONSECUTIVE_FAILURES:
+        failed = [] if outcome.failure is None else [*failed, outcome]
+        if _nothing_can_be_evaluated(plan, study, failed):
+            failures = [one.failure for one in failed if one.failure is not None]
             kinds = sorted({failure.kind for failure in failures})
             common = f"all of kind {kinds[0]!r}" if len(kinds) == 1 else f"of the kinds {', '.join(kinds)}"
             raise SearchStoppedError(
@@ -170,6 +177,20 @@ def run_search(
             )
     study.set_user_attr(STOPPED, {"cause": stop.cause, "reason": stop.reason})
     return stop
+
+
+def _nothing_can_be_evaluated(plan: SearchPlan, study: optuna.Study, failed: Sequence[TrialOutcome]) -> bool:
+    """Whether a row of failures has a cause that further candidates would meet too."""
+    if len(failed) < CONSECUTIVE_FAILURES:
+        return False
+    trials, encoder = study.get_trials(deepcopy=False), Encoder(plan.space.distributions())
+    points = [encoder.encode(one.params) if encoder.contains(one.params) else None for one in trials]
+    succeeded = [
+        point
+        for one, point in zip(trials, points, strict=True)
+        if one.state == TrialState.COMPLETE and point is not None
+    ]
+    return has_common_cause([points[outcome.number] for outcome in failed], succeeded)
 
 
 def _fill(

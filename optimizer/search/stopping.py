@@ -1,4 +1,5 @@
-"""When a search ends before its budget is spent: after some time, or when little is to be expected of going on.
+"""When a search ends before its budget is spent: after some time, when little is to be expected of going on, or when
+nothing can be evaluated any more.
 
 A rule holds for one run of one process: time counts from its start, and so do proposals. A study that has stopped goes
 on when it is run again, for at least as many proposals as the rule waits for.
@@ -7,10 +8,13 @@ on when it is run again, for at least as many proposals as the rule waits for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError, did_you_mean
 
 
@@ -46,6 +50,39 @@ class StopRule:
             if key not in known:
                 raise UserError(f"stop: unknown key {key!r} {did_you_mean(key, known)}")
         return cls(**dict(given or {}))
+
+
+CONSECUTIVE_FAILURES = 5
+"""Fewer failures in a row never stop a search."""
+CHANCE = 1e-5
+"""A row of failures that is less likely than this where its points lie has another cause than its points."""
+
+
+def has_common_cause(failed: Sequence[Array | None], succeeded: Sequence[Array]) -> bool:
+    """Whether a row of failures has a cause worth stopping for, and not only one region of the space.
+
+    At each point the chance of a failure is the share of the failures before it among all that was evaluated, each
+    weighed by its distance to the power -(d + 1). In a corner where merges break down failures are soon expected; where
+    everything fails of late, they come where others worked. Points (``d``) are of the unit cube; None, for what is no
+    point of the space, was not expected to fail, and nothing was while nothing could be evaluated.
+    """
+    if len(failed) < CONSECUTIVE_FAILURES or not succeeded:
+        return len(failed) >= CONSECUTIVE_FAILURES
+    chance = 1.0
+    before: list[Array] = []
+    for point in failed:
+        if point is None:
+            chance /= len(succeeded)
+            continue
+        worked, broke = _closeness(point, succeeded), _closeness(point, before)
+        chance *= max(broke / (worked + broke), 1.0 / (len(succeeded) + 1))
+        before.append(point)
+    return chance < CHANCE
+
+
+def _closeness(point: Array, others: Sequence[Array]) -> float:
+    distances = np.array([np.linalg.norm(point - other) for other in others])
+    return float((np.maximum(distances, 1e-3) ** -(len(point) + 1.0)).sum())
 
 
 NEVER = StopRule()

@@ -31,8 +31,9 @@ class _StudyView:
     ) -> list[FrozenTrial]:
         # Optuna's cache is refreshed by study.ask(), which the search loop goes round: a sampler that reads trials
         # from it (TPE) would see those of the first proposal for ever.
-        trials = self._study._get_trials(deepcopy=deepcopy, states=states, use_cache=False)
-        return [shown for trial in trials if (shown := self._shown(trial)) is not None]
+        trials = self._study._get_trials(deepcopy=deepcopy, use_cache=False)
+        seen = [shown for trial in trials if (shown := self._shown(trial)) is not None]
+        return [trial for trial in seen if states is None or trial.state in states]
 
 
 def study_view(study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> Study:

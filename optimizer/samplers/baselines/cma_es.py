@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ class CmaEsSampler(ReplayableSampler):
     """Covariance matrix adaptation on the numeric parameters, of which it needs two; others are drawn at random.
 
     1. The distribution starts at the best trial that others proposed (the anchors), or in the middle of the space.
-    2. The sampler's own observed trials, in order and in whole generations, are told to it.
+    2. The sampler's own finished trials, in order and in whole generations, are told to it; those that could not be
+       evaluated as the worst of their generation.
     3. The proposal is drawn from it, with a seed of the trial's own.
 
     Args:
@@ -67,14 +69,14 @@ class CmaEsSampler(ReplayableSampler):
 
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         earlier = earlier_trials(study, trial.number)
-        observed = [other for other in earlier if is_observed(other) and is_inside(other, encoder)]
-        point = self._replayed(observed, encoder, study.direction).sample(derive_seed(self._seed, trial.number, STAGE))
+        finished = [other for other in earlier if other.state.is_finished() and is_inside(other, encoder)]
+        point = self._replayed(finished, encoder, study.direction).sample(derive_seed(self._seed, trial.number, STAGE))
         return Suggestion(STAGE, encoder.decode(encoder.snap(point[None, :])[0]))
 
-    def _replayed(self, observed: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> Evolution:
+    def _replayed(self, finished: Sequence[FrozenTrial], encoder: Encoder, direction: StudyDirection) -> Evolution:
         sign = -1.0 if direction == StudyDirection.MAXIMIZE else 1.0
-        own = [trial for trial in observed if proposal_stage(trial) == STAGE]
-        given = [trial for trial in observed if proposal_stage(trial) != STAGE]
+        own = [trial for trial in finished if proposal_stage(trial) == STAGE]
+        given = [trial for trial in finished if proposal_stage(trial) != STAGE and is_observed(trial)]
         mean = np.full(encoder.dimension, 0.5)
         if given:
             # Those observed later must not move the start of generations that have been sampled.
@@ -82,7 +84,10 @@ class CmaEsSampler(ReplayableSampler):
             if before:
                 mean = encoder.encode(proposed_params(min(before, key=lambda trial: sign * trial.values[0])))
         evolution = Evolution(mean, self._sigma, np.ones(encoder.dimension), self._population_size)
-        members = [(encoder.encode(proposed_params(trial)), sign * trial.values[0]) for trial in own]
+        members = [
+            (encoder.encode(proposed_params(trial)), sign * trial.values[0] if is_observed(trial) else math.nan)
+            for trial in own
+        ]
         size = evolution.population
         evolution.replay([members[start : start + size] for start in range(0, len(own) - size + 1, size)])
         return evolution

@@ -28,7 +28,8 @@ class OptunaSampler(ReplayableSampler):
     """One of Optuna's samplers, seeded by the trial's number.
 
     1. The inner sampler is made anew, with a seed derived from the study's and the trial's number.
-    2. It is shown the study without the trials outside the space; genetic samplers see anchors in the first generation.
+    2. It is shown the study without the trials outside the space, with failed trials as pruned ones, from which TPE
+       learns and others do not; genetic samplers see anchors in the first generation.
     3. It samples the parameters together (``joint``), or one by one with a seed each.
 
     Args:
@@ -102,12 +103,16 @@ class SobolSampler(ReplayableSampler):
 
 
 def _view(study: Study, inner: BaseSampler) -> Study:
-    """The study without the trials whose recipes are no points of the space."""
+    """The study as step 2 of ``OptunaSampler`` says."""
     key = inner._get_generation_key() if isinstance(inner, BaseGASampler) else None
 
     def shown(trial: FrozenTrial) -> FrozenTrial | None:
         if is_outside_space(trial):
             return None
+        if trial.state == TrialState.FAIL:
+            pruned = copy.copy(trial)
+            pruned.state = TrialState.PRUNED
+            return pruned
         if key is None or key in trial.system_attrs or not is_anchor(trial):
             return trial
         # Genetic samplers only see trials that carry their generation; anchors join the first one.

@@ -16,7 +16,7 @@ import numpy as np
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.search.attributes import is_anchor, is_outside_space, proposed_params
 
@@ -33,6 +33,8 @@ class History:
     """Number of the first trial of the round: what all its members share, for seeding."""
     observed: tuple[FrozenTrial, ...]
     """Finished with finite values before the round began, in order of number."""
+    failed: tuple[FrozenTrial, ...]
+    """Finished otherwise before the round began: failed, pruned, or with a value that is not finite."""
     anchors: tuple[FrozenTrial, ...]
     """Observed trials by which objectives are normalised: the flagged anchors, or else the initial design."""
     pending: tuple[FrozenTrial, ...]
@@ -51,7 +53,9 @@ def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batc
     mates = ranked[position - slot :] if slot else []
     round_start = mates[0].number if mates else number
     mate_numbers = {trial.number for trial in mates}
-    observed = tuple(trial for trial in earlier if trial.number < round_start and is_observed(trial))
+    finished = [trial for trial in earlier if trial.number < round_start and trial.state.is_finished()]
+    observed = tuple(trial for trial in finished if is_observed(trial))
+    failed = tuple(trial for trial in finished if not is_observed(trial))
     design = {trial.number for trial in ranked[:initial]}
     anchors = tuple(trial for trial in observed if is_anchor(trial))
     if not anchors:
@@ -61,7 +65,7 @@ def read_history(earlier: Sequence[FrozenTrial], number: int, initial: int, batc
         for trial in earlier
         if trial.number in mate_numbers or trial.state in (TrialState.RUNNING, TrialState.WAITING)
     )
-    return History(position, slot, round_start, observed, anchors, pending, tuple(earlier))
+    return History(position, slot, round_start, observed, failed, anchors, pending, tuple(earlier))
 
 
 def earlier_trials(study: Study, number: int) -> list[FrozenTrial]:
@@ -79,6 +83,14 @@ def points_of(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
     """Those of the trials that are points of the space, encoded: ``n x d``."""
     points = [encoder.encode(proposed_params(trial)) for trial in trials if is_inside(trial, encoder)]
     return np.array(points).reshape(-1, encoder.dimension)
+
+
+def likely_to_fail(points: Array, observed: Array, failed: Array) -> Mask:
+    """Which of ``points`` (``n x d``) lie nearer to one that could not be evaluated than to any that could."""
+    if not len(failed) or not len(observed):
+        return np.zeros(len(points), dtype=bool)
+    nearest = [np.linalg.norm(points[:, None, :] - known[None], axis=2).min(axis=1) for known in (observed, failed)]
+    return np.asarray(nearest[1] < nearest[0])
 
 
 def is_observed(trial: FrozenTrial) -> bool:

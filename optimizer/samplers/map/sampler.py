@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
-from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed, points_of
+from mergefront.optimizer.samplers.common.history import (
+    earlier_trials,
+    is_inside,
+    is_observed,
+    likely_to_fail,
+    points_of,
+)
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.common.units import compress_tail, normalise, values_of
@@ -99,7 +105,10 @@ class MAPSampler(ReplayableSampler):
         x = _points(observed, encoder)
         models = [fit_quadratic(x, values[:, j], self._link) for j in range(values.shape[1])]
         rng = np.random.default_rng(derive_seed(self._seed, number, "front"))
-        front = amortised_front(models, x[nondominated(values)], encoder, rng)
+        failed = _points([trial for trial in inside if trial.state.is_finished() and not is_observed(trial)], encoder)
+        front = amortised_front(
+            models, x[nondominated(values)], encoder, rng, lambda points: likely_to_fail(points, x, failed)
+        )
         taken = {row.tobytes() for row in _points(inside, encoder)}
         fresh = np.array([row.tobytes() not in taken for row in front], dtype=bool)
         if not fresh.any():
@@ -146,14 +155,22 @@ def _points(trials: Sequence[FrozenTrial], encoder: Encoder) -> Array:
 
 
 def amortised_front(
-    models: Sequence[QuadraticModel], observed: Array, encoder: Encoder, rng: np.random.Generator
+    models: Sequence[QuadraticModel],
+    observed: Array,
+    encoder: Encoder,
+    rng: np.random.Generator,
+    left_out: Callable[[Array], Mask] = lambda points: np.zeros(len(points), dtype=bool),
 ) -> Array:
-    """Points (``f x d``) that none dominates under the models, evolved from ``observed`` (``k x d``) and chance."""
+    """Points (``f x d``) that none dominates under the models, evolved from ``observed`` (``k x d``) and chance.
+
+    ``left_out`` says which of some points (``n x d``) are not wanted whatever the models say.
+    """
 
     def predict(points: Array) -> Array:
         return np.stack([model.predict(points)[0] for model in models], axis=1)
 
     points = np.concatenate([observed, encoder.from_uniform(rng.random((RAW, encoder.parameters)))])
+    points = points[~left_out(points)]
     points, values = _select(points, predict(points))
     for _ in range(GENERATIONS):
         if len(points) < 3:
@@ -164,7 +181,7 @@ def amortised_front(
         # Differential steps die out with the population's diversity; small normal ones do not.
         step = rng.choice([0.0, 0.01, 0.1], size=(POPULATION, 1))
         children = encoder.snap(np.clip(children + step * rng.standard_normal(children.shape), 0.0, 1.0))
-        merged = np.unique(np.concatenate([points, children]), axis=0)
+        merged = np.unique(np.concatenate([points, children[~left_out(children)]]), axis=0)
         points, values = _select(merged, predict(merged))
     return points[nondominated(values)]
 

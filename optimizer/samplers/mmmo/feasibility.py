@@ -1,9 +1,11 @@
-"""The probability that a point satisfies every constraint, and acquisitions weighted by it.
+"""The probability that a point satisfies every constraint and can be evaluated, and acquisitions weighted by it.
 
 One Gaussian process per constraint models its violation, at most 0 where the constraint holds. With mean mu(x) and
 deviation sigma(x), log P(feasible) = sum over constraints of log Phi(-mu / sigma), independent of the objectives'
 processes; an acquisition that is a logarithm of an improvement is weighted by adding it (Gardner et al., "Bayesian
 Optimization with Inequality Constraints", 2014). While nothing feasible is known, the probability alone is maximised.
+That a point can be evaluated at all is one more constraint, unknown beforehand (Gelbart, Snoek, Adams, "Bayesian
+Optimization with Unknown Constraints", 2014).
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_proc
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
 
+FAILED = 4.0
+"""How far a failure lies beyond 0, where a success lies 1 before it: a step over the edge costs an evaluation. With 4 a
+search along an edge failed less and found more than with 1 or 2 (docs/benchmarks-search.md)."""
+
 
 @dataclass(frozen=True)
 class Violations:
@@ -32,6 +38,16 @@ class Violations:
     x: Array
     values: Array
     noise_variance: Array
+
+
+def evaluability(x: Array, failed: int) -> Violations:
+    """What could be evaluated at all, as a constraint: violated by the last ``failed`` of the points (``n x f``).
+
+    Failures that have nothing to do with the point (a server that was away) become the process's noise.
+    """
+    values = np.full(len(x), -1.0)
+    values[len(x) - failed :] = FAILED
+    return Violations(x, values, np.full(len(x), np.nan))
 
 
 def fit_violations(observed: Violations) -> GaussianProcess:

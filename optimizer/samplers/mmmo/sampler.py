@@ -22,7 +22,7 @@ from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
-from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, fit_violations
+from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, evaluability, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, FAST_WITH_NOISE
 from mergefront.optimizer.samplers.mmmo.proposals import (
@@ -47,6 +47,8 @@ from mergefront.optimizer.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
+MOST_FAILED = 160
+"""So many trials that could not be evaluated are learnt from, the last ones: half of what the others may be."""
 PAPER_STARTUP, PAPER_BATCH = 10, 5
 """Of the released program of arXiv 2407.00487."""
 
@@ -62,11 +64,12 @@ class MMMOSampler(ReplayableSampler):
     2. Objectives are normalised by the anchors (0 is the worst, 1 the best) and maximised; collapsed merges, far
        below the reference point, are pulled in (``units``).
     3. One Gaussian process per objective is fitted to what the merge makes of the coefficients (``merge_features``),
-       one more per constraint to its violations. They know 320 observed trials at most, which represent all when
-       there are more, and learn lengthscales from 150 (``representatives``).
+       one more per constraint to its violations, and one to which points could be evaluated, where some could not:
+       trials that failed, were pruned, or have a value that is not finite. They know 320 observed trials at most, which
+       represent all when there are more, and learn lengthscales from 150 (``representatives``).
     4. The acquisition is the log noisy expected hypervolume improvement (``acquisition``), plus the log probability
-       that the constraints hold. With one objective it is noisy expected improvement; more than four objectives are
-       scalarised at random.
+       that the constraints hold and that the point can be evaluated. With one objective it is noisy expected
+       improvement; more than four objectives are scalarised at random.
     5. It is climbed from the best of Sobol points and of small changes of the elites (``optimize_acqf``); merges that
        were proposed before are left out.
     6. The best candidate is proposed; while other trials are pending, among candidates as good as the best, the one
@@ -223,16 +226,20 @@ class MMMOSampler(ReplayableSampler):
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
         inside = [trial for trial in history.observed if is_inside(trial, encoder)]
         names = sorted({name for trial in inside for name in trial.constraints})
-        if not names:
-            return None
-        processes = []
+        observed = []
         for name in names:
             reporting = [trial for trial in inside if name in trial.constraints]
             errors = np.array([violation_errors(trial)[name] for trial in reporting], dtype=float)
             values = np.array([trial.constraints[name] for trial in reporting], dtype=float)
-            observed = Violations(self._features(encoder)(points_of(reporting, encoder)), values, errors**2)
-            processes.append(fit_violations(observed))
-        return Feasibility(tuple(processes), np.array([is_feasible(trial) for trial in inside], dtype=bool))
+            observed.append(Violations(self._features(encoder)(points_of(reporting, encoder)), values, errors**2))
+        failed = points_of(history.failed, encoder)[-MOST_FAILED:]
+        if len(failed):
+            points = np.concatenate([points_of(inside, encoder), failed])
+            observed.append(evaluability(self._features(encoder)(points), len(failed)))
+        if not observed:
+            return None
+        processes = tuple(fit_violations(each) for each in observed)
+        return Feasibility(processes, np.array([is_feasible(trial) for trial in inside], dtype=bool))
 
     def _features(self, encoder: Encoder) -> MergeFeatures:
         return MergeFeatures(encoder, self._rule, self._merge_features)

@@ -49,3 +49,49 @@ def test_a_study_that_goes_on_is_not_called_stopped(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     again = search(tmp_path, 8, on_trial_end=lambda outcome: said.append(mf.load_study("loop", storage=url).stopped))
     assert said == [None, None] and again.stopped is not None
+
+
+@pytest.mark.parametrize("sampler", ["mm-mo", "map", "tpe", "evo-merging", "random"])
+def test_a_corner_that_cannot_be_evaluated_costs_no_more_than_a_part_of_the_budget(
+    tmp_path: Path, sampler: str
+) -> None:
+    """Scores rise towards the corner: it was asked for again and again, until the search stopped."""
+    asked: list[bool] = []
+
+    def evaluate(recipe: mf.Recipe) -> dict[str, float]:
+        a, b = (float(recipe.params[f"weight[{name}]"]) for name in ("maths", "french"))
+        asked.append(a + b > 1.3)
+        return {"maths": float("nan") if asked[-1] else a + 0.3 * b, "french": b + 0.3 * a}
+
+    study = mf.search(
+        space=SPACE,
+        evaluate=evaluate,
+        objectives=["maths", "french"],
+        sampler=sampler,
+        evaluations=30,
+        storage=f"sqlite:///{tmp_path}/study.db",
+        name="corner",
+    )
+    assert study.finished_count() == 30 and 0 < sum(asked) < 20
+
+
+def test_a_world_that_breaks_down_stops_the_search(tmp_path: Path) -> None:
+    """Every candidate fails from the twelfth on: not only a region of the space does."""
+    asked: list[mf.Recipe] = []
+
+    def evaluate(recipe: mf.Recipe) -> dict[str, float]:
+        asked.append(recipe)
+        if len(asked) > 12:
+            raise OSError("no space left on device")
+        return scores(recipe)
+
+    with pytest.raises(mf.SearchStoppedError, match="in a row failed, all of kind 'OSError'"):
+        mf.search(
+            space=SPACE,
+            evaluate=evaluate,
+            objectives=["maths", "french"],
+            evaluations=60,
+            storage=f"sqlite:///{tmp_path}/study.db",
+            name="full",
+        )
+    assert 17 <= len(asked) < 40

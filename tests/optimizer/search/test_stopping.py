@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.search.stopping import StopRule, StopWatch
+from mergefront.optimizer.search.stopping import StopRule, StopWatch, has_common_cause
 
 
 class Clock:
@@ -56,3 +57,25 @@ def test_without_a_rule_only_the_budget_ends_a_run() -> None:
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="stop: "):
         StopRule.read(given)
+
+
+def test_a_corner_that_breaks_down_is_no_common_cause_however_often_it_is_tried() -> None:
+    """A search whose best merges lie beside such a corner ended with most of its budget unspent."""
+    rng = np.random.default_rng(0)
+    worked = list(rng.random((15, 3)) * 0.6)
+    corner = list(0.8 + 0.2 * rng.random((12, 3)))
+    assert not has_common_cause(corner, worked)
+    edge = [point + 0.1 * (-1) ** k for k, point in enumerate(np.full((8, 3), 0.7))]
+    assert not has_common_cause(edge, [*worked, *(point - 0.05 for point in edge)])
+
+
+@pytest.mark.parametrize("worked", [0, 6, 15, 100])
+def test_failures_where_others_worked_are_a_common_cause(worked: int) -> None:
+    """A full disk would cost the rest of the budget, an evaluation after the other."""
+    rng = np.random.default_rng(1)
+    done, failed = list(rng.random((worked, 3))), list(rng.random((40, 3)))
+    assert has_common_cause(failed, done) and not has_common_cause(failed[:4], done)
+    if worked in (0, 100):
+        assert has_common_cause(failed[:5], done)
+    anchors_alone: list[np.ndarray | None] = [None] * 8
+    assert has_common_cause(anchors_alone, done)

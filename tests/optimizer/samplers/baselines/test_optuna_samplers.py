@@ -9,7 +9,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import NSGAIISampler
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.scores.objectives import Objective
@@ -156,3 +156,19 @@ class TestCmaEs:
             else:
                 study.tell(trial, values(trial.params, 1))
         assert study.best_value > -0.02
+
+
+@pytest.mark.parametrize(("name", "objectives"), [("tpe", 2), ("tpe-multivariate", 2), ("cma-es", 1)])
+def test_failed_trials_teach(name: str, objectives: int) -> None:
+    """Half of the space cannot be evaluated, and the scores rise towards it: all of the budget went there."""
+    options = {"n_startup_trials": 5} if name != "cma-es" else {"population_size": 4}
+    study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler(name, objectives, options))
+    failed = []
+    for _ in range(40):
+        trial = study.ask(SPACE)
+        failed.append(trial.params["weight[a]"] > 0.5)
+        if failed[-1]:
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, [trial.params["weight[a]"] + 0.1 * trial.params["weight[b]"]] * objectives)
+    assert sum(failed[20:]) <= 10

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import TrialState
 from scipy.optimize import approx_fprime
 from scipy.stats import norm
 
@@ -148,3 +149,26 @@ class TestSearch:
             study.tell(trial, trial.params["x"])
         assert len({tuple(trial.params.values()) for trial in study.trials}) == 8
         assert proposal_stage(study.trials[-1]) == "model"
+
+
+@pytest.mark.parametrize("how", ["fail", "pruned", "infinite"])
+def test_what_cannot_be_evaluated_is_learnt_like_a_constraint(how: str) -> None:
+    """Merges that give NaN, or that a server refuses, lie where the scores rise, and each costs an evaluation."""
+    sampler = MMMOSampler(seed=0, search_space=SPACE, n_startup=6)
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+    broken = []
+    for _ in range(24):
+        trial = study.ask(SPACE)
+        x, y = trial.params["x"], trial.params["y"]
+        broken.append(x + y > 1.3)
+        if not broken[-1]:
+            study.tell(trial, (x + 0.3 * y, y + 0.3 * x))
+        elif how == "infinite":
+            study.tell(trial, (float("-inf"), y))
+        else:
+            study.tell(trial, state=TrialState.FAIL if how == "fail" else TrialState.PRUNED)
+    assert sum(broken[12:]) <= 6
+    best = max(
+        trial.values[0] + trial.values[1] for trial in study.trials if np.isfinite(trial.values or [np.inf]).all()
+    )
+    assert best > 1.3 * 1.22, "the edge, where the best points lie, was given up too"

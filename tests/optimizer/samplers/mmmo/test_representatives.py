@@ -145,7 +145,7 @@ def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() ->
         study.ask(SPACE)
         return study.get_trials(deepcopy=False)[-1]
 
-    lost: dict[str, Any] = {"state": TrialState.FAIL, "values": None}
+    lost: dict[str, Any] = {"state": TrialState.FAIL, "values": None, "user_attrs": {OUTSIDE_SPACE: True}}
     known = next_trial(None, None)
     alike = next_trial(lost, {"user_attrs": {OUTSIDE_SPACE: True}})
     without = next_trial(lost, lost)
