@@ -22,6 +22,9 @@ from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 
+_USUAL_SLOTS = 4
+"""Slots of a server that does not say how many it has."""
+
 
 class LlamaServerBackend(Connected[LlamaServerSection]):
     """Turns recipes into requests to one llama.cpp server.
@@ -45,7 +48,10 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         model = last_part(str(field(props, "model_path", kind=str)))
         identity = json.dumps(["llama_server", model, [lora.file for lora in listed]])
         self.client.identify(identity)
-        self.canary: CanaryReport = run(run_canary(self._wire, self.loras, prompt_cache=self.settings.prompt_cache))
+        slots = props.get("total_slots")
+        slots = slots if isinstance(slots, int) and slots > 0 else _USUAL_SLOTS
+        canary = run_canary(self._wire, self.loras, slots=slots, prompt_cache=self.settings.prompt_cache)
+        self.canary: CanaryReport = run(canary)
         seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
         found = self.recognition.identify("", identity, self.client.cache, lambda: list(seen), always=True)
         self.client.identify(f"{found.server} #{found.number}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.http.client import all_of
@@ -58,17 +59,14 @@ class LlamaServerModel:
                 labels.setdefault(self._fitted(context, 1), set()).add(continuation[0])
         together = {context for context, tokens in labels.items() if len(tokens) > 1}
         work = (
-            self._score(self._fitted(context, len(continuation)), continuation, request.continuation, together)
+            self._score(context, continuation, request.continuation, together)
             for request, (context, continuation) in zip(requests, pairs, strict=True)
         )
         return self._wire.client.run(all_of(work))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         prompts = self._tokenization.texts([request.prompt for request in requests])
-        work = (
-            self._continue(self._fitted(tokens, request.max_new_tokens), request)
-            for request, tokens in zip(requests, prompts, strict=True)
-        )
+        work = (self._continue(tokens, request) for request, tokens in zip(requests, prompts, strict=True))
         return self._wire.client.run(all_of(work))
 
     def _fitted(self, tokens: tuple[int, ...], more: int) -> tuple[int, ...]:
@@ -82,18 +80,21 @@ class LlamaServerModel:
         return tokens[-room:]
 
     async def _continue(self, prompt: tuple[int, ...], request: GenerationRequest) -> Generation:
+        known = self._fitted(prompt, request.max_new_tokens)
         answer = await self._wire.complete(
-            prompt, self.scales, tokens=request.max_new_tokens, stop=request.stop, prompt_cache=self._prompt_cache
+            known, self.scales, tokens=request.max_new_tokens, stop=request.stop, prompt_cache=self._prompt_cache
         )
-        return Generation(answer.text, answer.generated, "length" if answer.stop_type == "limit" else "stop")
+        finish: Literal["stop", "length"] = "length" if answer.stop_type == "limit" else "stop"
+        return Generation(answer.text, answer.generated, finish, shortened=len(known) < len(prompt))
 
     async def _score(
         self,
-        context: tuple[int, ...],
+        whole: tuple[int, ...],
         continuation: tuple[int, ...],
         text: str,
         together: set[tuple[int, ...]],
     ) -> LogLikelihood:
+        context = self._fitted(whole, len(continuation))
         steps: list[Step] = []
         if len(continuation) == 1 and context in together:
             steps = await self._listed(context, continuation[0], _LABELS)
@@ -102,7 +103,8 @@ class LlamaServerModel:
         while len(steps) < len(continuation):
             known = len(steps)
             steps.append(await self._forced(context + continuation[:known], continuation[known]))
-        return LogLikelihood(sum(step[0] for step in steps), len(steps), all(step[1] for step in steps))
+        logprob, is_greedy = sum(step[0] for step in steps), all(step[1] for step in steps)
+        return LogLikelihood(logprob, len(steps), is_greedy, shortened=len(context) < len(whole))
 
     async def _spelled(self, context: tuple[int, ...], continuation: tuple[int, ...], text: str) -> list[Step]:
         """The steps of the longest beginning that the server spelled in the continuation's own tokens."""

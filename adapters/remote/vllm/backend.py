@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -204,7 +205,8 @@ class VllmModel:
             self._wire.force(self._name, known + tokens[:place], token, self._state)
             for place, token in enumerate(tokens)
         )
-        return LogLikelihood(sum(one.logprob for one in steps), len(steps), all(one.is_greedy for one in steps))
+        logprob, is_greedy = sum(one.logprob for one in steps), all(one.is_greedy for one in steps)
+        return LogLikelihood(logprob, len(steps), is_greedy, shortened=len(known) < len(context))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         prompts = self._tokenization.texts([request.prompt for request in requests])
@@ -214,7 +216,8 @@ class VllmModel:
     async def _continue(self, tokens: tuple[int, ...], request: GenerationRequest) -> Generation:
         self._check_room(request.max_new_tokens)
         known = tokens[-(self._context - request.max_new_tokens) :]
-        return await self._wire.generate(self._name, known, request.max_new_tokens, request.stop, self._state)
+        answer = await self._wire.generate(self._name, known, request.max_new_tokens, request.stop, self._state)
+        return replace(answer, shortened=len(known) < len(tokens))
 
     def _check_room(self, more: int) -> None:
         if more >= self._context:

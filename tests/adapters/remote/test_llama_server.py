@@ -123,6 +123,17 @@ def test_generation_stops_where_a_local_model_would(url: str):
     assert "e" not in cut.text and "a" not in cut.text and whole.text.startswith(cut.text)
 
 
+def test_a_prompt_that_loses_its_beginning_says_so(url: str):
+    """The question may stand there; its item would be wrong without a word."""
+    opened = backend(url)
+    with opened.apply(recipe(SCALES[1])) as model:
+        prompts = [" one" * size for size in (9, 600)]
+        scored = model.loglikelihood([ScoringRequest(prompt, " two") for prompt in prompts])
+        written = model.generate([GenerationRequest(prompt, 4) for prompt in prompts])
+    opened.close()
+    assert [one.shortened for one in scored] == [one.shortened for one in written] == [False, True]
+
+
 def test_tasks_run_unchanged(url: str, tmp_path: Path):
     (tmp_path / "items.jsonl").write_text(
         "".join(f'{{"prompt": "2 + {n} =", "choices": ["{n}", "{n + 2}"], "answer": 1}}\n' for n in range(1, 7))
@@ -146,9 +157,12 @@ def test_the_canary_passes_the_settings_that_are_exact(url: str):
         opened.close()
 
 
-def test_the_canary_catches_a_server_that_restores_prompts_read_under_other_scales(start_server: Callable[..., str]):
+@pytest.mark.parametrize(("slots", "megabytes"), [(1, 256), (2, 64), (4, 1)])
+def test_the_canary_catches_a_server_that_restores_prompts_read_under_other_scales(
+    start_server: Callable[..., str], slots: int, megabytes: int
+):
     """llama.cpp's default: a prompt cache in memory, which does not know about scales."""
-    careless = start_server(prompt_cache_mib=256, slots=1)
+    careless = start_server(prompt_cache_mib=megabytes, slots=slots)
     with pytest.raises(UserError, match="another merge"):
         backend(careless, prompt_cache=True)
     opened = backend(careless)

@@ -309,3 +309,11 @@ def test_another_base_model_under_the_same_name_gets_no_old_answers(tmp_path: Pa
             with connected(server.url, tmp_path, cache) as backend, backend.apply(RECIPE) as model:
                 found.append(model.loglikelihood([ScoringRequest("ab", "c")])[0].logprob)
     assert found == pytest.approx([found[0], found[0], found[0] - 1.0, found[0]])
+
+
+def test_a_prompt_that_loses_its_beginning_says_so(tmp_path: Path, loras: dict[str, Path]):
+    """The question may stand there; its item would be wrong without a word."""
+    with serve(RecordedVllm()) as server, connected(server.url, tmp_path) as backend, backend.apply(RECIPE) as model:
+        scored = model.loglikelihood([ScoringRequest("a" * size, "c") for size in (63, 64)])
+        written = model.generate([GenerationRequest("a" * size, 4) for size in (60, 61)])
+    assert [one.shortened for one in scored] == [one.shortened for one in written] == [False, True]
