@@ -16,13 +16,12 @@ from mergefront.optimizer.errors import UserError
 
 
 @click.command(short_help="Write checkpoints and PEFT LoRAs as GGUF files for llama.cpp.")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--base",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="The LoRAs' base model, of which only config.json is read. Default: the checkpoint among MODELS.",
+    metavar="MODEL",
+    help="The LoRAs' base, of which only config.json is read. Default: the checkpoint among MODELS, or what they name.",
 )
 @click.option(
     "--tokenizer",
@@ -33,8 +32,9 @@ from mergefront.optimizer.errors import UserError
 @click.option(
     "--dtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="What weights are kept in."
 )
-def gguf(models: tuple[Path, ...], output: Path, base: Path | None, tokenizer: Path | None, dtype: Any) -> None:
-    """Write each of MODELS, folders of checkpoints or PEFT LoRAs, as a GGUF file into the folder OUTPUT.
+def gguf(models: tuple[str, ...], output: Path, base: str | None, tokenizer: Path | None, dtype: Any) -> None:
+    """Write each of MODELS, checkpoints or PEFT LoRAs, as a GGUF file into the folder OUTPUT. Models are folders, or
+    names on the Hub.
 
     Of one model, OUTPUT may be the file, which ends in .gguf. A LoRA means in llama.cpp exactly what it means in PEFT:
     its scale there is its weight in a recipe. Architectures: llama, mistral, qwen2, qwen3; llama.cpp's own converters

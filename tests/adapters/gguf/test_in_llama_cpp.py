@@ -66,7 +66,7 @@ def test_llama_cpp_answers_as_transformers_does_with_and_without_the_lora(
         every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=every, init_lora_weights=False))
         adapted.save_pretrained(tmp_path / "skill")
-    models, out = [tmp_path / "skill", tmp_path / "base"], tmp_path / "out"
+    models, out = [str(tmp_path / "skill"), str(tmp_path / "base")], tmp_path / "out"
     out.mkdir()
     for file, plan in plan_files(models, out, base=None, tokenizer_from=donor, dtype="f32").items():
         write_gguf(plan, file)
@@ -115,7 +115,7 @@ def test_what_cannot_be_written_is_refused_by_name_with_the_remedy(
 ) -> None:
     folder = write_checkpoint(tmp_path / "model", **config)
     with pytest.raises(UserError, match=said):
-        plan_files([folder], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
 
 
 def test_a_tokenizer_of_other_words_is_refused(donor: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_tokenizer_of_other_words_is_refused(donor: Path, tmp_path: Path) -> N
     vocabulary = {f"word{number}": number for number in range(49152)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     with pytest.raises(UserError, match="another vocabulary; the checkpoint's token 'word0' is not in its place"):
-        plan_files([folder], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
 
 
 def test_numbers_that_half_precision_cannot_hold_leave_no_file(donor: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_numbers_that_half_precision_cannot_hold_leave_no_file(donor: Path, tmp_
 
     folder = write_checkpoint(tmp_path / "model")
     save_file({"model.embed_tokens.weight": np.full((2, 2), 1e5, dtype=np.float32)}, folder / "model.safetensors")
-    ((out, plan),) = plan_files([folder], tmp_path, base=None, tokenizer_from=donor, dtype="f16").items()
+    ((out, plan),) = plan_files([str(folder)], tmp_path, base=None, tokenizer_from=donor, dtype="f16").items()
     with pytest.raises(UserError, match=r"token_embd\.weight has NaN or infinite entries in f16"):
         write_gguf(plan, out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -99,7 +99,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         ),
         "rank_stabilised": write_lora(folder / "rank_stabilised", 3, use_rslora=True),
     }
-    models = [folder / "base", *loras.values()]
+    models = [str(path) for path in (folder / "base", *loras.values())]
     for out, plan in plan_files(models, folder, base=None, tokenizer_from=donor, dtype="f32").items():
         write_gguf(plan, out)
     return Tiny(folder / "base", loras, folder / "base.gguf", {name: folder / f"{name}.gguf" for name in loras})

@@ -104,7 +104,7 @@ def test_what_is_missing_is_said_for_every_model_at_once(models: Path, tmp_path:
     assert result.exit_code == 2 and "name it with --tokenizer" in result.stderr
     assert "nothing: there is no such file or folder" in result.stderr and not (tmp_path / "out").exists()
     alone = call("gguf", models / "maths", tmp_path / "out.gguf")
-    assert alone.exit_code == 2 and "name its folder with --base DIR" in alone.stderr
+    assert alone.exit_code == 2 and "name it with --base" in alone.stderr
     several = call("gguf", models / "maths", models / "french", tmp_path / "out.gguf", "--base", models / "base")
     assert several.exit_code == 2 and "one file holds one model" in several.stderr
     assert call("gguf", models / "maths", tmp_path / "out.gguf", "--base", models / "base").exit_code == 0
