@@ -107,9 +107,14 @@ def coefficients(params: Mapping[str, Any], experts: Iterable[str], wanted: Iter
 def _range(values: Sequence[Any]) -> str:
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
-        return f"{low:.2f}" if low == high else f"{low:.2f}…{high:.2f}"
+        return _coefficient(low) if low == high else f"{_coefficient(low)}…{_coefficient(high)}"
     different = list(dict.fromkeys(str(value).lower() if isinstance(value, bool) else str(value) for value in values))
     return "|".join(different)
+
+
+def _coefficient(value: float) -> str:
+    """Two decimals; what is not 0 is not shown as 0, as a small weight may count in full where it is the only one."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"
 
 
 def difference(part: Difference, objective: Objective | None = None) -> str:

@@ -85,13 +85,16 @@ def report_progress(session: Session, study: Study, plan: ReportPlan) -> Iterato
     session.reported = (0, total)
 
     def seconds_left() -> float | None:
-        each = ends[-1] / len(ends) if ends else plan.seconds
-        left = None if each is None else each * total - (time.monotonic() - started)
-        return left if left is not None and left > 0 and len(ends) < total else None
+        now, count = time.monotonic() - started, len(ends)
+        # The first one's time has the loading of the models in it.
+        each = plan.seconds if count < 2 else (ends[-1] - ends[0]) / (count - 1)
+        if each is None or count == total:
+            return None
+        return max(each * (total - count) - (now - ends[-1] if ends else 0.0), 0.0)
 
     def time_left() -> str:
         left = seconds_left()
-        return "" if left is None else f"about {formatting.duration(left)} left"
+        return "" if not left else f"about {formatting.duration(left)} left"
 
     def on_scored(candidate: Candidate, result: Evaluation | EvaluationError) -> None:
         ends.append(time.monotonic() - started)

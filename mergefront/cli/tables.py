@@ -45,9 +45,12 @@ def print_front(study: Study) -> None:
     suggested, found = study.suggested(), judged(study)
     if study.has_one_objective:
         screen.print("The best merge, and below it those that were the best before it")
-    screen.print(front_table(study, suggested, screen.width))
+    table = front_table(study, suggested, screen.width)
+    screen.print(table)
     mark = "" if suggested is None else "◆ suggested · "
-    screen.print(f"{mark}± one standard error · in full: mergefront front NAME --json", style="dim")
+    experts = "/".join(study.space.models)
+    order = f"coefficients in the order {experts} · " if table.columns[-1].header == "coefficients" else ""
+    _print_wrapped(screen, f"{mark}± one standard error · {order}in full: mergefront front NAME --json", style="dim")
     reported = study.evaluations_on("report", study.anchors()) if found is None else found.rows
     if reported and (found is None or found.split == "report"):
         screen.print()

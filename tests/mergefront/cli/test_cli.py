@@ -14,6 +14,7 @@ import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.cli.boundary import guarded
 from mergefront.cli.session import Session, shown_storage, storage_argument
+from mergefront.formatting import coefficients
 from mergefront.optimizer.errors import MergefrontError, SearchStoppedError, UserError
 from mergefront.serving.dashboard import only_from_here
 
@@ -311,3 +312,12 @@ def test_every_command_and_option_is_in_the_documentation_and_has_help() -> None
         assert call(name, "--help").exit_code == 0
     for option in ("--debug", "--version"):
         assert option in text
+
+
+def test_coefficients_are_never_without_their_order_nor_shown_as_0(storage: str) -> None:
+    """A weight of 0.002 counts in full where no other expert changes an entry, as under ties."""
+    assert coefficients({"weight[a]": 0.002, "weight[b]": 0.0, "weight[c]": 0.749}, "abc") == "weight 0.002/0.00/0.75"
+    wide, narrow = (call("front", "three", "--storage", storage, env={"COLUMNS": width}) for width in ("120", "80"))
+    assert "coefficients (maths/french)" in wide.stdout
+    assert "coefficients (maths" not in narrow.stdout and "weight" in narrow.stdout
+    assert "coefficients in the order maths/french" in " ".join(narrow.stdout.split())
