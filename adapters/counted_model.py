@@ -13,7 +13,7 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
 )
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.scores.evaluation import CUT, EMPTY, SHORTENED, UNANSWERED
+from mergefront.optimizer.scores.outcomes import CUT, EMPTY, SHORTENED, UNANSWERED
 
 
 class CountedModel:
@@ -46,7 +46,7 @@ class CountedModel:
         new = [request for request in dict.fromkeys(requests) if request not in self._generated]
         self._generated.update(zip(new, self.generate_anew(new), strict=True) if new else ())
         answers = [self._generated[request] for request in requests]
-        self._note(requests, answers)
+        self.note(requests, answers)
         return answers
 
     def generate_anew(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -55,7 +55,7 @@ class CountedModel:
         answers = self.model.generate(requests)
         self.requests += len(answers)
         self.generated_tokens += sum(answer.tokens or 0 for answer in answers)
-        self._note(requests, answers)
+        self.note(requests, answers)
         return answers
 
     def take_outcomes(self) -> Counter[str]:
@@ -65,7 +65,8 @@ class CountedModel:
         self._outcomes = {}
         return counts
 
-    def _note(self, requests: Iterable[GenerationRequest], answers: Iterable[Generation]) -> None:
+    def note(self, requests: Iterable[GenerationRequest], answers: Iterable[Generation]) -> None:
+        """Remember the outcome of each prompt, in the place of what was noted of it before."""
         for request, answer in zip(requests, answers, strict=True):
             self._outcomes[request.prompt, request.image] = _outcomes(answer)
 

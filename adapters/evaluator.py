@@ -5,6 +5,7 @@ What goes wrong with one candidate becomes an ``EvaluationError``; wrong input s
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 import time
@@ -22,16 +23,11 @@ from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import (
-    OUTCOMES,
-    UNANSWERED,
-    Evaluation,
-    EvaluationRequest,
-    ItemScores,
-    Race,
-    RaceResult,
-)
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores, Race, RaceResult
 from mergefront.optimizer.scores.objectives import DELTA_L1
+from mergefront.optimizer.scores.outcomes import CUT, EMPTY, OUTCOMES, UNANSWERED, outcome_text, reasons
+
+_log = logging.getLogger(__name__)
 
 
 class TaskEvaluator:
@@ -45,6 +41,7 @@ class TaskEvaluator:
         self.backend = backend
         named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
         self.tasks: dict[str, Task] = dict(named)
+        self._warned: set[str] = set()
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         """One evaluation on the items of ``request.split``.
@@ -94,11 +91,8 @@ class TaskEvaluator:
             "scored_tokens": float(asked.model.scored_tokens),
             "generated_tokens": float(asked.model.generated_tokens),
         }
-        outcomes = {
-            name: {"asked": asked.items[name], **counts} for name, counts in asked.outcomes.items() if counts.total()
-        }
-        if outcomes:
-            details[OUTCOMES] = outcomes
+        if wanted:
+            details[OUTCOMES] = {name: dict(counts) for name, counts in asked.outcomes.items()}
         return Evaluation(scores, errors, items, seconds, cost, details)
 
     def _score(self, name: str, asked: _Asked, items: Sequence[Item]) -> ItemScores:
@@ -108,20 +102,26 @@ class TaskEvaluator:
             scored = self.tasks[name].score(asked.model, items)
             _check_finite(scored)
         asked.seconds[name] = asked.seconds.get(name, 0.0) + time.perf_counter() - begun
-        asked.items[name] += len(scored.scores)
-        asked.outcomes.setdefault(name, Counter()).update(asked.model.take_outcomes())
+        asked.outcomes.setdefault(name, Counter()).update(asked=len(scored.scores), **asked.model.take_outcomes())
         return scored
 
     def _check_answered(self, name: str, asked: _Asked) -> None:
-        """Raises ``EvaluationError`` where more items have no usable answer than the task forgives."""
+        """Warns, once a task, of what happened to the items; raises ``EvaluationError`` where more of them have no
+        usable answer than the task forgives."""
         counts, most = asked.outcomes[name], self.tasks[name].max_unanswered
-        if counts[UNANSWERED] / asked.items[name] > most:
-            reasons = ", ".join(f"{key.partition(': ')[2]}: {count}" for key, count in counts.items() if ": " in key)
+        missing, why = counts[UNANSWERED], f" ({reasons(counts)})" if counts[UNANSWERED] else ""
+        if missing / counts["asked"] > most:
             raise EvaluationError(
-                f"task {name!r}: {counts[UNANSWERED]} of {asked.items[name]} items have no usable answer ({reasons}); "
+                f"task {name!r}: {missing} of {counts['asked']} items have no usable answer{why}; "
                 f"max_unanswered is {most:g}",
                 kind=UNANSWERED,
             )
+        # Short answers of base models are cut off, and some are empty: the status has their numbers.
+        usual = {CUT, EMPTY} if counts[EMPTY] < counts["asked"] else {CUT}
+        text = outcome_text({key: count for key, count in counts.items() if key not in usual})
+        if text and name not in self._warned:
+            self._warned.add(name)
+            _log.warning("task %s: %s%s", name, text, why)
 
     def _race(
         self,
@@ -140,11 +140,10 @@ class TaskEvaluator:
 
 @dataclass
 class _Asked:
-    """One candidate's model, and by task the seconds that it took, how many items it was asked and their outcomes."""
+    """One candidate's model, and by task the seconds that it took and the outcomes of its items."""
 
     model: CountedModel
     seconds: dict[str, float]
-    items: Counter[str] = field(default_factory=Counter)
     outcomes: dict[str, Counter[str]] = field(default_factory=dict)
 
 

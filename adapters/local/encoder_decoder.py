@@ -7,13 +7,14 @@ it, with the end token, and without the white space that stands between prompt a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
-from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input, tell_truncated
+from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.unpadded_generation import write
 from mergefront.adapters.tokenization import Tokenization, Tokens
@@ -45,7 +46,6 @@ class EncoderDecoderModel:
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)
         self._tokenization = Tokenization(tokenizer)
-        self._truncated: set[str] = set()
         self._ends = end_tokens(model, tokenizer)
         _give_start_token(model)
         model.eval()
@@ -56,6 +56,8 @@ class EncoderDecoderModel:
         pairs = [(request.context, request.continuation.lstrip()) for request in requests]
         different = list(dict.fromkeys(pairs))
         prompts = self._prompts([prompt for prompt, _ in different])
+        longer = {pair for pair, prompt in zip(different, prompts, strict=True) if len(prompt) > self.max_length}
+        prompts = [prompt[-self.max_length :] for prompt in prompts]
         labels = [tuple(ids) for ids in self.tokenizer(text_target=[text for _, text in different])["input_ids"]]
         longest = max(map(len, labels), default=1)
         rows = sorted(zip(prompts, labels, different, strict=True), key=lambda row: (len(row[0]), row[0]), reverse=True)
@@ -69,14 +71,16 @@ class EncoderDecoderModel:
 
         for start, end in self._batches([len(prompt) + longest for prompt, _, _ in rows], most_rows):
             halving(rows[start:end], run)
-        return [answers[pair] for pair in pairs]
+        return [replace(answers[pair], shortened=pair in longer) for pair in pairs]
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Greedy answers; a batch ends as soon as every sequence in it has."""
         different = list(dict.fromkeys(requests))
         prompts = self._prompts([request.prompt for request in different])
-        rows = sorted(zip(prompts, different, strict=True), key=lambda row: len(row[0]), reverse=True)
+        longer = {request for request, prompt in zip(different, prompts, strict=True) if len(prompt) > self.max_length}
+        rows = [(prompt[-self.max_length :], request) for prompt, request in zip(prompts, different, strict=True)]
+        rows.sort(key=lambda row: len(row[0]), reverse=True)
         answers: dict[GenerationRequest, Generation] = {}
 
         def run(part: list[tuple[Tokens, GenerationRequest]]) -> None:
@@ -89,14 +93,12 @@ class EncoderDecoderModel:
         lengths = [len(prompt) + request.max_new_tokens for prompt, request in rows]
         for start, end in self._batches(lengths, self.max_rows):
             halving(rows[start:end], run)
-        return [answers[request] for request in requests]
+        return [replace(answers[request], shortened=request in longer) for request in requests]
 
     def _prompts(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of prompts with the tokenizer's own framing; an empty prompt has that alone, or an end token."""
         read = self.tokenizer(list(texts))["input_ids"]
-        truncated = (text for text, tokens in zip(texts, read, strict=True) if len(tokens) > self.max_length)
-        tell_truncated(truncated, self._truncated, self.max_length)
-        return [tuple(tokens[-self.max_length :]) or (self.tokenizer.eos_token_id or 0,) for tokens in read]
+        return [tuple(tokens) or (self.tokenizer.eos_token_id or 0,) for tokens in read]
 
     def _batches(self, lengths: Sequence[int], most_rows: int) -> Iterator[tuple[int, int]]:
         """Slices of rows, longest first."""

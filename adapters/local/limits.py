@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -33,16 +33,6 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
-
-
-def tell_truncated(truncated: Iterable[str], told: set[str], longest: int) -> None:
-    """Log how many prompts lose their beginning; those that were ``told`` before are not told again."""
-    new = set(truncated) - told
-    if new:
-        _log.warning(
-            "%d prompts are longer than the model reads (%d tokens), and lose their beginning", len(new), longest
-        )
-        told |= new
 
 
 def refuse_likelihoods(config: Any, kind: str) -> None:

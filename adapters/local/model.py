@@ -27,7 +27,6 @@ from mergefront.adapters.local.limits import (
     longest_input,
     reads_both_ways,
     refuse_likelihoods,
-    tell_truncated,
 )
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
@@ -70,7 +69,6 @@ class HuggingFaceModel:
         self._pads = "past_key_values" in parameters and takes_padding(model) and not reads_both_ways(model.config)
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
-        self._truncated: set[str] = set()
         self._ends = end_tokens(model, tokenizer)
         model.eval()
 
@@ -84,8 +82,6 @@ class HuggingFaceModel:
         refuse_likelihoods(self.model.config, type(self.model).__name__)
         encoded = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
         longer = [len(context) + len(continuation) - 1 > self.max_length for context, continuation in encoded]
-        truncated = (request.context for request, is_longer in zip(requests, longer, strict=True) if is_longer)
-        tell_truncated(filter(None, truncated), self._truncated, self.max_length)
         shared = self._shared(encoded)
         windows = [
             [] if context in shared and continuation in shared[context] else list(self._windows(context, continuation))
@@ -281,7 +277,6 @@ class HuggingFaceModel:
                 )
             rows.append((tokens[-room:], request))
             shortened |= {request} if len(tokens) > room else set()
-        tell_truncated((request.prompt for request in shortened), self._truncated, self.max_length)
         rows.sort(key=lambda row: len(row[0]), reverse=True)
         if not self._pads:
             for _, alike in groupby(rows, key=lambda row: len(row[0])):
@@ -380,9 +375,7 @@ def _marked(
     shortened: Container[GenerationRequest],
 ) -> list[Generation]:
     """The answers in the order of the requests; those to prompts that lost their beginning say so."""
-    return [
-        replace(answers[request], shortened=True) if request in shortened else answers[request] for request in requests
-    ]
+    return [replace(answers[request], shortened=request in shortened) for request in requests]
 
 
 def _scores(logits: torch.Tensor, continuations: Sequence[Tokens]) -> Iterator[tuple[float, bool]]:

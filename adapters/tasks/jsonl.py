@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.questions import Question, following
+from mergefront.adapters.tasks.questions import Question, following, shown_answers
 from mergefront.adapters.tasks.task import (
     DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
@@ -46,6 +46,11 @@ OPTIONS = (
     Option("max_new_tokens", option.is_count, "the longest answer, in tokens"),
     Option("stop", option.is_stop, "a text, or several, at which an answer ends", read=option.as_texts),
     Option(
+        "skip_blank_start",
+        option.is_switch,
+        "a stop string of white space alone ends no answer before its first other character",
+    ),
+    Option(
         "delimiter",
         option.is_delimiter,
         "what stands between a prompt and a scored answer; null: nothing where either has white space there, otherwise "
@@ -53,7 +58,9 @@ OPTIONS = (
     ),
     Option("length_normalised", option.is_switch, "log-likelihoods of choices are divided by their characters"),
     Option("margins", option.is_switch, "the likelihood of the accepted answer is asked as well, for racing"),
-    Option("normalise", option.is_switch, "case, punctuation and English articles do not count"),
+    Option(
+        "normalise", option.is_switch, "case, punctuation, forms of compatibility and English articles do not count"
+    ),
     Option("tolerance", option.is_tolerance, "how far a number may be off, relative to the right one", read=float),
     Option("seconds", option.is_positive, "processor time of a program", read=float),
     Option("memory_mb", option.is_count, "memory of a program"),
@@ -170,7 +177,15 @@ def idle_options(config: Mapping[str, Any]) -> list[str]:
 
 
 def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:
-    return read_items(folder / path, str(path), metric.required)
+    label = str(path)
+    read = read_items(folder / path, label, metric.required)
+    faults = [
+        f"{label}:{line}: {fault}"
+        for found in (shown_answers(read.items), metric.faults(read.items))
+        for line, fault in zip(read.lines, found, strict=True)
+        if fault is not None
+    ]
+    return replace(read, problems=(*read.problems, *capped(faults, label)))
 
 
 def _shared(search: ReadItems, search_label: str, report: ReadItems, report_label: str) -> Sequence[str]:

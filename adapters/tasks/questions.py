@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mergefront.adapters.tasks.items import Item
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,44 @@ def following(prompt: str, answer: str, delimiter: str | None) -> str:
     if delimiter is None:
         delimiter = "" if prompt[-1].isspace() or answer[:1].isspace() else " "
     return delimiter + answer
+
+
+def shown_answers(items: Sequence[Item]) -> list[str | None]:
+    """Why an item measures nothing, for each of ``items``: its own question stands in its prompt, answered, as when
+    examples were drawn from the items themselves. None for all others.
+
+    An item's question is the last paragraph of its prompt, or the last line of a prompt of one paragraph, where no
+    other item has the same.
+    """
+    parts = [_parts(item.prompt) for item in items]
+    known = Counter(question for _, question in parts)
+    return [
+        "its own question stands in its prompt, answered; leave an item out of its own examples"
+        if question and known[question] == 1 and any(_is_answered(before, question, one) for one in item.answers)
+        else None
+        for item, (before, question) in zip(items, parts, strict=True)
+    ]
+
+
+_MOST_BETWEEN = 20
+"""White space between a question and its answer."""
+
+
+def _parts(prompt: str) -> tuple[str, str]:
+    """What stands before the question of a prompt, and the question."""
+    text = prompt.strip()
+    for seam in ("\n\n", "\n"):
+        before, found, question = text.rpartition(seam)
+        if found:
+            return before, question.strip()
+    return "", ""
+
+
+def _is_answered(before: str, question: str, answer: str) -> bool:
+    at = before.find(question)
+    while at >= 0:
+        end = at + len(question)
+        if before[end : end + len(answer) + _MOST_BETWEEN].lstrip().startswith(answer.strip()):
+            return True
+        at = before.find(question, at + 1)
+    return False

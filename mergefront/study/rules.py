@@ -11,9 +11,11 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import is_normalized
 
 from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.dtypes import main_dtype
@@ -136,7 +138,60 @@ def _scores_by_echo(stored: Mapping[str, Any], _root: Path) -> bool:
     )
 
 
+def _reads_numbers(stored: Mapping[str, Any], root: Path) -> bool:
+    return any(task.get("metric") == "numeric" for task in _of_json_lines(stored))
+
+
+def _normalises(stored: Mapping[str, Any], root: Path) -> bool:
+    return any(
+        task["metric"] == "f1" or (task["metric"] == "exact_match" and task.get("normalise"))
+        for task in _of_json_lines(stored)
+    )
+
+
+def _has_accents(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether an accepted answer has characters that can be written as one or as several."""
+    from mergefront.adapters.tasks.items import read_items
+    from mergefront.adapters.tasks.metrics.metric_spec import ANSWER
+
+    paths = [
+        task[key]
+        for task in _of_json_lines(stored)
+        if task["metric"] == "exact_match"
+        for key in ("path", "report")
+        if key in task
+    ]
+    answers = (one for path in paths for item in read_items(root / path, path, ANSWER).items for one in item.answers)
+    return any(not (is_normalized("NFC", one) and is_normalized("NFD", one)) for one in answers)
+
+
+def _of_json_lines(stored: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [task for task in stored["evaluator"].get("tasks", {}).values() if task["type"] == "jsonl"]
+
+
+def _shows_items_as_examples(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether a task of the harness drew few-shot examples from its items."""
+    from mergefront.adapters.tasks.task_types import build_task
+
+    evaluator = stored["evaluator"]
+    for name, task in evaluator.get("tasks", {}).items():
+        if task["type"] == "lm_eval" and task.get("num_fewshot") != 0:
+            with suppress(UserError):  # of a task that cannot be made at all the run says why
+                harness_task: Any = build_task(name, task, root, evaluator.get("seed", 0))
+                if harness_task.may_show_items:
+                    return True
+    return False
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        3,
+        "numbers are read by one grammar for answers and texts (decimal commas, fractions, groups, signs)",
+        _reads_numbers,
+    ),
+    ScoringChange(3, "normalised answers are compared without any punctuation or form of compatibility", _normalises),
+    ScoringChange(3, "an accent and its letter are compared as one character", _has_accents),
+    ScoringChange(3, "an item is no longer an example in its own prompt", _shows_items_as_examples),
     ScoringChange(
         3,
         "tokens of echoed prompts were found by the places that the endpoint states, which count begin tokens, and now "
@@ -189,14 +244,19 @@ _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
 """What a task's options were where a study of commit 1712830 or before left them out."""
 
 
-_UNANSWERED_FAILS: dict[str, Any] = {"max_unanswered": 0.0}
+_BEFORE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "jsonl": {"max_unanswered": 0.0, "skip_blank_start": False},
+    "lm_eval": {"max_unanswered": 0.0},
+}
+"""What studies did that stored no such option: an item without a usable answer failed every candidate, and a stop
+string of white space ended an answer that began with it."""
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored definition with the defaults of its day.
 
     Studies of commit 1712830 and before did not store those of tasks; mm-mo read what it could not explain as
-    roughness before that was an option; an item without a usable answer once failed every candidate.
+    roughness before that was an option; later options of tasks are in ``_BEFORE_OPTIONS``.
     """
     evaluator, sampler = stored["evaluator"], stored["sampler"]
     if sampler["name"] == "mm-mo":
@@ -204,8 +264,8 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
         stored = {**stored, "sampler": {**sampler, "options": options}}
     if "tasks" not in evaluator:
         return dict(stored)
-    asked = {name: _UNANSWERED_FAILS | task for name, task in evaluator["tasks"].items() if task["type"] != "python"}
-    evaluator = {**evaluator, "tasks": {**evaluator["tasks"], **asked}}
+    asked = {name: {**_BEFORE_OPTIONS.get(task["type"], {}), **task} for name, task in evaluator["tasks"].items()}
+    evaluator = {**evaluator, "tasks": asked}
     stored = {**stored, "evaluator": evaluator}
     if "scoring" in stored:
         return stored

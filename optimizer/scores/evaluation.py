@@ -17,11 +17,6 @@ from mergefront.optimizer.recipes.recipe import Recipe
 
 RACED = "racing"
 """Key of ``Evaluation.details`` of a raced candidate: "asked" and "of" (items by task), "stopped" (why)."""
-OUTCOMES = "outcomes"
-"""Key of ``Evaluation.details``: by task, how many items were "asked", and how many of them had each outcome."""
-UNANSWERED, EMPTY, CUT, SHORTENED = "unanswered", "empty", "cut", "shortened"
-"""Outcomes of an item: no usable answer came, an empty one, one that the limit of new tokens cut off; the prompt was
-longer than the model reads and lost its beginning."""
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,7 @@ DEFAULT_NEW_TOKENS = 256
 
 
 class HarnessModel(LM):  # type: ignore[misc]
-    """Answers the harness' requests with a ``LanguageModel``; never reloads anything.
-
-    Sampling is refused: a search compares merges, not draws.
-    """
+    """Answers the harness' requests with a ``LanguageModel``; never reloads anything."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -28,6 +25,13 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         answers = self.model.loglikelihood([ScoringRequest(*request.args[:2]) for request in requests])
+        for request, answer in zip(requests, answers, strict=True):
+            if answer.tokens == 0:
+                # Its log-likelihood of 0 would win against every other choice.
+                raise EvaluationError(
+                    f"{request.args[1]!r} has no tokens in this model's tokenizer, so it cannot be scored",
+                    kind="no tokens",
+                )
         return [(answer.logprob, answer.is_greedy) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
@@ -55,8 +59,4 @@ def longest_answer(settings: Mapping[str, Any]) -> int:
 
 
 def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
-    if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0:
-        raise EvaluationError(
-            "this task samples (do_sample, temperature); only greedy answers are compared", kind="task"
-        )
     return GenerationRequest(prompt, longest_answer(settings), stop_strings(settings))

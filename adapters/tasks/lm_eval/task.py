@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.lm_eval.examples import draws_from, other_examples
 from mergefront.adapters.tasks.options import Option, check_options
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import (
@@ -36,7 +37,8 @@ from mergefront.adapters.tasks.task import (
 )
 from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
-from mergefront.optimizer.scores.evaluation import UNANSWERED, ItemScores
+from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.scores.outcomes import UNANSWERED
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -96,6 +98,11 @@ class LmEvalTask:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         return [_loaded(partial(self._question, item), self.name) for item in items]
 
+    @property
+    def may_show_items(self) -> bool:
+        """Whether the harness would draw an item as an example for its own prompt."""
+        return self.few_shot > 0 and draws_from(self.harness, lambda one: _digest(one) in self.documents)
+
     def _question(self, item: Item) -> Question:
         from mergefront.adapters.tasks.lm_eval.model import longest_answer, stop_strings
 
@@ -148,7 +155,8 @@ class LmEvalTask:
             self.harness.set_fewshot_seed(derive_seed(self.seed, "examples", item.id) % 2**32)
             with _quiet():
                 prefix = self.harness.doc_to_prefix(document)
-                context = self.harness.fewshot_context(document, num_fewshot=self.few_shot, gen_prefix=prefix)
+                with other_examples(self.harness, document):
+                    context = self.harness.fewshot_context(document, num_fewshot=self.few_shot, gen_prefix=prefix)
                 made = self.harness.construct_requests(doc=document, ctx=context, metadata=(self.name, 0, 1))
             self._requests[item.id] = made if isinstance(made, list) else [made]
         return self._requests[item.id]
@@ -175,6 +183,10 @@ def read_lm_eval_task(
         return None, [f"task {sound['task']!r} scores whole texts together; use type: jsonl with metric: loss instead"]
     found = {split: list(_documents(harness, split)) for split in ("validation", "test")}
     documents = {item.id: document for split in found.values() for item, document in split}
+    try:
+        problems += _loaded(partial(_unfit, harness, documents), sound["task"])
+    except UserError as error:
+        return None, [str(error)]
     both = bool(found["validation"]) and bool(found["test"])
     if both and "report_fraction" not in sound:
         report = seeded_order([item for item, _ in found["test"]], seed)
@@ -210,6 +222,34 @@ def read_lm_eval_task(
         ),
         problems,
     )
+
+
+def _unfit(harness: Any, documents: Mapping[str, Any]) -> list[str]:
+    """Why a task of the harness cannot be searched on: it samples, or has answers of no text, whose log-likelihood is
+    0 and beats every other."""
+    if harness.OUTPUT_TYPE == "generate_until":
+        settings = harness.config.generation_kwargs or {}
+        temperature = float(settings.get("temperature") or 0.0)
+        if temperature > 0 and settings.get("do_sample") is not False:
+            return [f"the task samples (temperature {temperature:g}), and only greedy answers are compared; {_GREEDY}"]
+        return []
+    texts_of = harness.doc_to_choice if harness.OUTPUT_TYPE == "multiple_choice" else harness.doc_to_target
+    empty = [
+        document for document in documents.values() if any(not text.strip() for text in _texts(texts_of(document)))
+    ]
+    if not empty:
+        return []
+    return [
+        f"{len(empty)} of {len(documents)} items have an empty choice, which no model can be asked about, such as "
+        f"{empty[0]!s:.200}; leave them out (process_docs in a YAML file of your own, or data_files)"
+    ]
+
+
+_GREEDY = "copy it into a YAML file of your own with do_sample: false"
+
+
+def _texts(value: Any) -> list[str]:
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
 
 
 def lm_eval_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -366,11 +406,15 @@ def _documents(harness: Any, split: str) -> Iterator[tuple[Item, Any]]:
         return
     seen = set()
     for document in getattr(harness, f"{split}_docs")():
-        content = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
-        digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
+        digest = _digest(document)
         if digest not in seen:
             seen.add(digest)
             yield Item(digest, "", ()), document
+
+
+def _digest(document: Any) -> str:
+    content = json.dumps(document, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4)

@@ -1,21 +1,35 @@
-"""What a generated text says: normalised for comparison, as words, as a number, as a program."""
+"""What a generated text says: normalised for comparison, as words, as a program."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
-from decimal import Decimal, InvalidOperation
+from unicodedata import category, normalize
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
 _FENCE = re.compile(r"```[a-zA-Z0-9_+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_PUNCTUATION = frozenset(string.punctuation)
+_SILENT = ("P", "Cf", "Sk")
+"""Categories of Unicode that compare as nothing: punctuation, marks of format, accents that stand by themselves."""
+
+
+def composed(text: str) -> str:
+    """The text without surrounding white space, an accent and its letter as one character (NFC)."""
+    return normalize("NFC", text).strip()
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, English articles and superfluous white space (as SQuAD compares answers)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Without case, forms of compatibility (NFKC), punctuation, English articles and superfluous white space (SQuAD's
+    rules over all of Unicode); a text of nothing else is left as it is."""
+    bare = "".join(character for character in text if not _is_silent(character))
+    bare = normalize("NFKC", normalize("NFKC", bare).casefold())
+    bare = "".join(character for character in bare if not _is_silent(character))
+    return " ".join(_ARTICLES.sub(" ", bare).split()) or composed(text)
+
+
+def _is_silent(character: str) -> bool:
+    return character in _PUNCTUATION or (not character.isascii() and category(character).startswith(_SILENT))
 
 
 def word_f1(text: str, answer: str) -> float:
@@ -25,17 +39,6 @@ def word_f1(text: str, answer: str) -> float:
         return float(said == right)
     common = sum((Counter(said) & Counter(right)).values())
     return 2.0 * common / (len(said) + len(right))
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number in a text (``1,234.5``, ``-3e4``), or None; chains of thought end with their answer."""
-    found = _NUMBER.findall(text)
-    if not found:
-        return None
-    try:
-        return Decimal(found[-1].replace(",", "").replace("−", "-"))
-    except InvalidOperation:
-        return None
 
 
 def program(prompt: str, text: str) -> str:

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from dataclasses import replace
 
 from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.metrics.answer_texts import last_number, normalised, program, word_f1
+from mergefront.adapters.tasks.metrics.answer_texts import composed, normalised, program, word_f1
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, Scored
+from mergefront.adapters.tasks.metrics.numbers import same_number
 from mergefront.adapters.tasks.metrics.sandbox import SandboxLimits, run_programs
 from mergefront.optimizer.errors import EvaluationError
-from mergefront.optimizer.scores.evaluation import UNANSWERED
-
-_log = logging.getLogger(__name__)
+from mergefront.optimizer.scores.outcomes import UNANSWERED
 
 
 def generations(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> list[Generation]:
-    answers = model.generate([_request(item, options) for item in items])
-    if len(answers) > 1 and not any(said.text.strip() for said in answers):
-        _log.warning(
-            "all %d answers are empty (to %.40r and others); change the stop strings %s if answers begin with one",
-            len(answers),
-            items[0].prompt,
-            list(options.stop),
-        )
+    """What the model writes after each prompt, up to a stop string.
+
+    A stop string of white space alone ends no answer before its first other character (``skip_blank_start``): such an
+    answer is asked for again without it, and ended here.
+    """
+    requests = [_request(item, options) for item in items]
+    answers = model.generate(requests)
+    blank = tuple(stop for stop in options.stop if not stop.strip())
+    if not options.skip_blank_start or not blank:
+        return answers
+    stop = tuple(text for text in options.stop if text not in blank)
+    again = [place for place, said in enumerate(answers) if _is_blank(said)]
+    longer = model.generate([replace(requests[place], stop=stop) for place in again]) if again else []
+    for place, said in zip(again, longer, strict=True):
+        answers[place] = _ended(said, blank)
+    if isinstance(model, CountedModel):
+        model.note(requests, answers)
     return answers
+
+
+def _is_blank(said: Generation) -> bool:
+    return not said.unanswered and said.finish == "stop" and not said.text.strip()
+
+
+def _ended(said: Generation, stop: Sequence[str]) -> Generation:
+    """An answer up to the first stop string behind its first character that is no white space."""
+    start = len(said.text) - len(said.text.lstrip())
+    found = [at for text in stop if (at := said.text.find(text, start)) >= 0]
+    return replace(said, text=said.text[: min(found)], finish="stop") if found else said
 
 
 def _request(item: Item, options: MetricOptions) -> GenerationRequest:
@@ -56,7 +74,7 @@ def all_answered(items: Sequence[Item], answers: list[Generation]) -> list[Gener
 
 def is_answer(text: str, item: Item, normalise: bool) -> bool:
     """Whether a text is one of the accepted answers, surrounding white space aside."""
-    read = normalised if normalise else str.strip
+    read = normalised if normalise else composed
     return read(text) in {read(answer) for answer in item.answers}
 
 
@@ -67,15 +85,9 @@ def f1(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> S
 
 def numeric(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """1 where the last number of the continuation equals that of an accepted answer, up to the tolerance."""
-    return rated(model, items, options, lambda item, text: float(_same_number(text, item, options))), None
-
-
-def _same_number(text: str, item: Item, options: MetricOptions) -> bool:
-    said = last_number(text)
-    if said is None:
-        return False
-    right = [number for answer in item.answers if (number := last_number(answer)) is not None]
-    return any(abs(said - number) <= abs(number) * Decimal(str(options.tolerance)) for number in right)
+    return rated(
+        model, items, options, lambda item, text: float(same_number(text, item.answers, options.tolerance))
+    ), None
 
 
 def code(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:

@@ -30,6 +30,7 @@ from mergefront.adapters.tasks.metrics.metric_spec import (
     MetricSpec,
     Scored,
 )
+from mergefront.adapters.tasks.metrics.numbers import number_faults
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
 from mergefront.adapters.tasks.questions import following
 from mergefront.optimizer.errors import EvaluationError
@@ -139,7 +140,7 @@ METRICS: Mapping[str, MetricSpec] = {
         MetricSpec("perplexity", "loglikelihood", "minimize", TEXT, perplexity, SCORED),
         MetricSpec("bits_per_byte", "loglikelihood", "minimize", TEXT, bits_per_byte, SCORED),
         MetricSpec("f1", "generate", "maximize", ANSWER, f1),
-        MetricSpec("numeric", "generate", "maximize", ANSWER, numeric, (*WRITTEN, "tolerance")),
+        MetricSpec("numeric", "generate", "maximize", ANSWER, numeric, (*WRITTEN, "tolerance"), faults=number_faults),
         MetricSpec(
             "code",
             "generate",

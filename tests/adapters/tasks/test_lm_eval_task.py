@@ -13,7 +13,7 @@ from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.demo.experts import _new_model, _tokenizer
 from mergefront.demo.skills import SKILLS, item
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -199,3 +199,109 @@ def test_local_data_that_does_not_fit_the_task_is_named(tmp_path: Path) -> None:
     ):
         problems = problems_of({"type": "lm_eval", "task": task, "data_files": given}, tmp_path)
         assert said in "\n".join(problems)
+
+
+SHOTS = """\
+task: shots
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: rows.jsonl{files}}}}}
+validation_split: validation
+{splits}
+output_type: generate_until
+doc_to_text: "Q: {{{{q}}}} A:"
+doc_to_target: a
+num_fewshot: 4
+fewshot_delimiter: "\\n"
+{more}
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 8}}
+metric_list:
+  - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "more"),
+    [
+        ("", "fewshot_split: validation", ""),
+        ("", "", ""),
+        ("", "fewshot_split: validation", "fewshot_config: {sampler: first_n}"),
+        (", train: rows.jsonl", "training_split: train\nfewshot_split: train", ""),
+        (", train: other_ids.jsonl", "training_split: train\nfewshot_split: train", ""),
+        (", test: rows.jsonl", "test_split: test\nfewshot_split: test", ""),
+    ],
+)
+def test_no_item_stands_answered_in_its_own_prompt(tmp_path: Path, files: str, splits: str, more: str) -> None:
+    """A model that copies would be the best of all."""
+    for name, start in (("rows", 0), ("other_ids", 100)):
+        rows = [{"q": f"what is {n} times 7?", "a": str(7 * n), "id": start + n} for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(SHOTS.format(files=files, splits=splits, more=more))
+    task: Any = build_task("t", {"type": "lm_eval", "task": "task.yaml", "report_fraction": 0.25}, tmp_path)
+    items = [*task.items("search"), *task.items("report")]
+    for one, question in zip(items, task.questions(items), strict=True):
+        *examples, asked = question.prompt.split("\n")
+        assert len(examples) == 4 and asked == f"Q: {task.documents[one.id]['q']} A:"
+        assert not any(example.startswith(asked) for example in examples)
+    assert task.may_show_items is (files != ", train: other_ids.jsonl" and "test" not in files)
+
+
+def test_too_few_examples_beside_the_item_are_said_and_not_filled_up(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": str(n), "a": str(n)}) + "\n" for n in range(4)))
+    (tmp_path / "task.yaml").write_text(SHOTS.format(files="", splits="fewshot_split: validation", more=""))
+    task: Any = build_task("t", {"type": "lm_eval", "task": "task.yaml"}, tmp_path)
+    with pytest.raises(UserError, match="num_fewshot is 4, and there are 3 examples"):
+        task.questions(task.items("search"))
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "loglikelihood"])
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_an_answer_without_text_is_refused_when_the_task_is_read(tmp_path: Path, kind: str, empty: str | None) -> None:
+    """Its log-likelihood is an empty sum, 0, and beats every other."""
+    said = [*"bcdef", "a" if empty is None else empty]
+    rows = [{"prompt": f"{text}:", "choices": ["the", text], "answer": 1, "said": text} for text in said]
+    (tmp_path / "most.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = CHOICES.replace("multiple_choice", kind)
+    if kind == "loglikelihood":
+        text = text.replace("doc_to_choice: choices\n", "").replace("doc_to_target: answer", "doc_to_target: said")
+        text = text.replace("  - {metric: acc_norm, aggregation: mean, higher_is_better: true}\n", "")
+    (tmp_path / "task.yaml").write_text(text)
+    problems = problems_of({"type": "lm_eval", "task": "task.yaml"}, tmp_path)
+    assert ["1 of 6 items have an empty choice" in problem for problem in problems] == [True] * (empty is not None), (
+        problems
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples"),
+    [
+        ("do_sample: true, temperature: 0.7", True),
+        ("temperature: 0.7", True),
+        ("do_sample: false, temperature: 0.7", False),
+        ("temperature: 0.0", False),
+        ("do_sample: true, temperature: 0.0", False),
+        ("max_gen_toks: 3", False),
+    ],
+)
+def test_a_task_that_samples_is_refused_when_it_is_read(tmp_path: Path, settings: str, samples: bool) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": str(n), "a": str(n)}) + "\n" for n in range(4)))
+    text = SHOTS.format(files="", splits="", more="").replace("max_gen_toks: 8", settings).replace("num_fewshot: 4", "")
+    (tmp_path / "task.yaml").write_text(text)
+    problems = problems_of({"type": "lm_eval", "task": "task.yaml"}, tmp_path)
+    assert ["the task samples (temperature 0.7)" in problem for problem in problems] == [True] * samples
+
+
+def test_an_item_without_an_answer_is_wrong_in_the_harness_too(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"q": str(n), "a": str(n)}) + "\n" for n in range(4)))
+    text = SHOTS.format(files="", splits="", more="").replace("num_fewshot: 4", "num_fewshot: 0")
+    (tmp_path / "task.yaml").write_text(text)
+
+    class Filtered:
+        def generate(self, requests: Any) -> list[Generation]:
+            answers = [Generation(one.prompt[3], 1, "stop") for one in requests]
+            return [Generation("", 0, "stop", unanswered="content filter"), *answers[1:]]
+
+    task: Any = build_task("t", {"type": "lm_eval", "task": "task.yaml", "report_fraction": 0}, tmp_path)
+    assert task.score(Filtered(), task.items("search")).scores == (0.0, 1.0, 1.0, 1.0)
+    task.direction = "minimize"
+    with pytest.raises(EvaluationError, match="content filter"):
+        task.score(Filtered(), task.items("search"))

@@ -13,7 +13,7 @@ from small_tokenizer import make_tokenizer
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
 from mergefront.adapters.tasks.questions import Question, following
-from mergefront.adapters.tasks.task_types import build_task, resolved_task
+from mergefront.adapters.tasks.task_types import build_task, problems_of, resolved_task
 from mergefront.adapters.tokenization import Tokenization
 
 
@@ -162,3 +162,28 @@ def test_an_endpoint_puts_its_own_begin_token() -> None:
 def test_one_cause_is_one_line(reader: Reader) -> None:
     (line,) = traps({"a": [writing("Sum: ")], "b": [writing("Sum: ")]}, reader)
     assert line.startswith("tasks a, b: ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "refused"),
+    [
+        ("Q: 1+1?\nA: 2\n\nQ: 3+4?\nA: 7\n\nQ: 3+4?\nA:", "7", True),
+        ("1+1=2\n3+4=7\n3+4=", "7", True),
+        ("1+1=2\n3+4=8\n3+4=", "7", False),
+        ("Q: 1+1?\nA: 2\n\nQ: 3+4?\nA:", "7", False),
+        ("3+4=", "7", False),
+    ],
+)
+def test_an_item_that_stands_answered_in_its_own_prompt_is_refused(
+    tmp_path: Path, prompt: str, answer: str, refused: bool
+) -> None:
+    rows = [{"prompt": "Q: 9+9?\nA:", "answer": "18"}, {"prompt": prompt, "answer": answer}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = problems_of({"type": "jsonl", "path": "rows.jsonl", "metric": "exact_match"}, tmp_path)
+    assert [problem.startswith("rows.jsonl:2: its own question stands") for problem in problems] == [True] * refused
+
+
+def test_a_last_paragraph_that_items_share_is_no_question(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}+4=?\nThe answer is:\n7\n\nThe answer is:", "answer": "7"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert problems_of({"type": "jsonl", "path": "rows.jsonl", "metric": "exact_match"}, tmp_path) == []

@@ -18,6 +18,7 @@ from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
+from mergefront.optimizer.scores.outcomes import outcome_text, reasons, total_outcomes
 
 RECIPE = Recipe("task_arithmetic", {"x": "x"}, {"weight[x]": 0.5}, "base")
 
@@ -45,14 +46,17 @@ class FilteredBackend:
 
 
 def evaluate(folder: Path, metric: str, prompts: Sequence[str], **options: Any) -> Evaluation:
+    return evaluator_of(folder, metric, prompts, **options).evaluate(RECIPE, EvaluationRequest(("t",)))
+
+
+def evaluator_of(folder: Path, metric: str, prompts: Sequence[str], **options: Any) -> TaskEvaluator:
     row = {"answer": "Paris", "tests": "assert True", "choices": ["Paris", "Rome"]}
     rows = [{"prompt": prompt, **row} for prompt in prompts]
     if metric != "loglikelihood":
         rows = [{key: value for key, value in row.items() if key != "choices"} for row in rows]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = {"type": "jsonl", "path": "rows.jsonl", "metric": metric, "report_fraction": 0, **options}
-    evaluator = TaskEvaluator(FilteredBackend(), [build_task("t", config, folder)])
-    return evaluator.evaluate(RECIPE, EvaluationRequest(("t",)))
+    return TaskEvaluator(FilteredBackend(), [build_task("t", config, folder)])
 
 
 def prompts(filtered: int, of: int = 10) -> list[str]:
@@ -116,7 +120,34 @@ def test_every_outcome_of_an_item_is_counted_by_task(tmp_path: Path) -> None:
     }
     likelihoods = evaluate(tmp_path, "loglikelihood", ["long", "short"]).details["outcomes"]["t"]
     assert likelihoods == {"asked": 2, "shortened": 1}
-    assert evaluate(tmp_path, "exact_match", prompts(0)).details == {}, "nothing happened, nothing is stored"
+    assert evaluate(tmp_path, "exact_match", prompts(0)).details["outcomes"] == {"t": {"asked": 10}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["long", "b"], "1 of 2 prompts were longer than the model reads"),
+        (["empty", "also empty"], "2 of 2 answers were empty"),
+        (["empty", "b"], None),
+        (["cut", "cut too"], None),
+        (prompts(1), "1 of 10 items had no usable answer (content filter: 1)"),
+    ],
+)
+def test_a_run_is_told_once_of_what_spoils_a_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: list[str], said: str | None
+) -> None:
+    evaluator = evaluator_of(tmp_path, "exact_match", asked)
+    for _ in range(2):
+        evaluator.evaluate(RECIPE, EvaluationRequest(("t",)))
+    lines = [record.getMessage() for record in caplog.records]
+    assert (lines == []) if said is None else (len(lines) == 1 and lines[0].startswith("task t: ") and said in lines[0])
+
+
+def test_the_outcomes_of_a_search_are_those_of_its_evaluations(tmp_path: Path) -> None:
+    evaluations = [evaluate(tmp_path, "exact_match", prompts(1)) for _ in range(3)]
+    counts = total_outcomes(evaluations)["t"]
+    assert (outcome_text(counts), reasons(counts)) == ("3 of 30 items had no usable answer", "content filter: 3")
+    assert outcome_text({"asked": 5}) == "" and total_outcomes([Evaluation({"t": 1.0})]) == {}
 
 
 @pytest.mark.parametrize("most", [-0.1, 1.1, "few", True])

@@ -95,7 +95,7 @@ def test_a_study_whose_blocks_moved_a_tower_is_refused(
     [
         ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "loss"}, True),
         ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "exact_match", "margins": True}, True),
-        ({"type": "openai", "mode": "completions"}, {"type": "lm_eval", "task": "arc_easy"}, True),
+        ({"type": "openai", "mode": "completions"}, {"type": "lm_eval", "task": "x", "num_fewshot": 0}, True),
         ({"type": "ensemble", "members": {"a": {"mode": "completions"}}}, {"type": "jsonl", "metric": "loss"}, True),
         ({"type": "openai", "mode": "completions"}, {"type": "jsonl", "metric": "exact_match"}, False),
         ({"type": "openai", "mode": "chat"}, {"type": "jsonl", "metric": "exact_match"}, False),
@@ -115,4 +115,35 @@ def test_a_study_scored_by_the_places_that_an_endpoint_states_is_refused(
         assert changes_since("s", stored, tmp_path) == []
         return
     with pytest.raises(UserError, match="echoed prompts"):
+        changes_since("s", stored, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "reason"),
+    [
+        ({"metric": "numeric"}, "4", "numbers are read by one grammar"),
+        ({"metric": "f1"}, "four", "normalised answers"),
+        ({"metric": "exact_match", "normalise": True}, "four", "normalised answers"),
+        ({"metric": "exact_match", "normalise": False}, "four", None),
+        ({"metric": "exact_match", "normalise": False}, "vier Stühle", "one character"),
+        ({"metric": "exact_match", "normalise": False}, "東京", None),
+        ({"metric": "loss"}, "vier Stühle", None),
+        ({"metric": "code"}, "four", None),
+    ],
+)
+def test_a_study_whose_answers_are_compared_otherwise_now_is_refused(
+    tmp_path: Path, task: dict[str, object], answer: str, reason: str | None
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "2 + 2 =", "answer": answer}))
+    tasks = {"t": {"type": "jsonl", "path": "rows.jsonl", **task}}
+    stored = {
+        "scoring": 2,
+        "space": {"base_model": None, "models": {"a": "a"}, "granularity": "global"},
+        "evaluator": {"type": "server", "tasks": tasks},
+        "sampler": {"name": "sobol"},
+    }
+    if reason is None:
+        assert changes_since("s", stored, tmp_path) == []
+        return
+    with pytest.raises(UserError, match=reason):
         changes_since("s", stored, tmp_path)

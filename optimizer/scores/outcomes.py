@@ -1,0 +1,44 @@
+"""What happened to the items of a task beside their scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from mergefront.optimizer.scores.evaluation import Evaluation
+
+OUTCOMES = "outcomes"
+"""Key of ``Evaluation.details``: by task, how many items were "asked", and how many of them had each outcome."""
+UNANSWERED, EMPTY, CUT, SHORTENED = "unanswered", "empty", "cut", "shortened"
+"""Outcomes of an item: no usable answer came (also under ``unanswered: reason``), an empty one, one that the limit of
+new tokens cut off; the prompt was longer than the model reads and lost its beginning."""
+
+PHRASES: Mapping[str, str] = {
+    UNANSWERED: "items had no usable answer",
+    EMPTY: "answers were empty",
+    CUT: "answers were cut off at max_new_tokens",
+    SHORTENED: "prompts were longer than the model reads and lost their beginning",
+}
+"""What is said of the items with an outcome."""
+
+
+def outcome_text(counts: Mapping[str, int]) -> str:
+    """``2 of 60 answers were empty; 1 of 60 ...``; nothing where nothing happened."""
+    asked = counts.get("asked", 0)
+    found = [(name, counts.get(name, 0)) for name in PHRASES]
+    return "; ".join(f"{count} of {asked} {PHRASES[name]}" for name, count in found if count)
+
+
+def reasons(counts: Mapping[str, int]) -> str:
+    """Why items had no usable answer: ``content filter: 2, ...``."""
+    found = {key.partition(": ")[2]: count for key, count in counts.items() if key.startswith(f"{UNANSWERED}: ")}
+    return ", ".join(f"{reason}: {count}" for reason, count in found.items())
+
+
+def total_outcomes(evaluations: Iterable[Evaluation]) -> dict[str, Counter[str]]:
+    """The outcomes of all evaluations together, by task."""
+    found: dict[str, Counter[str]] = {}
+    for evaluation in evaluations:
+        for task, counts in evaluation.details.get(OUTCOMES, {}).items():
+            found.setdefault(task, Counter()).update(counts)
+    return found
