@@ -263,12 +263,14 @@ def _recipes(shown: Contents) -> str:
     parts = []
     definition = shown.study.definition
     space = definition.space
-    dtype = written_dtype(definition, shown.front[0].recipe) if shown.front else None
-    for candidate in shown.front:
+    suggested = shown.study.suggested()  # an average that anybody can make is none of the front's own merges
+    wanted = {one.number: one for one in (*shown.front, *([] if suggested is None else [suggested]))}.values()
+    dtype = next((written_dtype(definition, one.recipe) for one in wanted), None)
+    for candidate in wanted:
         config = yaml_text(mergekit_config(definition, candidate.recipe, dtype))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
         parts.append(
-            f"<details><summary>Trial {candidate.number}: {html_text(f'{candidate.recipe.method}, {said}')}</summary>"
+            f"<details><summary>{html_text(_who(candidate).capitalize())}: {html_text(f'{candidate.recipe.method}, {said}')}</summary>"
             f"<pre>{html_text(config)}</pre></details>"
         )
     return "\n".join(parts)
