@@ -269,10 +269,8 @@ def _recipes(shown: Contents) -> str:
     for candidate in wanted:
         config = yaml_text(mergekit_config(definition, candidate.recipe, dtype))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
-        parts.append(
-            f"<details><summary>{html_text(_who(candidate).capitalize())}: {html_text(f'{candidate.recipe.method}, {said}')}</summary>"
-            f"<pre>{html_text(config)}</pre></details>"
-        )
+        title = html_text(f"{_who(candidate).capitalize()}: {candidate.recipe.method}, {said}")
+        parts.append(f"<details><summary>{title}</summary><pre>{html_text(config)}</pre></details>")
     return "\n".join(parts)
 
 

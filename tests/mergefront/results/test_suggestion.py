@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.suggestion import left_at_worst
 
 ITEMS = 200
 Rates = Sequence[float]
@@ -31,7 +33,7 @@ def answered(rates: Rates, names: Sequence[str], exact: Mapping[str, float] | No
 
 
 def searched(folder: Path, merges: Sequence[Rates], *, base: Rates = BASE, averages: Sequence[Rates] = AVERAGES,
-             distances: Sequence[float] = ()) -> mf.Study:  # fmt: skip
+             distances: Sequence[float] = (), constraints: Sequence[str] = ()) -> mf.Study:  # fmt: skip
     """A study whose anchors (base, experts, uniform average, task arithmetic) and then merges score as given."""
     rows = [base, *EXPERTS, *averages, *merges]
     names = ["maths", "french", "code"]
@@ -44,8 +46,8 @@ def searched(folder: Path, merges: Sequence[Rates], *, base: Rates = BASE, avera
     objectives: list[object] = [*names, {"name": "delta_l1", "direction": "minimize"}] if distances else [*names]
     return mf.search(
         space=mf.MergeSpace(["a", "b", "c"], method="task_arithmetic", parameters={"weight": [0, 1]}),
-        evaluate=evaluate, objectives=objectives, sampler="random", evaluations=len(rows), name="skills",
-        storage=f"sqlite:///{folder}/study.db",
+        evaluate=evaluate, objectives=objectives, constraints=constraints, sampler="random",
+        evaluations=len(rows), name="skills", storage=f"sqlite:///{folder}/study.db",
     )  # fmt: skip
 
 
@@ -63,7 +65,8 @@ def exported(study: mf.Study, out: Path, *choice: object) -> int:
 
 def test_the_suggested_merge_keeps_every_skill_and_is_what_export_takes(tmp_path: Path) -> None:
     """The knee is the largest sum: it gives a skill up, and was called the best balance."""
-    study = searched(tmp_path, [CORNER, BALANCED])
+    study = searched(tmp_path, [CORNER, BALANCED], base=(0.3, 0.3, 0.1))
+    assert not any(against for _, against in study.objections(study.merges())), "the corner loses nothing to the base"
     corner, balanced = 6, 7
     assert study.knee().number == corner
     suggested = study.suggested()
@@ -109,6 +112,20 @@ def test_a_merge_that_an_anchor_beats_is_not_suggested(tmp_path: Path) -> None:
     assert against.beaten_by == ("uniform average",) and not against.lost
     suggested = study.suggested()
     assert suggested is not None and suggested.anchor == "uniform average"
+
+
+def test_an_anchor_that_violates_a_constraint_keeps_nobody_from_being_suggested(tmp_path: Path) -> None:
+    averages = [(0.7, 0.7, 0.7), (0.9, 0.4, 0.4)]
+    study = searched(tmp_path, [(0.6, 0.45, 0.45)], averages=averages, constraints=["maths <= 0.65"])
+    suggested = study.suggested()
+    assert suggested is not None and suggested.number == 6
+
+
+def test_where_all_anchors_are_alike_no_merge_is_at_the_level_of_the_worst() -> None:
+    names = ["maths", "french", "code"]
+    objectives = [Objective(name) for name in names]
+    anchors = [answered((0.5, 0.9, 0.1), names), answered((0.5, 0.1, 0.9), names)]
+    assert left_at_worst(objectives, answered((0.5, 0.1, 0.5), names), anchors) == ["french"]
 
 
 def test_the_report_items_can_refuse_a_suggestion(tmp_path: Path) -> None:

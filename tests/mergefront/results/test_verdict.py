@@ -61,6 +61,30 @@ def test_a_gain_on_two_items_is_noise_and_said_to_be(tmp_path: Path) -> None:
     assert sum("not beaten" in line for line in lines) == len(found.anchors)
 
 
+def test_a_loss_counts_without_correction(tmp_path: Path) -> None:
+    """Corrected over all comparisons, eight items lost of 200 are never a loss, and any gain would be a win."""
+    space = mf.MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0, 1]})
+    anchors = [(0.5, 0.5)] * 5
+    scores = iter([*anchors, *[(0.7, 0.46)] * 6])
+
+    def evaluate(recipe: mf.Recipe) -> Evaluation:
+        rows = dict(zip(("maths", "french"), next(scores), strict=True))
+        items = {
+            name: ItemScores(tuple(map(str, range(ITEMS))), tuple(float(n < rate * ITEMS) for n in range(ITEMS)))
+            for name, rate in rows.items()
+        }
+        return Evaluation(rows, {name: one.standard_error for name, one in items.items()}, items)
+
+    study = mf.search(space=space, evaluate=evaluate, objectives=["maths", "french"], sampler="random", evaluations=11,
+                      name="loss", storage=f"sqlite:///{tmp_path}/v.db")  # fmt: skip
+    found = verdict(study)
+    assert found is not None
+    match = found.match(found.picked, "uniform average")
+    lost = match.by_objective["french"]
+    assert match.better == ["maths"] and match.worse == ["french"] and not match.beats
+    assert lost.p_value == lost.difference.p_value and lost.p_value * found.comparisons > 0.05
+
+
 def test_without_noise_a_difference_is_taken_as_exact_and_said_to_be(tmp_path: Path) -> None:
     study = mf.search(
         space=mf.MergeSpace(["a", "b"], method="ties", parameters={"weight": [0, 1], "density": 0.5}),
