@@ -32,12 +32,12 @@ class ScoringRequest:
 @dataclass(frozen=True)
 class LogLikelihood:
     """``logprob`` is the sum over the continuation's ``tokens`` (nats, at most 0); ``is_greedy``
-    says whether each of them is the model's most likely token; ``shortened``, that the context was longer than the
-    model reads and lost its beginning."""
+    says whether each of them is the model's most likely token (None where a server does not say); ``shortened``, that
+    the context was longer than the model reads and lost its beginning."""
 
     logprob: float
     tokens: int
-    is_greedy: bool
+    is_greedy: bool | None
     shortened: bool = False
 
 

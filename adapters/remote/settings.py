@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -73,6 +74,14 @@ class _EndpointSection(ConnectionSection):
     system: str | None = None
     request: dict[str, Any] = Field(default_factory=dict)
     tokenizer: str | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _ends_before_the_route(cls, given: str) -> str:
+        route = re.search(r"/(chat/)?completions/?$", given)
+        if route is not None:
+            raise PydanticCustomError("url", "it ends where {route} begins; remove that", {"route": route[0]})
+        return given
 
     @field_validator("request")
     @classmethod

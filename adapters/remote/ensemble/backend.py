@@ -20,6 +20,7 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.adapters.remote.ensemble.votes import mixture_shares, pooled_choices, pooled_text, weighted_vote
 from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_problems
+from mergefront.adapters.remote.openai.echo import are_greedy
 from mergefront.adapters.remote.scales import model_weights, not_a_sum
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import EnsembleSection
@@ -58,7 +59,9 @@ class EnsembleModel:
         first = next(iter(asked.values()))
         voting = [answers for name, answers in asked.items() if self._weights[name] > 0]
         return [
-            LogLikelihood(pooled[place], first[place].tokens, all(answers[place].is_greedy for answers in voting))
+            LogLikelihood(
+                pooled[place], first[place].tokens, are_greedy(answers[place].is_greedy for answers in voting)
+            )
             for place in range(len(requests))
         ]
 

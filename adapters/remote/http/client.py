@@ -322,9 +322,13 @@ class HttpClient:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            if response.status_code < 300:
-                raise _TransientError("malformed response", "the answer is not UTF-8") from None
-            text = raw.decode("utf-8", "replace")
+            # JSON is UTF-8, whatever an answer is said to be in; only where it is not, that counts.
+            try:
+                text = raw.decode(response.charset_encoding or "utf-8")
+            except (UnicodeError, LookupError):
+                if response.status_code < 300:
+                    raise _TransientError("malformed response", "the answer is not UTF-8") from None
+                text = raw.decode("utf-8", "replace")
         if response.status_code < 300:
             return response.status_code, response.headers, text if self._key is None else self._key.scrub_answer(text)
         return response.status_code, response.headers, self._scrub(text[:_LONGEST_REASON])

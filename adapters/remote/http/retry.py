@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 
 from mergefront.optimizer.seeding import derive_seed
 
-TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529, 530, 599})
 """Answers that a later attempt may mend; every other error status is final."""
 
 

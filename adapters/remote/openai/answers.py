@@ -15,6 +15,7 @@ from mergefront.adapters.language_model import Generation
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field
 
 _CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "max_length", "model_length"})
+_TEXT_PARTS = ("text", "output_text")
 _FILTERS = ("filter", "safety", "prohibited", "guardrail", "recitation", "sensitive", "blocklist", "refus", "spii")
 """Parts of the reasons with which providers withhold a text."""
 _OUTCOMES = (
@@ -26,7 +27,7 @@ _OUTCOMES = (
     (
         "prompt too long",
         r"context.?length|context.?size|max_model_len|string_above_max_length|(?:prompt|input) is too long|"
-        r"too many (?:input )?tokens",
+        r"too many (?:input )?tokens|inputs` (?:must have less|tokens \+)",
     ),
     ("tokens used up", r"could not finish the message"),
 )
@@ -57,7 +58,8 @@ def read_generation(answer: Any, stop: Sequence[str], tokens: int | None) -> Gen
         message = {"content": field(choice, "text") if "text" in choice else None}
         if "message" not in choice and "text" not in choice:
             raise MalformedAnswerError("has neither choices.0.message nor choices.0.text")
-    reason = str(choice.get("finish_reason") or "").casefold()
+    ended = choice.get("finish_reason")
+    reason = str((ended.get("type") if isinstance(ended, Mapping) else ended) or "").casefold()
     text, is_cut_off = _text(message.get("content")), reason in _CUT_OFF
     why = "" if text else _unanswered(message, reason, is_cut_off and message is choice.get("message"))
     cut, stopped = _cut(text or "", stop)
@@ -75,13 +77,16 @@ def written(answer: Any) -> str:
 
 
 def _text(content: Any) -> str | None:
-    """A message's content: a text, or a list of parts of which the texts count; None where there is none."""
-    if content is None or isinstance(content, str):
-        return content
-    if not isinstance(content, list):
+    """A message's content: a text, or a list of parts of which the texts count; None where there is none.
+
+    Halves of characters, with which some servers end a text that was cut off, are replaced: nothing can encode them.
+    """
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") in _TEXT_PARTS]
+        content = "".join(part for part in parts if isinstance(part, str)) if parts or not content else None
+    if content is not None and not isinstance(content, str):
         raise MalformedAnswerError("has a content of another type than expected")
-    parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-    return "".join(part for part in parts if isinstance(part, str)) if parts else None
+    return content and content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _unanswered(message: Mapping[str, Any], reason: str, is_used_up: bool) -> str:

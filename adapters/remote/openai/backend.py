@@ -134,5 +134,11 @@ def _problems(
                     "name the model's tokenizer in the backend (tokenizer: FOLDER)"
                 ]
     except (EvaluationError, SearchStoppedError) as error:
-        return [f"{label}: {error}"]
+        is_elsewhere = isinstance(error, EvaluationError) and error.kind in ("http 404", "http 405", "error answer")
+        hint = (
+            " (addresses of such endpoints mostly end with /v1)"
+            if is_elsewhere and "/v" not in model.wire.client.url
+            else ""
+        )
+        return [f"{label}: {error}{hint}"]
     return []

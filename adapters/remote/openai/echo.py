@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,12 @@ class NoLogProbabilitiesError(EvaluationError):
 @dataclass(frozen=True)
 class EchoedToken:
     """A token of an echoed text: where the characters end that it is a part of (bytes of the text), its
-    log-probability (None for the first of all tokens), and whether it is the likeliest one."""
+    log-probability (None for the first of all tokens), and whether it is the likeliest one (None where the endpoint
+    does not say)."""
 
     end: int
     logprob: float | None
-    is_greedy: bool
+    is_greedy: bool | None
 
 
 def read_echo(answer: Any, text: str) -> list[EchoedToken]:
@@ -63,7 +64,7 @@ def read_echo(answer: Any, text: str) -> list[EchoedToken]:
         # Nothing comes before the first of all tokens, whatever number it is given.
         value = None if place == 0 or values[place] is None else logprob(values, place)
         best = top[place] if isinstance(top, list) and place < len(top) else None
-        tokens.append(EchoedToken(end, value, value is not None and isinstance(best, dict) and _is_best(value, best)))
+        tokens.append(EchoedToken(end, value, _is_best(value, best)))
     return tokens
 
 
@@ -82,7 +83,13 @@ def score_continuation(tokens: Sequence[EchoedToken], context: str) -> LogLikeli
     values = [token.logprob for token in scored if token.logprob is not None]
     if len(values) < len(scored):
         raise EvaluationError("the endpoint left log-probabilities out", kind="no log-probability")
-    return LogLikelihood(math.fsum(values), len(values), all(token.is_greedy for token in scored))
+    return LogLikelihood(math.fsum(values), len(values), are_greedy(token.is_greedy for token in scored))
+
+
+def are_greedy(each: Iterable[bool | None]) -> bool | None:
+    """Whether all are greedy; None where one of them may be or not, and no other is not."""
+    flags = set(each)
+    return False if False in flags else None if None in flags else True
 
 
 def _places(pieces: Sequence[str], text: bytes) -> tuple[int, list[int]]:
@@ -129,6 +136,6 @@ def _spelled(piece: str) -> bytes:
     return bytes.fromhex((found[1] or found[2]).replace("\\x", ""))
 
 
-def _is_best(value: float, best: Mapping[str, Any]) -> bool:
-    others = [other for other in best.values() if isinstance(other, (int, float))]
-    return bool(others) and value >= max(others) - 1e-9
+def _is_best(value: float | None, best: Any) -> bool | None:
+    others = [other for other in best.values() if isinstance(other, (int, float))] if isinstance(best, dict) else []
+    return value >= max(others) - 1e-9 if others and value is not None else None

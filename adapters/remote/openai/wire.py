@@ -7,6 +7,7 @@ everything that was asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from mergefront.adapters.language_model import Generation, LogLikelihood
@@ -20,6 +21,8 @@ from mergefront.optimizer.errors import EvaluationError
 T = TypeVar("T")
 MOST_STOPS = 4
 """The OpenAI API takes no more stop strings; further ones are applied here."""
+_READ_WHOLE = 0.9
+"""The least share of a prompt's tokens, as they are counted here, that a server reports which read it whole."""
 
 
 class OpenAIWire:
@@ -68,9 +71,13 @@ class OpenAIWire:
         def read(answer: Any) -> Reply[Generation]:
             if isinstance(answer, dict) and "unanswered" in answer:
                 return Reply(read_generation(answer, stop, 0))
-            text = written(answer)
-            asked, made = self._tokens(answer, f"{self._system or ''}{prompt}", text)
-            return Reply(read_generation(answer, stop, made), asked, made)
+            text, sent = written(answer), f"{self._system or ''}{prompt}"
+            asked, made = self._tokens(answer, sent, text)
+            generation = read_generation(answer, stop, made)
+            # A server that reads fewer tokens than the prompt has left its beginning out; templates only add some.
+            if self._count is not None and asked is not None and asked < _READ_WHOLE * self._count(sent):
+                generation = replace(generation, shortened=True)
+            return Reply(generation, asked, made)
 
         return await self._ask(path, body, read, outcome, cached)
 

@@ -15,11 +15,15 @@ DEFAULT_NEW_TOKENS = 256
 
 
 class HarnessModel(LM):  # type: ignore[misc]
-    """Answers the harness' requests with a ``LanguageModel``; never reloads anything."""
+    """Answers the harness' requests with a ``LanguageModel``; never reloads anything.
 
-    def __init__(self, model: LanguageModel) -> None:
+    ``needs_greedy``: the metric asks whether continuations are the likeliest ones.
+    """
+
+    def __init__(self, model: LanguageModel, *, needs_greedy: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.needs_greedy = needs_greedy
         self.unanswered: dict[int, str] = {}
         """Why a request has no usable answer, by the identity of its instance."""
 
@@ -32,7 +36,13 @@ class HarnessModel(LM):  # type: ignore[misc]
                     f"{request.args[1]!r} has no tokens in this model's tokenizer, so it cannot be scored",
                     kind="no tokens",
                 )
-        return [(answer.logprob, answer.is_greedy) for answer in answers]
+        if self.needs_greedy and any(answer.is_greedy is None for answer in answers):
+            raise EvaluationError(
+                "the endpoint does not say whether a token is the likeliest one (top_logprobs), which this task's "
+                "metric needs; use another metric or server",
+                kind="no log-probabilities",
+            )
+        return [(answer.logprob, bool(answer.is_greedy)) for answer in answers]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """The log-likelihood of whole texts, window by window where they are longer than the model reads."""

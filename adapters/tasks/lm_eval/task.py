@@ -124,7 +124,8 @@ class LmEvalTask:
 
         asked = [[replace(one, resps=[], filtered_resps={}) for one in self._request(item)] for item in items]
         flat = [instance for several in asked for instance in several]
-        harness_model = HarnessModel(model)
+        is_whole_text = self.harness.OUTPUT_TYPE == "loglikelihood" and self.metric == "acc"
+        harness_model = HarnessModel(model, needs_greedy=is_whole_text or self.metric == "exact_match")
         for kind in dict.fromkeys(instance.request_type for instance in flat):
             of_kind = [instance for instance in flat if instance.request_type == kind]
             for instance, answer in zip(of_kind, getattr(harness_model, kind)(of_kind), strict=True):

@@ -137,6 +137,8 @@ def test_nothing_is_paid_twice_after_kill_and_resume(tmp_path: Path):
         (Answer(body=b"[" * 200_000), "malformed response"),
         (Answer(body=b'{"value": ' + b"9" * 10_000 + b"}"), "malformed response"),
         (Answer(body=b'\xff\xfe{"value": 1}'), "malformed response"),
+        (Answer(body=b'\xff{"value": 1}', headers={"Content-Type": "a/b; charset=idna"}), "malformed response"),
+        (Answer(body=b'\xff{"value": 1}', headers={"Content-Type": "a/b; charset=rot13"}), "malformed response"),
         (Answer(body=b""), "malformed response"),
         (Answer(body=gzip.compress(b'{"value": 1}')[:9], headers={"Content-Encoding": "gzip"}), "malformed response"),
         (Answer(body=gzip.compress(b" " * 10**6), headers={"Content-Encoding": "gzip"}), "response too large"),
@@ -175,6 +177,9 @@ def test_a_hostile_answer_is_a_failed_evaluation_and_never_a_score(answer: Answe
         Answer(body=b'{"value": 1, "error": null}'),
         Answer(201, b'{"value": 1}', {"Content-Type": "text/plain"}),
         Answer(body=b'{"value": 1}', headers={"Connection": "close"}),
+        Answer(body='{"value": 1, "é": "é"}'.encode("latin-1"), headers={"Content-Type": "a/b; charset=iso-8859-1"}),
+        Answer(body='{"value": 1, "é": "é"}'.encode(), headers={"Content-Type": "a/b; charset=iso-8859-1"}),
+        Answer(body='{"value": 1}'.encode("utf-16"), headers={"Content-Type": "a/b; charset=utf-16"}),
     ],
 )
 def test_an_answer_in_an_odd_wrapping_is_an_answer(answer: Answer):

@@ -50,12 +50,20 @@ def test_a_text_is_taken_whatever_ended_it(reason: Any):
 @pytest.mark.parametrize("reason", ["length", "LENGTH", "max_tokens", "model_length"])
 def test_a_text_that_was_cut_off_is_taken_as_such(reason: str):
     assert answered(chat("Paris is", reason))[0] == Generation("Paris is", 2, "length")
+    assert answered(chat("Paris is", {"type": reason, "length": 2}))[0] == Generation("Paris is", 2, "length")
     assert answered(chat("Paris\nand more", reason))[0] == Generation("Paris", 2, "stop")
 
 
 def test_a_text_in_parts_or_in_another_shape_is_taken():
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Paris"}]
     assert answered(chat(parts))[0].text == "Paris"
+    assert (
+        answered(chat([{"type": "output_text", "text": "Pa"}, {"type": "output_text", "text": "ris"}]))[0].text
+        == "Paris"
+    )
+    assert answered(chat([{"type": "thinking", "thinking": "hm"}], "length"))[0].unanswered == "tokens used up"
+    half = Answer(body=b'{"choices": [{"message": {"content": "Paris \\ud83d"}, "finish_reason": "length"}]}')
+    assert answered(half)[0].text == "Paris \ufffd"
     plain = as_json({"choices": [{"text": "Paris", "finish_reason": "stop"}], "usage": USAGE})
     assert answered(plain)[0].text == answered(plain, mode="completions")[0].text == "Paris"
 
@@ -93,6 +101,7 @@ def test_an_answer_without_a_text_is_an_outcome_and_no_fault_of_the_server(answe
         (200, {"code": 403, "message": "your input was flagged"}, "content filter"),
         (400, {"code": "context_length_exceeded", "message": "maximum context length is 64"}, "prompt too long"),
         (400, {"type": "exceed_context_size_error", "message": "too many tokens"}, "prompt too long"),
+        (422, "Input validation error: `inputs` must have less than 1024 tokens. Given: 2000", "prompt too long"),
         (413, {"message": "Input is too long for requested model."}, "prompt too long"),
         (400, {"message": "Could not finish the message because max_tokens was reached"}, "tokens used up"),
     ],
@@ -154,6 +163,11 @@ def test_tokens_are_counted_here_where_a_tokenizer_is_named(tokenizer: Path):
         wire = OpenAIWire(client, "m", mode="chat", count=token_counter(tokenizer / "tokenizer.json"))
         client.run(wire.generate("What is the capital?", 8, ()))
         assert (client.usage.input_tokens, client.usage.output_tokens) == (4, 6)
+    # Usage says that the prompt of 5 tokens was read whole, or that its beginning was left out.
+    for prompt, is_shortened in (("a b c d e", False), ("a b c d e f g", True)):
+        with serve(lambda _: chat("Paris")) as server, HttpClient(server.url, AT_ONCE) as client:
+            wire = OpenAIWire(client, "m", mode="chat", count=token_counter(tokenizer))
+            assert client.run(wire.generate(prompt, 8, ())).shortened == is_shortened
     (tokenizer / "broken.json").write_text("{}")
     for wrong in ("nowhere", "broken.json"):
         with pytest.raises(UserError, match=rf"tokenizer.*{wrong}"):

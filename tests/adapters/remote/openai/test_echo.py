@@ -137,3 +137,36 @@ def test_numbers_that_are_missing_or_none_are_refused(wrong: Any):
     values[5] = wrong
     with pytest.raises(EvaluationError):
         scored(echoed([*TEXT, END], values))
+
+
+def likeliest(top: Any) -> bool | None:
+    answer = echoed([*TEXT, END], [*VALUES, LAST])
+    answer["choices"][0]["logprobs"]["top_logprobs"] = top
+    with serve(lambda _: as_json(answer)) as server, HttpClient(server.url) as client:
+        return client.run(OpenAIWire(client, "m").score(CONTEXT, CONTINUATION)).is_greedy
+
+
+def test_whether_a_text_is_the_likeliest_is_unknown_where_an_endpoint_does_not_say() -> None:
+    """Taken for no, a task that asks for it would score 0 for every model."""
+    best = [None, *({"x": value} for value in [*VALUES[1:], LAST])]
+    assert likeliest(best) is True
+    assert likeliest([*best[:5], {"y": -0.1}, *best[6:]]) is False
+    for missing in (None, [], best[:6], [None] * 8, [{}] * 8):
+        assert likeliest(missing) is None
+
+
+def test_a_task_that_asks_for_the_likeliest_text_is_not_scored_without_knowing_it() -> None:
+    pytest.importorskip("lm_eval")
+    from mergefront.adapters.remote.openai.backend import OpenAIModel
+    from mergefront.adapters.tasks.lm_eval.model import HarnessModel
+
+    class Request:
+        args = (CONTEXT, CONTINUATION)
+
+    answer = echoed([*TEXT, END], [*VALUES, LAST])
+    answer["choices"][0]["logprobs"]["top_logprobs"] = None
+    with serve(lambda _: as_json(answer)) as server, HttpClient(server.url) as client:
+        model = OpenAIModel(OpenAIWire(client, "m"))
+        assert HarnessModel(model).loglikelihood([Request()])[0][0] == RIGHT[0]
+        with pytest.raises(EvaluationError, match="top_logprobs"):
+            HarnessModel(model, needs_greedy=True).loglikelihood([Request()])

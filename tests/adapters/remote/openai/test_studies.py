@@ -57,6 +57,20 @@ def test_tokens_that_nobody_counts_are_refused_where_they_are_needed(tmp_path: P
         assert problems(tmp_path, **{**more, "member": {**reached, "tokenizer": "tokenizer.json"}}) == []
 
 
+def test_an_address_that_is_a_little_wrong_is_named_as_such(tmp_path: Path) -> None:
+    """The commonest first mistake; some servers answer it with status 200."""
+    (problem,) = problems(tmp_path, member={"url": "http://127.0.0.1:9/v1/chat/completions"})
+    assert problem == (
+        "backend.members.a.url: it ends where /chat/completions begins; remove that "
+        "(given: 'http://127.0.0.1:9/v1/chat/completions')"
+    )
+    wrong = as_json({"error": "Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway"})
+    for answer in (wrong, Answer(404, b"404 page not found")):
+        with serve(lambda _, answer=answer: answer) as server:
+            (problem,) = problems(tmp_path, member={"url": server.url})
+            assert "mostly end with /v1" in problem
+
+
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
