@@ -31,10 +31,13 @@ def suggestion_lines(study: Study, suggested: Candidate | None, found: Verdict |
 
 
 def warnings(study: Study, candidate: Candidate) -> list[str]:
-    """What a candidate gives up: at most one sentence."""
-    left = " and ".join(study.left_at_worst(candidate))
-    who = trial(candidate.number, candidate.anchor)
-    return [f"Warning: {who} leaves {left} at the level of the worst anchor."] if left else []
+    """What a candidate gives up: a sentence each for what it leaves, loses and is beaten by."""
+    ((_, against),) = study.objections([candidate])
+    who = f"Warning: {trial(candidate.number, candidate.anchor)}"
+    left, lost, rivals = map(" and ".join, (study.left_at_worst(candidate), against.lost, against.beaten_by))
+    said = [f"{who} leaves {left} at the level of the worst anchor."] if left else []
+    said += [f"{who} loses to the base in {lost} beyond noise."] if lost else []
+    return said + ([f"{who} is beaten by {rivals}."] if rivals else [])
 
 
 def nothing_suggested(study: Study) -> str:

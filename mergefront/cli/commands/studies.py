@@ -13,7 +13,7 @@ from mergefront.cli.options import json_option, named_numbers, print_json, stora
 from mergefront.cli.session import shown_storage, storage_argument
 
 if TYPE_CHECKING:
-    from mergefront.study.stored_study import Study
+    from mergefront.study.stored_study import Candidate, Study
 
 
 @click.command(short_help="List the studies of a database.")
@@ -173,6 +173,7 @@ def front(
       mergefront front skills --distinct --prefer maths=0.7,french=0.3
     """
     from mergefront.cli.tables import print_front
+    from mergefront.formatting import trial
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -181,20 +182,22 @@ def front(
 
         save_front(study, plot)
         echo(f"Wrote {plot}", err=True)
-    chosen: dict[str, list[int] | int] = {}
+    chosen: dict[str, list[Candidate]] = {}
     if distinct or epsilon is not None:
-        chosen["distinct"] = [candidate.number for candidate in study.distinct_front(epsilon)]
+        chosen["distinct"] = study.distinct_front(epsilon)
     if prefer is not None:
-        chosen["preferred"] = study.preferred(prefer).number
+        chosen["preferred"] = [study.preferred(prefer)]
     if direction is not None:
-        chosen["along"] = study.along(direction).number
+        chosen["along"] = [study.along(direction)]
     if as_json:
-        print_json({**study.to_json(), **chosen})
+        numbers = {what: [one.number for one in members] for what, members in chosen.items()}
+        print_json(
+            study.to_json() | {what: found if what == "distinct" else found[0] for what, found in numbers.items()}
+        )
         return
     print_front(study)
-    for what, found in chosen.items():
-        numbers = found if isinstance(found, list) else [found]
-        echo(f"{what[0].upper()}{what[1:]}: {', '.join(f'trial {number}' for number in numbers)}")
+    for what, members in chosen.items():
+        echo(f"{what.capitalize()}: {', '.join(trial(one.number, one.anchor) for one in members)}")
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")

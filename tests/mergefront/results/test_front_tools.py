@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 import mergefront as mf
 from mergefront.cli.application import cli
+from mergefront.formatting import trial
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.differences import better_beyond_noise
 
@@ -56,5 +57,9 @@ def test_the_command_line_names_what_was_asked_for(storage: str) -> None:
     assert content["preferred"] == study.preferred({"maths": 1}).number
     assert content["along"] == study.along({"french": 1}).number
     text = call("front", "skills", "--storage", storage, *choice, "--epsilon", "0.1").stdout
-    assert "Distinct: trial" in text and "Preferred: trial" in text and "Along: trial" in text
+    assert "Preferred: trial" in text and "Along: trial" in text
+    every = call("front", "three", "--storage", storage, "--epsilon", "0").stdout.splitlines()[-1]
+    members = mf.load_study("three", storage=storage).distinct_front(0.0)
+    assert len(members) > 8, "a long list was cut to its first five"
+    assert every == f"Distinct: {', '.join(trial(one.number, one.anchor) for one in members)}"
     assert call("front", "skills", "--storage", storage, "--prefer", "maths").exit_code == 2
