@@ -93,6 +93,7 @@ def finish(study: Study) -> None:
     """
     from mergefront.cli.tables import print_front
     from mergefront.optimizer.errors import SearchStoppedError
+    from mergefront.optimizer.scores.outcomes import outcome_lines
 
     failures = study.failures()
     if failures and not study.candidates():
@@ -100,6 +101,9 @@ def finish(study: Study) -> None:
             f"every evaluation of study {study.name!r} failed ({len(failures)}); the last one: {failures[-1].reason}"
         )
     print_front(study)
+    told = outcome_lines(study.ledger.evaluations().values())
+    for line in ("", *(f"Items of task {line}." for line in told)) if told else ():
+        say(line)
     where = storage_argument(study.database.url)
     name = shlex.quote(study.name)
     stopped = study.stopped

@@ -39,6 +39,17 @@ def total_outcomes(evaluations: Iterable[Evaluation]) -> dict[str, Counter[str]]
     """The outcomes of all evaluations together, by task."""
     found: dict[str, Counter[str]] = {}
     for evaluation in evaluations:
-        for task, counts in evaluation.details.get(OUTCOMES, {}).items():
-            found.setdefault(task, Counter()).update(counts)
+        of_tasks = evaluation.details.get(OUTCOMES)
+        for task, counts in of_tasks.items() if isinstance(of_tasks, Mapping) else ():
+            if isinstance(counts, Mapping) and "asked" in counts:  # a function of the user's may report anything
+                found.setdefault(task, Counter()).update(counts)
     return found
+
+
+def outcome_lines(evaluations: Iterable[Evaluation]) -> list[str]:
+    """What happened to the items of each task in all evaluations together, a line for each task where anything did."""
+    lines = []
+    for task, counts in total_outcomes(evaluations).items():
+        why = f" ({reasons(counts)})" if counts[UNANSWERED] else ""
+        lines += [f"{task}: {text}{why}"] if (text := outcome_text(counts)) else []
+    return lines

@@ -69,6 +69,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
       mergefront status skills
     """
     from mergefront.formatting import duration, heading, number, trial, trials, with_interval
+    from mergefront.optimizer.scores.outcomes import outcome_lines
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -101,6 +102,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
         lines.append(
             f"  report items  {reported['scored']} candidates scored in {duration(reported['seconds'])}{costs}{more}"
         )
+    lines += [f"  items         {line}" for line in outcome_lines(study.ledger.evaluations().values())]
     for entry in facts["workers"]:
         since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
         at = "starting" if entry["trial"] is None else trial(entry["trial"])
@@ -253,6 +255,7 @@ def _status(study: Study) -> dict[str, Any]:
 
     from optuna.trial import TrialState
 
+    from mergefront.optimizer.scores.outcomes import total_outcomes
     from mergefront.results.throughput import throughput
 
     candidates = study.candidates()
@@ -296,6 +299,7 @@ def _status(study: Study) -> dict[str, Any]:
         "spent": dict(speed.spent),
         "cost_left": dict(speed.cost_left),
         "report": _report(study) if study.definition.evaluator.tasks else None,
+        "outcomes": total_outcomes(study.ledger.evaluations().values()),
         "workers": [asdict(worker) for worker in study.ledger.workers()],
         "best": best,
         "failures": [

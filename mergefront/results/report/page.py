@@ -20,6 +20,15 @@ from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM
 from mergefront.optimizer.scores.differences import LEVEL, score_interval
 from mergefront.optimizer.scores.evaluation import RACED, Evaluation
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.scores.outcomes import (
+    CUT,
+    EMPTY,
+    SHORTENED,
+    UNANSWERED,
+    outcome_text,
+    reasons,
+    total_outcomes,
+)
 from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_picture
@@ -58,6 +67,7 @@ def page(shown: Contents) -> str:
         "Hypervolume over evaluations": "" if study.has_one_objective else _hypervolume(shown),
         "What decides the objectives": _importance(study),
         "Recipes": _recipes(shown),
+        "What happened to items": _outcomes(study),
         "Cost": _cost(study),
     }
     body = "\n".join(f"<section><h2>{name}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
@@ -272,6 +282,32 @@ def _recipes(shown: Contents) -> str:
         title = html_text(f"{_who(candidate).capitalize()}: {candidate.recipe.method}, {said}")
         parts.append(f"<details><summary>{title}</summary><pre>{html_text(config)}</pre></details>")
     return "\n".join(parts)
+
+
+def _outcomes(study: Study) -> str:
+    """How many items of each task had no answer, an empty one, a cut one, or a cut prompt; nothing where none had."""
+    rows = []
+    for split, name in (("search", "search items"), ("report", "report items")):
+        for task, counts in total_outcomes(study.ledger.evaluations(split).values()).items():
+            if outcome_text(counts):
+                why = reasons(counts)
+                missing = f"{counts[UNANSWERED]}" + (f" ({html_text(why)})" if why else "")
+                rest = [f"{counts[kind]}" for kind in (EMPTY, CUT, SHORTENED)]
+                rows.append([html_text(task), name, f"{counts['asked']:,}", missing, *rest])
+    if not rows:
+        return ""
+    return "<p>In all evaluations together.</p>" + _table(
+        [
+            "task",
+            "",
+            "asked",
+            "no usable answer",
+            "empty answers",
+            "answers cut off",
+            "prompts without their beginning",
+        ],
+        rows,
+    )
 
 
 def _cost(study: Study) -> str:

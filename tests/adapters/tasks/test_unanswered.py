@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.server_backend import AppliedOnServer
 from mergefront.adapters.tasks.metrics.sandbox import missing_sandbox
 from mergefront.adapters.tasks.task_types import build_task, problems_of
+from mergefront.cli.application import cli
+from mergefront.cli.searching import finish
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
-from mergefront.optimizer.scores.outcomes import outcome_text, reasons, total_outcomes
+from mergefront.optimizer.scores.outcomes import outcome_lines, outcome_text, reasons, total_outcomes
+from mergefront.results.report.contents import contents
+from mergefront.results.report.page import page
 
 RECIPE = Recipe("task_arithmetic", {"x": "x"}, {"weight[x]": 0.5}, "base")
 
@@ -147,7 +153,49 @@ def test_the_outcomes_of_a_search_are_those_of_its_evaluations(tmp_path: Path) -
     evaluations = [evaluate(tmp_path, "exact_match", prompts(1)) for _ in range(3)]
     counts = total_outcomes(evaluations)["t"]
     assert (outcome_text(counts), reasons(counts)) == ("3 of 30 items had no usable answer", "content filter: 3")
-    assert outcome_text({"asked": 5}) == "" and total_outcomes([Evaluation({"t": 1.0})]) == {}
+    assert outcome_lines(evaluations) == ["t: 3 of 30 items had no usable answer (content filter: 3)"]
+    others = [Evaluation({"t": 1.0}), Evaluation({"t": 1.0}, details={"outcomes": {"t": 3}})]
+    assert outcome_text({"asked": 5}) == "" and outcome_lines(others) == []
+
+
+def test_run_status_and_report_say_what_happened_to_items(tmp_path: Path) -> None:
+    """Who reads the scores alone takes prompts without their question, or refusals, for a weak merge."""
+    study = mf.search(
+        space=mf.MergeSpace(["x"], method="task_arithmetic", parameters={"weight": [0, 1]}),
+        evaluate=evaluator_of(tmp_path, "exact_match", [*prompts(1), "long", "cut"]),
+        objectives=["t"],
+        sampler="random",
+        evaluations=4,
+        storage=f"sqlite:///{tmp_path}/study.db",
+        name="s",
+    )
+    count, of = study.ledger.evaluation_count(), 12 * study.ledger.evaluation_count()
+    said = (
+        f"t: {count} of {of} items had no usable answer; {count} of {of} answers were cut off at max_new_tokens; "
+        f"{count} of {of} prompts were longer than the model reads and lost their beginning (content filter: {count})"
+    )
+    arguments = ["status", "s", "--storage", str(tmp_path / "study.db")]
+    assert f"items         {said}" in CliRunner().invoke(cli, arguments).stdout
+    facts = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert facts["outcomes"]["t"] == {
+        "asked": of, "unanswered": count, "unanswered: content filter": count, "cut": count, "shortened": count
+    }  # fmt: skip
+    text = page(contents(study))
+    assert "What happened to items" in text and f"{count} (content filter: {count})" in text
+
+
+def test_the_end_of_a_run_says_what_happened_to_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = mf.search(
+        space=mf.MergeSpace(["x"], method="task_arithmetic", parameters={"weight": [0, 1]}),
+        evaluate=evaluator_of(tmp_path, "exact_match", ["cut", "b"]),
+        objectives=["t"],
+        sampler="random",
+        evaluations=3,
+        storage=f"sqlite:///{tmp_path}/study.db",
+        name="s",
+    )
+    finish(study)
+    assert "Items of task t: 3 of 6 answers were cut off at max_new_tokens." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("most", [-0.1, 1.1, "few", True])
