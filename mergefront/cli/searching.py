@@ -110,6 +110,7 @@ def finish(study: Study) -> None:
     if stopped is not None and stopped.cause != "budget":
         say(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.")
     choice = "" if study.suggested() is not None else " --trial N"
+    choice += "" if _has_weights(study) else " --config-only"
     for line in (
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
@@ -118,6 +119,13 @@ def finish(study: Study) -> None:
         f"  mergefront dashboard{where}",
     ):
         say(line)
+
+
+def _has_weights(study: Study) -> bool:
+    """Whether the models of a study are here or on the Hub; servers and functions know them by name only."""
+    places = study.definition.places
+    named = [reference for reference in (study.space.base_model, *study.space.models.values()) if reference is not None]
+    return all(places.hub_name(reference) is not None or (study.root / reference).exists() for reference in named)
 
 
 def quiet_libraries() -> AbstractContextManager[object]:

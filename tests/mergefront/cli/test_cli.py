@@ -32,6 +32,8 @@ def test_run_searches_logs_to_stderr_and_prints_the_front(tmp_path: Path, write_
     assert "[10/10] trial 9" in result.stderr and "[10/10]" not in result.stdout
     assert "expert maths" in result.stdout and "±" in result.stdout and "hypervolume" in result.stdout
     assert f"mergefront front skills --storage sqlite:///{tmp_path}/mergefront.db --plot" in result.stderr
+    export = next(line for line in result.stderr.splitlines() if "mergefront export" in line)
+    assert "--config-only" in export, "the study knows its models by name only"
 
     again = call("run", study, "--evaluations", 12)
     assert again.exit_code == 0

@@ -39,6 +39,7 @@ def searched(folder: Path, stream: io.StringIO, evaluations: int = 8, **options:
 def test_a_terminal_shows_a_bar_and_prints_of_the_function_go_where_they_went(tmp_path: Path) -> None:
     shown, printed, told = searched(tmp_path, Terminal())
     assert "8/8 evaluations" in shown and "━" in shown and "best score " in shown
+    assert "hypervolume" not in shown, "one objective has none"
     assert "failed: " in shown and "diverged" in shown
     assert printed.count("evaluating") == 8 and "evaluating" not in shown
     assert told == list(range(8))
@@ -60,4 +61,4 @@ def test_a_run_and_a_resumed_study_show_it_too(tmp_path: Path, write_study) -> N
         mf.resume(study, evaluations=9)
         mf.resume(study, evaluations=10, progress=False)
     assert "8/8 evaluations" in screen.getvalue() and "9/9 evaluations" in screen.getvalue()
-    assert "10/10" not in screen.getvalue()
+    assert "10/10" not in screen.getvalue() and "hypervolume" in screen.getvalue()
