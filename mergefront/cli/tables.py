@@ -43,6 +43,7 @@ def print_front(study: Study) -> None:
     if study.constraints:
         _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
     suggested, found = study.suggested(), judged(study)
+    name = f"{quote(study.name)}{storage_argument(study.database.url)}"
     if study.has_one_objective:
         screen.print("The best merge, and below it those that were the best before it")
     table = front_table(study, suggested, screen.width)
@@ -59,18 +60,19 @@ def print_front(study: Study) -> None:
     said = []
     if study.front():
         said += [verdict_text.best_line(study)] if study.has_one_objective else []
-        said += [*suggestion_lines(study, suggested, found), ""]
+        said += suggestion_lines(study, suggested, found)
+        said += [] if suggested is None else [f"Take it: mergefront export {name} --out merged"]
+        said.append("")
     if found is not None:
         said += verdict_text.verdict_lines(found, study.objectives)
-    elif any(candidate.anchor is None for candidate in candidates):
+    else:
         said.append(verdict_text.no_merge_on_front(study))
     screen.print()
     for line in said:
         _print_wrapped(screen, line)
     if found is not None and found.noise_known and found.split == "search":
         remedy = (
-            f" Score the front on other items: mergefront report {quote(study.name)}"
-            f"{storage_argument(study.database.url)}"
+            f" Score the front on other items: mergefront report {name}"
             if study.definition.evaluator.asks_models
             else ""
         )

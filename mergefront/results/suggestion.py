@@ -58,7 +58,7 @@ def nothing_suggested(study: Study) -> str:
 
 def choices(study: Study) -> str:
     """What to give `export` instead. Raises ``UserError`` where there is nothing to choose from."""
-    knee = study.knee().number
     shares = ",".join(f"{objective.name}=1" for objective in study.objectives)
     on_front = ", ".join(str(candidate.number) for candidate in study.front())
-    return f"Choose with --trial N (on the front: {on_front}), --knee (trial {knee}) or --prefer {shares}"
+    knee = f"--knee (trial {study.knee().number}, the largest sum of the objectives)"
+    return f"Choose with --trial N (on the front: {on_front}), {knee} or --prefer {shares}"

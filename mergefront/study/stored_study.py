@@ -486,7 +486,7 @@ class Study:
             "objectives": [{"name": objective.name, "direction": objective.direction} for objective in self.objectives],
             **(self._best_json() if self.has_one_objective else self._front_json()),
             "anchors": [
-                {"name": candidate.anchor, "trial": candidate.number, "scores": _rounded(candidate.scores)}
+                {"name": candidate.anchor, "trial": candidate.number, "scores": rounded(candidate.scores)}
                 for candidate in every
                 if candidate.anchor is not None
             ],
@@ -505,7 +505,7 @@ class Study:
 
     def _front_json(self) -> dict[str, Any]:
         members = [
-            {"trial": candidate.number, "scores": _rounded(candidate.scores), "params": dict(candidate.params)}
+            {"trial": candidate.number, "scores": rounded(candidate.scores), "params": dict(candidate.params)}
             for candidate in self.front()
         ]
         return {"hypervolume": self.hypervolume(), "front": members}
@@ -519,11 +519,11 @@ class Study:
             and {
                 "trial": best.number,
                 "anchor": best.anchor,
-                "scores": _rounded(best.scores),
+                "scores": rounded(best.scores),
                 "interval": self.interval(best, objective),
                 "params": dict(best.params),
             },
-            "history": [{"trial": one.number, "scores": _rounded(one.scores)} for one in history],
+            "history": [{"trial": one.number, "scores": rounded(one.scores)} for one in history],
         }
 
     @property
@@ -576,7 +576,7 @@ class Study:
         return f"Study({self.name!r}, {self.database.url})"
 
 
-def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
+def rounded(scores: Mapping[str, float]) -> dict[str, float]:
     """Without the dust that estimates leave of a 0, such as -1.3e-19; adding 0.0 makes a 0 of -0."""
     return {name: round(float(score), 12) + 0.0 for name, score in scores.items()}
 

@@ -122,7 +122,7 @@ class StopWatch:
         if limit is not None and len(self._low) >= self._rule.asks:
             return Stop(
                 "improvement",
-                f"{len(self._low)} proposals in a row were expected to add less than {limit:g} to the hypervolume "
-                f"(the last one {self._low[-1]:.2g})",
+                f"{len(self._low)} proposals in a row were expected to improve the result by less than {limit:g} "
+                f"normalised (the last one {self._low[-1]:.2g})",
             )
         return None

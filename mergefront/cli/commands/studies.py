@@ -257,6 +257,7 @@ def _status(study: Study) -> dict[str, Any]:
 
     from mergefront.optimizer.scores.outcomes import total_outcomes
     from mergefront.results.throughput import throughput
+    from mergefront.study.stored_study import rounded
 
     candidates = study.candidates()
     seconds = [
@@ -268,7 +269,7 @@ def _status(study: Study) -> dict[str, Any]:
         best[objective.name] = {
             "trial": found.number,
             "anchor": found.anchor,
-            "score": found.scores[objective.name],
+            "score": rounded(found.scores)[objective.name],
             "standard_error": found.standard_errors.get(objective.name),
             "interval": study.interval(found, objective),
         }

@@ -13,7 +13,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.scores.pareto import nondominated
-from mergefront.study.stored_study import Study
+from mergefront.study.stored_study import Study, rounded
 
 FRONT = "#0072b2"
 FAINT = "#c3c8ce"
@@ -162,11 +162,12 @@ def picture(study: Study, rows: Mapping[int, Evaluation] | None = None) -> Pictu
         shown = candidate if rows is None else rows.get(candidate.number)
         if shown is None:
             continue
+        scores = rounded(shown.scores)
         errors = [shown.standard_errors.get(objective.name) for objective in study.objectives]
         points.append(
             Point(
                 candidate.number,
-                tuple(float(shown.scores[objective.name]) for objective in study.objectives),
+                tuple(scores[objective.name] for objective in study.objectives),
                 tuple(None if error is None or error != error else error for error in errors),
                 candidate.anchor,
                 candidate.digest in on_front,
