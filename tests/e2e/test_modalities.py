@@ -15,7 +15,7 @@ from tiny_models import THINKER, TINY_MODELS, TinyModel, move
 
 import mergefront as mf
 from mergefront.adapters.checkpoints.header import Checkpoint
-from mergefront.adapters.merging.modalities import Modalities, compose
+from mergefront.adapters.merging.modalities import Modalities, compose, processor_file
 from mergefront.optimizer.errors import UserError
 from mergefront.results.export import export_candidate, merge_config
 from mergefront.results.export_check import check_export
@@ -152,6 +152,42 @@ def test_the_processor_comes_with_the_eyes(save: Save, tokenizer: Any, tmp_path:
     exported(study_in(tmp_path, {"sees": "sees"}, carry={"vision": "sees"}), "LlavaForConditionalGeneration")
     written = json.loads((tmp_path / "out" / "processor_config.json").read_text())
     assert written["image_processor"]["size"] == {"height": 42, "width": 42} and written["patch_size"] == 21
+
+
+def test_a_language_model_is_merged_into_a_model_that_sees(save: Save, tmp_path: Path) -> None:
+    """A maths model into a model of images and text: types and names of their text differ, the stack is one."""
+    vl, text = TINY_MODELS["qwen2_5_vl"], dict(TINY_MODELS["qwen2_5_vl"].settings["text_config"])
+    plain = {key: value for key, value in text.items() if key != "rope_parameters"}
+    base = save("base", vl, tie_word_embeddings=False)
+    maths = save("maths", TinyModel("qwen2", {**plain, "tie_word_embeddings": False}), 1)
+    path = study_in(tmp_path, {"maths": "maths"})
+    assert any("model_type: base says 'qwen2_5_vl', expert says 'qwen2'" in note for note in check_study(path).notes)
+    made, weights, _ = exported(path, "Qwen2_5_VLForConditionalGeneration")
+    for name, origin in base.items():
+        moved = weights["maths"] * (maths[name] - origin) if name in maths else 0.0
+        torch.testing.assert_close(made[name], origin + moved, msg=name)
+    assert sum(name in maths for name in base) == len(maths)
+
+
+def test_the_settings_of_a_processor_come_from_the_owner_of_the_tower_that_they_are_about(tmp_path: Path) -> None:
+    for name, size in (("sees", 42), ("hears", 28)):
+        (tmp_path / name).mkdir()
+        content = {"image_processor": {"size": size}, "feature_extractor": {"hop": size}, "processor_class": "Omni"}
+        (tmp_path / name / "processor_config.json").write_text(json.dumps(content))
+    (tmp_path / "sees" / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "A", "size": 1}))
+    (tmp_path / "hears" / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "A", "size": 2}))
+    both = {"vision": tmp_path / "sees", "audio": tmp_path / "hears"}
+    assert processor_file("processor_config.json", tmp_path / "hears", both) == {
+        "image_processor": {"size": 42}, "feature_extractor": {"hop": 28}, "processor_class": "Omni",
+    }  # fmt: skip
+    assert processor_file("preprocessor_config.json", tmp_path / "hears", both) == (
+        tmp_path / "sees" / "preprocessor_config.json"
+    )
+    (tmp_path / "hears" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "A", "feature_extractor_type": "B"})
+    )
+    with pytest.raises(UserError, match="not say which of its settings are for which tower"):
+        processor_file("preprocessor_config.json", tmp_path / "hears", both)
 
 
 @pytest.mark.parametrize(
