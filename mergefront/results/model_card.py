@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,7 @@ def model_card(
     judged = report if report is not None and candidate.number in report.rows else verdict(study, "search")
     models = _plain(", ".join(candidate.recipe.models))
     called = study.space.base_model
-    if "recipe" in config:
-        name = shlex.quote(study.name)
-        command = f"mergefront export {name} --trial {candidate.number} --out merged"
-        reader = "As it is stored, since mergekit cannot say it"
-    elif candidate.recipe.method in OF_MERGEKIT and "compat" not in config:
+    if candidate.recipe.method in OF_MERGEKIT and not {"compat", "recipe"} & config.keys():
         reader, command = "As mergekit reads it", "mergekit-yaml mergekit_config.yml merged"
     else:
         reader, command = "As `mergefront merge` reads it", "mergefront merge mergekit_config.yml merged"
