@@ -50,11 +50,18 @@ class Recognition:
         self.served: dict[str, dict[str, Any]] = {}
 
     def identify(
-        self, name: str, server: str, cache: ResponseCache, ask: Callable[[], list[Any]], *, always: bool = False
+        self,
+        name: str,
+        server: str,
+        cache: ResponseCache,
+        ask: Callable[[], list[Any]],
+        *,
+        model: str = "",
+        always: bool = False,
     ) -> Identity:
-        """Whose answers those of the model ``name`` at ``server`` are; ``ask`` gives its answers to fixed questions,
-        as texts, numbers and distributions.
+        """Whose answers those of a model at ``server`` are, which the study calls ``name`` and the server ``model``.
 
+        ``ask`` gives the model's answers to fixed questions, as texts, numbers and distributions.
         ``always``: studies of earlier versions told models of this kind apart as well, and kept nothing for it. A
         model of a study that is continued may be out of reach: its kept answers are still there.
         """
@@ -79,7 +86,12 @@ class Recognition:
                     server,
                 )
         self.served[name] = dict(known)
-        return Identity(known["server"], _number(f"{known['server']} {name}".strip(), known["answers"], cache))
+        return Identity(known["server"], _number(f"{known['server']} {model}".strip(), known["answers"], cache))
+
+
+def are_same(one: Mapping[str, Mapping[str, Any]], two: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether two studies keep the same models, by what they answered."""
+    return set(one) == set(two) and all(same_answers(one[name]["answers"], two[name]["answers"]) for name in one)
 
 
 def _number(identity: str, answers: list[Any], cache: ResponseCache) -> int:

@@ -16,6 +16,7 @@ from mergefront.adapters.hub.places import Preview
 from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
 from mergefront.adapters.remote.http.section import Section
+from mergefront.adapters.remote.identity import are_same
 from mergefront.adapters.remote.settings import ServerSection
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
@@ -177,6 +178,8 @@ def check_study(path: str | Path) -> CheckReport:
         with found.catch():
             notes.extend(check_continues(definition, record))
             notes.extend(changes_since(record.name, record.definition, found.root))
+            if "served" in record.definition and not are_same(definition.served, record.definition["served"]):
+                notes.append("the models at the server answer otherwise than when the study began")
     elif database is not None:
         with found.catch():
             check_free_of_others(database, file.study, objectives)

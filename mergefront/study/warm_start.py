@@ -16,6 +16,7 @@ from typing import Any
 
 from optuna.trial import create_trial
 
+from mergefront.adapters.remote.identity import are_same
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -134,7 +135,7 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     same_merges = all(
         getattr(definition, key) == getattr(theirs, key) for key in ("scoring", "tokenizer_source", "modalities")
     )
-    if same_merges and same_scoring:
+    if same_merges and same_scoring and are_same(definition.served, theirs.served):
         known = []
         for candidate in candidates:
             full = earlier.ledger.find(candidate.recipe)

@@ -80,7 +80,8 @@ class EnsembleModel:
         if voting and all(one.unanswered for one in voting.values()):
             return Generation("", tokens, "stop", unanswered=next(iter(voting.values())).unanswered)
         answers = {name: one.text for name, one in voting.items() if not one.unanswered}
-        return Generation(weighted_vote(answers, self._weights), tokens, "stop")
+        # Without a vote nothing was said and stopped, so that there is nothing to ask again.
+        return Generation(weighted_vote(answers, self._weights), tokens, "stop" if voting else "length")
 
 
 class EnsembleBackend(Connected[EnsembleSection]):

@@ -184,7 +184,7 @@ class HttpClient:
 
         ``read`` gets the parsed JSON (or what ``parse`` makes of the text; ``DamagedAnswerError`` is for a text that
         may have been damaged and is asked for again); it raises ``EvaluationError`` for an answer that is wrong
-        (final). ``refused`` gets the reason of a refusal, and may give an answer that stands in its place.
+        (final). ``refused`` gets the reason of a refusal, and may give an answer that stands in its place for once.
         Only answers that were read are cached. Equal requests under way at once are sent once.
         ``state`` names what the answer depends on besides the request, such as settings that an earlier request
         made; ``lasting_path`` and ``lasting_body`` stand for the path and body in the cache where those have a
@@ -278,10 +278,10 @@ class HttpClient:
             answer = question.parse(text) if status < 300 else None
             error = (status, text) if status >= 300 else stated_error(answer)
             if error is not None:
-                answer = question.refused(error[1])
+                answer = None if error[0] in TRANSIENT_STATUS else question.refused(error[1])
                 if answer is None:
                     raise self._refusal(question.method, question.path, *error, headers)
-                text = json.dumps(answer)
+                key = None  # it cost nothing, and another start of the server may take the request
             reply = question.read(answer)
         except DamagedAnswerError as damage:
             raise _TransientError(

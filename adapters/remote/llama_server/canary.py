@@ -42,10 +42,10 @@ async def run_canary(wire: LlamaWire, loras: Mapping[str, int], *, slots: int, p
     ``loras`` maps names to the server's ids, ``slots`` is how many prompts it reads at once. About ``len(loras) + 20``
     short requests; with a prompt cache 24 more for each slot.
     """
-    prompt = await wire.tokenize(TEXT, True)
+    prompt = await wire.tokenize(TEXT, True, cached=False)
     number, growth = (slots + 1, GROWTH) if prompt_cache else (2, 1)
-    questions = [await wire.tokenize(f"Question: {12 + 29 * n} + 13 = ?\nAnswer: {25 + 29 * n}", True)
-                 for n in range(number)]  # fmt: skip
+    texts = [f"Question: {12 + 29 * n} + 13 = ?\nAnswer: {25 + 29 * n}" for n in range(number)]
+    questions = [await wire.tokenize(text, True, cached=False) for text in texts]
 
     async def ask(tokens: Sequence[int], scales: Mapping[int, float], cache: bool) -> Distribution:
         answer = await wire.complete(tokens, scales, tokens=1, top=TOP, prompt_cache=cache, cached=False)

@@ -74,9 +74,9 @@ class LlamaWire:
     async def loras(self) -> list[Lora]:
         return await self.client.ask("GET", "/lora-adapters", None, _read_loras, cached=False)
 
-    async def tokenize(self, text: str, add_special: bool) -> list[int]:
+    async def tokenize(self, text: str, add_special: bool, *, cached: bool = True) -> list[int]:
         body = {"content": text, "add_special": add_special, "parse_special": True}
-        return await self.client.ask("POST", "/tokenize", body, read_tokens)
+        return await self.client.ask("POST", "/tokenize", body, read_tokens, cached=cached)
 
     async def set_global(self, scales: Mapping[int, float]) -> None:
         """Set the global scales and read them back; raises ``EvaluationError`` when they are others."""

@@ -72,8 +72,9 @@ def written(answer: Any) -> str:
     choices = answer.get("choices") if isinstance(answer, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     message = choice["message"] if isinstance(choice.get("message"), Mapping) else choice
-    parts = [message.get(key) for key in ("reasoning_content", "reasoning", "content", "text", "refusal")]
-    return "".join(_text(part) or "" for part in parts)
+    parts = [message.get(key) for key in ("reasoning_content", "reasoning", "refusal")]
+    content = _text(message.get("content", message.get("text"))) or ""
+    return "".join([*(_text(part) or "" for part in parts if isinstance(part, str)), content])
 
 
 def _text(content: Any) -> str | None:

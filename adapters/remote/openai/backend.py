@@ -49,7 +49,8 @@ class OpenAIModel:
         """This model, once it is known whose answers are kept for it; ``recognition`` has it by ``name``."""
         if self.wire.state is None:
             client = self.wire.client
-            identity = recognition.identify(name, client.server, client.cache, self.answers)
+            model = self.wire.model
+            identity = recognition.identify(name, client.server, client.cache, self.answers, model=model)
             client.identify(identity.server)
             self.wire.state = "" if identity.number is None else f"#{identity.number}"
         return self

@@ -72,8 +72,11 @@ class VllmBackend(Connected[VllmSection]):
         self.base, longest = found[0]
         self._context = longest if longest is not None else 2048
 
+        is_known = False
+
         async def encode(text: str, add_special: bool) -> list[int]:
-            return await self.wire.tokenize(self.base, text, add_special)
+            # Another model of this name may have another tokenizer.
+            return await self.wire.tokenize(self.base, text, add_special, cached=is_known)
 
         self.client.identify(f"vllm {self.base}")
         around_nothing = self.client.run(encode("", True))
@@ -88,6 +91,7 @@ class VllmBackend(Connected[VllmSection]):
             self.client.identify(f"vllm {self.base} {probed.logprob:.2f}")
         else:
             self.client.identify(f"{identity.server} #{identity.number}")
+        is_known = True
         self._refuse_idle_loras(seen)
 
     def _answers(self, name: str) -> list[float]:

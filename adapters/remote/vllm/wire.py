@@ -51,9 +51,9 @@ class VllmWire:
         body = {"lora_name": name}
         await self.client.ask("POST", "/v1/unload_lora_adapter", body, _read_done, cached=False, parse=str)
 
-    async def tokenize(self, model: str, text: str, add_special: bool) -> list[int]:
+    async def tokenize(self, model: str, text: str, add_special: bool, *, cached: bool = True) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": add_special}
-        return await self.client.ask("POST", "/tokenize", body, read_tokens)
+        return await self.client.ask("POST", "/tokenize", body, read_tokens, cached=cached)
 
     async def force(
         self, model: str, prompt: Sequence[int], token: int, state: str, *, cached: bool = True

@@ -19,8 +19,10 @@ from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.adapters.remote.identity import same_answers
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.search.attributes import WARM_START
 from mergefront.storage.database import Database
 from mergefront.storage.studies import load, update
+from mergefront.study.check import check_study
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
 from servers import Answer, Received, as_json, serve
@@ -45,17 +47,27 @@ class Endpoint:
         return as_json({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage})
 
 
-def study_file(folder: Path, url: str, name: str = "closed", evaluations: int = 5) -> Path:
+def study_file(
+    folder: Path,
+    url: str,
+    name: str = "closed",
+    evaluations: int = 5,
+    models: tuple[str, str] = ("a", "b"),
+    **more: Any,
+) -> Path:
     (folder / "rows.jsonl").write_text("".join(f'{{"prompt": "Item {n}?", "answer": "Paris"}}\n' for n in range(3)))
-    members = {name: {"url": url, "model": f"model-{name}", "attempts": 1} for name in ("a", "b")}
+    members = {
+        name: {"url": url, "model": f"model-{served}", "attempts": 1} for name, served in zip(models, "ab", strict=True)
+    }
     content = {
         "study": name,
         "storage": "sqlite:///study.db",
-        "merge": {"method": "task_arithmetic", "models": ["a", "b"], "space": {"weight": [0, 1]}},
+        "merge": {"method": "task_arithmetic", "models": list(models), "space": {"weight": [0, 1]}},
         "backend": {"type": "ensemble", "members": members},
         "tasks": {"t": {"type": "jsonl", "path": "rows.jsonl", "metric": "exact_match", "report_fraction": 0}},
         "objectives": ["t"],
         "search": {"sampler": "random", "evaluations": evaluations},
+        **more,
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -63,7 +75,7 @@ def study_file(folder: Path, url: str, name: str = "closed", evaluations: int = 
 
 
 def expert(study: mf.Study) -> float:
-    return next(one.scores["t"] for one in study.anchors() if one.anchor == "expert a")
+    return next(one.scores["t"] for one in study.anchors() if str(one.anchor).startswith("expert"))
 
 
 def storage(folder: Path) -> str:
@@ -82,6 +94,20 @@ def test_a_new_study_scores_the_model_that_is_there(tmp_path: Path) -> None:
         assert asked == 2 * 2 * 3
         assert expert(mf.run(study_file(tmp_path, server.url, "again"))) == 1.0
         assert len(endpoint.asked) == asked, "answers of the same model are paid for once"
+        endpoint.says = "Oslo"
+        assert expert(mf.run(study_file(tmp_path, server.url, "renamed", models=("c", "d")))) == 0.0
+
+
+def test_a_warm_start_takes_no_scores_of_another_model_over(tmp_path: Path) -> None:
+    endpoint = Endpoint()
+    with serve(endpoint) as server:
+        mf.run(study_file(tmp_path, server.url))
+        again = mf.run(study_file(tmp_path, server.url, "again", warm_start=[{"study": "closed"}]))
+        assert any(WARM_START in trial.user_attrs for trial in again.optuna.trials)
+        endpoint.says = "Rome"
+        later = mf.run(study_file(tmp_path, server.url, "later", warm_start=[{"study": "closed"}]))
+        assert expert(later) == 0.0
+        assert not any(WARM_START in trial.user_attrs for trial in later.optuna.trials)
 
 
 def test_a_study_that_goes_on_keeps_its_answers_and_says_that_the_model_is_another(
@@ -97,6 +123,7 @@ def test_a_study_that_goes_on_keeps_its_answers_and_says_that_the_model_is_anoth
         mf.run(study_file(tmp_path, moved.url, evaluations=7))
         assert "otherwise" not in caplog.text, "the same model, also at another address, is no news"
         endpoint.says = "Rome"
+        assert any("answer otherwise" in note for note in check_study(tmp_path / "closed.yaml").notes)
         study = mf.resume("closed", storage=storage(tmp_path), evaluations=8)
         assert "a at" in caplog.text and "answers otherwise than when the study began" in caplog.text
         assert len(endpoint.asked) == asked and expert(study) == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -317,3 +318,13 @@ def test_a_prompt_that_loses_its_beginning_says_so(tmp_path: Path, loras: dict[s
         scored = model.loglikelihood([ScoringRequest("a" * size, "c") for size in (63, 64)])
         written = model.generate([GenerationRequest("a" * size, 4) for size in (60, 61)])
     assert [one.shortened for one in scored] == [one.shortened for one in written] == [False, True]
+
+
+def test_a_study_of_an_earlier_version_keeps_its_key(tmp_path: Path, loras: dict[str, Path]):
+    """An upgrade would pay for every answer again."""
+    with serve(RecordedVllm()) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
+        for known, ending in (({}, r"-\d+\.\d\d"), (None, "#0")):
+            backend = make_backend(settings, SPACE, tmp_path, None, known)
+            assert re.fullmatch(rf"vllm {BASE} {ending}", backend.client.server)
+            backend.close()
