@@ -150,6 +150,7 @@ def live(state: SearchState) -> Iterator[Callbacks]:
                 shown.console.print(_what_happened(outcome, state.objectives), style="red")
 
         yield on_trial_end, state.start
+        shown.refresh()  # the end draws a terminal anew, but no notebook
 
 
 def on_screen(picture: Callable[[], RenderableType]) -> Live:
