@@ -169,6 +169,31 @@ def test_a_language_model_is_merged_into_a_model_that_sees(save: Save, tmp_path:
     assert sum(name in maths for name in base) == len(maths)
 
 
+def test_a_merge_without_a_study_or_a_base_carries_towers_too(save: Save, tmp_path: Path) -> None:
+    sees = save("sees", THINKER, 1, vision_config={**VISION, "depth": 3})
+    hears = save("hears", THINKER, 2, audio_config={**AUDIO, "encoder_layers": 1})
+    config = {
+        "merge_method": "linear",
+        "models": [{"model": name, "parameters": {"weight": 0.5}} for name in ("sees", "hears")],
+        "scope": "language",
+        "carry": {"vision": "sees", "audio": "hears"},
+    }
+    (tmp_path / "merge.yaml").write_text(yaml.safe_dump(config))
+    merge_config(tmp_path / "merge.yaml", tmp_path / "out")
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        owner = sees if "visual" in name else hears
+        expected = owner[name] if "visual" in name or "audio_tower" in name else (sees[name] + hears[name]) / 2
+        torch.testing.assert_close(tensor, expected, msg=name)
+    for wrong, said in (
+        ({**config, "carry": {"vision": "hear"}}, "'hear' is none of the models"),
+        ({**config, "scope": None}, "write scope: language beside it"),
+        ({**config, "models": None, "slices": []}, "scope merges whole stacks"),
+    ):
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump({key: v for key, v in wrong.items() if v is not None}))
+        with pytest.raises(UserError, match=said):
+            merge_config(tmp_path / "wrong.yaml", tmp_path / "none")
+
+
 def test_the_settings_of_a_processor_come_from_the_owner_of_the_tower_that_they_are_about(tmp_path: Path) -> None:
     for name, size in (("sees", 42), ("hears", 28)):
         (tmp_path / name).mkdir()
