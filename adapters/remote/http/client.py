@@ -31,7 +31,7 @@ from mergefront.adapters.remote.http.json_answers import (
     parse_json,
     stated_error,
 )
-from mergefront.adapters.remote.http.retry import TRANSIENT_STATUS, RetryPolicy, retry_after
+from mergefront.adapters.remote.http.retry import REFUSED_CONTENT_STATUS, TRANSIENT_STATUS, RetryPolicy, retry_after
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError
 
 T = TypeVar("T")
@@ -278,7 +278,7 @@ class HttpClient:
             answer = question.parse(text) if status < 300 else None
             error = (status, text) if status >= 300 else stated_error(answer)
             if error is not None:
-                answer = None if error[0] in TRANSIENT_STATUS else question.refused(error[1])
+                answer = question.refused(error[1]) if error[0] in REFUSED_CONTENT_STATUS else None
                 if answer is None:
                     raise self._refusal(question.method, question.path, *error, headers)
                 key = None  # it cost nothing, and another start of the server may take the request

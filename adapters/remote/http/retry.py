@@ -12,6 +12,9 @@ from mergefront.optimizer.seeding import derive_seed
 TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529, 530, 599})
 """Answers that a later attempt may mend; every other error status is final."""
 
+REFUSED_CONTENT_STATUS = frozenset({200, 400, 403, 413, 422, 451})
+"""Statuses with which servers refuse what one request says; 200 stands for an error inside an answer."""
+
 
 @dataclass(frozen=True)
 class RetryPolicy:

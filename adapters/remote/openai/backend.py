@@ -29,6 +29,9 @@ from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
+_ANSWERS_ALL_THE_SAME = ("tokens used up", "refusal")
+"""Why a sound model may have no answer to a question with room for a few tokens: it reasons, or it is particular."""
+
 
 class OpenAIModel:
     """A ``LanguageModel``: one served model."""
@@ -129,6 +132,8 @@ def _problems(
             model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
         if "generate" in verbs:
             (answer,) = model.generate([GenerationRequest("The capital of France is", 16)])
+            if answer.unanswered not in ("", *_ANSWERS_ALL_THE_SAME):
+                return [f"{label}: it has no answer to a plain question ({answer.unanswered})"]
             if counts_tokens and answer.tokens is None:
                 return [
                     f"{label}: it does not say how many tokens it writes (usage), which a metric or constraint needs; "

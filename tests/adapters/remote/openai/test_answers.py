@@ -126,7 +126,8 @@ def test_a_fault_that_passes_is_no_outcome_whatever_its_words(status: int):
 @pytest.mark.parametrize(
     "answer",
     [as_json({"result": "Paris"}), as_json({"choices": [{}]}), as_json({"choices": [{"message": {"content": 3}}]}),
-     as_json({"error": {"message": "The model `m` does not exist"}}, 404), as_json(["Paris"])],
+     as_json({"error": {"message": "The model `m` does not exist"}}, 404), as_json(["Paris"]),
+     as_json({"error": {"message": "The model `content-safety` does not exist"}}, 404)],
 )  # fmt: skip
 def test_what_is_no_answer_to_a_request_for_text_stays_a_failure(answer: Answer):
     """A wrong address or model would end as a search in which every item is wrong."""

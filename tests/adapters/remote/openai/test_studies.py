@@ -71,6 +71,17 @@ def test_an_address_that_is_a_little_wrong_is_named_as_such(tmp_path: Path) -> N
             assert "mostly end with /v1" in problem
 
 
+def test_an_endpoint_that_answers_nothing_is_found_out_beforehand(tmp_path: Path) -> None:
+    """Every item would count as wrong, and every candidate fail at its own price."""
+    for choices in ([], [{"message": {"content": None}, "finish_reason": "content_filter"}]):
+        with serve(lambda _, choices=choices: as_json({"choices": choices})) as server:
+            (problem,) = problems(tmp_path, member={"url": server.url})
+            assert "no answer to a plain question" in problem
+    reasons = {"message": {"content": "", "reasoning_content": "The user asks"}, "finish_reason": "length"}
+    with serve(lambda _: as_json({"choices": [reasons]})) as server:
+        assert problems(tmp_path, member={"url": server.url}) == []
+
+
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
