@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from mergefront.adapters.remote.http.endpoint import is_loopback_host
 from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
+from mergefront.optimizer.scores.evaluation import LARGEST
 from mergefront.optimizer.search.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
 from mergefront.serving.api import add_routes, asking_client, described, metrics_answer, problem, service_of
 from mergefront.serving.metrics import Metrics
@@ -36,7 +37,7 @@ _METRICS = {
 }
 _log = logging.getLogger("mergefront.serve")
 
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e300, le=1e300)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -61,7 +62,7 @@ class Tell(Section):
     (scores by the item's id) needs no score: it is their mean."""
 
     scores: dict[Text, Number] = Field(default={}, max_length=1000)
-    standard_errors: dict[Text, Annotated[float, Field(ge=0, le=1e300)]] = Field(default={}, max_length=1000)
+    standard_errors: dict[Text, Annotated[float, Field(ge=0, le=LARGEST)]] = Field(default={}, max_length=1000)
     items: dict[Text, Annotated[dict[Text, Number], Field(min_length=1)]] = Field(default={}, max_length=1000)
 
     @model_validator(mode="after")

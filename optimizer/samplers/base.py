@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,13 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
-from optuna.search_space import intersection_search_space
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
+from mergefront.optimizer.samplers.common.observed_space import observed_space, why_by_chance
 from mergefront.optimizer.samplers.common.units import normaliser_for, values_of
 from mergefront.optimizer.scores.objectives import Normaliser
 from mergefront.optimizer.search.attributes import (
@@ -26,6 +28,8 @@ from mergefront.optimizer.search.attributes import (
     write_proposal,
 )
 from mergefront.optimizer.seeding import derive_seed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class ReplayableSampler(BaseSampler):
     """A sampler whose proposals depend on the seed, the trial's number and the earlier trials, and on nothing else.
 
     A study that was killed and resumed, in any process, gets the proposals that it would have got. A subclass
-    implements ``_propose``.
+    implements ``_propose``. The threads of one process (``n_jobs``) propose in turn, so that each sees the others'
+    points; where a trial proposes after a later one, it leaves that one's point to it.
 
     Args:
         seed: None draws one, and gives up repeatability.
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study
-            (``attributes.write_search_space``), otherwise those common to all finished trials.
+            (``attributes.write_search_space``), otherwise those common to all finished trials (``observed_space``); a
+            warning names what is drawn at random beside them.
         ranges: (worst, best) of every objective in its own unit, for normalising; None, for one objective or for
             all, means from the anchors.
     """
@@ -61,6 +67,9 @@ class ReplayableSampler(BaseSampler):
         self._seed = secrets.randbits(62) if seed is None else int(seed)
         self._search_space = None if search_space is None else dict(search_space)
         self._ranges = ranges
+        self._turn = _Turn()
+        self._by_chance: set[str] = set()
+        """Parameters that were warned of."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         space = self._declared_space(study)
@@ -78,14 +87,15 @@ class ReplayableSampler(BaseSampler):
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
             return {name: published[name] for name in search_space}
-        with one_blas_thread():
+        with self._turn.lock, one_blas_thread():
             suggestion = self._propose(study, trial, encoder)
-        write_proposal(study, trial, suggestion.stage, suggestion.params, suggestion.improvement)
+            write_proposal(study, trial, suggestion.stage, suggestion.params, suggestion.improvement)
         return suggestion.params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        self._warn_of_chance(study, trial, param_name, param_distribution)
         rng = np.random.default_rng(derive_seed(self._seed, trial.number, "independent", param_name))
         encoder = Encoder({param_name: param_distribution})
         return encoder.decode(encoder.from_uniform(rng.random((1, 1)))[0])[param_name]
@@ -99,15 +109,37 @@ class ReplayableSampler(BaseSampler):
 
     def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The space where none was declared: what all earlier finished trials have in common."""
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return intersection_search_space(
-            [other for other in finished if other.number < trial.number and not is_outside_space(other)]
-        )
+        return observed_space(_finished_before(study, trial))
+
+    def _warn_of_chance(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> None:
+        """Say once of a parameter that it is drawn at random although earlier trials have it."""
+        if name in self._by_chance or distribution.single() or self._declared_space(study) is not None:
+            return
+        reason = why_by_chance(_finished_before(study, trial), name, distribution)
+        if reason is not None:
+            self._by_chance.add(name)
+            logger.warning("parameter %r is drawn at random from trial %d on: %s", name, trial.number, reason)
 
     def _normaliser(self, study: Study, anchors: Sequence[FrozenTrial]) -> Normaliser:
         """The common unit of the objectives, by the anchors' values except where the sampler was given ranges."""
         check_length("ranges", self._ranges, study)
         return normaliser_for(maximised(study), values_of(anchors, len(study.directions)), self._ranges)
+
+
+class _Turn:
+    """A lock; a copy of the sampler has one of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_Turn], tuple[()]]:
+        return _Turn, ()
+
+
+def _finished_before(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    """The earlier trials that say what the space is, in order of number."""
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [other for other in finished if other.number < trial.number and not is_outside_space(other)]
 
 
 def maximised(study: Study) -> list[bool]:

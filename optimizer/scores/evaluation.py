@@ -160,8 +160,16 @@ class FunctionEvaluator:
         )
 
 
+LARGEST = 1e150
+"""Numbers beyond this magnitude are no scores: their squares would be infinite."""
+
+
 def checked_scores(evaluation: Evaluation, objectives: Sequence[str]) -> dict[str, float]:
-    """The objectives' scores as floats; raises ``EvaluationError`` for a missing, NaN or infinite one."""
+    """The objectives' scores as floats.
+
+    Raises ``EvaluationError`` for one that is missing, NaN, infinite or beyond ``LARGEST``, and for a standard error
+    below 0. A standard error that is NaN or infinite is an unknown one.
+    """
     scores = {}
     for name in objectives:
         if name not in evaluation.scores:
@@ -170,15 +178,22 @@ def checked_scores(evaluation: Evaluation, objectives: Sequence[str]) -> dict[st
                 kind="missing objective",
             )
         scores[name] = finite_number(evaluation.scores[name], f"objective {name!r}")
+        error = evaluation.standard_errors.get(name)
+        if isinstance(error, int | float) and error < 0:
+            raise EvaluationError(
+                f"the standard error of {name!r} is {error:g}; it must be at least 0", kind="negative"
+            )
     return scores
 
 
 def finite_number(given: Any, what: str) -> float:
-    """A reported number as a float; raises ``EvaluationError`` for what is none, NaN or infinite."""
+    """A reported number as a float; raises ``EvaluationError`` for what is none, not finite or beyond ``LARGEST``."""
     try:
         value = float(given)
     except (TypeError, ValueError):
         raise EvaluationError(f"{what} is {given!r}, not a number", kind="not a number") from None
     if not math.isfinite(value):
         raise EvaluationError(f"{what} is {value}, not a finite number", kind="not finite")
+    if abs(value) > LARGEST:
+        raise EvaluationError(f"{what} is {value:g}, beyond {LARGEST:g}: no score", kind="not finite")
     return value

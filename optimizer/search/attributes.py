@@ -37,6 +37,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.exceptions import UpdateFinishedTrialError
 
+from mergefront.optimizer.scores.evaluation import LARGEST
+
 if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
@@ -93,10 +95,10 @@ def violation_errors(trial: FrozenTrial) -> dict[str, float | None]:
 
 
 def _errors(written: Any, count: int) -> list[float | None]:
-    """``count`` stored standard errors; None where unknown, exact or not written."""
+    """``count`` stored standard errors; None where unknown, exact or not written, and for what can be none."""
     if not isinstance(written, Sequence) or len(written) != count:
         return [None] * count
-    return [None if error is None else float(error) for error in written]
+    return [float(error) if isinstance(error, int | float) and 0.0 <= error <= LARGEST else None for error in written]
 
 
 def write_search_space(study: Study, space: Mapping[str, BaseDistribution]) -> None:

@@ -96,7 +96,8 @@ class SobolSampler(ReplayableSampler):
     def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # The first trial shows which parameters there are; later ones keep to its order.
         first = next((t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE), None)
-        return {} if first is None else first.distributions
+        widened = super()._observed_space(study, trial)
+        return {} if first is None else {name: widened.get(name, d) for name, d in first.distributions.items()}
 
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         return Suggestion("sobol", encoder.decode(sobol_points(encoder, self._seed, trial.number, 1)[0]))

@@ -74,6 +74,11 @@ def earlier_trials(study: Study, number: int) -> list[FrozenTrial]:
     return sorted((trial for trial in trials if trial.number < number), key=lambda trial: trial.number)
 
 
+def later_trials(study: Study, number: int) -> list[FrozenTrial]:
+    """The trials with a larger number: where several are proposed at once, what one of them has is not another's."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.number > number]
+
+
 def is_inside(trial: FrozenTrial, encoder: Encoder) -> bool:
     """Whether the trial is a point of the space, as far as is known."""
     return not is_outside_space(trial) and encoder.contains(proposed_params(trial))

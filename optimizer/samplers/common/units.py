@@ -12,18 +12,17 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.scores.evaluation import LARGEST
 from mergefront.optimizer.scores.objectives import Normaliser, Objective
 
 TAIL = 0.5
 """Below the reference point, differences beyond this size are compressed logarithmically. Chosen by hand."""
 FLOOR = -3.0
 """No value counts as worse than this: three times the anchors' range below the worst anchor. Chosen by hand."""
-LARGEST = 1e150
-"""Values are clipped to this magnitude, so that their sums, squares and differences stay finite."""
 
 
 def values_of(trials: Sequence[FrozenTrial], objectives: int) -> Array:
-    """The raw values of finished trials, ``n x m``."""
+    """The raw values of finished trials, ``n x m``, clipped so that their squares and differences stay finite."""
     values = np.array([trial.values for trial in trials], dtype=float).reshape(-1, objectives)
     return np.asarray(np.clip(values, -LARGEST, LARGEST))
 

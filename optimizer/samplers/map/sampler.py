@@ -17,6 +17,7 @@ from mergefront.optimizer.samplers.common.history import (
     earlier_trials,
     is_inside,
     is_observed,
+    later_trials,
     likely_to_fail,
     points_of,
 )
@@ -109,7 +110,7 @@ class MAPSampler(ReplayableSampler):
         front = amortised_front(
             models, x[nondominated(values)], encoder, rng, lambda points: likely_to_fail(points, x, failed)
         )
-        taken = {row.tobytes() for row in _points(inside, encoder)}
+        taken = {row.tobytes() for row in _points([*inside, *later_trials(study, number)], encoder)}
         fresh = np.array([row.tobytes() not in taken for row in front], dtype=bool)
         if not fresh.any():
             return "fallback", sobol_points(encoder, self._seed, number, 1)[0]

@@ -18,10 +18,10 @@ from scipy.linalg import cho_solve
 from scipy.special import log_ndtr
 
 from mergefront.optimizer.arrays import Array, Mask
-from mergefront.optimizer.samplers.common.units import LARGEST
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition
+from mergefront.optimizer.scores.evaluation import LARGEST
 
 FAILED = 4.0
 """How far a failure lies beyond 0, where a success lies 1 before it: a step over the edge costs an evaluation. With 4 a

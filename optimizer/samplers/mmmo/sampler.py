@@ -17,7 +17,14 @@ from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
-from mergefront.optimizer.samplers.common.history import History, earlier_trials, is_inside, points_of, read_history
+from mergefront.optimizer.samplers.common.history import (
+    History,
+    earlier_trials,
+    is_inside,
+    later_trials,
+    points_of,
+    read_history,
+)
 from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.units import normalise, values_of
@@ -151,6 +158,8 @@ class MMMOSampler(ReplayableSampler):
             logger.warning("anchor %d is outside the search space, a Sobol point takes its place", history.position)
         history = limited(history, maximised(study))
         data = self._observations(study, history, encoder)
+        later = points_of(later_trials(study, trial.number), encoder)
+        data = replace(data, taken=np.concatenate([data.taken, later]))
         if history.position >= initial and len(data.x) >= 2:
             try:
                 data = replace(data, feasibility=self._feasibility(history, encoder))

@@ -65,6 +65,8 @@ def raises(error: BaseException) -> Callable[[], Any]:
         (lambda: None, "objective 'skill' is None, not a number"),
         (lambda: {}, "objective 'skill' was not scored"),
         (lambda: {"skill": float("nan")}, "not a finite number"),
+        (lambda: {"skill": -1e308}, "is -1e+308, beyond 1e+150"),
+        (lambda: Evaluation({"skill": 1.0}, {"skill": -0.1}), "the standard error of 'skill' is -0.1; it must be"),
         (lambda: Evaluation({"skill": 1.0}, items={"skill": [1, 2]}), "items of 'skill' are list"),  # type: ignore[dict-item]
     ],
 )
