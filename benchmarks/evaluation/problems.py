@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.search.experts import PoolSpec, margins, trained_pool
+from benchmarks.search.problems import SMOLLM
+from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.engine import MergeEngine
@@ -43,6 +45,7 @@ class LanguageModels:
     seed: int
     method: str
     parameters: Mapping[str, Any] = field(default_factory=lambda: {"weight": [0, 1]})
+    items: int = ITEMS
 
     def build(self, cache: Path) -> Built:
         """Models and data are made in ``cache`` once."""
@@ -82,6 +85,7 @@ class Networks:
     parameters: Mapping[str, Any]
     groups: int
     granularity: Any = "global"
+    items: int = ITEMS
 
     def build(self, cache: Path) -> Built:
         pool = trained_pool(self.pool, cache)
@@ -99,6 +103,37 @@ class Networks:
             layers=self.pool.layers,
         )
         return Built(space, NetworkEvaluator(pool, groups), tuple(groups))
+
+
+@dataclass(frozen=True)
+class RecordedAnswers:
+    """Recorded answers of a real language model with three LoRAs (``benchmarks.search``), 120 items: two tasks of 60
+    items each."""
+
+    name: str
+    items: int = 60
+
+    def build(self, cache: Path) -> Built:
+        recorded = RecordedLandscape.read(SMOLLM[self.name].landscape)
+        space = MergeSpace(
+            list(recorded.axes), base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]}
+        )
+        return Built(space, RecordedEvaluator(recorded), ("first", "second"))
+
+
+class RecordedEvaluator:
+    """Answers from a recorded landscape: the first half of all skills' items, and the second."""
+
+    def __init__(self, recorded: RecordedLandscape) -> None:
+        self.recorded = recorded
+        every = [item for items in recorded.items.values() for item in items]
+        self.ids = {"first": every[: len(every) // 2], "second": every[len(every) // 2 :]}
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        found = self.recorded.at({expert: float(recipe.params[f"weight[{expert}]"]) for expert in self.recorded.axes})
+        halves = np.array_split(np.concatenate(list(found.values())), 2)
+        values = dict(zip(self.ids, halves, strict=True))
+        return answered(request, self.ids, {name: (one > 0).astype(float) for name, one in values.items()}, values)
 
 
 Problem = LanguageModels | Networks
@@ -124,6 +159,12 @@ PROBLEMS: dict[str, Problem] = {
         PoolSpec("residual", 3, 8, ITEMS, (60, 200)), "task_arithmetic", {"weight": [0, 1]}, 3, "layers"
     ),
 }
+
+ITEM_PROBLEMS: Mapping[str, Problem | RecordedAnswers] = {
+    **PROBLEMS,
+    **{f"{name}, recorded": RecordedAnswers(name) for name in SMOLLM},
+}
+"""Those and recorded ones, which have fewer items."""
 
 
 class NetworkEvaluator:
@@ -157,7 +198,7 @@ def answered(
 
     def asked(name: str, indices: Sequence[int]) -> ItemScores:
         chosen = list(indices)
-        smooth = None if margins is None else tuple(margins[name][chosen].tolist())
+        smooth = tuple(margins[name][chosen].tolist()) if margins is not None and name in margins else None
         return ItemScores(tuple(ids[name][index] for index in chosen), tuple(scores[name][chosen].tolist()), smooth)
 
     details: Mapping[str, Any] = {}

@@ -32,6 +32,7 @@ from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task, idle_options_of, problems_of, resolved_task
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
+from mergefront.optimizer.racing.race import FEWEST_TO_RACE
 from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
 from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
@@ -334,6 +335,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
     file, root, problems = found.file, found.root, found.problems
     directions: dict[str, str] = {}
     sound: dict[str, Task] = {}
+    too_few: list[str] = []
     for name, config in file.tasks.items():
         faults = problems_of(config, root, file.seed)
         problems.extend(f"tasks.{name}: {fault}" for fault in faults)
@@ -360,6 +362,14 @@ def check_tasks(found: Findings) -> dict[str, str]:
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(found))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
+        if search < FEWEST_TO_RACE:
+            too_few.append(f"{name} ({search})")
+    if file.racing and too_few:
+        found.warnings.append(
+            f"racing: every candidate is asked all search items of {', '.join(too_few)}, since fewer than "
+            f"{FEWEST_TO_RACE} items are too few to race"
+        )
+        found.notes.append(found.warnings[-1])
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))

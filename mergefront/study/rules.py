@@ -6,6 +6,7 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 | --- | --- | --- |
 | ``SCORING`` | the same definition would be scored differently | goes on, or is refused (``SCORING_CHANGES``) |
 | ``SAMPLERS`` | a sampler would propose other trials | goes on with the trials that are there |
+| ``RACING`` | a race would ask other items, or estimate otherwise | goes on with the answers that are there |
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _reads_numbers(stored: Mapping[str, Any], root: Path) -> bool:
 
 def _normalises(stored: Mapping[str, Any], root: Path) -> bool:
     return any(
-        task["metric"] == "f1" or (task["metric"] == "exact_match" and task.get("normalise"))
+        task.get("metric") == "f1" or (task.get("metric") == "exact_match" and task.get("normalise"))
         for task in _of_json_lines(stored)
     )
 
@@ -224,6 +225,8 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
+RACING = 3
+"""The rules of scoring before which a race asked other items. Its estimates are those of this version, always."""
 SAMPLERS: Mapping[str, int] = dict.fromkeys(("mm-mo", "map", "cma-es", "tpe", "tpe-multivariate"), 2)
 """Versions of the samplers by name, where above 1. Version 2 of these learns from failed trials."""
 
@@ -315,6 +318,11 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
             f"the mergefront that began it, or begin a study of another name with warm_start: [{{study: {name}}}]"
         )
     lines = []
+    if stored.get("racing") and scoring < RACING:
+        lines.append(
+            f"racing has changed since study {name!r} was started: candidates are asked a smaller core and more items "
+            "of their own, and scores and errors are estimated anew; it goes on with the answers that are there"
+        )
     sampler = stored["sampler"]
     here = sampler_version(sampler["name"])
     then = sampler.get("version", 1)

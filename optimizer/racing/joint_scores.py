@@ -1,17 +1,21 @@
 """What every candidate scores on all items, from the items that each has answered: one model of all answers.
 
 Merges of the same experts answer alike, the more so the nearer they lie; so what one of them answered says
-something about what another one would have. Answers are taken for a few factors of the items, weighted by each
-candidate in its own way, and noise (factor analysis with missing entries: Rubin and Thayer 1982; Little and Rubin,
-Statistical Analysis with Missing Data, chapter 11). Whatever was answered decides what is asked next, so that the
-rest is missing at random. Where items have margins whose sign is the answer, the margins are modelled, which say
+something about what another one would have. Each answer is the candidate's mean, plus a candidate-specific weighted
+sum of a few factors of the item, plus noise (factor analysis with missing entries: Rubin and Thayer 1982; Little and
+Rubin, Statistical Analysis with Missing Data, chapter 11). Whatever was answered decides what is asked next, so that
+the rest is missing at random. Where items have margins whose sign is the answer, the margins are modelled, which say
 more than right and wrong: merges that lie near each other have nearly the same, and an item that was not asked is
 right as probably as its margin is positive. A candidate's mean over all items is that of its known and expected
 scores.
 
-How far this can be trusted is checked on the items that a candidate did answer, each predicted without its own
-answer: the predictions' spread gives the standard error, and their mean error, as far as it is more than noise,
-corrects the mean.
+The stated error has three parts. The unasked items are uncertain one by one, as the model says. The candidates' means
+are uncertain together: who answered the same items as its like knows nothing of the others (universal kriging:
+Cressie, Statistics for Spatial Data, section 3.4). And the model may be wrong of one candidate: fitted without a
+quarter of the answers in turn, it predicts these; how far they lie from what it says of them scales the first two
+parts, and a candidate's mean residual, as far as it is more than noise, corrects its mean, with an error of its own
+(empirical Bayes). There items that few answered count most, as the unasked ones are such. No answer is surer than so
+many alike make it (``rule_of_succession``).
 
 Notation: J candidates, N items, F factors; ``scores`` and ``margins`` J x N with NaN where an item was not asked.
 """
@@ -25,29 +29,45 @@ import numpy as np
 from scipy.special import ndtr
 
 from mergefront.optimizer.arrays import Array, Integers, Mask
-from mergefront.optimizer.scores.evaluation import Estimate
+from mergefront.optimizer.scores.evaluation import Estimate, rule_of_succession
 
 FACTORS = 8
-"""At most, and no more than one for two candidates. On merges of four kinds of networks 4 are too few, 12 no better."""
+"""At most, no more than one for two candidates, and as the square root of the answers of one allows. On 1,000 items of
+merges of four kinds of networks 4 are too few, 12 no better; of 16 answers 3 say more than 8."""
 ITERATIONS = 20
 """Errors of estimates no longer change after that, though the fit does."""
+HELD_OUT_ITERATIONS = 6
+"""The same for errors of what was held out."""
 PRIOR_ITEMS = 4.0
 """A candidate's variance is pulled towards that of all, as if so many items had said so."""
 PRIOR_LOADING_ITEMS = 3.0
 """The same for its loadings."""
 SQUASH = 2.0
 """Margins m enter as asinh(SQUASH m) in units of their root mean square: what counts is how near to 0 they are."""
+FOLDS = 4
+"""Parts of the answers that are held out in turn. Two states errors a tenth larger, eight a twentieth smaller."""
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """``means`` and ``variances`` (J x N) of every entry given all answers; ``others_means`` and ``others_variances``
-    of the known ones given all answers but their own."""
+    """Of factor analysis: ``means``, ``noise`` (variances) (J) and ``loadings`` (J x F) of the candidates; means
+    ``factors`` (N x F) and ``covariances`` (N x F x F) of the items' factors."""
 
     means: Array
+    loadings: Array
+    noise: Array
+    factors: Array
+    covariances: Array
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """Scores that the items were not asked for (J x N): expected ones, their variances, and by how much each changes
+    with the modelled value."""
+
+    expected: Array
     variances: Array
-    others_means: Array
-    others_variances: Array
+    slopes: Array
 
 
 def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimate]:
@@ -63,50 +83,141 @@ def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimat
     items = scores.shape[1]
     known_scores = np.where(known, scores, 0.0)
     means = known_scores.sum(axis=1) / counts
-    spreads = _pooled(np.where(known, scores - means[:, None], 0.0) ** 2, counts, 1)
-    open_variances = spreads
-    if not known.all() and len(scores) >= 2 and spreads.any():
-        expected, others = _expected(known_scores, known, margins)
-        residuals = np.where(known, scores - others, 0.0)
-        bias = residuals.sum(axis=1) / counts
-        open_variances = _pooled(np.where(known, residuals - bias[:, None], 0.0) ** 2, counts, 1)
-        means = expected.mean(axis=1) + (1.0 - counts / items) * _beyond_noise(bias, open_variances / counts)
-    unasked = open_variances * (1.0 / counts - 1.0 / items)
-    own = [
-        float(row[answered].var(ddof=1)) if answered.sum() > 1 else 0.0
-        for row, answered in zip(scores, known, strict=True)
-    ]
+    squares = np.where(known, scores - means[:, None], 0.0) ** 2
+    sampled = 1.0 / counts - 1.0 / items
+    least = _least_variances(scores[known], counts)
+    variances = np.maximum(_pooled(squares, counts, 1), least) * sampled
+    if not known.all() and len(scores) >= 2 and squares.any():
+        means, variances = _modelled(known_scores, known, margins, least)
+        variances = np.maximum(variances, least * sampled)
+    own = np.maximum(squares.sum(axis=1) / np.maximum(counts - 1, 1), least)
     return [
         Estimate(float(mean), math.sqrt(variance + spread / items), math.sqrt(variance))
-        for mean, variance, spread in zip(means, unasked, own, strict=True)
+        for mean, variance, spread in zip(means, variances, own, strict=True)
     ]
 
 
-def _expected(scores: Array, known: Mask, margins: Array | None) -> tuple[Array, Array]:
-    """Expected scores (J x N): of every entry given all answers; of the known ones given all answers but their own."""
-    if margins is None or not _decisive(scores, known, margins):
-        fit = _fit(scores, known)
-        return np.where(known, scores, fit.means), fit.others_means
+def _least_variances(answers: Array, counts: Integers) -> Array:
+    """The variance of a candidate's answers (J) that so many of them leave possible where all of them agree.
+
+    For right-or-wrong items that of the rule of succession; for others as large a part of the variance of all
+    candidates' answers together.
+    """
+    right_or_wrong = bool(((answers == 0.0) | (answers == 1.0)).all())
+    return np.asarray(rule_of_succession(counts) * (1.0 if right_or_wrong else float(answers.var())))
+
+
+def _modelled(scores: Array, known: Mask, margins: Array | None, least: Array) -> tuple[Array, Array]:
+    """Every candidate's mean over all items and its variance (J and J), given the ``least`` variance of an answer."""
+    counts, items = known.sum(axis=1), scores.shape[1]
+    smooth = margins is not None and _decisive(scores, known, margins)
+    values = _squashed(margins, known) if margins is not None and smooth else scores
+    factors = max(min(FACTORS, (len(scores) - 1) // 2, math.isqrt(int(np.median(counts))) - 1), 1)
+    fit = _fit(values, known, factors)
+    all_items = _predicted(fit, smooth)
+    expected, said = _held_out(values, known, factors, smooth)
+    residuals = np.where(known, scores - expected, 0.0)
+    shares = _like_unasked(known)
+    scale = _scale(residuals, said, shares)
+    spreads = np.maximum(scale[:, None] * said, least[:, None])
+    biases, chance, between = _biases(residuals, spreads, known / counts[:, None])
+    means = np.where(known, scores, all_items.expected).mean(axis=1)
+    means += (1.0 - counts / items) * biases * between / (between + chance)
+    _, chance, between = _biases(residuals, spreads, shares)
+    # One standard error of this variance more: residuals that agree by chance are no model without error.
+    between += math.sqrt(2.0 / len(scores)) * float(chance.mean())
+    open_variances = np.where(known, 0.0, np.maximum(scale[:, None] * all_items.variances, least[:, None]))
+    variances = open_variances.sum(axis=1) / items**2
+    variances += scale * _variances_of_means(fit, known, np.where(known, 0.0, all_items.slopes) / items)
+    variances += (1.0 - counts / items) ** 2 * between * chance / (between + chance)
+    return means, variances
+
+
+def _like_unasked(known: Mask) -> Array:
+    """How much each answer (J x N) counts for its candidate's items that were not asked; each row sums to 1.
+
+    An item that many answered is predicted better than one that few did, and those that were not asked are of these:
+    an item counts as often as it was not asked for each time that it was.
+    """
+    asked = known.sum(axis=0)
+    odds = np.where(known, (len(known) - asked + 1.0) / np.maximum(asked, 1), 0.0)
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _held_out(values: Array, known: Mask, factors: int, smooth: bool) -> tuple[Array, Array]:
+    """Every known score (J x N, 0 elsewhere) as expected by a fit without it, and its variance.
+
+    Each candidate's answers are held out in ``FOLDS`` parts. A single answer is predicted with itself.
+    """
+    expected, variances = np.zeros(values.shape), np.zeros(values.shape)
+    turn = (known.cumsum(axis=1) + np.arange(len(values))[:, None]) % FOLDS
+    single = known.sum(axis=1, keepdims=True) == 1
+    for fold in range(FOLDS):
+        out = known & (turn == fold)
+        kept = known & (~out | single)
+        found = _predicted(_fit(np.where(kept, values, 0.0), kept, factors, HELD_OUT_ITERATIONS), smooth)
+        expected[out], variances[out] = found.expected[out], found.variances[out]
+    return expected, variances
+
+
+def _scale(residuals: Array, said: Array, shares: Array) -> Array:
+    """By how much each candidate's squared ``residuals`` exceed the variances that the model ``said`` (J x N), weighted
+    by ``shares`` (J); pulled towards that of all, which is never below 1."""
+    squares, variances = ((shares * one).sum(axis=1) for one in (residuals**2, said))
+    counts = 1.0 / (shares**2).sum(axis=1)
+    of_all = max(1.0, float(squares.sum() / variances.sum()))
+    prior = PRIOR_ITEMS * float(variances.mean())
+    return np.asarray((counts * squares + prior * of_all) / (counts * variances + prior))
+
+
+def _biases(residuals: Array, variances: Array, shares: Array) -> tuple[Array, Array, float]:
+    """The candidates' mean ``residuals``, weighted by ``shares`` (J x N), the variances of these means by chance, and
+    the variance that is left between candidates (J, J and a number)."""
+    biases, chance = (shares * residuals).sum(axis=1), (shares**2 * variances).sum(axis=1)
+    return biases, chance, max(0.0, float(np.mean(biases**2 - chance)))
+
+
+def _variances_of_means(fit: _Fit, known: Mask, weights: Array) -> Array:
+    """What not knowing the candidates' means adds to the variance of each one's sum of unasked scores (J).
+
+    ``weights`` (J x N) say how much each unasked value counts. The means are estimated by generalised least squares
+    from the answers, whose items' factors are common to all who answered them; a prediction moves with all of them.
+    """
+    asked = known.astype(float)
+    precise = fit.loadings / fit.noise[:, None]
+    roots = np.linalg.cholesky(fit.covariances)
+    common = (np.einsum("jf,nfg->jng", precise, roots) * asked[:, :, None]).reshape(len(known), -1)
+    information = np.diag(asked.sum(axis=1) / fit.noise) - common @ common.T
+    explained = np.einsum("nfg,jg->jnf", fit.covariances, fit.loadings) * weights[:, :, None]
+    moved = np.einsum("jnf,kn,kf->jk", explained, asked, precise, optimize=True)
+    moves = np.diag(weights.sum(axis=1)) - moved
+    return np.asarray(np.einsum("jk,jk->j", moves, np.linalg.solve(information, moves.T).T))
+
+
+def _predicted(fit: _Fit, smooth: bool) -> _Predicted:
+    """What a fit says of every entry; of ``smooth`` margins, how probably each is above 0."""
+    expected = fit.means[:, None] + fit.loadings @ fit.factors.T
+    variances = _spread(fit.loadings, fit.covariances) + fit.noise[:, None]
+    if not smooth:
+        return _Predicted(expected, variances, np.ones(expected.shape))
+    errors = np.sqrt(variances)
+    distances = expected / errors
+    chances = ndtr(distances)
+    slopes = np.exp(-(distances**2) / 2.0) / (math.sqrt(2.0 * math.pi) * errors)
+    return _Predicted(chances, chances * (1.0 - chances), slopes)
+
+
+def _squashed(margins: Array, known: Mask) -> Array:
+    """The margins as they are modelled, 0 where there are none."""
     values = np.where(known, margins, 0.0)
     unit = math.sqrt(float((values**2).sum()) / float(known.sum())) or 1.0
-    fit = _fit(np.arcsinh(SQUASH * values / unit) / SQUASH, known)
-    expected = ndtr(fit.means / np.sqrt(fit.variances))
-    return np.where(known, scores, expected), ndtr(fit.others_means / np.sqrt(fit.others_variances))
+    return np.asarray(np.arcsinh(SQUASH * values / unit) / SQUASH)
 
 
 def _decisive(scores: Array, known: Mask, margins: Array) -> bool:
     """Whether the margins are all there and their sign is the score; at 0 it may be either."""
     right = np.where(margins == 0.0, scores, margins > 0.0)
     return bool(np.isfinite(margins[known]).all() and (right == scores)[known].all())
-
-
-def _beyond_noise(bias: Array, variances: Array) -> Array:
-    """The part of each bias (J) that is more than noise of these ``variances``, judged by all of them (empirical
-    Bayes)."""
-    real = max(0.0, float(np.mean(bias**2 - variances)))
-    if real == 0.0:
-        return np.zeros_like(bias)
-    return np.asarray(bias * real / (real + variances))
 
 
 def _pooled(squares: Array, counts: Integers, lost: int) -> Array:
@@ -119,7 +230,7 @@ def _pooled(squares: Array, counts: Integers, lost: int) -> Array:
     return np.asarray((sums + PRIOR_ITEMS * pooled) / (counts - lost + PRIOR_ITEMS))
 
 
-def _fit(values: Array, known: Mask) -> _Fit:
+def _fit(values: Array, known: Mask, factors: int, iterations: int = ITERATIONS) -> _Fit:
     """Factor analysis of ``values`` (J x N, 0 where not known) by expectation maximisation.
 
     An entry is its candidate's mean, plus its loadings (J x F) times the item's factors (N x F, standard normal), plus
@@ -131,11 +242,10 @@ def _fit(values: Array, known: Mask) -> _Fit:
     residuals = np.where(known, values - means[:, None], 0.0)
     scale = float((residuals**2).sum() / counts.sum())
     least = 1e-5 * scale or 1e-12
-    loadings = _first_loadings(residuals, weights, scale)
+    loadings = _first_loadings(residuals, weights, scale, factors)
     noise = np.maximum((residuals**2).sum(axis=1) / counts - (loadings**2).sum(axis=1), max(0.1 * scale, least))
-    factors = loadings.shape[1]
     prior = np.append(np.full(factors, PRIOR_LOADING_ITEMS), 0.0)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         item_means, item_covariances = _factors(residuals, weights, loadings, noise)
         squares = item_covariances + item_means[:, :, None] * item_means[:, None, :]
         normal = np.empty((len(values), factors + 1, factors + 1))
@@ -151,21 +261,15 @@ def _fit(values: Array, known: Mask) -> _Fit:
         left += weights * _spread(loadings, item_covariances)
         noise = np.maximum(_pooled(left, counts, 0), least)
     item_means, item_covariances = _factors(residuals, weights, loadings, noise)
-    common = _spread(loadings, item_covariances)
-    fitted = means[:, None] + loadings @ item_means.T
-    # A known entry pulled its own prediction by this share; without it the prediction lies that much further away.
-    leverage = np.minimum(common / noise[:, None], 0.999)
-    apart = fitted - leverage / (1.0 - leverage) * (values - fitted)
-    return _Fit(fitted, common + noise[:, None], apart, noise[:, None] + common / (1.0 - leverage))
+    return _Fit(means, loadings, noise, item_means, item_covariances)
 
 
-def _first_loadings(residuals: Array, weights: Array, scale: float) -> Array:
+def _first_loadings(residuals: Array, weights: Array, scale: float, factors: int) -> Array:
     """Loadings (J x F) to start from: the main components of the covariance over the items that two both answered."""
     both = weights @ weights.T
     covariance = (residuals @ residuals.T + PRIOR_ITEMS * scale) / (both + PRIOR_ITEMS)
     np.fill_diagonal(covariance, (residuals**2).sum(axis=1) / np.diag(both))
     values, vectors = np.linalg.eigh(covariance)
-    factors = max(min(FACTORS, (len(residuals) - 1) // 2), 1)
     return np.asarray(vectors[:, -factors:] * np.sqrt(np.maximum(values[-factors:], 0.01 * scale)))
 
 

@@ -1,7 +1,8 @@
 """Racing: ask a candidate only as many items as it takes to know what to do with it.
 
 The anchors answer a fraction ``items`` of every task's items. A candidate first answers a part of those, the
-core, which everybody answers; then items of its own, those that were asked least so far (``item_sampling``):
+core, which everybody answers (a quarter of the fraction); then items of its own, those that were asked least so far
+(``item_order``):
 
 - it stops in the core as soon as a candidate that was evaluated before is better in every objective, by paired
   comparison over the items that both answered, with the stated confidence;
@@ -34,7 +35,9 @@ from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, 
 from mergefront.optimizer.scores.objectives import Objective
 
 FEWEST_ITEMS = 16
-"""No task's first round is smaller: with fewer items even a clear difference proves little."""
+"""A candidate that is not dropped early is asked at least so many of a task's items: fewer say too little."""
+FEWEST_TO_RACE = 2 * FEWEST_ITEMS
+"""Of a task with fewer items every candidate is asked all: racing would save less than half of them."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,19 @@ class RacingSettings:
         return cls(**given)
 
     def rounds(self, total: int) -> list[int]:
-        """How many of ``total`` items a candidate has answered after each round, ascending; the last is all."""
+        """How many of ``total`` items a candidate has answered after each round, ascending; the last is all.
+
+        The first is the core.
+        """
         share = self.share(total)
-        sizes = [max(share // 4, FEWEST_ITEMS), max(share // 2, FEWEST_ITEMS), share]
+        sizes = [share // 4, share // 2, share] if total >= FEWEST_TO_RACE else [total] * 3
         while sizes[-1] < total:
             sizes.append(2 * sizes[-1])
         return [min(size, total) for size in sizes]
 
     def share(self, total: int) -> int:
-        """The fraction ``items`` of ``total`` items, at least ``FEWEST_ITEMS`` of them."""
-        return min(total, max(math.ceil(self.items * total), FEWEST_ITEMS))
+        """The fraction ``items`` of ``total`` items, at least ``FEWEST_ITEMS``; all where these are too few to race."""
+        return max(math.ceil(self.items * total), FEWEST_ITEMS) if total >= FEWEST_TO_RACE else total
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ class ItemRaceRun:
         self.exact = dict(exact)
         self.fields = {name: TaskField.of(race, name, ids) for name, ids in items.items()}
         self._answers = {name: _Answers() for name in items}
+        self._estimates: dict[str, list[Estimate]] = {}
         self._round = 0
         self._stopped: str | None = None
 
@@ -142,6 +149,7 @@ class ItemRaceRun:
 
     def tell(self, name: str, indices: Sequence[int], scored: ItemScores) -> None:
         """The scores of the items that ``batch`` asked for, in its order."""
+        self._estimates.pop(name, None)
         answers = self._answers[name]
         answers.scores.update(zip(indices, scored.scores, strict=True))
         if scored.margins is not None:
@@ -151,7 +159,7 @@ class ItemRaceRun:
         estimates, items = {}, {}
         for name, known in self.fields.items():
             answers = self._answers[name]
-            estimates[name] = known.estimates(answers)[-1]
+            estimates[name] = self._estimated(name)[-1]
             asked = sorted(answers.scores)
             items[name] = ItemScores(
                 tuple(known.ids[index] for index in asked),
@@ -164,6 +172,12 @@ class ItemRaceRun:
             "stopped": self._stopped,
         }
         return RaceResult(estimates, items, {RACED: details})
+
+    def _estimated(self, name: str) -> list[Estimate]:
+        """Everybody's estimates of one task by now."""
+        if name not in self._estimates:
+            self._estimates[name] = self.fields[name].estimates(self._answers[name])
+        return self._estimates[name]
 
     def _next(self, name: str) -> list[int]:
         known = self.fields[name]
@@ -220,7 +234,7 @@ class ItemRaceRun:
         for objective in self.race.objectives:
             name = objective.name
             if name in self.fields:
-                column = self.fields[name].estimates(self._answers[name])
+                column = self._estimated(name)
             else:
                 column = [*(_told(name, one) for one in finished), Estimate(self.exact[name], 0.0)]
             for row, one in zip(rows, column, strict=True):

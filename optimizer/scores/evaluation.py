@@ -12,11 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
 RACED = "racing"
 """Key of ``Evaluation.details`` of a raced candidate: "asked" and "of" (items by task), "stopped" (why)."""
+
+
+def rule_of_succession(counts: ArrayLike) -> Array:
+    """The variance of a right-or-wrong item after ``counts`` that were all right, or all wrong.
+
+    The next one is another with the probability 1 / (n + 2) (Laplace): n equal answers are no certainty.
+    """
+    chance = 1.0 / (np.asarray(counts, dtype=float) + 2.0)
+    return np.asarray(chance * (1.0 - chance))
 
 
 @dataclass(frozen=True)
@@ -46,11 +59,16 @@ class ItemScores:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean: sample standard deviation over the square root of the number of items."""
+        """Of the mean: sample standard deviation over the square root of the number of items.
+
+        Where all items are right, or all wrong, the deviation is that of the rule of succession.
+        """
         count, mean = len(self.scores), self.mean
         if count < 2:
             return float("nan")
         variance = math.fsum((score - mean) ** 2 for score in self.scores) / (count - 1)
+        if mean in (0.0, 1.0) and variance == 0.0:
+            variance = float(rule_of_succession(count))
         return math.sqrt(variance / count)
 
 

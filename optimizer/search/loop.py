@@ -31,7 +31,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, checked_violations
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator, checked_scores
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation, EvaluationRequest, Evaluator, checked_scores
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import (
     ANCHOR,
@@ -327,14 +327,25 @@ def told_attributes(
     Raises ``EvaluationError`` for a constrained number that is missing or not finite.
     """
     attributes: dict[str, Any] = {}
-    errors = [evaluation.standard_errors.get(objective.name) for objective in objectives]
+    errors = [_told_error(evaluation, objective.name) for objective in objectives]
     if any(error is not None for error in errors):
         attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
     violations = checked_violations(evaluation, constraints)
     if violations:
         attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in constraints}
-        attributes[CONSTRAINT_ERRORS] = [_finite(evaluation.standard_errors.get(c.name)) for c in constraints]
+        attributes[CONSTRAINT_ERRORS] = [_finite(_told_error(evaluation, c.name)) for c in constraints]
     return attributes, violations
+
+
+def _told_error(evaluation: Evaluation, name: str) -> float | None:
+    """The standard error that samplers see: where a candidate's items all agree, they have no spread.
+
+    That they might differ by chance (``rule_of_succession``) is common to all candidates that answered the same items.
+    """
+    items = evaluation.items.get(name)
+    if items is not None and RACED not in evaluation.details and len(set(items.scores)) == 1 < len(items.scores):
+        return 0.0
+    return evaluation.standard_errors.get(name)
 
 
 def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Failure) -> TrialOutcome:

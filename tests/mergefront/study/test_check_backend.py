@@ -482,3 +482,14 @@ def test_one_prompt_and_answer_of_each_task_is_shown_and_what_is_odd_about_them(
     assert any("task french: 10 of 10 answers follow their prompt after two spaces" in line for line in report.warnings)
     assert any("task maths: 1 of 10 accepted answers hold a stop string" in line for line in report.warnings)
     assert set(report.warnings) <= set(report.notes), "what a run says, check says"
+
+
+def test_tasks_of_too_few_items_to_race_are_named(study: Path) -> None:
+    """Racing over 30 items was accepted in silence, and all candidates answered the same half of them."""
+    text = study.read_text()
+    assert not any("racing" in note for note in check_study(study).notes)
+    study.write_text(text + "racing: true\n")
+    report = check_study(study)
+    (note,) = [note for note in report.notes if note.startswith("racing")]
+    assert "every candidate is asked all search items of " in note and "fewer than 32 items are too few" in note
+    assert note in report.warnings and report.problems == []

@@ -99,8 +99,37 @@ def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(fiel
 def test_a_candidate_answers_a_quarter_and_a_half_of_its_share_then_twice_as_many_each_time() -> None:
     assert RacingSettings(items=0.25).rounds(400) == [25, 50, 100, 200, 400]
     assert RacingSettings(items=0.2).rounds(1000) == [50, 100, 200, 400, 800, 1000]
-    assert RacingSettings(items=0.25).rounds(40) == [16, 16, 16, 32, 40]
-    assert RacingSettings(items=0.25).rounds(10) == [10, 10, 10]
+    assert RacingSettings(items=0.25).rounds(40) == [4, 8, 16, 32, 40]
+    assert RacingSettings(items=0.2).rounds(60) == [4, 8, 16, 32, 60]
+
+
+def test_of_too_few_items_to_race_every_candidate_answers_all() -> None:
+    assert RacingSettings(items=0.2).rounds(31) == [31, 31, 31] and RacingSettings(items=0.2).share(31) == 31
+    assert RacingSettings(items=0.2).rounds(32) == [4, 8, 16, 32]
+    race = ItemRace(RacingSettings(), 0, OBJECTIVES).start({"maths": IDS[:31], "french": IDS}, {})
+    batch = race.batch()
+    assert batch is not None and sorted(batch["maths"]) == list(range(31)) and len(batch["french"]) == 20
+
+
+def test_of_few_items_candidates_answer_others_than_their_rivals() -> None:
+    """All candidates answered the same 16 of 60 items, and the search optimised on the luck of these."""
+    known: list[Evaluation] = []
+    for salt in range(24):
+        ability = {"maths": 0.5 + 0.01 * salt, "french": 0.5 - 0.01 * salt}
+        truth = {name: answers(one, name, salt) for name, one in ability.items()}
+        race = ItemRace(RacingSettings(), 0, OBJECTIVES, tuple(known[:4]), tuple(known[4:]), salt < 4)
+        racing = race.start(dict.fromkeys(NAMES, IDS[:60]), {})
+        while (batch := racing.batch()) is not None:
+            for name, indices in batch.items():
+                scored = ItemScores(tuple(IDS[i] for i in indices), tuple(truth[name][i] for i in indices))
+                racing.tell(name, indices, scored)
+        result = racing.result()
+        scores = {name: one.mean for name, one in result.estimates.items()}
+        known.append(Evaluation(scores, {}, result.items, details=result.details))
+    asked = [set(one.items["maths"].ids) for one in known]
+    assert set.union(*asked) == set(IDS[:60])
+    assert len(set.intersection(*asked[4:])) == 4
+    assert sum(map(len, asked)) <= 16 * len(asked)
 
 
 @pytest.mark.parametrize(("size", "dropped"), [(1.0, False), (3.0, True), (5.0, True)])
@@ -175,10 +204,10 @@ def test_a_later_candidate_answers_the_same_core_first_and_then_what_was_asked_l
 def test_the_stated_confidence_is_that_of_one_comparison() -> None:
     """A bolder test would drop good candidates more often than stated; a shyer one would ask far more items.
 
-    The worst case: over all items the candidate equals its rival in one task, and in the other it is hopeless. With 32
-    items the first decision falls after 16 of them, half of a finite population.
+    The worst case: over all items the candidate equals its rival in one task, and in the other it is hopeless. With 64
+    items the first decision falls after 16 of them, a quarter of a finite population.
     """
-    settings, count, trials = RacingSettings(items=1.0, confidence=0.8), 32, 4000
+    settings, count, trials = RacingSettings(items=1.0, confidence=0.8), 64, 4000
     ids = IDS[:count]
     rng = np.random.default_rng(5)
     rival_scores = {name: rng.normal(0.0, 1.0, count) for name in NAMES}
@@ -318,12 +347,15 @@ def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_wer
     study = search(tmp_path, ItemEvaluator())
     seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True))
     shown = {trial.number: trial for trial in seen.get_trials(deepcopy=False)}
+    open_errors: list[float] = []
+    told_errors: list[float] = []
     for candidate in study.candidates():
         told = study.optuna.get_trials()[candidate.number]
         assert shown[candidate.number].values == [candidate.scores[name] for name in NAMES]
         assert told.values == [candidate.evaluation.scores[name] for name in NAMES]
-        open_errors = shown[candidate.number].user_attrs[STANDARD_ERRORS]
-        assert all(0 <= now < told.user_attrs[STANDARD_ERRORS][j] for j, now in enumerate(open_errors))
+        open_errors += shown[candidate.number].user_attrs[STANDARD_ERRORS]
+        told_errors += told.user_attrs[STANDARD_ERRORS]
+    assert min(open_errors) >= 0 and np.mean(open_errors) < 0.8 * np.mean(told_errors)
     assert any(shown[trial.number].values != trial.values for trial in study.optuna.get_trials())
 
 
