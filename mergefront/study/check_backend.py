@@ -369,7 +369,6 @@ def check_tasks(found: Findings) -> dict[str, str]:
             f"racing: every candidate is asked all search items of {', '.join(too_few)}, since fewer than "
             f"{FEWEST_TO_RACE} items are too few to race"
         )
-        found.notes.append(found.warnings[-1])
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))

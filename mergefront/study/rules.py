@@ -133,7 +133,7 @@ def _scores_by_echo(stored: Mapping[str, Any], _root: Path) -> bool:
     if backend.get("type") not in ("openai", "ensemble") or "completions" not in modes:
         return False
     return any(
-        task["type"] == "lm_eval" or task.get("margins") or METRICS[task["metric"]].verb == "loglikelihood"
+        task["type"] == "lm_eval" or task.get("margins") or METRICS[task.get("metric")].verb == "loglikelihood"
         for task in stored["evaluator"]["tasks"].values()
         if task["type"] == "lm_eval" or task.get("metric") in METRICS
     )
@@ -158,7 +158,7 @@ def _has_accents(stored: Mapping[str, Any], root: Path) -> bool:
     paths = [
         task[key]
         for task in _of_json_lines(stored)
-        if task["metric"] == "exact_match"
+        if task.get("metric") == "exact_match"
         for key in ("path", "report")
         if key in task
     ]
