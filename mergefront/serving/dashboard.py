@@ -3,7 +3,7 @@
 It has no log-in and no protection against other web pages, and it can delete and rename studies under
 their workers. So it listens on 127.0.0.1 only, answers only requests that were addressed to this machine
 by name and did not come from another site's page (a rebound DNS name or a form would), and changes nothing
-but notes; 'mergefront rename' and 'mergefront delete' do the rest safely.
+but notes, and its pages offer nothing else; 'mergefront rename' and 'mergefront delete' do the rest safely.
 """
 
 from __future__ import annotations
@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from mergefront.storage.database import Database
 
 HOST = "127.0.0.1"
+
+_CONDITIONAL = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_NONE_MATCH", "HTTP_RANGE")
+_OF_THE_FILE = ("content-length", "last-modified", "etag", "accept-ranges")
+_READ_ONLY = b"""<style>
+[aria-label="rename study"], [aria-label="delete study"], [aria-label="delete artifact"],
+button:has([data-testid="AddBoxIcon"]), button:has([data-testid="StopCircleIcon"]),
+.MuiCardActionArea-root:has(input[type="file"]) { display: none !important; }
+#read-only { position: fixed; z-index: 2000; bottom: 0; right: 0; padding: 4px 12px; border-top-left-radius: 6px;
+  background: #1976d2; color: #fff; font: 13px/1.5 sans-serif; }
+</style></head>"""
+_NOTICE = (
+    b'<body><div id="read-only">Read only, except notes: create, rename, copy and delete studies with the commands of '
+    b"mergefront.</div>"
+)
 
 _STUDY = re.compile(r"/api/studies/(\d{1,18})(?:/|$)")
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
@@ -50,7 +64,7 @@ def dashboard_application(database: Database) -> Application:
     from mergefront.results.dashboard_view import ExplainedStorage, RecipeFiles
 
     storage = ExplainedStorage(database)
-    return only_from_here(explained(wsgi(storage, RecipeFiles(storage)), storage))
+    return only_from_here(without_changes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
 
 
 def serve(database: Database, port: int, on_start: Callable[[str], None]) -> None:
@@ -81,6 +95,24 @@ def only_from_here(application: Application) -> Application:
         return application(environ, start_response)
 
     return guarded
+
+
+def without_changes(application: Application) -> Application:
+    """``application``, whose pages do not offer what is refused, and say so."""
+
+    def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not str(environ.get("PATH_INFO", "")).startswith("/dashboard"):
+            return application(environ, start_response)
+        started: list[tuple[str, list[tuple[str, str]]]] = []
+        whole = {name: value for name, value in environ.items() if name not in _CONDITIONAL}
+        parts = application(whole, lambda status, headers, exc_info=None: started.append((status, headers)))
+        body = b"".join(parts).replace(b"</head>", _READ_ONLY).replace(b"<body>", _NOTICE)
+        (status, headers), *_ = started
+        kept = [(name, value) for name, value in headers if name.lower() not in _OF_THE_FILE]
+        start_response(status, [*kept, ("Content-Length", str(len(body)))])
+        return [body]
+
+    return page
 
 
 def explained(application: Application, storage: ExplainedStorage) -> Application:

@@ -150,6 +150,14 @@ def test_a_users_note_takes_the_place_of_ours(tmp_path: Path, address: str, stor
     assert httpx.get(f"{address}/api/studies/{number}", timeout=30).json()["note"]["body"] == "ours to keep"
 
 
+@pytest.mark.parametrize("path", ["/dashboard", "/dashboard/studies/1", "/dashboard/"])
+def test_its_pages_say_that_they_change_nothing(address: str, path: str) -> None:
+    """Who clicks Delete and is refused without a word clicks again, or believes that it is done."""
+    page = httpx.get(address + path, headers={"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"})
+    assert page.status_code == 200 and "Read only, except notes" in page.text
+    assert "last-modified" not in page.headers, "a browser would keep a page that is made of two"
+
+
 @pytest.mark.slow
 def test_a_browser_draws_our_plots(address: str, storage: str, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -163,6 +171,11 @@ def test_a_browser_draws_our_plots(address: str, storage: str, tmp_path: Path) -
         done = subprocess.run([*command, address + path], capture_output=True, text=True, timeout=120, env=os.environ)
         return done.stdout
 
+    # What the style sheet hides is there under the names that it hides.
+    listed = page("/dashboard")
+    for hidden in ('aria-label="rename study"', 'aria-label="delete study"', 'data-testid="AddBoxIcon"'):
+        assert hidden in listed and hidden in httpx.get(f"{address}/dashboard").text
+    assert "Read only, except notes" in listed
     shown = page(f"/dashboard/studies/{number}")
     assert "The front of skills with its anchors</text>" in shown
     assert "Hypervolume of skills over its trials</text>" in shown
