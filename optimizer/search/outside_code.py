@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
+from mergefront.optimizer.foreign_text import LONGEST_NAME, NAMES, is_name
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.search.ledger import Failure, bounded
 
@@ -70,6 +71,8 @@ def storable(evaluation: Any) -> Evaluation:
     if not isinstance(evaluation, Evaluation):
         raise EvaluationError(f"the evaluator returned {type(evaluation).__name__}, no Evaluation", kind="wrong type")
     for name, items in evaluation.items.items():
+        if not is_name(str(name)):
+            raise EvaluationError(f"items of {str(name)[:LONGEST_NAME]!r}: {NAMES}", kind="wrong name")
         if not isinstance(items, ItemScores):
             raise EvaluationError(f"items of {name!r} are {type(items).__name__}, no ItemScores", kind="wrong type")
     scores, unscored = _numbers(evaluation.scores)

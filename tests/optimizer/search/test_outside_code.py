@@ -14,7 +14,7 @@ import pytest
 
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 SPACE = mf.MergeSpace(["maths", "french"], method="task_arithmetic", parameters={"weight": [0, 1]})
 BAD = 3
@@ -67,6 +67,7 @@ def raises(error: BaseException) -> Callable[[], Any]:
         (lambda: {"skill": float("nan")}, "not a finite number"),
         (lambda: {"skill": -1e308}, "is -1e+308, beyond 1e+150"),
         (lambda: Evaluation({"skill": 1.0}, {"skill": -0.1}), "the standard error of 'skill' is -0.1; it must be"),
+        (lambda: Evaluation({"skill": 1.0}, items={"x" * 300: ItemScores(("1",), (1.0,))}), "a name has 1 to 200"),
         (lambda: Evaluation({"skill": 1.0}, items={"skill": [1, 2]}), "items of 'skill' are list"),  # type: ignore[dict-item]
     ],
 )
