@@ -46,7 +46,8 @@ def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation])
     """Fill a study up to so many trials, all rows at once, as the search would have written them."""
     from mergefront.optimizer.search.attributes import RECIPE, SLOT
     from mergefront.optimizer.search.ledger import Failure
-    from mergefront.storage import optuna_tables, schema
+    from mergefront.storage import schema
+    from mergefront.storage.optuna_tables import tables
 
     moment = datetime(2026, 1, 1)
     distributions = study.space.distributions()
@@ -65,7 +66,7 @@ def grow(study: mf.Study, trials: int, score: Callable[[mf.Recipe], Evaluation])
                 distributions=distributions,
                 user_attrs={SLOT: number, RECIPE: recipe.digest},
             )
-            made = optuna_tables.create_trial(connection, study.record.study_id, template)
+            made = tables.create_trial(connection, study.record.study_id, template)
             assert made.number == number and not isinstance(evaluation, Failure)
             ledger._keep(connection, number, recipe, evaluation, "search", moment)
             row = {"study_id": study.record.study_id, "slot": number, "trial_number": number}

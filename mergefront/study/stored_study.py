@@ -113,6 +113,7 @@ class Study:
         self._given_root = root
         self._definition: tuple[StudyRecord, StudyDefinition] | None = None
         self._known: tuple[tuple[int, int], list[Candidate]] | None = None
+        self._suggested: tuple[tuple[int, int], Candidate | None] | None = None
 
     @property
     def name(self) -> str:
@@ -401,10 +402,14 @@ class Study:
         search items and on the report items as far as those were scored, it has the best worst objective (normalised).
         """
         merges = self.merges()
-        rows = self.normalised(merges)
-        order = sorted(range(len(merges)), key=lambda index: (-min(rows[index]), -sum(rows[index])))
-        against = self.objections(merges[index] for index in order)
-        return next((candidate for candidate, found in against if not found), None)
+        assert self._known is not None
+        if self._suggested is None or self._suggested[0] != self._known[0]:
+            rows = self.normalised(merges)
+            order = sorted(range(len(merges)), key=lambda index: (-min(rows[index]), -sum(rows[index])))
+            against = self.objections(merges[index] for index in order)
+            fit = next((candidate for candidate, found in against if not found), None)
+            self._suggested = (self._known[0], fit)
+        return self._suggested[1]
 
     def objections(self, candidates: Iterable[Candidate]) -> Iterator[tuple[Candidate, Objections]]:
         """Each of ``candidates`` with what keeps it from being suggested."""
@@ -416,6 +421,8 @@ class Study:
         for candidate in candidates:
             found = Objections()
             for split, rows in of_anchors.items():
+                if not rows:
+                    continue
                 for member in self.evaluations_on(split, [candidate]).values():
                     rivals = {name: rows[number] for number, name in names.items() if number in rows}
                     found |= objections(self.objectives, member, rivals, rows.get(base) if base is not None else None)

@@ -40,10 +40,15 @@ def _measured_difference(objective: Objective, first: Evaluation, second: Evalua
     )
 
 
-def ahead(objectives: Sequence[Objective], first: Evaluation, second: Evaluation) -> list[str]:
-    """The objectives in which ``first`` is better than ``second`` beyond noise, as one pair (p < 0.05)."""
-    parts = {objective.name: scored_difference(objective, first, second) for objective in objectives}
-    return [name for name, part in parts.items() if part.mean > 0 and part.p_value < LEVEL]
+def leads(objectives: Sequence[Objective], first: Evaluation, second: Evaluation) -> tuple[list[str], list[str]]:
+    """The objectives in which ``first``, and those in which ``second`` is the better beyond noise, as one pair."""
+    ahead: list[str] = []
+    behind: list[str] = []
+    for objective in objectives:
+        part = scored_difference(objective, first, second)
+        if part.p_value < LEVEL:
+            (ahead if part.mean > 0 else behind).append(objective.name)
+    return ahead, behind
 
 
 def beats(better: Collection[str], worse: Collection[str]) -> bool:
@@ -53,10 +58,11 @@ def beats(better: Collection[str], worse: Collection[str]) -> bool:
 
 def better_beyond_noise(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> list[list[bool]]:
     """Whether evaluation i is better than evaluation j in some objective beyond noise (``n x n``)."""
-    return [
-        [first is not second and bool(ahead(objectives, first, second)) for second in evaluations]
-        for first in evaluations
-    ]
+    better = [[False] * len(evaluations) for _ in evaluations]
+    for i, first in enumerate(evaluations):
+        for j, second in enumerate(evaluations[:i]):
+            better[i][j], better[j][i] = map(bool, leads(objectives, first, second))
+    return better
 
 
 def score_interval(objective: Objective, evaluation: Evaluation) -> tuple[float, float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mergefront.optimizer.scores.differences import ahead, beats
+from mergefront.optimizer.scores.differences import beats, leads
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 
@@ -33,12 +33,8 @@ def objections(
 
     The distance from the base is no loss to it: only the base itself has none.
     """
-    beaten_by = [
-        name
-        for name, anchor in anchors.items()
-        if beats(ahead(objectives, anchor, member), ahead(objectives, member, anchor))
-    ]
-    lost = [] if base is None else [name for name in ahead(objectives, base, member) if name != DELTA_L1]
+    beaten_by = [name for name, anchor in anchors.items() if beats(*leads(objectives, anchor, member))]
+    lost = [] if base is None else [name for name in leads(objectives, base, member)[0] if name != DELTA_L1]
     return Objections(tuple(lost), tuple(beaten_by))
 
 
@@ -47,6 +43,6 @@ def left_at_worst(objectives: Sequence[Objective], member: Evaluation, anchors: 
     left = []
     for objective in objectives if anchors else ():
         ranked = sorted(anchors, key=lambda anchor: objective.sign * float(anchor.scores[objective.name]))
-        if ahead([objective], ranked[-1], ranked[0]) and not ahead([objective], member, ranked[0]):
+        if leads([objective], ranked[-1], ranked[0])[0] and not leads([objective], member, ranked[0])[0]:
             left.append(objective.name)
     return left
