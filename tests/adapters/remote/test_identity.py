@@ -15,8 +15,8 @@ import yaml
 import mergefront as mf
 from mergefront.adapters.language_model import GenerationRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
-from mergefront.adapters.remote.http.cache import MemoryCache
-from mergefront.adapters.remote.identity import same_answers
+from mergefront.adapters.remote.http.cache import MemoryCache, request_key
+from mergefront.adapters.remote.identity import Identity, Recognition, same_answers
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.search.attributes import WARM_START
@@ -206,3 +206,25 @@ def test_a_model_that_is_not_there_is_named_for_each_member(tmp_path: Path) -> N
 )
 def test_answers_are_one_models_up_to_the_noise_of_a_server(one: Any, two: Any, same: bool) -> None:
     assert same_answers(one, two) == same_answers(two, one) == same
+
+
+def test_what_earlier_versions_kept_of_a_llama_cpp_server_is_found_again() -> None:
+    """An upgrade would pay for every answer again, or take those of another file under an old name."""
+    cache = MemoryCache()
+    cache.keep(request_key("x", "FINGERPRINT", "0", None), "x", json.dumps([{"5": -0.1, "6": -3.0}]), (0, 0, 0))
+    same, other = [{"6": -3.01, "5": -0.1}], [{"5": -2.0, "6": -3.0}]
+    for answers, number in ((same, 0), (other, 1), (same, 0), (other, 1)):
+        found = Recognition({}).identify("", "x", cache, lambda answers=answers: answers, always=True)
+        assert found == Identity("x", number)
+    assert Recognition({}).identify("", "x", cache, lambda: pytest.fail("asked for nothing")) == Identity("x", None)
+
+
+def test_a_study_that_goes_on_keeps_its_number_though_the_model_is_another(caplog: pytest.LogCaptureFixture) -> None:
+    cache = MemoryCache()
+    begun = Recognition(None)
+    assert begun.identify("", "x", cache, lambda: [-1.0]).number == 0
+    assert Recognition(begun.served).identify("", "x", cache, lambda: [-1.01]).number == 0
+    assert not caplog.records
+    assert Recognition(begun.served).identify("", "x", cache, lambda: [-2.0]).number == 0
+    assert "the model at x answers otherwise" in caplog.text
+    assert Recognition(None).identify("", "x", cache, lambda: [-2.0]).number == 1
