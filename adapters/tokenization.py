@@ -6,7 +6,8 @@ scores agree with it token by token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from mergefront.optimizer.errors import UserError
@@ -67,11 +68,19 @@ class Tokenization:
         self._read_plain(texts)
         return [self._plain[text] for text in texts]
 
-    @property
-    def pieces(self) -> Callable[[Sequence[int]], list[str]] | None:
-        """What spells tokens one by one; None where the tokenizer does not decode."""
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What each token adds to the text of those before it; empty where the tokenizer does not decode.
+
+        A token by itself may lose the space that it begins with.
+        """
         decode = getattr(self._tokenizer, "decode", None)
-        return None if decode is None else lambda tokens: [decode([token]) for token in tokens]
+        if decode is None:
+            return []
+        texts = [
+            decode(list(tokens[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for end in range(len(tokens) + 1)
+        ]
+        return [after[len(before) :] for before, after in pairwise(texts)]
 
     def _make_room(self) -> None:
         if self._remembered > MOST_REMEMBERED:

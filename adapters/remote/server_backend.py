@@ -89,8 +89,8 @@ class Connected(Generic[SectionT]):
 
     @property
     def reader(self) -> Reader:
-        """How the server reads the prompts of tasks."""
-        return Reader(is_remote=True)
+        """How the server reads the prompts of tasks; by default as our own merge service does."""
+        return Reader()
 
     def close(self) -> None:
         for client in self._clients:

@@ -32,8 +32,8 @@ class Reader:
 
     ``tokenization`` is None where the tokens are not known, and ``longest`` (prompt and answer together, in tokens)
     where the length is not. ``template`` is the tokenizer's chat template, ``is_chat`` says that each prompt is sent as
-    a message of a user, ``is_split`` that prompt and answer are two texts (encoder-decoders), ``is_remote`` that each
-    text costs a request.
+    a message of a user, ``is_split`` that prompt and answer are two texts (encoder-decoders), ``is_remote`` that a
+    server of others' makes reads texts, each at the price of a request.
     """
 
     tokenization: Tokenization | None = None
@@ -60,13 +60,14 @@ def assembled(question: Question, reader: Reader) -> str:
     else:
         before, after = reader.tokenization.texts([prompt])[0], ()
     total = f"{len(before)} + {len(after)} tokens" if after else f"{len(before)} tokens"
-    pieces = reader.tokenization.pieces
-    if pieces is None:
+    start = max(0, len(before) - _SEAM)
+    # One token more is spelled, so that the first one shown keeps its space.
+    spelled = reader.tokenization.pieces((*before[max(0, start - 1) :], *after[:_SEAM]))[min(start, 1) :]
+    if not spelled:
         return f"{shown} ({total})"
-    left = " ".join(map(repr, pieces(before[-_SEAM:])))
-    right = " ".join(map(repr, pieces(after[:_SEAM])))
-    cut = "... " if len(before) > _SEAM else ""
-    return f"{shown} ({total}: {visible(f'{cut}{left} | {right}'.rstrip())})"
+    left, right = spelled[: len(before) - start], spelled[len(before) - start :]
+    seam = f"{'... ' if start else ''}{' '.join(map(repr, left))} | {' '.join(map(repr, right))}"
+    return f"{shown} ({total}: {visible(seam.rstrip())})"
 
 
 def _quoted(text: str, from_end: bool = False) -> str:
@@ -99,6 +100,13 @@ def _traps_of_one(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
             )
         return
     texts = [question for question in asked if not question.image]
+    if reader.is_remote:
+        special = sorted({stop for question in texts for stop in question.stop if _MARK.search(stop)})
+        if special:
+            yield (
+                f"the stop string {special[0]!r} is a special token, which servers leave out of the text that they "
+                "look for it in; they end there only where it ends the model's turn"
+            )
     yield from _begin_tokens(texts, reader)
     yield from _templates(texts, reader)
     yield from _lengths(texts, reader)
@@ -108,7 +116,7 @@ def _begin_tokens(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
     tokenization = reader.tokenization
     if tokenization is None:
         written = sum(question.prompt.startswith(_BEGINS) for question in asked)
-        if written:
+        if written and reader.is_remote:
             yield (
                 f"{written} of {len(asked)} prompts begin with the text of a begin token, which endpoints put before a "
                 "prompt themselves; take it out of the prompts"

@@ -86,6 +86,19 @@ def test_the_seam_is_shown_token_by_token(reader: Reader) -> None:
     assert "\x1b" not in assembled(Question("\x1b[2J", ("\x1b]0;",), 3), reader)
 
 
+def test_tokens_at_the_seam_keep_their_spaces() -> None:
+    """A tokenizer that writes a space as a part of its word loses it where the word is decoded by itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "▁Is", "▁it", "▁A", "▁or", "▁B", "▁no"]
+    made = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<unk>")
+    line = assembled(Question("Is it A or B", (" no",)), Reader(Tokenization(tokenizer)))
+    assert line.endswith("(5 + 1 tokens: ... ' it' ' A' ' or' ' B' | ' no')")
+
+
 def writing(prompt: str, *answers: str, **more: Any) -> Question:
     return Question(prompt, answers or ("four",), **{"new_tokens": 8, "stop": ("\n",), **more})
 
@@ -113,6 +126,12 @@ TEMPLATE = "{{ '<|im_start|>user\n' + messages[0].content + '<|im_end|>' }}"
         ([Question("Sum:", ("four" * 60,))], {"is_split": True}, None),
         ([writing("Sum:")], {"template": TEMPLATE}, "has a chat template and the prompts are not written in it"),
         ([writing("<|im_start|>user\nSum:<|im_end|>")], {"template": TEMPLATE}, "is no token of this tokenizer"),
+        (
+            [writing("Sum:", stop=("<|im_end|>",))],
+            {"is_remote": True},
+            "the stop string '<|im_end|>' is a special token",
+        ),
+        ([writing("Sum:", stop=("<|im_end|>",))], {}, None),
         ([writing("<|im_start|>user\nSum:<|im_end|>")], {"is_chat": True}, "puts them into its own again"),
         ([writing("[INST] Sum: [/INST]")], {"is_chat": True}, "puts them into its own again"),
         ([writing("Sum:")], {"is_chat": True, "template": TEMPLATE}, None),
