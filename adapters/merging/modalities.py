@@ -159,8 +159,7 @@ def _towers(header: CheckpointHeader, known: Collection[str] | None = None) -> d
 
 
 def _tower(name: str, known: Collection[str]) -> str | None:
-    stack = stack_of_tensor(name, known) if known else SCOPE
-    if stack not in texts_of(known):
+    if known and (stack := stack_of_tensor(name, known)) not in texts_of(known):
         return stack
     # A tower without numbered layers is no stack.
     return tower_of((split_at_layer(name) or (name,))[0]) or None
@@ -250,6 +249,9 @@ def _language_of(base: CheckpointHeader, frame: CheckpointHeader, is_base: bool)
         for header in (base, frame)
     )
     config = {**frame.config, "tie_word_embeddings": base.tied}
+    for key, section in frame.config.items():
+        if is_text_section(key) and "tie_word_embeddings" in section:
+            config[key] = {**section, "tie_word_embeddings": base.tied}
     if len(ours) != 1 or len(theirs) != 1:
         return config
     return with_vocabulary(config, theirs.pop(), ours.pop())
@@ -289,8 +291,8 @@ def processor_file(name: str, frame: Path, owners: Mapping[str, Path]) -> Path |
     given = {tower: folder / name for tower, folder in owners.items() if (folder / name).exists()}
     folders = set(owners.values()) or {frame}
     if len(folders) == 1 or not given:
-        only = next(iter(folders)) / name
-        return only if only.exists() else None
+        # Trainers may save an expert without its processor: then the frame's is what there is.
+        return next((file for file in (next(iter(folders)) / name, frame / name) if file.exists()), None)
     contents = {tower: read_json(file) for tower, file in given.items()}
     first, *others = contents.values()
     if all(content == first for content in others):
