@@ -142,6 +142,8 @@ def _merge_lora(definition: StudyDefinition, recipe: Recipe, folder: Path) -> No
     try:
         if definition.tokenizer_source not in (None, "base"):
             raise UserError("the merge has other tokens than the base (tokenizer_source)")
+        if definition.modalities.scope is not None:
+            raise UserError("the merge leaves out what the LoRAs change in towers, or takes it whole (scope)")
         merged = merge_lora_recipe(recipe, loras, read_header(whole) if whole is not None and whole.is_dir() else None)
         write_lora(merged, folder, next(iter(loras.values())))
     except UserError as error:

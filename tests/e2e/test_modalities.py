@@ -131,9 +131,11 @@ def test_the_eyes_of_a_lora_are_those_that_it_makes_of_the_base(save: Save, tmp_
     whole = PeftModel.from_pretrained(Llava.from_pretrained(tmp_path / "base"), tmp_path / "lora").merge_and_unload()
     whole.save_pretrained(tmp_path / "whole")
     sees = load_file(tmp_path / "whole" / "model.safetensors")
-    made, weights, _ = exported(
-        study_in(tmp_path, {"sees": "lora"}, carry={"vision": "sees"}), "LlavaForConditionalGeneration"
-    )
+    path = study_in(tmp_path, {"sees": "lora"}, carry={"vision": "sees"})
+    made, weights, _ = exported(path, "LlavaForConditionalGeneration")
+    study = mf.run(path)
+    with pytest.raises(UserError, match=r"\(scope\)"):
+        export_candidate(study, study.candidates()[-1], tmp_path / "one", as_lora=True)
     base = load_file(tmp_path / "base" / "model.safetensors")
     for name, tensor in sees.items():
         weight = weights["sees"] if name.startswith("language_model") else 1.0
