@@ -15,17 +15,21 @@ import asyncio
 import importlib.metadata
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import yaml
 
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.gguf.checkpoint import plan_checkpoint
 from mergefront.adapters.gguf.file import write_gguf
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all_of
-from mergefront.adapters.remote.llama_server.local_server import ServerOptions, start
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 
 PROMPT_TOKENS = 24
@@ -104,9 +108,21 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         model = given.model or tiny_model(Path(folder))
-        server, url = start(model, [], ServerOptions(slots=given.concurrency, context=256), 0)
-        measure(url, given.rounds, given.requests, given.concurrency)
-        del server
+        with served(model, given.concurrency) as url:
+            measure(url, given.rounds, given.requests, given.concurrency)
+
+
+@contextmanager
+def served(model: Path, slots: int) -> Iterator[str]:
+    """llama.cpp's server in a process of its own, by the command that users have; yields its URL."""
+    command = [sys.executable, "-m", "mergefront", "llama-server", str(model), "--port", "0"]
+    process = subprocess.Popen([*command, "--slots", str(slots), "--context", "256"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield next(yaml.safe_load(line)["backend"]["url"] for line in process.stdout if line.startswith(b"backend:"))
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def measure(url: str, rounds: int, requests: int, concurrency: int) -> None:

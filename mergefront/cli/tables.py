@@ -72,9 +72,7 @@ def print_front(study: Study) -> None:
         _print_wrapped(screen, line)
     if found is not None and found.noise_known and found.split == "search":
         remedy = (
-            f" Score the front on other items: mergefront report {name}"
-            if study.definition.evaluator.asks_models
-            else ""
+            f" Score the front on other items: mergefront report {name}" if study.definition.evaluator.tasks else ""
         )
         screen.print()
         _print_wrapped(

@@ -166,7 +166,7 @@ def report(
 
     with terminable(), quiet_libraries():
         study = load_study(name, storage=storage, root=root)
-        if out is None or study.definition.evaluator.asks_models:
+        if out is None or study.definition.evaluator.tasks:
             score_report(session, study, _chosen(study, trials, distinct, prefer))
         if out is not None:
             write_report(study, out)

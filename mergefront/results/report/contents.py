@@ -66,7 +66,7 @@ def contents(study: Study) -> Contents:
 def _warnings(study: Study, split: str, unscored: list[int], tasks: Sequence[Task]) -> list[str]:
     said = []
     if split != "report":
-        remedy = "run `mergefront report` first" if study.definition.evaluator.asks_models else ""
+        remedy = "run `mergefront report` first" if study.definition.evaluator.tasks else ""
         said.append(
             "The scores below are those that the search optimised on: the best of many trials looks better than it "
             f"is{f' ({remedy})' if remedy else ''}."

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import mergefront as mf
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.backend_types import connected_evaluator, make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
 from mergefront.adapters.remote.merge_service import QUERY_DEFAULTS
+from mergefront.cli.application import cli
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -109,3 +113,29 @@ def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):
     with serve(own_service) as server:
         content = {"type": "merge_service", "url": server.url, "pool": "pool"}
         assert "'c'" in try_backend(read_settings(content), other, tmp_path, ["generate"]).problems[0]
+
+
+def test_a_study_of_the_services_own_loss_has_no_report_items_and_a_page_all_the_same(tmp_path: Path):
+    """The loss on the service's own data would stand as one on items that the search never saw."""
+    pytest.importorskip("plotly")
+    with serve(evo_service) as server:
+        backend = {"type": "merge_service", "url": server.url, "pool": "glue", "protocol": "evo-merging"}
+        content = {
+            "study": "losses",
+            "merge": {
+                "method": "task_arithmetic",
+                "base_model": "x",
+                "models": ["a", "b"],
+                "space": {"weight": [0, 1]},
+            },
+            "backend": backend | {"query": {"dataset": "conll04"}},
+            "objectives": [{"name": "loss", "direction": "minimize"}],
+            "search": {"sampler": "random", "evaluations": 6},
+        }
+        (tmp_path / "study.yaml").write_text(json.dumps(content))
+        mf.run(tmp_path / "study.yaml")
+        command = ["report", "losses", "--storage", f"sqlite:///{tmp_path}/mergefront.db"]
+        refused = CliRunner().invoke(cli, command)
+        assert refused.exit_code == 2 and "the merge service's own loss, which has no report items" in refused.stderr
+        written = CliRunner().invoke(cli, [*command, "--out", str(tmp_path / "page.html")])
+        assert written.exit_code == 0 and (tmp_path / "page.html").is_file(), written.output
