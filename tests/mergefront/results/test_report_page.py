@@ -171,7 +171,7 @@ def test_a_report_on_report_items_draws_these_and_says_so(tmp_path: Path) -> Non
     assert "report items" in drawn.title
     assert {point.number for point in drawn.points} == set(shown.rows)
     for point in drawn.points:
-        assert point.scores == tuple(shown.rows[point.number].scores[name] for name in NAMES)
+        assert point.scores == pytest.approx([shown.rows[point.number].scores[name] for name in NAMES], abs=1e-9)
     text = page(shown)
     front = text.split("<h2>The front</h2>", 1)[1].split("</section>", 1)[0]
     assert "On the report items" in front and '"dominated merge"' not in front
