@@ -53,6 +53,7 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
     def _connect(self, root: Path) -> None:
         pool, models = self.settings.pool, self.space.models
         self.client = self._client(self.settings, f"merge_service {self.settings.url} {pool}")
+        self.client.check_counted()
 
         def read(answer: Any) -> Reply[tuple[str, list[str], str]]:
             held = fields(answer, "models", kind=str)
@@ -154,6 +155,7 @@ class EvoMergingEvaluator(Connected[MergeServiceSection]):
         # It shares one model among its threads; and its status 500 means a wrong call as often as a fault.
         careful = settings.model_copy(update={"concurrency": 1, "attempts": min(settings.attempts, 3)})
         self.client = self._client(careful, f"evo-merging {settings.url} {preset} {sorted(query.items())}")
+        self.client.check_counted()
         body = {"preset_id": preset, "model_name_or_path": None, "query_plus": query}
 
         def read(answer: Any) -> Reply[tuple[str, int]]:

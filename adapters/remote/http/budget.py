@@ -62,7 +62,7 @@ class Budget(Section):
             if is_limited:
                 raise SearchStoppedError(
                     f"{server} does not say how many tokens an answer took (usage), so that budget.{name} cannot be "
-                    "kept; name the model's tokenizer in the backend (tokenizer: FOLDER), or limit requests"
+                    "kept; limit requests, or name the model's tokenizer if the backend takes one (tokenizer: FOLDER)"
                 )
 
     def check(self, spent: Usage, price: Price) -> None:

@@ -294,11 +294,15 @@ class HttpClient:
         spent = Usage(0, reply.input_tokens or 0, reply.output_tokens or 0)
         self.usage = self.usage + spent
         if reply.input_tokens is None or reply.output_tokens is None:
-            self.policy.budget.check_counted(self.url, self.policy.price)
+            self.check_counted()
         if key is None:
             return reply.value, None
         cost = dataclasses.astuple(Usage(1) + spent)
         return reply.value, self._in_background(self._in_files(self.cache.keep, key, self.server, text, cost))
+
+    def check_counted(self) -> None:
+        """Raises ``SearchStoppedError`` when a limit needs tokens, which this server does not report."""
+        self.policy.budget.check_counted(self.url, self.policy.price)
 
     async def _exchange(self, method: str, path: str, body: Body, fresh: bool) -> tuple[int, httpx.Headers, str]:
         # After a fault the connection, and others of its age, may be dead: a repeated attempt opens its own.

@@ -108,6 +108,19 @@ def test_recipes_are_asked_of_our_own_service_once_whatever_the_session(tmp_path
         assert all(b"secret" not in request.body for request in server.received)
 
 
+@pytest.mark.parametrize("limit", [{"budget": {"tokens": 9}}, {"budget": {"money": 1.0}, "price": {"input": 1.0}}])
+def test_a_limit_of_tokens_that_a_service_does_not_report_is_refused_beforehand(tmp_path: Path, limit: dict[str, Any]):
+    """Counted as 0, they would be spent without end."""
+    for service, more in ((own_service, {}), (evo_service, {"protocol": "evo-merging", "query": {"dataset": "d"}})):
+        with serve(service) as server:
+            content = {"type": "merge_service", "url": server.url, "pool": "pool", **more}
+            (problem,) = try_backend(read_settings({**content, **limit}), SPACE, tmp_path, []).problems
+            assert f"budget.{next(iter(limit['budget']))} cannot be kept" in problem and not server.received
+            assert (
+                try_backend(read_settings({**content, "budget": {"requests": 9}}), SPACE, tmp_path, []).problems == []
+            )
+
+
 def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):
     other = MergeSpace(["a", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with serve(own_service) as server:
