@@ -94,6 +94,7 @@ def finish(study: Study) -> None:
     from mergefront.cli.tables import print_front
     from mergefront.optimizer.errors import SearchStoppedError
     from mergefront.optimizer.scores.outcomes import outcome_lines
+    from mergefront.results.suggestion import export_command
 
     failures = study.failures()
     if failures and not study.candidates():
@@ -109,23 +110,14 @@ def finish(study: Study) -> None:
     stopped = study.stopped
     if stopped is not None and stopped.cause != "budget":
         say(f"\nStopped after {study.finished_count()} evaluations: {stopped.reason}.")
-    choice = "" if study.suggested() is not None else " --trial N"
-    choice += "" if _has_weights(study) else " --config-only"
     for line in (
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
         f"  mergefront front {name}{where} --plot front.png",
-        f"  mergefront export {name}{where}{choice} --out merged",
+        f"  {export_command(study, study.suggested(), where)}",
         f"  mergefront dashboard{where}",
     ):
         say(line)
-
-
-def _has_weights(study: Study) -> bool:
-    """Whether the models of a study are here or on the Hub; servers and functions know them by name only."""
-    places = study.definition.places
-    named = [reference for reference in (study.space.base_model, *study.space.models.values()) if reference is not None]
-    return all(places.hub_name(reference) is not None or (study.root / reference).exists() for reference in named)
 
 
 def quiet_libraries() -> AbstractContextManager[object]:

@@ -11,7 +11,7 @@ from mergefront import formatting
 from mergefront.cli.session import storage_argument
 from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
-from mergefront.results.suggestion import suggestion_lines
+from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.verdict import judged
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def print_front(study: Study) -> None:
     if study.constraints:
         _print_wrapped(screen, f"Constraints: {', '.join(map(str, study.constraints))}")
     suggested, found = study.suggested(), judged(study)
-    name = f"{quote(study.name)}{storage_argument(study.database.url)}"
+    where = storage_argument(study.database.url)
     if study.has_one_objective:
         screen.print("The best merge, and below it those that were the best before it")
     table = front_table(study, suggested, screen.width)
@@ -61,7 +61,7 @@ def print_front(study: Study) -> None:
     if study.front():
         said += [verdict_text.best_line(study)] if study.has_one_objective else []
         said += suggestion_lines(study, suggested, found)
-        said += [] if suggested is None else [f"Take it: mergefront export {name} --out merged"]
+        said += [] if suggested is None else [f"Take it: {export_command(study, suggested, where)}"]
         said.append("")
     if found is not None:
         said += verdict_text.verdict_lines(found, study.objectives)
@@ -72,7 +72,9 @@ def print_front(study: Study) -> None:
         _print_wrapped(screen, line)
     if found is not None and found.noise_known and found.split == "search":
         remedy = (
-            f" Score the front on other items: mergefront report {name}" if study.definition.evaluator.tasks else ""
+            f" Score the front on other items: mergefront report {quote(study.name)}{where}"
+            if study.definition.evaluator.tasks
+            else ""
         )
         screen.print()
         _print_wrapped(

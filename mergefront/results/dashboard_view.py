@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from shlex import quote
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
@@ -26,7 +25,7 @@ from mergefront import formatting
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.foreign_text import one_line
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUSED
-from mergefront.results.suggestion import suggestion_lines
+from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.verdict_text import best_line
 from mergefront.storage.database import Database
 from mergefront.storage.studies import all_studies
@@ -202,7 +201,7 @@ def _study_note(study: Study) -> str:
     if members:
         suggested = study.suggested()
         lines += [f"\n{_plain(line)}" for line in suggestion_lines(study, suggested, None)]
-        lines += [] if suggested is None else ["", f"    mergefront export {quote(study.name)} --out merged"]
+        lines += [] if suggested is None else ["", f"    {export_command(study, suggested)}"]
     if study.racing is not None and study.candidates():
         lines += ["", _RACED]
     if failures:

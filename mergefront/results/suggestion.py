@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from shlex import quote
 
 from mergefront.formatting import number, trial
 from mergefront.results.verdict import Verdict
@@ -54,6 +55,16 @@ def nothing_suggested(study: Study) -> str:
     reasons = [f"lose to the base in {name} beyond noise ({count})" for name, count in lost.items()]
     reasons += [f"are beaten by an anchor ({beaten})"] if beaten else []
     return f"No merge is suggested: those on the front ({len(merges)}) {' or '.join(reasons)}."
+
+
+def export_command(study: Study, suggested: Candidate | None, storage: str = "") -> str:
+    """The command that exports what is suggested, or a trial to choose; ``storage`` is the option that it needs."""
+    places = study.definition.places
+    named = [reference for reference in (study.space.base_model, *study.space.models.values()) if reference is not None]
+    # Servers and functions know their models by name only; then there are no weights to merge.
+    has_weights = all(places.hub_name(one) is not None or (study.root / one).exists() for one in named)
+    choice = ("" if suggested is not None else " --trial N") + ("" if has_weights else " --config-only")
+    return f"mergefront export {quote(study.name)}{storage}{choice} --out merged"
 
 
 def choices(study: Study) -> str:

@@ -10,7 +10,6 @@ import base64
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from mergefront import formatting
@@ -33,7 +32,7 @@ from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_picture
 from mergefront.results.report.contents import Contents, contents
-from mergefront.results.suggestion import suggestion_lines
+from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.throughput import spent
 from mergefront.results.verdict import Compared
 
@@ -86,9 +85,7 @@ def _result(shown: Contents) -> str:
             f'<p class="verdict {"tie" if suggested is None else "beats"}">{html_text(line)}</p>' for line in said
         ]
         if suggested is not None:
-            parts.append(
-                f"<p>Take it with <code>mergefront export {html_text(quote(study.name))} --out merged</code>.</p>"
-            )
+            parts.append(f"<p>Take it with <code>{html_text(export_command(study, suggested))}</code>.</p>")
     if judged is None:
         parts.append(f'<p class="verdict tie">{html_text(verdict_text.no_merge_on_front(study))}</p>')
     else:

@@ -149,7 +149,8 @@ def test_distance_from_the_base_is_no_loss_to_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("merges", "averages", "choice"), [
-    ([BALANCED], AVERAGES, "--out merged"), ([CORNER], [(0.35, 0.35, 0.1)] * 2, "--trial N --out merged"),
+    ([BALANCED], AVERAGES, "--config-only --out merged"),
+    ([CORNER], [(0.35, 0.35, 0.1)] * 2, "--trial N --config-only --out merged"),
 ])  # fmt: skip
 def test_what_a_search_says_to_do_next_takes_the_suggestion(
     tmp_path: Path, merges: Sequence[Rates], averages: Sequence[Rates], choice: str
