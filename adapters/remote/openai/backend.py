@@ -118,33 +118,38 @@ class OpenAIBackend(Connected[OpenAISection]):
 def endpoint_problems(
     models: Mapping[str, OpenAIModel], recognition: Recognition, verbs: Sequence[Verb], counts_tokens: bool
 ) -> list[str]:
-    """Whether each endpoint answers, has log-probabilities if they are needed, and counts tokens if they are."""
-    return [line for name in models for line in _problems(name, models[name], recognition, verbs, counts_tokens)]
+    """Whether each endpoint answers, has log-probabilities if they are needed, and counts tokens if they are.
+
+    An address where nobody answers is tried for one of its models only.
+    """
+    lines, silent = [], set[str]()
+    for name, model in models.items():
+        url, label = model.wire.client.url, f"{model.wire.client.url} ({model.wire.model})"
+        if url in silent:
+            continue
+        try:
+            problem = _problem(model.recognised(name, recognition), verbs, counts_tokens)
+        except SearchStoppedError as error:
+            problem = str(error)
+        except EvaluationError as error:
+            silent |= {url} if error.kind in ("connection", "timeout") else set()
+            is_short = error.kind in ("http 404", "http 405", "error answer") and "/v" not in url
+            problem = f"{error}{' (addresses of such endpoints mostly end with /v1)' if is_short else ''}"
+        lines += [f"{label}: {problem}"] if problem else []
+    return lines
 
 
-def _problems(
-    name: str, model: OpenAIModel, recognition: Recognition, verbs: Sequence[Verb], counts_tokens: bool
-) -> list[str]:
-    label = f"{model.wire.client.url} ({model.wire.model})"
-    try:
-        model.recognised(name, recognition)
-        if "loglikelihood" in verbs:
-            model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
-        if "generate" in verbs:
-            (answer,) = model.generate([GenerationRequest("The capital of France is", 16)])
-            if answer.unanswered not in ("", *_ANSWERS_ALL_THE_SAME):
-                return [f"{label}: it has no answer to a plain question ({answer.unanswered})"]
-            if counts_tokens and answer.tokens is None:
-                return [
-                    f"{label}: it does not say how many tokens it writes (usage), which a metric or constraint needs; "
-                    "name the model's tokenizer in the backend (tokenizer: FOLDER)"
-                ]
-    except (EvaluationError, SearchStoppedError) as error:
-        is_elsewhere = isinstance(error, EvaluationError) and error.kind in ("http 404", "http 405", "error answer")
-        hint = (
-            " (addresses of such endpoints mostly end with /v1)"
-            if is_elsewhere and "/v" not in model.wire.client.url
-            else ""
-        )
-        return [f"{label}: {error}{hint}"]
-    return []
+def _problem(model: OpenAIModel, verbs: Sequence[Verb], counts_tokens: bool) -> str:
+    """What a model that can be reached cannot do; nothing where it can."""
+    if "loglikelihood" in verbs:
+        model.loglikelihood([ScoringRequest("The capital of France is", " Paris")])
+    if "generate" in verbs:
+        (answer,) = model.generate([GenerationRequest("The capital of France is", 16)])
+        if answer.unanswered not in ("", *_ANSWERS_ALL_THE_SAME):
+            return f"it has no answer to a plain question ({answer.unanswered})"
+        if counts_tokens and answer.tokens is None:
+            return (
+                "it does not say how many tokens it writes (usage), which a metric or constraint needs; name the "
+                "model's tokenizer in the backend (tokenizer: FOLDER)"
+            )
+    return ""

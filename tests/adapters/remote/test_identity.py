@@ -191,6 +191,14 @@ def test_a_model_that_is_not_there_is_named_for_each_member(tmp_path: Path) -> N
     assert all(f"model-{name}" in line for name, line in zip("ab", raised.value.problems, strict=True))
 
 
+def test_an_address_where_nobody_answers_is_tried_once(tmp_path: Path) -> None:
+    """Each model of a server that is down would be waited for, a minute and a half each."""
+    with pytest.raises(StudyFileError) as raised:
+        mf.run(study_file(tmp_path, "http://127.0.0.1:9/v1"))
+    (problem,) = raised.value.problems
+    assert "model-a" in problem and "ConnectError" in problem
+
+
 @pytest.mark.parametrize(
     ("one", "two", "same"),
     [
