@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.arrays import Array, Mask
 
 GRID = 10_000
 """Grid points per unit for continuous parameters."""
@@ -126,16 +127,34 @@ class _Parameter:
         return np.asarray(index[:, None] / max(levels - 1, 1))
 
 
-class Encoder:
-    """Maps parameter dictionaries of one search space to vectors in [0, 1]^d and back."""
+@dataclass(frozen=True)
+class Condition:
+    """A parameter is there only where ``parent`` has one of ``values``, and never where the parent is not."""
 
-    def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
+    parent: str
+    values: frozenset[Any]
+
+    def holds(self, params: Mapping[str, Any]) -> bool:
+        return self.parent in params and params[self.parent] in self.values
+
+
+class Encoder:
+    """Maps parameter dictionaries of one search space to vectors in [0, 1]^d and back.
+
+    A parameter under ``conditions`` may be missing where its condition does not hold; it is encoded as 0 then. Parents
+    have conditions before their children.
+    """
+
+    def __init__(
+        self, space: Mapping[str, BaseDistribution], conditions: Mapping[str, Condition] = MappingProxyType({})
+    ) -> None:
         parameters, start = [], 0
         for name, distribution in space.items():
             width = len(distribution.choices) if isinstance(distribution, CategoricalDistribution) else 1
             parameters.append(_Parameter(name, distribution, slice(start, start + width)))
             start += width
         self.space = dict(space)
+        self.conditions = dict(conditions)
         self._parameters = tuple(parameters)
         self.dimension = start
         """Number of columns, d."""
@@ -163,11 +182,28 @@ class Encoder:
                 return {choice: parameter.columns.start + i for i, choice in enumerate(parameter.distribution.choices)}
         return {}
 
+    def masked(self, points: Array) -> Array:
+        """``points`` (``n x d``) with 0 in the columns of parameters whose conditions do not hold there."""
+        if not self.conditions:
+            return points
+        parameters = {parameter.name: parameter for parameter in self._parameters}
+        points, is_there = points.copy(), dict[str, Mask]()
+        for name, condition in self.conditions.items():
+            parent = parameters[condition.parent]
+            allowed = np.stack([parent.encode(value) for value in condition.values])
+            differences = np.abs(points[:, None, parent.columns] - allowed[None]).max(axis=2)
+            is_there[name] = (differences < 1e-3).any(axis=1) & is_there.get(condition.parent, True)
+            points[~is_there[name], parameters[name].columns] = 0.0
+        return points
+
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value inside the current distribution for every parameter."""
         for parameter in self._parameters:
             if parameter.name not in params:
-                return False
+                condition = self.conditions.get(parameter.name)
+                if condition is None or condition.holds(params):
+                    return False
+                continue
             try:
                 internal = parameter.distribution.to_internal_repr(params[parameter.name])
             except ValueError:
@@ -178,7 +214,13 @@ class Encoder:
 
     def encode(self, params: Mapping[str, Any]) -> Array:
         """A dictionary that the space ``contains`` as a vector (``d``)."""
-        return np.array([x for parameter in self._parameters for x in parameter.coordinates(params[parameter.name])])
+        found: list[float] = []
+        for parameter in self._parameters:
+            if parameter.name in params:
+                found.extend(parameter.coordinates(params[parameter.name]))
+            else:
+                found.extend([0.0] * (parameter.columns.stop - parameter.columns.start))
+        return np.array(found)
 
     def decode(self, vector: Array) -> dict[str, Any]:
         """A vector (``d``) as plain Python numbers and choices; 0 and 1 give exactly the ends of the range."""

@@ -16,7 +16,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.unit_cube import Encoder
+from mergefront.optimizer.recipes.unit_cube import Condition, Encoder
 from mergefront.optimizer.samplers.common.blas_threads import one_blas_thread
 from mergefront.optimizer.samplers.common.observed_space import observed_space, why_by_chance
 from mergefront.optimizer.samplers.common.units import normaliser_for, values_of
@@ -82,11 +82,11 @@ class ReplayableSampler(BaseSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
-        encoder = Encoder(search_space)
+        encoder = Encoder(search_space, self._conditions(study, trial))
         published = proposed_params(trial)
         if encoder.contains(published):
             # The trial of a process that died after proposing: the proposal stands.
-            return {name: published[name] for name in search_space}
+            return {name: published[name] for name in search_space if name in published}
         with self._turn.lock, one_blas_thread():
             suggestion = self._propose(study, trial, encoder)
             write_proposal(study, trial, suggestion.stage, suggestion.params, suggestion.improvement)
@@ -109,13 +109,17 @@ class ReplayableSampler(BaseSampler):
 
     def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The space where none was declared: what all earlier finished trials have in common."""
-        return observed_space(_finished_before(study, trial))
+        return observed_space(finished_before(study, trial))
+
+    def _conditions(self, study: Study, trial: FrozenTrial) -> Mapping[str, Condition]:
+        """On what parameters of the inferred space depend, where the sampler knows what to make of it."""
+        return {}
 
     def _warn_of_chance(self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution) -> None:
         """Say once of a parameter that it is drawn at random although earlier trials have it."""
         if name in self._by_chance or distribution.single() or self._declared_space(study) is not None:
             return
-        reason = why_by_chance(_finished_before(study, trial), name, distribution)
+        reason = why_by_chance(finished_before(study, trial), name, distribution)
         if reason is not None:
             self._by_chance.add(name)
             logger.warning("parameter %r is drawn at random from trial %d on: %s", name, trial.number, reason)
@@ -136,7 +140,7 @@ class _Turn:
         return _Turn, ()
 
 
-def _finished_before(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+def finished_before(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
     """The earlier trials that say what the space is, in order of number."""
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [other for other in finished if other.number < trial.number and not is_outside_space(other)]

@@ -4,7 +4,8 @@ A merge does not depend on all that its coefficients say:
 
 - where a method divides by the sum of the weights, only their proportions matter: 0.2, 0.4 is the merge of 0.4, 0.8;
 - the density of an expert matters as much as the expert does, and not at all at weight 0;
-- a coefficient that the chosen method does not use does not count;
+- a coefficient that the chosen method does not use does not count, and neither does a parameter of a plain study whose
+  condition does not hold (``Encoder.masked``);
 - what the scores depend on most is how far the merge goes along each task vector.
 
 So every weight w_m becomes w_m / max_k |w_k| where the weights are normalised (0 when all are 0), and stays w_m
@@ -105,7 +106,9 @@ class MergeFeatures:
         if self._projected is not None:
             self._scale[self._projected.columns] = BESIDE_PROJECTIONS
         self._conditions = _conditions(rule, encoder) if active else []
-        self.identity = not (self._groups or self._densities or self._conditions) and self._projected is None
+        self._encoder = encoder
+        changes = self._groups or self._densities or self._conditions or encoder.conditions
+        self.identity = not changes and self._projected is None
 
     def _scaled_densities(
         self, weights: dict[_Scope, dict[str, _Column]], densities: dict[tuple[str, _Scope], _Column]
@@ -125,6 +128,7 @@ class MergeFeatures:
         """Features (``n x f``) of points (``n x d``)."""
         if self.identity:
             return points
+        points = self._encoder.masked(points)
         own = self._own(points)
         return own if self._projected is None else np.concatenate([self._projected(points), own], axis=1)
 
@@ -132,7 +136,7 @@ class MergeFeatures:
         """Of the features in the coordinates at one point (``d``): ``f x d``, a row a feature."""
         if self.identity:
             return np.eye(len(point))
-        around = point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))])
+        around = self._encoder.masked(point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
         own = self._own(around)
         own_slopes = (own[1:] - own[0]).T / _STEP
         if self._projected is None:

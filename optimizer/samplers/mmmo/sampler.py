@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
-from mergefront.optimizer.recipes.unit_cube import Encoder
-from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, maximised
+from mergefront.optimizer.recipes.unit_cube import Condition, Encoder
+from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion, check_length, finished_before, maximised
 from mergefront.optimizer.samplers.common.history import (
     History,
     earlier_trials,
@@ -27,6 +27,7 @@ from mergefront.optimizer.samplers.common.history import (
 )
 from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.last_result import LastResult
+from mergefront.optimizer.samplers.common.observed_space import conditional_space
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, evaluability, fit_violations
@@ -174,6 +175,15 @@ class MMMOSampler(ReplayableSampler):
         stage = "sobol" if history.position < initial else "fallback"
         index = max(history.position - len(self._anchors), 0)
         return Suggestion(stage, encoder.decode(fresh_point(data, self._seed, index)))
+
+    def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        common = super()._observed_space(study, trial)
+        return {**common, **conditional_space(finished_before(study, trial), common)[0]}
+
+    def _conditions(self, study: Study, trial: FrozenTrial) -> Mapping[str, Condition]:
+        if self._declared_space(study) is not None:
+            return {}
+        return conditional_space(finished_before(study, trial), super()._observed_space(study, trial))[1]
 
     def _startup(self, earlier: Sequence[FrozenTrial], encoder: Encoder) -> int:
         if self._n_startup is not None:

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import Trial
 
 from mergefront.optimizer import MAPSampler, MMMOSampler
+from mergefront.optimizer.recipes.unit_cube import Condition, Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler
 from mergefront.optimizer.samplers.registry import make_sampler
 from mergefront.optimizer.scores.objectives import Objective
@@ -122,3 +125,59 @@ def test_a_standard_error_that_can_be_none_is_an_unknown_one(error: Any) -> None
         return [trial.params for trial in study.trials]
 
     assert run(error) == run(None)
+
+
+def branches(trial: Trial) -> float:
+    """Three branches with parameters of their own; the best is 1."""
+    kind = trial.suggest_categorical("kind", ["a", "b", "c"])
+    top, wanted = {"a": (0.8, [0.3, 0.6]), "b": (1.0, [0.7, 0.2, 0.5]), "c": (0.7, [0.4])}[str(kind)]
+    own = [trial.suggest_float(f"{kind}{index}", 0.0, 1.0) for index in range(len(wanted))]
+    common = trial.suggest_float("common", 0.0, 1.0)
+    return top - 2 * sum((x - y) ** 2 for x, y in zip(own, wanted, strict=True)) - (common - 0.35) ** 2
+
+
+def layers(trial: Trial) -> float:
+    """As many parameters as a number says; the best is 1."""
+    count = trial.suggest_int("layers", 1, 4)
+    weights = [trial.suggest_float(f"weight {index}", 0.0, 1.0) for index in range(count)]
+    off = sum((weight - best) ** 2 for weight, best in zip(weights, [0.2, 0.8, 0.4, 0.6], strict=False))
+    return 1.0 - 0.15 * abs(count - 3) - off - (trial.suggest_float("rate", 0.0, 1.0) - 0.6) ** 2
+
+
+@pytest.mark.parametrize("score", [branches, layers])
+def test_conditional_parameters_are_modelled(score: Callable[[Trial], float], caplog: pytest.LogCaptureFixture) -> None:
+    """They were drawn at random for the whole of a study: no better than no sampler at all."""
+    study = study_by(MMMOSampler(seed=0))
+    study.optimize(score, n_trials=30)
+    assert study.best_value > 0.95
+    assert not warnings_in(caplog)
+
+
+def test_a_condition_that_is_not_seen_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Optuna's samplers say so too: what depends on a continuous number is drawn at random."""
+    study = study_by(MMMOSampler(seed=0))
+
+    def score(trial: Trial) -> float:
+        x = trial.suggest_float("x", 0.0, 1.0)
+        return x + (trial.suggest_float("y", 0.0, 1.0) if x > 0.5 else 0.0)
+
+    study.optimize(score, n_trials=16)
+    (said,) = warnings_in(caplog)
+    assert "parameter 'y' is drawn at random" in said and "not every finished trial has it" in said
+
+
+def test_a_parameter_without_effect_makes_no_other_point() -> None:
+    """Two points that differ in the parameters of another branch are one evaluation."""
+    space: dict[str, BaseDistribution] = {
+        "kind": CategoricalDistribution(["a", "b"]),
+        "sub": CategoricalDistribution([1, 2]),
+        "x": FloatDistribution(0.0, 1.0),
+    }
+    conditions = {"sub": Condition("kind", frozenset({"b"})), "x": Condition("sub", frozenset({2}))}
+    encoder = Encoder(space, conditions)
+    assert encoder.contains({"kind": "a"}) and encoder.contains({"kind": "b", "sub": 1})
+    assert not encoder.contains({"kind": "b"}) and not encoder.contains({"kind": "b", "sub": 2})
+    points = np.stack(
+        [encoder.encode({"kind": kind, "sub": sub, "x": 0.7}) for kind, sub in (("a", 1), ("a", 2), ("b", 1), ("b", 2))]
+    )
+    assert [row[2:].tolist() for row in encoder.masked(points)] == [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0.7]]
