@@ -55,9 +55,8 @@ def assembled(question: Question, reader: Reader) -> str:
         return f"{shown} (the prompt as the message of a user)"
     if reader.tokenization is None or reader.is_split or question.image:
         return shown
-    if question.new_tokens is None:
-        before, after = reader.tokenization.pairs([(prompt, answer)])[0]
-    else:
+    before, after = reader.tokenization.pairs([(prompt, answer)])[0]
+    if question.new_tokens is not None and prompt != prompt.rstrip():  # a model goes on behind the white space
         before, after = reader.tokenization.texts([prompt])[0], ()
     total = f"{len(before)} + {len(after)} tokens" if after else f"{len(before)} tokens"
     start = max(0, len(before) - _SEAM)

@@ -81,7 +81,9 @@ def test_the_seam_is_shown_token_by_token(reader: Reader) -> None:
     left, right = line.rsplit(":", 1)[1].rstrip(")").split("|")
     assert left.strip().endswith("'?'") and right.strip().startswith("' "), line
     written = assembled(Question("Is it B?", ("yes",), new_tokens=3, stop=("\n",)), reader)
-    assert r"at most 3 new tokens, up to '\n'" in written
+    assert r"at most 3 new tokens, up to '\n'" in written and written.split("|")[1].strip(" )"), "the answer's too"
+    ends_with_a_space = assembled(Question("Is it B? ", ("yes",), new_tokens=3), reader)
+    assert "' ' |" in ends_with_a_space
     assert "message of a user" in assembled(Question("Is it B?", ("yes",), 3), Reader(is_chat=True))
     assert "\x1b" not in assembled(Question("\x1b[2J", ("\x1b]0;",), 3), reader)
 
