@@ -73,10 +73,10 @@ def export(
         raise UserError("export: choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
     study = load_study(name, storage=storage)
     candidate = _chosen(study, trial, knee, prefer)
-    for warning in warnings(study, candidate):
-        echo(warning, err=True)
     export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
     echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
+    for warning in warnings(study, candidate):
+        echo(warning, err=True)
     if not (unchecked or config_only or as_lora):
         echo(check_export(study, candidate, out), err=True)
     echo(str(out))
