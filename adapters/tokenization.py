@@ -34,7 +34,7 @@ class Tokenization:
         self._prefix: int | None = self.begin if self.begin is not None else tokenizer.eos_token_id
         self._bos_text: str | None = tokenizer.bos_token
         # Some tokenizers put an end token after every text, which must not stand between context and continuation.
-        ending = tokenizer("a")["input_ids"][-1:]
+        ending = list(self._tokens(["a"])[0][-1:])
         self._ending: int | None = ending[0] if ending == [tokenizer.eos_token_id] else None
         self._texts: dict[str, Tokens] = {}
         self._plain: dict[str, Tokens] = {}
@@ -142,10 +142,16 @@ class Tokenization:
             return []
         self._remembered += sum(map(len, texts))
         options = {} if special is None else {"add_special_tokens": special}
-        encoded = [tuple(tokens) for tokens in self._tokenizer(texts, **options)["input_ids"]]
+        encoded = self._tokens(texts, **options)
         if self._ending is None or special is False:
             return encoded
         return [tokens[:-1] if tokens[-1:] == (self._ending,) else tokens for tokens in encoded]
+
+    def _tokens(self, texts: list[str], **options: bool) -> list[Tokens]:
+        try:
+            return [tuple(tokens) for tokens in self._tokenizer(texts, **options)["input_ids"]]
+        except Exception as error:  # the library raises this very class for what is wrong with a tokenizer.json
+            raise UserError(f"the tokenizer cannot read texts: {error!s:.300}") from None
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

@@ -1,8 +1,10 @@
-"""Text that others wrote (servers, models, files, databases), made harmless where people read it."""
+"""Text that others wrote (servers, models, files, databases), read and shown without harm."""
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
 
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
@@ -15,6 +17,17 @@ def visible(text: str) -> str:
     ESC becomes ``\u001b``, which JSON reads as the same sign. Line feeds and tabs stay.
     """
     return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def file_content(path: Path) -> bytes:
+    """The bytes of a file that others may have put there.
+
+    Raises ``OSError`` for what cannot be read, and for a device, a pipe or a socket, which is never opened: it can be
+    read for ever.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a device, a pipe or a socket", str(path))
+    return path.read_bytes()
 
 
 LONGEST_NAME = 200

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mergefront.optimizer.errors import StudyFileError
+from mergefront.optimizer.foreign_text import file_content
 
 _LARGEST_FILE = 1_000_000
 """Bytes."""
@@ -22,7 +23,7 @@ def read_mapping(path: Path, kind: str, keys: str) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise StudyFileError(source, [f"the file is larger than {_LARGEST_FILE:,} bytes; it is no {kind}"])
-        text = path.read_text(encoding="utf-8")
+        text = file_content(path).decode("utf-8")
     except FileNotFoundError:
         raise StudyFileError(source, ["there is no such file"]) from None
     except (OSError, UnicodeDecodeError) as error:

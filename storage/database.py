@@ -94,7 +94,8 @@ class Database:
         except ImportError as error:
             remedy = f'it needs the extra: pip install "mergefront[{_EXTRAS[kind]}]"'
             raise UserError(f"storage {_safe(self.url)}: {first_line(error)}; {remedy}") from None
-        except RuntimeError as error:
+        # What drivers make of options that they do not know is anything.
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             raise UserError(f"storage {_safe(self.url)}: {first_line(error)}") from None
 
     def _open(self, create: bool) -> RetryingStorage:
@@ -283,6 +284,8 @@ def normalised_url(url: str, folder: Path = Path()) -> str:
     the written name and one has the other. Raises ``UserError`` for a URL that cannot be read and for a database
     in memory.
     """
+    if "\0" in url or any("\ud800" <= letter <= "\udfff" for letter in url):
+        raise UserError(f"storage {url!r:.200}: it has a character that no path and no URL can have")
     if "://" not in url:
         if url.endswith((".db", ".sqlite", ".sqlite3")):
             return f"{_SQLITE}{folder / url}"
@@ -291,7 +294,7 @@ def normalised_url(url: str, folder: Path = Path()) -> str:
         return f"{_SQLITE}{_path_in_url(url, folder)}"
     try:
         sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # ValueError: a port that is no number
         raise UserError("storage: the database URL cannot be read; write for example sqlite:///mergefront.db") from None
     return url
 
@@ -347,9 +350,15 @@ def _check_sqlite_file(path: Path, create: bool) -> None:
     locks of its own connections to it, and the next writer can corrupt the database
     (https://sqlite.org/howtocorrupt.html, section 2.2).
     """
-    if path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:  # the name is too long
+        raise UserError(f"storage {str(path)[:200]}: {error.strerror}") from None
+    if is_there:
         if path.is_dir():
             raise UserError(f"storage {path}: this is a folder; name a file in it")
+        if not path.is_file():
+            raise UserError(f"storage {path}: this is a device, a pipe or a socket; name a file")
     elif not create:
         raise UserError(f"storage {path}: there is no such database; name it with --storage sqlite:///PATH")
     elif not path.parent.exists():

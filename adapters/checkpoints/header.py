@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,10 @@ DTYPES = {
 }  # fmt: skip
 """Bytes of an entry and torch's name, by the name that safetensors has."""
 _LONGEST_HEADER = 100 * 1024 * 1024
+_LARGEST_JSON = 256 * 1024 * 1024
+"""Bytes; the largest tokenizers have about 40 MB."""
+_MOST_LAYERS = 2000
+_MOST_LABELS = 100_000
 _CLASSIFIERS = ("Classification", "QuestionAnswering", "MultipleChoice")
 _LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", "ForCausalLM", "LMHeadModel")
 _ENCODER_EMBEDDINGS = ("embeddings.word_embeddings.weight", "embeddings.tok_embeddings.weight")
@@ -280,12 +285,64 @@ def own_file(folder: Path, name: str) -> Path:
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model's folder. Raises ``UserError``."""
     try:
-        content = json.loads(own_file(file.parent, file.name).read_text(encoding="utf-8"))
+        own = own_file(file.parent, file.name)
+        if own.stat().st_size > _LARGEST_JSON:
+            raise UserError(f"{file}: it has more than {_LARGEST_JSON:,} bytes; it is no file of a model")
+        content = json.loads(own.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: it must be a JSON object")
+    if file.name in ("config.json", "generation_config.json"):
+        _check_kinds(file, content)
     return content
+
+
+def _check_kinds(file: Path, section: Mapping[str, Any], where: str = "") -> None:
+    """Raises ``UserError`` for a value of a kind that its key never has; whoever reads it may rely on the kind."""
+    for key, value in section.items():
+        rule = next((rule for rule in _KINDS if re.fullmatch(rule[0], key)), None)
+        if rule is not None and value is not None and not rule[2](value):
+            raise UserError(f"{file}: {where}{key} is {value!r:.80}; it must be {rule[1]}")
+        if isinstance(value, Mapping) and key.endswith("_config"):
+            _check_kinds(file, value, f"{where}{key}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _are_whole(value: Any, most: int) -> bool:
+    """Whether a value is a whole number of at most ``most``, or several."""
+    several = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else (value,)
+    return all(_is_whole(one) and one <= most for one in several)
+
+
+_KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("model_type", "a word", lambda value: isinstance(value, str)),
+    (
+        "architectures",
+        "a list of words",
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    ),
+    ("tie_word_embeddings", "true or false", lambda value: isinstance(value, bool)),
+    (r"vocab_size|num_nextn_predict_layers", "a whole number", _is_whole),
+    (r"max_position_embeddings|n_positions|n_ctx", "a number", lambda value: type(value) in (int, float)),
+    (
+        r"(num_)?(hidden|encoder|decoder)_layers|n_layers?|num_layers|depth",
+        f"a whole number of at most {_MOST_LAYERS:,}",
+        lambda value: _are_whole(value, _MOST_LAYERS),
+    ),
+    ("num_labels", f"a whole number of at most {_MOST_LABELS:,}", lambda value: _are_whole(value, _MOST_LABELS)),
+    (
+        r"rope_scaling|rope_parameters|auto_map|(text|vision|audio|quantization)_config",
+        "a mapping",
+        lambda value: isinstance(value, Mapping),
+    ),
+    (r"(\w+_)?token_ids?|\w+_token_index", "a token's number", lambda value: _are_whole(value, 2**63)),
+)
+"""Keys of configurations, as patterns, and what their values are where there are any. transformers makes modules and
+lists of the length that a number says."""
 
 
 def read_array(info: TensorInfo) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
+from mergefront.adapters.evaluator import out_of_memory
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.output.metadata import Description, write_metadata
 from mergefront.adapters.merging.vocabulary import Alignment
@@ -72,10 +73,12 @@ def loading_findings(
     if described is None:
         with _understood(base.path):
             model = model_on_meta(*_class(base.path, for_text))
+            _check_generation(base.path)
             processor = _load_processor(base.path, aligned, _OPTIONS)
     else:
         with _understood(described.frame), _folder_of(described) as folder:
             model = model_on_meta(*_class(folder, for_text))
+            _check_generation(folder)
             processor = _load_processor(folder, Alignment({}, folder), _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
@@ -87,6 +90,18 @@ def loading_findings(
     unexpected = names.unexpected(base.config, stored)
     reader = _reader(model, processor) if for_text else Reader()
     return LoadingFindings(problems, [] if unexpected is None or strays else [unexpected], reader)
+
+
+def _check_generation(folder: Path) -> None:
+    """Raises what transformers raises for a generation_config.json that it cannot generate by."""
+    if (folder / "generation_config.json").exists():
+        from transformers import GenerationConfig
+
+        read = GenerationConfig.from_pretrained(folder, **_OPTIONS)
+        for key in ("suppress_tokens", "begin_suppress_tokens"):
+            numbers = getattr(read, key, None)
+            if numbers is not None and not (isinstance(numbers, list) and all(type(one) is int for one in numbers)):
+                raise ValueError(f"generation_config.json: {key} is {numbers!r:.80}; it must be a list of tokens")
 
 
 @contextmanager
@@ -136,7 +151,6 @@ def _class(path: Path, for_text: bool) -> tuple[Any, Any]:
 def _understood(path: Path) -> Iterator[None]:
     """What transformers raises as ``UserError``, and no progress bars."""
     try:
-        from huggingface_hub.errors import StrictDataclassError
         from transformers.utils import logging as transformers_logging
     except ImportError:
         raise UserError(
@@ -150,9 +164,9 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, ArithmeticError, StrictDataclassError
-    ) as error:  # fmt: skip
+    except Exception as error:  # whatever a stranger's files make of the classes that they name
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: transformers cannot load it: {reason:.300}") from None
     finally:
@@ -169,7 +183,7 @@ def _load_processor(base: Path, aligned: Alignment, options: Mapping[str, Any]) 
 
     try:
         processor = AutoProcessor.from_pretrained(base, **options)
-    except (ImportError, OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         # Texts can be asked without what images and videos need.
         _log.warning("%s: its processor cannot be loaded (%.300s); only texts can be asked", base, str(error).strip())
         return _load_tokenizer(base, aligned, options)

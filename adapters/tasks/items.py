@@ -19,6 +19,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from mergefront.optimizer.foreign_text import file_content
+
 KEYS = ("prompt", "answer", "choices", "text", "tests", "image")
 MOST_PROBLEMS = 10
 
@@ -59,9 +61,7 @@ def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) ->
     of keys of which an item must have one, as metrics declare them.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe waits for ever
-            return ReadItems((), (), (f"{label}: is a device, a pipe or a socket; a JSONL file is needed",))
-        content = path.read_bytes()
+        content = file_content(path)
     except FileNotFoundError:
         return ReadItems((), (), (f"{label}: there is no such file",))
     except IsADirectoryError:
@@ -115,7 +115,7 @@ def _object(line: bytes) -> Mapping[str, Any]:
 def image_paths(path: Path) -> list[str]:
     """The images that a JSONL file names, as it names them; nothing of lines and files that cannot be read."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = file_content(path).split(b"\n")
     except (OSError, ValueError):
         return []
     found: dict[str, None] = {}
@@ -147,7 +147,7 @@ def _image(given: Any, folder: Path) -> tuple[str, str]:
         raise ValueError(f"'image' is a {_kind(given)}; it must be the path of a file")
     path = folder / given
     try:
-        return str(path), hashlib.sha256(path.read_bytes()).hexdigest()
+        return str(path), hashlib.sha256(file_content(path)).hexdigest()
     except (OSError, ValueError):
         raise ValueError(f"the image {given[:200]!r} cannot be read; its path is relative to this file") from None
 

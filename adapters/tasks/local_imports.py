@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mergefront.optimizer.foreign_text import file_content
+
 _MOST_FILES = 1000
 
 
@@ -30,7 +32,7 @@ def imported_files(modules: Sequence[str], folder: Path) -> list[str]:
 
 def _imported(module: str, folder: Path) -> Iterator[str]:
     try:
-        tree = ast.parse((folder / module).read_bytes())
+        tree = ast.parse(file_content(folder / module))
     except (OSError, ValueError, SyntaxError, RecursionError):
         return
     beside = os.path.dirname(module)

@@ -319,9 +319,13 @@ def _absolute_storage(found: Findings, given: str) -> str:
 def _stored(found: Findings, storage: str) -> tuple[Database | None, StudyRecord | None]:
     """The database if there is one, and the study of this name in it."""
     path = sqlite_path(storage)
-    if path is not None and not path.exists():
-        if not path.parent.is_dir():
-            found.problems.append(f"storage: the folder {path.parent} does not exist; create it first")
+    try:
+        if path is not None and not path.exists():
+            if not path.parent.is_dir():
+                found.problems.append(f"storage: the folder {path.parent} does not exist; create it first")
+            return None, None
+    except OSError as error:  # the name is too long
+        found.problems.append(f"storage: {str(path)[:200]}: {error.strerror}")
         return None, None
     # An empty database on a server is sound: its tables are made with the study.
     with found.catch(), suppress(NoStudiesError):

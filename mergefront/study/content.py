@@ -12,6 +12,8 @@ from mergefront.adapters.merging.output.files import tokenizer_files
 from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.foreign_text import file_content
 
 _WHOLE_FILE_UP_TO = 64 * 1024 * 1024
 _SAMPLE = 1024 * 1024
@@ -46,7 +48,7 @@ def _fingerprint(path: Path, whole: bool = True) -> str:
 
 def file_hash(path: Path) -> str:
     """The content hash of one file of code: 16 hexadecimal characters."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(file_content(path)).hexdigest()[:16]
 
 
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
@@ -71,6 +73,8 @@ def _texts(value: Any) -> list[str]:
 def _content_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: it is a device, a pipe or a socket; put a file there")
     kept = (".safetensors", ".json", ".jsonl", ".model", ".txt")
     return sorted(file for file in path.iterdir() if file.suffix in kept and file.is_file())
 

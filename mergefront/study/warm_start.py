@@ -18,6 +18,7 @@ from optuna.trial import create_trial
 
 from mergefront.adapters.remote.identity import are_same
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.foreign_text import file_content
 from mergefront.optimizer.recipes.methods import ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -100,7 +101,7 @@ def read_recipe(space: MergeSpace, path: Path) -> Recipe:
     """A file that an export wrote, mergekit's YAML or recipe.json, as a recipe over the space's models; raises
     ``UserError`` where they differ."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file_content(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"warm_start: {path} cannot be read: {error}") from None
     try:

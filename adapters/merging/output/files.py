@@ -144,7 +144,7 @@ def _modules(folder: Path) -> list[str]:
         return []
     try:
         paths = [str(entry["path"]) for entry in json.loads(own_file(folder, listed.name).read_text("utf-8"))]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(f"{listed}: it must be a list of modules with a path each") from None
     strange = [path for path in paths if not re.fullmatch(r"[\w.-]*", path) or path in (".", "..")]
     if strange:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mergefront.adapters.tasks.local_imports import imported_files
+from mergefront.optimizer.foreign_text import file_content
 
 
 def task_files(task: str, folder: Path) -> list[str]:
@@ -50,7 +51,7 @@ _Loader.add_constructor("!function", _function_name)
 def _merged(name: str, folder: Path, above: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
     """What a YAML file says with what it includes, and the files that this was read from, modules with them."""
     try:
-        own = yaml.load((folder / name).read_bytes(), Loader=_Loader)
+        own = yaml.load(file_content(folder / name), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError):
         return {}, []
     if not isinstance(own, dict):

@@ -200,7 +200,7 @@ def test_files_without_items_are_refused(tmp_path: Path, content: bytes | None, 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "maths.jsonl")
     (problem,) = problems_of({"type": "jsonl", "path": "maths.jsonl", "metric": "exact_match"}, tmp_path)
-    assert problem == "maths.jsonl: is a device, a pipe or a socket; a JSONL file is needed"
+    assert problem == "maths.jsonl: cannot be read (it is a device, a pipe or a socket)"
 
 
 def test_a_byte_order_mark_windows_line_ends_and_other_keys_do_no_harm(tmp_path: Path) -> None:
