@@ -455,7 +455,7 @@ def test_a_base_of_which_no_live_model_can_be_made_is_refused_before_anything_is
     assert "merge.base_model: no stored tensor fills 'model.layers.1.mlp.down_proj.weight'" in problems(study)
     for name in ("base", "maths", "french"):
         write_checkpoint(study.parent / "models" / name, TENSORS)
-    for broken in ({"model_type": "lama"}, {"vocab_size": "many"}, {"num_attention_heads": 0}):
+    for broken in ({"model_type": "lama"}, {"hidden_size": "many"}, {"num_attention_heads": 0}):
         for name in ("base", "maths", "french"):
             (study.parent / "models" / name / "config.json").write_text(json.dumps(CONFIG | broken))
         assert "transformers cannot load it" in problems(study), broken
