@@ -56,14 +56,22 @@ class Architecture:
                 f"use llama.cpp's own converter, {converter}"
             )
         interleaved = _INTERLEAVED[kind]
-        query = int(config["num_attention_heads"])
-        key_value = int(config.get("num_key_value_heads") or query)
+        query = count_of(config, "num_attention_heads")
+        key_value = count_of(config, "num_key_value_heads") if config.get("num_key_value_heads") else query
         return cls("llama" if interleaved else kind, query, key_value, interleaved)
 
     def ordered(self, module: str, rows: Matrix) -> Matrix:
         """A module's rows (of its weight, its bias or its LoRA's B) as llama.cpp wants them."""
         heads = {"q_proj": self.query, "k_proj": self.key_value}.get(module.rpartition(".")[2])
         return reorder_rotary_rows(rows, heads) if self.interleaved and heads is not None else rows
+
+
+def count_of(config: Mapping[str, Any], key: str) -> int:
+    """A number of config.json above 0; raises ``UserError`` for anything else."""
+    found = config.get(key)
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"config.json: {key} is {found!r}, not a number above 0")
+    return found
 
 
 def gguf_name(module: str) -> str:

@@ -6,21 +6,17 @@ Weights and hyperparameters come from the checkpoint, the tokenizer from a GGUF 
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_array
-from mergefront.adapters.gguf.architectures import Architecture, Matrix, gguf_name
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_array, read_json
+from mergefront.adapters.gguf.architectures import Architecture, Matrix, count_of, gguf_name
 from mergefront.adapters.gguf.file import FloatType, GgufPlan, PlannedTensor
 from mergefront.optimizer.errors import UserError
 
 CONVERTER = "convert_hf_to_gguf.py"
-_NEEDED = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "max_position_embeddings", "rms_norm_eps",
-)  # fmt: skip
+_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings")
 _FILE_TYPES = {"f32": 0, "f16": 1}
 
 
@@ -32,9 +28,10 @@ def plan_checkpoint(header: CheckpointHeader, tokenizer_from: Path, dtype: Float
     """
     config = header.config
     architecture = Architecture.of(config, CONVERTER)
-    missing = [key for key in _NEEDED if not isinstance(config.get(key), (int, float))]
-    if missing:
-        raise UserError(f"config.json: {missing[0]} is {config.get(missing[0])!r}, not a number")
+    for key in _NEEDED:
+        count_of(config, key)
+    if not isinstance(config.get("rms_norm_eps"), float):
+        raise UserError(f"config.json: rms_norm_eps is {config.get('rms_norm_eps')!r}, not a number")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind != "default":
@@ -73,15 +70,16 @@ def _donor(header: CheckpointHeader, path: Path) -> Any:
 
     try:
         donor = GGUFReader(path)
-    except (OSError, ValueError) as error:
+        entry = donor.fields.get("tokenizer.ggml.tokens")
+        tokens = [] if entry is None else entry.contents()
+    except (OSError, ValueError, LookupError, OverflowError) as error:  # what its reader raises for damaged files
         raise UserError(f"{path}: no readable GGUF file ({error})") from None
-    entry = donor.fields.get("tokenizer.ggml.tokens")
-    tokens = [] if entry is None else entry.contents()
     wanted = header.config["vocab_size"]
     if len(tokens) != wanted:
         raise UserError(f"{path}: has {len(tokens)} tokens, but the checkpoint has {wanted}")
     own = header.path / "tokenizer.json"
-    vocabulary = json.loads(own.read_text(encoding="utf-8")).get("model", {}).get("vocab") if own.is_file() else None
+    model = read_json(own).get("model") if own.is_file() else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict):
         other = [token for token, id in vocabulary.items() if isinstance(id, int) and tokens[id : id + 1] != [token]]
         if len(other) > len(tokens) // 100:

@@ -107,7 +107,9 @@ def write_checkpoint(folder: Path, **config: Any) -> Path:
         ({"model_type": "gemma2"}, r"model_type 'gemma2' is not written.*own converter, convert_hf_to_gguf\.py"),
         ({"rope_scaling": {"rope_type": "llama3"}}, r"of type 'llama3' are not written here; use llama\.cpp's"),
         ({"vocab_size": 49153}, "has 49152 tokens, but the checkpoint has 49153"),
-        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two', not a number"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, not a number above 0"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None, not a number"),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name_with_the_remedy(
@@ -125,6 +127,14 @@ def test_a_tokenizer_of_other_words_is_refused(donor: Path, tmp_path: Path) -> N
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     with pytest.raises(UserError, match="another vocabulary; the checkpoint's token 'word0' is not in its place"):
         plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+
+
+@pytest.mark.parametrize("kept", [0, 30, 3000])
+def test_a_damaged_tokenizer_file_is_refused_by_name(kept: int, donor: Path, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (tmp_path / "cut.gguf").write_bytes(donor.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"cut\.gguf: no readable GGUF file"):
+        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=tmp_path / "cut.gguf", dtype="f16")
 
 
 def test_numbers_that_half_precision_cannot_hold_leave_no_file(donor: Path, tmp_path: Path) -> None:
