@@ -51,7 +51,7 @@ def export_candidate(
 
     root = study.root
     recipe = candidate.recipe
-    places = study.definition.places
+    places = study.places
     paths = model_paths(recipe, study.space.base_model, places)
     missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
     if missing and not config_only:

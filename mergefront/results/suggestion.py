@@ -59,7 +59,7 @@ def nothing_suggested(study: Study) -> str:
 
 def export_command(study: Study, suggested: Candidate | None, storage: str = "") -> str:
     """The command that exports what is suggested, or a trial to choose; ``storage`` is the option that it needs."""
-    places = study.definition.places
+    places = study.places
     named = [reference for reference in (study.space.base_model, *study.space.models.values()) if reference is not None]
     # Servers and functions know their models by name only; then there are no weights to merge.
     has_weights = all(places.hub_name(one) is not None or (study.root / one).exists() for one in named)

@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.formatting import nothing_feasible
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
@@ -139,6 +140,11 @@ class Study:
     @property
     def space(self) -> MergeSpace:
         return self.definition.space
+
+    @property
+    def places(self) -> ModelPlaces:
+        """Where the study's models lie."""
+        return self.definition.places
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
