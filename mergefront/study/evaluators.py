@@ -11,6 +11,8 @@ from typing import Any
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
+from mergefront.adapters.checkpoints.header import read_header
+from mergefront.adapters.checkpoints.stacks import text_stacks
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend
@@ -105,7 +107,8 @@ def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str 
     """
     references = mergekit_references(recipe, definition.space.base_model, definition.places)
     scope, carry = definition.modalities.scope, definition.modalities.carry
-    config = recipe.to_mergekit(references) if scope is None else recipe.in_full(references)
+    has_words = scope is None and _has_layer_ranges(definition, recipe)
+    config = recipe.to_mergekit(references) if has_words else recipe.in_full(references)
     if scope is not None:
         config |= {"scope": scope, "carry": {tower: references.get(owner, owner) for tower, owner in carry.items()}}
     if definition.evaluator.backend.get("compat") is not None:
@@ -113,6 +116,15 @@ def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str 
     if definition.tokenizer_source is not None:
         config |= tokenizer_keys(definition.tokenizer_source, references)
     return config if out_dtype is None else {**config, "out_dtype": out_dtype}
+
+
+def _has_layer_ranges(definition: StudyDefinition, recipe: Recipe) -> bool:
+    """Whether blocks can be written as ranges of layers: not of an encoder and a decoder, where the models are read."""
+    base = definition.space.base_model
+    if base is None or definition.evaluator.type != "local" or not recipe.grouping.starts:
+        return True
+    folder = definition.places.folder(base)
+    return not folder.is_dir() or len(text_stacks(read_header(folder))) == 1
 
 
 def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:

@@ -1,5 +1,6 @@
 """What check says of a study is what becomes of it: sound studies run and export as they were scored, whatever the
-architecture, the method, the experts and the coefficients; others are refused for a reason that is known here.
+architecture, the method, the experts and the coefficients; others are refused for a reason that is known here. What an
+export writes as its configuration makes the same merge again.
 
 Studies are drawn by their number. A handful is part of every run of the suite, many of ``make test-models``.
 """
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from architecture_row import CLOZE, PYTHON, SCORING, loaded
+from safetensors.torch import load_file
 from tiny_models import CAUSAL, IMAGE_TEXT, SEQ2SEQ, THINKER, TINY_MODELS, TinyModel, move
 
 import mergefront as mf
 from mergefront.optimizer.errors import StudyFileError
 from mergefront.optimizer.recipes.methods import METHODS
-from mergefront.results.export import export_candidate
+from mergefront.results.export import CONFIG, export_candidate, merge_config
 from mergefront.results.export_check import check_export
 from mergefront.study.check import check_study
 
@@ -72,7 +75,6 @@ def draw(number: int) -> tuple[str, list[str], dict[str, Any], dict[str, Any], s
 
 
 def study_in(folder: Path, tiny: TinyModel, tokenizer: Any, number: int) -> Path:
-    import torch
     from peft import LoraConfig, get_peft_model
 
     _, experts, merge, backend, dtype = draw(number)
@@ -125,8 +127,14 @@ def test_check_says_what_becomes_of_a_study(number: int, tmp_path: Path, tokeniz
     study = mf.run(path)
     assert [failure.reason for failure in study.failures()] == [], path.read_text()
     candidates = study.candidates()
-    for place in {0, len(candidates) // 2, len(candidates) - 1}:
+    for place in (0, len(candidates) // 2, len(candidates) - 1):
         out = export_candidate(study, candidates[place], tmp_path / f"out{place}")
         told = check_export(study, candidates[place], out)
         assert "tensors equal the merge that was scored" in told, f"{told}\n{path.read_text()}"
         loaded(tiny, out)
+    if not METHODS[candidates[-1].recipe.method].stochastic:
+        merge_config(out / CONFIG, tmp_path / "again")
+        written, again = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "again"))
+        assert written.keys() == again.keys(), path.read_text()
+        differing = [name for name, tensor in written.items() if not torch.equal(tensor, again[name])]
+        assert differing == [], path.read_text()

@@ -130,10 +130,10 @@ def _tensors(
 def _engine(plan: MergePlan, part: Part, device: str) -> MergeEngine:
     import torch
 
-    base = part.models.get(BASE)
+    sources = _sources(plan, part)
     return MergeEngine(
-        None if base is None else _view(plan, part, BASE),
-        {name: _view(plan, part, name) for name in part.models if name != BASE},
+        sources.pop(BASE, None),
+        sources,
         device,
         None if plan.dtype is None else getattr(torch, plan.dtype),
         resident=False,
@@ -142,17 +142,22 @@ def _engine(plan: MergePlan, part: Part, device: str) -> MergeEngine:
     )
 
 
-def _view(plan: MergePlan, part: Part, key: str) -> Checkpoint | Mapping[str, torch.Tensor]:
-    """A model as the engine may have it: the whole checkpoint or the LoRA itself where every tensor stays in place."""
-    model = part.models[key]
-    merged = {made: place for made, place in part.places.items() if place.carried is None}
-    if all(made == place.sources[key] for made, place in merged.items()):
-        base = part.models.get(BASE)
-        if model.lora is None:
-            return model.whole
-        if base is not None and base.whole.path == model.whole.path:
-            return model.lora
-    return _View(model, {made: place.sources[key] for made, place in merged.items()}, plan)
+def _sources(plan: MergePlan, part: Part) -> dict[str, Checkpoint | Mapping[str, torch.Tensor]]:
+    """The models as the engine may have them: whole checkpoints and LoRAs themselves where every tensor of all of them
+    stays in place, or views that have the part's tensors alone."""
+    places = {made: place for made, place in part.places.items() if place.carried is None}
+    base = part.models.get(BASE)
+    found: dict[str, Checkpoint | Mapping[str, torch.Tensor]] = {}
+    for key, model in part.models.items():
+        is_on_base = base is not None and base.whole.path == model.whole.path
+        if all(made == place.sources[key] for made, place in places.items()) and (model.lora is None or is_on_base):
+            found[key] = model.whole if model.lora is None else model.lora
+    if len(found) == len(part.models):
+        return found
+    return {
+        key: _View(model, {made: place.sources[key] for made, place in places.items()}, plan)
+        for key, model in part.models.items()
+    }
 
 
 class _View(Mapping[str, "torch.Tensor"]):
