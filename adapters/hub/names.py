@@ -48,6 +48,14 @@ def hub_name(reference: str, root: Path | None) -> HubName | None:
     return HubName(named[1], named[2])
 
 
+def repository_name(text: str) -> HubName:
+    """A repository to write to. Raises ``UserError`` for what is no ``org/name``."""
+    named = _NAME.fullmatch(text)
+    if named is None or named[2]:
+        raise UserError(f"{text!r} is no repository on the Hub; write it as org/name")
+    return HubName(named[1])
+
+
 def _is_path(reference: str, root: Path) -> bool:
     """Whether there is such a file or folder, or at least the folder that it would lie in."""
     # os.path answers where a name is too long to exist, pathlib raises.

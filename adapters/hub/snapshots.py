@@ -6,20 +6,18 @@ import fnmatch
 import json
 import shutil
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergefront.adapters.hub.errors import explained
 from mergefront.adapters.hub.names import HubName
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-_SMALL = ("*.json", "*.jsonl", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_SMALL = ("README.md", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 _WEIGHTS = "*.safetensors"
 _NEVER = ("*consolidated*", "*.fp16.*", "*onnx*", "*openvino*", "*original/*", "*checkpoint-*/*", "*runs/*")
 """Second copies of the weights, and what training leaves."""
@@ -48,16 +46,16 @@ def commit_of(name: HubName) -> str:
 
     Raises ``UserError``.
     """
-    with _explained(name):
+    with explained(name):
         if _offline():
             return Path(_download(name, name.revision, local=True)).name
-        return str(_api().model_info(name.repository, revision=name.revision).sha)
+        return str(api().model_info(name.repository, revision=name.revision).sha)
 
 
 def snapshot(name: HubName, commit: str) -> Snapshot:
     """What is wanted of a repository, with sizes (asks the Hub). Raises ``UserError``."""
-    with _explained(name):
-        found = _api().model_info(name.repository, revision=commit, files_metadata=True)
+    with explained(name):
+        found = api().model_info(name.repository, revision=commit, files_metadata=True)
     files = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     sizes = {path: size for path, size in files.items() if _is_wanted(path, name.folder)}
     if not any(fnmatch.fnmatch(path, _WEIGHTS) for path in sizes):
@@ -70,7 +68,7 @@ def snapshot(name: HubName, commit: str) -> Snapshot:
 
 def cached(name: HubName, commit: str) -> Path | None:
     """The repository's folder in the cache, if all that is wanted of this commit is there."""
-    with _explained(name):
+    with explained(name):
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
@@ -81,7 +79,7 @@ def cached(name: HubName, commit: str) -> Path | None:
 
 def fetched(name: HubName, commit: str) -> Path:
     """The folder of a model at a commit, downloaded into the Hub's cache if it is not there. Raises ``UserError``."""
-    with _explained(name):
+    with explained(name):
         return (cached(name, commit) or Path(_download(name, commit))) / name.folder
 
 
@@ -91,7 +89,7 @@ def headers_only(found: Snapshot, folder: Path) -> Path:
     Small files are whole. It serves to look at a model before gigabytes are fetched. Raises ``UserError``.
     """
     name = found.name
-    with _explained(name):
+    with explained(name):
         small = Path(_download(name, found.commit, small=True))
         for path in found.sizes:
             target = folder / path
@@ -99,7 +97,7 @@ def headers_only(found: Snapshot, folder: Path) -> Path:
             if not fnmatch.fnmatch(path, _WEIGHTS):
                 shutil.copyfile(small / path, target)
                 continue
-            read = _api().parse_safetensors_file_metadata(name.repository, path, revision=found.commit)
+            read = api().parse_safetensors_file_metadata(name.repository, path, revision=found.commit)
             header: dict[str, Any] = {
                 tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
                 for tensor, info in read.tensors.items()
@@ -137,7 +135,8 @@ def _download(name: HubName, revision: str | None, *, local: bool = False, small
     )
 
 
-def _api() -> HfApi:
+def api() -> HfApi:
+    """The Hub, as the user's environment names it."""
     from huggingface_hub import HfApi
 
     return HfApi(library_name="mergefront")
@@ -156,54 +155,3 @@ def room_in_cache() -> tuple[Path, int]:
     cache = Path(constants.HF_HUB_CACHE)
     made = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return cache, shutil.disk_usage(made).free
-
-
-def known_repositories() -> list[str]:
-    """The models in the Hub's cache on this machine."""
-    from huggingface_hub import constants
-
-    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
-    return sorted(folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders)
-
-
-@contextmanager
-def _explained(name: HubName) -> Iterator[None]:
-    """What the Hub refuses, as one line with the remedy."""
-    try:
-        from huggingface_hub import constants, errors
-    except ImportError:
-        raise UserError(
-            f"{name} is a name on the Hub, which needs huggingface_hub; install it: pip install 'mergefront[local]'"
-        ) from None
-    page = f"{constants.ENDPOINT}/{name.repository}"
-    at = f" --revision {name.revision}" if name.revision else ""
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{name} is gated: accept its terms at {page}, then log in with 'hf auth login' or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{name}: the repository has no revision {name.revision!r}; see {page}/commits/main") from None
-    except errors.RepositoryNotFoundError:
-        near = get_close_matches(name.repository, known_repositories(), 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(
-            f"{name}: there is no such folder, and no such repository on the Hub{meant}; for a private one log in with "
-            "'hf auth login' or set HF_TOKEN"
-        ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        raise UserError(
-            f"{name} is not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be reached; where it "
-            f"can, fetch it with: hf download {name.repository}{at}"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise UserError(f"{name}: the Hub at {constants.ENDPOINT} answered {status}; try again later") from None
-    except UserError:
-        raise
-    except Exception as error:  # of the HTTP client that huggingface_hub happens to use, and of the disk
-        said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{name}: fetching it from {constants.ENDPOINT} failed: {type(error).__name__}: {said}"
-        ) from None

@@ -71,7 +71,7 @@ def export_candidate(
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
         named = hub_names(recipe, study.space.base_model, places)
-        card = model_card(study, candidate, config, named, folder, paths.get("", ""))
+        card = model_card(study, candidate, config, named, folder, paths)
         (folder / CARD).write_text(card, encoding="utf-8")
     return Path(out)
 

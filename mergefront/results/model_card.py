@@ -12,6 +12,7 @@ from mergefront import formatting
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.results.card_metadata import front_matter, stated_licenses
 from mergefront.results.loading_lines import loading_lines
 from mergefront.results.suggestion import suggestion_lines, warnings
 from mergefront.results.verdict import Verdict, verdict
@@ -53,12 +54,19 @@ Mean ± standard error. This is {who}; it {place}.{suggested}
 
 
 def model_card(
-    study: Study, candidate: Candidate, config: Mapping[str, Any], base_models: Sequence[str], folder: Path, base: str
+    study: Study,
+    candidate: Candidate,
+    config: Mapping[str, Any],
+    base_models: Sequence[str],
+    folder: Path,
+    parents: Mapping[str, str],
 ) -> str:
     """The card of what lies in ``folder``, as Markdown with YAML metadata.
 
-    ``config`` is what mergekit reads, ``base_models`` are hub names to link, ``base`` is where the base model lies.
+    ``config`` is what mergekit reads, ``base_models`` are hub names to link, ``parents`` says where the models lie, the
+    base by ``""``.
     """
+    licenses = stated_licenses(parents)
     report = verdict(study, "report")
     judged = report if report is not None and candidate.number in report.rows else verdict(study, "search")
     models = _plain(", ".join(candidate.recipe.models))
@@ -68,8 +76,15 @@ def model_card(
     else:
         reader, command = "As `mergefront merge` reads it", "mergefront merge mergekit_config.yml merged"
     card = _CARD.format(
-        metadata=_metadata(base_models, "peft" if (folder / "adapter_config.json").exists() else "transformers"),
-        loading=loading_lines(folder, base, command),
+        metadata=front_matter(
+            study,
+            f"{study.name}, trial {candidate.number}",
+            base_models,
+            licenses,
+            "peft" if (folder / "adapter_config.json").exists() else "transformers",
+            study.evaluations_on("report", [candidate]).get(candidate.number),
+        ),
+        loading=loading_lines(folder, parents.get("", ""), command),
         reader=reader,
         candidate=candidate,
         study=_plain(study.name),
@@ -79,7 +94,7 @@ def model_card(
         suggested=_suggested(study, candidate, judged),
         scores="\n".join(_measured(study, candidate, judged)),
         coefficients="\n".join(_coefficients(candidate.params)),
-        history="\n".join(f"- {line}" for line in _history(study)),
+        history="\n".join(f"- {line}" for line in [*_history(study), *_licenses(licenses, study)]),
         config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True).rstrip(),
     )
     return visible(card)
@@ -122,11 +137,10 @@ def _measured(study: Study, candidate: Candidate, judged: Verdict | None) -> lis
     return lines
 
 
-def _metadata(base_models: Sequence[str], library: str) -> str:
-    content: dict[str, Any] = {"library_name": library, "tags": ["merge", "mergekit", "mergefront"]}
-    if base_models:
-        content["base_model"] = list(base_models)
-    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
+def _licenses(stated: Mapping[str, str], study: Study) -> list[str]:
+    """The parents' licenses, which a merge of them is under."""
+    called = (f"{_plain(name or str(study.space.base_model))}: {_plain(license)}" for name, license in stated.items())
+    return [f"licenses that the models state: {', '.join(called)}"] if stated else []
 
 
 def _scores(study: Study, candidate: Candidate, rows: Mapping[int, Evaluation] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_of_a_friend"
+FRIEND = "friend"
 _LARGE = 50_000
 """Files of this size and above are redirected, as those in large-file storage are."""
 
@@ -49,6 +51,8 @@ class Hub:
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     busy: int = 0
     """How many of the next requests are answered 429."""
+    large: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded to large-file storage, by its hash."""
 
     def add(self, name: str, folder: Path, **options: bool) -> Repository:
         """Publish a folder; a second time, as the next commit."""
@@ -101,11 +105,70 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        data = self._body()
+        self.hub.large[hashlib.sha256(data).hexdigest()] = data
+        self._send(200, b"", {})
+
+    def do_POST(self) -> None:
+        """What uploading takes: a repository, how each file travels, large files, and the commit."""
+        path = urlsplit(self.path).path.strip("/")
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._fail(401, "", "Invalid username or password.")
+        asked = self._body()
+        if path == "api/repos/create":
+            wanted = json.loads(asked)
+            name = f"{wanted.get('organization') or FRIEND}/{wanted['name']}"
+            new = Repository([{".gitattributes": b""}], private=wanted.get("visibility") == "private")
+            is_known = self.hub.repositories.setdefault(name, new) is not new
+            return self._json({"url": f"{self.hub.url}/{name}"}, 409 if is_known else 200)
+        if path == "api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            objects = json.loads(asked)["objects"]
+            where = {one["oid"]: {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}"}} for one in objects}
+            return self._json({"objects": [{**one, "actions": where[one["oid"]]} for one in objects]})
+        if "/preupload/" in path:
+            files = json.loads(asked)["files"]
+            modes = {file["path"]: "lfs" if file["size"] >= _LARGE else "regular" for file in files}
+            return self._json(
+                {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]}
+            )
+        name = path.removeprefix("api/models/").partition("/commit/")[0]
+        self.hub.repositories[name].commits.append(self._committed(name, asked))
+        sha = self.hub.repositories[name].shas()[-1]
+        return self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
+
+    def _committed(self, name: str, lines: bytes) -> dict[str, bytes]:
+        files = dict(self.hub.repositories[name].commits[-1])
+        for line in map(json.loads, lines.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        return files
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
     def _answer(self) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         if self.hub.busy:
             self.hub.busy -= 1
             return self._send(429, b"", {"Retry-After": "0"})
+        if parts == ["api", "whoami-v2"]:
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            return self._json({"type": "user", "name": FRIEND}) if known else self._fail(401, "", "Invalid credentials")
         if parts[0] == "lfs":
             return self._file(
                 self.hub.repositories["/".join(parts[1:3])].at(parts[3]), "/".join(parts[4:]), linked=True
@@ -124,7 +187,14 @@ class _Handler(BaseHTTPRequestHandler):
         if api:
             siblings = [{"rfilename": path, **_described(data)} for path, data in wanted[1].items()]
             return self._json(
-                {"id": name, "sha": wanted[0], "siblings": siblings, "tags": [], "gated": repository.gated}
+                {
+                    "id": name,
+                    "sha": wanted[0],
+                    "siblings": siblings,
+                    "tags": [],
+                    "gated": repository.gated,
+                    "private": repository.private,
+                }
             )
         if repository.gated and not known:
             return self._fail(403, "GatedRepo", "Access to this model is restricted")
@@ -151,8 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(206, data[int(first) : end + 1], headers)
         return self._send(200, data, headers)
 
-    def _json(self, content: Any) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _fail(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         body = json.dumps({"error": message}).encode()
@@ -165,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
     callback=named_numbers,
     help="The front member for these weights of the objectives.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; new or empty.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; new or empty.")
+@click.option(
+    "--push-to", metavar="ORG/NAME", help="Upload the folder to the Hugging Face Hub, as a private repository."
+)
+@click.option("--public", is_flag=True, help="With --push-to: as a public one.")
 @click.option("--config-only", is_flag=True, help="No weights: mergekit YAML, recipe and model card only.")
 @click.option(
     "--as-lora",
@@ -44,7 +50,9 @@ def export(
     suggested: bool,
     knee: bool,
     prefer: dict[str, float] | None,
-    out: Path,
+    out: Path | None,
+    push_to: str | None,
+    public: bool,
     config_only: bool,
     as_lora: bool,
     unchecked: bool,
@@ -61,7 +69,10 @@ def export(
       mergefront export skills --out merged
       mergefront export skills --trial 17 --out merged --config-only
       mergefront export skills --prefer maths=0.7,french=0.3 --out merged
+      mergefront export skills --push-to me/skills-merged
     """
+    from mergefront.adapters.hub.names import repository_name
+    from mergefront.adapters.hub.upload import check_push, push
     from mergefront.results.export import export_candidate
     from mergefront.results.export_check import check_export
     from mergefront.results.suggestion import warnings
@@ -73,13 +84,25 @@ def export(
         raise UserError("export: choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
     study = load_study(name, storage=storage)
     candidate = _chosen(study, trial, knee, prefer)
-    export_candidate(study, candidate, out, config_only=config_only, as_lora=as_lora)
-    echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
-    for warning in warnings(study, candidate):
-        echo(warning, err=True)
-    if not (unchecked or config_only or as_lora):
-        echo(check_export(study, candidate, out), err=True)
-    echo(str(out))
+    if out is None and push_to is None:
+        raise UserError("export: name a folder to write with --out, or a repository with --push-to")
+    repository = None if push_to is None else repository_name(push_to)
+    if repository is not None:
+        check_push(repository, public=public)
+    with nullcontext(str(out)) if out is not None else TemporaryDirectory(prefix="mergefront-export-") as folder:
+        written = Path(folder)
+        export_candidate(study, candidate, written, config_only=config_only, as_lora=as_lora)
+        if out is not None:
+            echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
+        for warning in warnings(study, candidate):
+            echo(warning, err=True)
+        if not (unchecked or config_only or as_lora):
+            echo(check_export(study, candidate, written), err=True)
+        if repository is not None:
+            message = f"Trial {candidate.number} of study {study.name}"
+            echo(push(written, repository, public=public, message=message), err=out is not None)
+    if out is not None:
+        echo(str(out))
 
 
 @click.command(short_help="Make one merge from a mergekit-format file.")
