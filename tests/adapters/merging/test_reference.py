@@ -38,7 +38,7 @@ Tensors = dict[str, torch.Tensor]
 
 seeds = st.integers(0, 2**31 - 1)
 shapes = st.lists(st.integers(0, 9), max_size=3).map(tuple)
-weights = st.lists(st.floats(-1.5, 1.5, allow_subnormal=False), min_size=3, max_size=3)
+weights = st.lists(st.floats(-1.5, 1.5, width=32, allow_subnormal=False), min_size=3, max_size=3)
 densities = st.floats(0, 1) | st.sampled_from([0.0, 1e-9, 0.5, 1.0])
 
 
