@@ -39,8 +39,8 @@ def explained(name: HubName) -> Iterator[None]:
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise UserError(
-            f"{name} is not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be reached; where it "
-            f"can, fetch it with: hf download {name.repository}{at}"
+            f"{name} is no folder here and not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be "
+            f"reached; where it can, fetch it with: hf download {name.repository}{at}"
         ) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -51,7 +51,7 @@ def explained(name: HubName) -> Iterator[None]:
     except Exception as error:  # of the HTTP client that huggingface_hub happens to use, and of the disk
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: fetching it from {constants.ENDPOINT} failed: {type(error).__name__}: {said}"
+            f"{name}: asking the Hub at {constants.ENDPOINT} failed: {type(error).__name__}: {said}"
         ) from None
 
 

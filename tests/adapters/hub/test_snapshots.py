@@ -92,7 +92,10 @@ def test_without_a_network_the_cache_answers(hub: Hub, tmp_path: Path, monkeypat
     folder = fetched(NAME, "main")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert commit_of(NAME) == commit and fetched(NAME, commit) == folder
-    with pytest.raises(UserError, match=r"org/other is not in the Hub's cache .* fetch it with: hf download org/other"):
+    with pytest.raises(
+        UserError,
+        match=r"org/other is no folder here and not in the Hub's cache .* fetch it with: hf download org/other",
+    ):
         commit_of(HubName("org/other"))
     with pytest.raises(UserError, match=r"hf download org/model --revision v9"):
         commit_of(HubName("org/model", "v9"))
