@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +36,10 @@ class Snapshot:
         """How much of it is not in the cache yet."""
         from huggingface_hub import try_to_load_from_cache
 
-        def iscached(path: str) -> bool:
+        def is_cached(path: str) -> bool:
             return isinstance(try_to_load_from_cache(self.name.repository, path, revision=self.commit), str)
 
-        return sum(size for path, size in self.sizes.items() if not iscached(path))
+        return sum(size for path, size in self.sizes.items() if not is_cached(path))
 
 
 def commit_of(name: HubName) -> str:
@@ -56,7 +57,9 @@ def snapshot(name: HubName, commit: str) -> Snapshot:
     """What is wanted of a repository, with sizes (asks the Hub). Raises ``UserError``."""
     with explained(name):
         found = api().model_info(name.repository, revision=commit, files_metadata=True)
-    files = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    listed = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    # What a server lists becomes places on this disk, and none of them may lie outside the model's folder.
+    files = {path: size for path, size in listed.items() if not {"", ".."} & set(path.split("/"))}
     sizes = {path: size for path, size in files.items() if _is_wanted(path, name.folder)}
     if not any(fnmatch.fnmatch(path, _WEIGHTS) for path in sizes):
         inside = f" in its folder {name.folder}" if name.folder else ""
@@ -119,9 +122,9 @@ def _is_wanted(path: str, folder: str) -> bool:
 
 def _patterns(folder: str, *, small: bool = False) -> tuple[list[str], list[str]]:
     """Which files are fetched and which are not: the weights of one folder, and small files below it."""
-    start = f"{folder}/" if folder else ""
+    start = escape(f"{folder}/") if folder else ""
     kept = [start + pattern for pattern in (_SMALL if small else (*_SMALL, _WEIGHTS))]
-    return kept, [*_NEVER, f"{start}*/{_WEIGHTS}"]
+    return kept, [start + pattern for pattern in (*_NEVER, f"*/{_WEIGHTS}")]
 
 
 def _download(name: HubName, revision: str | None, *, local: bool = False, small: bool = False) -> str:

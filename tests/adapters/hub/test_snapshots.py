@@ -86,6 +86,22 @@ def test_a_folder_of_a_repository_is_a_model(hub: Hub, tmp_path: Path) -> None:
     assert not (folder.parent / "law").exists()
 
 
+@pytest.mark.parametrize("inside", ["checkpoint-500", "runs/maths", "onnx [old]"])
+def test_a_folder_is_a_model_whatever_it_is_called(hub: Hub, tmp_path: Path, inside: str) -> None:
+    """Training leaves its LoRAs in folders whose like are skipped where nobody names them."""
+    model(tmp_path / "trained" / inside)
+    hub.add("org/trained", tmp_path / "trained")
+    folder = ModelPlaces(tmp_path).folder(f"hf://org/trained/{inside}")
+    assert read_header(folder).tensors.keys() == {"a", "b"}
+
+
+def test_what_a_server_lists_stays_in_the_folder(hub: Hub, tmp_path: Path) -> None:
+    """A file of the user's would be written over by a check."""
+    listed = hub.add("org/model", model(tmp_path / "model")).commits[-1]
+    listed |= {"../../config.json": b"{}", "/etc/config.json": b"{}"}
+    assert {path for path in snapshot(NAME, commit_of(NAME)).sizes if "etc" in path or ".." in path} == set()
+
+
 def test_without_a_network_the_cache_answers(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("org/model", model(tmp_path / "model"))
     commit = commit_of(NAME)
