@@ -38,9 +38,7 @@ def hub_name(reference: str, root: Path | None) -> HubName | None:
     if reference.startswith(_SCHEME):
         whole = _NAME_AND_FOLDER.fullmatch(reference.removeprefix(_SCHEME))
         if whole is None or ".." in (whole[3] or "").split("/"):
-            raise UserError(
-                f"{reference!r} names nothing on the Hub; write hf://org/name, hf://org/name@revision or ..."
-            )
+            raise UserError(f"{reference!r} names nothing on the Hub; write hf://org/name@revision/folder")
         return HubName(whole[1], whole[2], (whole[3] or "").strip("/"))
     named = _NAME.fullmatch(reference)
     if named is None or (root is not None and _is_path(reference, root)):

@@ -140,12 +140,15 @@ class RecipeFiles:
 _PREFIX = "0ec1be"
 
 
+_RECIPE_ALONE = "# The recipe alone: 'mergefront export' writes the study's tokenizer, scope and dtype as well.\n"
+
+
 def yaml_of(recipe: Recipe) -> str:
     """A recipe as mergekit YAML, or what keeps it from being one."""
     import yaml
 
     try:
-        return yaml.safe_dump(recipe.to_mergekit(), sort_keys=False, allow_unicode=True)
+        return _RECIPE_ALONE + yaml.safe_dump(recipe.to_mergekit(), sort_keys=False, allow_unicode=True)
     except MergefrontError as error:
         return f"# {one_line(str(error))}\n" + yaml.safe_dump(recipe.to_json(), sort_keys=False, allow_unicode=True)
 
