@@ -74,6 +74,11 @@ def html_text(text: str, quote: bool = True) -> str:
     return html.escape(visible(text), quote)
 
 
+def size(count: int) -> str:
+    """``269 MB``, or ``412 kB`` of less than a megabyte; ``count`` is in bytes."""
+    return f"{count / 1e6:,.0f} MB" if count >= 999_500 else f"{max(count / 1e3, 1):.0f} kB"
+
+
 def duration(seconds: float) -> str:
     """``3.2 s``, ``4:05`` or ``2:10:00``."""
     if seconds < 60:

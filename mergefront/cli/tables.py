@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
 
 _LEAST_COEFFICIENTS = 24
+SUGGESTED, ON_FRONT, INFEASIBLE = "◆", "●", "✗"
+"""Marks of trials. A word beside the anchor's name would be cut where the screen is narrow."""
 
 
 def print_front(study: Study) -> None:
@@ -48,10 +50,11 @@ def print_front(study: Study) -> None:
         screen.print("The best merge, and below it those that were the best before it")
     table = front_table(study, suggested, screen.width)
     screen.print(table)
-    mark = "" if suggested is None else "◆ suggested · "
     experts = "/".join(study.space.models)
     order = f"coefficients in the order {experts} · " if table.columns[-1].header == "coefficients" else ""
-    _print_wrapped(screen, f"{mark}± one standard error · {order}in full: mergefront front NAME --json", style="dim")
+    used = {cell.split()[0] for column in table.columns[:1] for cell in column.cells if isinstance(cell, str)}
+    marks = "".join(f"{mark} {meaning} · " for mark, meaning in _marks(study).items() if mark in used)
+    _print_wrapped(screen, f"{marks}± one standard error · {order}in full: mergefront front NAME --json", style="dim")
     reported = study.evaluations_on("report", study.anchors()) if found is None else found.rows
     if reported and (found is None or found.split == "report"):
         screen.print()
@@ -91,7 +94,7 @@ def front_table(
     width: int = formatting.PIPE_WIDTH,
     rows: Mapping[int, Evaluation] | None = None,
 ) -> Table:
-    """Merges on the front, best in the first objective first, then every anchor; ◆ marks the suggested one.
+    """Merges on the front, best in the first objective first, then every anchor; marks of trials: see ``_marks``.
 
     Of a study of one objective: each merge that was better than all merges before it, the best first.
 
@@ -128,10 +131,7 @@ def front_table(
     experts = "/".join(study.space.models)
     heading = f"coefficients ({experts})" if len(experts) + 15 <= room else "coefficients"
     table.add_column(
-        heading if with_coefficients else "",
-        no_wrap=True,
-        overflow="ellipsis",
-        max_width=room if with_coefficients else None,
+        heading if with_coefficients else "", overflow="fold", max_width=room if with_coefficients else None
     )
     marked = None if suggested is None else suggested.number
     on_front = {candidate.digest for candidate in front}
@@ -140,21 +140,25 @@ def front_table(
             params = {"method": candidate.recipe.method, **candidate.params}
             said = formatting.coefficients(params, study.space.models, list(study.space.searched))
             is_marked = candidate.number == marked
-            number = f"◆ {candidate.number}" if is_marked else str(candidate.number)
-            last = Text(visible(said) if with_coefficients else "", style="dim")
+            number = f"{SUGGESTED} {candidate.number}" if is_marked else str(candidate.number)
+            shown = visible(said) if with_coefficients else ""
+            last = Text(shown, style="dim", no_wrap=True, overflow="ellipsis")
             table.add_row(number, *cells[candidate.number], last, style="bold" if is_marked else "")
     if merges:
         table.add_section()
     for candidate in anchors:
         if candidate.number in cells:
-            number = f"◆ {candidate.number}" if candidate.number == marked else str(candidate.number)
-            name = Text(visible(f"{candidate.anchor}"))
-            if candidate.digest in on_front:
-                name.append(" (the best)" if study.has_one_objective else " (on the front)", style="dim")
-            elif not candidate.feasible:
-                name.append(" (violates a constraint)", style="dim")
-            table.add_row(number, *cells[candidate.number], name, style="cyan")
+            mark = ON_FRONT if candidate.digest in on_front else "" if candidate.feasible else INFEASIBLE
+            mark = SUGGESTED if candidate.number == marked else mark
+            number = f"{mark} {candidate.number}".strip()
+            table.add_row(number, *cells[candidate.number], visible(f"{candidate.anchor}"), style="cyan")
     return table
+
+
+def _marks(study: Study) -> dict[str, str]:
+    """What stands before the trial's number of some rows, and what it means."""
+    on_front = "anchor that is the best" if study.has_one_objective else "anchor on the front"
+    return {SUGGESTED: "suggested", ON_FRONT: on_front, INFEASIBLE: "anchor that violates a constraint"}
 
 
 def plain_table(headings: list[str], rows: list[list[str]]) -> Table:

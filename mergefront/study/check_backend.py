@@ -31,6 +31,7 @@ from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task, idle_options_of, problems_of, resolved_task
+from mergefront.formatting import size
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.racing.race import FEWEST_TO_RACE
 from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
@@ -137,7 +138,7 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated({name: model.path for name, model in opened.items() if name}))
     problems.extend(_idle_kinds(file.merge.space.get("split"), base))
-    found.notes.append(f"base model: {len(base.tensors)} tensors, {base.bytes / 1e6:,.0f} MB; {len(models)} experts")
+    found.notes.append(f"base model: {len(base.tensors)} tensors, {size(base.bytes)}; {len(models)} experts")
     _say_downloads(found)
     stacks = depths(base)
     if len(stacks) > 1:
@@ -159,8 +160,8 @@ def _say_downloads(found: Findings) -> None:
         return
     cache, room = room_in_cache()
     total = sum(sizes.values())
-    named = ", ".join(f"{name} ({size / 1e6:,.0f} MB)" for name, size in sizes.items())
-    found.warnings.append(f"a run fetches {total / 1e6:,.0f} MB from the Hub into {cache}: {named}")
+    named = ", ".join(f"{name} ({size(count)})" for name, count in sizes.items())
+    found.warnings.append(f"a run fetches {size(total)} from the Hub into {cache}: {named}")
     if room < total:
         found.problems.append(
             f"merge: the models take {total / 1e9:,.1f} GB more in {cache}, where {room / 1e9:,.1f} GB are free; make "

@@ -120,7 +120,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
         lines += [
             f"    {entry['count']} x {entry['reason']} ({trials(entry['trials'])})" for entry in facts["failures"]
         ]
-    if facts["stopped"] is not None:
+    if facts["stopped"] is not None and facts["stopped"]["cause"] != "budget":
         lines.append(f"  stopped       {facts['stopped']['reason']}")
     lines.append(
         "  to continue   " + facts["resume"]

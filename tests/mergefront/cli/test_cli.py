@@ -323,3 +323,18 @@ def test_coefficients_are_never_without_their_order_nor_shown_as_0(storage: str)
     assert "coefficients (maths/french)" in wide.stdout
     assert "coefficients (maths" not in narrow.stdout and "weight" in narrow.stdout
     assert "coefficients in the order maths/french" in " ".join(narrow.stdout.split())
+
+
+def test_on_a_narrow_screen_an_anchor_still_says_that_it_is_on_the_front(storage: str) -> None:
+    shown = call("front", "three", "--storage", storage, env={"COLUMNS": "80"}).stdout
+    study = mf.load_study("three", storage=storage)
+    on_front = {candidate.digest for candidate in study.front()}
+    for anchor in study.anchors():
+        row = next(line for line in shown.splitlines() if line.rstrip().endswith(f"   {anchor.anchor}"))
+        mark = "◆" if anchor == study.suggested() else "●" if anchor.digest in on_front else str(anchor.number)
+        assert row.split()[0] == mark
+    assert "● anchor on the front" in " ".join(shown.split())
+
+
+def test_status_says_once_that_the_budget_is_spent(storage: str) -> None:
+    assert call("status", "skills", "--storage", storage).stdout.count("is spent") == 1

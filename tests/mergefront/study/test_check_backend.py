@@ -92,6 +92,7 @@ def test_a_sound_study_is_sound_and_its_objectives_know_their_directions(study: 
     assert problems(study) == ""
     definition = check_study(study).definition_or_raise()
     assert [objective.direction for objective in definition.objectives] == ["maximize", "minimize", "minimize"]
+    assert any(" tensors, 1 kB" in note for note in check_study(study).notes), "a tiny model is not 0 MB"
 
 
 def test_blocks_are_counted_in_the_checkpoint(study: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_study_file_says_constraints_and_the_command_line_shows_them(tmp_path:
     assert result.exit_code == 0, result.output
     assert "violates a constraint" in result.stderr and "infeasible" in result.stderr
     assert "Constraints: delta_l1 <= 900, maths >= 0.05" in result.stdout
-    assert "(violates a constraint)" in result.stdout
+    assert "✗ anchor that violates a constraint" in result.stdout
     content = json.loads(call("front", "skills", "--storage", tmp_path / "mergefront.db", "--json").stdout)
     assert content["constraints"] == ["delta_l1 <= 900", "maths >= 0.05"]
     assert content["infeasible"] and all(max(e["violations"].values()) > 0 for e in content["infeasible"])
