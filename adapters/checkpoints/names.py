@@ -22,6 +22,8 @@ _UNREAD = re.compile(
     r"|EncDecAttention\.relative_attention_bias\.weight)$"
 )
 _ATTENTION_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")
+_TABLE = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared|lm_head|relative_attention_bias)\.weight$|embeddings?$")
+_EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(input|output)_linear\.weight$")
 _PREDICTION = re.compile(r"(^|\.)mtp(_layers|_block)?\.")
 _LAYER = re.compile(r"(^|\.)layers\.(\d{1,9})\.")
 _WRAPPERS = frozenset({"model", "language_model", "vision_model"})
@@ -59,6 +61,18 @@ def is_unread(name: str, shape: Sequence[int]) -> bool:
         return True
     is_square = len(shape) == 4 and tuple(shape[:2]) == (1, 1) and shape[2] == shape[3]
     return is_square and _ATTENTION_MASK.search(name) is not None
+
+
+def matrices_of(name: str, shape: Sequence[int]) -> int:
+    """How many matrices that multiply activations a tensor is: 1, one for each expert of a stack of them, or 0.
+
+    Embeddings, heads and tables of positions hold a row for each token or place; biases of experts are rows as well.
+    """
+    if _TABLE.search(name) or name.endswith(("bias", "A_log")):
+        return 0
+    if len(shape) == 3:
+        return shape[0] if _EXPERTS.search(name) else 0
+    return 1 if len(shape) == 2 else 0
 
 
 def is_prediction_layer(name: str, config: Mapping[str, Any]) -> bool:

@@ -64,7 +64,10 @@ class MergeMethod:
     imported when the method is first used. It is called for every tensor as
     ``kernel(tensors, base, **parameters)`` with float32 tensors in the recipe's order (``base`` is None
     without one) and returns the merged tensor; a parameter of scope "model" is a tuple aligned to
-    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone. ``prepare`` does
+    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone. A method ``of_matrices`` has a
+    ``weight`` and a ``lambda``, and its kernel is called with the weighted task vectors of one matrix and the other
+    parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
+    what is no matrix takes the mean of the weighted task vectors. ``prepare`` does
     what does not depend on the coefficients, once per tensor and pool: ``prepare(tensors, base)``,
     whose result the kernel gets as ``prepared``.
     """
@@ -82,6 +85,7 @@ class MergeMethod:
     kernel: str | Callable[..., Any] | None = None
     prepare: str | Callable[..., Any] | None = None
     elementwise: bool = False
+    of_matrices: bool = False
     lora: Literal["cat", "svd", "factor"] | None = None
 
     @property
@@ -216,6 +220,8 @@ _DARE = "DARE, arXiv 2311.03099"
 _DELLA = "DELLA, arXiv 2406.11617"
 _CRUMBS = "Model Breadcrumbs, arXiv 2312.06795"
 _RAM = "Reinforced Agent Merging, arXiv 2601.13572"
+_ISOTROPIC = "arXiv 2502.04959"
+_OF_SUM = weight("multiplies the expert's task vector", 1.0)
 _KERNELS = "mergefront.adapters.merging.whole_models"
 
 _METHODS = (
@@ -392,6 +398,34 @@ _METHODS = (
         "spectral:wudi",
         (LAMBDA,),
         prepare=f"{_KERNELS}.spectral:least_interference",
+    ),
+    _of_kernel(
+        "isotropic",
+        "sum of task vectors with all singular values equal",
+        f"Iso-C, {_ISOTROPIC}",
+        "spectral:isotropic",
+        (_OF_SUM, LAMBDA),
+        of_matrices=True,
+    ),
+    _of_kernel(
+        "isotropic_cts",
+        "as isotropic, with the sum's last directions replaced by leading ones of each expert alone",
+        f"Iso-CTS, {_ISOTROPIC}",
+        "spectral:isotropic_cts",
+        (_OF_SUM, LAMBDA, number("common", 0.8, "fraction of the directions that the sum keeps", (0.5, 1.0), high=1.0)),
+        of_matrices=True,
+    ),
+    _of_kernel(
+        "subspace_boosting",
+        "sum of task vectors with its small singular values raised",
+        "Subspace Boosting, arXiv 2506.16506",
+        "spectral:subspace_boosting",
+        (
+            _OF_SUM,
+            LAMBDA,
+            number("beta", 0.01, "share of all singular values' sum at whose value the others are held", high=1.0),
+        ),
+        of_matrices=True,
     ),
     _of_kernel(
         "widen",

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from mergefront.adapters.checkpoints.names import matrices_of
 from mergefront.adapters.merging.coefficients import TensorMerge
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
 
@@ -31,6 +33,8 @@ class KernelMerger:
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
         method, coefficients, base = wanted.method, wanted.coefficients, wanted.base
+        if method.of_matrices:
+            return self._merge_matrices(wanted, out)
         arguments: dict[str, Any] = dict(coefficients.per_model) | dict(coefficients.shared)
         if "lambda" in arguments:
             arguments["lambda_"] = arguments.pop("lambda")
@@ -65,6 +69,29 @@ class KernelMerger:
             else:
                 norm = norm + (merged.float() - origin.float()).abs().sum().double().cpu()
         return norm
+
+    def _merge_matrices(self, wanted: TensorMerge, out: torch.Tensor) -> torch.Tensor:
+        """Merge the matrices of one tensor, or the mean where it is none (see ``MergeMethod.of_matrices``)."""
+        shared, origin = dict(wanted.coefficients.shared), wanted.origin.float()
+        scale = float(shared.pop("lambda"))
+        deltas = []
+        for model, weight in zip(wanted.coefficients.models, wanted.coefficients.of_models("weight"), strict=True):
+            entry = self._pool.entry(wanted.name, model)
+            if entry is None or weight == 0:
+                deltas.append(torch.zeros_like(origin))
+            else:
+                deltas.append(weight * TaskVector(entry, wanted.origin).part(0, origin.numel()).view(origin.shape))
+        matrices = matrices_of(wanted.name, origin.shape)
+        kernel = wanted.method.load_kernel()
+        if matrices == 0:
+            merged = torch.stack(deltas).mean(dim=0)
+        elif origin.dim() == 2:
+            merged = kernel(deltas, **shared)
+        else:
+            merged = torch.stack([kernel([delta[index] for delta in deltas], **shared) for index in range(matrices)])
+        result = origin + scale * merged
+        out.copy_(result)
+        return (result - origin).abs().sum().double().cpu()
 
     def _prepare(
         self,

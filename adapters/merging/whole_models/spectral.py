@@ -1,4 +1,4 @@
-"""Merges of matrices by their spectra: task singular vectors and WUDI. What is slow is done once per pool."""
+"""Merges of matrices by their spectra: task singular vectors, WUDI, isotropic merging, subspace boosting."""
 
 from __future__ import annotations
 
@@ -87,3 +87,77 @@ def wudi(
 ) -> torch.Tensor:
     """base + lambda D, with D from ``least_interference``."""
     return base + lambda_ * prepared
+
+
+class Spectrum(NamedTuple):
+    """left diag(values) right, without the directions whose singular value is zero: left (m, r), right (r, n)."""
+
+    left: torch.Tensor
+    values: torch.Tensor
+    right: torch.Tensor
+
+    def with_values(self, values: torch.Tensor) -> torch.Tensor:
+        """The matrix with other singular values."""
+        product: torch.Tensor = (self.left * values) @ self.right
+        return product
+
+
+def spectrum(matrix: torch.Tensor) -> Spectrum:
+    """Singular triples up to the numerical rank: values above max(m, n) eps times the largest.
+
+    The others' vectors are arbitrary. Where LoRAs are summed most of them are, and to raise them would be noise.
+    """
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((values > values[0] * max(matrix.shape) * torch.finfo(matrix.dtype).eps).sum())
+    return Spectrum(left[:, :rank], values[:rank], right[:rank])
+
+
+def isotropic(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    """U (mean(S) I) V^T of the sum U S V^T (Iso-C, arXiv 2502.04959, eq. 7); the mean is over the sum's rank."""
+    total = spectrum(_sum(deltas))
+    return total.with_values(total.values.mean().nan_to_num().expand_as(total.values))
+
+
+def isotropic_cts(deltas: Sequence[torch.Tensor], *, common: float) -> torch.Tensor:
+    """Common and task-specific directions with one singular value (Iso-CTS, arXiv 2502.04959, section 4.2).
+
+    Of the r directions of the sum the first k, about ``common`` r, are kept, so that T experts divide the rest evenly.
+    Each expert adds the leading (r - k) / T directions of what is left of it outside the kept left vectors. U and V
+    of all side by side are made orthogonal, and every singular value becomes the mean of theirs.
+    """
+    total = spectrum(_sum(deltas))
+    rank = len(total.values)
+    changed = [delta for delta in deltas if delta.any()]
+    own = round((rank - int(rank * common)) / max(len(changed), 1))
+    kept = rank - own * len(changed)
+    if own == 0 or kept < 0:
+        return isotropic(deltas)
+    left = total.left[:, :kept]
+    parts = [Spectrum(left, total.values[:kept], total.right[:kept])]
+    for delta in changed:
+        found = spectrum(delta - left @ (left.T @ delta))
+        parts.append(Spectrum(found.left[:, :own], found.values[:own], found.right[:own]))
+    mean = torch.cat([part.values for part in parts]).mean()
+    every_left, every_right = torch.cat([p.left for p in parts], dim=1), torch.cat([p.right for p in parts])
+    return mean * _orthogonal(every_left) @ _orthogonal(every_right)
+
+
+def subspace_boosting(deltas: Sequence[torch.Tensor], *, beta: float) -> torch.Tensor:
+    """The sum with its singular values held at or above one of them (arXiv 2506.16506, section 4).
+
+    That is the first at which the cumulative sum, from the largest down, reaches ``beta`` of the whole: beta 0 makes
+    all equal to the largest, beta 1 changes nothing.
+    """
+    total = spectrum(_sum(deltas))
+    if len(total.values) == 0:
+        return torch.zeros_like(deltas[0])
+    reached = total.values.cumsum(0) >= beta * total.values.sum()
+    least = total.values[min(int((~reached).sum()), len(reached) - 1)]
+    return total.with_values(total.values.clamp(min=float(least)))
+
+
+def _sum(deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = deltas[0].clone()
+    for delta in deltas[1:]:
+        total += delta
+    return total

@@ -52,7 +52,10 @@ def test_experts_that_are_the_base_give_the_base(method: str) -> None:
         assert torch.allclose(made[name], tensor, atol=1e-6), name
 
 
-NOT_AN_AVERAGE = {"tsv_m", "wudi", "nearswap", "model_stock", "widen"}
+NOT_AN_AVERAGE = {
+    *("tsv_m", "wudi", "nearswap", "model_stock", "widen"),
+    *(name for name, method in METHODS.items() if method.of_matrices),
+}
 """Methods that add the experts' shares, or go only part of the way, by definition."""
 
 

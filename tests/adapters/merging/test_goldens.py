@@ -39,7 +39,9 @@ def test_merge_directory_writes_mergekits_tensors(config: Path, tmp_path: Path) 
 
 def test_every_method_of_mergekit_has_a_golden() -> None:
     covered = {config.read_text().split("merge_method: ")[1].split()[0] for config in CONFIGS + SMALL}
-    own = {"metrics_weighted", "tsv_m", "wudi", "widen"} | {n for n, m in METHODS.items() if m.source == "user-defined"}
+    own = {"metrics_weighted", "tsv_m", "wudi", "widen"} | {
+        name for name, method in METHODS.items() if method.of_matrices or method.source == "user-defined"
+    }
     assert covered == {name for name, method in METHODS.items() if method.lora is None} - own
 
 

@@ -1,0 +1,185 @@
+"""Isotropic merging and subspace boosting: the papers' formulas, computed another way, on every kind of tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mergefront.adapters.checkpoints.names import matrices_of
+from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.optimizer.recipes.recipe import Recipe
+
+METHODS = ("isotropic", "isotropic_cts", "subspace_boosting")
+SHAPES = {
+    "model.embed_tokens.weight": (10, 6),
+    "model.layers.0.self_attn.q_proj.weight": (8, 6),
+    "model.layers.0.self_attn.q_proj.bias": (8,),
+    "model.layers.0.mlp.experts.down_proj": (3, 6, 7),
+    "model.layers.0.mlp.experts.down_proj_bias": (3, 7),
+    "model.layers.0.conv1d.weight": (6, 1, 4),
+    "lm_head.weight": (10, 6),
+}
+MATRIX = "model.layers.0.self_attn.q_proj.weight"
+EXPERTS = "model.layers.0.mlp.experts.down_proj"
+
+
+def model(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def merged(method: str, experts: dict[str, dict[str, torch.Tensor]], **params: float) -> dict[str, torch.Tensor]:
+    recipe = Recipe(method, {name: name for name in experts}, params, "base")
+    return dict(MergeEngine(model(0), experts).iterate(recipe))
+
+
+def polar(matrix: np.ndarray) -> np.ndarray:
+    """U V^T of a matrix of full rank from the eigenvectors of its Gram matrix: X (X^T X)^(-1/2)."""
+    if matrix.shape[0] < matrix.shape[1]:
+        return polar(matrix.T).T
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    return matrix @ vectors @ np.diag(values**-0.5) @ vectors.T
+
+
+def expected_isotropic(deltas: list[np.ndarray]) -> np.ndarray:
+    total = sum(deltas)
+    return np.linalg.norm(total, "nuc") / min(total.shape) * polar(total)
+
+
+def expected_isotropic_cts(deltas: list[np.ndarray]) -> np.ndarray:
+    """Eigenvectors of Gram matrices instead of an SVD, and of 6 directions for two experts 4 common and 1 each."""
+    total, kept = sum(deltas), 4
+
+    def leading(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values, right = np.linalg.eigh(matrix.T @ matrix)
+        order = np.argsort(-values)[:count]
+        singular = np.sqrt(values[order])
+        return matrix @ right[:, order] / singular, singular, right[:, order].T
+
+    parts = [leading(total, kept)]
+    outside = np.eye(total.shape[0]) - parts[0][0] @ parts[0][0].T
+    parts += [leading(outside @ delta, 1) for delta in deltas]
+    left, right = np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[2] for part in parts])
+    return np.concatenate([part[1] for part in parts]).mean() * polar(left) @ polar(right)
+
+
+def expected_boosting(deltas: list[np.ndarray], beta: float) -> np.ndarray:
+    """What the sum lacks of the least singular value is added direction by direction."""
+    total = sum(deltas)
+    left, values, right = np.linalg.svd(total)
+    so_far, least = 0.0, values[-1]
+    for value in values:
+        so_far += value
+        if so_far >= beta * values.sum():
+            least = value
+            break
+    return total + sum(
+        max(least - value, 0) * np.outer(left[:, index], right[index]) for index, value in enumerate(values)
+    )
+
+
+def numbers(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().numpy()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_matrices_are_merged_as_the_papers_say_and_experts_of_a_mixture_one_by_one(method: str) -> None:
+    base, experts = model(0), {"a": model(1), "b": model(2)}
+    made = merged(method, experts, **{"weight[b]": 0.5, "lambda": 0.7, **({"beta": 0.5} if "boost" in method else {})})
+
+    def expected(name: str, index: int | None = None) -> np.ndarray:
+        whole = [weight * numbers(experts[which][name] - base[name]) for which, weight in (("a", 1.0), ("b", 0.5))]
+        deltas = whole if index is None else [delta[index] for delta in whole]
+        if method == "isotropic":
+            return expected_isotropic(deltas)
+        return expected_isotropic_cts(deltas) if method == "isotropic_cts" else expected_boosting(deltas, 0.5)
+
+    assert np.allclose(numbers(made[MATRIX] - base[MATRIX]), 0.7 * expected(MATRIX), atol=1e-4)
+    for index in range(3):
+        difference = numbers(made[EXPERTS] - base[EXPERTS])[index]
+        assert np.allclose(difference, 0.7 * expected(EXPERTS, index), atol=1e-4), index
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", [name for name in SHAPES if name not in (MATRIX, EXPERTS)])
+def test_what_multiplies_no_activations_takes_the_scaled_mean(method: str, name: str) -> None:
+    base, experts = model(0), {"a": model(1), "b": model(2)}
+    made = merged(method, experts, **{"lambda": 0.5})[name]
+    mean = (experts["a"][name] + experts["b"][name]) / 2 - base[name]
+    assert torch.allclose(made, base[name] + 0.5 * mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_low_rank_experts_are_merged_within_their_own_directions(method: str) -> None:
+    """Vectors of zero singular values are arbitrary: raising them would add noise that no expert trained."""
+    base, generator = model(0)[MATRIX], torch.Generator().manual_seed(5)
+    left, right = torch.randn(8, 2, generator=generator), torch.randn(2, 6, generator=generator)
+    deltas = [left[:, :1] @ right[:1], 0.01 * left[:, 1:] @ right[1:]]
+    engine = MergeEngine({MATRIX: base}, {f"e{i}": {MATRIX: base + delta} for i, delta in enumerate(deltas)})
+    made = dict(engine.iterate(Recipe(method, {"e0": "e0", "e1": "e1"}, {}, "base")))[MATRIX] - base
+    outside_left = torch.eye(8) - left @ torch.linalg.pinv(left)
+    outside_right = torch.eye(6) - torch.linalg.pinv(right) @ right
+    assert float(made.norm()) > 0.1
+    assert float((outside_left @ made).norm()) < 1e-3 and float((made @ outside_right).norm()) < 1e-3
+
+
+def test_loras_are_merged_by_the_rank_of_their_sum(tmp_path: Path) -> None:
+    base, generator = {MATRIX: torch.randn(40, 30, generator=torch.Generator().manual_seed(0))}, torch.Generator()
+    total = torch.zeros(40, 30)
+    for seed, name in enumerate(("a", "b")):
+        generator.manual_seed(seed)
+        factors = {"A": torch.randn(2, 30, generator=generator), "B": torch.randn(40, 2, generator=generator)}
+        total += 2 * factors["B"] @ factors["A"]
+        (tmp_path / name).mkdir()
+        module = MATRIX.removesuffix(".weight")
+        save_file(
+            {f"base_model.model.{module}.lora_{side}.weight": factor for side, factor in factors.items()},
+            tmp_path / name / "adapter_model.safetensors",
+        )
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+    engine = MergeEngine(base, {name: tmp_path / name for name in ("a", "b")})
+    made = dict(engine.iterate(Recipe("isotropic", {"a": "a", "b": "b"}, {}, "base")))[MATRIX] - base[MATRIX]
+    wanted = torch.linalg.svdvals(total)[:4].mean()
+    assert torch.allclose(torch.linalg.svdvals(made)[:4], wanted.expand(4), rtol=1e-4)
+    assert float(torch.linalg.svdvals(made)[4]) < 1e-4
+
+
+def test_boosting_everything_is_isotropic_at_the_largest_value_and_nothing_is_the_sum() -> None:
+    base, experts = model(0), {"a": model(1), "b": model(2)}
+    total = experts["a"][MATRIX] + experts["b"][MATRIX] - 2 * base[MATRIX]
+    assert torch.allclose(merged("subspace_boosting", experts, beta=1.0)[MATRIX] - base[MATRIX], total, atol=1e-5)
+    largest = torch.linalg.svdvals(merged("subspace_boosting", experts, beta=0.0)[MATRIX] - base[MATRIX])
+    assert torch.allclose(largest, torch.linalg.matrix_norm(total, 2).expand(6), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_expert_of_weight_zero_is_none(method: str) -> None:
+    experts = {"a": model(1), "b": model(2), "c": model(3)}
+    with_it = merged(method, experts, **{"weight[c]": 0.0})
+    assert torch.allclose(with_it[MATRIX], merged(method, {"a": model(1), "b": model(2)})[MATRIX], atol=1e-5)
+    nothing = merged(method, experts, weight=0.0)
+    assert all(torch.equal(tensor, model(0)[name]) for name, tensor in nothing.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        ("transformer.h.0.attn.c_attn.weight", (4, 12), 1),
+        ("transformer.wpe.weight", (16, 4), 0),
+        ("gpt_neox.embed_in.weight", (16, 4), 0),
+        ("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (32, 4), 0),
+        ("model.layers.0.block_sparse_moe.experts.7.w1.weight", (8, 4), 1),
+        ("model.layers.0.block_sparse_moe.input_linear.weight", (5, 8, 4), 5),
+        ("model.layers.0.mlp.gate.weight", (5, 4), 1),
+        ("backbone.layers.0.mixer.A_log", (8, 4), 0),
+        ("vision_model.embeddings.position_embedding.weight", (9, 4), 0),
+    ],
+)
+def test_which_tensors_are_matrices(name: str, shape: tuple[int, ...], count: int) -> None:
+    assert matrices_of(name, shape) == count
