@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +41,15 @@ class ModelPlaces:
         """``org/name@commit``, as mergekit reads it too; None for a path, and for a folder of a repository."""
         name, commit = self.hub_name(reference), self.commit(reference)
         return None if name is None or commit is None or name.folder else f"{name.repository}@{commit}"
+
+    def settled(self, references: Iterable[str]) -> ModelPlaces:
+        """These places with a commit for each name on the Hub among ``references``. Raises ``UserError``."""
+        settled = dict(self.commits)
+        for reference in references:
+            name = self.hub_name(reference)
+            if name is not None:
+                settled[reference] = self.commit(reference) or commit_of(name)
+        return ModelPlaces(self.root, settled)
 
     def hub_name(self, reference: str) -> HubName | None:
         """The repository that a reference means; what was one when it was settled stays one."""

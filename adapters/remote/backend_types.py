@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import Verb
 from mergefront.adapters.remote.ensemble.backend import EnsembleBackend
 from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.llama_server.backend import LlamaServerBackend
 from mergefront.adapters.remote.merge_service import EvoMergingEvaluator, MergeServiceBackend
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
-from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection
+from mergefront.adapters.remote.settings import MergeServiceSection, ServerSection, VllmSection
 from mergefront.adapters.remote.vllm.backend import VllmBackend
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tasks.task import Task
@@ -40,18 +40,19 @@ def read_settings(content: Mapping[str, Any]) -> ServerSection:
 def make_backend(
     settings: ServerSection,
     space: MergeSpace,
-    root: Path,
+    places: ModelPlaces,
     cache: ResponseCache | None = None,
     known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """Connect to the server and return its backend, or its evaluator where it answers with a loss; close it when done.
 
-    Relative paths start from ``root``; ``cache`` keeps responses (``storage.responses.DatabaseResponses``), ``known``
-    is what a stored study keeps of the models there (nothing, if it was begun by a version that kept nothing).
+    ``places`` says where files and models lie; ``cache`` keeps responses (``storage.responses.DatabaseResponses``);
+    ``known`` is what a stored study keeps of the models there (nothing, if it was begun by a version that kept
+    nothing).
     Raises ``UserError`` when the server cannot be used as the settings say.
     """
     connect: type[Any] = EvoMergingEvaluator if answers_with_a_loss(settings) else BACKENDS[settings.type]
-    return connect(settings, space, root, cache, known)
+    return connect(settings, space, places, cache, known)
 
 
 def answers_with_a_loss(settings: ServerSection) -> bool:
@@ -59,17 +60,22 @@ def answers_with_a_loss(settings: ServerSection) -> bool:
     return isinstance(settings, MergeServiceSection) and settings.protocol == "evo-merging"
 
 
+def models_read_here(settings: ServerSection, space: MergeSpace) -> list[str]:
+    """The references of models whose files a backend reads on this machine; the others are names at a server."""
+    return list(space.models.values()) if isinstance(settings, VllmSection) else []
+
+
 @contextmanager
 def connected_evaluator(
     settings: ServerSection,
     tasks: Sequence[Task],
     space: MergeSpace,
-    root: Path,
+    places: ModelPlaces,
     cache: ResponseCache | None = None,
     known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[Evaluator]:
     """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
-    with closing(make_backend(settings, space, root, cache, known)) as connected:
+    with closing(make_backend(settings, space, places, cache, known)) as connected:
         yield connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks)
 
 
@@ -84,7 +90,7 @@ class BackendFindings:
 def try_backend(
     settings: ServerSection,
     space: MergeSpace,
-    root: Path,
+    places: ModelPlaces,
     verbs: Sequence[Verb],
     look: Callable[[Reader], None] = lambda _: None,
     *,
@@ -96,7 +102,7 @@ def try_backend(
     a few short requests per model. ``look`` is handed, while the connection lasts, how a sound server reads prompts.
     """
     try:
-        with closing(make_backend(settings, space, root)) as connected:
+        with closing(make_backend(settings, space, places)) as connected:
             found: list[str] = connected.problems(verbs, counts_tokens)
             if not found:
                 look(connected.reader)

@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, fields, logprob
@@ -50,7 +50,7 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
 
     kind = "merge_service"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         pool, models = self.settings.pool, self.space.models
         self.client = self._client(self.settings, f"merge_service {self.settings.url} {pool}")
         self.client.check_counted()
@@ -143,7 +143,7 @@ class EvoMergingEvaluator(Connected[MergeServiceSection]):
 
     kind = "merge_service"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         settings, preset = self.settings, self.settings.pool
         if not settings.query or "dataset" not in settings.query:
             raise UserError("backend.query: the service needs at least {dataset: NAME}")

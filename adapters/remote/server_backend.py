@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.cache import ResponseCache
@@ -27,8 +27,8 @@ SectionT = TypeVar("SectionT")
 class Connected(Generic[SectionT]):
     """A server that is connected to when this is made, and closed with ``close``.
 
-    Relative paths of ``settings`` start from ``root``; ``cache`` keeps responses; ``known`` is what a stored study
-    keeps of the models (see ``Recognition``). Raises ``UserError`` when the server cannot be used as the settings say.
+    ``places`` says where files and models lie; ``cache`` keeps responses; ``known`` is what a stored study keeps of
+    the models (see ``Recognition``). Raises ``UserError`` when the server cannot be used as the settings say.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Connected(Generic[SectionT]):
         self,
         settings: SectionT,
         space: MergeSpace,
-        root: Path = Path(),
+        places: ModelPlaces,
         cache: ResponseCache | None = None,
         known: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -48,7 +48,7 @@ class Connected(Generic[SectionT]):
         self._cache = cache
         self._clients: list[HttpClient] = []
         try:
-            self._connect(root)
+            self._connect(places)
         except EvaluationError as error:
             self.close()
             raise UserError(f"backend {self.kind}: {error}") from None
@@ -56,7 +56,7 @@ class Connected(Generic[SectionT]):
             self.close()
             raise
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         """Make the clients, and find out whether the server is what it should be."""
         raise NotImplementedError
 

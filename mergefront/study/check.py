@@ -141,7 +141,7 @@ def check_study(path: str | Path) -> CheckReport:
         served = check_server(found, space)
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
-    evaluator, runtime = evaluator_definition(found)
+    evaluator, runtime = evaluator_definition(found, space)
     options = resolved_options(file.search.sampler, file.search.options)
     definition = StudyDefinition(
         name=file.study,

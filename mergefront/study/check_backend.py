@@ -23,7 +23,7 @@ from mergefront.adapters.local.loading import loading_findings, refuse_likelihoo
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
-from mergefront.adapters.remote.backend_types import try_backend
+from mergefront.adapters.remote.backend_types import models_read_here, try_backend
 from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.settings import split_settings
 from mergefront.adapters.tasks.items import Item
@@ -212,7 +212,7 @@ def _idle_kinds(split: Any, base: CheckpointHeader) -> Iterator[str]:
             )
 
 
-def evaluator_definition(found: Findings) -> tuple[EvaluatorDefinition, dict[str, Any]]:
+def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorDefinition, dict[str, Any]]:
     """How a sound file's recipes are scored (backend, tasks, content of their files), and what of it may differ
     between runs."""
     file, root = found.file, found.root
@@ -224,7 +224,7 @@ def evaluator_definition(found: Findings) -> tuple[EvaluatorDefinition, dict[str
     runtime: dict[str, Any]
     kind: Literal["local", "server"]
     if isinstance(file.backend, Section):
-        kind, checkpoints = "server", []
+        kind, checkpoints = "server", models_read_here(file.backend, space)
         settings, runtime = split_settings(file.backend)
         backend = dict(settings)
     else:
@@ -292,12 +292,22 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     file, root = found.file, found.root
     assert isinstance(file.backend, Section)
     tasks = {name: build_task(name, config, root, file.seed) for name, config in file.tasks.items()}
+    read_here = models_read_here(file.backend, space)
+    places = None
+    with found.catch("merge.models: "):
+        places = found.models.settled(read_here)
+        # A canary asks the server with each LoRA, which it needs whole.
+        for reference in read_here:
+            places.folder(reference)
+    if places is None:
+        return {}
+    found.models.commits.update(places.commits)
     verbs = sorted({task.verb for task in tasks.values()})
 
     def look(reader: Reader) -> None:
         show_prompts(found, tasks, reader)
 
-    tried = try_backend(file.backend, space, root, verbs, look, counts_tokens=_counts_tokens(file))
+    tried = try_backend(file.backend, space, places, verbs, look, counts_tokens=_counts_tokens(file))
     found.problems.extend(f"backend: {line}" for line in tried.problems)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
     return tried.served

@@ -37,6 +37,10 @@ def check_continues(definition: StudyDefinition, record: StudyRecord) -> list[st
     for path, known in old["evaluator"].get("content", {}).items():
         if content.get(path) not in (None, known) and is_unchanged(path, definition.root, known):
             content[path] = known
+    if old["evaluator"]["type"] == "server":
+        # Studies of commit 625a2cb and before kept nothing of the LoRAs that are read here.
+        for path in {*definition.space.models.values()} - {*old["evaluator"].get("content", {})}:
+            content.pop(path, None)
     notes = []
     for path in sorted(definition.left_out):
         default, stored = _at(new, path), _at(old, path)

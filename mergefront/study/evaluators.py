@@ -63,8 +63,8 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
     tasks, cache = tasks_of(definition), DatabaseResponses(open_database())
-    space, root, served = definition.space, definition.root, definition.served
-    with connected_evaluator(settings, tasks, space, root, cache, served) as evaluator:
+    space, places, served = definition.space, definition.places, definition.served
+    with connected_evaluator(settings, tasks, space, places, cache, served) as evaluator:
         yield evaluator
 
 

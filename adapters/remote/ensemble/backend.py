@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
@@ -89,7 +89,7 @@ class EnsembleBackend(Connected[EnsembleSection]):
 
     kind = "ensemble"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         members, models = self.settings.members, self.space.models
         problems = [
             f"backend.members: {name!r} is no model of the recipe {did_you_mean(name, models)}"
@@ -103,7 +103,7 @@ class EnsembleBackend(Connected[EnsembleSection]):
         for name in models:
             member = members[name]
             client = self._client(member, f"openai {member.url}")
-            self._members[name] = OpenAIModel.served(client, member.model, member, root)
+            self._members[name] = OpenAIModel.served(client, member.model, member, places.root)
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; only the recipe's weights count."""

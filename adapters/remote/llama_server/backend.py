@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.remote.http.json_answers import field
 from mergefront.adapters.remote.llama_server.canary import CanaryReport, run_canary
@@ -36,7 +36,7 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
 
     kind = "llama_server"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         self.client = self._client(self.settings)
         self._wire = LlamaWire(self.client, per_request=self.settings.scales == "request")
         run = self.client.run

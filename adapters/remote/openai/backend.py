@@ -11,6 +11,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
@@ -87,11 +88,13 @@ class OpenAIBackend(Connected[OpenAISection]):
 
     kind = "openai"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         self.client = self._client(self.settings, f"openai {self.settings.url}")
         references = dict.fromkeys((*self.space.models.values(), self.space.base_model))
         self._models = {
-            name: OpenAIModel.served(self.client, name, self.settings, root) for name in references if name is not None
+            name: OpenAIModel.served(self.client, name, self.settings, places.root)
+            for name in references
+            if name is not None
         }
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:

@@ -16,6 +16,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class VllmBackend(Connected[VllmSection]):
-    """Turns recipes into LoRAs of one vLLM server; a model's reference is the folder of its LoRA.
+    """Turns recipes into LoRAs of one vLLM server; a model's reference is its folder, or its name on the Hub.
 
     A recipe is a weighted sum of whole LoRAs (``task_arithmetic``, ``linear``) or of the methods ``lora_cat``,
     ``lora_svd`` and ``lora_factor``. Connecting raises ``UserError`` when the server is not there, serves no
@@ -50,12 +51,12 @@ class VllmBackend(Connected[VllmSection]):
 
     kind = "vllm"
 
-    def _connect(self, root: Path) -> None:
+    def _connect(self, places: ModelPlaces) -> None:
         from mergefront.adapters.merging.loras.pool import check_factors
 
-        self._loras = {name: root / path for name, path in self.space.models.items()}
+        self._loras = {name: places.folder(path) for name, path in self.space.models.items()}
         check_factors(self._loras)
-        self._folder = (root / self.settings.lora_folder).resolve()
+        self._folder = (places.root / self.settings.lora_folder).resolve()
         if not self._folder.is_dir():
             raise UserError(f"backend.lora_folder {self._folder}: there is no such folder; the server has to read it")
         self._numbers = count()

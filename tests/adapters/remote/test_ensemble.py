@@ -10,6 +10,7 @@ import pytest
 
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
@@ -67,7 +68,7 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
     space = MergeSpace(list(KNOWS), method="task_arithmetic", parameters={"weight": [0, 1]})
     database = Database(f"sqlite:///{tmp_path / 'cache.db'}")
     with serve(chat) as server:
-        backend = make_backend(ensemble(server.url), space, tmp_path, DatabaseResponses(database))
+        backend = make_backend(ensemble(server.url), space, ModelPlaces(tmp_path), DatabaseResponses(database))
         study = mf.search(
             space=space, evaluate=TaskEvaluator(backend, [items(tmp_path)]), objectives=["capitals"], sampler="sobol",
             evaluations=24, storage=f"sqlite:///{tmp_path / 'study.db'}", name="closed",
@@ -75,7 +76,7 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
         backend.close()
         assert sum(b"Capital of" in request.body for request in server.received) == len(CAPITALS) * len(KNOWS)
         # A second process finds everything in the database.
-        again = make_backend(ensemble(server.url), space, tmp_path, DatabaseResponses(database))
+        again = make_backend(ensemble(server.url), space, ModelPlaces(tmp_path), DatabaseResponses(database))
         with again.apply(study.best("capitals").recipe) as model:
             model.generate([GenerationRequest("Capital of France", 32, ("\n",))])
         again.close()
@@ -88,7 +89,9 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
 
 def test_log_probabilities_by_echo_split_at_the_seam():
     with serve(echo) as server:
-        backend = OpenAIBackend(OpenAISection(type="openai", url=server.url), MergeSpace({"a": "model-a"}))
+        backend = OpenAIBackend(
+            OpenAISection(type="openai", url=server.url), MergeSpace({"a": "model-a"}), ModelPlaces(Path())
+        )
         recipe = Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 1.0}, "base")
         with backend.apply(recipe) as model:
             plain, spaced = model.loglikelihood(
@@ -108,19 +111,19 @@ def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tm
         return as_json({"choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]})
 
     with serve(chat_capital) as server:
-        problems = try_backend(ensemble(server.url), space, tmp_path, ["loglikelihood"]).problems
+        problems = try_backend(ensemble(server.url), space, ModelPlaces(tmp_path), ["loglikelihood"]).problems
         assert len(problems) == len(KNOWS) and "exact_match" in problems[0]
         read: list[Reader] = []
-        assert try_backend(ensemble(server.url), space, tmp_path, ["generate"], read.append).problems == []
+        assert try_backend(ensemble(server.url), space, ModelPlaces(tmp_path), ["generate"], read.append).problems == []
         assert [reader.is_chat for reader in read] == [True]
         completions = ensemble(server.url, mode="completions")
-        assert try_backend(completions, space, tmp_path, ["loglikelihood"]).problems
+        assert try_backend(completions, space, ModelPlaces(tmp_path), ["loglikelihood"]).problems
 
 
 def test_members_and_models_must_be_the_same(tmp_path: Path):
     space = MergeSpace(["west", "esat"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with pytest.raises(UserError) as raised:
-        make_backend(ensemble("http://127.0.0.1:1"), space, tmp_path)
+        make_backend(ensemble("http://127.0.0.1:1"), space, ModelPlaces(tmp_path))
     assert "'liar' is no model" in str(raised.value) and "'esat' is missing" in str(raised.value)
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import mergefront as mf
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.adapters.remote.http.cache import MemoryCache, request_key
@@ -152,7 +153,7 @@ def test_a_study_of_an_earlier_version_keeps_the_key_of_its_answers(tmp_path: Pa
         space = MergeSpace(["a", "b"], method="task_arithmetic", parameters={"weight": [0, 1]})
         settings = read_settings(yaml.safe_load(path.read_text())["backend"])
         cache = MemoryCache()
-        backend = make_backend(settings, space, tmp_path, cache, known={})
+        backend = make_backend(settings, space, ModelPlaces(tmp_path), cache, known={})
         with backend.apply(space.recipe({"weight[a]": 1.0, "weight[b]": 0.0})) as model:
             model.generate([GenerationRequest("Item 0?", 32, ("\n",))])
         backend.close()
@@ -170,7 +171,7 @@ def test_a_pool_of_another_content_is_refused_when_a_study_goes_on(tmp_path: Pat
         settings = read_settings({"type": "merge_service", "url": server.url, "pool": "p"})
 
         def served(known: Any) -> Any:
-            backend = make_backend(settings, space, tmp_path, MemoryCache(), known)
+            backend = make_backend(settings, space, ModelPlaces(tmp_path), MemoryCache(), known)
             backend.close()
             return backend.recognition.served
 

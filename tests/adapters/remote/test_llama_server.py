@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.llama_server.backend import LlamaServerBackend
 from mergefront.adapters.remote.settings import LlamaServerSection
@@ -51,7 +52,7 @@ def recipe(scales: Mapping[str, float], method: str = "task_arithmetic") -> Reci
 def backend(url: str, **settings: Any) -> LlamaServerBackend:
     models = {name: name for name in LORAS}
     section = {"type": "llama_server", "url": url, "longest_wait": 0.05, "concurrency": 2, **settings}
-    return LlamaServerBackend(LlamaServerSection.model_validate(section), MergeSpace(models))
+    return LlamaServerBackend(LlamaServerSection.model_validate(section), MergeSpace(models), ModelPlaces(Path()))
 
 
 def peft_model(tiny: Tiny) -> Any:
@@ -198,7 +199,7 @@ def test_overflowing_scales_fail_instead_of_scoring(url: str):
 
 def test_wrong_names_and_other_methods_are_refused_with_what_would_be_right(url: str):
     with pytest.raises(UserError, match=r"no LoRA called 'maths'.*plain\.gguf"):
-        LlamaServerBackend(LlamaServerSection(type="llama_server", url=url), MergeSpace(["maths"]))
+        LlamaServerBackend(LlamaServerSection(type="llama_server", url=url), MergeSpace(["maths"]), ModelPlaces(Path()))
     opened = backend(url)
     with pytest.raises(UserError, match="task_arithmetic"):
         opened.apply(recipe(SCALES[1], "ties"))

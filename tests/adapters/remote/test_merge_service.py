@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import mergefront as mf
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.backend_types import connected_evaluator, make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
@@ -47,7 +48,10 @@ def evo_settings(url: str, **more: Any) -> Any:
 
 
 def test_control_vectors_go_out_and_a_loss_comes_back(tmp_path: Path):
-    with serve(evo_service) as server, connected_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+    with (
+        serve(evo_service) as server,
+        connected_evaluator(evo_settings(server.url), (), SPACE, ModelPlaces(tmp_path)) as evaluator,
+    ):
         evaluation = evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
         assert evaluation.scores["loss"] == pytest.approx(0.25 + 2.0)
         opened, evaluated = (request.json for request in server.received)
@@ -64,14 +68,17 @@ def test_control_vectors_go_out_and_a_loss_comes_back(tmp_path: Path):
 def test_a_pool_of_another_size_and_a_loss_that_is_none_are_told(tmp_path: Path):
     three = MergeSpace(["a", "b", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with serve(evo_service) as server:
-        assert "2 LoRAs" in try_backend(evo_settings(server.url), three, tmp_path, []).problems[0]
+        assert "2 LoRAs" in try_backend(evo_settings(server.url), three, ModelPlaces(tmp_path), []).problems[0]
         unknown = evo_settings(server.url, query={"dataset": "x", "batchsize": 3})
-        assert "batch_size" in try_backend(unknown, SPACE, tmp_path, []).problems[0]
+        assert "batch_size" in try_backend(unknown, SPACE, ModelPlaces(tmp_path), []).problems[0]
 
     def diverged(request: Received) -> Answer:
         return evo_service(request) if request.path == "/v1/sessions" else Answer(500, b"Internal Server Error")
 
-    with serve(diverged) as server, connected_evaluator(evo_settings(server.url), (), SPACE, tmp_path) as evaluator:
+    with (
+        serve(diverged) as server,
+        connected_evaluator(evo_settings(server.url), (), SPACE, ModelPlaces(tmp_path)) as evaluator,
+    ):
         with pytest.raises(EvaluationError) as raised:
             evaluator.evaluate(RECIPE, EvaluationRequest(("loss",)))
         assert raised.value.kind == "http 500" and len(server.received) == 1 + 3
@@ -96,7 +103,7 @@ def test_recipes_are_asked_of_our_own_service_once_whatever_the_session(tmp_path
     with serve(own_service) as server:
         for _ in range(2):
             content = {"type": "merge_service", "url": server.url, "pool": "pool"}
-            backend = make_backend(settings(content), SPACE, tmp_path, cache)
+            backend = make_backend(settings(content), SPACE, ModelPlaces(tmp_path), cache)
             with backend.apply(RECIPE) as model:
                 scored = model.loglikelihood([ScoringRequest("x", "y" * n) for n in range(1, 41)])
                 assert [one.logprob for one in scored] == [-float(n) for n in range(1, 41)]
@@ -114,18 +121,17 @@ def test_a_limit_of_tokens_that_a_service_does_not_report_is_refused_beforehand(
     for service, more in ((own_service, {}), (evo_service, {"protocol": "evo-merging", "query": {"dataset": "d"}})):
         with serve(service) as server:
             content = {"type": "merge_service", "url": server.url, "pool": "pool", **more}
-            (problem,) = try_backend(read_settings({**content, **limit}), SPACE, tmp_path, []).problems
+            (problem,) = try_backend(read_settings({**content, **limit}), SPACE, ModelPlaces(tmp_path), []).problems
             assert f"budget.{next(iter(limit['budget']))} cannot be kept" in problem and not server.received
-            assert (
-                try_backend(read_settings({**content, "budget": {"requests": 9}}), SPACE, tmp_path, []).problems == []
-            )
+            enough = read_settings({**content, "budget": {"requests": 9}})
+            assert not try_backend(enough, SPACE, ModelPlaces(tmp_path), []).problems
 
 
 def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):
     other = MergeSpace(["a", "c"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with serve(own_service) as server:
         content = {"type": "merge_service", "url": server.url, "pool": "pool"}
-        assert "'c'" in try_backend(read_settings(content), other, tmp_path, ["generate"]).problems[0]
+        assert "'c'" in try_backend(read_settings(content), other, ModelPlaces(tmp_path), ["generate"]).problems[0]
 
 
 def test_a_study_of_the_services_own_loss_has_no_report_items_and_a_page_all_the_same(tmp_path: Path):

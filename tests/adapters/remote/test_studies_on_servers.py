@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import mergefront as mf
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.optimizer.recipes.space import MergeSpace
 
@@ -110,7 +111,7 @@ def test_killed_and_resumed_it_pays_for_nothing_twice(single: str, tmp_path: Pat
     """Every crash would cost its evaluations again."""
     with faulty_proxy(single, 0.0) as proxy:
         settings = read_settings({"type": "llama_server", "url": proxy.url})
-        make_backend(settings, MergeSpace(LORAS, method="task_arithmetic"), tmp_path).close()
+        make_backend(settings, MergeSpace(LORAS, method="task_arithmetic"), ModelPlaces(tmp_path)).close()
         canary = {body for head, body in proxy.answered if b"/completion" in head}
         path = write_study(tmp_path / "study", proxy.url)
         kills = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
@@ -106,7 +109,7 @@ def loras(tmp_path: Path) -> dict[str, Path]:
 @contextmanager
 def connected(url: str, root: Path, cache: MemoryCache | None = None, **more: Any) -> Iterator[Any]:
     settings = {"type": "vllm", "url": url, "lora_folder": "served", "longest_wait": 0.05, "attempts": 3, **more}
-    backend = make_backend(read_settings(settings), SPACE, root, cache)
+    backend = make_backend(read_settings(settings), SPACE, ModelPlaces(root), cache)
     try:
         yield backend
     finally:
@@ -205,7 +208,7 @@ def test_a_refused_lora_is_a_failed_candidate_and_leaves_nothing(
 
     with serve(refusing) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served", "attempts": 1})
-        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+        (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
         assert words.removeprefix("http ") in problem and not list((tmp_path / "served").iterdir())
         well.append(True)
         with connected(server.url, tmp_path) as backend:
@@ -220,7 +223,7 @@ def test_what_is_set_up_wrongly_is_told_beforehand(tmp_path: Path, loras: dict[s
     with serve(RecordedVllm()) as server:
         for more, words in (({"lora_folder": "nowhere"}, "nowhere"), ({"base_model": "other"}, BASE)):
             settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served", **more})
-            (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+            (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
             assert words in problem
 
 
@@ -233,7 +236,7 @@ def test_a_lora_that_is_more_than_matrices_is_told_beforehand(tmp_path: Path, lo
     save_file({**load_file(file), **bias}, file)
     with serve(RecordedVllm()) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
-        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+        (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
         assert "'b' also changes biases" in problem
 
 
@@ -284,7 +287,7 @@ def test_a_lora_under_which_the_server_answers_as_the_base_is_named_beforehand(
 
     with serve(deaf) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
-        (problem,) = try_backend(settings, SPACE, tmp_path, ["loglikelihood"]).problems
+        (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
     assert f"LoRA {idle[0]!r} changes nothing" in problem
     assert not vllm.loaded and not list((tmp_path / "served").iterdir())
 
@@ -325,6 +328,61 @@ def test_a_study_of_an_earlier_version_keeps_its_key(tmp_path: Path, loras: dict
     with serve(RecordedVllm()) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
         for known, ending in (({}, r"-\d+\.\d\d"), (None, "#0")):
-            backend = make_backend(settings, SPACE, tmp_path, None, known)
+            backend = make_backend(settings, SPACE, ModelPlaces(tmp_path), None, known)
             assert re.fullmatch(rf"vllm {BASE} {ending}", backend.client.server)
             backend.close()
+
+
+def vllm_study(folder: Path, url: str, **models: str) -> Path:
+    """A study file of LoRAs that a vLLM server takes."""
+    items = [{"prompt": f"p{index}", "answer": "x"} for index in range(6)]
+    (folder / "items.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    content = {
+        "study": "served",
+        "merge": {"method": "task_arithmetic", "models": models, "space": {"weight": [0.0, 1.0]}},
+        "backend": {"type": "vllm", "url": url, "lora_folder": "served"},
+        "tasks": {"likely": {"type": "jsonl", "path": "items.jsonl", "metric": "loss"}},
+        "objectives": ["likely"],
+        "search": {"sampler": "random", "evaluations": 4},
+        "storage": "sqlite:///study.db",
+    }
+    path = folder / "study.yaml"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_study_whose_lora_was_trained_again_is_not_continued(tmp_path: Path, loras: dict[str, Path]):
+    """Answers of the old LoRA are kept under the recipe's name: scores of two LoRAs would stand in one study."""
+    from safetensors.numpy import load_file, save_file
+
+    from mergefront.running.run import resume, run
+
+    with serve(RecordedVllm()) as server:
+        path = vllm_study(tmp_path, server.url, a="a", b="b")
+        run(path)
+        trained = loras["a"] / "adapter_model.safetensors"
+        save_file({name: tensor * 2 for name, tensor in load_file(trained).items()}, trained)
+        for again in (
+            lambda: run(path, evaluations=5),
+            lambda: resume("served", storage=f"sqlite:///{tmp_path / 'study.db'}", evaluations=5),
+        ):
+            with pytest.raises(UserError, match=r"(content.a: was|a: its content has changed)"):
+                again()
+
+
+def test_loras_of_a_server_come_by_name(tmp_path: Path, loras: dict[str, Path]):
+    """Without: who serves a base with vLLM downloads every LoRA by hand, though the study names it."""
+    from hub_server import hub_server
+
+    from mergefront.storage.database import Database
+    from mergefront.storage.studies import all_studies
+
+    with hub_server() as hub, serve(RecordedVllm()) as server:
+        published = hub.add("lab/maths", loras["a"])
+        path = vllm_study(tmp_path, server.url, a="lab/maths", b="b")
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-m", "mergefront", "run", str(path)]
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert ran.returncode == 0, ran.stderr
+    (record,) = all_studies(Database(f"sqlite:///{tmp_path / 'study.db'}"))
+    assert record.definition["evaluator"]["content"]["lab/maths"] == published.shas()[-1]

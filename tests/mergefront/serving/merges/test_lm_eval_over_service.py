@@ -13,6 +13,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("lm_eval")
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
@@ -70,7 +71,7 @@ def test_item_scores_over_a_merge_service_are_those_of_local_weights(
     (tmp_path / "answers.yaml").write_text(ANSWERS)
     (tmp_path / "choices.yaml").write_text(CHOICES)
     settings = {"type": "merge_service", "url": start(pool_file()).url, "pool": "tiny"}
-    remote = make_backend(read_settings(settings), SPACE, tmp_path)
+    remote = make_backend(read_settings(settings), SPACE, ModelPlaces(tmp_path))
     for name in ("answers", "choices"):
         task = build_task(name, {"type": "lm_eval", "task": f"{name}.yaml", "report_fraction": 0.2}, tmp_path)
         found = []

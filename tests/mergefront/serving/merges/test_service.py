@@ -20,6 +20,7 @@ pytest.importorskip("uvicorn")
 
 from strangers import HALF_A_HEAD, wait_until_closed
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
@@ -55,7 +56,7 @@ def wire_recipe(recipe: Recipe) -> dict[str, Any]:
 
 def backend(url: str, **more: Any) -> Any:
     settings = {"type": "merge_service", "url": url, "pool": "tiny", "longest_wait": 0.3, **more}
-    return make_backend(read_settings(settings), SPACE, Path())
+    return make_backend(read_settings(settings), SPACE, ModelPlaces(Path()))
 
 
 def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
