@@ -138,6 +138,8 @@ def read_jsonl_task(
     missing = metric.missing()
     if missing is not None:
         problems.append(f"metric {metric.name!r}: {missing}")
+    if any(name not in config for name in metric.needs):
+        problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(metric.needs)}; state them")
     if "report" in sound and "report_fraction" in sound:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
     read = _file(sound["path"], folder, metric)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.metrics.degeneration import degenerate
 from mergefront.adapters.tasks.metrics.generation_metrics import (
     code,
     f1,
@@ -150,6 +151,8 @@ METRICS: Mapping[str, MetricSpec] = {
             (*WRITTEN, "seconds", "memory_mb"),
             missing_sandbox,
         ),
+        # Nobody knows the longest sound answer but the user, and a stop string hides whatever follows it.
+        MetricSpec("degenerate", "generate", "minimize", PROMPT, degenerate, needs=("max_new_tokens", "stop")),
         MetricSpec("output_tokens", "generate", "minimize", PROMPT, output_tokens),
         MetricSpec("latency", "generate", "minimize", PROMPT, latency),
     )

@@ -51,7 +51,7 @@ class MetricSpec:
     """One row of the registry: ``verb`` is what a model must be able to do, ``required`` the sets of
     keys of which every item must have one, ``options`` the names of those of ``MetricOptions`` that it has a use for;
     ``missing`` says what this machine lacks for it, or None, and ``faults`` why it cannot score an item, or None, for
-    each of a file's."""
+    each of a file's. ``needs`` are options that an entry has to state, since no default would do."""
 
     name: str
     verb: Verb
@@ -61,3 +61,4 @@ class MetricSpec:
     options: tuple[str, ...] = WRITTEN
     missing: Callable[[], str | None] = lambda: None
     faults: Callable[[Sequence[Item]], list[str | None]] = lambda items: [None] * len(items)
+    needs: tuple[str, ...] = ()
