@@ -18,7 +18,9 @@ MOST_FILES = 12
 
 ROOMS: Mapping[str, str] = {
     "mergefront": "optimizer adapters storage versions formatting study results running serving demo cli __main__",
-    "mergefront.optimizer": "errors foreign_text seeding arrays yaml_file recipes scores racing search samplers",
+    "mergefront.optimizer": (
+        "errors foreign_text seeding arrays yaml_file sections recipes scores racing search samplers"
+    ),
     "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
     "mergefront.adapters": (
         "backend language_model counted_model chat_templates tokenization hub checkpoints gguf merging tasks evaluator "

@@ -12,11 +12,15 @@ from pydantic_core import PydanticCustomError
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.budget import Budget, Price
 from mergefront.adapters.remote.http.retry import RetryPolicy
-from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.openai.request_fields import request_problem
+from mergefront.optimizer.sections import Section
 
 
-class ConnectionSection(Section):
+class BackendSection(Section):
+    """A backend over HTTP, or a part of one."""
+
+
+class ConnectionSection(BackendSection):
     """How a server is reached. ``api_key_env`` names the environment variable that holds its key."""
 
     url: str
@@ -105,7 +109,7 @@ class MemberSection(_EndpointSection):
     mode: Literal["completions", "chat"] = "chat"
 
 
-class EnsembleSection(Section):
+class EnsembleSection(BackendSection):
     """Closed models whose answers are mixed; ``members`` has one entry for each of the recipe's models."""
 
     type: Literal["ensemble"]
@@ -128,7 +132,7 @@ ServerSection = Annotated[
 ]
 """Any backend over HTTP, told apart by ``type``."""
 
-SERVER_SECTIONS: Mapping[str, type[Section]] = {
+SERVER_SECTIONS: Mapping[str, type[BackendSection]] = {
     "llama_server": LlamaServerSection,
     "vllm": VllmSection,
     "openai": OpenAISection,

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
 from mergefront.adapters.language_model import LanguageModel, Verb
-from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
 from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
-from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.questions import Question, following, shown_answers
-from mergefront.adapters.tasks.task import (
+from mergefront.adapters.tasks.options import (
     DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
-    MAX_UNANSWERED,
-    SPLIT_OPTIONS,
+    Fraction,
+    PathText,
+    SplitOptions,
+)
+from mergefront.adapters.tasks.questions import Question, following, shown_answers
+from mergefront.adapters.tasks.task import (
     Splits,
     items_of,
     limited,
@@ -29,42 +32,26 @@ from mergefront.adapters.tasks.task import (
 )
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.sections import read_section
 
 
-def _wrong_metric(name: Any) -> str | None:
-    if is_user_metric(name) or (isinstance(name, str) and name in METRICS):
-        return None
-    return f"a metric, or a function of your own as module:name {did_you_mean(str(name), METRICS)}"
+class JsonlOptions(MetricOptions, SplitOptions):
+    """Items of a JSONL file."""
 
+    path: PathText = Field(description="the file of items")
+    metric: str = Field(description="a metric of the table above, or `module:function`")
+    report: PathText | None = Field(None, description="a file of report items, in the place of `report_fraction`")
+    report_fraction: Fraction = Field(
+        DEFAULT_REPORT_FRACTION, description=SplitOptions.model_fields["report_fraction"].description
+    )
 
-OPTIONS = (
-    Option("path", option.is_path, "the file of items", required=True),
-    Option("metric", _wrong_metric, "a metric of the table above, or `module:function`", required=True),
-    Option("report", option.is_path, "a file of report items, in the place of `report_fraction`"),
-    *SPLIT_OPTIONS,
-    MAX_UNANSWERED,
-    Option("max_new_tokens", option.is_count, "the longest answer, in tokens"),
-    Option("stop", option.is_stop, "a text, or several, at which an answer ends", read=option.as_texts),
-    Option(
-        "skip_blank_start",
-        option.is_switch,
-        "a stop string of white space alone ends no answer before its first other character",
-    ),
-    Option(
-        "delimiter",
-        option.is_delimiter,
-        "what stands between a prompt and a scored answer; null: nothing where either has white space there, otherwise "
-        "one space",
-    ),
-    Option("length_normalised", option.is_switch, "log-likelihoods of choices are divided by their characters"),
-    Option("margins", option.is_switch, "the likelihood of the accepted answer is asked as well, for racing"),
-    Option(
-        "normalise", option.is_switch, "case, punctuation, forms of compatibility and English articles do not count"
-    ),
-    Option("tolerance", option.is_tolerance, "how far a number may be off, relative to the right one", read=float),
-    Option("seconds", option.is_positive, "processor time of a program", read=float),
-    Option("memory_mb", option.is_count, "memory of a program"),
-)
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if not is_user_metric(name) and name not in METRICS:
+            hint = did_you_mean(name, METRICS)
+            raise ValueError(f"it must be a metric, or a function of your own as module:name {hint}")
+        return name
 
 
 @dataclass(frozen=True)
@@ -128,11 +115,11 @@ def read_jsonl_task(
     name: str, config: Mapping[str, Any], folder: Path, seed: int
 ) -> tuple[JsonlTask | None, list[str]]:
     """The task of one study file entry, and everything that is wrong with its options and files."""
-    sound, problems = check_options(config, OPTIONS)
-    if "path" not in sound or "metric" not in sound:
+    options, problems = read_section(JsonlOptions, config)
+    if options is None:
         return None, problems
     try:
-        metric = user_metric(sound["metric"], folder) if is_user_metric(sound["metric"]) else METRICS[sound["metric"]]
+        metric = user_metric(options.metric, folder) if is_user_metric(options.metric) else METRICS[options.metric]
     except UserError as error:
         return None, [*problems, str(error)]
     missing = metric.missing()
@@ -140,42 +127,31 @@ def read_jsonl_task(
         problems.append(f"metric {metric.name!r}: {missing}")
     if any(name not in config for name in metric.needs):
         problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(metric.needs)}; state them")
-    if "report" in sound and "report_fraction" in sound:
+    if options.report is not None and "report_fraction" in options.model_fields_set:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
-    read = _file(sound["path"], folder, metric)
+    read = _file(options.path, folder, metric)
     problems.extend(read.problems)
-    if "report" in sound:
-        report_read = _file(sound["report"], folder, metric)
+    if options.report is not None:
+        report_read = _file(options.report, folder, metric)
         problems.extend(report_read.problems)
-        problems.extend(_shared(read, str(sound["path"]), report_read, str(sound["report"])))
+        problems.extend(_shared(read, str(options.path), report_read, str(options.report)))
         search, report = seeded_order(read.items, seed), seeded_order(report_read.items, seed)
     else:
-        search, report = split_items(read.items, sound.get("report_fraction", DEFAULT_REPORT_FRACTION), seed)
-        if len(read.items) == 1 and not read.problems and sound.get("report_fraction") != 0:
+        search, report = split_items(read.items, options.report_fraction, seed)
+        if len(read.items) == 1 and not read.problems and options.report_fraction != 0:
             problems.append(
-                f"{sound['path']}: has 1 item; at least 2 are needed for search and report (or a file 'report')"
+                f"{options.path}: has 1 item; at least 2 are needed for search and report (or a file 'report')"
             )
-    splits, too_few = limited({"search": search, "report": report}, sound)
+    splits, too_few = limited({"search": search, "report": report}, options)
     problems += too_few if not read.problems else []
-    options = {known.name: sound[known.name] for known in fields(MetricOptions) if known.name in sound}
-    most = sound.get("max_unanswered", DEFAULT_MAX_UNANSWERED)
-    return JsonlTask(name, metric, MetricOptions(**options), splits, most), problems
-
-
-def jsonl_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a sound entry leaves out."""
-    defaults: dict[str, Any] = {**asdict(MetricOptions()), "stop": list(MetricOptions.stop)}
-    defaults["max_unanswered"] = DEFAULT_MAX_UNANSWERED
-    if "report" not in config:
-        defaults["report_fraction"] = DEFAULT_REPORT_FRACTION
-    return {name: value for name, value in defaults.items() if name not in config}
+    return JsonlTask(name, metric, options, splits, options.max_unanswered), problems
 
 
 def idle_options(config: Mapping[str, Any]) -> list[str]:
     """The options of a sound entry that its metric has no use for."""
     known = METRICS.get(config["metric"])
     used = MetricSpec.options if known is None else known.options
-    return [one.name for one in fields(MetricOptions) if one.name in config and one.name not in used]
+    return [name for name in MetricOptions.model_fields if name in config and name not in used]
 
 
 def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:

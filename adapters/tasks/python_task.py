@@ -11,33 +11,35 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import LanguageModel, Verb
-from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.options import Option, check_options
+from mergefront.adapters.tasks.options import DEFAULT_REPORT_FRACTION, Fraction, Paths, SplitOptions
 from mergefront.adapters.tasks.questions import Question
-from mergefront.adapters.tasks.task import DEFAULT_REPORT_FRACTION, SPLIT_OPTIONS, SPLITS, items_of, split_items
+from mergefront.adapters.tasks.task import SPLITS, items_of, split_items
 from mergefront.adapters.tasks.user_code import user_function
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.sections import Options, read_section
 
-OPTIONS = (
-    Option(
-        "call",
-        option.is_function,
-        "the function, `package.module:name`, in the study file's folder or installed",
-        required=True,
-    ),
-    Option("direction", option.is_direction, "which end of its scores is better"),
-    SPLIT_OPTIONS[0],
-    Option(
-        "files",
-        option.is_paths,
-        "files that the function reads: a study does not go on when one of them has changed",
-        read=option.as_texts,
-    ),
-)
+
+class PythonOptions(Options):
+    """A function of the user's own over the live model."""
+
+    call: str = Field(
+        pattern=".:.",
+        title="a function, written as package.module:name",
+        description="the function, `package.module:name`, in the study file's folder or installed",
+    )
+    direction: Literal["maximize", "minimize"] = Field("maximize", description="which end of its scores is better")
+    report_fraction: Fraction = Field(
+        DEFAULT_REPORT_FRACTION, description=SplitOptions.model_fields["report_fraction"].description
+    )
+    files: Paths | None = Field(
+        None, description="files that the function reads: a study does not go on when one of them has changed"
+    )
 
 
 class PythonTask:
@@ -141,20 +143,16 @@ def read_python_task(
     name: str, config: Mapping[str, Any], folder: Path, seed: int
 ) -> tuple[PythonTask | None, list[str]]:
     """The task of one study file entry, and everything that is wrong with it."""
-    sound, problems = check_options(config, OPTIONS)
-    files = sound.pop("files", ())
-    problems += [f"files: {path}: there is no such file" for path in files if not (folder / path).is_file()]
-    if "call" not in sound:
+    options, problems = read_section(PythonOptions, config)
+    if options is None:
         return None, problems
-    call = sound.pop("call")
+    problems += [
+        f"files: {path}: there is no such file" for path in options.files or () if not (folder / path).is_file()
+    ]
     try:
-        function = user_function(call, folder, "call")
+        function = user_function(options.call, folder, "call")
     except UserError as error:
         return None, [*problems, str(error)]
-    return PythonTask(name, function, call, **sound, seed=seed), problems
-
-
-def python_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a sound entry leaves out."""
-    defaults = {"direction": "maximize", "report_fraction": DEFAULT_REPORT_FRACTION}
-    return {name: value for name, value in defaults.items() if name not in config}
+    fraction = options.report_fraction
+    task = PythonTask(name, function, options.call, direction=options.direction, report_fraction=fraction, seed=seed)
+    return task, problems

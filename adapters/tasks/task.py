@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from mergefront.adapters.language_model import LanguageModel, Verb
-from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.options import Option
+from mergefront.adapters.tasks.options import SplitOptions
 from mergefront.adapters.tasks.questions import Question
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.seeding import derive_seed
 
 SPLITS = ("search", "report")
-SPLIT_OPTIONS = (
-    Option(
-        "report_fraction",
-        option.is_fraction,
-        "the part of the items, chosen by seed, that only the report sees; 0: none",
-    ),
-    Option("search_items", option.is_count, "take no more than so many search items, chosen by seed"),
-    Option("report_items", option.is_count, "take no more than so many report items, chosen by seed"),
-)
-MAX_UNANSWERED = Option(
-    "max_unanswered",
-    option.is_share,
-    "the share of the items asked that may have no usable answer; above it the candidate fails",
-    read=float,
-)
-DEFAULT_REPORT_FRACTION = 0.5
-DEFAULT_MAX_UNANSWERED = 0.1
 
 
 @runtime_checkable
@@ -76,9 +58,9 @@ def items_of(task: str, splits: Splits, split: str, remedy: str) -> tuple[Item, 
     return splits[split]
 
 
-def limited(splits: Mapping[str, Sequence[Item]], options: Mapping[str, Any]) -> tuple[Splits, list[str]]:
+def limited(splits: Mapping[str, Sequence[Item]], options: SplitOptions) -> tuple[Splits, list[str]]:
     """The first ``search_items`` and ``report_items``, as far as the options say, and where there are fewer."""
-    wanted = {split: options.get(f"{split}_items") for split in splits}
+    wanted = {"search": options.search_items, "report": options.report_items}
     problems = [
         f"{split}_items is {most}; there are {len(splits[split])} {split} items"
         for split, most in wanted.items()

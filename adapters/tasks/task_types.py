@@ -6,40 +6,38 @@ what is wrong with an entry, all at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.tasks import jsonl, python_task
-from mergefront.adapters.tasks.jsonl import idle_options, jsonl_defaults, read_jsonl_task
-from mergefront.adapters.tasks.lm_eval import task as lm_eval_task
-from mergefront.adapters.tasks.lm_eval.task import lm_eval_defaults, read_lm_eval_task
-from mergefront.adapters.tasks.options import Option
-from mergefront.adapters.tasks.python_task import python_defaults, read_python_task
+from mergefront.adapters.tasks.jsonl import JsonlOptions, idle_options, read_jsonl_task
+from mergefront.adapters.tasks.lm_eval.task import LmEvalOptions, read_lm_eval_task
+from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
+from mergefront.adapters.tasks.python_task import PythonOptions, read_python_task
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.sections import Section
 
 
 @dataclass(frozen=True)
 class TaskType:
     """A kind of task that a study file can name.
 
-    ``read`` makes the task from its name, its options, the folder of the study file and the seed, and
-    lists what is wrong with them; the task is None, or not to be used, when there is a problem. ``defaults`` are the
-    options that a sound entry leaves out, with their values, and ``idle`` names those that it holds and has no use for.
+    ``options`` is the model of its entry besides ``type``. ``read`` makes the task from its name, its options, the
+    folder of the study file and the seed, and lists what is wrong with them; the task is None, or not to be used, when
+    there is a problem. ``idle`` names the options that a sound entry holds and has no use for.
     """
 
+    options: type[Section]
     read: Callable[[str, Mapping[str, Any], Path, int], tuple[Task | None, list[str]]]
-    defaults: Callable[[Mapping[str, Any]], dict[str, Any]]
-    options: Sequence[Option]
     idle: Callable[[Mapping[str, Any]], list[str]] = lambda _: []
 
 
 TASK_TYPES: Mapping[str, TaskType] = {
-    "jsonl": TaskType(read_jsonl_task, jsonl_defaults, jsonl.OPTIONS, idle_options),
-    "lm_eval": TaskType(read_lm_eval_task, lm_eval_defaults, lm_eval_task.OPTIONS),
-    "python": TaskType(read_python_task, python_defaults, python_task.OPTIONS),
+    "jsonl": TaskType(JsonlOptions, read_jsonl_task, idle_options),
+    "lm_eval": TaskType(LmEvalOptions, read_lm_eval_task),
+    "python": TaskType(PythonOptions, read_python_task),
 }
 
 
@@ -56,7 +54,20 @@ def build_task(name: str, config: Mapping[str, Any], folder: Path, seed: int = 0
 
 def resolved_task(config: Mapping[str, Any]) -> dict[str, Any]:
     """A sound task entry with the default of every option that it leaves out."""
-    return {**TASK_TYPES[config["type"]].defaults(config), **config}
+    return {**task_defaults(config), **config}
+
+
+def task_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a sound entry leaves out, as JSON; those without a value of their own only of metrics."""
+    fields = TASK_TYPES[config["type"]].options.model_fields
+    values = {name: field.default for name, field in fields.items() if name not in config and not field.is_required()}
+    if "report" in config:
+        del values["report_fraction"]
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value is not None or name in MetricOptions.model_fields
+    }
 
 
 def idle_options_of(config: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError
+from mergefront.optimizer.sections import Section
 from mergefront.serving.guard import Guard
 from mergefront.serving.tokens import Tokens
 

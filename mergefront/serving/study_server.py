@@ -16,10 +16,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import Field, model_validator
 
 from mergefront.adapters.remote.http.endpoint import is_loopback_host
-from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import MergefrontError, StorageError, UserError
 from mergefront.optimizer.scores.evaluation import LARGEST
 from mergefront.optimizer.search.ask_tell import DEFAULT_LEASE, ConflictError, UnknownTrialError
+from mergefront.optimizer.sections import Section
 from mergefront.serving.api import add_routes, asking_client, described, metrics_answer, problem, service_of
 from mergefront.serving.metrics import Metrics
 from mergefront.serving.process import bound_socket, run_application

@@ -15,9 +15,8 @@ from typing import Any
 from mergefront.adapters.hub.places import Preview
 from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
-from mergefront.adapters.remote.http.section import Section
 from mergefront.adapters.remote.identity import are_same
-from mergefront.adapters.remote.settings import ServerSection
+from mergefront.adapters.remote.settings import BackendSection, ServerSection
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
@@ -104,7 +103,7 @@ def check_study(path: str | Path) -> CheckReport:
         _check_function(found, file.backend.call)
     elif isinstance(file.backend, ExternalBackendSection):
         layers = check_external(found)
-    elif isinstance(file.backend, Section):
+    elif isinstance(file.backend, BackendSection):
         directions = _check_server_tasks(found, file.backend)
     else:
         layers = check_checkpoints(found)
@@ -137,7 +136,7 @@ def check_study(path: str | Path) -> CheckReport:
     if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     served: Mapping[str, Mapping[str, Any]] = {}
-    if not problems and space is not None and isinstance(file.backend, Section):
+    if not problems and space is not None and isinstance(file.backend, BackendSection):
         served = check_server(found, space)
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])

@@ -24,8 +24,7 @@ from mergefront.adapters.merging.modalities import Composition, Modalities, comp
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import models_read_here, try_backend
-from mergefront.adapters.remote.http.section import Section
-from mergefront.adapters.remote.settings import split_settings
+from mergefront.adapters.remote.settings import BackendSection, split_settings
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
 from mergefront.adapters.tasks.questions import Question
@@ -223,7 +222,7 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
     backend: dict[str, Any]
     runtime: dict[str, Any]
     kind: Literal["local", "server"]
-    if isinstance(file.backend, Section):
+    if isinstance(file.backend, BackendSection):
         kind, checkpoints = "server", models_read_here(file.backend, space)
         settings, runtime = split_settings(file.backend)
         backend = dict(settings)
@@ -290,7 +289,7 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     Returns what a study keeps of the models there.
     """
     file, root = found.file, found.root
-    assert isinstance(file.backend, Section)
+    assert isinstance(file.backend, BackendSection)
     tasks = {name: build_task(name, config, root, file.seed) for name, config in file.tasks.items()}
     read_here = models_read_here(file.backend, space)
     places = None
@@ -383,7 +382,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
     problems.extend(_leaks(sound))
-    if not problems and not isinstance(file.backend, Section):
+    if not problems and not isinstance(file.backend, BackendSection):
         show_prompts(found, sound, found.reader)
     return directions
 
@@ -409,7 +408,7 @@ _MOST_LOOKED_AT = 1000
 def _needs_live_model(file: StudyFile) -> list[str]:
     """What of a study is not for tasks that are handed the live model and score all their items in one call."""
     problems = []
-    if isinstance(file.backend, Section):
+    if isinstance(file.backend, BackendSection):
         problems.append(f"type python is handed the live model, which backend {file.backend.type} has not; use local")
     if file.racing:
         problems.append("type python scores all its items in one call, and racing asks them in parts; remove 'racing'")
@@ -420,7 +419,7 @@ def _silent(found: Findings) -> list[str]:
     """Why a task that asks for text cannot ask this study's merges."""
     read = _configuration(found)
     architecture = str((read.get("architectures") or [""])[0])
-    if isinstance(found.file.backend, Section) or not architecture or architecture.endswith(_USUAL_ENDS):
+    if isinstance(found.file.backend, BackendSection) or not architecture or architecture.endswith(_USUAL_ENDS):
         return []
     from mergefront.adapters.local.asked import continues_text
 
@@ -436,7 +435,7 @@ _USUAL_ENDS = ("ForCausalLM", "LMHeadModel")
 def _blind(found: Findings) -> list[str]:
     """Why items with an image cannot be put to this study's merges."""
     backend = found.file.backend
-    if isinstance(backend, Section):
+    if isinstance(backend, BackendSection):
         return [f"some items have an image, which backend {backend.type} does not send; use backend local"]
     if importlib.util.find_spec("PIL") is None:
         return ["some items have an image, which needs Pillow; install it with: pip install pillow"]

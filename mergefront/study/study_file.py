@@ -14,17 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergefront.adapters.remote.settings import SERVER_SECTIONS, ServerSection
 from mergefront.optimizer.errors import StudyFileError, did_you_mean
+from mergefront.optimizer.sections import Section
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.studies import MOST_EVALUATIONS
 from mergefront.study.definition import EvaluatorDefinition
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class MergeSection(_Section):
+class MergeSection(Section):
     """What is merged, how, and which coefficients are searched.
 
     ``method_files`` are Python files, run before anything else, that declare methods of the user's own. ``allow`` names
@@ -44,7 +41,7 @@ class MergeSection(_Section):
     carry: dict[str, str] = Field(default_factory=dict)
 
 
-class LocalBackendSection(_Section):
+class LocalBackendSection(Section):
     """Merges in memory and scores on this machine.
 
     ``dtype`` is what merged weights are rounded to before they are scored, and written in (auto: the base's). A model
@@ -60,20 +57,20 @@ class LocalBackendSection(_Section):
     task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = "exact"
 
 
-class FunctionBackendSection(_Section):
+class FunctionBackendSection(Section):
     """Scores with the user's own function ``Recipe -> {objective: number}``."""
 
     type: Literal["function"]
     call: str
 
 
-class ExternalBackendSection(_Section):
+class ExternalBackendSection(Section):
     """An outside harness asks for recipes and tells their scores; nothing is loaded and nothing scored here."""
 
     type: Literal["external"]
 
 
-class ObjectiveSection(_Section):
+class ObjectiveSection(Section):
     """One objective; ``direction`` defaults to what its task's metric says."""
 
     name: str
@@ -81,7 +78,7 @@ class ObjectiveSection(_Section):
     range: tuple[float, float] | None = Field(default=None, strict=False)
 
 
-class ConstraintSection(_Section):
+class ConstraintSection(Section):
     """A bound on a reported number; the same as ``name <= at_most`` or ``name >= at_least``."""
 
     name: str
@@ -103,7 +100,7 @@ class SearchSection(BaseModel):
         return dict(self.model_extra or {})
 
 
-class StudyFile(_Section):
+class StudyFile(Section):
     """A study file, as written."""
 
     study: str

@@ -8,13 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
-from mergefront.optimizer.samplers.options import CMA_ES, EVO_MERGING, GP, MAP, MM_MO, NSGA, TPE, Options
+from mergefront.optimizer.samplers.options import (
+    CmaEsOptions,
+    EvoMergingOptions,
+    GPOptions,
+    MAPOptions,
+    MMMOOptions,
+    NSGAOptions,
+    SamplerOptions,
+    TPEOptions,
+)
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
+from mergefront.optimizer.sections import read_section
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -32,7 +41,7 @@ class SamplerSpec:
     name: str
     summary: str
     home: str
-    options: Options = field(default_factory=dict)
+    options: type[SamplerOptions] = SamplerOptions
     takes: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False
@@ -78,24 +87,15 @@ def check_sampler(
             f"sampler {name!r} does not say what improvement it expects, so stop.improvement has no meaning; "
             f"these do, in their default variant: {', '.join(able)}"
         )
-    for key, value in options.items():
-        if key not in spec.options:
-            hint = did_you_mean(key, spec.options) if spec.options else "(it has no options)"
-            problems.append(f"sampler {name!r} has no option {key!r} {hint}")
-        elif (problem := spec.options[key].problem(value)) is not None:
-            problems.append(f"sampler {name!r}: option {key} {value!r} {problem}")
-    return problems
+    wrong = read_section(spec.options, options)[1]
+    return problems + [f"sampler {name!r}: {problem}" for problem in wrong]
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampler's options with the default of every one that is left out, where that is a value of its own.
-
-    The defaults are those of the sampler's constructor. Imports the sampler.
-    """
-    spec = SAMPLERS[name]
-    arguments = signature(_sampler_class(spec)).parameters
-    defaults = {option: arguments[option].default for option in spec.options}
-    return {**{option: value for option, value in defaults.items() if value is not None}, **options}
+    """A sampler's options with the default of every one that is left out, where that is a value of its own."""
+    fields = SAMPLERS[name].options.model_fields
+    resolved = {option: field.default for option, field in fields.items()} | dict(options)
+    return {option: value for option, value in resolved.items() if value is not None}
 
 
 def make_sampler(
@@ -165,7 +165,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "mm-mo",
             "multi-objective Bayesian optimisation of merges: anchors, Gaussian processes, hypervolume improvement",
             "mmmo.sampler:MMMOSampler",
-            MM_MO,
+            MMMOOptions,
             takes=("ranges", "task_objectives", "rule"),
             expects_improvement=True,
         ),
@@ -173,7 +173,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "evo-merging",
             "pools of LoRAs: signed weights and densities by a surrogate in a trust region, or as published",
             "evo_merging.sampler:EvoMergingSampler",
-            EVO_MERGING,
+            EvoMergingOptions,
             takes=("ranges",),
             takes_constraints=False,
         ),
@@ -181,31 +181,34 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             "map",
             "amortised Pareto fronts: a quadratic surrogate per objective, its front's members evaluated",
             "map.sampler:MAPSampler",
-            MAP,
+            MAPOptions,
             takes=("ranges",),
             takes_constraints=False,
         ),
         SamplerSpec("random", "independent uniform points", "optuna:RandomSampler"),
         SamplerSpec("sobol", "a scrambled Sobol sequence", "baselines.optuna_samplers:SobolSampler"),
         SamplerSpec(
-            "tpe", "Optuna's tree-structured Parzen estimator, each parameter by itself", "optuna:TPESampler", TPE
+            "tpe",
+            "Optuna's tree-structured Parzen estimator, each parameter by itself",
+            "optuna:TPESampler",
+            TPEOptions,
         ),
         SamplerSpec(
             "tpe-multivariate",
             "Optuna's tree-structured Parzen estimator, parameters together",
             "optuna:TPESampler",
-            TPE,
+            TPEOptions,
             fixed={"multivariate": True},
             joint=True,
         ),
-        SamplerSpec("nsga2", "Optuna's NSGA-II", "optuna:NSGAIISampler", NSGA, joint=True),
-        SamplerSpec("nsga3", "Optuna's NSGA-III", "optuna:NSGAIIISampler", NSGA, joint=True),
-        SamplerSpec("gp", "Optuna's Gaussian process sampler", "optuna:GPSampler", GP, joint=True),
+        SamplerSpec("nsga2", "Optuna's NSGA-II", "optuna:NSGAIISampler", NSGAOptions, joint=True),
+        SamplerSpec("nsga3", "Optuna's NSGA-III", "optuna:NSGAIIISampler", NSGAOptions, joint=True),
+        SamplerSpec("gp", "Optuna's Gaussian process sampler", "optuna:GPSampler", GPOptions, joint=True),
         SamplerSpec(
             "cma-es",
             "covariance matrix adaptation, numeric parameters only",
             "baselines.cma_es:CmaEsSampler",
-            CMA_ES,
+            CmaEsOptions,
             max_objectives=1,
             takes_constraints=False,
         ),

@@ -16,14 +16,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 def table(kind: str) -> list[str]:
     """The rows of one type of task: option, default, which metrics have a use for it, meaning."""
-    from mergefront.adapters.tasks.task_types import TASK_TYPES
+    from mergefront.adapters.tasks.task_types import TASK_TYPES, task_defaults
 
-    task_type = TASK_TYPES[kind]
-    defaults = task_type.defaults({})
+    options, defaults = TASK_TYPES[kind].options, task_defaults({"type": kind})
     uses = {name: f" ({who})" for name, who in metrics_of_options().items()} if kind == "jsonl" else {}
     rows = [
-        f"| `{one.name}` | {_default(one.name, one.required, defaults)} | {one.about}{uses.get(one.name, '')} |"
-        for one in task_type.options
+        f"| `{name}` | {_default(name, field.is_required(), defaults)} | {field.description}{uses.get(name, '')} |"
+        for name, field in sorted(
+            options.model_fields.items(),
+            key=lambda one: (not one[1].is_required(), one[0] not in vars(options)["__annotations__"]),
+        )
     ]
     return ["| option | default | meaning |", "| -- | -- | -- |", *rows]
 

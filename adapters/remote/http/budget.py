@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.errors import SearchStoppedError
+from mergefront.optimizer.sections import Section
 
 
 class BudgetExhaustedError(SearchStoppedError):

@@ -18,17 +18,21 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+
 from mergefront.adapters.language_model import LanguageModel, Verb
-from mergefront.adapters.tasks import options as option
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.lm_eval.examples import draws_from, other_examples
-from mergefront.adapters.tasks.options import Option, check_options
-from mergefront.adapters.tasks.questions import Question
-from mergefront.adapters.tasks.task import (
+from mergefront.adapters.tasks.options import (
     DEFAULT_MAX_UNANSWERED,
     DEFAULT_REPORT_FRACTION,
-    MAX_UNANSWERED,
-    SPLIT_OPTIONS,
+    FileBySplit,
+    PathText,
+    SplitOptions,
+    Text,
+)
+from mergefront.adapters.tasks.questions import Question
+from mergefront.adapters.tasks.task import (
     Splits,
     items_of,
     limited,
@@ -39,6 +43,7 @@ from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.scores.outcomes import UNANSWERED
+from mergefront.optimizer.sections import read_section
 from mergefront.optimizer.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -46,16 +51,17 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 EXTRA = 'tasks of the LM evaluation harness need the extra: pip install "mergefront[lm-eval]"'
-OPTIONS = (
-    Option("task", option.is_text, "a name of the harness, or a YAML file of your own", required=True),
-    Option("metric", option.is_text, "a metric of the task that is a mean over items (its first)"),
-    Option("filter", option.is_text, "a filter of the task (its first)"),
-    Option("include_path", option.is_path, "a folder of more tasks"),
-    Option("data_files", option.is_file_by_split, "files in the place of the task's data set, by split", read=dict),
-    Option("num_fewshot", option.is_natural, "examples in a prompt (as the task says)"),
-    *SPLIT_OPTIONS,
-    MAX_UNANSWERED,
-)
+
+
+class LmEvalOptions(SplitOptions):
+    """A task of the LM evaluation harness."""
+
+    task: Text = Field(description="a name of the harness, or a YAML file of your own")
+    metric: Text | None = Field(None, description="a metric of the task that is a mean over items (its first)")
+    filter: Text | None = Field(None, description="a filter of the task (its first)")
+    include_path: PathText | None = Field(None, description="a folder of more tasks")
+    data_files: FileBySplit | None = Field(None, description="files in the place of the task's data set, by split")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in a prompt (as the task says)")
 
 
 @dataclass
@@ -167,29 +173,29 @@ def read_lm_eval_task(
     name: str, config: Mapping[str, Any], folder: Path, seed: int
 ) -> tuple[LmEvalTask | None, list[str]]:
     """The task of one study file entry, and everything that is wrong with its options."""
-    sound, problems = check_options(config, OPTIONS)
-    if problems or "task" not in sound:
+    options, problems = read_section(LmEvalOptions, config)
+    if problems or options is None:
         return None, problems
     try:
         import lm_eval  # noqa: F401
     except ImportError:
         return None, [EXTRA]
     try:
-        harness, published = _load(sound, folder)
-        metric, direction = _metric(harness, sound["task"], sound.get("metric"))
-        chosen = _filter(harness, sound["task"], sound.get("filter"))
+        harness, published = _load(options, folder)
+        metric, direction = _metric(harness, options.task, options.metric)
+        chosen = _filter(harness, options.task, options.filter)
     except UserError as error:
         return None, [str(error)]
     if harness.OUTPUT_TYPE == "loglikelihood_rolling":
-        return None, [f"task {sound['task']!r} scores whole texts together; use type: jsonl with metric: loss instead"]
+        return None, [f"task {options.task!r} scores whole texts together; use type: jsonl with metric: loss instead"]
     found = {split: list(_documents(harness, split)) for split in ("validation", "test")}
     documents = {item.id: document for split in found.values() for item, document in split}
     try:
-        problems += _loaded(partial(_unfit, harness, documents), sound["task"])
+        problems += _loaded(partial(_unfit, harness, documents), options.task)
     except UserError as error:
         return None, [str(error)]
     both = bool(found["validation"]) and bool(found["test"])
-    if both and "report_fraction" not in sound:
+    if both and options.report_fraction is None:
         report = seeded_order([item for item, _ in found["test"]], seed)
         known = {item.id for item in report}
         search = seeded_order([item for item, _ in found["validation"] if item.id not in known], seed)
@@ -197,16 +203,15 @@ def read_lm_eval_task(
     else:
         only = found["test"] or found["validation"]
         optimised_on = "test" if found["test"] else "validation"
-        search, report = split_items(
-            [item for item, _ in only], sound.get("report_fraction", DEFAULT_REPORT_FRACTION), seed
-        )
-    splits, too_few = limited({"search": search, "report": report}, sound)
+        fraction = DEFAULT_REPORT_FRACTION if options.report_fraction is None else options.report_fraction
+        search, report = split_items([item for item, _ in only], fraction, seed)
+    splits, too_few = limited({"search": search, "report": report}, options)
     problems += too_few
     if not search:
-        problems.append(f"task {sound['task']!r} has {len(documents)} items, too few to search on")
+        problems.append(f"task {options.task!r} has {len(documents)} items, too few to search on")
     announcement = None
     if published and optimised_on == "test":
-        announcement = _announcement(name, sound["task"], own_files="data_files" in sound)
+        announcement = _announcement(name, options.task, own_files=options.data_files is not None)
     return (
         LmEvalTask(
             name,
@@ -216,10 +221,10 @@ def read_lm_eval_task(
             direction,
             splits,
             documents,
-            int(sound.get("num_fewshot", harness.config.num_fewshot or 0)),
+            int(harness.config.num_fewshot or 0) if options.num_fewshot is None else options.num_fewshot,
             seed,
             announcement,
-            sound.get("max_unanswered", DEFAULT_MAX_UNANSWERED),
+            options.max_unanswered,
         ),
         problems,
     )
@@ -253,11 +258,6 @@ def _texts(value: Any) -> list[str]:
     return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
 
 
-def lm_eval_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a sound entry leaves out, as far as the harness does not decide them."""
-    return {} if "max_unanswered" in config else {"max_unanswered": DEFAULT_MAX_UNANSWERED}
-
-
 def _announcement(name: str, benchmark: str, *, own_files: bool) -> str:
     if own_files:
         return (
@@ -271,9 +271,9 @@ def _announcement(name: str, benchmark: str, *, own_files: bool) -> str:
     )
 
 
-def _load(sound: Mapping[str, Any], folder: Path) -> tuple[Any, bool]:
+def _load(options: LmEvalOptions, folder: Path) -> tuple[Any, bool]:
     """The harness' task, and whether it is one of its own (a published benchmark). Raises ``UserError``."""
-    task, include_path, files = sound["task"], sound.get("include_path"), sound.get("data_files")
+    task, include_path, files = options.task, options.include_path, options.data_files
     if task.endswith((".yaml", ".yml")):
         path = folder / task
         if not os.path.isfile(path):
@@ -291,7 +291,7 @@ def _load(sound: Mapping[str, Any], folder: Path) -> tuple[Any, bool]:
     if files is None:
         return _loaded(lambda: next(iter(manager.load([task])["tasks"].values())), task), not own
     config = _configuration(manager.task_index[task].yaml_path, task)
-    local = _local_data(task, config, files, folder, sound.get("num_fewshot"))
+    local = _local_data(task, config, files, folder, options.num_fewshot)
     return _configured({**config, **local}, task), not own
 
 

@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.options import Count, Texts
+from mergefront.optimizer.sections import Options
 
 Scored = tuple[list[float], list[float] | None]
 """Scores and margins (None: the metric has none), one number per item."""
@@ -22,28 +26,30 @@ SCORED = ("delimiter",)
 """Options of metrics of how likely texts are."""
 
 
-@dataclass(frozen=True)
-class MetricOptions:
-    """How items are put to the model, and how answers are compared.
+class MetricOptions(Options):
+    """How items are put to the model, and how answers are compared."""
 
-    ``delimiter`` stands between prompt and answer (None: as the data says, see ``following``); ``stop`` ends a
-    generation of at most ``max_new_tokens``, those of white space not before its first other character
-    (``skip_blank_start``). ``length_normalised`` divides a choice's log-likelihood by its number of
-    characters (lm-eval's acc_norm). ``margins`` asks for the margins of metrics that pay extra for them.
-    ``normalise`` compares answers without case, punctuation and articles. ``tolerance`` is how far a number may be
-    off, relative to the right one. ``seconds`` (processor time) and ``memory_mb`` bound a model's program.
-    """
-
-    max_new_tokens: int = 32
-    stop: tuple[str, ...] = ("\n",)
-    skip_blank_start: bool = True
-    delimiter: str | None = None
-    length_normalised: bool = False
-    margins: bool = False
-    normalise: bool = False
-    tolerance: float = 0.0
-    seconds: float = 5.0
-    memory_mb: int = 512
+    max_new_tokens: Count = Field(32, description="the longest answer, in tokens")
+    stop: Texts = Field(("\n",), description="a text, or several, at which an answer ends")
+    skip_blank_start: bool = Field(
+        True, description="a stop string of white space alone ends no answer before its first other character"
+    )
+    delimiter: str | None = Field(
+        None,
+        title="a text (it may be empty), or null: as the data says",
+        description="what stands between a prompt and a scored answer; null: nothing where either has white space "
+        "there, otherwise one space",
+    )
+    length_normalised: bool = Field(
+        False, description="log-likelihoods of choices are divided by their characters, as in lm-eval's acc_norm"
+    )
+    margins: bool = Field(False, description="the likelihood of the accepted answer is asked as well, for racing")
+    normalise: bool = Field(
+        False, description="case, punctuation, forms of compatibility and English articles do not count"
+    )
+    tolerance: float = Field(0.0, ge=0, description="how far a number may be off, relative to the right one")
+    seconds: float = Field(5.0, gt=0, description="processor time of a program")
+    memory_mb: Count = Field(512, description="memory of a program")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mergefront.adapters.remote.http.section import Section
+from mergefront.optimizer.sections import Section
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 

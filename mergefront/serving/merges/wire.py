@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergefront.adapters.language_model import Generation, LogLikelihood
-from mergefront.adapters.remote.http.section import Section
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.sections import Section
 
 MOST_LAYERS = 4096
 Name = Annotated[str, Field(min_length=1, max_length=200)]

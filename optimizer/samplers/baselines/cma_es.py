@@ -15,7 +15,7 @@ from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import ReplayableSampler, Suggestion
 from mergefront.optimizer.samplers.common.evolution import Evolution
 from mergefront.optimizer.samplers.common.history import earlier_trials, is_inside, is_observed
-from mergefront.optimizer.samplers.options import CMA_ES, check_arguments
+from mergefront.optimizer.samplers.options import CmaEsOptions, check_arguments
 from mergefront.optimizer.search.attributes import proposal_stage, proposed_params
 from mergefront.optimizer.seeding import derive_seed
 
@@ -47,7 +47,7 @@ class CmaEsSampler(ReplayableSampler):
         sigma: float = 0.2,
         population_size: int | None = None,
     ) -> None:
-        check_arguments(CMA_ES, locals())
+        check_arguments(CmaEsOptions, locals())
         super().__init__(seed=seed, search_space=search_space)
         self._sigma = sigma
         self._population_size = population_size

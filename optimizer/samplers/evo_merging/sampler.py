@@ -22,7 +22,7 @@ from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import DESIGN, PoolSearch, PoolState
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
-from mergefront.optimizer.samplers.options import EVO_MERGING, CovarianceShape, EvoMergingVariant, check_arguments
+from mergefront.optimizer.samplers.options import CovarianceShape, EvoMergingOptions, EvoMergingVariant, check_arguments
 from mergefront.optimizer.search.attributes import (
     KEPT_LORAS,
     is_anchor,
@@ -104,7 +104,7 @@ class EvoMergingSampler(ReplayableSampler):
         covariance: CovarianceShape = "auto",
         densities: bool = True,
     ) -> None:
-        check_arguments(EVO_MERGING, {**locals(), "preferences": None})  # text in study files only; checked below
+        check_arguments(EvoMergingOptions, {**locals(), "preferences": None})  # text in study files only; checked below
         shares = [1.0] if preferences is None else list(preferences)
         if not (all(0.0 <= share < math.inf for share in shares) and sum(shares) > 0.0):
             raise UserError(f"preferences {shares!r} must be numbers of at least 0, not all 0")

@@ -27,7 +27,7 @@ from mergefront.optimizer.samplers.common.units import compress_tail, normalise,
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
 from mergefront.optimizer.samplers.map.quadratic import QuadraticModel, coefficient_count, fit_quadratic
 from mergefront.optimizer.samplers.map.tournament import next_point
-from mergefront.optimizer.samplers.options import MAP, check_arguments
+from mergefront.optimizer.samplers.options import MAPOptions, check_arguments
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import is_anchor
@@ -78,7 +78,7 @@ class MAPSampler(ReplayableSampler):
         refine: int = 4,
         ranges: Sequence[tuple[float, float] | None] | None = None,
     ) -> None:
-        check_arguments(MAP, locals())
+        check_arguments(MAPOptions, locals())
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._n_startup = n_startup
         self._nested = nested

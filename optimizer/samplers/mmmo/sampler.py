@@ -42,7 +42,14 @@ from mergefront.optimizer.samplers.mmmo.proposals import (
     propose_paper_round,
 )
 from mergefront.optimizer.samplers.mmmo.representatives import limited
-from mergefront.optimizer.samplers.options import MM_MO, Budget, FisherScreen, MMMOVariant, Unexplained, check_arguments
+from mergefront.optimizer.samplers.options import (
+    Budget,
+    FisherScreen,
+    MMMOOptions,
+    MMMOVariant,
+    Unexplained,
+    check_arguments,
+)
 from mergefront.optimizer.scores.objectives import REFERENCE
 from mergefront.optimizer.search.attributes import (
     is_anchor,
@@ -132,7 +139,7 @@ class MMMOSampler(ReplayableSampler):
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
-        check_arguments(MM_MO, locals())
+        check_arguments(MMMOOptions, locals())
         super().__init__(seed=seed, search_space=search_space, ranges=ranges)
         self._variant = variant
         self._anchors = tuple(dict(anchor) for anchor in anchors)

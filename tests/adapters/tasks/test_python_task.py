@@ -125,4 +125,4 @@ def test_everything_wrong_with_an_entry_is_said_at_once(tmp_path: Path) -> None:
     (wrong,) = problems_of({**sound, "call": "mine:scores"}, tmp_path)
     assert "no function 'scores'" in wrong and "score" in wrong
     problems = problems_of({"type": "python", "call": "mine", "direction": "up", "metric": "loss"}, tmp_path)
-    assert [problem.split()[0] for problem in problems] == ["unknown", "call", "direction"]
+    assert [problem.split()[0] for problem in problems] == ["call", "direction", "unknown"]

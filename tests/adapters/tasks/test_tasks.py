@@ -233,7 +233,7 @@ def test_repeated_items_are_refused_within_a_file_and_across_splits(tmp_path: Pa
         ({"path": ""}, "it must be a path"),
         ({"report_fraction": 1}, "a number in [0, 1)"),
         ({"report_fraction": True}, "a number in [0, 1)"),
-        ({"max_new_tokens": 0}, "an integer of at least 1"),
+        ({"max_new_tokens": 0}, "a whole number of at least 1"),
         ({"stop": [""]}, "none of them empty"),
         ({"search_items": 3}, "search_items is 3; there are 1 search items"),
         ({"report": "absent.jsonl"}, "absent.jsonl: there is no such file"),

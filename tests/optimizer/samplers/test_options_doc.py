@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from mergefront.optimizer.samplers.options import SamplerOption
-from mergefront.optimizer.samplers.registry import SAMPLERS, SamplerSpec, _sampler_class, check_sampler
+from mergefront.optimizer.samplers.registry import SAMPLERS, _sampler_class, check_sampler, resolved_options
+from mergefront.optimizer.sections import PlainSchema, words
 
 DOCS = Path(__file__).parents[3] / "docs" / "search.md"
 
@@ -28,27 +28,15 @@ def options_table() -> str:
     """Every option of every sampler: what it may be, what it is when it is left out, what it means."""
     lines = ["| sampler | option | values | default | meaning |", "| -- | -- | -- | -- | -- |"]
     for spec in SAMPLERS.values():
-        lines += [
-            f"| `{spec.name}` | `{name}` | {values(option)} | {default(spec, name, option)} | {option.summary} |"
-            for name, option in spec.options.items()
-        ]
+        forms = spec.options.model_json_schema(schema_generator=PlainSchema).get("properties", {})
+        for name, field in spec.options.model_fields.items():
+            allowed = [one for one in forms[name].get("anyOf", [forms[name]]) if one.get("type") != "null"]
+            said = str(field.default).lower() if isinstance(field.default, bool) else field.default
+            lines.append(
+                f"| `{spec.name}` | `{name}` | {words(allowed[0])} | {'' if said is None else said} | "
+                f"{field.description} |"
+            )
     return "\n".join(lines)
-
-
-def values(option: SamplerOption) -> str:
-    if option.choices:
-        return ", ".join(option.choices)
-    kind = {bool: "true, false", str: "text", int: "whole number", float: "number"}[option.kind]
-    return kind if option.low is None else f"{kind}, at least {option.low:g}"
-
-
-def default(spec: SamplerSpec, name: str, option: SamplerOption) -> str:
-    """The constructor's own default, or in words what it works out."""
-    found = inspect.signature(_sampler_class(spec)).parameters[name].default
-    if found is None:
-        return option.default
-    assert not option.default, "the constructor says it"
-    return str(found).lower() if isinstance(found, bool) else str(found)
 
 
 def test_the_docs_hold_the_registry() -> None:
@@ -57,13 +45,13 @@ def test_the_docs_hold_the_registry() -> None:
         assert table in text, f"docs/search.md is not what 'python {Path(__file__).name}' prints"
 
 
-def test_every_default_is_said_and_is_itself_accepted() -> None:
+def test_every_default_is_the_constructors_or_is_said() -> None:
     for spec in SAMPLERS.values():
-        for name, option in spec.options.items():
-            said = default(spec, name, option)
-            assert said, f"{spec.name}: nobody learns what {name} is when it is left out"
-            found = inspect.signature(_sampler_class(spec)).parameters[name].default
-            assert found is None or check_sampler(spec.name, {name: found}, 1) == []
+        arguments = inspect.signature(_sampler_class(spec)).parameters
+        for name, field in spec.options.model_fields.items():
+            assert field.default == arguments[name].default, f"{spec.name}: {name}"
+            assert field.default is not None or "by default" in str(field.description), f"{spec.name}: {name}"
+        assert check_sampler(spec.name, resolved_options(spec.name, {}), 1) == []
 
 
 if __name__ == "__main__":

@@ -427,9 +427,9 @@ class TestPaperVariant:
 
 
 def test_wrong_arguments_are_named_with_their_value() -> None:
-    with pytest.raises(UserError, match="variant 'papr' must be one of default, paper"):
+    with pytest.raises(UserError, match="variant is 'papr'; it must be default or paper"):
         MMMOSampler(variant="papr")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="batch 0 must be at least 1"):
+    with pytest.raises(UserError, match="batch is 0; it must be a whole number of at least 1"):
         MMMOSampler(batch=0)
     study = merge_like_study(MMMOSampler(search_space=SPACE, reference_point=[0.0]))
     with pytest.raises(UserError, match="reference_point has 1 entries, but the study has 3 objectives"):
