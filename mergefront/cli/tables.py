@@ -11,6 +11,7 @@ from mergefront import formatting
 from mergefront.cli.session import storage_argument
 from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
+from mergefront.results.report.detectable import detectable_differences, detectable_line, measured_tasks
 from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.verdict import judged
 
@@ -68,6 +69,8 @@ def print_front(study: Study) -> None:
         said.append("")
     if found is not None:
         said += verdict_text.verdict_lines(found, study.objectives)
+        told = detectable_differences(found, measured_tasks(study))
+        said += ["", detectable_line(told, found.comparisons)] if told else []
     else:
         said.append(verdict_text.no_merge_on_front(study))
     screen.print()

@@ -136,6 +136,7 @@ def resume(
     metavar="FILE.html",
     help="Also write everything as one self-contained HTML page.",
 )
+@json_option
 @click.pass_obj
 def report(
     session: Session,
@@ -146,6 +147,7 @@ def report(
     distinct: bool,
     prefer: dict[str, float] | None,
     out: Path | None,
+    as_json: bool,
 ) -> None:
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
 
@@ -161,6 +163,7 @@ def report(
       mergefront report skills --out report.html
     """
     from mergefront.cli.tables import print_front
+    from mergefront.results.report.contents import report_json
     from mergefront.results.report.page import write_report
     from mergefront.study.stored_study import load_study
 
@@ -171,7 +174,10 @@ def report(
         if out is not None:
             write_report(study, out)
             echo(f"Wrote {out}", err=True)
-    print_front(study)
+    if as_json:
+        print_json(report_json(study))
+    else:
+        print_front(study)
 
 
 def _chosen(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mergefront.adapters.tasks.task import Task
 from mergefront.formatting import trials
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.results.report.detectable import detectable_json
 from mergefront.results.verdict import Verdict, front_merges, judged, normalised_rows
 from mergefront.study.evaluators import tasks_of
-from mergefront.study.stored_study import Candidate, Study
+from mergefront.study.stored_study import Candidate, Study, rounded
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,13 @@ def _warnings(study: Study, split: str, unscored: list[int], tasks: Sequence[Tas
         said.append(f"Not scored on the report items: {trials(unscored)} of the front.")
     said += [text for task in tasks if (text := getattr(task, "announcement", None)) is not None]
     return said
+
+
+def report_json(study: Study) -> dict[str, Any]:
+    """What ``mergefront report NAME --json`` prints: what ``front --json`` does, and the scores on the report items."""
+    scored = study.evaluations_on("report", (*study.anchors(), *front_merges(study)))
+    rows = [
+        {"trial": trial, "scores": rounded(row.scores), "standard_errors": rounded(row.standard_errors)}
+        for trial, row in sorted(scored.items())
+    ]
+    return {**study.to_json(), **detectable_json(study), "report": rows}

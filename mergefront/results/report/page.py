@@ -28,10 +28,12 @@ from mergefront.optimizer.scores.outcomes import (
     reasons,
     total_outcomes,
 )
+from mergefront.optimizer.scores.power import POWER
 from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_picture
 from mergefront.results.report.contents import Contents, contents
+from mergefront.results.report.detectable import detectable_differences, measured_tasks
 from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.throughput import spent
 from mergefront.results.verdict import Compared
@@ -62,6 +64,7 @@ def page(shown: Contents) -> str:
         **({"History": _history(study)} if study.has_one_objective else {"The front": _front(shown)}),
         "Scores": _scores(shown),
         "Against the baselines": _significance(shown),
+        "What the items can tell": _detectable(shown),
         "Forgetting": _forgetting(shown),
         "Hypervolume over evaluations": "" if study.has_one_objective else _hypervolume(shown),
         "What decides the objectives": _importance(study),
@@ -221,6 +224,27 @@ def _change(part: Compared, objective: Objective) -> str:
     if part.is_better:
         return f"<b>{said}</b>"
     return f'<span class="worse">{said}</span>' if part.is_worse else said
+
+
+def _detectable(shown: Contents) -> str:
+    """The smallest difference that would be found, by task; empty where nothing is known of the noise."""
+    judged = shown.judged
+    found = [] if judged is None else detectable_differences(judged, measured_tasks(shown.study))
+    if judged is None or not found:
+        return ""
+    rows = []
+    for one in found:
+        items = "" if one.items is None else f"{one.items:,}"
+        discordant = "" if one.discordance is None else f"{100 * one.discordance:.0f} %"
+        sizes = ("none" if size is None else formatting.number(size) for size in (one.alone, one.corrected))
+        rows.append([one.task, items, discordant, *sizes])
+    note = (
+        f"<p>The smallest difference between a merge and an anchor that is found with {100 * POWER:.0f} % power at p "
+        f"&lt; {LEVEL:g}, at this number of items: of one comparison by itself, and of the hardest of all "
+        f"{judged.comparisons} Holm-corrected ones. Smaller ones are mostly missed; what is not significant is no "
+        "proof of equality. Discordant: right in one and wrong in the other, the median over all comparisons.</p>"
+    )
+    return note + _table(["", "items", "discordant", "one comparison", "all comparisons"], rows)
 
 
 def _forgetting(shown: Contents) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import unescape
 
@@ -54,6 +55,17 @@ def test_the_report_says_what_each_merge_lost_of_every_side_task(study: mf.Study
             assert cell.endswith(f"{verb} {number(abs(lost))}" if lost else ", unchanged"), (candidate, cell)
             verbs.add(verb)
     assert verbs >= {"lost", "gained"}
+
+
+def test_report_as_json_has_the_scores_on_the_report_items(study: mf.Study) -> None:
+    said = CliRunner().invoke(cli, ["report", study.name, "--storage", study.database.url, "--json"])
+    found = json.loads(said.stdout)
+    assert found["study"] == study.name and len(found["report"]) >= len(study.anchors())
+    for row in found["report"]:
+        candidate = next(one for one in study.candidates() if one.number == row["trial"])
+        scored = study.ledger.find(candidate.recipe, "report")
+        assert scored is not None and row["scores"] == pytest.approx(dict(scored.scores))
+        assert row["scores"].keys() >= {"sorting", "side", "choices"}
 
 
 def test_a_front_of_anchors_alone_is_reported_as_such_on_the_report_items(study: mf.Study) -> None:

@@ -7,16 +7,21 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import mergefront as mf
+from mergefront.cli.application import cli
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.comparison import mean_interval
+from mergefront.optimizer.scores.differences import scored_difference
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.power import detectable_by_mcnemar
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.picture import hypervolumes, picture
 from mergefront.results.report.contents import contents
+from mergefront.results.report.detectable import detectable_json
 from mergefront.results.report.page import page, write_report
 
 NAMES = ("maths", "french")
@@ -176,3 +181,26 @@ def test_a_report_on_report_items_draws_these_and_says_so(tmp_path: Path) -> Non
     front = text.split("<h2>The front</h2>", 1)[1].split("</section>", 1)[0]
     assert "On the report items" in front and '"dominated merge"' not in front
     assert "On the report items its weakest is" in text.split("<h2>The front</h2>", 1)[0]
+
+
+def test_the_smallest_difference_that_the_items_would_show_is_said_everywhere(study: mf.Study) -> None:
+    """A difference that 150 items cannot show would be read as equality."""
+    shown = contents(study)
+    assert shown.judged is not None
+    differences = [
+        scored_difference(study.objectives[0], shown.rows[merge], shown.rows[anchor])
+        for merge in shown.judged.merges
+        for anchor in shown.judged.anchors.values()
+    ]
+    shares = sorted(sum(one.discordant) / 150 for one in differences if one.discordant is not None)
+    assert len(shares) == len(differences), "right-or-wrong items have the exact test"
+    expected = detectable_by_mcnemar(150, shares[(len(shares) - 1) // 2])
+    maths = detectable_json(study)["detectable"]["tasks"][0]
+    assert (maths["task"], maths["items"], maths["alone"]) == ("maths", 150, expected)
+    assert maths["corrected"] > maths["alone"] > 0.02
+    assert cells_of(page(shown), "What the items can tell")[0][-2:] == [
+        f"{maths['alone']:.3f}",
+        f"{maths['corrected']:.3f}",
+    ]
+    said = CliRunner().invoke(cli, ["front", study.name, "--storage", study.database.url])
+    assert f"maths {maths['alone']:.3f}" in said.output
