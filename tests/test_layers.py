@@ -17,7 +17,9 @@ MOST_FILES = 12
 """Of one folder, beside its ``__init__.py``: a reader takes in a dozen names at a glance."""
 
 ROOMS: Mapping[str, str] = {
-    "mergefront": "optimizer adapters storage versions formatting study results running serving demo cli __main__",
+    "mergefront": (
+        "optimizer adapters storage versions formatting study results running serving authoring demo cli __main__"
+    ),
     "mergefront.optimizer": (
         "errors foreign_text seeding arrays yaml_file sections recipes scores racing search samplers"
     ),

@@ -39,7 +39,11 @@ class JsonlOptions(MetricOptions, SplitOptions):
     """Items of a JSONL file."""
 
     path: PathText = Field(description="the file of items")
-    metric: str = Field(description="a metric of the table above, or `module:function`")
+    metric: str = Field(
+        title="a metric, or a function of your own as module:name",
+        description="a metric of the table above, or `module:function`",
+        json_schema_extra={"anyOf": [{"enum": list(METRICS)}, {"pattern": ".:."}]},
+    )
     report: PathText | None = Field(None, description="a file of report items, in the place of `report_fraction`")
     report_fraction: Fraction = Field(
         DEFAULT_REPORT_FRACTION, description=SplitOptions.model_fields["report_fraction"].description

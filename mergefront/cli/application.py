@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
+from mergefront.cli.commands.authoring import schema
 from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.llama_cpp import gguf, llama_server
 from mergefront.cli.commands.models import export, merge
@@ -87,5 +88,6 @@ for _command in (
     copy,
     delete,
     upgrade,
+    schema,
 ):
     cli.add_command(_command)

@@ -1,0 +1,147 @@
+"""The JSON schema of study files takes what is right and refuses what people usually get wrong.
+
+``python tests/mergefront/authoring/test_schema.py`` writes docs/study.schema.json and docs/pool.schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from mergefront.cli.application import cli
+
+ROOT = Path(__file__).parents[3]
+COMMITTED = {"study.schema.json": (), "pool.schema.json": ("--pool",)}
+FRAME = """
+study: skills
+merge: {method: dare_ties, base_model: base, models: {maths: m, french: f}, space: {weight: [0, 1]}}
+tasks: {maths: {type: jsonl, path: maths.jsonl, metric: exact_match}}
+objectives: [maths]
+search: {sampler: mm-mo, evaluations: 20}
+"""
+
+
+def printed(*options: str) -> str:
+    said = CliRunner().invoke(cli, ["schema", *options])
+    assert said.exit_code == 0, said.output
+    return said.stdout
+
+
+def committed(name: str) -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(json.loads((ROOT / "docs" / name).read_text(encoding="utf-8")))
+
+
+STUDY = committed("study.schema.json")
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_schema_is_the_one_that_the_models_make(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert text == printed(*COMMITTED[name]), f"write it with: python {Path(__file__).relative_to(ROOT)}"
+    jsonschema.Draft7Validator.check_schema(json.loads(text))
+
+
+def problems(content: Any) -> list[str]:
+    return [error.message for error in STUDY.iter_errors(content)]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/study.yaml")), ids=lambda path: path.parent.name)
+def test_every_example_begins_with_its_schema_and_is_valid(path: Path) -> None:
+    first, rest = path.read_text(encoding="utf-8").split("\n", 1)
+    schema = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
+    assert schema and (path.parent / schema[1]).resolve() == ROOT / "docs" / "study.schema.json"
+    assert problems(yaml.safe_load(rest)) == []
+
+
+BLOCKS = [
+    pytest.param(page, block, id=f"{page.name} {number}")
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_every_yaml_of_the_documentation_is_valid_in_its_place(page: Path, block: str) -> None:
+    content, frame = yaml.safe_load(block), yaml.safe_load(FRAME)
+    if "pool" in content:
+        assert list(committed("pool.schema.json").iter_errors(content)) == []
+    elif all(isinstance(entry, dict) and entry.get("type") in ("jsonl", "lm_eval") for entry in content.values()):
+        assert problems({**frame, "tasks": content}) == []
+    else:
+        assert problems({**frame, **content}) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [
+        ("study: skills", "stduy: skills"),
+        ("study: skills", "study: skills\nseed: -1"),
+        ("study: skills", "study: skills\nracing: 0.2"),
+        ("study: skills", "study: skills\nracing: {items: 2}"),
+        ("study: skills", "study: skills\nstop: {hour: 2}"),
+        ("study: skills", "study: skills\nbackend: {type: vllm, url: x}"),
+        ("study: skills", "study: skills\nbackend: {type: lokal}"),
+        ("study: skills", "study: skills\nbackend: {device: cuda, dytpe: float16}"),
+        ("study: skills", "study: skills\nbackend: {dtype: fp16}"),
+        ("dare_ties", "dare_tie"),
+        ("dare_ties", "[ties, dare_tie]"),
+        ("base_model: base", "base-model: base"),
+        ("models: {maths: m, french: f}", "models: 3"),
+        ("space: {weight: [0, 1]}", "space: {wieght: [0, 1]}"),
+        ("space: {weight: [0, 1]}", "space: {density: [0, 2]}"),
+        ("space: {weight: [0, 1]}", "space: {weight: [0, 0.5, 1]}"),
+        ("space: {weight: [0, 1]}", "space: {weight: {low: 0}}"),
+        ("space: {weight: [0, 1]}", "space: {weight: [0, 1], granularity: layer}"),
+        ("method: dare_ties", "method: task_arithmetic, scope: [x]"),
+        ("dare_ties", "task_arithmetic, carry: [x]"),
+        ("type: jsonl", "type: json"),
+        ("type: jsonl, ", ""),
+        ("path: maths.jsonl, ", ""),
+        ("exact_match", "exact-match"),
+        ("exact_match", "exact_match, max_new_tokens: 0"),
+        ("exact_match", "exact_match, report_fraction: 1"),
+        ("exact_match", "exact_match, num_fewshot: 3"),
+        ("objectives: [maths]", "objectives: []"),
+        ("objectives: [maths]", "objectives: [{name: maths, direction: up}]"),
+        ("objectives: [maths]", "objectives: [maths]\nconstraints: [{name: maths, at_mots: 1}]"),
+        ("mm-mo", "mmmo"),
+        ("mm-mo", "mm-mo, population: 3"),
+        ("mm-mo", "random, batch: 3"),
+        ("evaluations: 20", "evaluations: 0"),
+        ("evaluations: 20", "evaluations: many"),
+        ("evaluations: 20", "budget: slow"),
+    ],
+)
+def test_a_usual_fault_is_marked_in_the_editor(written: str, wrong: str) -> None:
+    assert problems(yaml.safe_load(FRAME)) == []
+    assert written in FRAME and problems(yaml.safe_load(FRAME.replace(written, wrong)))
+
+
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        ("space: {weight: [0, 1]}", "space: {weight: [0, 1], 'weight[maths]': 0.5, density: {choices: [0.1, 0.5]}}"),
+        ("space: {weight: [0, 1]}", "space: {granularity: {blocks: {language: 4, vision: 0}}, split: [mlp]}"),
+        ("method: dare_ties", "method: mine, method_files: [mine.py]"),
+        ("method: dare_ties", "method: [ties, linear]"),
+        ("exact_match", "'mine:score', stop: ['a', 'b'], delimiter: null, tolerance: 0"),
+        ("study: skills", "study: skills\nbackend: {device: cpu, task_vectors: 64}"),
+        ("study: skills", "study: skills\nstop: {hours: 2}\nracing: {items: 0.3}"),
+        ("objectives: [maths]", "objectives: [{name: maths, range: [0, 1]}]\nconstraints: ['delta_l1 <= 0.2']"),
+        ("sampler: mm-mo, ", "batch: 3, "),
+    ],
+)
+def test_less_usual_forms_are_no_faults(written: str, right: str) -> None:
+    assert written in FRAME and problems(yaml.safe_load(FRAME.replace(written, right))) == []
+
+
+if __name__ == "__main__":
+    for file, options in COMMITTED.items():
+        (ROOT / "docs" / file).write_text(printed(*options), encoding="utf-8")
