@@ -358,9 +358,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
         idle = idle_options_of(config)
         if idle:
             found.warnings.append(f"task {name}: metric {config['metric']} has no use for {', '.join(idle)}")
-        announcement = getattr(task, "announcement", None)
-        if announcement is not None:
-            found.notes.append(announcement)
+        found.notes.extend(text for key in ("remark", "announcement") if (text := getattr(task, key, None)) is not None)
         if task.verb == "python":
             problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue

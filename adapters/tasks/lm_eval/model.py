@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lm_eval.api.model import LM
 
 from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.adapters.tasks.lm_eval.generation import longest_answer, stop_strings
 from mergefront.optimizer.errors import EvaluationError
-
-DEFAULT_NEW_TOKENS = 256
-"""What the harness' own Hugging Face model generates at most where a task does not say."""
 
 
 class HarnessModel(LM):  # type: ignore[misc]
@@ -55,17 +52,6 @@ class HarnessModel(LM):  # type: ignore[misc]
             if answer.unanswered:
                 self.unanswered[id(request)] = answer.unanswered
         return [answer.text for answer in answers]
-
-
-def stop_strings(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts at which the harness' settings of a generation end an answer."""
-    until: str | Sequence[str] | None = settings.get("until")
-    return tuple(text for text in ((until,) if isinstance(until, str) else until or ()) if text)
-
-
-def longest_answer(settings: Mapping[str, Any]) -> int:
-    """The most tokens of an answer, as the harness' settings of a generation have it."""
-    return int(settings.get("max_gen_toks", settings.get("max_new_tokens", DEFAULT_NEW_TOKENS)))
 
 
 def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
