@@ -161,6 +161,11 @@ class LocalBackend:
         """The names of the experts that recipes may use."""
         return self.engine.experts
 
+    @property
+    def live(self) -> Any:
+        """The live model as ``apply`` yields it, whatever merge it holds."""
+        return self._asked
+
     def apply(self, recipe: Recipe) -> LocalMerge:
         """The merge of a recipe, made when the returned context is entered.
 

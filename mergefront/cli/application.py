@@ -10,6 +10,7 @@ import click
 
 from mergefront.cli.boundary import guarded
 from mergefront.cli.commands.authoring import schema
+from mergefront.cli.commands.chat import chat
 from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.llama_cpp import gguf, llama_server
 from mergefront.cli.commands.models import export, merge
@@ -58,6 +59,7 @@ def cli(session: Session, debug: bool, log_format: str) -> None:
       mergefront demo                       the whole thing on a tiny example, offline
       mergefront run study.yaml             search; continues where it stopped
       mergefront front NAME                 the merges worth having
+      mergefront chat NAME                  talk to them
       mergefront export NAME --out merged           the merge that it suggests
     """
     session.debug = debug
@@ -75,6 +77,7 @@ for _command in (
     studies,
     status,
     front,
+    chat,
     export,
     merge,
     dashboard,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +55,34 @@ evaluations_option = click.option(
     metavar="N",
     help="The study's whole budget, anchors and finished evaluations included.",
 )
+
+
+def choice_options(command: Command) -> Command:
+    """``--trial``, ``--suggested``, ``--knee`` and ``--prefer``: a merge of a study, passed as ``choice``."""
+
+    @wraps(command)
+    def chosen(trial: int | None, suggested: bool, knee: bool, prefer: dict[str, float] | None, **others: Any) -> Any:
+        from mergefront.results.suggestion import Choice
+
+        return command(choice=Choice(trial, suggested, knee, prefer), **others)
+
+    for option in (
+        click.option(
+            "--prefer",
+            metavar="NAME=WEIGHT,...",
+            callback=named_numbers,
+            help="The front member for these weights of the objectives.",
+        ),
+        click.option(
+            "--knee",
+            is_flag=True,
+            help="The front's knee: the largest sum of the objectives, each scaled to the front.",
+        ),
+        click.option("--suggested", is_flag=True, help="The merge that is suggested; so it is without a choice."),
+        click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial."),
+    ):
+        option(chosen)
+    return chosen  # type: ignore[return-value]
 
 
 def launcher_options(command: Command) -> Command:

@@ -47,13 +47,13 @@ def export_candidate(
     """
     from mergefront.adapters.merging.output.directory import write_merge
     from mergefront.results.model_card import model_card
-    from mergefront.study.evaluators import merge_plan, mergekit_config, written_dtype
+    from mergefront.study.evaluators import merge_plan, mergekit_config, missing_weights, written_dtype
 
     root = study.root
     recipe = candidate.recipe
     places = study.places
     paths = model_paths(recipe, study.space.base_model, places)
-    missing = [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
+    missing = missing_weights(study.definition, recipe)
     if missing and not config_only:
         raise UserError(
             f"export: there are no weights for {', '.join(missing)} under {root}; "

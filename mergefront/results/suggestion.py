@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from shlex import quote
 
 from mergefront.formatting import number, trial
+from mergefront.optimizer.errors import UserError
 from mergefront.results.verdict import Verdict
 from mergefront.study.stored_study import Candidate, Study
 
@@ -67,8 +70,51 @@ def export_command(study: Study, suggested: Candidate | None, storage: str = "")
     return f"mergefront export {quote(study.name)}{storage}{choice} --out merged"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which candidate a user means; without anything said, the suggested one.
+
+    Raises ``UserError`` where several things are said.
+    """
+
+    trial: int | None = None
+    suggested: bool = False
+    knee: bool = False
+    prefer: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if [self.trial is not None, self.suggested, self.knee, self.prefer is not None].count(True) > 1:
+            raise UserError("choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
+
+    def of(self, study: Study) -> Candidate:
+        """Raises ``UserError`` where the study has no such candidate."""
+        if self.prefer is not None:
+            return study.preferred(self.prefer)
+        if self.knee:
+            return study.knee()
+        if self.trial is not None:
+            return evaluated_trial(study, self.trial)
+        suggested = study.suggested()
+        if suggested is None:
+            remedy = choices(study)  # refuses a study without any member first
+            raise UserError(f"{nothing_suggested(study)} {remedy}")
+        return suggested
+
+
+def evaluated_trial(study: Study, number: int) -> Candidate:
+    """Raises ``UserError`` for a trial that is not evaluated, with the reason where it failed."""
+    for candidate in study.candidates():
+        if candidate.number == number:
+            return candidate
+    failure = next((failure for failure in study.failures() if failure.number == number), None)
+    if failure is not None:
+        raise UserError(f"trial {number} of study {study.name!r} failed: {failure.reason}")
+    front = ", ".join(str(candidate.number) for candidate in study.front())
+    raise UserError(f"study {study.name!r} has no evaluated trial {number}; on its front are: {front or 'none yet'}")
+
+
 def choices(study: Study) -> str:
-    """What to give `export` instead. Raises ``UserError`` where there is nothing to choose from."""
+    """What to choose instead. Raises ``UserError`` where there is nothing to choose from."""
     shares = ",".join(f"{objective.name}=1" for objective in study.objectives)
     on_front = ", ".join(str(candidate.number) for candidate in study.front())
     knee = f"--knee (trial {study.knee().number}, the largest sum of the objectives)"

@@ -141,6 +141,12 @@ def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:
     return merge_plan(definition, recipe, (EVERYTHING,), looked_at).out_dtype
 
 
+def missing_weights(definition: StudyDefinition, recipe: Recipe) -> list[str]:
+    """The models of a recipe that are names alone here; names on the Hub are fetched if need be."""
+    paths = model_paths(recipe, definition.space.base_model, definition.places)
+    return [name or "base_model" for name, path in paths.items() if not os.path.exists(path)]
+
+
 def refuse_external(definition: StudyDefinition) -> None:
     """Raises ``UserError`` for a study whose scores are told: nothing here can score its recipes."""
     if definition.evaluator.type == "external":
@@ -169,11 +175,12 @@ def _refuse_changed(definition: StudyDefinition) -> None:
 
 
 def local_backend(definition: StudyDefinition) -> LocalBackend:
-    """The backend of a local study, by the rules that it was begun with. Raises ``UserError``."""
+    """The backend of a local study, by the rules that it was begun with; of another study whose models are here, with
+    every default. Raises ``UserError``."""
     space, settings, folder = definition.space, definition.evaluator.backend, definition.places.folder
     assert space.base_model is not None
     device = definition.runtime.get("device", "auto")
-    dtype, compute = dtype_and_compute(definition.scoring, settings["dtype"], device)
+    dtype, compute = dtype_and_compute(definition.scoring, settings.get("dtype", "auto"), device)
     return LocalBackend.from_checkpoints(
         folder(space.base_model),
         {name: folder(path) for name, path in space.models.items()},
@@ -186,5 +193,5 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
         tokenizer_source=definition.tokenizer_source,
         scope=definition.modalities.scope,
         carry=definition.modalities.carry,
-        for_text=any(task.verb != "python" for task in tasks_of(definition)),
+        for_text=not (tasks := tasks_of(definition)) or any(task.verb != "python" for task in tasks),
     )

@@ -10,27 +10,17 @@ from typing import TYPE_CHECKING
 import click
 
 from mergefront.cli.logs import echo
-from mergefront.cli.options import named_numbers, storage_option
+from mergefront.cli.options import choice_options, storage_option
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
-    from mergefront.study.stored_study import Candidate, Study
+    from mergefront.results.suggestion import Choice
 
 
 @click.command(short_help="Write one merge as a model: weights, tokenizer, mergekit YAML, model card.")
 @click.argument("name")
 @storage_option
-@click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial.")
-@click.option("--suggested", is_flag=True, help="The merge that is suggested; so it is without a choice.")
-@click.option(
-    "--knee", is_flag=True, help="The front's knee: the largest sum of the objectives, each scaled to the front."
-)
-@click.option(
-    "--prefer",
-    metavar="NAME=WEIGHT,...",
-    callback=named_numbers,
-    help="The front member for these weights of the objectives.",
-)
+@choice_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; new or empty.")
 @click.option(
     "--push-to", metavar="ORG/NAME", help="Upload the folder to the Hugging Face Hub, as a private repository."
@@ -46,10 +36,7 @@ if TYPE_CHECKING:
 def export(
     name: str,
     storage: str,
-    trial: int | None,
-    suggested: bool,
-    knee: bool,
-    prefer: dict[str, float] | None,
+    choice: Choice,
     out: Path | None,
     push_to: str | None,
     public: bool,
@@ -80,10 +67,8 @@ def export(
 
     if config_only and as_lora:
         raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")
-    if [trial is not None, suggested, knee, prefer is not None].count(True) > 1:
-        raise UserError("export: choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
     study = load_study(name, storage=storage)
-    candidate = _chosen(study, trial, knee, prefer)
+    candidate = choice.of(study)
     if out is None and push_to is None:
         raise UserError("export: name a folder to write with --out, or a repository with --push-to")
     repository = None if push_to is None else repository_name(push_to)
@@ -126,27 +111,3 @@ def merge(config: Path, out: Path, allow: tuple[str, ...]) -> None:
     merge_config(config, out, allow)
     echo(f"Wrote {out}", err=True)
     echo(str(out))
-
-
-def _chosen(study: Study, trial: int | None, knee: bool, preferences: dict[str, float] | None) -> Candidate:
-    if preferences is not None:
-        return study.preferred(preferences)
-    if knee:
-        return study.knee()
-    if trial is None:
-        from mergefront.results.suggestion import choices, nothing_suggested
-
-        suggested = study.suggested()
-        if suggested is None:
-            remedy = choices(study)  # refuses a study without any member first
-            raise UserError(f"export: {nothing_suggested(study)} {remedy}")
-        return suggested
-    candidates = study.candidates()
-    for candidate in candidates:
-        if candidate.number == trial:
-            return candidate
-    failure = next((failure for failure in study.failures() if failure.number == trial), None)
-    if failure is not None:
-        raise UserError(f"trial {trial} of study {study.name!r} failed: {failure.reason}")
-    front = ", ".join(str(candidate.number) for candidate in study.front())
-    raise UserError(f"study {study.name!r} has no evaluated trial {trial}; on its front are: {front or 'none yet'}")

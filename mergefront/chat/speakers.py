@@ -1,0 +1,163 @@
+"""Who answers: a live model here, or a server that makes the merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+from mergefront.adapters.chat_templates import ChatTemplate
+from mergefront.adapters.language_model import GenerationRequest
+from mergefront.adapters.local.asked import SilentModel
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.local.limits import longest_input
+from mergefront.adapters.remote.backend_types import answers_with_a_loss, make_backend, read_settings
+from mergefront.adapters.remote.settings import joined_settings
+from mergefront.chat.generation import Answer, Sampling, Show, write_answer
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.study.evaluators import local_backend, missing_weights
+from mergefront.study.stored_study import Study
+
+Turns = Sequence[Mapping[str, str]]
+"""Messages with "role" and "content", the last one the user's."""
+
+
+class Speaker(Protocol):
+    """Answers as any merge of a study."""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it answers messages; if not, it continues the last one's text, and knows of none before."""
+        ...
+
+    def turn_to(self, recipe: Recipe) -> float:
+        """Make this merge the one that answers; the seconds that it took. May raise ``MergefrontError``."""
+        ...
+
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
+        """The answer to the last turn, and how many of the oldest turns were left out for lack of room.
+
+        Raises ``UserError`` for turns that cannot be put to it.
+        """
+        ...
+
+
+@contextmanager
+def speaker_of(study: Study, template: str = "") -> Iterator[Speaker]:
+    """Who answers for a study, while the block lasts; ``template``: a file, or the name of one of the tokenizer's.
+
+    Raises ``UserError`` where nothing here makes the study's merges, or they write no text.
+    """
+    definition = study.definition
+    kind = definition.evaluator.type
+    if kind == "external":
+        raise UserError(
+            f"study {study.name!r} is scored by an outside harness (backend: external), which makes its merges; "
+            "export one to talk to it"
+        )
+    if kind == "server":
+        if template:
+            raise UserError("--template: the server has the chat template; leave the option out")
+        settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
+        if answers_with_a_loss(settings):
+            raise UserError(f"study {study.name!r} asks a service that answers with a loss; it writes no text")
+        backend = make_backend(settings, definition.space, definition.places, known=definition.served)
+        with closing(backend), ExitStack() as stack:
+            yield ServerSpeaker(backend, stack)
+        return
+    base = definition.space.base_model
+    missing = ["base_model"] if base is None else missing_weights(definition, anchors(definition.space)[0].recipe)
+    if missing:
+        raise UserError(f"chat: there are no weights for {', '.join(missing)} under {definition.root}")
+    with ExitStack() as stack:
+        yield LocalSpeaker(local_backend(definition), stack, template)
+
+
+class LocalSpeaker:
+    """Merges in place in one live model of transformers; ``stack`` leaves the last one at its end.
+
+    Raises ``UserError`` for a model that writes no text, and for a template that cannot be read.
+    """
+
+    def __init__(self, backend: LocalBackend, stack: ExitStack, template: str) -> None:
+        self._backend = backend
+        self._stack = stack
+        asked = backend.live
+        if isinstance(asked, SilentModel):
+            raise UserError(f"chat: {type(asked.model).__name__} writes no text, so there is nobody to talk to")
+        self._model: Any = asked.model
+        self._tokenizer: Any = getattr(asked.processor, "tokenizer", asked.processor)
+        self._longest = longest_input(self._model, self._tokenizer)
+        own = getattr(self._tokenizer, "chat_template", None)
+        read = Path(template).read_text(encoding="utf-8") if template and Path(template).is_file() else template
+        self._template = ChatTemplate.of_tokenizer(self._tokenizer, read) if own or read else None
+        self._recipe: Recipe | None = None
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    def turn_to(self, recipe: Recipe) -> float:
+        started = perf_counter()
+        if recipe != self._recipe:
+            self._recipe = None
+            self._stack.close()
+            self._stack.enter_context(self._backend.apply(recipe))
+            self._recipe = recipe
+        return perf_counter() - started
+
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
+        kept, prompt = list(turns), self._tokens(turns)
+        most = self._longest - min(sampling.max_new_tokens, self._longest // 4)
+        first = int(kept[0]["role"] == "system")
+        while len(prompt) > most and len(kept) > first + 2:
+            del kept[first : first + 2]  # the oldest question and its answer
+            prompt = self._tokens(kept)
+        if len(prompt) > most:
+            raise UserError(
+                f"this has {len(prompt)} tokens; the model reads {self._longest}, the answer's own included"
+            )
+        room = min(sampling.max_new_tokens, self._longest - len(prompt))
+        answer = write_answer(self._model, self._tokenizer, prompt, Sampling(sampling.temperature, room), show)
+        return answer, len(turns) - len(kept)
+
+    def _tokens(self, turns: Turns) -> list[int]:
+        if self._template is None:
+            return list(self._tokenizer(turns[-1]["content"])["input_ids"])
+        text = self._template.prompt(turns, today=date.today().isoformat())
+        # The template writes its own begin token.
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class ServerSpeaker:
+    """Merges that a server makes; whole answers."""
+
+    has_template = False
+
+    def __init__(self, backend: Any, stack: ExitStack) -> None:
+        self._backend = backend
+        self._stack = stack
+        self._recipe: Recipe | None = None
+        self._model: Any = None
+
+    def turn_to(self, recipe: Recipe) -> float:
+        started = perf_counter()
+        if recipe != self._recipe:
+            self._recipe = None
+            self._stack.close()
+            self._model = self._stack.enter_context(self._backend.apply(recipe))
+            self._recipe = recipe
+        return perf_counter() - started
+
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
+        if sampling.temperature:
+            raise UserError("the server is asked for its likeliest answers only; set /temperature 0")
+        started = perf_counter()
+        (said,) = self._model.generate([GenerationRequest(turns[-1]["content"], sampling.max_new_tokens)])
+        show(said.text or f"({said.unanswered})" * bool(said.unanswered))
+        return Answer(said.text, said.tokens, perf_counter() - started, said.finish), 0

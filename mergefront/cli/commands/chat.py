@@ -1,0 +1,81 @@
+"""The command chat."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mergefront.cli.logs import echo
+from mergefront.cli.options import choice_options, root_option, storage_option
+
+if TYPE_CHECKING:
+    from mergefront.results.suggestion import Choice
+
+
+@click.command(short_help="Talk to a merge, and compare what several answer.")
+@click.argument("name")
+@storage_option
+@root_option
+@choice_options
+@click.option("--system", default="", metavar="TEXT", help="The system message.")
+@click.option(
+    "--temperature",
+    default=0.0,
+    type=click.FloatRange(0, 100),
+    show_default=True,
+    help="0 writes the likeliest answer.",
+)
+@click.option(
+    "--max-new-tokens", default=512, type=click.IntRange(min=1), show_default=True, help="The longest answer."
+)
+@click.option(
+    "--template", default="", metavar="FILE", help="A chat template (Jinja), or the name of one of the tokenizer's."
+)
+def chat(
+    name: str,
+    storage: str,
+    root: Path | None,
+    choice: Choice,
+    system: str,
+    temperature: float,
+    max_new_tokens: int,
+    template: str,
+) -> None:
+    """Talk to a merge of study NAME, held in memory; without a choice, to the one that `front` suggests.
+
+    Lines are prompts, put through the chat template of the tokenizer. Commands begin with a slash: /trial 14, /base and
+    /expert NAME say who answers, /compare 14 base [PROMPT] shows answers side by side, /help lists the rest. Ctrl-C
+    ends an answer, Ctrl-D the program. From a pipe each line is answered on stdout.
+
+    \b
+    Examples:
+      mergefront chat skills
+      mergefront chat skills --trial 17 --system "Answer in French." --temperature 0.7
+      printf 'What is 12 + 30?\\n/compare 17 base\\n' | mergefront chat skills
+    """
+    from mergefront.chat.generation import Sampling
+    from mergefront.chat.merges import Merges
+    from mergefront.chat.session import Chat
+    from mergefront.chat.speakers import speaker_of
+    from mergefront.cli.conversation import Screen, converse
+    from mergefront.optimizer.errors import UserError
+    from mergefront.study.stored_study import load_study
+
+    study = load_study(name, storage=storage, root=root)
+    merges, is_terminal = Merges(study), sys.stdin.isatty() and sys.stdout.isatty()
+    start = merges.of(choice.of(study))
+    with speaker_of(study, template) as speaker:
+        if system and not speaker.has_template:
+            raise UserError("--system: without a chat template there are no messages; name one with --template FILE")
+        speaker.turn_to(start.recipe)
+        if not speaker.has_template:
+            echo("No chat template: your text is continued as it stands, each line by itself.", err=True)
+        if is_terminal:
+            echo(f"Study {study.name}, {start.label}. /help lists the commands; Ctrl-D leaves.", err=True)
+        converse(
+            Chat(merges, speaker, Screen(is_terminal), start, Sampling(temperature, max_new_tokens), system),
+            is_terminal,
+        )

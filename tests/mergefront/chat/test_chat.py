@@ -1,0 +1,216 @@
+"""Talking to a study's merges: who answers, what it is asked, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from click.testing import CliRunner, Result
+
+import mergefront as mf
+from mergefront.chat.generation import Sampling, write_answer
+from mergefront.cli.application import cli
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' and not message['content'].endswith('.') %}"
+    "{{ raise_exception('a system message ends in a full stop') }}{% endif %}"
+    "<{{ message['role'][0] }}>{{ message['content'] }}<end>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, random_model: Callable[..., Any]) -> Path:
+    """A finished study "skills" of two random experts, whose base has a chat template."""
+    folder = tmp_path_factory.mktemp("chat")
+    model = random_model(max_position_embeddings=96)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for name in ("base", "one", "two"):
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+            (folder / name / "chat_template.jinja").write_text(TEMPLATE)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+    (folder / "items.jsonl").write_text(
+        '{"prompt": "two plus", "answer": " two"}\n{"prompt": "Is it", "answer": " B"}\n'
+    )
+    study = {
+        "study": "skills",
+        "merge": {
+            "method": "task_arithmetic",
+            "base_model": "base",
+            "models": {"one": "one", "two": "two"},
+            "space": {"weight": [0, 1]},
+        },
+        "backend": {"type": "local", "device": "cpu"},
+        "tasks": {"items": {"type": "jsonl", "path": "items.jsonl", "metric": "loss"}},
+        "objectives": ["items", "delta_l1"],
+        "search": {"sampler": "random", "evaluations": 8},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    mf.run(folder / "study.yaml")
+    return folder
+
+
+def talk(folder: Path, said: str, *arguments: object, name: str = "skills") -> Result:
+    command = ["chat", name, "--storage", folder / "mergefront.db", *arguments]
+    return CliRunner().invoke(cli, [str(part) for part in command], input=said)
+
+
+def trial(folder: Path) -> int:
+    return mf.load_study("skills", storage=f"sqlite:///{folder}/mergefront.db").candidates()[-1].number
+
+
+def plain_answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], tokens: int = 12) -> str:
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=tokens, pad_token_id=0)
+    return str(tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+
+def test_answers_are_those_of_the_exported_merge_turn_by_turn(folder: Path, tmp_path: Path) -> None:
+    """What was judged by talking to it is what gets published."""
+    number = trial(folder)
+    study = ["skills", "--storage", folder / "mergefront.db"]
+    command = ["export", *study, "--trial", number, "--out", tmp_path / "merged", "--unchecked"]
+    assert CliRunner().invoke(cli, [str(part) for part in command]).exit_code == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    messages = [{"role": "system", "content": "Be brief."}]
+    wanted = []
+    for question in ("What is two?", "Is it A?"):
+        messages.append({"role": "user", "content": question})
+        wanted.append(plain_answer(model, tokenizer, messages))
+        messages.append({"role": "assistant", "content": wanted[-1]})
+    options = ("--trial", number, "--system", "Be brief.", "--max-new-tokens", 12)
+    result = talk(folder, "What is two?\nIs it A?\n", *options)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "".join(f"{answer}\n" for answer in wanted) and wanted[0] != wanted[1]
+
+
+def test_every_merge_answers_as_itself_and_the_conversation_goes_on(folder: Path) -> None:
+    number = trial(folder)
+    first = ("--trial", number, "--max-new-tokens", 8)
+    said = "What is two?\n"
+
+    def alone(switch: str) -> str:
+        return talk(folder, f"{switch}\n{said}", *first).stdout
+
+    answers = {label: alone(f"/{label}") for label in (f"trial {number}", "base", "expert one", "expert two")}
+    assert len(set(answers.values())) == 4
+    compared = talk(folder, f"{said}/compare {number} base one two\n", *first)
+    shown = "".join(f"--- {label}\n{answer}" for label, answer in answers.items())
+    assert compared.stdout == answers[f"trial {number}"] + shown, "without a prompt: the last one, asked of each"
+    assert talk(folder, f"/compare base  What is two?\n{said}", *first).stdout.startswith(
+        "--- base\n" + answers["base"]
+    )
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    before = [
+        {"role": "user", "content": "What is two?"},
+        {"role": "assistant", "content": answers[f"trial {number}"][:-1]},
+        {"role": "user", "content": "Is it A?"},
+    ]
+    switched = talk(folder, f"{said}/base\nIs it A?\n/reset\n{said}", *first)
+    told = answers[f"trial {number}"] + plain_answer(model, tokenizer, before, 8) + "\n" + answers["base"]
+    assert switched.stdout == told
+    assert "base answers now (merged in" in switched.stderr
+
+
+def test_a_long_conversation_loses_its_beginning_and_says_so(folder: Path) -> None:
+    result = talk(folder, "What is two?\n" * 9, "--trial", 0, "--max-new-tokens", 8)
+    assert result.exit_code == 0, result.output
+    assert "the model reads no more at once: the first 2 turns were left out" in result.stderr
+    assert len(result.stdout.split("\n")) >= 10
+    result = talk(folder, "What is two? " * 40, "--trial", 0)
+    assert result.exit_code == 2 and re.search(r"this has \d+ tokens; the model reads 96", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/trial 99", "has no evaluated trial 99"),
+        ("/trial best", "write the number of a trial"),
+        ("/expert onne", "no expert 'onne' (did you mean 'one'?)"),
+        ("/trail 3", "no command /trail (did you mean 'trial'?)"),
+        ("/compare 1 base", "nothing was asked yet"),
+        ("/compare What is two?", "it names no merge"),
+        ("/temperature hot", "must be a number from 0 to 100"),
+        ("/max-new-tokens 0", "a whole number above 0"),
+        ("/system Be brief\nWhat is two?", "refuses messages of the roles system, user: a system message ends in"),
+    ],
+)
+def test_a_line_of_a_script_that_cannot_be_done_ends_it(folder: Path, line: str, message: str) -> None:
+    result = talk(folder, f"{line}\nWhat is two?\n", "--trial", 0)
+    assert result.exit_code == 2 and message in result.stderr and result.stdout == ""
+
+
+def test_temperature_draws_and_help_lists_every_command(folder: Path) -> None:
+    torch.manual_seed(0)
+    drawn = talk(folder, "/temperature 5\n" + "What is two?\n/reset\n" * 3, "--trial", 0, "--max-new-tokens", 8)
+    assert len(set(drawn.stdout.splitlines())) > 1
+    shown = talk(folder, "/help\n", "--trial", 0).stderr
+    assert all(f"/{name}" in shown for name in ("trial", "base", "expert", "compare", "system", "reset", "temperature"))
+
+
+def test_without_a_template_a_text_is_continued_and_one_can_be_named(folder: Path, tmp_path: Path) -> None:
+    templates = {name: folder / name / "chat_template.jinja" for name in ("base", "one", "two")}
+    for path in templates.values():
+        path.unlink()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+        inputs = tokenizer("What is", return_tensors="pt")
+        written = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=0)[0, 2:]
+        raw = talk(folder, "What is\n" * 2, "--trial", 0, "--max-new-tokens", 6)
+        continued = tokenizer.decode(written[inputs["input_ids"].shape[1] - 2 :], skip_special_tokens=True)
+        assert raw.exit_code == 0 and raw.stdout == f"{continued}\n" * 2
+        assert raw.stderr.startswith("No chat template: your text is continued")
+        assert talk(folder, "", "--trial", 0, "--system", "Be brief.").exit_code == 2
+        assert talk(folder, "", "--trial", 0, "--template", "no such").exit_code == 2
+        (tmp_path / "own.jinja").write_text(TEMPLATE)
+        named = talk(folder, "What is two?\n", "--trial", 0, "--template", tmp_path / "own.jinja")
+    finally:
+        for path in templates.values():
+            path.write_text(TEMPLATE)
+    assert named.stdout == talk(folder, "What is two?\n", "--trial", 0).stdout
+
+
+def test_the_user_can_end_an_answer_and_keeps_what_there_is(folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
+    prompt = tokenizer("What is")["input_ids"]
+    pieces: list[str] = []
+
+    def interrupt(piece: str) -> None:
+        pieces.append(piece)
+        if len(pieces) == 3:
+            raise KeyboardInterrupt
+
+    ended = write_answer(model, tokenizer, prompt, Sampling(max_new_tokens=30), interrupt)
+    whole = write_answer(model, tokenizer, prompt, Sampling(max_new_tokens=30), lambda piece: None)
+    assert ended.finish == "interrupted" and whole.finish == "length" and whole.tokens == 30
+    assert ended.text and whole.text.startswith(ended.text) and len(ended.text) < len(whole.text)
+
+
+def test_studies_whose_merges_nothing_here_can_make_are_refused(
+    folder: Path, tmp_path: Path, storage: str, write_study: Callable[..., Path]
+) -> None:
+    result = CliRunner().invoke(cli, ["chat", "skills", "--storage", storage])
+    assert result.exit_code == 2 and "there are no weights for base_model" in result.stderr
+    outside = yaml.safe_load((folder / "study.yaml").read_text()) | {"backend": {"type": "external"}}
+    del outside["tasks"]
+    outside["objectives"], outside["study"] = [{"name": "items", "direction": "maximize"}], "outside"
+    (folder / "outside.yaml").write_text(yaml.safe_dump(outside))
+    study = mf.create(folder / "outside.yaml")
+    study.tell(study.ask().trial, {"items": 1.0})
+    result = talk(folder, "Hi\n", "--trial", 0, name="outside")
+    assert result.exit_code == 2 and "is scored by an outside harness" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
