@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,22 +23,37 @@ from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores, Race, RaceResult
+from mergefront.optimizer.scores.evaluation import (
+    Evaluation,
+    EvaluationRequest,
+    Evaluator,
+    ItemScores,
+    Race,
+    RaceResult,
+)
 from mergefront.optimizer.scores.objectives import DELTA_L1
 from mergefront.optimizer.scores.outcomes import CUT, EMPTY, OUTCOMES, UNANSWERED, outcome_text, reasons
 
 _log = logging.getLogger(__name__)
+PEAK_BYTES = "merge_peak_bytes"
 
 
 class TaskEvaluator:
     """Scores a recipe on the tasks that the requested objectives name.
 
     An objective is a task's name, or ``delta_l1``. The merge is made once per evaluation; its scores
-    are the means of the tasks' item scores, with the standard errors of those means.
+    are the means of the tasks' item scores, with the standard errors of those means. ``watch`` starts to measure the
+    memory that making a merge takes (see ``peak_memory``); ``details`` have the bytes under ``PEAK_BYTES``.
     """
 
-    def __init__(self, backend: Backend[LanguageModel], tasks: Sequence[Task] | Mapping[str, Task]) -> None:
+    def __init__(
+        self,
+        backend: Backend[LanguageModel],
+        tasks: Sequence[Task] | Mapping[str, Task],
+        watch: Callable[[], Callable[[], int | None]] | None = None,
+    ) -> None:
         self.backend = backend
+        self._watch = watch
         named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
         self.tasks: dict[str, Task] = dict(named)
         self._warned: set[str] = set()
@@ -58,15 +73,19 @@ class TaskEvaluator:
                 raise UserError(f"objective {name!r} is neither a task nor {DELTA_L1} {did_you_mean(name, known)}")
         items_of = {name: self.tasks[name].items(request.split) for name in wanted}
         started = time.perf_counter()
+        details: dict[str, Any] = {}
         with ExitStack() as merged:
             with _failures("merging"):
+                peak = None if self._watch is None else self._watch()
                 applied = self.backend.apply(recipe)
                 asked = _Asked(CountedModel(merged.enter_context(applied)), {"merge": applied.seconds})
+                if peak is not None:
+                    details[PEAK_BYTES] = peak()
             exact = {DELTA_L1: _known(applied.delta_l1)} if DELTA_L1 in request.objectives else {}
-            details: dict[str, Any] = {}
             if request.race is not None and wanted:
                 result = self._race(request.race, asked, items_of, exact)
-                items, details = dict(result.items), dict(result.details)
+                items = dict(result.items)
+                details |= result.details
                 scores = {name: one.mean for name, one in result.estimates.items()}
                 errors = {name: one.standard_error for name, one in result.estimates.items()}
                 for name in wanted:
@@ -136,6 +155,25 @@ class TaskEvaluator:
                 if indices:
                     run.tell(name, indices, self._score(name, asked, [items_of[name][index] for index in indices]))
         return run.result()
+
+
+class LenientEvaluator:
+    """Of merges that nobody checked together with the backend: what it refuses fails that merge alone.
+
+    But for sums of task vectors, which every backend can make: who refuses those refuses all.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        """See ``Evaluator``."""
+        try:
+            return self._evaluator.evaluate(recipe, request)
+        except UserError as error:
+            if recipe.method == "task_arithmetic":
+                raise
+            raise EvaluationError(str(error), kind="refused") from error
 
 
 @dataclass

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from mergefront.optimizer.recipes.space import MergeSpace, Range
     from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
     from mergefront.optimizer.scores.objectives import Objective
+    from mergefront.running.compare import compare
     from mergefront.running.run import create, resume, run, search
     from mergefront.study.stored_study import Candidate, Study, load_study
 
 _HOME = {
+    "compare": "mergefront.running.compare",
     "create": "mergefront.running.run",
     "run": "mergefront.running.run",
     "resume": "mergefront.running.run",
@@ -53,6 +55,7 @@ __all__ = [
     "SearchStoppedError",
     "Study",
     "UserError",
+    "compare",
     "create",
     "load_study",
     "resume",

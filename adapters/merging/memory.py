@@ -1,6 +1,9 @@
-"""How much memory is free where tensors are held, and how much of a tensor is worked on at once."""
+"""How much memory is free where tensors are held, how much was used, and how much of a tensor is worked on at once."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -32,3 +35,25 @@ def free_memory(device: torch.device) -> int:
     except OSError:
         pass
     return _UNKNOWN
+
+
+def peak_memory(device: torch.device) -> Callable[[], int | None]:
+    """From now on: a function that says how many bytes were in use at most, everything that is held included.
+
+    On a CPU the process's own, whose record starts anew; None where the system does not say.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return lambda: int(torch.cuda.max_memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return lambda: None
+    return _peak_of_process
+
+
+def _peak_of_process() -> int | None:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

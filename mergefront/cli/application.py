@@ -14,7 +14,7 @@ from mergefront.cli.commands.chat import chat
 from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.llama_cpp import gguf, llama_server
 from mergefront.cli.commands.models import export, merge
-from mergefront.cli.commands.searches import check, report, resume, run
+from mergefront.cli.commands.searches import check, compare, report, resume, run
 from mergefront.cli.commands.serve import serve
 from mergefront.cli.commands.studies import dashboard, front, status, studies
 from mergefront.cli.commands.team import ask, copy, create, delete, rename, tell, upgrade, worker
@@ -70,6 +70,7 @@ def cli(session: Session, debug: bool, log_format: str) -> None:
 for _command in (
     demo,
     check,
+    compare,
     run,
     resume,
     worker,

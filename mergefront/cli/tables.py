@@ -126,7 +126,7 @@ def front_table(
     ]
     used = 10 + sum(column + 3 for column in widths)
     room = width - used
-    table = _frameless()
+    table = frameless()
     table.add_column("trial", justify="right", no_wrap=True, min_width=5)
     for objective, column in zip(study.objectives, widths, strict=True):
         table.add_column(formatting.heading(objective), no_wrap=True, min_width=column)
@@ -141,7 +141,8 @@ def front_table(
     for candidate in merges:
         if candidate.number in cells:
             params = {"method": candidate.recipe.method, **candidate.params}
-            said = formatting.coefficients(params, study.space.models, list(study.space.searched))
+            wanted = list(params if study.definition.compares else study.space.searched)
+            said = formatting.coefficients(params, study.space.models, wanted)
             is_marked = candidate.number == marked
             number = f"{SUGGESTED} {candidate.number}" if is_marked else str(candidate.number)
             shown = visible(said) if with_coefficients else ""
@@ -166,7 +167,7 @@ def _marks(study: Study) -> dict[str, str]:
 
 def plain_table(headings: list[str], rows: list[list[str]]) -> Table:
     """A table without frame; cells wrap where they must."""
-    table = _frameless()
+    table = frameless()
     for heading in headings:
         table.add_column(heading)
     for row in rows:
@@ -174,7 +175,8 @@ def plain_table(headings: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _frameless() -> Table:
+def frameless() -> Table:
+    """A table without lines but below its headings."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

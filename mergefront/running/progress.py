@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mergefront import formatting
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.constraints import feasible
-from mergefront.optimizer.scores.objectives import Normaliser, Objective
+from mergefront.optimizer.scores.objectives import Normaliser
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing
 from mergefront.study.stored_study import Study
 
@@ -129,8 +129,7 @@ def lines(state: SearchState) -> Iterator[Callbacks]:
     def on_trial_end(outcome: TrialOutcome) -> None:
         seconds = state.finish(outcome)
         parts = [
-            f"[{state.done}/{state.budget}] {_what_happened(outcome, state.objectives)} "
-            f"({formatting.duration(seconds)})",
+            f"[{state.done}/{state.budget}] {_what_happened(outcome, state)} ({formatting.duration(seconds)})",
             state.summary(),
             state.time_left(),
         ]
@@ -147,7 +146,7 @@ def live(state: SearchState) -> Iterator[Callbacks]:
         def on_trial_end(outcome: TrialOutcome) -> None:
             state.finish(outcome)
             if outcome.failure is not None:
-                shown.console.print(_what_happened(outcome, state.objectives), style="red")
+                shown.console.print(_what_happened(outcome, state), style="red")
 
         yield on_trial_end, state.start
         shown.refresh()  # the end draws a terminal anew, but no notebook
@@ -189,14 +188,15 @@ def bar(done: int, total: int, what: str, left: str) -> RenderableType:
     return line
 
 
-def _what_happened(outcome: TrialOutcome, objectives: Sequence[Objective]) -> str:
-    who = f"trial {outcome.number}" + (f" {outcome.anchor}" if outcome.anchor else "")
+def _what_happened(outcome: TrialOutcome, state: SearchState) -> str:
+    named = outcome.anchor or (outcome.recipe.method if state.study.definition.compares else "")
+    who = f"trial {outcome.number} {named}".rstrip()
     if outcome.evaluation is None:
         return f"{who} failed: {outcome.failure}"
     found, errors = outcome.evaluation.scores, outcome.evaluation.standard_errors
     scores = ", ".join(
         f"{objective.name} {formatting.score(float(found[objective.name]), errors.get(objective.name))}"
-        for objective in objectives
+        for objective in state.objectives
     )
     notes = ["violates a constraint"] if not feasible(outcome.violations) else []
     notes += ["known already"] if outcome.reused else []

@@ -102,6 +102,8 @@ class StudyDefinition:
     scoring: int = SCORING
     served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What tells the models behind a server apart from others of their names (see ``Recognition``)."""
+    compares: bool = False
+    """Whether it compares given merges instead of searching (see ``mergefront.running.compare``)."""
     left_out: frozenset[tuple[str, ...]] = frozenset()
 
     @property
@@ -139,6 +141,8 @@ class StudyDefinition:
             made |= {"scope": self.modalities.scope, "carry": dict(self.modalities.carry)}
         if self.served:
             made["served"] = {name: dict(one) for name, one in self.served.items()}
+        if self.compares:
+            made["compares"] = True
         return made
 
     @classmethod
@@ -178,4 +182,5 @@ class StudyDefinition:
             modalities=Modalities.read(stored.get("scope"), stored.get("carry")),
             scoring=stored.get("scoring", 1),
             served=stored.get("served", {}),
+            compares=stored.get("compares", False),
         )

@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import text_stacks
-from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.evaluator import LenientEvaluator, TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.merging.memory import peak_memory
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
@@ -40,6 +42,12 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
 
     Raises ``UserError`` when it cannot be made, and when a file that scores depend on has changed.
     """
+    with _evaluator(definition, open_database) as made:
+        yield LenientEvaluator(made) if definition.compares else made
+
+
+@contextmanager
+def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database]) -> Iterator[Evaluator]:
     described = definition.evaluator
     refuse_external(definition)
     if described.type == "python":
@@ -58,7 +66,9 @@ def make_evaluator(definition: StudyDefinition, open_database: Callable[[], Data
         return
     _refuse_changed(definition)
     if described.type == "local":
-        yield TaskEvaluator(local_backend(definition), tasks_of(definition))
+        backend = local_backend(definition)
+        watch = partial(peak_memory, backend.engine.device) if definition.compares else None
+        yield TaskEvaluator(backend, tasks_of(definition), watch)
         return
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))

@@ -13,7 +13,7 @@ from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.attributes import write_search_space
 from mergefront.storage.database import Database
-from mergefront.storage.studies import MOST_EVALUATIONS, create_or_load, update
+from mergefront.storage.studies import MOST_EVALUATIONS, create_or_load, find, update
 from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
@@ -21,7 +21,11 @@ from mergefront.study.evaluators import make_evaluator, refuse_external
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
 from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
+from mergefront.study.warm_start import take_over
 from mergefront.versions import versions
+
+COMPARISON = "/compare"
+"""What the name of a study's comparison ends with."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,11 @@ def ready_to_resume(
     notes = changes_since(study.name, study.record.definition, study.root)
     if evaluations is not None:
         checked_budget(evaluations)
+        if study.definition.compares:
+            raise UserError(
+                f"study {study.name!r} compares given merges, so it has no budget to raise; 'mergefront compare' with "
+                "more methods or subsets adds to them"
+            )
         update(study.database, study.record, evaluations=evaluations)
         study.refresh()
     if study.finished_count() >= study.record.evaluations:
@@ -114,6 +123,10 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     study = Study(database, record, definition.root)
     write_search_space(study.optuna, study.space.distributions())
     begin_warm(study, definition)
+    for name in (f"{study.name}{COMPARISON}", study.name.removesuffix(COMPARISON)):
+        other = find(database, name)
+        if other is not None and other.study_id != record.study_id:
+            take_over(study, Study(database, other, definition.root))
     if definition.evaluations is not None and record.evaluations != definition.evaluations:
         study.record = update(database, record, evaluations=definition.evaluations)
     return ReadyStudy(study, evaluator, tuple(notes))

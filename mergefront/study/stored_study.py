@@ -201,6 +201,8 @@ class Study:
             stop=definition.stop,
             constraints=definition.constraints,
             warm_start_recipes=warm_start_recipes(self.optuna, definition.space),
+            searches=not definition.compares,
+            side_tasks=tuple(definition.evaluator.tasks) if definition.compares else (),
         )
 
     def ask(self, lease: float = ask_tell.DEFAULT_LEASE) -> Asked | None:

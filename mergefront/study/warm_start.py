@@ -9,7 +9,7 @@ an earlier study that was scored otherwise only the recipes of its front are eva
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from mergefront.optimizer.search.loop import told_attributes
 from mergefront.optimizer.search.warm_start_recipes import params_in
 from mergefront.study.content import is_unchanged
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
-from mergefront.study.stored_study import Study, load_study
+from mergefront.study.stored_study import SPLITS, Study, load_study
 
 MOST_SEEDS = 5
 """So many recipes of an earlier study that was scored otherwise are evaluated."""
@@ -129,14 +129,7 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     origin = f"study {name!r}"
     _check_same_models(definition, earlier, origin)
     candidates = earlier.candidates()
-    theirs = earlier.definition
-    same_scoring = _scoring(definition, definition.evaluator) == _scoring(definition, theirs.evaluator)
-    # Two outside harnesses may score under the same names and otherwise differ.
-    same_scoring = same_scoring and theirs.evaluator.type != "external"
-    same_merges = all(
-        getattr(definition, key) == getattr(theirs, key) for key in ("scoring", "tokenizer_source", "modalities")
-    )
-    if same_merges and same_scoring and are_same(definition.served, theirs.served):
+    if _scored_alike(definition, earlier.definition):
         known = []
         for candidate in candidates:
             full = earlier.ledger.find(candidate.recipe)
@@ -148,6 +141,43 @@ def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmSta
     best = sorted(front, key=lambda candidate: -sum(earlier.normalised([candidate])[0]))[:MOST_SEEDS]
     seeds = [(f"{name}/{c.number}", over(definition.space, c.recipe, origin)) for c in best]
     return WarmStart(seeds=tuple(seeds))
+
+
+def take_over(study: Study, earlier: Study) -> None:
+    """Keep the evaluations of an earlier study of the same models and scoring as what is known of their recipes.
+
+    Between a study and its comparison: they become no trials, so that they cost no budget and normalise nothing; a
+    trial whose recipe is among them is told without an evaluation. Anchors are known by their names, since the two
+    spaces write them by different methods. Nothing is taken over of or into a raced study, nor where anything that
+    scores depend on differs.
+    """
+    definition, theirs = study.definition, earlier.definition
+    wanted = study.plan.requested
+    is_pair = definition.compares != theirs.compares and not (study.racing or earlier.racing)
+    ours, others = ((one.space.models, one.space.base_model) for one in (definition, theirs))
+    if not is_pair or ours != others or not _scored_alike(definition, theirs, wanted):
+        return
+    named = {anchor.name: anchor.recipe for anchor in study.plan.anchors}
+    for split in SPLITS:
+        known = study.ledger.evaluations(split)
+        for candidate in earlier.candidates():
+            recipe = named.get(candidate.anchor or "", candidate.recipe)
+            found = earlier.ledger.find(candidate.recipe, split) if recipe.digest not in known else None
+            if found is not None and _reports_all(definition, found) and set(wanted) <= set(found.scores):
+                study.ledger.record(recipe, found, split)
+                known[recipe.digest] = found
+
+
+def _scored_alike(definition: StudyDefinition, theirs: StudyDefinition, wanted: Collection[str] = ()) -> bool:
+    """Whether equal recipes have equal scores in both: the objectives, what constraints bound, and ``wanted``."""
+    names = {*wanted, *(one.name for one in definition.objectives), *(one.name for one in definition.constraints)}
+    same_scoring = _scoring(names, definition.evaluator) == _scoring(names, theirs.evaluator)
+    # Two outside harnesses may score under the same names and otherwise differ.
+    same_scoring = same_scoring and theirs.evaluator.type != "external"
+    same_merges = all(
+        getattr(definition, key) == getattr(theirs, key) for key in ("scoring", "tokenizer_source", "modalities")
+    )
+    return same_merges and same_scoring and are_same(definition.served, theirs.served)
 
 
 def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str) -> None:
@@ -170,9 +200,8 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
             )
 
 
-def _scoring(definition: StudyDefinition, evaluator: EvaluatorDefinition) -> dict[str, Any]:
+def _scoring(wanted: Collection[str], evaluator: EvaluatorDefinition) -> dict[str, Any]:
     """The part of an evaluator's description on which the numbers asked for depend."""
-    wanted = {objective.name for objective in definition.objectives} | {c.name for c in definition.constraints}
     tasks = {name: task for name, task in evaluator.tasks.items() if name in wanted}
     files = {task[key] for task in tasks.values() for key in ("path", "report") if key in task}
     content = {path: digest for path, digest in evaluator.content.items() if path in files}

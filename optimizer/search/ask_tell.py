@@ -34,7 +34,7 @@ def ask(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> Proposal | Non
 
     Recipes that were evaluated before are told by themselves.
     """
-    while (claim := ledger.claim(plan.budget)) is not None:
+    while (claim := ledger.claim(plan.slots)) is not None:
         try:
             proposal = propose(plan, study, ledger, claim)
             known = ledger.find(proposal.recipe)

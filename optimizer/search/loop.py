@@ -97,6 +97,10 @@ class SearchPlan:
     stop: StopRule = NEVER
     warm_start_recipes: tuple[WarmStartRecipe, ...] = ()
     """Evaluated after the anchors."""
+    searches: bool = True
+    """False: the anchors and the warm start's recipes are all there is to evaluate, and no sampler is asked."""
+    side_tasks: tuple[str, ...] = ()
+    """Asked as well, though nothing is optimised on them."""
     constraints: tuple[Constraint, ...] = ()
     """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
 
@@ -108,7 +112,12 @@ class SearchPlan:
     def requested(self) -> tuple[str, ...]:
         """The numbers to ask an evaluator for: the objectives, then what else the constraints bound."""
         others = [constraint.name for constraint in self.constraints if constraint.name not in COSTS]
-        return tuple(dict.fromkeys([*self.objective_names, *others]))
+        return tuple(dict.fromkeys([*self.objective_names, *others, *self.side_tasks]))
+
+    @property
+    def slots(self) -> int:
+        """How many evaluations the plan has room for."""
+        return self.budget if self.searches else len(self.anchors) + len(self.warm_start_recipes)
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,10 @@ def run_search(
         if should_stop():
             stop = Stop("asked", "somebody asked to stop")
             break
-        claim = ledger.claim(plan.budget)
+        claim = ledger.claim(plan.slots)
         if claim is None:
             if not (wait_for_others and ledger.others_at_work()):
-                stop = Stop("budget", f"the budget of {plan.budget} evaluations is spent")
+                stop = Stop("budget", f"the budget of {plan.slots} evaluations is spent")
                 break
             time.sleep(PATIENCE_SECONDS)
             continue
@@ -382,9 +391,9 @@ def _open_trial(plan: SearchPlan, study: optuna.Study, claim: Claim) -> tuple[in
 def _anchor_for(plan: SearchPlan, study: optuna.Study, slot: int) -> GivenRecipe | None:
     if slot < len(plan.anchors):
         return plan.anchors[slot]
-    if slot == len(plan.anchors):
+    if slot == len(plan.anchors) and plan.searches:
         return _metric_weighted(plan, study)
-    number = slot - len(plan.anchors) - 1
+    number = slot - len(plan.anchors) - plan.searches
     return plan.warm_start_recipes[number] if number < len(plan.warm_start_recipes) else None
 
 

@@ -82,6 +82,50 @@ def run(session: Session, study_file: Path, evaluations: int | None, launcher: s
     finish(study)
 
 
+@click.command(short_help="Which merge methods work on these models, at published coefficients, without a search.")
+@click.argument("study_file", type=STUDY_FILE)
+@click.option("--methods", metavar="NAME,NAME,...", help="Only these merge methods. Default: all that can be used.")
+@click.option(
+    "--subsets",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also merge N random subsets of the experts by each method: how often does it beat the base?",
+)
+@click.option("--report", "on_report", is_flag=True, help="Compare on the report items, which are scored then too.")
+@json_option
+@click.pass_obj
+def compare(
+    session: Session, study_file: Path, methods: str | None, subsets: int | None, on_report: bool, as_json: bool
+) -> None:
+    """Score the base, each expert and every merge method of STUDY_FILE's models at published coefficients.
+
+    Nothing is searched. The evaluations are trials of the study NAME/compare in the same database: what is finished is
+    kept, the same command goes on, and 'mergefront run' of the study evaluates none of them again.
+
+    \b
+    Examples:
+      mergefront compare study.yaml
+      mergefront compare study.yaml --methods task_arithmetic,ties,isotropic --subsets 20
+    """
+    from mergefront.cli.comparison_table import print_comparison
+    from mergefront.cli.searching import show_search
+    from mergefront.running.compare import ready_to_compare
+    from mergefront.running.run import IN_THIS_PROCESS
+    from mergefront.study.check import check_study
+
+    names = None if methods is None else [name.strip() for name in methods.split(",")]
+    with terminable(), quiet_libraries():
+        with ready_to_compare(check_study(study_file), names, subsets or 0) as comparison:
+            show_search(session, comparison.ready, IN_THIS_PROCESS)
+        if on_report:
+            score_report(session, comparison.study, comparison.of_report())
+    found = comparison.result("report" if on_report else "search")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_comparison(found, comparison.study)
+
+
 @click.command(short_help="Continue a stored study; needs only its name.")
 @click.argument("name")
 @storage_option

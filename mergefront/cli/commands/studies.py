@@ -45,8 +45,8 @@ def studies(storage: str, as_json: bool) -> None:
             study.name,
             f"{study.finished_count()}/{study.record.evaluations}",
             ", ".join(heading(objective) for objective in study.objectives),
-            ", ".join(method.name for method in study.space.methods),
-            study.definition.sampler,
+            "given merges" if study.definition.compares else ", ".join(method.name for method in study.space.methods),
+            "" if study.definition.compares else study.definition.sampler,
             _result(study),
             f"{study.record.created_at:%Y-%m-%d %H:%M}",
         ]
@@ -122,11 +122,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
         ]
     if facts["stopped"] is not None and facts["stopped"]["cause"] != "budget":
         lines.append(f"  stopped       {facts['stopped']['reason']}")
-    lines.append(
-        "  to continue   " + facts["resume"]
-        if facts["resume"]
-        else f"  the budget is spent; more: {_more(study)} --evaluations N"
-    )
+    lines.append("  to continue   " + facts["resume"] if facts["resume"] else f"  {_more(study)}")
     for line in lines:
         echo(line)
 
@@ -222,9 +218,13 @@ def dashboard(storage: str, port: int) -> None:
 
 
 def _more(study: Study) -> str:
+    """How a study whose budget is spent goes on."""
+    if study.definition.compares:
+        return "all merges are scored; the table, and more methods: mergefront compare STUDY_FILE"
+    command = f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
     if study.definition.evaluator.type == "external":
-        return "mergefront create STUDY_FILE"
-    return f"mergefront resume {shlex.quote(study.name)}{storage_argument(study.database.url)}"
+        command = "mergefront create STUDY_FILE"
+    return f"the budget is spent; more: {command} --evaluations N"
 
 
 def _result(study: Study) -> str:
@@ -242,8 +242,8 @@ def _study_row(study: Study) -> dict[str, Any]:
         "evaluations": study.finished_count(),
         "budget": study.record.evaluations,
         "objectives": [{"name": objective.name, "direction": objective.direction} for objective in study.objectives],
-        "methods": [method.name for method in study.space.methods],
-        "sampler": study.definition.sampler,
+        "methods": [] if study.definition.compares else [method.name for method in study.space.methods],
+        "sampler": None if study.definition.compares else study.definition.sampler,
         **({} if study.has_one_objective else {"hypervolume": study.hypervolume()}),
         "created": f"{study.record.created_at.isoformat(timespec='seconds')}Z",
     }

@@ -1,0 +1,137 @@
+"""A comparison of merge methods as a table for the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from mergefront import formatting
+from mergefront.cli.session import storage_argument
+from mergefront.cli.tables import frameless
+from mergefront.optimizer.recipes.published import NOT_HERE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mergefront.results.comparison import Comparison, Row
+    from mergefront.study.stored_study import Study
+
+_BETTER, _WORSE = "▲", "▼"
+_UNKNOWN = "–"
+_COSTS_WIDTH = 20
+
+
+def print_comparison(found: Comparison, study: Study) -> None:
+    """The models with their scores, the shares of subsets, who cannot be used and why, and the verdict, on stdout."""
+    screen = formatting.console()
+    items = "the report items" if found.split == "report" else "the search items"
+    screen.print(f"Study {found.study}: {len(found.merges)} merges on {items}", style="bold")
+    table, hidden = comparison_table(found, screen.width)
+    screen.print(table)
+    _say(screen, _legend(found, hidden), "dim")
+    if found.shares:
+        screen.print()
+        screen.print("Over random subsets of the experts", style="bold")
+        screen.print(_subset_table(found))
+        _say(
+            screen, "wins: subsets on which the mean is above the base's, with the 95 % interval of their share", "dim"
+        )
+    lines = [f"{label} failed: {reason}" for label, reason in found.failed.items()]
+    lines += [f"Not for this study: {'; '.join(found.left_out.values())}"] if found.left_out else []
+    lines += [f"{found.unfinished} evaluations are left; the same command goes on"] if found.unfinished else []
+    if lines:
+        screen.print()
+    for line in lines:
+        _say(screen, f"{line}.")
+    missing = [f"{', '.join(names)} of {source}" for source, names in NOT_HERE.items() if names]
+    _say(screen, f"mergefront has no {'; no '.join(missing)}; it has all methods of {_complete()}.", "dim")
+    screen.print()
+    _say(screen, found.verdict, "bold")
+    best = next((row for row in found.merges if row.against_base.beats), None)
+    if best is not None:
+        where = storage_argument(study.database.url)
+        _say(screen, f"Take it: mergefront export {shlex.quote(found.study)}{where} --trial {best.trial} --out merged")
+
+
+def comparison_table(found: Comparison, width: int) -> tuple[Table, list[str]]:
+    """A row per model, and what has no column because the screen is too narrow for it."""
+    cells = [
+        [row.label, *(f"{formatting.number(row.scores[task.name])}{_mark(row, task.name)}" for task in found.tasks)]
+        for row in found.rows
+    ]
+    headings = ["model", *(formatting.heading(task) for task in found.tasks)]
+    widths = [max(map(len, column)) + 3 for column in zip(headings, *cells, strict=True)]
+    after, costs = ["of expert", "forgets", "vs best"], ["merge", "memory"]
+    room = width - widths[0] - sum(len(heading) + 3 for heading in after)
+    shown = 0
+    while shown < len(found.tasks) and room >= widths[1 + shown]:
+        room -= widths[1 + shown]
+        shown += 1
+    with_costs = room >= _COSTS_WIDTH
+    table = frameless()
+    table.add_column(headings[0], no_wrap=True, overflow="ellipsis")
+    for heading in (*headings[1 : 1 + shown], *after, *(costs if with_costs else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    kind = None
+    for row, line in zip(found.rows, cells, strict=True):
+        if kind not in (None, row.kind):
+            table.add_section()
+        kind = row.kind
+        style = "bold" if row.against_base.beats and kind == "merge" else "cyan" if kind != "merge" else ""
+        table.add_row(*line[: 1 + shown], *_shares(row), *(_costs(row) if with_costs else ()), style=style)
+    hidden = [f"{len(found.tasks) - shown} more tasks"] if shown < len(found.tasks) else []
+    return table, hidden + ([] if with_costs else ["seconds and memory of the merges"])
+
+
+def _shares(row: Row) -> list[str]:
+    lead = row.against_expert
+    return [
+        _UNKNOWN if row.mean is None else formatting.number(row.mean),
+        _UNKNOWN if row.forgets is None else f"{100 * row.forgets:.1f} %",
+        f"+{len(lead.better)} −{len(lead.worse)}",
+    ]
+
+
+def _costs(row: Row) -> list[str]:
+    return [
+        _UNKNOWN if row.seconds is None else formatting.duration(row.seconds),
+        _UNKNOWN if row.peak_bytes is None else formatting.size(row.peak_bytes),
+    ]
+
+
+def _mark(row: Row, task: str) -> str:
+    return _BETTER if task in row.against_base.better else _WORSE if task in row.against_base.worse else " "
+
+
+def _legend(found: Comparison, hidden: list[str]) -> str:
+    said = [
+        f"{_BETTER}{_WORSE} better or worse than the base beyond noise",
+        "of expert: mean of the scores as shares of the task's expert's",
+        "forgets: the largest share of a score of the base that is lost",
+    ]
+    if found.best_expert is not None:
+        said.append(f"vs best: tasks better and worse than {found.best_expert}, beyond noise")
+    said += [f"--json or a wider screen: {', '.join(hidden)}"] if hidden else ["memory: most in use while merging"]
+    return " · ".join(said)
+
+
+def _subset_table(found: Comparison) -> Table:
+    table = frameless()
+    for heading in ("method", "wins", "95 %", "above the best expert"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for one in found.shares:
+        low, high = one.interval
+        beaten = f"{one.beats_best_expert} of {one.subsets}"
+        table.add_row(one.label, f"{one.beats_base} of {one.subsets}", f"{low:.2f} to {high:.2f}", beaten)
+    return table
+
+
+def _complete() -> str:
+    return ", ".join(source for source, names in NOT_HERE.items() if not names)
+
+
+def _say(screen: Console, text: str, style: str = "") -> None:
+    for part in wrap(text, screen.width, subsequent_indent="  ", break_on_hyphens=False):
+        screen.print(part, style=style)

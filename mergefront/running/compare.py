@@ -1,0 +1,149 @@
+"""Comparing merge methods at published coefficients, without a search: the study NAME/compare of a study file.
+
+Its merges are given beforehand, as a warm start's recipes are: the search loop evaluates the anchors and those, each in
+a trial of its own, and is resumed as any other. Both studies know what the other one has evaluated already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mergefront.adapters.remote.scales import not_a_sum
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.published import Published, comparison_space, of_subsets, published
+from mergefront.optimizer.search.attributes import WARM_START_RECIPES
+from mergefront.optimizer.search.stopping import NEVER
+from mergefront.results.comparison import Comparison, compared
+from mergefront.running.progress import where_it_is_watched
+from mergefront.running.report_items import plan_report, report
+from mergefront.running.run import search_ready
+from mergefront.storage.studies import find, update
+from mergefront.study.check import CheckReport, check_study
+from mergefront.study.definition import StudyDefinition
+from mergefront.study.ready import COMPARISON, ReadyStudy, ready_to_run
+from mergefront.study.rules import sampler_version
+from mergefront.study.stored_study import Candidate, Study
+
+_ADDS_LORAS = ("llama-server", "ensemble", "openai")
+"""Backends that scale whole models and do nothing else to them."""
+
+
+@dataclass(frozen=True)
+class ReadyComparison:
+    """A comparison that is stored and ready to be evaluated; ``left_out`` has methods that this study cannot use."""
+
+    ready: ReadyStudy
+    merges: Sequence[Published]
+    left_out: dict[str, str]
+
+    @property
+    def study(self) -> Study:
+        return self.ready.study
+
+    def result(self, split: str = "search") -> Comparison:
+        """What is known by now, on the items of a split."""
+        return compared(self.study, self.merges, self.left_out, split)
+
+    def of_report(self) -> list[Candidate]:
+        """Whom a report scores: the anchors and the methods over all experts."""
+        digests = {one.recipe.digest for one in self.merges if one.subset is None}
+        return [one for one in self.study.candidates() if one.anchor is not None or one.digest in digests]
+
+
+def compare(
+    path: str | Path,
+    *,
+    methods: Sequence[str] | None = None,
+    subsets: int = 0,
+    report_items: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Score the base, each expert and merge methods at published coefficients on a study file's tasks.
+
+    ``methods`` are names of merge methods (default: all that the study's models and backend can do). With ``subsets``
+    each of them merges so many random subsets of the experts as well, and the result says how often it beats the base.
+    ``report_items`` scores all but the subsets on the report items too, and compares there. The evaluations are trials
+    of the study NAME/compare: what is finished is kept, and the same call goes on.
+
+    Raises ``StudyFileError`` with every problem of the file, ``UserError`` for an unknown method.
+    """
+    with ready_to_compare(check_study(path), methods, subsets) as comparison:
+        with where_it_is_watched(comparison.study, progress) as callbacks:
+            search_ready(comparison.ready, on_trial_end=callbacks[0], on_trial_start=callbacks[1])
+        if not report_items:
+            return comparison.result()
+    report(comparison.study, plan_report(comparison.study, comparison.of_report()))
+    return comparison.result("report")
+
+
+@contextmanager
+def ready_to_compare(
+    checked: CheckReport, methods: Sequence[str] | None = None, subsets: int = 0
+) -> Iterator[ReadyComparison]:
+    """A checked study file as a comparison that is ready to start; see ``compare``."""
+    definition = _comparison_of(checked.definition_or_raise())
+    names = list(METHODS) if methods is None else list(dict.fromkeys(METHODS[name].name for name in methods))
+    merges, left_out = published(definition.space, names)
+    refused = {one.recipe.method: why for one in merges if (why := _refused(definition, one)) is not None}
+    able = [name for name in names if name not in refused]
+    baselines = anchors(definition.space)
+    known = {one.recipe.digest for one in baselines}
+    merges = [one for one in merges if one.recipe.method in able and one.recipe.digest not in known]
+    merges += of_subsets(definition.space, able, subsets) if subsets else []
+    budget = len(baselines) + len(merges)
+    record = None if checked.database is None else find(checked.database, definition.name)
+    with ready_to_run(replace(checked, definition=replace(definition, evaluations=budget), record=record)) as ready:
+        _give(ready.study, merges)
+        yield ReadyComparison(ready, merges, left_out | refused)
+
+
+def _comparison_of(definition: StudyDefinition) -> StudyDefinition:
+    """The same models, tasks and scoring; nothing of the search."""
+    return replace(
+        definition,
+        name=f"{definition.name}{COMPARISON}",
+        space=comparison_space(definition.space),
+        sampler="random",
+        sampler_options={},
+        sampler_version=sampler_version("random"),
+        stop=NEVER,
+        warm_start=(),
+        racing=None,
+        compares=True,
+        left_out=frozenset(),
+    )
+
+
+def _refused(definition: StudyDefinition, merge: Published) -> str | None:
+    """Why the study's backend or models cannot do a merge, as far as that is known beforehand."""
+    described, recipe = definition.evaluator, merge.recipe
+    method = METHODS[recipe.method]
+    if described.type == "server":
+        kind = described.backend["type"]
+        if kind in _ADDS_LORAS or (kind == "vllm" and method.lora is None):
+            return not_a_sum(recipe)
+    if described.type == "function" and method.lora is not None:
+        return f"{method.name} merges LoRAs, and a function of your own says nothing of its models"
+    if described.type == "local" and method.lora is not None:
+        places = definition.places
+        whole = [name for name, path in recipe.models.items() if not _is_lora(places.folder(path))]
+        return f"{method.name} merges LoRAs, and {whole[0]} is a whole checkpoint" if whole else None
+    return None
+
+
+def _is_lora(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists()
+
+
+def _give(study: Study, merges: Sequence[Published]) -> None:
+    """The merges behind those that the study was given before, whose trials keep their places."""
+    given = list(study.optuna.user_attrs.get(WARM_START_RECIPES, ()))
+    known = {entry["name"] for entry in given}
+    given += [{"name": one.name, "recipe": one.recipe.to_json()} for one in merges if one.name not in known]
+    if len(given) > len(known):
+        study.optuna.set_user_attr(WARM_START_RECIPES, given)
+    study.record = update(study.database, study.record, evaluations=study.plan.slots)
