@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -91,10 +92,10 @@ def finish(study: Study) -> None:
 
     Raises ``SearchStoppedError`` where every evaluation failed: there is nothing to show.
     """
-    from mergefront.cli.tables import print_front
+    from mergefront.cli.tables import print_front, step_lines
+    from mergefront.formatting import console
     from mergefront.optimizer.errors import SearchStoppedError
     from mergefront.optimizer.scores.outcomes import outcome_lines
-    from mergefront.results.suggestion import export_command
 
     failures = study.failures()
     if failures and not study.candidates():
@@ -114,7 +115,7 @@ def finish(study: Study) -> None:
         "",
         f"Study {study.name} is kept in {shown_storage(study.database.url)}. Next:",
         f"  mergefront front {name}{where} --plot front.png",
-        f"  {export_command(study, study.suggested(), where)}",
+        *step_lines(study, console(sys.stderr).width),
         f"  mergefront dashboard{where}",
     ):
         say(line)

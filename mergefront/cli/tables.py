@@ -12,7 +12,7 @@ from mergefront.cli.session import storage_argument
 from mergefront.optimizer.foreign_text import visible
 from mergefront.results import verdict_text
 from mergefront.results.report.detectable import detectable_differences, detectable_line, measured_tasks
-from mergefront.results.suggestion import export_command, suggestion_lines
+from mergefront.results.suggestion import export_command, next_steps, suggestion_lines
 from mergefront.results.verdict import judged
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def print_front(study: Study) -> None:
     if study.front():
         said += [verdict_text.best_line(study)] if study.has_one_objective else []
         said += suggestion_lines(study, suggested, found)
-        said += [] if suggested is None else [f"Take it: {export_command(study, suggested, where)}"]
+        if suggested is not None and not screen.is_terminal:  # there the next steps say it
+            said.append(f"Take it: {export_command(study, suggested, where)}")
         said.append("")
     if found is not None:
         said += verdict_text.verdict_lines(found, study.objectives)
@@ -89,6 +90,13 @@ def print_front(study: Study) -> None:
             f"than it is.{remedy}",
             style="dim",
         )
+
+
+def step_lines(study: Study, width: int) -> list[str]:
+    """What one can do with the front, a command a line, and beside it what for, as far as there is room."""
+    steps = next_steps(study, storage_argument(study.database.url))
+    lines = [(f"  {command}", f"  # {purpose}") for command, purpose in steps.items()]
+    return [command + (purpose if len(command + purpose) <= width else "") for command, purpose in lines]
 
 
 def front_table(

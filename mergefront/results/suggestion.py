@@ -60,14 +60,37 @@ def nothing_suggested(study: Study) -> str:
     return f"No merge is suggested: those on the front ({len(merges)}) {' or '.join(reasons)}."
 
 
-def export_command(study: Study, suggested: Candidate | None, storage: str = "") -> str:
-    """The command that exports what is suggested, or a trial to choose; ``storage`` is the option that it needs."""
+def export_command(study: Study, suggested: Candidate | None, storage: str = "", which: str = "") -> str:
+    """The command that exports what is suggested, or a trial to choose; ``storage`` is the option that it needs.
+
+    ``which`` is the option that names the trial, where it is to be said.
+    """
     places = study.places
     named = [reference for reference in (study.space.base_model, *study.space.models.values()) if reference is not None]
     # Servers and functions know their models by name only; then there are no weights to merge.
     has_weights = all(places.hub_name(one) is not None or (study.root / one).exists() for one in named)
-    choice = ("" if suggested is not None else " --trial N") + ("" if has_weights else " --config-only")
+    choice = (which if suggested is not None else " --trial N") + ("" if has_weights else " --config-only")
     return f"mergefront export {quote(study.name)}{storage}{choice} --out merged"
+
+
+def next_steps(study: Study, storage: str = "") -> dict[str, str]:
+    """What one can do with a front: commands, with the suggested trial (else the knee) filled in, and what each does.
+
+    ``storage`` is the option that they need.
+    """
+    front = study.front()
+    if not front:
+        return {}
+    taken = study.suggested() or study.knee()
+    others = [str(one.number) for one in front if one.anchor is None and one.digest != taken.digest][:1]
+    name, which = f"{quote(study.name)}{storage}", f" --trial {taken.number}"
+    steps = {}
+    if study.definition.evaluator.asks_models:
+        compared = " ".join([str(taken.number), *others, "base"])
+        steps[f"mergefront chat {name}{which}"] = f"talk to it; /compare {compared}"
+    if study.definition.evaluator.tasks:
+        steps[f"mergefront report {name} --out report.html"] = "on items that the search never saw"
+    return steps | {export_command(study, taken, storage, which): "weights and model card"}
 
 
 @dataclass(frozen=True)

@@ -170,8 +170,8 @@ def front(
       mergefront front skills --json | jq '.front[].scores'
       mergefront front skills --distinct --prefer maths=0.7,french=0.3
     """
-    from mergefront.cli.tables import print_front
-    from mergefront.formatting import trial
+    from mergefront.cli.tables import print_front, step_lines
+    from mergefront.formatting import console, trial
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -196,6 +196,9 @@ def front(
     print_front(study)
     for what, members in chosen.items():
         echo(f"{what.capitalize()}: {', '.join(trial(one.number, one.anchor) for one in members)}")
+    screen = console()
+    if screen.is_terminal and (steps := step_lines(study, screen.width)):
+        echo("\n".join(["", "Next:", *steps]))
 
 
 @click.command(short_help="Watch studies in a browser (optuna-dashboard).")

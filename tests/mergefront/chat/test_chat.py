@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import mergefront as mf
 from mergefront.chat.generation import Sampling, write_answer
 from mergefront.cli.application import cli
+from mergefront.cli.tables import step_lines
 
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'system' and not message['content'].endswith('.') %}"
@@ -214,3 +215,13 @@ def test_studies_whose_merges_nothing_here_can_make_are_refused(
     result = talk(folder, "Hi\n", "--trial", 0, name="outside")
     assert result.exit_code == 2 and "is scored by an outside harness" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_front_of_a_study_that_can_be_talked_to_names_the_command(folder: Path) -> None:
+    study = mf.load_study("skills", storage=f"sqlite:///{folder}/mergefront.db")
+    command, *others = step_lines(study, 400)
+    number = (study.suggested() or study.knee()).number
+    assert command.startswith("  mergefront chat skills --storage") and f" --trial {number}  # talk to it" in command
+    assert "mergefront report skills" in others[0] and f"--trial {number} --out merged" in others[1]
+    said = re.search(r"/compare .*", command)
+    assert said and talk(folder, f"{said[0]} Hi\n", "--trial", number).exit_code == 0

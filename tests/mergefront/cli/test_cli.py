@@ -14,6 +14,7 @@ import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.cli.boundary import guarded
 from mergefront.cli.session import Session, shown_storage, storage_argument
+from mergefront.cli.tables import step_lines
 from mergefront.formatting import coefficients
 from mergefront.optimizer.errors import MergefrontError, SearchStoppedError, UserError
 from mergefront.serving.dashboard import only_from_here
@@ -338,3 +339,13 @@ def test_on_a_narrow_screen_an_anchor_still_says_that_it_is_on_the_front(storage
 
 def test_status_says_once_that_the_budget_is_spent(storage: str) -> None:
     assert call("status", "skills", "--storage", storage).stdout.count("is spent") == 1
+
+
+def test_a_front_on_a_terminal_ends_with_commands_that_run_as_they_stand(storage: str) -> None:
+    study = mf.load_study("skills", storage=storage)
+    chosen = study.suggested() or study.knee()
+    steps = [line.partition("  # ")[0].split() for line in step_lines(study, 200)]
+    export = f"mergefront export skills --storage {storage} --trial {chosen.number} --config-only --out merged"
+    assert steps == [export.split()], "a function scored it: there is nobody to talk to, and no items for a report"
+    assert all(len(line) <= 80 for line in step_lines(study, 80) if "#" in line)
+    assert "Next:" not in call("front", "skills", "--storage", storage).stdout, "a pipe gets the front alone"
