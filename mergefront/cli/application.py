@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
-from mergefront.cli.commands.authoring import schema
+from mergefront.cli.commands.authoring import init, schema
 from mergefront.cli.commands.chat import chat
 from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.llama_cpp import gguf, llama_server
@@ -57,6 +57,7 @@ def cli(session: Session, debug: bool, log_format: str) -> None:
     \b
     Start here:
       mergefront demo                       the whole thing on a tiny example, offline
+      mergefront init BASE EXPERT...        a study file for your own models
       mergefront run study.yaml             search; continues where it stopped
       mergefront front NAME                 the merges worth having
       mergefront chat NAME                  talk to them
@@ -69,6 +70,7 @@ def cli(session: Session, debug: bool, log_format: str) -> None:
 
 for _command in (
     demo,
+    init,
     check,
     compare,
     run,

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 TOKEN = "hf_of_a_friend"
 FRIEND = "friend"
 _LARGE = 50_000
@@ -90,6 +92,26 @@ def hub_server() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def hub_of_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The Hub as huggingface_hub sees it here, with a cache in ``folder``.
+
+    The library has read its environment long ago, so its constants are set.
+    """
+    from huggingface_hub import constants
+
+    with hub_server() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server
 
 
 class _Handler(BaseHTTPRequestHandler):
