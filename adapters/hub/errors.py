@@ -20,8 +20,10 @@ def explained(name: HubName) -> Iterator[None]:
         raise UserError(
             f"{name} is a name on the Hub, which needs huggingface_hub; install it: pip install 'mergefront[local]'"
         ) from None
-    page = f"{constants.ENDPOINT}/{name.repository}"
-    at = f" --revision {name.revision}" if name.revision else ""
+    is_data = name.kind == "dataset"
+    page = f"{constants.ENDPOINT}/{'datasets/' if is_data else ''}{name.repository}"
+    wanted = f"{name.repository} {name.folder} --repo-type dataset" if is_data else name.repository
+    wanted += f" --revision {name.revision}" if name.revision else ""
     try:
         yield
     except errors.GatedRepoError:
@@ -31,16 +33,17 @@ def explained(name: HubName) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"{name}: the repository has no revision {name.revision!r}; see {page}/commits/main") from None
     except errors.RepositoryNotFoundError:
-        near = get_close_matches(name.repository, known_repositories(), 1)
+        near = get_close_matches(name.repository, known_repositories(name.kind), 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
+        here = "" if is_data else "there is no such folder, and "
         raise UserError(
-            f"{name}: there is no such folder, and no such repository on the Hub{meant}; for a private one log in with "
-            "'hf auth login' or set HF_TOKEN"
+            f"{name}: {here}no such repository on the Hub{meant}; for a private one log in with 'hf auth login' or set "
+            "HF_TOKEN"
         ) from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise UserError(
-            f"{name} is no folder here and not in the Hub's cache ({constants.HF_HUB_CACHE}), and the Hub cannot be "
-            f"reached; where it can, fetch it with: hf download {name.repository}{at}"
+            f"{name} is {'' if is_data else 'no folder here and '}not in the Hub's cache ({constants.HF_HUB_CACHE}), "
+            f"and the Hub cannot be reached; where it can, fetch it with: hf download {wanted}"
         ) from None
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
@@ -55,9 +58,9 @@ def explained(name: HubName) -> Iterator[None]:
         ) from None
 
 
-def known_repositories() -> list[str]:
-    """The models in the Hub's cache on this machine."""
+def known_repositories(kind: str = "model") -> list[str]:
+    """The models, or the data sets, in the Hub's cache on this machine."""
     from huggingface_hub import constants
 
-    folders = Path(constants.HF_HUB_CACHE).glob("models--*--*")
-    return sorted(folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders)
+    folders = Path(constants.HF_HUB_CACHE).glob(f"{kind}s--*--*")
+    return sorted(folder.name.removeprefix(f"{kind}s--").replace("--", "/", 1) for folder in folders)

@@ -6,25 +6,32 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mergefront.optimizer.errors import UserError
 
 _SCHEME = "hf://"
+_DATA = "hf://datasets/"
 _PART = r"[A-Za-z0-9][\w.-]*"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?")
+_REVISION = r"refs/(?:convert|pr)/[^/]+|[^/]+"
+_NAME_AND_FILE = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?/(.+)")
 _NAME_AND_FOLDER = re.compile(rf"({_PART}/{_PART})(?:@([^/]+))?(?:/(.+))?")
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository, the revision asked for (a branch, a tag or a commit; None: the newest), and a folder in it."""
+    """A repository, the revision asked for (a branch, a tag or a commit; None: the newest), and a folder in it, or the
+    file that is meant of a data set."""
 
     repository: str
     revision: str | None = None
     folder: str = ""
+    kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
-        return self.repository + (f"@{self.revision}" if self.revision else "")
+        start = "datasets/" if self.kind == "dataset" else ""
+        return start + self.repository + (f"@{self.revision}" if self.revision else "")
 
 
 def hub_name(reference: str, root: Path | None) -> HubName | None:
@@ -35,6 +42,8 @@ def hub_name(reference: str, root: Path | None) -> HubName | None:
     else is no such name is a path. Without a ``root`` no folder is looked for. Raises ``UserError`` for a malformed
     ``hf://``.
     """
+    if reference.startswith(_DATA):
+        raise UserError(f"{reference!r} names a data set on the Hub, and a model is needed")
     if reference.startswith(_SCHEME):
         whole = _NAME_AND_FOLDER.fullmatch(reference.removeprefix(_SCHEME))
         if whole is None or ".." in (whole[3] or "").split("/"):
@@ -44,6 +53,19 @@ def hub_name(reference: str, root: Path | None) -> HubName | None:
     if named is None or (root is not None and _is_path(reference, root)):
         return None
     return HubName(named[1], named[2])
+
+
+def data_name(reference: str) -> HubName | None:
+    """The file of a data set that ``hf://datasets/org/name@revision/path`` means, or None for a path on this machine.
+
+    Raises ``UserError`` for a malformed ``hf://``.
+    """
+    if not reference.startswith(_SCHEME):
+        return None
+    whole = _NAME_AND_FILE.fullmatch(reference.removeprefix(_DATA)) if reference.startswith(_DATA) else None
+    if whole is None or ".." in whole[3].split("/"):
+        raise UserError(f"{reference!r} names no data on the Hub; write hf://datasets/org/name@revision/path/of/file")
+    return HubName(whole[1], whole[2], whole[3], "dataset")
 
 
 def repository_name(text: str) -> HubName:

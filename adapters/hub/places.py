@@ -1,17 +1,32 @@
-"""Where the models of a study or a configuration lie: folders beside it, or commits in the Hub's cache."""
+"""Where the models and data of a study or a configuration lie: beside it, or at commits in the Hub's cache."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mergefront.adapters.hub.names import HubName, hub_name
-from mergefront.adapters.hub.snapshots import cached, commit_of, fetched, headers_only, snapshot
+from mergefront.adapters.hub.names import HubName, data_name, hub_name
+from mergefront.adapters.hub.snapshots import cached, commit_of, fetched, fetched_file, headers_only, snapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class HubFile(PathLike[str]):
+    """A file in the Hub's cache that is called as the user wrote it."""
+
+    reference: str
+    path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return self.reference
 
 
 @dataclass
@@ -30,7 +45,16 @@ class ModelPlaces:
         name = self.hub_name(reference)
         if name is None:
             return self.root / reference
-        return fetched(name, self.commit(reference) or commit_of(name))
+        return fetched(name, self._commit_of(reference, name))
+
+    def file(self, reference: str) -> str | HubFile:
+        """A file of data, fetched if need be; a path as it is written. Raises ``UserError`` for a name on the Hub that
+        cannot be had."""
+        name = data_name(reference)
+        return reference if name is None else HubFile(reference, fetched_file(name, self._commit_of(reference, name)))
+
+    def _commit_of(self, reference: str, name: HubName) -> str:
+        return self.commit(reference) or commit_of(name)
 
     def commit(self, reference: str) -> str | None:
         """The commit that a name on the Hub stands for here, if that is settled."""
@@ -76,12 +100,15 @@ class Preview(ModelPlaces):
         name = self.hub_name(reference)
         if name is None:
             return super().folder(reference)
-        commit = self.commit(reference) or commit_of(name)
-        self.commits[reference] = commit
+        commit = self._commit_of(reference, name)
         key = replace(name, revision=None), commit
         if key not in self._folders:
             self._folders[key] = self._look(reference, name, commit)
         return self._folders[key]
+
+    def _commit_of(self, reference: str, name: HubName) -> str:
+        self.commits[reference] = super()._commit_of(reference, name)
+        return self.commits[reference]
 
     def _look(self, reference: str, name: HubName, commit: str) -> Path:
         whole = cached(name, commit)

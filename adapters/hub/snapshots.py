@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.hub.errors import explained
 from mergefront.adapters.hub.names import HubName
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -48,9 +48,11 @@ def commit_of(name: HubName) -> str:
     Raises ``UserError``.
     """
     with explained(name):
-        if _offline():
+        if not _offline():
+            return str(api().repo_info(name.repository, revision=name.revision, repo_type=name.kind).sha)
+        if name.kind == "model":
             return Path(_download(name, name.revision, local=True)).name
-        return str(api().model_info(name.repository, revision=name.revision).sha)
+        return Path(_download_file(name, name.revision)).parents[name.folder.count("/")].name
 
 
 def snapshot(name: HubName, commit: str) -> Snapshot:
@@ -84,6 +86,18 @@ def fetched(name: HubName, commit: str) -> Path:
     """The folder of a model at a commit, downloaded into the Hub's cache if it is not there. Raises ``UserError``."""
     with explained(name):
         return (cached(name, commit) or Path(_download(name, commit))) / name.folder
+
+
+def fetched_file(name: HubName, commit: str) -> Path:
+    """A file of a data set at a commit, downloaded into the Hub's cache if it is not there. Raises ``UserError``."""
+    with explained(name):
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        try:
+            return Path(_download_file(name, commit))
+        except RemoteEntryNotFoundError:
+            known = api().list_repo_files(name.repository, repo_type=name.kind, revision=commit)
+            raise UserError(f"{name} has no file {name.folder!r} {did_you_mean(name.folder, known)}") from None
 
 
 def headers_only(found: Snapshot, folder: Path) -> Path:
@@ -136,6 +150,12 @@ def _download(name: HubName, revision: str | None, *, local: bool = False, small
             name.repository, revision=revision, allow_patterns=kept, ignore_patterns=dropped, local_files_only=local
         )
     )
+
+
+def _download_file(name: HubName, revision: str | None) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return hf_hub_download(name.repository, name.folder, repo_type=name.kind, revision=revision)
 
 
 def api() -> HfApi:

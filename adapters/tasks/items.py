@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.tasks.records import read_records, with_fields
 from mergefront.optimizer.foreign_text import file_content
 
 KEYS = ("prompt", "answer", "choices", "text", "tests", "image")
@@ -54,14 +55,16 @@ class ReadItems:
     problems: tuple[str, ...]
 
 
-def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) -> ReadItems:
-    """Read a JSONL file; never raises for what is in it.
+def read_items(
+    path: Path, label: str, required: tuple[tuple[str, ...], ...], fields: Mapping[Any, str] | None = None
+) -> ReadItems:
+    """Read a file of JSON lines or Parquet; never raises for what is in it.
 
     ``label`` names the file in problems (the path as the user wrote it); ``required`` are the sets
-    of keys of which an item must have one, as metrics declare them.
+    of keys of which an item must have one, as metrics declare them. ``fields``: see ``with_fields``.
     """
     try:
-        content = file_content(path)
+        records = read_records(path)
     except FileNotFoundError:
         return ReadItems((), (), (f"{label}: there is no such file",))
     except IsADirectoryError:
@@ -72,11 +75,12 @@ def read_items(path: Path, label: str, required: tuple[tuple[str, ...], ...]) ->
     lines: list[int] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for number, line in enumerate(records, start=1):
         if not line.strip():
             continue
         try:
-            item = parse_item(_object(line), required, path.parent)
+            content = _object(line)
+            item = parse_item(with_fields(content, fields) if fields else content, required, path.parent)
         except ValueError as error:
             problems.append(f"{label}:{number}: {error}")
             continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -21,6 +21,7 @@ from mergefront.adapters.tasks.options import (
     Fraction,
     PathText,
     SplitOptions,
+    Text,
 )
 from mergefront.adapters.tasks.questions import Question, following, shown_answers
 from mergefront.adapters.tasks.task import (
@@ -34,11 +35,19 @@ from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.sections import read_section
 
+Fields = Annotated[
+    dict[Literal["prompt", "messages", "answer", "choices", "text", "tests"], Text],
+    Field(min_length=1, title="keys of items by column, such as {prompt: question, answer: answer}"),
+]
+
 
 class JsonlOptions(MetricOptions, SplitOptions):
     """Items of a JSONL file."""
 
-    path: PathText = Field(description="the file of items")
+    path: PathText = Field(description="the file of items (JSON lines or Parquet), here or `hf://datasets/...`")
+    fields: Fields | None = Field(
+        None, description="the keys of items by column of the data, or as a text with columns in braces"
+    )
     metric: str = Field(
         title="a metric, or a function of your own as module:name",
         description="a metric of the table above, or `module:function`",
@@ -133,10 +142,10 @@ def read_jsonl_task(
         problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(metric.needs)}; state them")
     if options.report is not None and "report_fraction" in options.model_fields_set:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
-    read = _file(options.path, folder, metric)
+    read = _file(options.path, folder, metric, options.fields)
     problems.extend(read.problems)
     if options.report is not None:
-        report_read = _file(options.report, folder, metric)
+        report_read = _file(options.report, folder, metric, options.fields)
         problems.extend(report_read.problems)
         problems.extend(_shared(read, str(options.path), report_read, str(options.report)))
         search, report = seeded_order(read.items, seed), seeded_order(report_read.items, seed)
@@ -158,9 +167,9 @@ def idle_options(config: Mapping[str, Any]) -> list[str]:
     return [name for name in MetricOptions.model_fields if name in config and name not in used]
 
 
-def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec) -> ReadItems:
+def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec, fields: Mapping[Any, str] | None) -> ReadItems:
     label = str(path)
-    read = read_items(folder / path, label, metric.required)
+    read = read_items(folder / path, label, metric.required, fields)
     faults = [
         f"{label}:{line}: {fault}"
         for found in (shown_answers(read.items), metric.faults(read.items))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.tasks.jsonl import JsonlOptions, idle_options, read_jsonl_task
 from mergefront.adapters.tasks.lm_eval.task import LmEvalOptions, read_lm_eval_task
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
@@ -41,12 +42,15 @@ TASK_TYPES: Mapping[str, TaskType] = {
 }
 
 
-def build_task(name: str, config: Mapping[str, Any], folder: Path, seed: int = 0) -> Task:
+def build_task(
+    name: str, config: Mapping[str, Any], folder: Path, seed: int = 0, places: ModelPlaces | None = None
+) -> Task:
     """The task of one entry ``{type: jsonl, path: ..., metric: ..., ...}``; paths are relative to ``folder``.
 
-    Raises ``UserError`` with every problem that ``problems_of`` would list.
+    ``places`` says at which commits data sets on the Hub are taken (default: the newest). Raises ``UserError`` with
+    every problem that ``problems_of`` would list.
     """
-    task, problems = _read(name, config, folder, seed)
+    task, problems = _read(name, config, folder, seed, places)
     if task is None or problems:
         raise UserError("\n".join(f"task {name!r}: {problem}" for problem in problems))
     return task
@@ -75,15 +79,22 @@ def idle_options_of(config: Mapping[str, Any]) -> list[str]:
     return TASK_TYPES[config["type"]].idle(config)
 
 
-def problems_of(config: Any, folder: Path, seed: int = 0) -> list[str]:
+def problems_of(config: Any, folder: Path, seed: int = 0, places: ModelPlaces | None = None) -> list[str]:
     """What is wrong with one task entry, a line each (``data/maths.jsonl:17: ...``); empty when it is sound.
 
     Reads the task's files and asks no model.
     """
-    return _read("", config, folder, seed)[1]
+    return _read("", config, folder, seed, places)[1]
 
 
-def _read(name: str, config: Any, folder: Path, seed: int) -> tuple[Task | None, list[str]]:
+def hub_references(config: Mapping[str, Any]) -> list[str]:
+    """The names of data on the Hub in a task entry, as they are written."""
+    by_split = config.get("data_files")
+    named = [config.get("path"), config.get("report"), *(by_split.values() if isinstance(by_split, Mapping) else ())]
+    return [one for one in named if isinstance(one, str) and one.startswith("hf://")]
+
+
+def _read(name: str, config: Any, folder: Path, seed: int, places: ModelPlaces | None) -> tuple[Task | None, list[str]]:
     if not isinstance(config, Mapping):
         return None, [f"is {config!r}; it must be a mapping such as {{type: jsonl, path: ..., metric: exact_match}}"]
     if "type" not in config:
@@ -91,4 +102,21 @@ def _read(name: str, config: Any, folder: Path, seed: int) -> tuple[Task | None,
     kind = TASK_TYPES.get(config["type"]) if isinstance(config["type"], str) else None
     if kind is None:
         return None, [f"unknown task type {config['type']!r} {did_you_mean(str(config['type']), TASK_TYPES)}"]
-    return kind.read(name, {key: value for key, value in config.items() if key != "type"}, folder, seed)
+    options = {key: value for key, value in config.items() if key != "type"}
+    try:
+        return kind.read(name, _with_files(options, places or ModelPlaces(folder)), folder, seed)
+    except UserError as error:
+        return None, [str(error)]
+
+
+def _with_files(options: Mapping[str, Any], places: ModelPlaces) -> dict[str, Any]:
+    """The options with data on the Hub as files of this machine. Raises ``UserError``."""
+    here = {reference: places.file(reference) for reference in hub_references(options)}
+
+    def placed(value: Any) -> Any:
+        return here.get(value, value) if isinstance(value, str) else value
+
+    found = {key: placed(value) for key, value in options.items()}
+    if isinstance(options.get("data_files"), Mapping):
+        found["data_files"] = {split: placed(value) for split, value in options["data_files"].items()}
+    return found

@@ -29,7 +29,13 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
-from mergefront.adapters.tasks.task_types import build_task, idle_options_of, problems_of, resolved_task
+from mergefront.adapters.tasks.task_types import (
+    build_task,
+    hub_references,
+    idle_options_of,
+    problems_of,
+    resolved_task,
+)
 from mergefront.formatting import size
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.racing.race import FEWEST_TO_RACE
@@ -233,7 +239,8 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
-    of_hub = {path: commit for path in checkpoints if (commit := found.models.commit(path)) is not None}
+    data = [reference for config in file.tasks.values() for reference in hub_references(config)]
+    of_hub = {path: commit for path in [*checkpoints, *data] if (commit := found.models.commit(path)) is not None}
     local = [path for path in checkpoints if path not in of_hub]
     content = {**fingerprints([*local, *data_paths(file.tasks, root)], root), **of_hub}
     return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
@@ -290,7 +297,7 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     """
     file, root = found.file, found.root
     assert isinstance(file.backend, BackendSection)
-    tasks = {name: build_task(name, config, root, file.seed) for name, config in file.tasks.items()}
+    tasks = {name: build_task(name, config, root, file.seed, found.models) for name, config in file.tasks.items()}
     read_here = models_read_here(file.backend, space)
     places = None
     with found.catch("merge.models: "):
@@ -347,12 +354,12 @@ def check_tasks(found: Findings) -> dict[str, str]:
     sound: dict[str, Task] = {}
     too_few: list[str] = []
     for name, config in file.tasks.items():
-        faults = problems_of(config, root, file.seed)
+        faults = problems_of(config, root, file.seed, found.models)
         problems.extend(f"tasks.{name}: {fault}" for fault in faults)
         if faults:
             directions[name] = "maximize"  # its objective is then no second problem
             continue
-        task = sound[name] = build_task(name, config, root, file.seed)
+        task = sound[name] = build_task(name, config, root, file.seed, found.models)
         directions[name] = task.direction
         problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
         idle = idle_options_of(config)
@@ -370,6 +377,8 @@ def check_tasks(found: Findings) -> dict[str, str]:
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(found))
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
+        for reference in hub_references(config):
+            found.notes.append(f"task {name}: {reference} is at commit {found.models.commit(reference)}, fetched")
         if search < FEWEST_TO_RACE:
             too_few.append(f"{name} ({search})")
     if file.racing and too_few:

@@ -12,6 +12,7 @@ from mergefront.adapters.merging.output.files import tokenizer_files
 from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
+from mergefront.adapters.tasks.task_types import hub_references
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import file_content
 
@@ -52,11 +53,14 @@ def file_hash(path: Path) -> str:
 
 
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
-    """Every file that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
+    """Every file here that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
     modules of functions of one's own with those that they import."""
+    of_hub = {reference for config in tasks.values() for reference in hub_references(config)}
     named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    named = [path for path in named if path not in of_hub]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]
+    local = [path for path in local if path not in of_hub]
     own = [file for task in harness if task.endswith((".yaml", ".yml")) for file in task_files(task, root)]
     folders = [(path, os.path.dirname(path)) for path in named]
     images = [os.path.join(folder, image) for path, folder in folders for image in image_paths(root / path)]

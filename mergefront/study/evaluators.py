@@ -81,7 +81,8 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
 def tasks_of(definition: StudyDefinition) -> list[Task]:
     """The study's tasks, objectives or not; none where a function scores."""
     described = definition.evaluator
-    return [build_task(name, task, definition.root, described.seed) for name, task in described.tasks.items()]
+    places = definition.places
+    return [build_task(name, task, places.root, described.seed, places) for name, task in described.tasks.items()]
 
 
 def merge_plan(

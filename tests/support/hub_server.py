@@ -46,7 +46,8 @@ class Repository:
 
 @dataclass
 class Hub:
-    """``requests`` has, of every request, method, path and how many bytes of body were answered."""
+    """``repositories`` are models by name, and data sets by ``datasets/`` and their name. ``requests`` has, of every
+    request, method, path and how many bytes of body were answered."""
 
     url: str
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -192,11 +193,13 @@ class _Handler(BaseHTTPRequestHandler):
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             return self._json({"type": "user", "name": FRIEND}) if known else self._fail(401, "", "Invalid credentials")
         if parts[0] == "lfs":
-            return self._file(
-                self.hub.repositories["/".join(parts[1:3])].at(parts[3]), "/".join(parts[4:]), linked=True
-            )
-        api = parts[:2] == ["api", "models"]
-        name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
+            name, _, path = "/".join(parts[1:]).partition("@")
+            sha, _, path = path.partition("/")
+            return self._file(self.hub.repositories[name].at(sha), path, linked=True)
+        api = parts[0] == "api"
+        kind, *parts = parts[1:] if api else ["datasets", *parts[1:]] if parts[0] == "datasets" else ["models", *parts]
+        name, rest = "/".join(parts[:2]), parts[2:]
+        name = f"datasets/{name}" if kind == "datasets" else name
         repository = self.hub.repositories.get(name)
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if repository is None or (repository.private and not known):
@@ -210,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path, **_described(data)} for path, data in wanted[1].items()]
             return self._json(
                 {
-                    "id": name,
+                    "id": name.removeprefix("datasets/"),
                     "sha": wanted[0],
                     "siblings": siblings,
                     "tags": [],
@@ -221,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository.gated and not known:
             return self._fail(403, "GatedRepo", "Access to this model is restricted")
         path = "/".join(rest[2:])
-        return self._file(wanted, path, redirect=f"/lfs/{name}/{wanted[0]}/{path}")
+        return self._file(wanted, path, redirect=f"/lfs/{name}@{wanted[0]}/{path}")
 
     def _file(
         self, wanted: tuple[str, Mapping[str, bytes]] | None, path: str, redirect: str = "", linked: bool = False
