@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ class Application(click.Group):
     """A group whose ``main`` is the error boundary, for the shell and for tests alike."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if "_MERGEFRONT_COMPLETE" in os.environ:
+            return super().main(*args, **extra)  # click answers the shell, and exits
         session = Session()
         run: Callable[..., Any] = super().main
         code = guarded(lambda: run(*args, standalone_mode=False, obj=session, **extra), session)

@@ -19,6 +19,23 @@ from mergefront.storage import DEFAULT_STORAGE
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def _names_like(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    from mergefront.storage.known_names import study_names
+
+    return [name for name in study_names(context.params["storage"]) if name.startswith(begun)]
+
+
+def _trials_like(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    from mergefront.storage.known_names import trial_numbers
+
+    # click leaves arguments unread where the option that is completed has no value yet.
+    study = context.params.get("name") or next(iter(context.args), "")
+    return [number for number in trial_numbers(context.params["storage"], study) if number.startswith(begun)]
+
+
+study_argument = click.argument("name", shell_complete=_names_like)
+
+
 def _checkpointed(context: click.Context, _parameter: click.Parameter, url: str) -> str:
     """The URL as it is; when the command ends, an SQLite file holds all that was committed."""
 
@@ -28,7 +45,8 @@ def _checkpointed(context: click.Context, _parameter: click.Parameter, url: str)
         with suppress(UserError):  # the command has said what is wrong with the URL
             checkpoint(url)
 
-    context.call_on_close(end)
+    if not context.resilient_parsing:  # a shell completes a command, and nothing is done
+        context.call_on_close(end)
     return url
 
 
@@ -79,7 +97,9 @@ def choice_options(command: Command) -> Command:
             help="The front's knee: the largest sum of the objectives, each scaled to the front.",
         ),
         click.option("--suggested", is_flag=True, help="The merge that is suggested; so it is without a choice."),
-        click.option("--trial", type=click.IntRange(min=0), metavar="N", help="This trial."),
+        click.option(
+            "--trial", type=click.IntRange(min=0), metavar="N", shell_complete=_trials_like, help="This trial."
+        ),
     ):
         option(chosen)
     return chosen  # type: ignore[return-value]

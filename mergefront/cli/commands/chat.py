@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mergefront.cli.logs import echo
-from mergefront.cli.options import choice_options, root_option, storage_option
+from mergefront.cli.options import choice_options, root_option, storage_option, study_argument
 
 if TYPE_CHECKING:
     from mergefront.results.suggestion import Choice
 
 
 @click.command(short_help="Talk to a merge, and compare what several answer.")
-@click.argument("name")
+@study_argument
 @storage_option
 @root_option
 @choice_options

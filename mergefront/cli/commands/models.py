@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergefront.cli.logs import echo
-from mergefront.cli.options import choice_options, storage_option
+from mergefront.cli.options import choice_options, storage_option, study_argument
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Write one merge as a model: weights, tokenizer, mergekit YAML, model card.")
-@click.argument("name")
+@study_argument
 @storage_option
 @choice_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write; new or empty.")

@@ -18,6 +18,7 @@ from mergefront.cli.options import (
     print_json,
     root_option,
     storage_option,
+    study_argument,
     whole_numbers,
 )
 from mergefront.cli.searching import finish, quiet_libraries, score_report, search_file, show_search
@@ -127,7 +128,7 @@ def compare(
 
 
 @click.command(short_help="Continue a stored study; needs only its name.")
-@click.argument("name")
+@study_argument
 @storage_option
 @root_option
 @evaluations_option
@@ -163,7 +164,7 @@ def resume(
 
 
 @click.command(short_help="Score the front and the anchors on items that the search never saw.")
-@click.argument("name")
+@study_argument
 @storage_option
 @root_option
 @click.option("--trials", metavar="N,N,...", callback=whole_numbers, help="Only these members of the front.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergefront.cli.logs import echo
-from mergefront.cli.options import json_option, named_numbers, print_json, storage_option
+from mergefront.cli.options import json_option, named_numbers, print_json, storage_option, study_argument
 from mergefront.cli.session import shown_storage, storage_argument
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def studies(storage: str, as_json: bool) -> None:
 
 
 @click.command(short_help="How far a study is, what failed and why, and how to resume it.")
-@click.argument("name")
+@study_argument
 @storage_option
 @json_option
 def status(name: str, storage: str, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
 
 
 @click.command(short_help="The merges worth having, against the anchors.")
-@click.argument("name")
+@study_argument
 @storage_option
 @json_option
 @click.option(

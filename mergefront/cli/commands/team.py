@@ -22,6 +22,7 @@ from mergefront.cli.options import (
     print_json,
     root_option,
     storage_option,
+    study_argument,
 )
 from mergefront.cli.session import Session, shown_storage, storage_argument
 from mergefront.optimizer.errors import UserError
@@ -29,7 +30,7 @@ from mergefront.optimizer.foreign_text import one_line
 
 
 @click.command(short_help="One more process on a stored study, here or on another machine.")
-@click.argument("name")
+@study_argument
 @storage_option
 @root_option
 @click.option("--device", metavar="DEVICE", help="Where this worker merges and scores, such as cuda:1.")
@@ -107,7 +108,7 @@ def create(session: Session, study_file: Path, evaluations: int | None) -> None:
 
 
 @click.command(short_help="The next recipe of a study, for an outside harness.")
-@click.argument("name")
+@study_argument
 @storage_option
 @root_option
 @click.option(
@@ -148,7 +149,7 @@ def ask(name: str, storage: str, root: Path | None, lease: float, as_json: bool)
 
 
 @click.command(short_help="The scores of an asked trial.")
-@click.argument("name")
+@study_argument
 @click.argument("trial", type=click.IntRange(min=0))
 @click.argument("scores", nargs=-1, callback=named_numbers)
 @click.option(
@@ -217,7 +218,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 @click.command(short_help="Give a study another name.")
-@click.argument("name")
+@study_argument
 @click.argument("new_name")
 @storage_option
 def rename(name: str, new_name: str, storage: str) -> None:
@@ -229,7 +230,7 @@ def rename(name: str, new_name: str, storage: str) -> None:
 
 
 @click.command(short_help="Copy a study, also to another database or one portable file.")
-@click.argument("name")
+@study_argument
 @click.argument("new_name", required=False)
 @click.option("--to", metavar="URL", help="Database to copy to; it is made if there is none. Default: the same one.")
 @storage_option
@@ -274,7 +275,7 @@ def upgrade(storage: str) -> None:
 
 
 @click.command(short_help="Delete a study with all its evaluations.")
-@click.argument("name")
+@study_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 def delete(name: str, yes: bool, storage: str) -> None:
