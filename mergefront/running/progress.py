@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mergefront import formatting
+from mergefront.notebook import Row, front_table, progress_html
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.constraints import feasible
 from mergefront.optimizer.scores.objectives import Normaliser
@@ -38,6 +40,8 @@ class SearchState:
     rows: list[list[float]] = field(default_factory=list)
     anchors: list[list[float]] = field(default_factory=list)
     merges: int = 0
+    evaluated: list[Row] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     hypervolume: float | None = None
     under_way: str = ""
@@ -48,8 +52,8 @@ class SearchState:
         self.objectives, self.budget = self.study.objectives, self.study.record.evaluations
         self.done = self.study.finished_count()
         self.failed = len(self.study.failures())
-        for candidate in self.study.candidates():
-            self._add(candidate.scores, candidate.anchor, candidate.feasible)
+        for known in self.study.candidates():
+            self._add(known.number, known.scores, known.standard_errors, known.anchor, known.feasible)
         self._measure()
 
     def start(self, number: int, anchor: str | None) -> None:
@@ -66,15 +70,27 @@ class SearchState:
             self.seconds.append(seconds)
         if outcome.evaluation is None:
             self.failed += 1
+            self.failures.append(_what_happened(outcome, self))
         else:
-            self._add(outcome.evaluation.scores, outcome.anchor, feasible(outcome.violations))
+            found = outcome.evaluation
+            allowed = feasible(outcome.violations)
+            self._add(outcome.number, found.scores, found.standard_errors, outcome.anchor, allowed)
             self._measure()
         return seconds
 
-    def _add(self, scores: Mapping[str, float], anchor: str | None, allowed: bool) -> None:
+    def _add(
+        self,
+        number: int,
+        scores: Mapping[str, float],
+        errors: Mapping[str, float],
+        anchor: str | None,
+        allowed: bool,
+    ) -> None:
         row = [float(scores[objective.name]) for objective in self.objectives]
         if allowed:
             self.rows.append(row)
+            known = tuple(errors.get(objective.name) for objective in self.objectives)
+            self.evaluated.append(Row(number, anchor, tuple(row), known))
         else:
             self.infeasible += 1
         if anchor is None:
@@ -112,14 +128,49 @@ class SearchState:
 
 
 def where_it_is_watched(study: Study, wanted: bool) -> AbstractContextManager[Callbacks]:
-    """The progress of a search from Python: a bar on a terminal and in a notebook (lines, where it has no ipywidgets).
+    """The progress of a search from Python: a bar on a terminal, a bar and the front so far in a notebook.
 
     Nothing where it is not ``wanted``, or where nobody watches.
     """
     in_notebook = wanted and formatting.console(sys.stderr).is_jupyter
     if not wanted or not (in_notebook or sys.stderr.isatty()):
         return nullcontext((nothing, nothing))
-    return lines(SearchState(study)) if in_notebook and find_spec("ipywidgets") is None else live(SearchState(study))
+    return in_cell(SearchState(study)) if in_notebook else live(SearchState(study))
+
+
+@contextmanager
+def in_cell(state: SearchState) -> Iterator[Callbacks]:
+    """A bar and the front so far below a notebook's cell, drawn anew at each trial; it stays in the end."""
+    from IPython.display import HTML, display
+
+    shown = display(HTML(_cell(state)), display_id=True)
+
+    def draw() -> None:
+        shown.update(HTML(_cell(state)))
+
+    def on_trial_start(number: int, anchor: str | None) -> None:
+        state.start(number, anchor)
+        draw()
+
+    def on_trial_end(outcome: TrialOutcome) -> None:
+        state.finish(outcome)
+        draw()
+
+    yield on_trial_end, on_trial_start
+
+
+def _cell(state: SearchState) -> str:
+    from mergefront.optimizer.scores.pareto import nondominated
+
+    front = ""
+    if state.evaluated:
+        signed = [[o.sign * score for o, score in zip(state.objectives, row, strict=True)] for row in state.rows]
+        kept = nondominated(np.asarray(signed))
+        rows = [replace(row, on_front=bool(stays)) for row, stays in zip(state.evaluated, kept, strict=True)]
+        front = front_table(state.objectives, rows)
+    said = [" · ".join(part for part in (state.summary(), state.time_left()) if part), *state.failures[-3:]]
+    said += [f"now {state.under_way}"] if state.under_way else []
+    return progress_html(state.done, state.budget, said, front)
 
 
 @contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.formatting import nothing_feasible
+from mergefront.formatting import nothing_feasible, number
+from mergefront.notebook import Row, study_html
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
 from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor
@@ -40,6 +42,9 @@ from mergefront.study.continuation import root_of, stored_root
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
 from mergefront.study.method_files import load_known_method_files
 from mergefront.versions import versions
+
+if TYPE_CHECKING:
+    import pandas
 
 SPLITS = ("search", "report")
 """The items that a search optimises on, and those that it never sees."""
@@ -540,6 +545,59 @@ class Study:
             },
             "history": [{"trial": one.number, "scores": rounded(one.scores)} for one in history],
         }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The trials as a pandas ``DataFrame`` by their numbers.
+
+        Columns: state ("complete", "fail", "running"), anchor, on_front, reason (of a failure), method, the recipe's
+        coefficients by their names, ``score[maths]`` and ``standard_error[maths]`` of each objective. A racing study's
+        scores are its present estimates. Raises ``UserError`` where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("to_frame needs pandas; install it with: pip install pandas") from None
+        known = {candidate.digest: candidate for candidate in self.candidates()}
+        on_front = {candidate.digest for candidate in self.front()}
+        names = [objective.name for objective in self.objectives]
+        rows: dict[int, dict[str, Any]] = {}
+        for trial in self.optuna.get_trials(deepcopy=False):
+            digest = trial.user_attrs.get(RECIPE)
+            found = known.get(str(digest)) if trial.state == TrialState.COMPLETE else None
+            rows[trial.number] = {
+                "state": trial.state.name.lower(),
+                "anchor": trial.user_attrs.get(ANCHOR),
+                "on_front": found is not None and digest in on_front,
+                "reason": trial.user_attrs.get(FAILURE),
+                "method": None if found is None else found.recipe.method,
+                **(trial.params if found is None else found.params),
+                **{f"score[{name}]": math.nan if found is None else found.scores[name] for name in names},
+                **{
+                    f"standard_error[{name}]": math.nan if found is None else found.standard_errors.get(name, math.nan)
+                    for name in names
+                },
+            }
+        return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("trial")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        candidates, suggested = self.candidates(), self.suggested()
+        front = {one.number for one in ([self.best()] if self.has_one_objective and candidates else self.front())}
+        facts = [f"{self.finished_count()} of {self.record.evaluations} evaluations"]
+        if not self.has_one_objective:
+            facts += [f"{len(front)} on the front", f"hypervolume {number(self.hypervolume(candidates))}"]
+        rows = [
+            Row(
+                one.number,
+                one.anchor,
+                tuple(float(one.scores[objective.name]) for objective in self.objectives),
+                tuple(one.standard_errors.get(objective.name) for objective in self.objectives),
+                one.number in front,
+                suggested is not None and one.number == suggested.number,
+            )
+            for one in candidates
+        ]
+        return study_html(f"Study {self.name}: {', '.join(facts)}", self.objectives, rows)
 
     @property
     def stopped(self) -> Stop | None:

@@ -11,18 +11,8 @@ from plotly.subplots import make_subplots
 
 from mergefront import formatting
 from mergefront.formatting import html_text
-from mergefront.results.plots.picture import (
-    ANCHOR,
-    FAINT,
-    FRONT,
-    GRID,
-    SUGGESTED,
-    Axis,
-    Picture,
-    Point,
-    Series,
-    hypervolumes,
-)
+from mergefront.notebook import ANCHOR, FAINT, FRONT, SUGGESTED
+from mergefront.results.plots.picture import GRID, Axis, Picture, Point, Series, hypervolumes
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Study

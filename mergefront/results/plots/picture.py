@@ -9,16 +9,13 @@ from itertools import accumulate, cycle
 import numpy as np
 
 from mergefront import formatting
+from mergefront.notebook import FAINT, FRONT, SUGGESTED
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.study.stored_study import Study, rounded
 
-FRONT = "#0072b2"
-FAINT = "#c3c8ce"
-SUGGESTED = "#d55e00"
-ANCHOR = "#e69f00"
 GRID = "#e9ecef"
 # Okabe and Ito's colours without the front's blue and the suggestion's vermilion: told apart by everyone.
 _ANCHOR_COLOURS = ("#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")

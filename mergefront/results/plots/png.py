@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from mergefront.results.plots.picture import FRONT, GRID, SUGGESTED, Axis, Picture, Series
+from mergefront.notebook import FRONT, SUGGESTED
+from mergefront.results.plots.picture import GRID, Axis, Picture, Series
 
 _INK = "#212529"
 _DPI = 150
