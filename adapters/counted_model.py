@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from mergefront.adapters.language_model import (
     Generation,
     GenerationRequest,
     LanguageModel,
     LogLikelihood,
     ScoringRequest,
+    TextModel,
+    text_model,
 )
+from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.outcomes import CUT, EMPTY, SHORTENED, UNANSWERED
 
@@ -29,6 +34,7 @@ class CountedModel:
         self.scored_tokens = 0
         self.generated_tokens = 0
         self._generated: dict[GenerationRequest, Generation] = {}
+        self._vectors: dict[tuple[str, str], Array] = {}
         self._outcomes: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
@@ -57,6 +63,30 @@ class CountedModel:
         self.generated_tokens += sum(answer.tokens or 0 for answer in answers)
         self.note(requests, answers)
         return answers
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._texts.labels
+
+    @property
+    def similarity(self) -> str:
+        return self._texts.similarity
+
+    def classify(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
+        self.requests += len(texts)
+        return self._texts.classify(texts)
+
+    def embed(self, texts: Sequence[str], role: str) -> Array:
+        """Like the model's, but each text is sent once: batches of a race, and tasks, share a corpus."""
+        new = [text for text in dict.fromkeys(texts) if (text, role) not in self._vectors]
+        self.requests += len(new)
+        for text, vector in zip(new, self._texts.embed(new, role) if new else (), strict=True):
+            self._vectors[text, role] = vector
+        return np.array([self._vectors[text, role] for text in texts])
+
+    @property
+    def _texts(self) -> TextModel:
+        return text_model(self.model)
 
     def take_outcomes(self) -> Counter[str]:
         """How many of the prompts since the last call had which outcome (see ``OUTCOMES``), and of those without an

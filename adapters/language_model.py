@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, cast, runtime_checkable
 
-Verb = Literal["loglikelihood", "generate", "python"]
-"""What a task asks: one of the two verbs, or a Python function that is handed the live model."""
+from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.errors import UserError
+
+Verb = Literal["loglikelihood", "generate", "classify", "embed", "python"]
+"""What a task asks: a verb of a language model, one of a ``TextModel``, or a Python function over the live model."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,28 @@ class LanguageModel(Protocol):
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]: ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]: ...
+
+
+class TextModel(Protocol):
+    """A model that is asked about whole texts, without generating. May raise ``EvaluationError`` for NaN."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of its classes, in the order of their scores."""
+
+    @property
+    def similarity(self) -> str:
+        """How its vectors are compared: "cosine", "dot", "euclidean" or "manhattan"."""
+
+    def classify(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
+        """The score of each class for each text, or pair of texts (an empty second one: no pair)."""
+
+    def embed(self, texts: Sequence[str], role: str) -> Array:
+        """The vectors of texts (``n x d``); ``role`` is "query", "document" or "" (neither)."""
+
+
+def text_model(model: object) -> TextModel:
+    """A model as one that is asked about whole texts; raises ``UserError`` for one that cannot be."""
+    if not hasattr(type(model), "embed"):
+        raise UserError("texts were put to a model that has neither classes nor vectors of them")
+    return cast(TextModel, model)

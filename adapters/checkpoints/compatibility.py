@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mergefront.adapters.checkpoints.configurations import (
     compare_configurations,
@@ -20,6 +21,7 @@ from mergefront.adapters.checkpoints.names import (
     expert_names,
     head_name,
     is_prediction_layer,
+    is_spare_head,
     is_unread,
     shared_embedding_name,
 )
@@ -57,17 +59,28 @@ def compare_models(
     configurations = compare_configurations_of(base, expert, name, allow)
     found.problems.extend(configurations.problems)
     found.notes.extend(configurations.notes)
-    ahead = {
-        "the expert": [tensor for tensor in expert.tensors if is_prediction_layer(tensor, expert.config)],
-        "the base": [tensor for tensor in base.tensors if is_prediction_layer(tensor, base.config)],
-    }
-    for one, other in (("the base", "the expert"), ("the expert", "the base")):
-        if ahead[one] and not ahead[other]:
-            kept = "are kept as they are" if one == "the base" else "are left out"
-            found.notes.append(
-                f"expert {name!r}: only {one} has layers that predict further tokens ({ahead[one][0]}); they {kept}"
-            )
+    found.notes.extend(_only_one_has(base, expert, name, is_prediction_layer, "layers that predict further tokens"))
+    found.notes.extend(_only_one_has(base, expert, name, is_spare_head, "a pooler or a head of masked tokens"))
     return found
+
+
+def _only_one_has(
+    base: CheckpointHeader,
+    expert: CheckpointHeader,
+    name: str,
+    is_one: Callable[[str, Mapping[str, Any]], bool],
+    what: str,
+) -> list[str]:
+    """A note on tensors of a kind that a merge needs of neither side, where only one has some that the other lacks."""
+    renamed = expert_names(base.tensors, expert.tensors)
+    shared = {renamed.get(tensor, tensor) for tensor in base.tensors}
+    ours = [one for one in base.tensors if is_one(one, base.config) and renamed.get(one, one) not in expert.tensors]
+    theirs = [one for one in expert.tensors if is_one(one, expert.config) and one not in shared]
+    return [
+        f"expert {name!r}: only {whose} has {what} ({found[0]}), which {kept}"
+        for whose, found, kept in (("the base", ours, "is kept as it is"), ("the expert", theirs, "is left out"))
+        if found
+    ]
 
 
 def compare_configurations_of(
@@ -141,7 +154,16 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
             "with tokenizers has"
         )
     others = [tensor for tensor in differing if tensor not in vocabulary]
-    if others:
+    ours, theirs = (_classes(header) for header in (base, expert))
+    heads = [
+        tensor for tensor in others if (base.tensors[tensor].shape[:1], own[tensor].shape[:1]) == ((ours,), (theirs,))
+    ]
+    if ours != theirs and others and heads == others:
+        problems.append(
+            f"expert {name!r} has a head of {theirs} classes, the base's has {ours} ({others[0]}), "
+            "and a merge has one head; give models that were trained on the same classes in the same order"
+        )
+    elif others:
         examples = [
             f"{tensor} is {list(own[tensor].shape)} and not {list(base.tensors[tensor].shape)}" for tensor in others
         ]
@@ -169,12 +191,18 @@ def compare_headers(base: CheckpointHeader, expert: CheckpointHeader, name: str)
     return problems
 
 
+def _classes(header: CheckpointHeader) -> int:
+    """How many classes a model has a head for; configurations leave two of them out."""
+    return len(header.config.get("id2label") or ()) or 2
+
+
 def _is_optional(header: CheckpointHeader, tensor: str) -> bool:
     """Whether a merge needs no such tensor of the other side."""
     return (
         tensor in (header.carried or ())
         or is_unread(tensor, header.tensors[tensor].shape)
         or is_prediction_layer(tensor, header.config)
+        or is_spare_head(tensor, header.config)
     )
 
 

@@ -130,12 +130,14 @@ class LiveNames:
         )
 
 
-def model_on_meta(kind: Any, config: Any) -> torch.nn.Module:
-    """A model of one of transformers' classes without memory for its weights."""
+def model_on_meta(kind: Any, config: Any, **settings: Any) -> torch.nn.Module:
+    """A model of one of transformers' classes without memory for its weights; ``settings`` are those of the class."""
     import torch
 
     with torch.device("meta"):
-        model: torch.nn.Module = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(config)
+        model: torch.nn.Module = (kind.from_config if hasattr(kind, "from_config") else kind._from_config)(
+            config, **settings
+        )
     return model
 
 

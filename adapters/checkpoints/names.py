@@ -25,6 +25,11 @@ _ATTENTION_MASK = re.compile(r"(^|\.)(attn|attention|crossattention)\.bias$")
 _TABLE = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared|lm_head|relative_attention_bias)\.weight$|embeddings?$")
 _EXPERTS = re.compile(r"(^|\.)experts\.|(^|\.)(input|output)_linear\.weight$")
 _PREDICTION = re.compile(r"(^|\.)mtp(_layers|_block)?\.")
+_OF_ENCODERS = ("ForMaskedLM", "ForPreTraining", "Model")
+_SPARE_HEAD = re.compile(
+    r"^(\w+\.)?pooler\.|^cls\.(predictions|seq_relationship)\.|^vocab_(transform|layer_norm|projector)\."
+    r"|^lm_head\.(dense|layer_norm|decoder)\.|^lm_head\.bias$|^head\.(dense|norm)\.|^decoder\.(bias|weight)$"
+)
 _LAYER = re.compile(r"(^|\.)layers\.(\d{1,9})\.")
 _WRAPPERS = frozenset({"model", "language_model", "vision_model"})
 _OLD_PARTS = {
@@ -86,6 +91,13 @@ def is_prediction_layer(name: str, config: Mapping[str, Any]) -> bool:
     ahead, layers = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
     found = _LAYER.search(name)
     return bool(ahead) and isinstance(layers, int) and found is not None and int(found[2]) >= layers
+
+
+def is_spare_head(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor belongs to what an encoder was trained with and who embeds texts does not read: a pooler, the
+    head of a masked language model. Saved by some classes, left out by others (``BertForMaskedLM``, ``BertModel``)."""
+    architecture = str((config.get("architectures") or [""])[0])
+    return architecture.endswith(_OF_ENCODERS) and _SPARE_HEAD.search(name) is not None
 
 
 def expert_names(base: Collection[str], expert: Collection[str]) -> dict[str, str]:

@@ -22,6 +22,10 @@ _SMALL = ("README.md", "*.json", "*.jsonl", "*.model", "*.txt", "*.jinja", "*.ti
 _WEIGHTS = "*.safetensors"
 _NEVER = ("*consolidated*", "*.fp16.*", "*onnx*", "*openvino*", "*original/*", "*checkpoint-*/*", "*runs/*")
 """Second copies of the weights, and what training leaves."""
+_PROJECTION = "_Dense"
+"""How folders of sentence-transformers' projections end, whose weights are wanted beside the model's."""
+_BELOW = tuple(f"*[!{letter}]{_PROJECTION[place + 1 :]}/{_WEIGHTS}" for place, letter in enumerate(_PROJECTION))
+"""Weights in other folders. Patterns know no "but not": each says that a name ends otherwise from a letter on."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def _patterns(folder: str, *, small: bool = False) -> tuple[list[str], list[str]
     """Which files are fetched and which are not: the weights of one folder, and small files below it."""
     start = escape(f"{folder}/") if folder else ""
     kept = [start + pattern for pattern in (_SMALL if small else (*_SMALL, _WEIGHTS))]
-    return kept, [start + pattern for pattern in (*_NEVER, f"*/{_WEIGHTS}")]
+    return kept, [start + pattern for pattern in (*_NEVER, *_BELOW)]
 
 
 def _download(name: HubName, revision: str | None, *, local: bool = False, small: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.language_model import (
@@ -16,15 +16,16 @@ from mergefront.adapters.language_model import (
 from mergefront.adapters.local.encoder_decoder import EncoderDecoderModel
 from mergefront.adapters.local.image_text import ImageTextModel
 from mergefront.adapters.local.model import HuggingFaceModel
+from mergefront.adapters.local.reading.reader import TextReader
 from mergefront.optimizer.errors import UserError
 
 
-@dataclass(frozen=True)
-class SilentModel:
+class SilentModel(TextReader):
     """A model that continues no text (a classifier, an embedder, a vision or speech model), and its processor."""
 
-    model: Any
-    processor: Any
+    def __init__(self, model: Any, processor: Any, folder: Path | None) -> None:
+        super().__init__(model, processor, folder)
+        self.processor = processor
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         raise self._refused()
@@ -34,7 +35,8 @@ class SilentModel:
 
     def _refused(self) -> UserError:
         return UserError(
-            f"{type(self.model).__name__} continues no text; score it with a task of type python (docs/evaluation.md)"
+            f"{type(self.model).__name__} continues no text; score it with a task of type classify, embed or python "
+            "(docs/evaluation.md)"
         )
 
 
@@ -68,6 +70,16 @@ def _text_tables() -> list[Mapping[str, Any]]:
     ]
 
 
+def body_class(config: Any) -> Any:
+    """The class of a type of model without any head; raises ``UserError`` where transformers has none."""
+    from transformers import MODEL_MAPPING
+
+    if type(config) not in MODEL_MAPPING:
+        raise UserError(f"transformers has no model of type {config.model_type} without a head")
+    kind = MODEL_MAPPING[type(config)]
+    return kind[0] if isinstance(kind, tuple) else kind
+
+
 def model_class(config: Any, for_text: bool) -> Any:
     """The class to load a checkpoint as: the one that its configuration names.
 
@@ -96,10 +108,10 @@ def model_class(config: Any, for_text: bool) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def asked_model(model: Any, processor: Any) -> LanguageModel:
-    """A transformers model and its processor or tokenizer as tasks ask it."""
+def asked_model(model: Any, processor: Any, folder: Path | None = None) -> LanguageModel:
+    """A transformers model and its processor or tokenizer as tasks ask it; ``folder`` has the files that pool."""
     if not model.can_generate() or model.main_input_name != "input_ids":
-        return SilentModel(model, processor)
+        return SilentModel(model, processor, folder)
     if model.config.is_encoder_decoder:
         return EncoderDecoderModel(model, processor)
     return (ImageTextModel if hasattr(processor, "image_processor") else HuggingFaceModel)(model, processor)

@@ -42,7 +42,8 @@ class LocalBackend:
     ``model`` is any ``torch.nn.Module``; ``base`` and every expert are a state dict of it or a
     checkpoint's path (an expert may be a PEFT LoRA folder). ``apply`` overwrites the model's weights:
     after a search it holds the last merge that was tried. With a ``tokenizer`` (or
-    processor) the model is a transformers model and ``apply`` yields a ``LanguageModel``, otherwise the module itself.
+    processor) the model is a transformers model and ``apply`` yields a ``LanguageModel``, otherwise the module itself;
+    ``folder`` has the files that say how it pools texts.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
     or mergekit's own with ``compat_mergekit``. ``task_vectors``, ``rounding`` and ``allow``: see
     ``MergeEngine``.
@@ -57,6 +58,7 @@ class LocalBackend:
         experts: Mapping[str, Source],
         *,
         tokenizer: Any = None,
+        folder: Path | None = None,
         dtype: torch.dtype | None = None,
         compat_mergekit: bool = False,
         task_vectors: TaskVectorForm = "exact",
@@ -88,7 +90,7 @@ class LocalBackend:
         if tokenizer is not None:
             from mergefront.adapters.local.asked import asked_model
 
-            self._asked = asked_model(model, tokenizer)
+            self._asked = asked_model(model, tokenizer, folder)
 
     @classmethod
     def from_checkpoints(
@@ -106,6 +108,7 @@ class LocalBackend:
         scope: str | None = None,
         carry: Mapping[str, str] | None = None,
         for_text: bool = True,
+        headless: bool = False,
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
@@ -115,7 +118,8 @@ class LocalBackend:
         says whose tokens merges have, as a study file does (default: all must have the same); the live model gets
         rows for them. ``scope`` "language" merges the stack of text alone, and ``carry`` has the expert that each tower
         is taken from: {"vision": "A", "audio": "B"}. The live model is of the class that the base's configuration
-        names (or that of the model with a place for all towers); ``for_text`` gives a base without a head one.
+        names (or that of the model with a place for all towers); ``for_text`` gives a base without a head one,
+        ``headless`` takes it from one that has one (for vectors of texts).
         Raises ``UserError`` for folders that are no models and for experts that do not fit.
         """
         import torch
@@ -138,9 +142,9 @@ class LocalBackend:
         if composition.is_scoped:
             folders = [one.path for one in opened.values()]
             described = describe(composition, aligned, aligned.models[_BASE].header.config, folders)
-            model, tokenizer = compose_model(aligned.models[_BASE], described, computing, for_text)
+            model, tokenizer = compose_model(aligned.models[_BASE], described, computing, for_text, headless)
         else:
-            model, tokenizer = load_model(Path(base), computing, aligned, for_text)
+            model, tokenizer = load_model(Path(base), computing, aligned, for_text, headless)
         model.to(where)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
@@ -150,6 +154,7 @@ class LocalBackend:
                 aligned.models[_BASE],
                 {name: aligned.models[name] for name in experts},
                 tokenizer=tokenizer,
+                folder=composition.frame if composition.is_scoped else Path(base),
                 compat_mergekit=compat_mergekit,
                 task_vectors=task_vectors,
                 rounding="stored" if rounded is None else written,

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
 from mergefront.adapters.evaluator import out_of_memory
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
@@ -28,22 +29,25 @@ _log = logging.getLogger(__name__)
 _OPTIONS: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool) -> tuple[Any, Any]:
+def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool, headless: bool) -> tuple[Any, Any]:
     """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network."""
     with _understood(path):
-        kind, _ = _class(path, for_text)
+        kind, _ = _class(path, for_text, headless)
         processor = _load_processor(path, aligned, _OPTIONS)
-        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **_OPTIONS)
+        settings = _without_pooler(kind, read_header(path).tensors) if headless else {}
+        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **settings, **_OPTIONS)
         _take_vocabulary(model, path, aligned)
     return model, processor
 
 
-def compose_model(base: Checkpoint, described: Description, dtype: torch.dtype, for_text: bool) -> tuple[Any, Any]:
+def compose_model(
+    base: Checkpoint, described: Description, dtype: torch.dtype, for_text: bool, headless: bool
+) -> tuple[Any, Any]:
     """The model of tensors that come from several folders, and its processor or tokenizer."""
     from transformers import GenerationConfig
 
     with _understood(described.frame), _folder_of(described) as folder:
-        kind, config = _class(folder, for_text)
+        kind, config = _class(folder, for_text, headless)
         concrete: Any = type(model_on_meta(kind, config))
         model = concrete.from_pretrained(None, config=config, state_dict=dict(base), dtype=dtype)
         if (folder / "generation_config.json").exists() and model.can_generate():
@@ -62,7 +66,7 @@ class LoadingFindings:
 
 
 def loading_findings(
-    base: CheckpointHeader, aligned: Alignment, described: Description | None, for_text: bool
+    base: CheckpointHeader, aligned: Alignment, described: Description | None, for_text: bool, headless: bool = False
 ) -> LoadingFindings:
     """What is known of a live model from headers alone.
 
@@ -72,12 +76,13 @@ def loading_findings(
     """
     if described is None:
         with _understood(base.path):
-            model = model_on_meta(*_class(base.path, for_text))
+            kind, config = _class(base.path, for_text, headless)
+            model = model_on_meta(kind, config, **(_without_pooler(kind, base.tensors) if headless else {}))
             _check_generation(base.path)
             processor = _load_processor(base.path, aligned, _OPTIONS)
     else:
         with _understood(described.frame), _folder_of(described) as folder:
-            model = model_on_meta(*_class(folder, for_text))
+            model = model_on_meta(*_class(folder, for_text, headless))
             _check_generation(folder)
             processor = _load_processor(folder, Alignment({}, folder), _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
@@ -138,13 +143,19 @@ def refuse_likelihoods_of(path: Path) -> None:
     refuse_likelihoods(config, kind.__name__)
 
 
-def _class(path: Path, for_text: bool) -> tuple[Any, Any]:
+def _without_pooler(kind: Any, tensors: Mapping[str, Any]) -> dict[str, bool]:
+    """Settings of a class that would give a checkpoint a pooler of random weights, which nothing here reads."""
+    has_choice = "add_pooling_layer" in signature(kind.__init__).parameters
+    return {"add_pooling_layer": False} if has_choice and not any("pooler." in name for name in tensors) else {}
+
+
+def _class(path: Path, for_text: bool, headless: bool = False) -> tuple[Any, Any]:
     from transformers import AutoConfig
 
-    from mergefront.adapters.local.asked import model_class
+    from mergefront.adapters.local.asked import body_class, model_class
 
     config = AutoConfig.from_pretrained(path, **_OPTIONS)
-    return model_class(config, for_text), config
+    return body_class(config) if headless else model_class(config, for_text), config
 
 
 @contextmanager

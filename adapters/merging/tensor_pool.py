@@ -10,7 +10,7 @@ import torch
 
 from mergefront.adapters.checkpoints.header import Checkpoint
 from mergefront.adapters.checkpoints.lora import LoraModule
-from mergefront.adapters.checkpoints.names import is_unread
+from mergefront.adapters.checkpoints.names import is_spare_head, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.merging.compression import (
     CompressedDelta,
@@ -181,10 +181,13 @@ class TensorPool:
             info = reference.header.tensors[name]
             shape, numbers = info.shape, info.dtype in ("F64", "F32", "F16", "BF16")
             numbers = numbers and name not in (reference.header.carried or ())
+            is_spare = is_spare_head(name, reference.header.config)
         else:
-            shape, numbers = tuple(reference[name].shape), reference[name].is_floating_point()
+            shape, numbers, is_spare = tuple(reference[name].shape), reference[name].is_floating_point(), False
         # Without a base there is nothing to stand in for what an expert lacks.
-        lacking = self._base_source is None and not all(expert.has(name) for expert in self._experts.values())
+        lacking = (self._base_source is None or is_spare) and not all(
+            expert.lora is not None or expert.has(name) for expert in self._experts.values()
+        )
         return not numbers or is_unread(name, shape) or lacking
 
     def _fits(self, experts: Mapping[str, Source]) -> bool:

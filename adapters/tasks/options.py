@@ -45,7 +45,7 @@ Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SplitOptions(Options):
+class ItemOptions(Options):
     """Which items are the report's, and how many are asked."""
 
     report_fraction: Fraction | None = Field(
@@ -53,6 +53,11 @@ class SplitOptions(Options):
     )
     search_items: Count | None = Field(None, description="take no more than so many search items, chosen by seed")
     report_items: Count | None = Field(None, description="take no more than so many report items, chosen by seed")
+
+
+class SplitOptions(ItemOptions):
+    """The same of items that may be left without an answer."""
+
     max_unanswered: float = Field(
         DEFAULT_MAX_UNANSWERED,
         ge=0,

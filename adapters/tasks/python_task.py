@@ -50,6 +50,7 @@ class PythonTask:
     """
 
     verb: Verb = "python"
+    whole = "type python scores all its items in one call"
     max_unanswered = 0.0
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.options import SplitOptions
+from mergefront.adapters.tasks.options import ItemOptions
 from mergefront.adapters.tasks.questions import Question
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
@@ -58,7 +58,7 @@ def items_of(task: str, splits: Splits, split: str, remedy: str) -> tuple[Item, 
     return splits[split]
 
 
-def limited(splits: Mapping[str, Sequence[Item]], options: SplitOptions) -> tuple[Splits, list[str]]:
+def limited(splits: Mapping[str, Sequence[Item]], options: ItemOptions) -> tuple[Splits, list[str]]:
     """The first ``search_items`` and ``report_items``, as far as the options say, and where there are fewer."""
     wanted = {"search": options.search_items, "report": options.report_items}
     problems = [

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.hub.places import ModelPlaces
+from mergefront.adapters.tasks.encoders.classify import ClassifyOptions, read_classify_task
+from mergefront.adapters.tasks.encoders.embed import EmbedOptions, read_embed_task
 from mergefront.adapters.tasks.jsonl import JsonlOptions, idle_options, read_jsonl_task
 from mergefront.adapters.tasks.lm_eval.task import LmEvalOptions, read_lm_eval_task
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
@@ -19,6 +21,9 @@ from mergefront.adapters.tasks.python_task import PythonOptions, read_python_tas
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.sections import Section
+
+FILE_OPTIONS = ("path", "report", "queries", "corpus", "qrels")
+"""Options of tasks that name a file of items."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class TaskType:
 TASK_TYPES: Mapping[str, TaskType] = {
     "jsonl": TaskType(JsonlOptions, read_jsonl_task, idle_options),
     "lm_eval": TaskType(LmEvalOptions, read_lm_eval_task),
+    "classify": TaskType(ClassifyOptions, read_classify_task),
+    "embed": TaskType(EmbedOptions, read_embed_task),
     "python": TaskType(PythonOptions, read_python_task),
 }
 
@@ -90,7 +97,7 @@ def problems_of(config: Any, folder: Path, seed: int = 0, places: ModelPlaces | 
 def hub_references(config: Mapping[str, Any]) -> list[str]:
     """The names of data on the Hub in a task entry, as they are written."""
     by_split = config.get("data_files")
-    named = [config.get("path"), config.get("report"), *(by_split.values() if isinstance(by_split, Mapping) else ())]
+    named = [*map(config.get, FILE_OPTIONS), *(by_split.values() if isinstance(by_split, Mapping) else ())]
     return [one for one in named if isinstance(one, str) and one.startswith("hf://")]
 
 

@@ -20,11 +20,13 @@ from mergefront.adapters.hub.names import hub_name
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.hub.snapshots import room_in_cache
 from mergefront.adapters.local.loading import loading_findings, refuse_likelihoods_of
+from mergefront.adapters.local.reading.findings import described, labels_of, pooling_findings
 from mergefront.adapters.merging.modalities import Composition, Modalities, compose
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import models_read_here, try_backend
 from mergefront.adapters.remote.settings import BackendSection, split_settings
+from mergefront.adapters.tasks.encoders.classify import ClassifyTask
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
 from mergefront.adapters.tasks.questions import Question
@@ -185,8 +187,9 @@ def _check_loading(found: Findings, base: CheckpointHeader, composition: Composi
         if described is None:
             return
     with found.catch(where):
-        for_text = any(task.get("type") != "python" for task in found.file.tasks.values())
-        loading = loading_findings(stored, alignment, described, for_text)
+        kinds = {task.get("type") for task in found.file.tasks.values()}
+        for_text, headless = not kinds <= _LIVE_TYPES, kinds == {"embed"}
+        loading = loading_findings(stored, alignment, described, for_text, headless)
         found.problems.extend(f"{where}{problem}" for problem in loading.problems)
         found.warnings.extend(loading.unread)
         found.reader = loading.reader
@@ -366,10 +369,15 @@ def check_tasks(found: Findings) -> dict[str, str]:
         if idle:
             found.warnings.append(f"task {name}: metric {config['metric']} has no use for {', '.join(idle)}")
         found.notes.extend(text for key in ("remark", "announcement") if (text := getattr(task, key, None)) is not None)
+        if task.verb in _LIVE_TYPES:
+            problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file, task))
         if task.verb == "python":
-            problems.extend(f"tasks.{name}: {fault}" for fault in _needs_live_model(file))
             continue
-        problems.extend(f"tasks.{name}: {fault}" for fault in _silent(found))
+        if task.verb in _LIVE_TYPES:
+            with found.catch(f"tasks.{name}: "):
+                _check_reading(found, task)
+        else:
+            problems.extend(f"tasks.{name}: {fault}" for fault in _silent(found))
         if task.verb == "loglikelihood" and isinstance(file.backend, LocalBackendSection) and not problems:
             with found.catch(f"tasks.{name}: "):
                 refuse_likelihoods_of(found.frame or found.models.folder(str(file.merge.base_model)))
@@ -412,14 +420,43 @@ _MOST_LOOKED_AT = 1000
 """Items of a task whose prompts are looked at, in their seeded order: a few-shot prompt takes a millisecond to make."""
 
 
-def _needs_live_model(file: StudyFile) -> list[str]:
-    """What of a study is not for tasks that are handed the live model and score all their items in one call."""
+_LIVE_TYPES = {"python", "classify", "embed"}
+"""Types of tasks, and what they ask, that need the live model of a local backend."""
+
+
+def _needs_live_model(file: StudyFile, task: Task) -> list[str]:
+    """What of a study is not for tasks that ask the live model, and score all their items together."""
     problems = []
     if isinstance(file.backend, BackendSection):
-        problems.append(f"type python is handed the live model, which backend {file.backend.type} has not; use local")
-    if file.racing:
-        problems.append("type python scores all its items in one call, and racing asks them in parts; remove 'racing'")
+        asks = f"type {task.verb} asks the live model"
+        problems.append(f"{asks}, which backend {file.backend.type} has not; use local")
+    whole = getattr(task, "whole", "")
+    if file.racing and whole:
+        problems.append(f"{whole}, and racing asks them in parts; remove 'racing'")
+    types = {config.get("type") for config in file.tasks.values()}
+    if task.verb == "embed" and types - {"embed", "python"}:
+        others = ", ".join(sorted(map(str, types - {"embed", "python"})))
+        problems.append(f"type embed reads models without their heads, which type {others} needs; make two studies")
     return problems
+
+
+def _check_reading(found: Findings, task: Task) -> None:
+    """Whether merges have the classes, or make the vectors, that a task asks for. Raises ``UserError``."""
+    if not isinstance(found.file.backend, LocalBackendSection) or not isinstance(found.file.merge.models, Mapping):
+        return
+    config = _configuration(found)
+    if not config:
+        return  # its loader says what is wrong with it
+    if isinstance(task, ClassifyTask):
+        found.problems.extend(f"tasks.{task.name}: {line}" for line in task.unknown_labels(labels_of(config)))
+        return
+    folder = found.frame or found.models.folder(str(found.file.merge.base_model))
+    experts = {name: found.models.folder(path) for name, path in found.file.merge.models.items()}
+    pipeline, warnings = pooling_findings(folder, config, experts)
+    found.notes.append(
+        f"task {task.name}: texts are pooled by {described(pipeline)}, likeness is {pipeline.similarity}"
+    )
+    found.warnings.extend(line for line in warnings if line not in found.warnings)
 
 
 def _silent(found: Findings) -> list[str]:
@@ -432,7 +469,9 @@ def _silent(found: Findings) -> list[str]:
 
     if continues_text(str(read.get("model_type")), architecture):
         return []
-    return [f"the base model ({architecture}) continues no text; score it with a task of type python"]
+    return [
+        f"the base model ({architecture}) continues no text; score it with a task of type classify, embed or python"
+    ]
 
 
 _USUAL_ENDS = ("ForCausalLM", "LMHeadModel")

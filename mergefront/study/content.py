@@ -12,7 +12,7 @@ from mergefront.adapters.merging.output.files import tokenizer_files
 from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
-from mergefront.adapters.tasks.task_types import hub_references
+from mergefront.adapters.tasks.task_types import FILE_OPTIONS, hub_references
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import file_content
 
@@ -56,7 +56,7 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     """Every file here that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
     modules of functions of one's own with those that they import."""
     of_hub = {reference for config in tasks.values() for reference in hub_references(config)}
-    named = [str(config[key]) for config in tasks.values() for key in ("path", "report") if key in config]
+    named = [str(config[key]) for config in tasks.values() for key in FILE_OPTIONS if config.get(key) is not None]
     named = [path for path in named if path not in of_hub]
     harness = [str(config["task"]) for config in tasks.values() if config.get("type") == "lm_eval"]
     local = [str(path) for config in tasks.values() for path in dict(config.get("data_files") or {}).values()]

@@ -191,6 +191,7 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
     space, settings, folder = definition.space, definition.evaluator.backend, definition.places.folder
     assert space.base_model is not None
     device = definition.runtime.get("device", "auto")
+    verbs = {task.verb for task in tasks_of(definition)}
     dtype, compute = dtype_and_compute(definition.scoring, settings.get("dtype", "auto"), device)
     return LocalBackend.from_checkpoints(
         folder(space.base_model),
@@ -204,5 +205,6 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
         tokenizer_source=definition.tokenizer_source,
         scope=definition.modalities.scope,
         carry=definition.modalities.carry,
-        for_text=not (tasks := tasks_of(definition)) or any(task.verb != "python" for task in tasks),
+        for_text=not verbs or bool(verbs & {"generate", "loglikelihood"}),
+        headless=verbs == {"embed"},
     )

@@ -47,7 +47,7 @@ def files_of(reference: Path, models: Iterable[Path]) -> dict[str, Path]:
     too large for what its name says, and for modules whose weights differ.
     """
     found = _matching(reference, (*_PROCESSOR, *_SENTENCE_TRANSFORMERS))
-    for module in _modules(reference):
+    for module in [path for _, path in sentence_modules(reference) if path]:
         found += _matching(reference, tuple(f"{module}/{pattern}" for pattern in _MODULE))
     for file in found:
         if file.endswith(".safetensors"):
@@ -137,19 +137,21 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _modules(folder: Path) -> list[str]:
-    """Folders of sentence-transformers modules that modules.json names."""
+def sentence_modules(folder: Path) -> list[tuple[str, str]]:
+    """The modules that a sentence-transformers' modules.json names, in their order: the name of each one's class, and
+    its folder beside the file (empty: the folder itself). Raises ``UserError`` for folders elsewhere."""
     listed = folder / "modules.json"
     if not listed.exists():
         return []
     try:
-        paths = [str(entry["path"]) for entry in json.loads(own_file(folder, listed.name).read_text("utf-8"))]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        entries = json.loads(own_file(folder, listed.name).read_text("utf-8"))
+        found = [(str(entry.get("type", "")).rpartition(".")[2], str(entry["path"])) for entry in entries]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{listed}: it must be a list of modules with a path each") from None
-    strange = [path for path in paths if not re.fullmatch(r"[\w.-]*", path) or path in (".", "..")]
+    strange = [path for _, path in found if not re.fullmatch(r"[\w.-]*", path) or path in (".", "..")]
     if strange:
         raise UserError(f"{listed}: the module {strange[0]!r} must be a folder beside it")
-    return [path for path in paths if path]
+    return found
 
 
 def _code(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ from mergefront.adapters.checkpoints.compatibility import (
     unknown_keys,
 )
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
-from mergefront.adapters.checkpoints.names import expert_names, is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.names import expert_names, is_prediction_layer, is_spare_head, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import Layers, depths, stacks, text_stack
 from mergefront.adapters.hub.places import ModelPlaces
@@ -325,7 +325,7 @@ def _place(
     header = reference.header
     lacking = [key for key, model in models.items() if sources[key] not in model.header.tensors]
     is_kept = name in (header.carried or ()) or is_unread(name, header.tensors[name].shape)
-    if is_kept or (lacking and is_prediction_layer(name, header.config)):
+    if is_kept or (lacking and (is_prediction_layer(name, header.config) or is_spare_head(name, header.config))):
         return Place({}, carried=name)
     found = dict(sources)
     for key in lacking:

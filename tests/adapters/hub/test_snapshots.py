@@ -148,3 +148,14 @@ def test_a_repository_without_safetensors_is_refused_by_what_it_has(hub: Hub, tm
     hub.add("org/old", tmp_path / "old")
     with pytest.raises(UserError, match=r"org/old on the Hub has no safetensors, only pytorch_model\.bin"):
         snapshot(HubName("org/old"), commit_of(HubName("org/old")))
+
+
+def test_projections_of_an_embedder_are_fetched_and_weights_in_other_folders_are_not(hub: Hub, tmp_path: Path) -> None:
+    """Without them its texts would have vectors of another size; with all folders some repositories have ten copies."""
+    folder = model(tmp_path / "model")
+    for place in ("2_Dense", "dense", "finetune", "Dense_not", "small"):
+        (folder / place).mkdir()
+        save_file({"linear.weight": torch.ones(2, 2)}, folder / place / "model.safetensors")
+    hub.add("org/model", folder)
+    found = fetched(NAME, commit_of(NAME))
+    assert [path.parent.name for path in found.rglob("*/model.safetensors")] == ["2_Dense"]

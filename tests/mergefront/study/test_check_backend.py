@@ -321,7 +321,7 @@ def test_a_function_over_the_live_model_is_known_by_its_files_and_not_raced(stud
     study.write_text(text + "racing: true\n")
     assert "tasks.french: type python scores all its items in one call" in problems(study)
     study.write_text(text.replace("{type: local, device: cpu}", "{type: llama_server, url: http://localhost:1}"))
-    assert "tasks.french: type python is handed the live model, which backend llama_server has not" in problems(study)
+    assert "tasks.french: type python asks the live model, which backend llama_server has not" in problems(study)
 
 
 def test_items_with_an_image_are_refused_of_what_reads_none_and_known_by_its_content(study: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a live model makes of whole texts: classes and vectors."""
