@@ -21,7 +21,7 @@ from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.user_code import described
-from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
+from mergefront.optimizer.errors import REFUSED, EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import (
     Evaluation,
@@ -173,7 +173,7 @@ class LenientEvaluator:
         except UserError as error:
             if recipe.method == "task_arithmetic":
                 raise
-            raise EvaluationError(str(error), kind="refused") from error
+            raise EvaluationError(str(error), kind=REFUSED) from error
 
 
 @dataclass

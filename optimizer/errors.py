@@ -46,6 +46,10 @@ class StorageError(SearchStoppedError):
     """The database cannot be used now: away, full, read-only, locked."""
 
 
+REFUSED = "refused"
+"""The kind of an ``EvaluationError`` that is the recipe's own: a row of them does not stop a search."""
+
+
 class EvaluationError(MergefrontError):
     """A candidate could not be scored; ``kind`` groups failures that have the same cause."""
 

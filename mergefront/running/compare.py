@@ -28,7 +28,7 @@ from mergefront.study.ready import COMPARISON, ReadyStudy, ready_to_run
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Candidate, Study
 
-_ADDS_LORAS = ("llama-server", "ensemble", "openai")
+_ADDS_LORAS = ("llama_server", "ensemble", "openai")
 """Backends that scale whole models and do nothing else to them."""
 
 
@@ -124,6 +124,8 @@ def _refused(definition: StudyDefinition, merge: Published) -> str | None:
     method = METHODS[recipe.method]
     if described.type == "server":
         kind = described.backend["type"]
+        if described.backend.get("protocol") == "evo-merging" and recipe.method != "lora_factor":
+            return f"this service merges by lora_factor, whatever it is asked for; leave {recipe.method} out"
         if kind in _ADDS_LORAS or (kind == "vllm" and method.lora is None):
             return not_a_sum(recipe)
     if described.type == "function" and method.lora is not None:

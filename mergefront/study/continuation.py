@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,12 @@ def check_continues(definition: StudyDefinition, record: StudyRecord) -> list[st
             )
     changes = differences(old, new)
     if changes:
+        remedy = "give the new one another name"
+        if definition.compares:
+            remedy = f"compare anew after 'mergefront delete {shlex.quote(record.name)}'"
         raise UserError(
-            f"study {record.name!r} exists already with another definition; give the new one another name, "
-            "or undo the change:\n" + "\n".join(f"    {change}" for change in changes)
+            f"study {record.name!r} exists already with another definition; {remedy}, or undo the change:\n"
+            + "\n".join(f"    {change}" for change in changes)
         )
     return notes
 

@@ -17,7 +17,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mergefront.optimizer.errors import SearchStoppedError
+from mergefront.optimizer.errors import REFUSED, SearchStoppedError
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.recipes.anchors import (
     METRIC_WEIGHTED,
@@ -175,7 +175,8 @@ def run_search(
         if plan.stop.improvement is not None:
             watch.proposed(expected_improvement(study.get_trials(deepcopy=False)[outcome.number]))
         on_trial_end(outcome)
-        failed = [] if outcome.failure is None else [*failed, outcome]
+        if outcome.failure is None or outcome.failure.kind != REFUSED:
+            failed = [] if outcome.failure is None else [*failed, outcome]
         if _nothing_can_be_evaluated(plan, study, failed):
             failures = [one.failure for one in failed if one.failure is not None]
             kinds = sorted({failure.kind for failure in failures})

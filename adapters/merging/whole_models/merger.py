@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
+from mergefront.adapters.merging.whole_models.spectral import Core
 
 _IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
 """Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
@@ -73,25 +74,56 @@ class KernelMerger:
     def _merge_matrices(self, wanted: TensorMerge, out: torch.Tensor) -> torch.Tensor:
         """Merge the matrices of one tensor, or the mean where it is none (see ``MergeMethod.of_matrices``)."""
         shared, origin = dict(wanted.coefficients.shared), wanted.origin.float()
-        scale = float(shared.pop("lambda"))
-        deltas = []
-        for model, weight in zip(wanted.coefficients.models, wanted.coefficients.of_models("weight"), strict=True):
-            entry = self._pool.entry(wanted.name, model)
-            if entry is None or weight == 0:
-                deltas.append(torch.zeros_like(origin))
-            else:
-                deltas.append(weight * TaskVector(entry, wanted.origin).part(0, origin.numel()).view(origin.shape))
+        scale, kernel = float(shared.pop("lambda")), wanted.method.load_kernel()
         matrices = matrices_of(wanted.name, origin.shape)
-        kernel = wanted.method.load_kernel()
-        if matrices == 0:
-            merged = torch.stack(deltas).mean(dim=0)
-        elif origin.dim() == 2:
-            merged = kernel(deltas, **shared)
+        core = self._core(wanted) if matrices == 1 else None
+        if core is not None:
+            merged = core.left @ kernel(core.deltas, **shared) @ core.right.T
         else:
-            merged = torch.stack([kernel([delta[index] for delta in deltas], **shared) for index in range(matrices)])
+            deltas = self._task_vectors(wanted, origin.shape)
+            if matrices == 0:
+                merged = torch.stack(deltas).mean(dim=0)
+            elif origin.dim() == 2:
+                merged = kernel(deltas, **shared)
+            else:
+                one_by_one = ([delta[index] for delta in deltas] for index in range(matrices))
+                merged = torch.stack([kernel(expert, **shared) for expert in one_by_one])
         result = origin + scale * merged
         out.copy_(result)
-        return (result - origin).abs().sum().double().cpu()
+        change: torch.Tensor = (result - origin).abs().sum().double().cpu()
+        return change
+
+    def _task_vectors(self, wanted: TensorMerge, shape: torch.Size) -> list[torch.Tensor]:
+        """The weighted task vector of every expert, in float32."""
+        made = []
+        for model, weight in _weights(wanted):
+            entry = self._pool.entry(wanted.name, model) if weight != 0 else None
+            if entry is None:
+                made.append(torch.zeros(shape, device=self._pool.device))
+            else:
+                made.append(weight * TaskVector(entry, wanted.origin).part(0, entry.tensor.numel()).view(shape))
+        return made
+
+    def _core(self, wanted: TensorMerge) -> Core | None:
+        """The weighted task vectors in the space of their factors, where all are of LoRAs and their ranks are few.
+
+        The products are never made, and a decomposition costs what their ranks cost (Core Space, arXiv 2509.17786).
+        """
+        factors = []
+        for model, weight in _weights(wanted):
+            if weight == 0:
+                continue
+            if self._compat or not self._pool.is_lora(model):
+                return None
+            module = self._pool.lora_module(wanted.name, model)
+            if self._pool.beside_factors(wanted.name, model) is not None or (module and not module.is_linear):
+                return None
+            if module is not None:
+                a, b = self._pool.lora_factors(module, model)
+                factors.append((weight * module.scaling * b, a))
+        if not factors or sum(len(a) for _, a in factors) >= min(wanted.origin.shape):
+            return None
+        return Core.of(factors)
 
     def _prepare(
         self,
@@ -112,3 +144,7 @@ class KernelMerger:
 
 def _cut(tensor: torch.Tensor, part: slice, flat: bool) -> torch.Tensor:
     return tensor.view(-1)[part] if flat else tensor
+
+
+def _weights(wanted: TensorMerge) -> Iterator[tuple[str, float]]:
+    return zip(wanted.coefficients.models, wanted.coefficients.of_models("weight"), strict=True)

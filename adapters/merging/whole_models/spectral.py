@@ -89,6 +89,23 @@ def wudi(
     return base + lambda_ * prepared
 
 
+class Core(NamedTuple):
+    """Low-rank matrices in the space that their factors span: each is left delta right^T, with orthonormal columns."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+    deltas: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Core:
+        """Of the products of each b (m x r) and a (r x n)."""
+        left, rows = torch.linalg.qr(torch.cat([b for b, _ in factors], dim=1))
+        right, columns = torch.linalg.qr(torch.cat([a for _, a in factors]).T)
+        ranks = [len(a) for _, a in factors]
+        pairs = zip(rows.split(ranks, dim=1), columns.split(ranks, dim=1), strict=True)
+        return cls(left, right, tuple(row @ column.T for row, column in pairs))
+
+
 class Spectrum(NamedTuple):
     """left diag(values) right, without the directions whose singular value is zero: left (m, r), right (r, n)."""
 

@@ -128,26 +128,32 @@ def test_low_rank_experts_are_merged_within_their_own_directions(method: str) ->
     assert float((outside_left @ made).norm()) < 1e-3 and float((made @ outside_right).norm()) < 1e-3
 
 
-def test_loras_are_merged_by_the_rank_of_their_sum(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_loras_are_merged_as_the_models_that_they_make(tmp_path: Path, method: str) -> None:
+    """By their factors, without their products; the rank of their sum is what its spectrum is over."""
     base, generator = {MATRIX: torch.randn(40, 30, generator=torch.Generator().manual_seed(0))}, torch.Generator()
-    total = torch.zeros(40, 30)
+    deltas = {}
     for seed, name in enumerate(("a", "b")):
         generator.manual_seed(seed)
-        factors = {"A": torch.randn(2, 30, generator=generator), "B": torch.randn(40, 2, generator=generator)}
-        total += 2 * factors["B"] @ factors["A"]
+        factors = {"A": torch.randn(5, 30, generator=generator), "B": torch.randn(40, 5, generator=generator)}
+        deltas[name] = 2 * factors["B"] @ factors["A"]
         (tmp_path / name).mkdir()
         module = MATRIX.removesuffix(".weight")
         save_file(
             {f"base_model.model.{module}.lora_{side}.weight": factor for side, factor in factors.items()},
             tmp_path / name / "adapter_model.safetensors",
         )
-        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+        config = {"peft_type": "LORA", "r": 5, "lora_alpha": 10, "target_modules": ["q_proj"]}
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
-    engine = MergeEngine(base, {name: tmp_path / name for name in ("a", "b")})
-    made = dict(engine.iterate(Recipe("isotropic", {"a": "a", "b": "b"}, {}, "base")))[MATRIX] - base[MATRIX]
-    wanted = torch.linalg.svdvals(total)[:4].mean()
-    assert torch.allclose(torch.linalg.svdvals(made)[:4], wanted.expand(4), rtol=1e-4)
-    assert float(torch.linalg.svdvals(made)[4]) < 1e-4
+    recipe = Recipe(method, {"a": "a", "b": "b"}, {"weight[a]": 0.5, "lambda": 0.8}, "base")
+    made = dict(MergeEngine(base, {name: tmp_path / name for name in deltas}).iterate(recipe))[MATRIX]
+    whole = {name: {MATRIX: base[MATRIX] + delta} for name, delta in deltas.items()}
+    assert torch.allclose(made, dict(MergeEngine(base, whole).iterate(recipe))[MATRIX], atol=1e-3)
+    values = torch.linalg.svdvals((made - base[MATRIX]).double())
+    assert float(values[9]) > 0.1 and float(values[10]) < 1e-4
+    if method == "isotropic":
+        wanted = torch.linalg.svdvals(0.5 * deltas["a"] + deltas["b"])[:10].mean()
+        assert torch.allclose(values[:10].float(), 0.8 * wanted.expand(10), rtol=1e-4)
 
 
 def test_boosting_everything_is_isotropic_at_the_largest_value_and_nothing_is_the_sum() -> None:
