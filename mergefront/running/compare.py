@@ -21,10 +21,11 @@ from mergefront.results.comparison import Comparison, compared
 from mergefront.running.progress import where_it_is_watched
 from mergefront.running.report_items import plan_report, report
 from mergefront.running.run import search_ready
-from mergefront.storage.studies import find, update
+from mergefront.storage.studies import update
 from mergefront.study.check import CheckReport, check_study
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.ready import COMPARISON, ReadyStudy, ready_to_run
+from mergefront.study.evaluators import make_evaluator, refuse_external
+from mergefront.study.ready import COMPARISON, ReadyStudy, store
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Candidate, Study
 
@@ -34,7 +35,10 @@ _ADDS_LORAS = ("llama_server", "ensemble", "openai")
 
 @dataclass(frozen=True)
 class ReadyComparison:
-    """A comparison that is stored and ready to be evaluated; ``left_out`` has methods that this study cannot use."""
+    """A comparison that is stored and ready to be evaluated; ``left_out`` has methods that this study cannot use.
+
+    Without an evaluator where nothing is left to evaluate (``is_done``).
+    """
 
     ready: ReadyStudy
     merges: Sequence[Published]
@@ -43,6 +47,11 @@ class ReadyComparison:
     @property
     def study(self) -> Study:
         return self.ready.study
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every merge was scored or failed."""
+        return self.study.finished_count() >= self.study.plan.slots
 
     def result(self, split: str = "search") -> Comparison:
         """What is known by now, on the items of a split."""
@@ -72,8 +81,9 @@ def compare(
     Raises ``StudyFileError`` with every problem of the file, ``UserError`` for an unknown method.
     """
     with ready_to_compare(check_study(path), methods, subsets) as comparison:
-        with where_it_is_watched(comparison.study, progress) as callbacks:
-            search_ready(comparison.ready, on_trial_end=callbacks[0], on_trial_start=callbacks[1])
+        if not comparison.is_done:
+            with where_it_is_watched(comparison.study, progress) as callbacks:
+                search_ready(comparison.ready, on_trial_end=callbacks[0], on_trial_start=callbacks[1])
         if not report_items:
             return comparison.result()
     report(comparison.study, plan_report(comparison.study, comparison.of_report()))
@@ -94,11 +104,17 @@ def ready_to_compare(
     known = {one.recipe.digest for one in baselines}
     merges = [one for one in merges if one.recipe.method in able and one.recipe.digest not in known]
     merges += of_subsets(definition.space, able, subsets) if subsets else []
-    budget = len(baselines) + len(merges)
-    record = None if checked.database is None else find(checked.database, definition.name)
-    with ready_to_run(replace(checked, definition=replace(definition, evaluations=budget), record=record)) as ready:
-        _give(ready.study, merges)
-        yield ReadyComparison(ready, merges, left_out | refused)
+    refuse_external(definition)
+    stored = store(replace(checked, definition=definition))
+    study = stored.study
+    _give(study, merges)
+    comparison = ReadyComparison(stored, merges, left_out | refused)
+    if comparison.is_done:
+        yield comparison  # models take long to load, and a table of what is kept needs none
+        return
+    here = replace(study.definition, runtime=definition.runtime, allow=definition.allow)
+    with make_evaluator(here, lambda: study.database) as evaluator:
+        yield replace(comparison, ready=replace(stored, evaluator=evaluator))
 
 
 def _comparison_of(definition: StudyDefinition) -> StudyDefinition:
@@ -111,6 +127,7 @@ def _comparison_of(definition: StudyDefinition) -> StudyDefinition:
         sampler_options={},
         sampler_version=sampler_version("random"),
         stop=NEVER,
+        evaluations=None,
         warm_start=(),
         racing=None,
         compares=True,

@@ -17,7 +17,6 @@ from mergefront.adapters.checkpoints.stacks import text_stacks
 from mergefront.adapters.evaluator import LenientEvaluator, TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend
-from mergefront.adapters.merging.memory import peak_memory
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
@@ -66,6 +65,8 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
         return
     _refuse_changed(definition)
     if described.type == "local":
+        from mergefront.adapters.merging.memory import peak_memory  # brings torch, which servers do without
+
         backend = local_backend(definition)
         watch = partial(peak_memory, backend.engine.device) if definition.compares else None
         yield TaskEvaluator(backend, tasks_of(definition), watch)

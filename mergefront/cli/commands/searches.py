@@ -117,7 +117,8 @@ def compare(
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     with terminable(), quiet_libraries():
         with ready_to_compare(check_study(study_file), names, subsets or 0) as comparison:
-            show_search(session, comparison.ready, IN_THIS_PROCESS)
+            if not comparison.is_done:
+                show_search(session, comparison.ready, IN_THIS_PROCESS)
         if on_report:
             score_report(session, comparison.study, comparison.of_report())
     found = comparison.result("report" if on_report else "search")

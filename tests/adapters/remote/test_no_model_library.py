@@ -74,8 +74,17 @@ def test_a_whole_search_over_an_api_needs_no_model_library(backend: dict[str, An
         }
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
-        for arguments in (["check", str(path)], ["run", str(path)]):
+        compare = ["compare", str(path), "--methods", "task_arithmetic,lora_cat,ties", "--json"]
+        for arguments in (["check", str(path)], ["run", str(path)], compare):
             command = [sys.executable, "-c", RUN.format(refused=MODEL_LIBRARIES), *arguments]
             result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
             assert result.returncode == 0, result.stderr
-    assert "thin" in result.stdout + result.stderr
+    found = json.loads(result.stdout)
+    labels = {row["label"] for row in found["rows"]}
+    assert (
+        found["study"] == "thin/compare" and {"base", "task arithmetic 1", "lora_cat"} <= labels and not found["failed"]
+    )
+    if backend["type"] == "ensemble":
+        assert "ties" not in labels and "cannot be done by scaling whole LoRAs" in found["left_out"]["ties"]
+    else:
+        assert "ties" in labels
