@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from mergefront.adapters.language_model import Chat, Tokens
 from mergefront.optimizer.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class ChatTemplate:
             )
         return cls(named["default"], tokens)
 
-    def prompt(self, messages: Messages, options: Mapping[str, Any] | None = None, today: str = TODAY) -> str:
+    def prompt(self, messages: Messages, options: Mapping[str, Any] | None = None, today: str = "") -> str:
         """The messages and what opens the assistant's turn.
 
         Raises ``UserError`` where the template refuses the messages' roles, or leaves out what one of them says.
@@ -79,7 +80,7 @@ class ChatTemplate:
         return text
 
     def turn(
-        self, messages: Messages, answer: str, options: Mapping[str, Any] | None = None, today: str = TODAY
+        self, messages: Messages, answer: str, options: Mapping[str, Any] | None = None, today: str = ""
     ) -> tuple[str, str]:
         """The prompt, and ``answer`` as the assistant's turn continues it, without what ends the turn.
 
@@ -99,7 +100,7 @@ class ChatTemplate:
         self,
         messages: Messages,
         options: Mapping[str, Any] | None = None,
-        today: str = TODAY,
+        today: str = "",
         *,
         add_generation_prompt: bool = False,
     ) -> str:
@@ -110,12 +111,16 @@ class ChatTemplate:
                 **variables,
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=_clock(today),
+                strftime_now=date.fromisoformat(today or TODAY).strftime,
             )
         except Exception as error:  # whatever a stranger's template makes of the messages
             roles = ", ".join(str(message.get("role")) for message in messages)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"the chat template refuses messages of the roles {roles}: {reason:.200}") from None
+
+    def closing(self, messages: Messages, options: Mapping[str, Any] | None = None) -> str:
+        """What the template writes behind an assistant's turn."""
+        return self.render([*messages, {"role": "assistant", "content": _END}], options).rpartition(_END)[2]
 
     def unread(self, options: Mapping[str, Any]) -> list[str]:
         """The options that the template has no use for."""
@@ -125,13 +130,75 @@ class ChatTemplate:
         return [name for name in options if name not in read]
 
 
+class ChatReader(Protocol):
+    """How a model reads conversations. Raises ``UserError`` for those that it cannot."""
+
+    def rendered(self, chat: Chat, answer: str | None) -> tuple[str, str]:
+        """The text of the prompt and of an answer in the assistant's turn; empty where only tokens are known."""
+
+    def encoded(self, asked: Sequence[tuple[Chat, str | None]]) -> list[tuple[Tokens, Tokens]]:
+        """The tokens of each prompt, and those of an answer in the assistant's turn (none where there is no answer)."""
+
+    def unread(self, chat: Chat) -> list[str]:
+        """The options that the template has no use for, as far as that is known."""
+
+    def closing(self, chat: Chat) -> Tokens:
+        """The tokens behind an assistant's turn, as far as they are known."""
+
+
+class TemplateReader:
+    """Reads conversations by the template of a ``tokenizer``, or by templates that they bring along."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._templates: dict[str, ChatTemplate] = {}
+
+    def template(self, named: str = "") -> ChatTemplate:
+        """See ``ChatTemplate.of_tokenizer``."""
+        if named not in self._templates:
+            self._templates[named] = ChatTemplate.of_tokenizer(self._tokenizer, named)
+        return self._templates[named]
+
+    def rendered(self, chat: Chat, answer: str | None) -> tuple[str, str]:
+        template, options = self.template(chat.template), json.loads(chat.options)
+        messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+        if answer is None:
+            return template.prompt(messages, options, chat.today), ""
+        return template.turn(messages, answer, options, chat.today)
+
+    def encoded(self, asked: Sequence[tuple[Chat, str | None]]) -> list[tuple[Tokens, Tokens]]:
+        return encoded_turns([self.rendered(chat, answer) for chat, answer in asked], self._encode)
+
+    def unread(self, chat: Chat) -> list[str]:
+        return self.template(chat.template).unread(json.loads(chat.options))
+
+    def closing(self, chat: Chat) -> Tokens:
+        messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+        (tokens,) = self._encode([self.template(chat.template).closing(messages, json.loads(chat.options))])
+        return tokens
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
+        if not texts:
+            return []
+        return [tuple(tokens) for tokens in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def encoded_turns(
+    turns: Sequence[tuple[str, str]], encode: Callable[[list[str]], list[Tokens]]
+) -> list[tuple[Tokens, Tokens]]:
+    """Prompts and answers in tokens: an answer's are those that follow the prompt's in the text of both.
+
+    Where one token spans the seam, the answer is encoded by itself, as a model that goes on behind the prompt sees it.
+    """
+    different = dict.fromkeys(text for before, answer in turns for text in (before, before + answer))
+    known = dict(zip(different, encode(list(different)), strict=True))
+    spanned = {answer: () for before, answer in turns if known[before + answer][: len(known[before])] != known[before]}
+    alone = dict(zip(spanned, encode(list(spanned)), strict=True))
+    return [(known[one], alone.get(two, known[one + two][len(known[one]) :])) for one, two in turns]
+
+
 def _is_jinja(template: str) -> bool:
     return "{{" in template or "{%" in template
-
-
-def _clock(today: str) -> Callable[[str], str]:
-    """What a template calls for the date."""
-    return date.fromisoformat(today).strftime
 
 
 def _compiled(text: str) -> jinja2.Template:

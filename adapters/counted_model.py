@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mergefront.adapters.language_model import (
+    Chat,
     Generation,
     GenerationRequest,
     LanguageModel,
@@ -35,7 +36,7 @@ class CountedModel:
         self.generated_tokens = 0
         self._generated: dict[GenerationRequest, Generation] = {}
         self._vectors: dict[tuple[str, str], Array] = {}
-        self._outcomes: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._outcomes: dict[tuple[str | Chat, str], tuple[str, ...]] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         self._refuse_images(requests)

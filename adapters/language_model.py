@@ -13,8 +13,32 @@ from typing import Literal, Protocol, cast, runtime_checkable
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError
 
+Tokens = tuple[int, ...]
+
 Verb = Literal["loglikelihood", "generate", "classify", "embed", "python"]
 """What a task asks: a verb of a language model, one of a ``TextModel``, or a Python function over the live model."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; ``role`` is mostly "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that an assistant's turn follows, as the model's chat template writes it.
+
+    ``template`` is the text of another template, or the name of one of several that the model has; ``options`` are
+    variables of the template as a JSON object, ``today`` the date that it writes (see ``chat_templates``).
+    """
+
+    messages: tuple[Message, ...]
+    template: str = ""
+    options: str = "{}"
+    today: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,11 +47,12 @@ class ScoringRequest:
 
     Both are encoded together and split where the context's own tokens end, so that tokens which
     span the seam are those that the model would see in running text; spaces at the end of the
-    context count to the continuation. An empty context stands for the start of a text.
+    context count to the continuation. An empty context stands for the start of a text. After a ``Chat`` the
+    continuation is what the assistant says, as the template writes it in the assistant's turn.
     ``image`` is the path of a picture that is shown before the context.
     """
 
-    context: str
+    context: str | Chat
     continuation: str
     image: str = ""
 
@@ -51,7 +76,7 @@ class GenerationRequest:
     ``image`` is the path of a picture that is shown before the prompt.
     """
 
-    prompt: str
+    prompt: str | Chat
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     image: str = ""

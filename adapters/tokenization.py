@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from mergefront.adapters.chat_templates import ChatReader
+from mergefront.adapters.language_model import Chat, Tokens
 from mergefront.optimizer.errors import UserError
-
-Tokens = tuple[int, ...]
 
 MOST_REMEMBERED = 50_000_000
 """Characters of texts whose tokens are cached; beyond it the cache is emptied (chosen by hand)."""
@@ -22,12 +22,13 @@ class Tokenization:
     """A tokenizer with a cache: every merge is asked the same requests, so each text is tokenised once.
 
     ``add_bos`` forces a BOS token on or off; None leaves it to the tokenizer. A text that begins
-    with the BOS token's own text never gets a second one.
+    with the BOS token's own text never gets a second one. ``chats`` reads conversations.
     """
 
-    def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
+    def __init__(self, tokenizer: Any, add_bos: bool | None = None, chats: ChatReader | None = None) -> None:
         self._tokenizer = tokenizer
         self._add_bos = add_bos
+        self._chats = chats
         self.begin: int | None = tokenizer.bos_token_id
         """The begin token."""
         self.begin_differs_from_end = self.begin != tokenizer.eos_token_id
@@ -39,19 +40,45 @@ class Tokenization:
         self._texts: dict[str, Tokens] = {}
         self._plain: dict[str, Tokens] = {}
         self._pairs: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
+        self._turns: dict[tuple[Chat, str | None], tuple[Tokens, Tokens]] = {}
         self._may_end: dict[tuple[int, tuple[str, ...]], bool] = {}
         self._special_stops: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._remembered = 0
 
-    def texts(self, texts: Sequence[str]) -> list[Tokens]:
+    def texts(self, texts: Sequence[str | Chat]) -> list[Tokens]:
         """Tokens of prompts; an empty one is the prefix token alone."""
         self._make_room()
-        self._read(texts)
-        return [self._texts[text] or (self._prefix_token(),) for text in texts]
+        self._read([text for text in texts if isinstance(text, str)])
+        self._read_turns([(chat, None) for chat in texts if isinstance(chat, Chat)])
+        return [
+            self._turns[text, None][0] if isinstance(text, Chat) else self._texts[text] or (self._prefix_token(),)
+            for text in texts
+        ]
 
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[Tokens, Tokens]]:
+    def pairs(self, pairs: Sequence[tuple[str | Chat, str]]) -> list[tuple[Tokens, Tokens]]:
         """Context and continuation of each pair in tokens; a context has at least one token."""
         self._make_room()
+        self._read_turns([(chat, answer) for chat, answer in pairs if isinstance(chat, Chat)])
+        self._read_pairs([(text, answer) for text, answer in pairs if isinstance(text, str)])
+        return [
+            self._turns[context, continuation] if isinstance(context, Chat) else self._pairs[context, continuation]
+            for context, continuation in pairs
+        ]
+
+    @property
+    def chats(self) -> ChatReader:
+        """How the model reads conversations; raises ``UserError`` where it reads none."""
+        if self._chats is None:
+            raise UserError("this model reads no conversations; leave chat out")
+        return self._chats
+
+    def _read_turns(self, turns: Sequence[tuple[Chat, str | None]]) -> None:
+        new = [turn for turn in dict.fromkeys(turns) if turn not in self._turns]
+        if new:
+            self._remembered += sum(len(message.content) for chat, _ in new for message in chat.messages)
+            self._turns.update(zip(new, self.chats.encoded(new), strict=True))
+
+    def _read_pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._pairs]
         moved = {pair: _move_spaces(*pair) for pair in new}
         self._read(
@@ -60,7 +87,6 @@ class Tokenization:
         self._read_plain([continuation for context, continuation in moved.values() if not context])
         for pair, (context, continuation) in moved.items():
             self._pairs[pair] = self._split(context, continuation)
-        return [self._pairs[pair] for pair in pairs]
 
     def plain(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of texts that stand by themselves, without special tokens around them."""
@@ -84,7 +110,7 @@ class Tokenization:
 
     def _make_room(self) -> None:
         if self._remembered > MOST_REMEMBERED:
-            for memory in (self._texts, self._plain, self._pairs, self._may_end):
+            for memory in (self._texts, self._plain, self._pairs, self._turns, self._may_end):
                 memory.clear()
             self._remembered = 0
 

@@ -12,12 +12,19 @@ from typing import Any
 
 import torch
 
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import (
+    Chat,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    ScoringRequest,
+    Tokens,
+)
 from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.unpadded_generation import write
-from mergefront.adapters.tokenization import Tokenization, Tokens
+from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, UserError
 
 
@@ -53,7 +60,7 @@ class EncoderDecoderModel:
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """Exact log-likelihoods of the continuations; an encoded prompt serves all of its continuations in a batch."""
-        pairs = [(request.context, request.continuation.lstrip()) for request in requests]
+        pairs = [(_text(request.context), request.continuation.lstrip()) for request in requests]
         different = list(dict.fromkeys(pairs))
         prompts = self._prompts([prompt for prompt, _ in different])
         longer = {pair for pair, prompt in zip(different, prompts, strict=True) if len(prompt) > self.max_length}
@@ -77,7 +84,7 @@ class EncoderDecoderModel:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Greedy answers; a batch ends as soon as every sequence in it has."""
         different = list(dict.fromkeys(requests))
-        prompts = self._prompts([request.prompt for request in different])
+        prompts = self._prompts([_text(request.prompt) for request in different])
         longer = {request for request, prompt in zip(different, prompts, strict=True) if len(prompt) > self.max_length}
         rows = [(prompt[-self.max_length :], request) for prompt, request in zip(prompts, different, strict=True)]
         rows.sort(key=lambda row: len(row[0]), reverse=True)
@@ -140,6 +147,12 @@ class EncoderDecoderModel:
             LogLikelihood(logprob, len(row), is_greedy)
             for (_, row), logprob, is_greedy in zip(rows, sums, greedy, strict=True)
         ]
+
+
+def _text(prompt: str | Chat) -> str:
+    if isinstance(prompt, Chat):
+        raise UserError("encoder-decoders read texts, no conversations; leave chat out")
+    return prompt
 
 
 def _give_start_token(model: Any) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.limits import end_tokens, refuse_likelihoods
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.adapters.local.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 
 class ImageTextModel:
@@ -73,8 +73,10 @@ class ImageTextModel:
             write(self.model, inputs, [state], CAUSAL)
         return state.generation()
 
-    def _prompt(self, text: str) -> tuple[str, bool]:
+    def _prompt(self, text: str | Chat) -> tuple[str, bool]:
         """A prompt with a place for its image, and whether the chat template made it."""
+        if isinstance(text, Chat):
+            raise UserError("items with an image are written by the processor's own template; leave chat out")
         tokens = [getattr(self.processor, name, None) for name in ("boi_token", "image_token")]
         place = next((token for token in tokens if isinstance(token, str)), "<image>")
         if place in text:

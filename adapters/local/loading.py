@@ -12,6 +12,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
 from mergefront.adapters.evaluator import out_of_memory
@@ -78,12 +79,12 @@ def loading_findings(
         with _understood(base.path):
             kind, config = _class(base.path, for_text, headless)
             model = model_on_meta(kind, config, **(_without_pooler(kind, base.tensors) if headless else {}))
-            _check_generation(base.path)
+            _read_generation(model, base.path, aligned.tokenizer)
             processor = _load_processor(base.path, aligned, _OPTIONS)
     else:
         with _understood(described.frame), _folder_of(described) as folder:
             model = model_on_meta(*_class(folder, for_text, headless))
-            _check_generation(folder)
+            _read_generation(model, folder, folder)
             processor = _load_processor(folder, Alignment({}, folder), _OPTIONS)
     stored = {name: info.shape for name, info in base.tensors.items()}
     names = live_names(model, stored)
@@ -97,8 +98,11 @@ def loading_findings(
     return LoadingFindings(problems, [] if unexpected is None or strays else [unexpected], reader)
 
 
-def _check_generation(folder: Path) -> None:
-    """Raises what transformers raises for a generation_config.json that it cannot generate by."""
+def _read_generation(model: Any, folder: Path, tokenizer: Path) -> None:
+    """Give a model the settings of its generation_config.json, and the ends of text that go with a tokenizer.
+
+    Raises what transformers raises for a file that it cannot generate by.
+    """
     if (folder / "generation_config.json").exists():
         from transformers import GenerationConfig
 
@@ -107,6 +111,9 @@ def _check_generation(folder: Path) -> None:
             numbers = getattr(read, key, None)
             if numbers is not None and not (isinstance(numbers, list) and all(type(one) is int for one in numbers)):
                 raise ValueError(f"generation_config.json: {key} is {numbers!r:.80}; it must be a list of tokens")
+        model.generation_config = read
+    if tokenizer != folder and model.can_generate():
+        model.generation_config.update(**(generation_config(folder, tokenizer) or {}))
 
 
 @contextmanager
@@ -120,17 +127,18 @@ def _folder_of(described: Description) -> Iterator[Path]:
 def _reader(model: Any, processor: Any) -> Reader:
     from transformers import PreTrainedTokenizerBase
 
-    from mergefront.adapters.local.limits import longest_input
+    from mergefront.adapters.local.limits import end_tokens, longest_input
 
     tokenizer = getattr(processor, "tokenizer", processor)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # of images or sounds
         return Reader()
     template = getattr(tokenizer, "chat_template", None)
     return Reader(
-        Tokenization(tokenizer),
+        Tokenization(tokenizer, chats=TemplateReader(tokenizer)),
         longest_input(model, tokenizer),
         template if isinstance(template, str) else "",
         is_split=model.config.is_encoder_decoder,
+        ends=end_tokens(model, tokenizer),
     )
 
 

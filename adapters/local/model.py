@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.chat_templates import TemplateReader
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest, Tokens
 from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
 from mergefront.adapters.local.limits import (
@@ -31,7 +32,7 @@ from mergefront.adapters.local.limits import (
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
 from mergefront.adapters.local.unpadded_generation import CAUSAL, write
-from mergefront.adapters.tokenization import Tokenization, Tokens
+from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 
 
@@ -62,7 +63,7 @@ class HuggingFaceModel:
         self.max_rows = max_rows
         self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)
-        self._tokenization = Tokenization(tokenizer, add_bos)
+        self._tokenization = Tokenization(tokenizer, add_bos, TemplateReader(tokenizer))
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._keeps_some_logits = "logits_to_keep" in parameters

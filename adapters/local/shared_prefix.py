@@ -9,7 +9,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from mergefront.adapters.tokenization import Tokens
+from mergefront.adapters.language_model import Tokens
 
 LEAST_SAVED = 128
 """Saved tokens from which a shared prefix pays for a forward pass of its own (chosen by hand)."""

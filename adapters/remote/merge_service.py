@@ -7,18 +7,21 @@ with one loss over a data set of its own.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, Literal
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, fields, logprob
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MergeServiceSection
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.methods import METHODS
@@ -73,6 +76,13 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
             )
         self.client.identify(content)
 
+    @property
+    def reader(self) -> Reader:
+        def refusal(chat: Chat) -> str:
+            return "the merge service has a template of its own; leave template out of chat" if chat.template else ""
+
+        return Reader(refuses_chat=refusal)
+
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; the service refuses recipes that it cannot make."""
         return AppliedOnServer(nullcontext(MergeServiceModel(self.client, self._session, recipe)))
@@ -97,7 +107,7 @@ class MergeServiceModel:
                 entry.get("shortened") is True,
             )
 
-        asked = [{"context": one.context, "continuation": one.continuation} for one in requests]
+        asked = [{"context": _sent(one.context), "continuation": one.continuation} for one in requests]
         return self._ask("loglikelihood", asked, read_one)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -111,7 +121,8 @@ class MergeServiceModel:
             )
 
         asked = [
-            {"prompt": one.prompt, "max_new_tokens": one.max_new_tokens, "stop": list(one.stop)} for one in requests
+            {"prompt": _sent(one.prompt), "max_new_tokens": one.max_new_tokens, "stop": list(one.stop)}
+            for one in requests
         ]
         return self._ask("generate", asked, read_one)
 
@@ -130,6 +141,14 @@ class MergeServiceModel:
 
         parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
         return [entry for answers in self._client.run(all_of(part(one) for one in parts)) for entry in answers]
+
+
+def _sent(prompt: str | Chat) -> str | dict[str, Any]:
+    """A prompt as the service takes it; it writes conversations by its own template."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = [asdict(message) for message in prompt.messages]
+    return {"messages": messages, "options": json.loads(prompt.options), "today": prompt.today}
 
 
 class EvoMergingEvaluator(Connected[MergeServiceSection]):

@@ -18,17 +18,23 @@ Encode = Callable[[str, bool], Coroutine[Any, Any, list[int]]]
 
 
 class ServerTokenizer:
-    """What ``Tokenization`` needs of a tokenizer. Texts are encoded together, over the network."""
+    """What ``Tokenization`` needs of a tokenizer, and ``TemplateReader`` where the server shows its chat template.
+
+    Texts are encoded together, over the network.
+    """
 
     def __init__(
         self, client: HttpClient, encode: Encode, *, bos_token: str | None, bos_token_id: int | None,
-        eos_token_id: int | None,
+        eos_token_id: int | None, eos_token: str | None = None, chat_template: str | None = None,
     ) -> None:  # fmt: skip
         self._client = client
         self._encode = encode
         self.bos_token = bos_token
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
+        self.chat_template = chat_template
+        named = {"bos_token": bos_token, "eos_token": eos_token}
+        self.special_tokens_map = {name: text for name, text in named.items() if text is not None}
 
     def __call__(self, texts: str | Sequence[str], add_special_tokens: bool = True) -> Mapping[str, Any]:
         several = [texts] if isinstance(texts, str) else texts

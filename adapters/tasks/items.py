@@ -4,6 +4,7 @@
     {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}    the index or the text of the right choice
     {"text": "All of this is scored."}
     {"prompt": "What is this?", "image": "cat.png", "answer": "a cat"}     a picture, beside the file of items
+    {"messages": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}     turns of a conversation, the user's last
     {"prompt": "def double(x):", "tests": "assert double(2) == 4"}     a program to write, and what it must pass
 
 Other keys are allowed and ignored.
@@ -19,10 +20,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.language_model import Message
 from mergefront.adapters.tasks.records import read_records, with_fields
 from mergefront.optimizer.foreign_text import file_content
 
-KEYS = ("prompt", "answer", "choices", "text", "tests", "image")
+KEYS = ("prompt", "messages", "answer", "choices", "text", "tests", "image")
+ROLES = ("system", "user", "assistant")
 MOST_PROBLEMS = 10
 
 
@@ -34,7 +37,8 @@ class Item:
     same id in every file and study. ``answers`` are the accepted answers; with ``choices``, ``right``
     holds the indices of the right ones. A text to score whole has an empty prompt and itself as answer.
     ``tests`` is the program that a generated one has to pass. Prompts that only measure have no answers. ``image`` is
-    the path of the picture that the question is about.
+    the path of the picture that the question is about. ``messages`` are the turns of a conversation, whose last one is
+    the ``prompt``.
     """
 
     id: str
@@ -44,6 +48,7 @@ class Item:
     right: tuple[int, ...] = ()
     tests: str = ""
     image: str = ""
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,10 @@ class ReadItems:
     items: tuple[Item, ...]
     lines: tuple[int, ...]
     problems: tuple[str, ...]
+
+    def places(self, label: str) -> dict[str, str]:
+        """File and line of each item, by its id."""
+        return {item.id: f"{label}:{line}" for item, line in zip(self.items, self.lines, strict=True)}
 
 
 def read_items(
@@ -157,6 +166,11 @@ def _image(given: Any, folder: Path) -> tuple[str, str]:
 
 
 def _parsed(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -> Item:
+    messages = _messages(content["messages"]) if "messages" in content else ()
+    if messages:
+        if "prompt" in content or "text" in content:
+            raise ValueError(f"has 'messages' and {'prompt' if 'prompt' in content else 'text'!r}; keep one of them")
+        required = tuple(tuple("messages" if key == "prompt" else key for key in keys) for keys in required)
     if not any(all(key in content for key in keys) for keys in required):
         nearest = min(required, key=lambda keys: sum(key not in content for key in keys))
         missing = next(key for key in nearest if key not in content)
@@ -172,19 +186,37 @@ def _parsed(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -
     ).hexdigest()[:16]
     if "text" in content:
         return Item(digest, "", (_text("text", content["text"]),))
-    prompt = content.get("prompt", "")
+    prompt = messages[-1].content if messages else content.get("prompt", "")
     if not isinstance(prompt, str):
         raise ValueError(f"'prompt' is a {_kind(prompt)}; it must be a string")
     if "choices" in content:
-        return _choices_item(digest, prompt, content["choices"], content.get("answer"))
+        return replace(_choices_item(digest, prompt, content["choices"], content.get("answer")), messages=messages)
     tests = _text("tests", content["tests"]) if "tests" in content else ""
     if "answer" not in content:
-        return Item(digest, prompt, (), tests=tests)
+        return Item(digest, prompt, (), tests=tests, messages=messages)
     given = content["answer"]
     answers = given if isinstance(given, list) else [given]
     if not answers:
         raise ValueError("'answer' is an empty list; give at least one answer")
-    return Item(digest, prompt, tuple(_text("answer", answer) for answer in answers), tests=tests)
+    return Item(digest, prompt, tuple(_text("answer", answer) for answer in answers), tests=tests, messages=messages)
+
+
+def _messages(given: Any) -> tuple[Message, ...]:
+    """The turns of a conversation: perhaps a system message first, and the user's last."""
+    if not isinstance(given, list) or not given:
+        raise ValueError('\'messages\' must be a list of turns such as {"role": "user", "content": "2 + 2?"}')
+    found = []
+    for place, turn in enumerate(given):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise ValueError(f"message {place + 1} has no 'role' and 'content'")
+        if turn["role"] not in ROLES:
+            raise ValueError(f"message {place + 1} has the role {turn['role']!r:.60}; roles are {', '.join(ROLES)}")
+        if turn["role"] == "system" and place:
+            raise ValueError(f"message {place + 1} is the system's, which can only be the first")
+        found.append(Message(turn["role"], _text("content", turn["content"])))
+    if found[-1].role != "user":
+        raise ValueError(f"the last message is the {found[-1].role}'s; it must be the user's, which the model answers")
+    return tuple(found)
 
 
 def _choices_item(digest: str, prompt: str, choices: Any, answer: Any) -> Item:

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.tasks.conversations import asked, chat_fault, with_template
 from mergefront.adapters.tasks.items import Item, ReadItems, capped, read_items
 from mergefront.adapters.tasks.metrics.known_metrics import METRICS
-from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, MetricSpec
+from mergefront.adapters.tasks.metrics.metric_spec import CHAT_DEFAULTS, MetricOptions, MetricSpec
 from mergefront.adapters.tasks.metrics.user_metric import is_user_metric, user_metric
 from mergefront.adapters.tasks.options import (
     DEFAULT_MAX_UNANSWERED,
@@ -83,6 +84,8 @@ class JsonlTask:
     metric_options: MetricOptions
     splits: Splits = field(repr=False)
     max_unanswered: float = DEFAULT_MAX_UNANSWERED
+    places: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """File and line of each item, by its id."""
 
     @classmethod
     def read(
@@ -110,11 +113,12 @@ class JsonlTask:
         new_tokens, stop = (options.max_new_tokens, options.stop) if self.verb == "generate" else (None, ())
         return [
             Question(
-                item.prompt,
-                tuple(following(item.prompt, text, options.delimiter) for text in item.choices or item.answers),
+                prompt := asked(item, options.chat),
+                tuple(following(prompt, text, options.delimiter) for text in item.choices or item.answers),
                 new_tokens,
                 stop,
                 item.image,
+                self.places.get(item.id, ""),
             )
             for item in items
         ]
@@ -142,10 +146,14 @@ def read_jsonl_task(
         problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(metric.needs)}; state them")
     if options.report is not None and "report_fraction" in options.model_fields_set:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
-    read = _file(options.path, folder, metric, options.fields)
+    options, faults = _in_chat(options, folder)
+    problems.extend(faults)
+    read = _file(options.path, folder, metric, options)
+    places = read.places(str(options.path))
     problems.extend(read.problems)
     if options.report is not None:
-        report_read = _file(options.report, folder, metric, options.fields)
+        report_read = _file(options.report, folder, metric, options)
+        places |= report_read.places(str(options.report))
         problems.extend(report_read.problems)
         problems.extend(_shared(read, str(options.path), report_read, str(options.report)))
         search, report = seeded_order(read.items, seed), seeded_order(report_read.items, seed)
@@ -157,22 +165,37 @@ def read_jsonl_task(
             )
     splits, too_few = limited({"search": search, "report": report}, options)
     problems += too_few if not read.problems else []
-    return JsonlTask(name, metric, options, splits, options.max_unanswered), problems
+    return JsonlTask(name, metric, options, splits, options.max_unanswered, places), problems
+
+
+def _in_chat(options: JsonlOptions, folder: Path) -> tuple[JsonlOptions, list[str]]:
+    """The options of a task with what ``chat`` says: its template's text and its defaults."""
+    if options.chat is None:
+        return options, []
+    chat, problems = with_template(options.chat, folder)
+    of_chat = {name: value for name, value in CHAT_DEFAULTS.items() if name not in options.model_fields_set}
+    return options.model_copy(update={**of_chat, "chat": chat}), problems
 
 
 def idle_options(config: Mapping[str, Any]) -> list[str]:
     """The options of a sound entry that its metric has no use for."""
     known = METRICS.get(config["metric"])
     used = MetricSpec.options if known is None else known.options
-    return [name for name in MetricOptions.model_fields if name in config and name not in used]
+    is_idle = {name: name not in used for name in MetricOptions.model_fields}
+    is_idle |= {"chat": False, **({"delimiter": True} if config.get("chat") else {})}
+    return [name for name, idle in is_idle.items() if idle and name in config]
 
 
-def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec, fields: Mapping[Any, str] | None) -> ReadItems:
+def _file(path: str | PathLike[str], folder: Path, metric: MetricSpec, options: JsonlOptions) -> ReadItems:
     label = str(path)
-    read = read_items(folder / path, label, metric.required, fields)
+    read = read_items(folder / path, label, metric.required, options.fields)
     faults = [
         f"{label}:{line}: {fault}"
-        for found in (shown_answers(read.items), metric.faults(read.items))
+        for found in (
+            [chat_fault(item, options.chat) for item in read.items],
+            shown_answers(read.items),
+            metric.faults(read.items),
+        )
         for line, fault in zip(read.lines, found, strict=True)
         if fault is not None
     ]

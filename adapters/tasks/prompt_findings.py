@@ -8,8 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mergefront.adapters.language_model import Chat
+from mergefront.adapters.tasks.conversations import texts_of
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import visible
 
 _MARK = re.compile(r"<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>|<(?:start|end)_of_turn>|\[/?INST\]")
@@ -18,6 +21,8 @@ _BEGINS = ("<s>", "<bos>", "<|begin_of_text|>", "<|startoftext|>", "<｜begin▁
 _BLANKS = (" ", "\t")
 _MOST_SHOWN = 60
 """Characters of a prompt or an answer that are shown."""
+_MOST_OF_CHAT = 600
+"""Characters of a conversation that are shown."""
 _SEAM = 4
 """Tokens that are shown on each side of the seam."""
 _FRAME = 4
@@ -33,7 +38,8 @@ class Reader:
     ``tokenization`` is None where the tokens are not known, and ``longest`` (prompt and answer together, in tokens)
     where the length is not. ``template`` is the tokenizer's chat template, ``is_chat`` says that each prompt is sent as
     a message of a user, ``is_split`` that prompt and answer are two texts (encoder-decoders), ``is_remote`` that a
-    server of others' makes reads texts, each at the price of a request.
+    server of others' makes reads texts, each at the price of a request. ``refuses_chat`` says why a conversation cannot
+    be put to it (nothing where it can), ``ends`` are the tokens that end an answer (none where they are not known).
     """
 
     tokenization: Tokenization | None = None
@@ -42,21 +48,32 @@ class Reader:
     is_chat: bool = False
     is_split: bool = False
     is_remote: bool = False
+    ends: frozenset[int] = frozenset()
+    refuses_chat: Callable[[Chat], str] = lambda _: ""
 
 
 def assembled(question: Question, reader: Reader) -> str:
-    """One prompt and answer in one line, with their tokens at the seam."""
+    """One prompt and answer in one line, with their tokens at the seam; a conversation as its template writes it.
+
+    Raises ``UserError`` for a conversation that the template refuses.
+    """
     prompt, answer = question.prompt, question.answers[0] if question.answers else ""
-    shown = f"{_quoted(prompt, from_end=True)} + {_quoted(answer)}" if answer else _quoted(prompt, from_end=True)
+    is_scored = answer != "" and question.new_tokens is None
+    if isinstance(prompt, Chat):
+        shown, said = _conversation(prompt, answer if is_scored else None, reader)
+    else:
+        shown, said = _quoted(prompt, from_end=True), answer
+    shown += f" + {_quoted(said or answer)}" if answer else ""
     if question.new_tokens is not None:
         stops = " or ".join(_quoted(stop) for stop in question.stop)
         shown += f", at most {question.new_tokens} new tokens" + (f", up to {stops}" if stops else "")
     if reader.is_chat:
-        return f"{shown} (the prompt as the message of a user)"
+        return shown if isinstance(prompt, Chat) else f"{shown} (the prompt as the message of a user)"
     if reader.tokenization is None or reader.is_split or question.image:
         return shown
-    before, after = reader.tokenization.pairs([(prompt, answer)])[0]
-    if question.new_tokens is not None and prompt != prompt.rstrip():  # a model goes on behind the white space
+    if is_scored or (isinstance(prompt, str) and prompt == prompt.rstrip()):
+        before, after = reader.tokenization.pairs([(prompt, answer)])[0]
+    else:  # a model goes on behind the white space, and behind what opens its turn
         before, after = reader.tokenization.texts([prompt])[0], ()
     total = f"{len(before)} + {len(after)} tokens" if after else f"{len(before)} tokens"
     start = max(0, len(before) - _SEAM)
@@ -67,6 +84,40 @@ def assembled(question: Question, reader: Reader) -> str:
     left, right = spelled[: len(before) - start], spelled[len(before) - start :]
     seam = f"{'... ' if start else ''}{' '.join(map(repr, left))} | {' '.join(map(repr, right))}"
     return f"{shown} ({total}: {visible(seam.rstrip())})"
+
+
+def _conversation(chat: Chat, answer: str | None, reader: Reader) -> tuple[str, str]:
+    """A conversation as far as it is known here, and an answer in the assistant's turn."""
+    if reader.tokenization is not None:
+        before, after = reader.tokenization.chats.rendered(chat, answer)
+        if before:
+            half = _MOST_OF_CHAT // 2
+            cut = before if len(before) <= _MOST_OF_CHAT else f"{before[:half]} ... {before[-half:]}"
+            return visible(repr(cut)), after
+    turns = (f"{one.role}: {_quoted(one.content, from_end=True)}" for one in chat.messages)
+    return f"[{', '.join(turns)}] by the server's chat template", ""
+
+
+def chat_refusals(asked: Sequence[Question], reader: Reader) -> list[str]:
+    """Why conversations cannot be put to a model, a line for each cause, with the first item that shows it."""
+    places: dict[str, list[str]] = {}
+    for question in asked[: _MOST_COUNTED if reader.is_remote else None]:
+        if not isinstance(question.prompt, Chat):
+            continue
+        why = reader.refuses_chat(question.prompt)
+        if not why and reader.tokenization is not None:
+            try:
+                answers = question.answers if question.new_tokens is None else ()
+                reader.tokenization.pairs([(question.prompt, answer) for answer in answers])
+                reader.tokenization.texts([question.prompt])
+            except UserError as error:
+                why = str(error)
+        if why:
+            places.setdefault(why, []).append(question.place)
+    return [
+        f"{found[0] or 'an item'}: {why}" + (f" ({len(found)} of {len(asked)} items)" if len(found) > 1 else "")
+        for why, found in places.items()
+    ]
 
 
 def _quoted(text: str, from_end: bool = False) -> str:
@@ -91,13 +142,14 @@ def _traps_of_one(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
         if count:
             yield f"{count} of {len(asked)} {what}"
     if reader.is_chat:
-        count = sum(_MARK.search(question.prompt) is not None for question in asked)
+        count = sum(any(map(_MARK.search, texts_of(question.prompt))) for question in asked)
         if count:
             yield (
                 f"{count} of {len(asked)} prompts are written in a chat template, and the endpoint puts them into its "
                 "own again; take the marks out, or use mode: completions"
             )
         return
+    yield from _conversations([one.prompt for one in asked if isinstance(one.prompt, Chat)], reader)
     texts = [question for question in asked if not question.image]
     if reader.is_remote:
         special = sorted({stop for question in texts for stop in question.stop if _MARK.search(stop)})
@@ -106,15 +158,36 @@ def _traps_of_one(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
                 f"the stop string {special[0]!r} is a special token, which servers leave out of the text that they "
                 "look for it in; they end there only where it ends the model's turn"
             )
-    yield from _begin_tokens(texts, reader)
-    yield from _templates(texts, reader)
+    written = [question for question in texts if isinstance(question.prompt, str)]
+    yield from _begin_tokens(written, reader)
+    yield from _templates(written, reader)
     yield from _lengths(texts, reader)
+
+
+def _conversations(chats: Sequence[Chat], reader: Reader) -> Iterator[str]:
+    marked = sum(any(map(_MARK.search, texts_of(chat))) for chat in chats)
+    if marked:
+        yield (
+            f"{marked} of {len(chats)} conversations hold marks of a chat template, which writes its own; take them out"
+        )
+    if not chats or reader.tokenization is None:
+        return
+    unread = reader.tokenization.chats.unread(chats[0])
+    if unread:
+        yield f"the chat template has no use for {', '.join(unread)}"
+    closing = reader.tokenization.chats.closing(chats[0])
+    if reader.ends and closing and not reader.ends & set(closing):
+        text = "".join(reader.tokenization.pieces(closing)).strip()
+        yield (
+            f"the chat template ends a turn with {text!r}, which ends no answer of this model; give the task "
+            f"stop: {text!r}, or take the instruct model's generation_config.json"
+        )
 
 
 def _begin_tokens(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
     tokenization = reader.tokenization
     if tokenization is None:
-        written = sum(question.prompt.startswith(_BEGINS) for question in asked)
+        written = sum(_raw(question).startswith(_BEGINS) for question in asked)
         if written and reader.is_remote:
             yield (
                 f"{written} of {len(asked)} prompts begin with the text of a begin token, which endpoints put before a "
@@ -137,7 +210,7 @@ def _begin_tokens(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
 
 def _templates(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
     of_template = set(_MARK.findall(reader.template))
-    used = Counter(mark for question in asked for mark in set(_MARK.findall(question.prompt)))
+    used = Counter(mark for question in asked for mark in set(_MARK.findall(_raw(question))))
     if of_template and asked and not of_template & used.keys():
         yield (
             "the model has a chat template and the prompts are not written in it; if it is an instruct model, write "
@@ -184,7 +257,9 @@ def _long_counts(asked: Sequence[Question], reader: Reader, tokenization: Tokeni
 
     # A token has at least one byte, so that most questions need not be counted.
     rows = [(one, max(one.answers, key=size, default="")) for one in asked if one.prompt]
-    sizes = [size(one.prompt) + (size(answer) if one.new_tokens is None else one.new_tokens) for one, answer in rows]
+    before = [sum(map(size, _written(one.prompt, reader))) for one, _ in rows]
+    after = [size(answer) if one.new_tokens is None else one.new_tokens for one, answer in rows]
+    sizes = [first + second for first, second in zip(before, after, strict=True)]
     might = sorted((place for place, most in enumerate(sizes) if most + _FRAME > longest), key=sizes.__getitem__)
     rows = [rows[place] for place in (might[-_MOST_COUNTED:] if reader.is_remote else might)]
     scored = [(one.prompt, answer) for one, answer in rows if one.new_tokens is None and not reader.is_split]
@@ -195,14 +270,27 @@ def _long_counts(asked: Sequence[Question], reader: Reader, tokenization: Tokeni
     return counts
 
 
+def _written(prompt: str | Chat, reader: Reader) -> Sequence[str]:
+    """The texts of a prompt; of a conversation, what its template writes where that is known here."""
+    if isinstance(prompt, Chat) and not reader.is_remote and reader.tokenization is not None:
+        return reader.tokenization.chats.rendered(prompt, None)
+    return texts_of(prompt)
+
+
 def _some(asked: Sequence[Question], reader: Reader) -> Sequence[Question]:
     return asked[:_MOST_COUNTED] if reader.is_remote else asked
 
 
+def _raw(question: Question) -> str:
+    """The prompt where it is put to a model as it stands; nothing of a conversation."""
+    return question.prompt if isinstance(question.prompt, str) else ""
+
+
 def _is_doubled(question: Question) -> bool:
+    prompt = _raw(question)
     return any(
-        (question.prompt.endswith(_BLANKS) and answer.startswith(_BLANKS))
-        or (question.prompt[-1:] not in ("", "\n") and answer[:1] in _BLANKS and answer[1:2] in _BLANKS)
+        (prompt.endswith(_BLANKS) and answer.startswith(_BLANKS))
+        or (prompt[-1:] not in ("", "\n") and answer[:1] in _BLANKS and answer[1:2] in _BLANKS)
         for answer in question.answers
     )
 
@@ -213,7 +301,7 @@ _OF_QUESTIONS: Sequence[tuple[Callable[[Question], bool], str]] = (
         "answers follow their prompt after two spaces; take one out of the data, or leave delimiter out",
     ),
     (
-        lambda question: question.new_tokens is not None and question.prompt.endswith(_BLANKS),
+        lambda question: question.new_tokens is not None and _raw(question).endswith(_BLANKS),
         "prompts end with a space, which models write as part of the next word; take it out of the prompts",
     ),
     (

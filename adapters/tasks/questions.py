@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mergefront.adapters.language_model import Chat
 from mergefront.adapters.tasks.items import Item
 
 
@@ -14,20 +15,21 @@ class Question:
     """``answers`` are the accepted ones, or the choices, as they follow ``prompt`` (the seam's white space included).
 
     A model is asked how likely they are or, where ``new_tokens`` is given, to write so many tokens at most, up to one
-    of the ``stop`` strings.
+    of the ``stop`` strings. ``place`` says where the item stands (file and line).
     """
 
-    prompt: str
+    prompt: str | Chat
     answers: tuple[str, ...]
     new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     image: str = ""
+    place: str = ""
 
 
-def following(prompt: str, answer: str, delimiter: str | None) -> str:
+def following(prompt: str | Chat, answer: str, delimiter: str | None) -> str:
     """``answer`` as it follows ``prompt``: after the delimiter or, where that is None, after one space, unless the
-    prompt is empty or either side has white space at the seam already."""
-    if not prompt:
+    prompt is empty or either side has white space at the seam already. In a conversation it stands by itself."""
+    if not prompt or isinstance(prompt, Chat):
         return answer
     if delimiter is None:
         delimiter = "" if prompt[-1].isspace() or answer[:1].isspace() else " "
@@ -41,7 +43,8 @@ def shown_answers(items: Sequence[Item]) -> list[str | None]:
     An item's question is the last paragraph of its prompt, or the last line of a prompt of one paragraph, where no
     other item has the same.
     """
-    parts = [_parts(item.prompt) for item in items]
+    said = ("\n\n".join(one.content for one in item.messages) if item.messages else item.prompt for item in items)
+    parts = [_parts(text) for text in said]
     known = Counter(question for _, question in parts)
     return [
         "its own question stands in its prompt, answered; leave an item out of its own examples"

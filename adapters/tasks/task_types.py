@@ -16,7 +16,7 @@ from mergefront.adapters.tasks.encoders.classify import ClassifyOptions, read_cl
 from mergefront.adapters.tasks.encoders.embed import EmbedOptions, read_embed_task
 from mergefront.adapters.tasks.jsonl import JsonlOptions, idle_options, read_jsonl_task
 from mergefront.adapters.tasks.lm_eval.task import LmEvalOptions, read_lm_eval_task
-from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions
+from mergefront.adapters.tasks.metrics.metric_spec import CHAT_DEFAULTS
 from mergefront.adapters.tasks.python_task import PythonOptions, read_python_task
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -69,15 +69,17 @@ def resolved_task(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def task_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a sound entry leaves out, as JSON; those without a value of their own only of metrics."""
+    """The options that a sound entry leaves out, as JSON; a null says something as ``delimiter`` alone."""
     fields = TASK_TYPES[config["type"]].options.model_fields
     values = {name: field.default for name, field in fields.items() if name not in config and not field.is_required()}
+    if config.get("chat") or isinstance(config.get("chat"), Mapping):
+        values |= {name: value for name, value in CHAT_DEFAULTS.items() if name in values}
     if "report" in config:
         del values["report_fraction"]
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
-        if value is not None or name in MetricOptions.model_fields
+        if value is not None or name == "delimiter"
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mergefront.adapters.merging.memory import free_memory
+from mergefront.adapters.tasks.conversations import texts_of
 from mergefront.adapters.tasks.questions import Question
 from mergefront.authoring.models import Models
 
@@ -81,10 +82,11 @@ def seconds_of_evaluation(models: Models, machine: Machine, questions: Sequence[
     merge = sum(models.held_bytes()) / machine.copied
     read, steps = 0, 0.0
     for one in questions:
+        asked = sum(map(len, texts_of(one.prompt)))
         if one.new_tokens is None:
-            read += sum(len(one.prompt) + len(answer) for answer in one.answers)
+            read += sum(asked + len(answer) for answer in one.answers)
         else:
-            read += len(one.prompt)
+            read += asked
             steps += one.new_tokens
     tokens = read / _CHARACTERS_A_TOKEN + steps
     arithmetic = 2 * models.parameters * tokens / machine.operations

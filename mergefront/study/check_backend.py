@@ -28,7 +28,7 @@ from mergefront.adapters.remote.backend_types import models_read_here, try_backe
 from mergefront.adapters.remote.settings import BackendSection, split_settings
 from mergefront.adapters.tasks.encoders.classify import ClassifyTask
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.prompt_findings import Reader, assembled, traps
+from mergefront.adapters.tasks.prompt_findings import Reader, assembled, chat_refusals, traps
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import (
@@ -410,7 +410,9 @@ def show_prompts(found: Findings, tasks: Mapping[str, Task], reader: Reader) -> 
         asked: Sequence[Question] = ()
         with found.catch(f"tasks.{name}: "):
             asked = task.questions(items[:_MOST_LOOKED_AT])
-        if asked:
+        refusals = chat_refusals(asked, reader)
+        found.problems.extend(f"tasks.{name}: {why}" for why in refusals)
+        if asked and not refusals:
             questions[name] = asked
             found.notes.append(f"task {name} asks {assembled(asked[0], reader)}")
     found.warnings.extend(traps(questions, reader))

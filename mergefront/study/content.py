@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergefront.adapters.merging.output.files import tokenizer_files
+from mergefront.adapters.tasks.conversations import template_file
 from mergefront.adapters.tasks.items import image_paths
 from mergefront.adapters.tasks.lm_eval.files import task_files
 from mergefront.adapters.tasks.local_imports import imported_files, module_files
@@ -65,9 +66,10 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     folders = [(path, os.path.dirname(path)) for path in named]
     images = [os.path.join(folder, image) for path, folder in folders for image in image_paths(root / path)]
     read = [path for config in tasks.values() for path in _texts(config.get("files", ()))]
+    templates = [file for config in tasks.values() if (file := template_file(config.get("chat")))]
     functions = [str(config.get(key, "")).partition(":") for config in tasks.values() for key in ("metric", "call")]
     modules = [file for module, colon, _ in functions if colon for file in module_files(module, root)]
-    return [*named, *images, *local, *own, *read, *modules, *imported_files(modules, root)]
+    return [*named, *templates, *images, *local, *own, *read, *modules, *imported_files(modules, root)]
 
 
 def _texts(value: Any) -> list[str]:

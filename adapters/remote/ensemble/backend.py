@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
+    Chat,
     Generation,
     GenerationRequest,
     LanguageModel,
@@ -43,7 +44,7 @@ class EnsembleModel:
         """Log-probabilities under the mixture of the models; see ``votes.pooled_choices``."""
         mixture_shares(self._weights)
         asked = {name: member.loglikelihood(requests) for name, member in self._members.items()}
-        questions: dict[str, list[int]] = {}
+        questions: dict[str | Chat, list[int]] = {}
         for place, request in enumerate(requests):
             questions.setdefault(request.context, []).append(place)
         pooled: dict[int, float] = {}
@@ -115,7 +116,12 @@ class EnsembleBackend(Connected[EnsembleSection]):
 
     @property
     def reader(self) -> Reader:
-        return Reader(is_chat=all(member.mode == "chat" for member in self.settings.members.values()), is_remote=True)
+        is_chat = all(member.mode == "chat" for member in self.settings.members.values())
+        return Reader(is_chat=is_chat, is_remote=True, refuses_chat=self._refusal)
+
+    def _refusal(self, chat: Chat) -> str:
+        refusals = ((name, model.refusal(chat)) for name, model in self._members.items())
+        return next((f"members.{name}: {why}" for name, why in refusals if why), "")
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         return endpoint_problems(self._members, self.recognition, verbs, counts_tokens)

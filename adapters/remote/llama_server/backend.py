@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.remote.http.json_answers import field
@@ -55,7 +56,8 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
         found = self.recognition.identify("", identity, self.client.cache, lambda: list(seen), always=True)
         self.client.identify(f"{found.server} #{found.number}")
-        self._tokenization = Tokenization(self._tokenizer(props))
+        tokenizer = self._tokenizer(props)
+        self._tokenization = Tokenization(tokenizer, chats=TemplateReader(tokenizer))
         self._plain_token = run(self._wire.tokenize("a", False))[0]
 
     @property
@@ -69,13 +71,15 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
             tokens = self.client.run(self._wire.tokenize(text, False))
             return tokens[0] if len(tokens) == 1 else None
 
-        bos = props.get("bos_token")
+        texts = {name: text for name, text in props.items() if isinstance(text, str) and text}
         return ServerTokenizer(
             self.client,
             self._wire.tokenize,
-            bos_token=bos if isinstance(bos, str) and bos else None,
-            bos_token_id=id_of(bos),
+            bos_token=texts.get("bos_token"),
+            bos_token_id=id_of(props.get("bos_token")),
             eos_token_id=id_of(props.get("eos_token")),
+            eos_token=texts.get("eos_token"),
+            chat_template=texts.get("chat_template"),
         )
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:

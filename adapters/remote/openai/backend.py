@@ -11,8 +11,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
+    Chat,
     Generation,
     GenerationRequest,
     LogLikelihood,
@@ -21,8 +23,10 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.adapters.remote.http.client import HttpClient, all_of
 from mergefront.adapters.remote.identity import ANSWER_TOKENS, QUESTIONS, Recognition
+from mergefront.adapters.remote.openai.echo import NoLogProbabilitiesError
 from mergefront.adapters.remote.openai.token_count import token_counter
-from mergefront.adapters.remote.openai.wire import OpenAIWire
+from mergefront.adapters.remote.openai.tokenizer_files import TokenizerFiles
+from mergefront.adapters.remote.openai.wire import NONE_IN_CHAT, OpenAIWire
 from mergefront.adapters.remote.scales import single_model
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MemberSection, OpenAISection
@@ -30,15 +34,21 @@ from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
+_SENDS_TEXTS = (
+    "mode: completions sends raw texts; use mode: chat, or name the model's tokenizer (tokenizer: FOLDER), whose chat "
+    "template then writes them"
+)
 _ANSWERS_ALL_THE_SAME = ("tokens used up", "refusal")
 """Why a sound model may have no answer to a question with room for a few tokens: it reasons, or it is particular."""
 
 
 class OpenAIModel:
-    """A ``LanguageModel``: one served model."""
+    """A ``LanguageModel``: one served model; by ``tokenizer`` conversations are written for a completions route."""
 
-    def __init__(self, wire: OpenAIWire) -> None:
+    def __init__(self, wire: OpenAIWire, tokenizer: TokenizerFiles | None = None) -> None:
         self.wire = wire
+        self._chats = None if tokenizer is None else TemplateReader(tokenizer)
+        self._begin = "" if tokenizer is None else tokenizer.special_tokens_map.get("bos_token", "")
 
     @classmethod
     def served(cls, client: HttpClient, name: str, settings: OpenAISection | MemberSection, root: Path) -> OpenAIModel:
@@ -47,7 +57,8 @@ class OpenAIModel:
         wire = OpenAIWire(
             client, name, mode=settings.mode, system=settings.system, request=settings.request, count=count
         )
-        return cls(wire)
+        renders = settings.mode == "completions" and settings.tokenizer is not None
+        return cls(wire, TokenizerFiles.read(root / str(settings.tokenizer)) if renders else None)
 
     def recognised(self, name: str, recognition: Recognition) -> OpenAIModel:
         """This model, once it is known whose answers are kept for it; ``recognition`` has it by ``name``."""
@@ -74,13 +85,40 @@ class OpenAIModel:
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """By echo; raises ``EvaluationError`` where the endpoint does not give log-probabilities."""
-        work = (self.wire.score(request.context, request.continuation) for request in requests)
+        work = (self.wire.score(*self._texts(request)) for request in requests)
         return self.wire.client.run(all_of(work))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Greedy continuations; in chat mode, answers."""
-        work = (self.wire.generate(one.prompt, one.max_new_tokens, one.stop) for one in requests)
+        work = (self.wire.generate(self._prompt(one.prompt), one.max_new_tokens, one.stop) for one in requests)
         return self.wire.client.run(all_of(work))
+
+    def refusal(self, chat: Chat) -> str:
+        """Why this model cannot be put a conversation; nothing where it can."""
+        if self.wire.mode == "completions":
+            return "" if self._chats is not None else _SENDS_TEXTS
+        if chat.template or chat.today:
+            what = "template" if chat.template else "date"
+            return f"the endpoint's chat route has a template of its own, which takes no {what}; leave that out of chat"
+        if self.wire.system is not None and any(message.role == "system" for message in chat.messages):
+            return "backend.system and the conversation's own system message exclude each other; keep one"
+        return ""
+
+    def _prompt(self, prompt: str | Chat) -> str | Chat:
+        """A prompt as the wire takes it: a completions route gets what the model's template writes."""
+        return prompt if isinstance(prompt, str) or self._chats is None else self._rendered(prompt, None)[0]
+
+    def _texts(self, request: ScoringRequest) -> tuple[str, str]:
+        if isinstance(request.context, str):
+            return request.context, request.continuation
+        return self._rendered(request.context, request.continuation)
+
+    def _rendered(self, chat: Chat, answer: str | None) -> tuple[str, str]:
+        """Prompt and answer as the model's template writes them, without the begin token that endpoints put there."""
+        if self._chats is None:
+            raise NoLogProbabilitiesError(NONE_IN_CHAT)
+        before, after = self._chats.rendered(chat, answer)
+        return before.removeprefix(self._begin), after
 
 
 class OpenAIBackend(Connected[OpenAISection]):
@@ -112,7 +150,8 @@ class OpenAIBackend(Connected[OpenAISection]):
 
     @property
     def reader(self) -> Reader:
-        return Reader(is_chat=self.settings.mode == "chat", is_remote=True)
+        refuses = next(iter(self._models.values())).refusal
+        return Reader(is_chat=self.settings.mode == "chat", is_remote=True, refuses_chat=refuses)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         return endpoint_problems(self._models, self.recognition, verbs, counts_tokens)

@@ -6,11 +6,12 @@ everything that was asked for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
-from mergefront.adapters.language_model import Generation, LogLikelihood
+from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
 from mergefront.adapters.remote.http.client import HttpClient, RefusedError, Reply
 from mergefront.adapters.remote.http.json_answers import usage
 from mergefront.adapters.remote.openai.answers import outcome, read_generation, written
@@ -21,6 +22,10 @@ from mergefront.optimizer.errors import EvaluationError
 T = TypeVar("T")
 MOST_STOPS = 4
 """The OpenAI API takes no more stop strings; further ones are applied here."""
+NONE_IN_CHAT = (
+    "chat endpoints give no log-probabilities of a given text; mode: completions may (for tasks with chat, with "
+    "tokenizer: FOLDER)"
+)
 _READ_WHOLE = 0.9
 """The least share of a prompt's tokens, as they are counted here, that a server reports which read it whole."""
 
@@ -46,7 +51,7 @@ class OpenAIWire:
         self.client = client
         self.model = model
         self.mode = mode
-        self._system = system
+        self.system = system
         self._added = dict(request or {})
         self._count = count
         self.state: str | None = None
@@ -57,21 +62,27 @@ class OpenAIWire:
         """Whether answers are drawn at random, since the model is asked at its own temperature."""
         return "temperature" in self._added and self._added["temperature"] is None
 
-    async def generate(self, prompt: str, max_tokens: int, stop: Sequence[str], *, cached: bool = True) -> Generation:
+    async def generate(
+        self, prompt: str | Chat, max_tokens: int, stop: Sequence[str], *, cached: bool = True
+    ) -> Generation:
         """A greedy continuation; in chat mode, an answer."""
         body: dict[str, Any] = {"max_tokens": max_tokens}
         if stop:
             body["stop"] = list(stop[:MOST_STOPS])
         if self.mode == "completions":
             path, body["prompt"] = "/completions", prompt
+            sent = str(prompt)
         else:
-            system = [] if self._system is None else [{"role": "system", "content": self._system}]
-            path, body["messages"] = "/chat/completions", [*system, {"role": "user", "content": prompt}]
+            path, chat = "/chat/completions", self._conversation(prompt)
+            body["messages"] = [{"role": one.role, "content": one.content} for one in chat.messages]
+            if chat.options != "{}":
+                body["chat_template_kwargs"] = json.loads(chat.options)
+            sent = "".join(one.content for one in chat.messages)
 
         def read(answer: Any) -> Reply[Generation]:
             if isinstance(answer, dict) and "unanswered" in answer:
                 return Reply(read_generation(answer, stop, 0))
-            text, sent = written(answer), f"{self._system or ''}{prompt}"
+            text = written(answer)
             asked, made = self._tokens(answer, sent, text)
             generation = read_generation(answer, stop, made)
             # A server that reads fewer tokens than the prompt has left its beginning out; templates only add some.
@@ -81,15 +92,17 @@ class OpenAIWire:
 
         return await self._ask(path, body, read, outcome, cached)
 
+    def _conversation(self, prompt: str | Chat) -> Chat:
+        chat = Chat((Message("user", prompt),)) if isinstance(prompt, str) else prompt
+        return chat if self.system is None else replace(chat, messages=(Message("system", self.system), *chat.messages))
+
     async def score(self, context: str, continuation: str) -> LogLikelihood:
         """The log-likelihood of a text after another, by echo; a token across the seam counts to the continuation.
 
         Raises ``NoLogProbabilitiesError`` where the endpoint does not echo.
         """
         if self.mode == "chat":
-            raise NoLogProbabilitiesError(
-                "chat endpoints give no log-probabilities of a given text; mode: completions may"
-            )
+            raise NoLogProbabilitiesError(NONE_IN_CHAT)
         return score_continuation(await self.echo(context + continuation), context)
 
     async def echo(self, text: str, *, cached: bool = True) -> list[EchoedToken]:

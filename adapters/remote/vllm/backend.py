@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
+    Chat,
     Generation,
     GenerationRequest,
     LanguageModel,
     LogLikelihood,
     ScoringRequest,
+    Tokens,
 )
 from mergefront.adapters.remote.http.client import all_of
 from mergefront.adapters.remote.identity import QUESTIONS
@@ -83,7 +85,7 @@ class VllmBackend(Connected[VllmSection]):
         around_nothing = self.client.run(encode("", True))
         bos = around_nothing[0] if around_nothing else None
         tokenizer = ServerTokenizer(self.client, encode, bos_token=None, bos_token_id=bos, eos_token_id=None)
-        self._tokenization = Tokenization(tokenizer)
+        self._tokenization = Tokenization(tokenizer, chats=ServerChats(self.wire, self.base))
         seen = self._answers(self.base)
         identity = self.recognition.identify("", f"vllm {self.base}", self.client.cache, lambda: list(seen))
         if identity.number is None:  # as versions before had it
@@ -120,7 +122,7 @@ class VllmBackend(Connected[VllmSection]):
 
     @property
     def reader(self) -> Reader:
-        return Reader(self._tokenization, self._context, is_remote=True)
+        return Reader(self._tokenization, self._context, is_remote=True, refuses_chat=ServerChats.refusal)
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no merge of LoRAs."""
@@ -179,6 +181,46 @@ class VllmBackend(Connected[VllmSection]):
         except EvaluationError as fault:
             return fault.kind == "http 404"
         return True
+
+
+class ServerChats:
+    """A ``ChatReader``: a vLLM server's own chat template, which it shows in tokens only."""
+
+    def __init__(self, wire: VllmWire, model: str) -> None:
+        self._wire = wire
+        self._model = model
+
+    @staticmethod
+    def refusal(chat: Chat) -> str:
+        """Why a conversation cannot be put to such a server; nothing where it can."""
+        if not (chat.template or chat.today):
+            return ""
+        what = "template" if chat.template else "date"
+        return f"the server writes conversations by its own template, which takes no {what}; leave that out of chat"
+
+    def rendered(self, chat: Chat, answer: str | None) -> tuple[str, str]:
+        return "", ""
+
+    def unread(self, chat: Chat) -> list[str]:
+        return []
+
+    def closing(self, chat: Chat) -> Tokens:
+        return ()
+
+    def encoded(self, asked: Sequence[tuple[Chat, str | None]]) -> list[tuple[Tokens, Tokens]]:
+        return self._wire.client.run(all_of(self._encoded(chat, answer) for chat, answer in asked))
+
+    async def _encoded(self, chat: Chat, answer: str | None) -> tuple[Tokens, Tokens]:
+        prompt = tuple(await self._wire.tokenize_chat(self._model, chat, None))
+        if answer is None:
+            return prompt, ()
+        whole = tuple(await self._wire.tokenize_chat(self._model, chat, answer))
+        if whole[: len(prompt)] != prompt:
+            raise UserError(
+                "the server's chat template begins an assistant's turn otherwise than its prompt ends (as where a "
+                "prompt opens thoughts), so that no answer can be scored; use a metric of generated answers"
+            )
+        return prompt, whole[len(prompt) :]
 
 
 def _furthest(one: Sequence[float], two: Sequence[float]) -> float:

@@ -7,10 +7,11 @@ when a LoRA is in use and more than one request is in its batch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from mergefront.adapters.language_model import Generation, LogLikelihood
+from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
 from mergefront.adapters.remote.http.client import HttpClient, Reply
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, usage
 from mergefront.adapters.remote.openai.answers import read_generation
@@ -54,6 +55,19 @@ class VllmWire:
     async def tokenize(self, model: str, text: str, add_special: bool, *, cached: bool = True) -> list[int]:
         body = {"model": model, "prompt": text, "add_special_tokens": add_special}
         return await self.client.ask("POST", "/tokenize", body, read_tokens, cached=cached)
+
+    async def tokenize_chat(self, model: str, chat: Chat, answer: str | None) -> list[int]:
+        """Tokens of a conversation by the server's template, up to the assistant's turn or to the answer in it."""
+        turn = [] if answer is None else [Message("assistant", answer.strip())]
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": one.role, "content": one.content} for one in (*chat.messages, *turn)],
+            "add_generation_prompt": answer is None,
+            "continue_final_message": answer is not None,
+        }
+        if chat.options != "{}":
+            body["chat_template_kwargs"] = json.loads(chat.options)
+        return await self.client.ask("POST", "/tokenize", body, read_tokens)
 
     async def force(
         self, model: str, prompt: Sequence[int], token: int, state: str, *, cached: bool = True

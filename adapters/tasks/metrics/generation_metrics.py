@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel
+from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.answer_texts import composed, normalised, program, word_f1
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, Scored
@@ -50,7 +51,7 @@ def _ended(said: Generation, stop: Sequence[str]) -> Generation:
 
 
 def _request(item: Item, options: MetricOptions) -> GenerationRequest:
-    return GenerationRequest(item.prompt, options.max_new_tokens, options.stop, item.image)
+    return GenerationRequest(asked(item, options.chat), options.max_new_tokens, options.stop, item.image)
 
 
 def rated(

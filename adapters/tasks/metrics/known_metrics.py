@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
+from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.degeneration import degenerate
 from mergefront.adapters.tasks.metrics.generation_metrics import (
@@ -103,8 +104,9 @@ def _likelihoods(
 ) -> list[list[LogLikelihood]]:
     """The log-likelihood of each of an item's ``texts`` after its prompt, asked in one go."""
     requests = [
-        ScoringRequest(item.prompt, following(item.prompt, text, options.delimiter), item.image)
+        ScoringRequest(prompt, following(prompt, text, options.delimiter), item.image)
         for item, several in zip(items, texts, strict=True)
+        for prompt in [asked(item, options.chat)]
         for text in several
     ]
     answers = model.loglikelihood(requests)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.tasks.conversations import Chats
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import Count, Texts
 from mergefront.optimizer.sections import Options
@@ -29,8 +30,8 @@ SCORED = ("delimiter",)
 class MetricOptions(Options):
     """How items are put to the model, and how answers are compared."""
 
-    max_new_tokens: Count = Field(32, description="the longest answer, in tokens")
-    stop: Texts = Field(("\n",), description="a text, or several, at which an answer ends")
+    max_new_tokens: Count = Field(32, description="the longest answer, in tokens; 256 with `chat`")
+    stop: Texts = Field(("\n",), description="a text, or several, at which an answer ends; none with `chat`")
     skip_blank_start: bool = Field(
         True, description="a stop string of white space alone ends no answer before its first other character"
     )
@@ -50,6 +51,13 @@ class MetricOptions(Options):
     tolerance: float = Field(0.0, ge=0, description="how far a number may be off, relative to the right one")
     seconds: float = Field(5.0, gt=0, description="processor time of a program")
     memory_mb: Count = Field(512, description="memory of a program")
+    chat: Chats = Field(
+        None, description="each item is put to models as a conversation, by their chat template (see Conversations)"
+    )
+
+
+CHAT_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 256, "stop": ()}
+"""Where a task with ``chat`` leaves options out: the model ends its turn itself."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.serving.api import add_routes, described, metrics_answer, problem, service_of
 from mergefront.serving.merges import wire
@@ -82,8 +82,8 @@ async def loglikelihood(
     session_id: str, body: wire.LogLikelihoodBody, request: Request, service: Service, client: Asker
 ) -> wire.LogLikelihoodAnswer:
     session = service.session(session_id, client)
-    asked = [ScoringRequest(one.context, one.continuation) for one in body.requests]
-    texts = [text for one in asked for text in (one.context, one.continuation)]
+    asked = [ScoringRequest(_prompt(one.context), one.continuation) for one in body.requests]
+    texts = [text for one in body.requests for text in (*_texts(one.context), one.continuation)]
     question: Question[list[LogLikelihood]] = Question(
         "loglikelihood",
         body.recipe.to_recipe(),
@@ -100,16 +100,25 @@ async def generate(
     session_id: str, body: wire.GenerateBody, request: Request, service: Service, client: Asker
 ) -> wire.GenerateAnswer:
     session = service.session(session_id, client)
-    asked = [GenerationRequest(one.prompt, one.max_new_tokens, tuple(one.stop)) for one in body.requests]
+    asked = [GenerationRequest(_prompt(one.prompt), one.max_new_tokens, tuple(one.stop)) for one in body.requests]
     question: Question[list[Generation]] = Question(
         "generate",
         body.recipe.to_recipe(),
-        [one.prompt for one in asked],
+        [text for one in body.requests for text in _texts(one.prompt)],
         [one.max_new_tokens for one in asked],
         lambda model: model.generate(asked),
         _tokens,
     )
     return wire.GenerateAnswer(answers=await service.ask(client, session, question, request.is_disconnected))
+
+
+def _prompt(given: str | wire.ChatBody) -> str | Chat:
+    return given if isinstance(given, str) else given.to_chat()
+
+
+def _texts(given: str | wire.ChatBody) -> list[str]:
+    """What a prompt holds; the length of each is bounded."""
+    return [given] if isinstance(given, str) else given.texts
 
 
 def _tokens(answers: Sequence[LogLikelihood] | Sequence[Generation]) -> int:

@@ -5,11 +5,12 @@ Lengths are bounded here as far as they do not depend on the pool file's limits.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mergefront.adapters.language_model import Generation, LogLikelihood
+from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.sections import Section
 
@@ -61,10 +62,34 @@ class SetMerge(Section):
     recipe: RecipeBody
 
 
+class MessageBody(Section):
+    """One turn of a conversation."""
+
+    role: Name
+    content: str
+
+
+class ChatBody(Section):
+    """A conversation, written by the pool's own chat template; ``options`` are its variables."""
+
+    messages: list[MessageBody] = Field(min_length=1, max_length=1000)
+    options: dict[str, Any] = Field(default_factory=dict)
+    today: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+
+    @property
+    def texts(self) -> list[str]:
+        """What it holds."""
+        return [*(message.content for message in self.messages), json.dumps(self.options)]
+
+    def to_chat(self) -> Chat:
+        messages = tuple(Message(one.role, one.content) for one in self.messages)
+        return Chat(messages, options=json.dumps(self.options), today=self.today)
+
+
 class ScoringItem(Section):
     """How likely is ``continuation`` after ``context``?"""
 
-    context: str
+    context: str | ChatBody
     continuation: str
 
 
@@ -84,7 +109,7 @@ class LogLikelihoodAnswer(Section):
 class GenerationItem(Section):
     """Continue ``prompt`` greedily, up to the first of ``stop``."""
 
-    prompt: str
+    prompt: str | ChatBody
     max_new_tokens: int = Field(default=32, ge=1)
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
 

@@ -12,7 +12,7 @@ import pytest
 
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, Message, ScoringRequest
 from mergefront.adapters.remote.llama_server.backend import LlamaServerBackend
 from mergefront.adapters.remote.settings import LlamaServerSection
 from mergefront.adapters.tasks.jsonl import JsonlTask
@@ -96,6 +96,27 @@ def test_scores_are_those_of_transformers_and_peft(url: str, tiny: Tiny):
             assert answer.tokens == len(continuation)
             assert answer.logprob == pytest.approx(exact, abs=2e-3 * max(1, len(continuation)) ** 0.5)
     opened.close()
+
+
+def test_a_conversation_is_read_as_the_servers_chat_route_reads_it(url: str, tiny: Tiny):
+    """By its own template and tokens; the answer that is scored is what the assistant's turn would be."""
+    chat = Chat((Message("system", "Be brief."), Message("user", "What is the capital?")))
+    messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+    prompt = httpx.post(f"{url}/apply-template", json={"messages": messages}).json()["prompt"]
+    told = {"content": f"{prompt}Paris it is", "add_special": True, "parse_special": True}
+    whole = httpx.post(f"{url}/tokenize", json=told).json()["tokens"]
+    opened = backend(url)
+    with opened.apply(recipe(SCALES[2])) as model:
+        (scored,) = model.loglikelihood([ScoringRequest(chat, " Paris it is")])
+        (written,) = model.generate([GenerationRequest(chat, 8)])
+    opened.close()
+    context, answer = whole[: -scored.tokens], whole[-scored.tokens :]
+    exact = peft_logprobs(peft_model(tiny), SCALES[2], context, answer)
+    assert scored.logprob == pytest.approx(exact, abs=2e-3 * len(answer) ** 0.5)
+    loras = [{"id": number, "scale": scale} for number, scale in enumerate(SCALES[2].values())]
+    asked = {"messages": messages, "max_tokens": 8, "temperature": 0, "lora": loras, "cache_prompt": False}
+    said = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()["choices"][0]["message"]["content"]
+    assert written.text.strip() == said.strip()
 
 
 def test_a_line_that_damages_every_third_call_changes_no_score(url: str):

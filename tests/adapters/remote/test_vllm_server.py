@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, LogLikelihood, Message, ScoringRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.http.cache import MemoryCache
+from mergefront.adapters.remote.vllm.backend import ServerChats
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -37,6 +38,7 @@ class RecordedVllm:
     def __init__(self) -> None:
         self.loaded: dict[str, Path] = {}
         self.ever: list[str] = []
+        self.options: list[Any] = []
         self.seen: dict[str, dict[str, Any]] = {}
 
     def __call__(self, request: Received) -> Answer:
@@ -44,6 +46,11 @@ class RecordedVllm:
             served = [{"id": BASE, "object": "model", "max_model_len": 64, "parent": None}]
             return as_json({"object": "list", "data": served + [{"id": name, "parent": BASE} for name in self.loaded]})
         body = request.json
+        if request.path == "/tokenize" and "messages" in body:
+            turns = [f"{one['role'][0]}:{one['content']};" for one in body["messages"]]
+            text = "".join(turns) + "a:" if body["add_generation_prompt"] else "".join(turns)[:-1]
+            self.options.append(body.get("chat_template_kwargs"))
+            return as_json({"count": len(text), "max_model_len": 64, "tokens": [*map(ord, text)], "token_strs": None})
         if request.path == "/tokenize":
             tokens = [ord(character) for character in body["prompt"]]
             return as_json({"count": len(tokens), "max_model_len": 64, "tokens": tokens, "token_strs": None})
@@ -386,3 +393,19 @@ def test_loras_of_a_server_come_by_name(tmp_path: Path, loras: dict[str, Path]):
         assert ran.returncode == 0, ran.stderr
     (record,) = all_studies(Database(f"sqlite:///{tmp_path / 'study.db'}"))
     assert record.definition["evaluator"]["content"]["lab/maths"] == published.shas()[-1]
+
+
+def test_a_conversation_is_written_by_the_servers_template(tmp_path: Path, loras: dict[str, Path]):
+    """Exactly as its chat route does, with the tokens of the assistant's turn for an answer that is scored."""
+    chat = Chat((Message("user", "2 + 2?"),), options='{"enable_thinking": false}')
+    recorded = RecordedVllm()
+    with serve(recorded) as server, connected(server.url, tmp_path) as backend, backend.apply(RECIPE) as model:
+        (scored,) = model.loglikelihood([ScoringRequest(chat, " four\n")])
+        assert scored.tokens == len("four")
+        model.generate([GenerationRequest(chat, 3)])
+        prompts = [request.json["prompt"] for request in server.received if request.path == "/v1/completions"]
+        assert "".join(map(chr, prompts[-1])) == "u:2 + 2?;a:"
+        assert "u:2 + 2?;a:fou" in ["".join(map(chr, prompt)) for prompt in prompts]
+    assert recorded.options == [{"enable_thinking": False}] * 2
+    refused = ServerChats.refusal(Chat(chat.messages, template="{{ messages }}"))
+    assert "own template, which takes no template" in refused

@@ -61,6 +61,7 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
                 tensors[f"{name}.lora_B.weight"] = torch.randn(rows, 2) * 0.3
     for name in ("base", "whole"):
         tokenizer.save_pretrained(folder / name)
+        (folder / name / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }} {% endfor %}Answer:")
     (folder / "lora").mkdir()
     save_file(tensors, folder / "lora" / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "bias": "none"}

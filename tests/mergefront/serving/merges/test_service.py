@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 from strangers import HALF_A_HEAD, wait_until_closed
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, Message, ScoringRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.adapters.remote.http.client import HttpClient
@@ -79,6 +79,9 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
             assert [one.logprob for one in answers] == pytest.approx([one.logprob for one in expected], abs=1e-4)
             assert [one.tokens for one in answers] == [one.tokens for one in expected]
             assert there.generate(WRITTEN) == here.generate(WRITTEN)
+            chat = Chat((Message("user", "What is two plus two?"),), options='{"thinking": true}')
+            likelihoods = [one.loglikelihood([ScoringRequest(chat, "four")])[0].logprob for one in (here, there)]
+            assert likelihoods[0] == pytest.approx(likelihoods[1], abs=1e-4)
             put = ask(
                 served, "PUT", f"/v1/sessions/{session['session_id']}/merge", json={"recipe": wire_recipe(recipe)}
             )
@@ -91,7 +94,7 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     listed = ask(served, "GET", "/v1/models").json()["data"]
     assert [one["id"] for one in listed] == [session["session_id"]]
     metrics = ask(served, "GET", "/metrics").text
-    assert 'mergefront_serve_items_total{verb="loglikelihood"} 8' in metrics
+    assert 'mergefront_serve_items_total{verb="loglikelihood"} 12' in metrics
     # Each recipe was merged once for all its messages.
     assert f"mergefront_serve_merges_total {len(RECIPES)}" in metrics
     remote.close()

@@ -1,0 +1,172 @@
+"""A study asked in chat: the scores of a plain script of transformers, and the same template when it is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chat_families import CHATML, FAMILIES, chat_tokenizer
+from tiny_models import move
+
+import mergefront as mf
+from mergefront.optimizer.errors import UserError
+from mergefront.study.check import check_study
+from mergefront.study.evaluators import tasks_of
+
+CHAT = {"enable_thinking": False, "system": "Be brief."}
+QUESTIONS = ["What is two plus two?", "Write 425 in French", "Sort 23 43 83", "Is it A, B or C?"]
+EARLIER = [{"role": "user", "content": "Is it B?"}, {"role": "assistant", "content": "It is B!"}]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, random_model: Callable[..., Any]) -> Path:
+    """Folders of three tiny Qwen3, ``base``, ``one`` and ``two``, whose tokenizer has Qwen3's chat template."""
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = chat_tokenizer(FAMILIES["qwen 3"])
+    ends = tokenizer.convert_tokens_to_ids(["<end>", "<|im_end|>"])
+    model = random_model("Qwen3", vocab_size=len(tokenizer), head_dim=8, max_position_embeddings=160)
+    model.generation_config.eos_token_id = ends
+    for seed, name in enumerate(("base", "one", "two")):
+        move(model, seed, 0.1 * seed)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+class Script:
+    """What people write who know transformers, and nothing of this package."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def answer(self, messages: list[dict[str, str]], new_tokens: int) -> str:
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, enable_thinking=False, return_tensors="pt", return_dict=True
+        )
+        written = self.model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
+        return str(self.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def loss(self, messages: list[dict[str, str]], answer: str) -> float:
+        """Nats a token of the assistant's answer."""
+        options = {"enable_thinking": False, "return_dict": False}
+        before = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+        said = [*messages, {"role": "assistant", "content": answer.strip()}]
+        whole = self.tokenizer.apply_chat_template(said, continue_final_message=True, **options)
+        assert whole[: len(before)] == before
+        logits = self.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        return -sum(float(logits[at - 1, whole[at]]) for at in range(len(before), len(whole))) / (
+            len(whole) - len(before)
+        )
+
+
+def asked(question: str, number: int) -> list[dict[str, str]]:
+    """Every other item is a conversation of several turns."""
+    turns = [*(EARLIER if number % 2 else []), {"role": "user", "content": question}]
+    return [{"role": "system", "content": "Be brief."}, *turns]
+
+
+def study_in(folder: Path, models: Path, answers: list[str], chat: Any = CHAT, **keys: Any) -> Path:
+    """Two tasks over the same questions: what is written, and how likely an answer is."""
+    rows = [
+        {**({"messages": asked(one, n)[1:]} if n % 2 else {"prompt": one}), "answer": answer}
+        for n, (one, answer) in enumerate(zip(QUESTIONS, answers, strict=True))
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shared = {"type": "jsonl", "path": "items.jsonl", "chat": chat, "report_fraction": 0.25}
+    content = {
+        "study": "chat",
+        "storage": f"sqlite:///{folder}/chat.db",
+        "merge": {
+            "method": "task_arithmetic", "base_model": str(models / "base"),
+            "models": {"one": str(models / "one"), "two": str(models / "two")}, "space": {"weight": [0, 1]},
+        },
+        "backend": {"type": "local", "device": "cpu"},
+        "tasks": {
+            "writing": {**shared, "metric": "exact_match", "max_new_tokens": 6, **keys},
+            "liking": {**shared, "metric": "loss"},
+        },
+        "objectives": ["writing", "liking"],
+        "search": {"sampler": "random", "evaluations": 6},
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(json.dumps(content))
+    return folder / "study.yaml"
+
+
+def test_scores_are_those_of_a_plain_script_and_a_resumed_study_has_the_same(models: Path, tmp_path: Path) -> None:
+    script = Script(models / "one")
+    answers = [script.answer(asked(one, n), 6) for n, one in enumerate(QUESTIONS)]
+    assert len(set(answers)) > 1 and all(one.strip() for one in answers)
+    path = study_in(tmp_path, models, answers)
+    report = check_study(path)
+    assert report.problems == [] and report.warnings == []
+    shown = next(line for line in report.notes if line.startswith("task writing asks"))
+    assert "<|im_start|>system\\nBe brief.<|im_end|>\\n<|im_start|>user" in shown
+    assert "assistant\\n<think>\\n\\n</think>\\n\\n" in shown and "<begin>" not in shown
+
+    study = mf.run(path, evaluations=3)
+    one = next(anchor for anchor in study.anchors() if anchor.anchor == "expert one")
+    assert one.scores["writing"] == 1.0
+    items = study.ledger.find(one.recipe).items["liking"]
+    numbers = [
+        QUESTIONS.index(item.prompt)
+        for task in tasks_of(study.definition)
+        for item in task.items("search")
+        if task.name == "liking"
+    ]
+    expected = [script.loss(asked(QUESTIONS[n], n), answers[n]) for n in numbers]
+    assert items.scores == pytest.approx(expected, abs=1e-5)
+
+    resumed = mf.run(path)
+    (tmp_path / "whole").mkdir()
+    whole = mf.run(study_in(tmp_path / "whole", models, answers))
+    assert [one.scores for one in resumed.candidates()] == [one.scores for one in whole.candidates()]
+
+
+def test_a_study_with_another_template_is_another_study(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    path = study_in(tmp_path, models, list("abcd"), {"template": "chatml.jinja"})
+    mf.run(path, evaluations=1)
+    (tmp_path / "chatml.jinja").write_text(CHATML.replace("assistant", "bot"))
+    with pytest.raises(UserError, match=r"chatml\.jinja"):
+        mf.run(path)
+
+
+def test_what_cannot_be_asked_in_chat_is_one_line_of_check(models: Path, tmp_path: Path) -> None:
+    def problems(chat: Any, rows: list[dict[str, Any]] | None = None) -> list[str]:
+        path = study_in(tmp_path, models, list("abcd"), chat)
+        if rows is not None:
+            (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [line for line in check_study(path).problems if "writing" in line]
+
+    user, good = {"role": "user", "content": "Is it A?"}, {"prompt": "Is it C?", "answer": "no"}
+    both = {"messages": [user], "prompt": "Is it?", "answer": "B"}
+    assert problems(True, [both, good]) == [
+        "tasks.writing: items.jsonl:1: has 'messages' and 'prompt'; keep one of them"
+    ]
+    twice = {"messages": [{"role": "system", "content": "Be kind."}, user], "answer": "B"}
+    assert "items.jsonl:1: has a system message, and so has the task" in problems(CHAT, [twice, good])[0]
+    last = {"messages": [user, {"role": "assistant", "content": "Yes"}], "answer": "B"}
+    assert "items.jsonl:2: the last message is the assistant's" in problems(True, [good, last])[0]
+    assert "items.jsonl:1: has 'messages', which only a task with chat: true" in problems(False, [twice, good])[0]
+    (tmp_path / "gemma.jinja").write_text(FAMILIES["gemma"])
+    for line in problems({"template": "gemma.jinja", "system": "Be brief."}):  # a line for one turn, one for several
+        assert "items.jsonl:" in line and "System role not supported" in line and "(2 of 4 items)" in line
+    assert "chat.template none.jinja: cannot be read" in problems({"template": "none.jinja"})[0]
+    assert "there is no chat template 'tools'" in problems({"template": "tools"})[0]
+    assert "'messages' is set for each item" in problems({"messages": []})[0]
+
+
+def test_check_says_what_a_template_does_not_read_and_where_its_turns_do_not_end(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "phi.jinja").write_text(FAMILIES["phi"])
+    report = check_study(study_in(tmp_path, models, list("abcd"), {"template": "phi.jinja", "thinking": True}))
+    assert report.problems == []
+    (line,) = [line for line in report.warnings if "no use for" in line]
+    assert line.startswith("tasks writing, liking: the chat template has no use for thinking")
