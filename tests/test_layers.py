@@ -18,8 +18,8 @@ MOST_FILES = 12
 
 ROOMS: Mapping[str, str] = {
     "mergefront": (
-        "optimizer adapters storage versions formatting notebook study results running serving chat authoring demo cli "
-        "__main__"
+        "optimizer adapters storage versions formatting notebook study results tracking running serving chat authoring "
+        "demo cli __main__"
     ),
     "mergefront.optimizer": (
         "errors foreign_text seeding arrays yaml_file sections recipes scores racing search samplers"

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
-from mergefront.cli.logs import echo, without_secrets
+from mergefront.cli.logs import echo
 from mergefront.cli.session import Session
 from mergefront.optimizer.errors import MergefrontError
+from mergefront.optimizer.foreign_text import without_secrets
 
 INTERRUPTED = 130
 

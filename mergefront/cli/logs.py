@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -14,21 +13,7 @@ from typing import Any
 
 import click
 
-from mergefront.optimizer.foreign_text import visible
-
-# Each begins with fixed letters, so that a text of any kind is read in time that grows with its length alone.
-_SECRETS = (
-    (re.compile(r"(://[^:/@\s]*):[^@/\s]*@"), r"\1:***@"),
-    (re.compile(r"(?i)(bearer\s+)[^\s\"',;]+"), r"\1***"),
-    (re.compile(r"\b(sk|hf|ghp)[-_][A-Za-z0-9_-]{8,}"), r"\1-***"),
-)
-
-
-def without_secrets(text: str) -> str:
-    """``text`` with passwords in URLs and what looks like a token blotted out."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
+from mergefront.optimizer.foreign_text import visible, without_secrets
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:

@@ -75,6 +75,14 @@ evaluations_option = click.option(
 )
 
 
+log_to_option = click.option(
+    "--log-to",
+    type=click.Choice(["mlflow", "wandb"]),
+    multiple=True,
+    help="Also write trials and the front to this tracker as they come; resuming goes on with the same run.",
+)
+
+
 def choice_options(command: Command) -> Command:
     """``--trial``, ``--suggested``, ``--knee`` and ``--prefer``: a merge of a study, passed as ``choice``."""
 

@@ -14,6 +14,7 @@ from mergefront.cli.logs import echo
 from mergefront.cli.session import Session, shown_storage, storage_argument
 
 if TYPE_CHECKING:
+    from mergefront.optimizer.search.loop import TrialOutcome
     from mergefront.running.report_items import ReportPlan
     from mergefront.running.run import Launcher
     from mergefront.study.ready import ReadyStudy
@@ -66,25 +67,34 @@ def report_estimate(study: Study, plan: ReportPlan, whole_front: bool) -> Iterat
         yield "Fewer: --distinct, --trials 3,7 or --prefer NAME=WEIGHT,... of 'mergefront report'."
 
 
-def show_search(session: Session, ready: ReadyStudy, launcher: Launcher) -> Study:
+def show_search(session: Session, ready: ReadyStudy, launcher: Launcher, trackers: Sequence[str] = ()) -> Study:
     """Search a study that is ready, with progress, after what there is to say of it."""
     from mergefront.cli.progress import search_progress
     from mergefront.running.run import search_ready
+    from mergefront.tracking.log_to import logged_to
 
     for note in ready.notes:
         say(note)
-    with search_progress(session, ready.study) as callbacks:
-        return search_ready(ready, launcher, *callbacks)
+    logged = logged_to(ready.study, trackers)
+    with logged as log_trials, search_progress(session, ready.study) as (show_end, show_start):
+
+        def on_trial_end(outcome: TrialOutcome) -> None:
+            show_end(outcome)
+            log_trials(outcome)
+
+        return search_ready(ready, launcher, on_trial_end, show_start)
 
 
-def search_file(session: Session, study_file: Path, evaluations: int | None, launcher: Launcher) -> Study:
+def search_file(
+    session: Session, study_file: Path, evaluations: int | None, launcher: Launcher, trackers: Sequence[str] = ()
+) -> Study:
     """Check a study file and run it with progress."""
     from mergefront.study.check import check_study
     from mergefront.study.ready import ready_to_run
 
     report = check_study(study_file)
     with ready_to_run(report, evaluations=evaluations, with_evaluator=launcher.name is None) as ready:
-        return show_search(session, ready, launcher)
+        return show_search(session, ready, launcher, trackers)
 
 
 def finish(study: Study) -> None:

@@ -28,6 +28,8 @@ from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Study, as_study
 from mergefront.study.study_file import left_out_of_search
 from mergefront.study.warm_start import entries, read_warm_start
+from mergefront.tracking.log_to import logged_to
+from mergefront.tracking.trackers import checked_trackers
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def search(
     warm_start: Sequence[str | Path | Mapping[str, str]] = (),
     launcher: str | None = None,
     workers: int | None = None,
+    log_to: str | Sequence[str] = (),
     progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
@@ -112,7 +115,8 @@ def search(
     ``on_trial_end(outcome)`` are called around each trial.
 
     ``launcher="ray"`` searches with ``workers`` processes of a Ray cluster (by default one per GPU, else one per CPU;
-    see ``mergefront.running.ray_launcher``) instead of in this process.
+    see ``mergefront.running.ray_launcher``) instead of in this process. ``log_to`` names experiment trackers ("mlflow",
+    "wandb"), to which trials and the front are written as they come; a resumed search goes on with the same run.
 
     Raises ``UserError`` for wrong input and ``SearchStoppedError`` when evaluations keep failing.
     """
@@ -144,18 +148,23 @@ def search(
         racing=RacingSettings.read(racing),
         left_out=left_out_of_search(options, given, racing),
     )
-    where = Launcher(launcher, workers)
+    where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
     checked_budget(evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
     ready = begin(definition, Database(definition.storage), evaluator)
-    return _watched(ready, where, progress, on_trial_end, on_trial_start)
+    return _watched(ready, where, trackers, progress, on_trial_end, on_trial_start)
 
 
 def _watched(
-    ready: ReadyStudy, launcher: Launcher, progress: bool, on_trial_end: OnTrialEnd, on_trial_start: OnTrialStart
+    ready: ReadyStudy,
+    launcher: Launcher,
+    trackers: Sequence[str],
+    progress: bool,
+    on_trial_end: OnTrialEnd,
+    on_trial_start: OnTrialStart,
 ) -> Study:
-    """Search, with progress for whoever watches."""
+    """Search, with progress for whoever watches and for trackers."""
 
     def start(number: int, anchor: str | None) -> None:
         show_start(number, anchor)
@@ -163,9 +172,11 @@ def _watched(
 
     def end(outcome: TrialOutcome) -> None:
         show_end(outcome)
+        log_trials(outcome)
         on_trial_end(outcome)
 
-    with where_it_is_watched(ready.study, progress) as (show_end, show_start):
+    watched = where_it_is_watched(ready.study, progress)
+    with logged_to(ready.study, trackers) as log_trials, watched as (show_end, show_start):
         return search_ready(ready, launcher, end, start)
 
 
@@ -175,19 +186,21 @@ def run(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
+    log_to: str | Sequence[str] = (),
     progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
 ) -> Study:
     """Run a study file up to its budget (``evaluations`` overrides it); continues an existing study.
 
-    Everything else is in the file. ``launcher``, ``workers``, ``progress`` and the callbacks are those of ``search``.
+    Everything else is in the file. ``launcher``, ``workers``, ``log_to``, ``progress`` and the callbacks are those of
+    ``search``.
 
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
-    where = Launcher(launcher, workers)
+    where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
     with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
-        return _watched(ready, where, progress, on_trial_end, on_trial_start)
+        return _watched(ready, where, trackers, progress, on_trial_end, on_trial_start)
 
 
 def create(path: str | Path, *, evaluations: int | None = None) -> Study:
@@ -208,6 +221,7 @@ def resume(
     evaluations: int | None = None,
     launcher: str | None = None,
     workers: int | None = None,
+    log_to: str | Sequence[str] = (),
     progress: bool = True,
     on_trial_end: OnTrialEnd = nothing,
     on_trial_start: OnTrialStart = nothing,
@@ -215,9 +229,13 @@ def resume(
     """Continue a stored study up to its budget, or up to ``evaluations``; needs only name and storage.
 
     A study that is loaded already may stand for both. ``root`` is the folder of its files where that is not the one
-    that the database knows. ``launcher``, ``workers``, ``progress`` and the callbacks are those of ``search``.
+    that the database knows. ``launcher``, ``workers``, ``log_to``, ``progress`` and the callbacks are those of
+    ``search``; trackers are told what they lack of a study whose budget is spent, too.
     """
-    where = Launcher(launcher, workers)
+    where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
     study = as_study(study, storage=storage, root=root)
     with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
-        return study if ready is None else _watched(ready, where, progress, on_trial_end, on_trial_start)
+        if ready is None:
+            with logged_to(study, trackers):
+                return study
+        return _watched(ready, where, trackers, progress, on_trial_end, on_trial_start)

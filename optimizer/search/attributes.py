@@ -17,6 +17,7 @@
 | study, user | ``mergefront:search_space`` | search loop | parameter name to Optuna's JSON of its distribution |
 | study, user | ``mergefront:stopped`` | search loop | why the last run ended, ``{"cause": ..., "reason": ...}`` |
 | study, user | ``mergefront:warm_start`` | warm start, when complete | name and recipe of what follows the anchors |
+| study, user | ``mergefront:tracked`` | tracking | by tracker: its run, and which trials it was told |
 | trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, ``"improvement"`` |
 | trial, system | ``mergefront:kept_loras`` | Evo-Merging | the LoRAs that are searched, where some are left out |
 
@@ -57,6 +58,7 @@ CONSTRAINT_ERRORS = "mergefront:constraint_errors"
 VIOLATIONS = "constraints"
 SEARCH_SPACE = "mergefront:search_space"
 STOPPED = "mergefront:stopped"
+TRACKED = "mergefront:tracked"
 WARM_START_RECIPES = "mergefront:warm_start"
 PROPOSAL = "mergefront:proposal"
 KEPT_LORAS = "mergefront:kept_loras"

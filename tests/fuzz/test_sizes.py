@@ -18,7 +18,7 @@ MANY_TIMES_TOO_LONG = 60
 """Seconds: each of these takes well under one, and took minutes to ages before it was bounded."""
 
 SECRETS = """
-from mergefront.cli.logs import without_secrets
+from mergefront.optimizer.foreign_text import without_secrets
 for unit in ("a", "sk-", "://", "://a:", "a:/", "bearer ", "bearer", "\\t", "hf_a", "@", "a://b:c"):
     without_secrets(unit * (1_000_000 // len(unit)))
 """

@@ -14,6 +14,7 @@ from mergefront.cli.options import (
     evaluations_option,
     json_option,
     launcher_options,
+    log_to_option,
     named_numbers,
     print_json,
     root_option,
@@ -63,8 +64,16 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
 @click.argument("study_file", type=STUDY_FILE)
 @evaluations_option
 @launcher_options
+@log_to_option
 @click.pass_obj
-def run(session: Session, study_file: Path, evaluations: int | None, launcher: str | None, workers: int | None) -> None:
+def run(
+    session: Session,
+    study_file: Path,
+    evaluations: int | None,
+    launcher: str | None,
+    workers: int | None,
+    log_to: tuple[str, ...],
+) -> None:
     """Search the merges that STUDY_FILE declares until its budget of evaluations is spent.
 
     A study of the same name and definition is continued. Ctrl-C keeps everything that is finished. With --launcher ray
@@ -77,9 +86,11 @@ def run(session: Session, study_file: Path, evaluations: int | None, launcher: s
       mergefront run study.yaml --launcher ray --workers 8
     """
     from mergefront.running.run import Launcher
+    from mergefront.tracking.trackers import checked_trackers
 
+    trackers = checked_trackers(log_to)
     with terminable(), quiet_libraries():
-        study = search_file(session, study_file, evaluations, Launcher(launcher, workers))
+        study = search_file(session, study_file, evaluations, Launcher(launcher, workers), trackers)
     finish(study)
 
 
@@ -134,6 +145,7 @@ def compare(
 @root_option
 @evaluations_option
 @launcher_options
+@log_to_option
 @click.pass_obj
 def resume(
     session: Session,
@@ -143,6 +155,7 @@ def resume(
     evaluations: int | None,
     launcher: str | None,
     workers: int | None,
+    log_to: tuple[str, ...],
 ) -> None:
     """Continue study NAME up to its budget, or up to --evaluations.
 
@@ -154,13 +167,18 @@ def resume(
     from mergefront.running.run import Launcher
     from mergefront.study.ready import ready_to_resume
     from mergefront.study.stored_study import load_study
+    from mergefront.tracking.log_to import logged_to
+    from mergefront.tracking.trackers import checked_trackers
 
+    where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
     with terminable(), quiet_libraries():
-        where = Launcher(launcher, workers)
         study = load_study(name, storage=storage, root=root)
         with ready_to_resume(study, evaluations=evaluations, with_evaluator=launcher is None) as ready:
             if ready is not None:
-                study = show_search(session, ready, where)
+                study = show_search(session, ready, where, trackers)
+            else:  # what the trackers lack of a search that is done
+                with logged_to(study, trackers):
+                    pass
     finish(study)
 
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import mergefront as mf
 from mergefront.cli.application import cli
 from mergefront.cli.boundary import guarded
-from mergefront.cli.logs import configure_log, log_fields, without_secrets
+from mergefront.cli.logs import configure_log, log_fields
 from mergefront.cli.session import Session
 from mergefront.cli.tables import plain_table
 from mergefront.formatting import console, html_text
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.foreign_text import one_line, visible
+from mergefront.optimizer.foreign_text import one_line, visible, without_secrets
 from mergefront.results.dashboard_view import trial_note
 from mergefront.results.throughput import throughput
 from mergefront.storage.studies import update
