@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mergefront.study.stored_study import Study
 
 _BETTER, _WORSE = "▲", "▼"
+_VIOLATES = "✗"
 _UNKNOWN = "–"
 _COSTS_WIDTH = 20
 
@@ -49,7 +50,7 @@ def print_comparison(found: Comparison, study: Study) -> None:
     _say(screen, f"mergefront has no {'; no '.join(missing)}; it has all methods of {_complete()}.", "dim")
     screen.print()
     _say(screen, found.verdict, "bold")
-    best = next((row for row in found.merges if row.against_base.beats), None)
+    best = next((row for row in found.merges if row.is_winner), None)
     if best is not None:
         where = storage_argument(study.database.url)
         _say(screen, f"Take it: mergefront export {shlex.quote(found.study)}{where} --trial {best.trial} --out merged")
@@ -58,7 +59,10 @@ def print_comparison(found: Comparison, study: Study) -> None:
 def comparison_table(found: Comparison, width: int) -> tuple[Table, list[str]]:
     """A row per model, and what has no column because the screen is too narrow for it."""
     cells = [
-        [row.label, *(f"{formatting.number(row.scores[task.name])}{_mark(row, task.name)}" for task in found.tasks)]
+        [
+            f"{row.label} {_VIOLATES}" if row.violates else row.label,
+            *(f"{formatting.number(row.scores[task.name])}{_mark(row, task.name)}" for task in found.tasks),
+        ]
         for row in found.rows
     ]
     headings = ["model", *(formatting.heading(task) for task in found.tasks)]
@@ -79,7 +83,7 @@ def comparison_table(found: Comparison, width: int) -> tuple[Table, list[str]]:
         if kind not in (None, row.kind):
             table.add_section()
         kind = row.kind
-        style = "bold" if row.against_base.beats and kind == "merge" else "cyan" if kind != "merge" else ""
+        style = "bold" if row.is_winner else "cyan" if kind != "merge" else ""
         table.add_row(*line[: 1 + shown], *_shares(row), *(_costs(row) if with_costs else ()), style=style)
     hidden = [f"{len(found.tasks) - shown} more tasks"] if shown < len(found.tasks) else []
     return table, hidden + ([] if with_costs else ["seconds and memory of the merges"])
@@ -113,6 +117,8 @@ def _legend(found: Comparison, hidden: list[str]) -> str:
     ]
     if found.best_expert is not None:
         said.append(f"vs best: tasks better and worse than {found.best_expert}, beyond noise")
+    missed = sorted({name for row in found.rows for name in row.violates})
+    said += [f"{_VIOLATES} violates {', '.join(missed)}"] if missed else []
     said += [f"--json or a wider screen: {', '.join(hidden)}"] if hidden else ["memory: most in use while merging"]
     return " · ".join(said)
 

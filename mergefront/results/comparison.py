@@ -44,6 +44,7 @@ class Row:
     ``by_expert`` are its scores as shares of the task's expert's (larger is better, None where a share means nothing),
     ``mean`` their mean. ``forgets`` is the largest share of the base's score that it loses in a task (0: none),
     ``peak_bytes`` the most memory in use while the merge was made, the models included. None: not known.
+    ``violates`` are the study's constraints that it misses.
     """
 
     label: str
@@ -57,6 +58,12 @@ class Row:
     peak_bytes: int | None
     against_base: Lead
     against_expert: Lead
+    violates: tuple[str, ...] = ()
+
+    @property
+    def is_winner(self) -> bool:
+        """Whether it satisfies every constraint and beats the base beyond noise."""
+        return self.kind == "merge" and self.against_base.beats and not self.violates
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ def compared(study: Study, merges: Sequence[Published], left_out: Mapping[str, s
             one.evaluation.details.get(PEAK_BYTES),
             of_base[one.number],
             of_expert[one.number],
+            tuple(name for name, by in one.violations.items() if by > 0),
         )
         for label, one in listed.items()
     ]
@@ -273,7 +281,7 @@ def _verdict(rows: Sequence[Row], best_expert: str | None, comparable: bool) -> 
     merges = [row for row in rows if row.kind == "merge"]
     if not merges:
         return "No merge has been scored yet."
-    winners = [row for row in merges if row.against_base.beats]
+    winners = [row for row in merges if row.is_winner]
     best = max(winners or merges, key=lambda row: row.mean or 0.0)
     reached = ""
     if comparable and best.mean is not None:

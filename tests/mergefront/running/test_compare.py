@@ -88,6 +88,15 @@ def test_scores_are_shares_of_the_experts_and_losses_are_against_the_base(study_
     assert "it does not beat expert maths" in found.verdict
 
 
+def test_who_violates_a_constraint_is_no_winner(study_file: Path) -> None:
+    study_file.write_text(STUDY + "constraints: [maths <= 0.4]\n")
+    found = compare(study_file, ["task_arithmetic"])
+    assert row(found, "task arithmetic 1").violates == ("maths <= 0.4",)
+    assert "the best of them is task arithmetic 0.5" in found.verdict
+    done = CliRunner().invoke(cli, ["compare", str(study_file), "--methods", "task_arithmetic"])
+    assert "task arithmetic 1 ✗" in done.stdout and "✗ violates maths <= 0.4" in done.stdout
+
+
 def test_what_fails_and_what_cannot_be_done_is_named_with_its_reason(study_file: Path) -> None:
     found = compare(study_file)
     assert found.failed == {"wudi": "ValueError: a merge of noise"}
