@@ -10,6 +10,7 @@ from mergefront import formatting
 from mergefront.cli.session import storage_argument
 from mergefront.cli.tables import frameless
 from mergefront.optimizer.recipes.published import NOT_HERE
+from mergefront.results.report.detectable import detectable_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +49,8 @@ def print_comparison(found: Comparison, study: Study) -> None:
         _say(screen, f"{line}.")
     missing = [f"{', '.join(names)} of {source}" for source, names in NOT_HERE.items() if names]
     _say(screen, f"mergefront has no {'; no '.join(missing)}; it has all methods of {_complete()}.", "dim")
+    if found.detectable:
+        _say(screen, detectable_line(found.detectable, found.comparisons), "dim")
     screen.print()
     _say(screen, found.verdict, "bold")
     best = next((row for row in found.merges if row.is_winner), None)
@@ -85,7 +88,8 @@ def comparison_table(found: Comparison, width: int) -> tuple[Table, list[str]]:
         kind = row.kind
         style = "bold" if row.is_winner else "cyan" if kind != "merge" else ""
         table.add_row(*line[: 1 + shown], *_shares(row), *(_costs(row) if with_costs else ()), style=style)
-    hidden = [f"{len(found.tasks) - shown} more tasks"] if shown < len(found.tasks) else []
+    more = len(found.tasks) - shown
+    hidden = [f"{more} more task{'s' if more > 1 else ''}"] if more else []
     return table, hidden + ([] if with_costs else ["seconds and memory of the merges"])
 
 

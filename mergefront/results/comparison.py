@@ -21,6 +21,7 @@ from mergefront.optimizer.scores.differences import LEVEL, beats, scored_differe
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.optimizer.search.attributes import RECIPE
+from mergefront.results.report.detectable import Detectable, detectable_difference
 from mergefront.study.evaluators import tasks_of
 from mergefront.study.stored_study import Candidate, Study, rounded
 
@@ -94,6 +95,13 @@ class Comparison:
     left_out: Mapping[str, str]
     unfinished: int
     verdict: str
+    detectable: tuple[Detectable, ...] = ()
+    """The smallest lead over the base that the items would show, by task."""
+
+    @property
+    def comparisons(self) -> int:
+        """How many a lead over the base is corrected for."""
+        return len(self.tasks) * sum(1 for row in self.rows if row.kind != "base")
 
     @property
     def merges(self) -> list[Row]:
@@ -160,6 +168,7 @@ def compared(study: Study, merges: Sequence[Published], left_out: Mapping[str, s
         dict(left_out),
         unfinished,
         _verdict(table, best, bool(usable)),
+        _detectable(tasks, rows, [row.trial for row in table if row.kind != "base"], base),
     )
 
 
@@ -239,6 +248,16 @@ def _leads(
         if part.mean < 0 and part.p_value < LEVEL:
             worse[number].append(task)
     return {number: Lead(tuple(better[number]), tuple(worse[number])) for number in numbers}
+
+
+def _detectable(
+    tasks: Sequence[Objective], rows: Mapping[int, Evaluation], numbers: Sequence[int], base: Candidate | None
+) -> tuple[Detectable, ...]:
+    if base is None or not numbers:
+        return ()
+    pairs = [(rows[number], rows[base.number]) for number in numbers]
+    made = (detectable_difference(task, pairs, len(numbers) * len(tasks)) for task in tasks)
+    return tuple(one for one in made if one is not None)
 
 
 def _failed(study: Study, merges: Sequence[Published], reasons: Mapping[int, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mergefront.formatting import number
 from mergefront.optimizer.scores.differences import LEVEL, scored_difference
+from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.scores.power import POWER, detectable_by_mcnemar, detectable_by_t
 from mergefront.results.verdict import Verdict, judged
@@ -45,8 +46,15 @@ def _of_task(found: Verdict, objective: Objective) -> Detectable | None:
         for anchor in found.anchors.values()
         if all(objective.name in found.rows[one].scores for one in (merge, anchor))
     ]
+    return detectable_difference(objective, pairs, found.comparisons)
+
+
+def detectable_difference(
+    objective: Objective, pairs: Sequence[tuple[Evaluation, Evaluation]], comparisons: int
+) -> Detectable | None:
+    """Of pairs that were scored on a task, corrected for so many comparisons; None where their noise is not known."""
     differences = [scored_difference(objective, first, second) for first, second in pairs]
-    strictest = LEVEL / found.comparisons
+    strictest = LEVEL / max(comparisons, 1)
     exact = [(part.pairs, sum(part.discordant)) for part in differences if part.pairs and part.discordant is not None]
     if exact and len(exact) == len(differences):
         items = median_low([pairs for pairs, _ in exact])

@@ -86,6 +86,8 @@ def test_scores_are_shares_of_the_experts_and_losses_are_against_the_base(study_
     assert [one.label for one in found.merges][:3] == ["task arithmetic 1", "ties", "isotropic"]
     assert "merges beat the base beyond noise" in found.verdict and "task arithmetic 1" in found.verdict
     assert "it does not beat expert maths" in found.verdict
+    told = {one.task: one for one in found.detectable}
+    assert told["maths"].items == 200 and 0.02 < (told["maths"].alone or 0) < (told["maths"].corrected or 0) < 0.4
 
 
 def test_who_violates_a_constraint_is_no_winner(study_file: Path) -> None:
