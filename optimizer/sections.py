@@ -7,12 +7,13 @@ documentation follow from it. A type whose JSON schema does not say what it take
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from mergefront.optimizer.errors import did_you_mean
+from mergefront.optimizer.errors import UserError, did_you_mean
 
 
 class Section(BaseModel):
@@ -55,33 +56,63 @@ def read_section(model: type[Made], given: Mapping[str, Any]) -> tuple[Made | No
         except ValidationError as error:
             if problems:
                 return None, problems  # only required keys can be missing by now
-            problems = problems_of(error, model, given)
+            problems = [str(problem) for problem in problems_of(error, model, given)]
             wrong = {entry["loc"][0] for entry in error.errors()}
             given = {key: value for key, value in given.items() if key not in wrong}
 
 
-def problems_of(error: ValidationError, model: type[BaseModel], given: Any) -> list[str]:
-    """What is wrong with ``given``, a sentence for each key."""
+@dataclass(frozen=True)
+class Problem:
+    """``where`` it lies in what was given, and the sentence; of an unknown key, which ones are ``known`` there."""
+
+    where: tuple[str | int, ...]
+    sentence: str
+    known: frozenset[str] | None = None
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def problems_of(error: ValidationError, model: type[BaseModel], given: Any) -> list[Problem]:
+    """What is wrong with ``given``: of nested forms the innermost that was tried."""
     schema = model.model_json_schema(schema_generator=PlainSchema)
-    found: dict[tuple[str | int, ...], str] = {}
+    found: dict[tuple[str | int, ...], Problem] = {}
     for entry in error.errors():
         where, value, forms = _located(entry, given, schema)
-        found.setdefault(where, _sentence(where, value, forms, entry))
+        found.setdefault(where, _problem(where, value, forms, entry))
     deepest = [where for where in found if not any(other[: len(where)] == where != other for other in found)]
     return [found[where] for where in deepest]
 
 
-def _sentence(where: tuple[str | int, ...], value: Any, forms: Sequence[Schema], entry: Mapping[str, Any]) -> str:
+def _problem(where: tuple[str | int, ...], value: Any, forms: Sequence[Schema], entry: Mapping[str, Any]) -> Problem:
+    kind = entry["type"]
     inside = f"{readable(where[:-1])}: " if len(where) > 1 else ""
     key = str(where[-1]) if where else ""
-    if entry["type"] == "extra_forbidden":
-        known = {name for form in forms for name in form.get("properties", ())}
-        return f"{inside}unknown key {key!r} {did_you_mean(key, known) if known else '(none is known here)'}"
-    if entry["type"] == "missing":
-        return f"{inside}the key {key!r} is missing"
-    if entry["type"] == "value_error":
-        return f"{readable(where)} is {value!r:.200}; {entry['ctx']['error']}"
-    return f"{readable(where)} is {value!r:.200}; it must be {' or '.join(dict.fromkeys(map(words, forms)))}"
+    if kind == "extra_forbidden":
+        known = frozenset(name for form in forms for name in form.get("properties", ()))
+        hint = did_you_mean(key, known) if known else "(none is known here)"
+        return Problem(where, f"{inside}unknown key {key!r} {hint}", known)
+    if kind == "missing":
+        return Problem(where, f"{inside}the key {key!r} is missing")
+    if kind == "union_tag_invalid":
+        tag = str(entry["ctx"]["tag"])
+        return Problem(
+            where, f"{readable(where)}: unknown type {tag!r} {did_you_mean(tag, map(str, map(_tag, forms)))}"
+        )
+    if kind == "value_error":
+        return Problem(where, f"{readable(where)} is {value!r:.200}; {entry['ctx']['error']}")
+    if "url" not in entry:  # a message of our own
+        return Problem(where, f"{readable(where)}: {entry['msg']} (given: {value!r:.200})")
+    needed = " or ".join(dict.fromkeys(map(words, forms)))
+    return Problem(where, f"{readable(where)} is {value!r:.200}; it must be {needed}")
+
+
+def checked(model: type[Made], given: Mapping[str, Any], name: str) -> Made:
+    """The model of all that is given under a ``name``; raises ``UserError`` with every problem."""
+    made, problems = read_section(model, given)
+    if made is None or problems:
+        raise UserError("; ".join(f"{name}: {problem}" for problem in problems))
+    return made
 
 
 def readable(where: Sequence[str | int]) -> str:
@@ -99,6 +130,9 @@ def _located(entry: Mapping[str, Any], given: Any, schema: Schema) -> tuple[tupl
     forms = _forms(schema, schema)
     where: list[str | int] = []
     for part in entry["loc"]:
+        if len(forms) > 1 and isinstance(given, Mapping) and given.get("type") == part:
+            forms = [form for form in forms if _tag(form) == part] or forms
+            continue
         if (isinstance(given, Mapping) and part in given) or (
             isinstance(given, (list, tuple)) and isinstance(part, int) and part < len(given)
         ):
@@ -167,5 +201,10 @@ def _bounds(form: Schema) -> str:
     if (low, above) != (None, None) and (high, below) != (None, None):
         opened, closed = ("[", low) if above is None else ("(", above), ("]", high) if below is None else (")", below)
         return f" in {opened[0]}{opened[1]:g}, {closed[1]:g}{closed[0]}"
+    fewest = form.get("minItems", form.get("minProperties"))
+    if fewest is not None:
+        return f" of at least {fewest}"
+    if "pattern" in form:
+        return f" that matches {form['pattern']}"
     bounds: list[tuple[str, Any]] = [(" of at least", low), (" above", above), (" of at most", high), (" below", below)]
     return "".join(f"{said} {value:g}" for said, value in bounds if value is not None)

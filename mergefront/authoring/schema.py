@@ -33,76 +33,19 @@ def study_schema() -> Schema:
     made = _schema_of(StudyFile)
     definitions, properties = made["$defs"], made["properties"]
     properties["tasks"] = {"type": "object", "additionalProperties": {"oneOf": _tasks(definitions)}}
-    properties["racing"], properties["stop"] = RACING, STOP
     properties["search"] = {"oneOf": _searches(definitions["SearchSection"]["properties"])}
     del definitions["SearchSection"]
-    definitions |= {"granularity": GRANULARITY, "split": SPLIT}
+    grouping = definitions.pop("SpaceSection")["properties"]
     merge = definitions["MergeSection"]
+    merge["properties"]["space"] = {"type": "object"}
     known = {"enum": list(METHODS)}
     several = {"type": "array", "minItems": 1, "uniqueItems": True, "items": known}
     merge["allOf"] = [
         {"if": {"required": ["method_files"]}, "else": {"properties": {"method": {"anyOf": [known, several]}}}},
-        *[_if_method({"const": name}, [method], definitions) for name, method in METHODS.items()],
-        _if_method(several, METHODS.values(), definitions),
+        *[_if_method({"const": name}, [method], grouping, definitions) for name, method in METHODS.items()],
+        _if_method(several, METHODS.values(), grouping, definitions),
     ]
     return {"$schema": _DRAFT, **made}
-
-
-RACING: Schema = {
-    "anyOf": [
-        {"type": "boolean"},
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {
-                "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-                "confidence": {"type": "number", "minimum": 0.5, "exclusiveMaximum": 1},
-            },
-        },
-    ],
-    "description": "candidates are asked only as many items as it takes to know what to do with them",
-}
-STOP: Schema = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {
-        "hours": {"type": "number", "minimum": 0},
-        "improvement": {"type": "number", "minimum": 0},
-        "asks": {"type": "integer", "minimum": 1},
-    },
-    "description": "when a run ends before its budget is spent",
-}
-GRANULARITY: Schema = {
-    "anyOf": [
-        {"enum": ["global", "layers"]},
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["blocks"],
-            "properties": {
-                "blocks": {
-                    "anyOf": [
-                        {"type": "integer", "minimum": 1},
-                        {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}},
-                    ]
-                },
-                "boundaries": {"enum": ["depth", "importance"]},
-            },
-        },
-        {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["starts"],
-            "properties": {"starts": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
-        },
-    ],
-    "description": "how many coefficients there are over the depth of the model",
-}
-SPLIT: Schema = {
-    "type": "array",
-    "items": {"type": "string"},
-    "description": "parts of tensor names that get coefficients of their own",
-}
 
 
 def _schema_of(model: type[BaseModel]) -> Schema:
@@ -153,13 +96,14 @@ def _searches(common: Schema) -> list[Schema]:
     return found
 
 
-def _if_method(asked: Schema, methods: Iterable[MergeMethod], definitions: Schema) -> Schema:
-    """What a space may say where ``method`` is what is ``asked``; its parameters join the ``definitions``."""
+def _if_method(asked: Schema, methods: Iterable[MergeMethod], grouping: Schema, definitions: Schema) -> Schema:
+    """What a space may say beside its ``grouping`` where ``method`` is what is ``asked``; its parameters join the
+    ``definitions``."""
     parameters = {one.name: _defined(one, definitions) for method in methods for one in method.parameters}
     space = {
         "type": "object",
         "additionalProperties": False,
-        "properties": {name: {"$ref": f"#/$defs/{name}"} for name in ("granularity", "split")} | parameters,
+        "properties": {**grouping, **parameters},
         "patternProperties": {rf"^{name}\[.+\]$": value for name, value in parameters.items()},
     }
     return {

@@ -146,7 +146,7 @@ def search(
         storage=normalised_url(storage),
         evaluations=evaluations,
         racing=RacingSettings.read(racing),
-        left_out=left_out_of_search(options, given, racing),
+        left_out=left_out_of_search(options, given, RacingSettings.read(racing)),
     )
     where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
     checked_budget(evaluations)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.sections import problems_of
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.serving.merges.pool_settings import ClientSection, PoolFile
 from mergefront.serving.tokens import Tokens, checked_token, token_in_file
@@ -25,8 +26,7 @@ def read_pool_file(path: Path) -> PoolFile:
     try:
         return PoolFile.model_validate(content)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, one['loc'])) or 'the file'}: {one['msg']}" for one in error.errors()]
-        raise StudyFileError(str(path), problems) from None
+        raise StudyFileError(str(path), list(map(str, problems_of(error, PoolFile, content)))) from None
 
 
 def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:

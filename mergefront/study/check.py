@@ -26,7 +26,6 @@ from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
-from mergefront.optimizer.search.stopping import StopRule
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
 from mergefront.storage.studies import StudyRecord, check_free_of_others, check_name, find
 from mergefront.study.check_backend import (
@@ -116,9 +115,7 @@ def check_study(path: str | Path) -> CheckReport:
         problems.append("merge.scope: only a local backend tells text from towers; remove scope and carry")
     objectives = _objectives(found, directions)
     constraints = _constraints(found, directions)
-    stop, racing = StopRule(), None
-    with found.catch():
-        stop = StopRule.read(file.stop)
+    stop, racing = file.stop, RacingSettings.read(file.racing)
     warm_start = _warm_start(found)
     space = _space(found, layers)
     problems.extend(
@@ -128,11 +125,9 @@ def check_study(path: str | Path) -> CheckReport:
             file.search.options,
             len(file.objectives),
             constrained=bool(file.constraints),
-            stops_by_improvement=file.stop.get("improvement") is not None,
+            stops_by_improvement=stop.improvement is not None,
         )
     )
-    with found.catch():
-        racing = RacingSettings.read(file.racing)
     if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     served: Mapping[str, Mapping[str, Any]] = {}
@@ -230,12 +225,7 @@ def _check_function(found: Findings, call: str) -> None:
 
 def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | None:
     file = found.file
-    parameters = dict(file.merge.space)
-    granularity = parameters.pop("granularity", "global")
-    split = parameters.pop("split", ())
-    if not isinstance(split, (list, tuple)) or not all(isinstance(part, str) for part in split):
-        found.problems.append(f"merge.space.split is {split!r}; write a list of words such as [self_attn, mlp]")
-        return None
+    granularity = file.merge.space.grouping
     if granularity != "global" and layers == {}:
         found.problems.append(
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
@@ -254,9 +244,9 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
             file.merge.models,
             method=file.merge.method,
             base_model=file.merge.base_model,
-            parameters=parameters,
+            parameters=file.merge.space.parameters,
             granularity=granularity,
-            split=split,
+            split=file.merge.space.split,
             layers=layers or 0,
             seed=file.seed,
         )

@@ -144,7 +144,7 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     unknown = unknown_keys(file.merge.allow, [model.header for model in opened.values()])
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated({name: model.path for name, model in opened.items() if name}))
-    problems.extend(_idle_kinds(file.merge.space.get("split"), base))
+    problems.extend(_idle_kinds(file.merge.space.split, base))
     found.notes.append(f"base model: {len(base.tensors)} tensors, {size(base.bytes)}; {len(models)} experts")
     _say_downloads(found)
     stacks = depths(base)
@@ -204,10 +204,8 @@ def _repeated(models: Mapping[str, Path]) -> Iterator[str]:
             yield f"merge.models.{name}: this is the same checkpoint as {other}; name it once"
 
 
-def _idle_kinds(split: Any, base: CheckpointHeader) -> Iterator[str]:
+def _idle_kinds(split: Sequence[str], base: CheckpointHeader) -> Iterator[str]:
     """Kinds of module that no tensor follows, so that their coefficients would change nothing."""
-    if not isinstance(split, (list, tuple)) or not all(isinstance(kind, str) for kind in split):
-        return  # said where the space is made
     grouping = Grouping(split=tuple(dict.fromkeys(split)))
     merged = [name for name in base.tensors if name not in (base.carried or ())]
     reached = {grouping.module_of(name) for name in merged}
@@ -258,7 +256,7 @@ def check_external(found: Findings) -> dict[str, int] | None:
         problems.append(f"tasks: {tells}; remove 'tasks' and name objectives with their directions")
     if file.racing:
         problems.append(f"racing: {tells}, on the items that it chooses; remove 'racing'")
-    if file.stop:
+    if file.stop.model_fields_set:
         problems.append("stop: 'mergefront ask' ends with the budget (search.evaluations), by no rule; remove 'stop'")
     base, models = file.merge.base_model, file.merge.models
     named = {} if base is None else {"base_model": base}
@@ -286,7 +284,7 @@ def check_external(found: Findings) -> dict[str, int] | None:
     unknown += ["transplants"] if choice.transplant is not None else []
     if unknown:
         found.notes.append(f"mergekit has no {', '.join(unknown)}; 'mergefront merge' reads what is asked")
-    if file.merge.space.get("granularity", "global") == "global" or "base_model" not in here:
+    if file.merge.space.granularity == "global" or "base_model" not in here:
         return {}
     with found.catch("merge.base_model: "):
         return depths(read_header(found.root / str(base)))

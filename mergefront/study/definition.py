@@ -117,7 +117,7 @@ class StudyDefinition:
             "space": self.space.to_json(),
             "objectives": [asdict(objective) for objective in self.objectives],
             "constraints": [str(constraint) for constraint in self.constraints],
-            "stop": asdict(self.stop),
+            "stop": self.stop.model_dump(),
             "warm_start": [dict(entry) for entry in self.warm_start],
             "evaluator": self.evaluator.to_json(),
             "sampler": {
@@ -127,7 +127,7 @@ class StudyDefinition:
             },
             "seed": self.seed,
             "runtime": dict(self.runtime),
-            "racing": None if self.racing is None else asdict(self.racing),
+            "racing": None if self.racing is None else self.racing.model_dump(),
             "scoring": self.scoring,
         }
         # Keys of later versions are stored where they say something, so that older studies have the same definition.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -116,7 +116,7 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     )
     notes = [*check_continues(definition, record), *changes_since(definition.name, record.definition, definition.root)]
     changed: dict[str, Any] = {} if record.root == root else {"root": root}
-    latest = {"stop": asdict(definition.stop), "allow": list(definition.allow)}
+    latest = {"stop": definition.stop.model_dump(), "allow": list(definition.allow)}
     if any(record.definition.get(key, []) != value for key, value in latest.items()):
         changed["definition"] = {**record.definition, **latest}
     record = update(database, record, **changed)

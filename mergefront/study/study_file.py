@@ -12,13 +12,50 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mergefront.adapters.remote.settings import SERVER_SECTIONS, ServerSection
-from mergefront.optimizer.errors import StudyFileError, did_you_mean
-from mergefront.optimizer.sections import Section
+from mergefront.adapters.remote.settings import ServerSection
+from mergefront.optimizer.errors import StudyFileError
+from mergefront.optimizer.racing.race import RacingSettings
+from mergefront.optimizer.search.stopping import StopRule
+from mergefront.optimizer.sections import Problem, Section, problems_of
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.studies import MOST_EVALUATIONS
 from mergefront.study.definition import EvaluatorDefinition
+
+
+class BlocksSection(Section):
+    """Blocks of the model's layers, or of those of each stack, with coefficients of their own."""
+
+    blocks: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+    boundaries: Literal["depth", "importance"] = "depth"
+
+
+class StartsSection(Section):
+    """Blocks by their first layers."""
+
+    starts: list[Annotated[int, Field(ge=0)]]
+
+
+class SpaceSection(BaseModel):
+    """How finely is searched; every other key is a coefficient of the methods (see ``MergeSpace``)."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    granularity: Literal["global", "layers"] | BlocksSection | StartsSection = Field(
+        default="global", description="how many coefficients there are over the depth of the model"
+    )
+    split: list[str] = Field(default=[], description="parts of tensor names that get coefficients of their own")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is searched or fixed, by the names of the coefficients."""
+        return dict(self.model_extra or {})
+
+    @property
+    def grouping(self) -> str | dict[str, Any]:
+        """The granularity, as it is written."""
+        given = self.granularity
+        return given if isinstance(given, str) else given.model_dump(exclude_unset=True)
 
 
 class MergeSection(Section):
@@ -33,7 +70,7 @@ class MergeSection(Section):
     method: str | list[str]
     base_model: str | None = None
     models: dict[str, str] | list[str]
-    space: dict[str, Any] = Field(default_factory=dict)
+    space: SpaceSection = Field(default_factory=SpaceSection)
     method_files: list[str] = Field(default_factory=list)
     allow: list[str] = Field(default_factory=list)
     tokenizer_source: str | dict[str, Any] | None = None
@@ -113,9 +150,9 @@ class StudyFile(Section):
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
     objectives: list[str | ObjectiveSection] = Field(min_length=1)
     constraints: list[str | ConstraintSection] = Field(default_factory=list)
-    racing: Any = False
+    racing: bool | RacingSettings = False
     search: SearchSection = Field(default_factory=SearchSection)
-    stop: dict[str, Any] = Field(default_factory=dict)
+    stop: StopRule = StopRule()
     warm_start: list[str | dict[str, str]] = Field(default_factory=list)
 
 
@@ -128,85 +165,28 @@ def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
     content = read_mapping(path, "study file", "study, merge, tasks, objectives and search")
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
-    problems: list[str] = []
+    said: dict[str, None] = {}
     while True:
         try:
-            return StudyFile.model_validate(content), list(dict.fromkeys(problems))
+            return StudyFile.model_validate(content), list(said)
         except ValidationError as error:
-            found: list[dict[str, Any]] = [dict(entry) for entry in error.errors()]
-        unknown = [entry for entry in found if entry["type"] == "extra_forbidden"]
-        problems += [_problem(entry) for entry in unknown or found]
-        if not [entry for entry in unknown if _mend(content, entry["loc"])]:
-            raise StudyFileError(str(path), list(dict.fromkeys(problems)))
+            found = problems_of(error, StudyFile, content)
+        unknown = [problem for problem in found if problem.known is not None]
+        said |= dict.fromkeys(map(str, unknown or found))
+        for problem in unknown:
+            _mend(content, problem)
+        if not unknown:
+            raise StudyFileError(str(path), list(said))
 
 
-def _mend(content: Any, location: tuple[Any, ...]) -> bool:
-    """Give an unknown key the nearest known name that is free, or remove it; returns whether it was found."""
-    *parents, key = location
+def _mend(content: Any, unknown: Problem) -> None:
+    """Give an unknown key the nearest known name that is free, or remove it."""
+    *parents, key = unknown.where
     for part in parents:
-        inner = content.get(part) if isinstance(content, dict) else content[part] if isinstance(part, int) else None
-        if isinstance(inner, (dict, list)):
-            content = inner  # other parts name one of several forms, not a key
-    if not isinstance(content, dict) or key not in content:
-        return False
+        content = content[part]
     value = content.pop(key)
-    section = _section(location)
-    near = get_close_matches(str(key), section.model_fields if section is not None else (), 1)
-    if near:
-        content.setdefault(near[0], value)
-    return True
-
-
-def _section(location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The section in which a key's location lies."""
-    return _KEYS.get(tuple("*" if isinstance(part, int) else str(part) for part in location[:-1]))
-
-
-_BACKENDS = ("local", "function", "external", *SERVER_SECTIONS)
-_ALTERNATIVES = ("str", "ObjectiveSection", "ConstraintSection", "dict[str,str]", "list[str]", *_BACKENDS)
-"""Parts of a location that name one of several forms of an entry, not a key."""
-_KEYS: Mapping[tuple[str, ...], type[BaseModel]] = {
-    (): StudyFile,
-    ("merge",): MergeSection,
-    ("backend", "local"): LocalBackendSection,
-    ("backend", "function"): FunctionBackendSection,
-    ("backend", "external"): ExternalBackendSection,
-    **{("backend", name): section for name, section in SERVER_SECTIONS.items()},
-    ("objectives", "*", "ObjectiveSection"): ObjectiveSection,
-    ("constraints", "*", "ConstraintSection"): ConstraintSection,
-}
-
-
-def _problem(error: dict[str, Any]) -> str:
-    location = tuple(error["loc"])
-    kind = error["type"]
-    where = _readable(location)
-    if kind == "extra_forbidden":
-        section = _section(location)
-        key = str(location[-1])
-        hint = did_you_mean(key, section.model_fields) if section is not None else ""
-        where = ".".join(part for part in (_readable(location[:-1]), key) if part)
-        return f"{where}: unknown key {hint}".rstrip()
-    if kind == "missing":
-        return f"{where}: this key is missing"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = str(error.get("ctx", {}).get("tag", ""))
-        return f"{where}: unknown backend type {did_you_mean(tag, _BACKENDS)}"
-    given = error.get("input")
-    shown = "" if isinstance(given, (dict, list)) else f" (given: {given!r})"
-    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
-
-
-def _readable(location: tuple[Any, ...]) -> str:
-    words: list[str] = []
-    for part in location:
-        if isinstance(part, int):
-            words[-1] = f"{words[-1]}[{part}]" if words else f"[{part}]"
-        elif part in _ALTERNATIVES and words:
-            continue
-        else:
-            words.append(str(part))
-    return ".".join(words)
+    for near in get_close_matches(str(key), unknown.known or (), 1):
+        content.setdefault(near, value)
 
 
 def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[str, Any]) -> frozenset[tuple[str, ...]]:
@@ -214,12 +194,12 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
 
     ``options`` are the sampler's with every default.
     """
-    found = set(left_out_of_search(options, file.search.options, file.racing))
+    found = set(left_out_of_search(options, file.search.options, RacingSettings.read(file.racing)))
     if "seed" not in file.model_fields_set:
         found |= {("seed",), ("space", "seed"), ("evaluator", "seed")}
     if "sampler" not in file.search.model_fields_set:
         found.add(("sampler", "name"))
-    found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space}
+    found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space.model_fields_set}
     backend = ("evaluator", "backend")
     written_keys = {key for key in file.backend.model_fields_set if getattr(file.backend, key) != "auto"}
     found |= {(*backend, key) for key in evaluator.backend if key not in written_keys}
@@ -232,14 +212,13 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
 
 
 def left_out_of_search(
-    options: Mapping[str, Any], written: Mapping[str, Any], racing: bool | Mapping[str, Any]
+    options: Mapping[str, Any], written: Mapping[str, Any], racing: RacingSettings | None
 ) -> frozenset[tuple[str, ...]]:
     """The paths in a definition's JSON of what was not written of the space's ranges, the sampler and racing."""
     found: set[tuple[str, ...]] = {("space", "ranges")}
     if not written:
         found.add(("sampler", "options"))
     found |= {("sampler", "options", name) for name in options if name not in written}
-    if racing:
-        raced = racing if isinstance(racing, Mapping) else {}
-        found |= {("racing", key) for key in ("items", "confidence") if key not in raced}
+    if racing is not None:
+        found |= {("racing", key) for key in RacingSettings.model_fields if key not in racing.model_fields_set}
     return frozenset(found)

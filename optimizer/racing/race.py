@@ -24,15 +24,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from mergefront.optimizer.arrays import Array
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.item_order import least_asked_first, random_order, stratified_order
 from mergefront.optimizer.racing.joint_scores import joint_estimates
 from mergefront.optimizer.racing.noisy_front import likely_front
 from mergefront.optimizer.scores.comparison import Difference, paired_difference
 from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores, RaceResult
 from mergefront.optimizer.scores.objectives import Objective
+from mergefront.optimizer.sections import Options, checked
 
 FEWEST_ITEMS = 16
 """A candidate that is not dropped early is asked at least so many of a task's items: fewer say too little."""
@@ -40,8 +42,7 @@ FEWEST_TO_RACE = 2 * FEWEST_ITEMS
 """Of a task with fewer items every candidate is asked all: racing would save less than half of them."""
 
 
-@dataclass(frozen=True)
-class RacingSettings:
+class RacingSettings(Options):
     """How a search races.
 
     ``items``: fraction of the items in (0, 1] that the search pays on average per candidate, at most, and that
@@ -50,31 +51,19 @@ class RacingSettings:
     equal to its rival in one objective and hopeless in the others, which the front does not miss.
     """
 
-    items: float = 0.2
-    confidence: float = 0.95
-
-    def __post_init__(self) -> None:
-        if not 0 < self.items <= 1:
-            raise UserError(f"racing.items is {self.items!r}; it must be a fraction in (0, 1], such as 0.2")
-        if not 0.5 <= self.confidence < 1:
-            raise UserError(f"racing.confidence is {self.confidence!r}; it must lie in [0.5, 1), such as 0.8")
+    items: float = Field(default=0.2, gt=0, le=1, description="the fraction of items that a candidate pays, on average")
+    confidence: float = Field(
+        default=0.95, ge=0.5, lt=1, description="of a comparison that stops a candidate as dominated by a rival"
+    )
 
     @classmethod
-    def read(cls, given: Any) -> RacingSettings | None:
-        """From what a study file says: ``true``, ``false`` or a mapping. Raises ``UserError``."""
-        if given is None or given is False:
-            return None
-        if given is True:
-            return cls()
-        if not isinstance(given, Mapping):
+    def read(cls, given: bool | Mapping[str, Any] | RacingSettings | None) -> RacingSettings | None:
+        """From ``true``, ``false`` or a mapping. Raises ``UserError``."""
+        if given is None or given is False or isinstance(given, RacingSettings):
+            return given or None
+        if given is not True and not isinstance(given, Mapping):
             raise UserError(f"racing is {given!r}; write true, or a mapping such as {{items: 0.2, confidence: 0.95}}")
-        known = ("items", "confidence")
-        for key, value in given.items():
-            if key not in known:
-                raise UserError(f"racing: unknown key {key!r} {did_you_mean(str(key), known)}")
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise UserError(f"racing.{key} is {value!r}; it must be a number")
-        return cls(**given)
+        return checked(cls, {} if given is True else given, "racing")
 
     def rounds(self, total: int) -> list[int]:
         """How many of ``total`` items a candidate has answered after each round, ascending; the last is all.

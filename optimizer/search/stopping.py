@@ -13,43 +13,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from mergefront.optimizer.arrays import Array
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.sections import Options, checked
 
 
-@dataclass(frozen=True)
-class StopRule:
+class StopRule(Options):
     """Ends a run after ``hours`` of wall time, or when ``asks`` proposals in a row promise less than ``improvement``.
 
     ``improvement`` is of the hypervolume in the unit in which it is reported, by the sampler's own expectation; None
-    means never. Raises ``UserError`` for an argument out of its range.
+    means never.
     """
 
-    hours: float | None = None
-    improvement: float | None = None
-    asks: int = 5
-
-    def __post_init__(self) -> None:
-        for name, least in (("hours", 0.0), ("improvement", 0.0), ("asks", 1)):
-            value = getattr(self, name)
-            if value is None and name != "asks":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not least <= value < float("inf") or (name == "asks" and value != int(value)):
-                kind = "a whole number of at least 1" if name == "asks" else "a number of at least 0"
-                raise UserError(f"stop: {name} is {value!r}; it must be {kind}")
+    hours: float | None = Field(default=None, ge=0, description="of wall time, after which a run ends")
+    improvement: float | None = Field(
+        default=None, ge=0, description="a run ends when proposals promise less than so much more hypervolume"
+    )
+    asks: int = Field(default=5, ge=1, description="so many proposals in a row")
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | StopRule | None) -> StopRule:
-        """From a mapping as in a study file; raises ``UserError`` for an unknown key."""
-        if isinstance(given, StopRule):
-            return given
-        known = ("hours", "improvement", "asks")
-        for key in given or {}:
-            if key not in known:
-                raise UserError(f"stop: unknown key {key!r} {did_you_mean(key, known)}")
-        return cls(**dict(given or {}))
+        """From a mapping; raises ``UserError``."""
+        return given if isinstance(given, StopRule) else checked(cls, given or {}, "stop")
 
 
 CONSECUTIVE_FAILURES = 5

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,9 @@ def printed(*options: str) -> str:
     return said.stdout
 
 
+@cache
 def committed(name: str) -> jsonschema.Draft7Validator:
     return jsonschema.Draft7Validator(json.loads((ROOT / "docs" / name).read_text(encoding="utf-8")))
-
-
-STUDY = committed("study.schema.json")
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -49,7 +48,7 @@ def test_the_committed_schema_is_the_one_that_the_models_make(name: str) -> None
 
 
 def problems(content: Any) -> list[str]:
-    return [error.message for error in STUDY.iter_errors(content)]
+    return [error.message for error in committed("study.schema.json").iter_errors(content)]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/study.yaml")), ids=lambda path: path.parent.name)

@@ -60,7 +60,7 @@ def test_create_stores_and_evaluates_nothing_and_again_changes_nothing(folder: P
 def test_create_refuses_what_check_refuses_and_another_study_of_the_name(folder: Path) -> None:
     write(objectives=["maths", "maths"], serch={})
     refused = call("create", "study.yaml")
-    assert refused.exit_code == 2 and "named twice" in refused.stderr and "serch: unknown key" in refused.stderr
+    assert refused.exit_code == 2 and "named twice" in refused.stderr and "unknown key 'serch'" in refused.stderr
     assert not Path("mergefront.db").exists()
     write()
     call("create", "study.yaml")
@@ -79,7 +79,7 @@ def test_create_refuses_what_check_refuses_and_another_study_of_the_name(folder:
         ({"racing": True}, "racing: an outside harness scores"),
         ({"stop": {"hours": 2}}, "stop: 'mergefront ask' ends with the budget"),
         ({"merge": {"method": "linear", "models": {"maths": "models/maths"}}}, "name the model that it belongs to"),
-        ({"backend": {"type": "external", "device": "cpu"}}, "backend.device: unknown key"),
+        ({"backend": {"type": "external", "device": "cpu"}}, "backend: unknown key 'device'"),
         ({"merge": {**STUDY["merge"], "tokenizer_source": "onion"}}, "tokenizer_source"),
     ],
 )

@@ -56,13 +56,13 @@ def test_a_name_that_run_would_refuse_is_refused_by_check_and_leaves_no_study(
 def test_misspelt_keys_are_named_beside_other_faults_and_cause_no_others(tmp_path: Path) -> None:
     text = GOOD.replace("merge:", "mrege:").replace("objectives:", "objctives:").replace("direction:", "dir:")
     assert check_study(study_in(tmp_path, text)).problems == [
-        "mrege: unknown key (did you mean 'merge'?)",
-        "objctives: unknown key (did you mean 'objectives'?)",
-        "objectives[1].dir: unknown key (known: direction, name, range)",
+        "unknown key 'mrege' (did you mean 'merge'?)",
+        "unknown key 'objctives' (did you mean 'objectives'?)",
+        "objectives[1]: unknown key 'dir' (known: direction, name, range)",
     ]
     text = GOOD.replace("space:", "spaec:").replace("scorer:score", "scorer:scoer").replace("random", "randmo")
     problems = check_study(study_in(tmp_path, text)).problems
-    assert len(problems) == 3 and problems[0] == "merge.spaec: unknown key (did you mean 'space'?)"
+    assert len(problems) == 3 and problems[0] == "merge: unknown key 'spaec' (did you mean 'space'?)"
     assert "'scoer'" in problems[1] and "'randmo'" in problems[2]
 
 
@@ -104,14 +104,14 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
     ("change", "words"),
     [
         (("study: skills", "stduy: skills"), ["stduy", "did you mean 'study'"]),
-        (("evaluations: 8", "evaluations: 0"), ["search.evaluations", "greater than or equal to 1"]),
+        (("evaluations: 8", "evaluations: 0"), ["search.evaluations is 0", "a whole number in [1, "]),
         (("evaluations: 8", "evaluations: many"), ["search.evaluations", "'many'"]),
         (("objectives: [maths, {name: french, direction: minimize}]", "objectives: []"), ["objectives"]),
         (("direction: minimize", "direction: down"), ["objectives[1].direction", "'down'"]),
         (("weight: [0, 1]", "weight: [1, 0]"), ["merge.space: weight", "low end"]),
         (("weight: [0, 1]", "weigth: [0, 1]"), ["'weigth'", "did you mean 'weight'"]),
         (("density: [0.1, 1]", "density: [0.1, 1.5]"), ["density", "1.5", "[0, 1]"]),
-        (("method: ties", "method: ties, metod: x"), ["merge.metod", "did you mean 'method'"]),
+        (("method: ties", "method: ties, metod: x"), ["merge: unknown key 'metod'", "did you mean 'method'"]),
         (("type: function", "type: functoin"), ["backend", "did you mean 'function'"]),
         (("scorer:score", "scorer"), ["package.module:name"]),
         (("scorer:score", "nowhere:score"), ["no module 'nowhere'"]),
@@ -124,9 +124,12 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
         (("study: skills", "study: skills\nstorage: sqlite:///no/such/x.db"), ["no/such", "does not exist"]),
         (("search: {", "tasks: {maths: {type: jsonl}}\nsearch: {"), ["tasks", "function scores by itself"]),
         (("density: [0.1, 1]", "granularity: {blocks: 4}"), ["granularity", "base model"]),
-        (('call: "scorer', 'function: "scorer'), ["backend.function: unknown key", "known: call, type"]),
-        (("study: skills", "study: skills\nracing: 0.2"), ["racing is 0.2", "write true, or a mapping"]),
-        (("study: skills", "study: skills\nracing: {items: .nan}"), ["racing.items is nan", "fraction in (0, 1]"]),
+        (('call: "scorer', 'function: "scorer'), ["backend: unknown key 'function'", "known: call, type"]),
+        (
+            ("study: skills", "study: skills\nracing: 0.2"),
+            ["racing is 0.2", "true or false or a mapping with the keys"],
+        ),
+        (("study: skills", "study: skills\nracing: {items: .nan}"), ["racing.items is nan", "a number in (0, 1]"]),
     ],
 )
 def test_each_mistake_names_the_key_what_is_wrong_and_what_would_be_right(

@@ -330,9 +330,9 @@ def test_an_interrupted_race_goes_on_as_if_nothing_had_happened(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"items": 0}, "racing.items is 0"),
+        ({"items": 0}, "racing: items is 0"),
         ({"items": True}, "must be a number"),
-        ({"confidence": 1.0}, r"racing.confidence is 1.0"),
+        ({"confidence": 1.0}, r"racing: confidence is 1.0"),
         ({"confidance": 0.9}, "did you mean 'confidence'"),
         ("yes", "write true"),
     ],
