@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,11 +27,13 @@ class CountedModel:
     """Asks the ``model`` inside it, and counts.
 
     ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` (as far as the model says) add up over
-    all calls. One instance serves one merge: generation is greedy, so a prompt has one answer.
+    all calls. One instance serves one merge: generation is greedy, so a prompt has one answer. ``writes_all``: every
+    answer is written to its end, whatever is wanted of it.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, writes_all: bool = False) -> None:
         self.model = model
+        self._writes_all = writes_all
         self.requests = 0
         self.scored_tokens = 0
         self.generated_tokens = 0
@@ -50,9 +53,16 @@ class CountedModel:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Like the model's, but each request is sent once: two tasks share one answer."""
-        new = [request for request in dict.fromkeys(requests) if request not in self._generated]
-        self._generated.update(zip(new, self.generate_anew(new), strict=True) if new else ())
-        answers = [self._generated[request] for request in requests]
+        whole = [replace(request, wanted=None) for request in requests]
+        if self._writes_all:
+            requests = whole
+        keys = [one if one in self._generated else request for one, request in zip(whole, requests, strict=True)]
+        new = [request for request in dict.fromkeys(keys) if request not in self._generated]
+        for request, answer in zip(new, self.generate_anew(new) if new else (), strict=True):
+            self._generated[request] = answer
+            if answer.finish != "settled":
+                self._generated[replace(request, wanted=None)] = answer
+        answers = [self._generated[request] for request in keys]
         self.note(requests, answers)
         return answers
 
@@ -99,7 +109,9 @@ class CountedModel:
     def note(self, requests: Iterable[GenerationRequest], answers: Iterable[Generation]) -> None:
         """Remember the outcome of each prompt, in the place of what was noted of it before."""
         for request, answer in zip(requests, answers, strict=True):
-            self._outcomes[request.prompt, request.image] = _outcomes(answer)
+            key = request.prompt, request.image
+            if answer.finish != "settled" or key not in self._outcomes:
+                self._outcomes[key] = _outcomes(answer)
 
     def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
         """Raises ``UserError`` rather than ask about an image that the model is not shown."""

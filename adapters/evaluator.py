@@ -51,11 +51,14 @@ class TaskEvaluator:
         backend: Backend[LanguageModel],
         tasks: Sequence[Task] | Mapping[str, Task],
         watch: Callable[[], Callable[[], int | None]] | None = None,
+        *,
+        writes_all: bool = False,
     ) -> None:
         self.backend = backend
         self._watch = watch
         named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
         self.tasks: dict[str, Task] = dict(named)
+        self._writes_all = writes_all
         self._warned: set[str] = set()
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
@@ -78,7 +81,8 @@ class TaskEvaluator:
             with _failures("merging"):
                 peak = None if self._watch is None else self._watch()
                 applied = self.backend.apply(recipe)
-                asked = _Asked(CountedModel(merged.enter_context(applied)), {"merge": applied.seconds})
+                model = CountedModel(merged.enter_context(applied), writes_all=self._writes_all)
+                asked = _Asked(model, {"merge": applied.seconds})
                 if peak is not None:
                     details[PEAK_BYTES] = peak()
             exact = {DELTA_L1: _known(applied.delta_l1)} if DELTA_L1 in request.objectives else {}

@@ -69,17 +69,31 @@ class LogLikelihood:
     shortened: bool = False
 
 
+class Wanted(Protocol):
+    """What is asked of an answer, where that can be known before its end; equal and hashed by its content."""
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """Texts that the answer may well be, as they follow the prompt."""
+        ...
+
+    def is_open(self, beginning: str) -> bool:
+        """Whether it depends on what follows ``beginning``; an answer may be broken off where it does not."""
+        ...
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """Continue ``prompt`` greedily for at most ``max_new_tokens``, up to the first of the ``stop`` strings.
 
-    ``image`` is the path of a picture that is shown before the prompt.
+    ``image`` is the path of a picture that is shown before the prompt. A model need not write more than is ``wanted``.
     """
 
     prompt: str | Chat
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
     image: str = ""
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True)
@@ -87,14 +101,15 @@ class Generation:
     """The generated ``text`` without the prompt and without the stop string.
 
     ``tokens`` counts what was generated, stop included; None where a server does not say. ``finish`` is "length" when
-    the model was cut off and "stop" when it ended by itself or at a stop string. ``unanswered`` says why there is no
+    the model was cut off, "stop" when it ended by itself or at a stop string, and "settled" when what was wanted of the
+    answer was known before its end. ``unanswered`` says why there is no
     usable text, which is empty then (such as "content filter"): an outcome of the item, no failure of the server.
     ``shortened``: the prompt was longer than the model reads and lost its beginning.
     """
 
     text: str
     tokens: int | None
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "settled"]
     unanswered: str = ""
     shortened: bool = False
 

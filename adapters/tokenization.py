@@ -88,6 +88,21 @@ class Tokenization:
         for pair, (context, continuation) in moved.items():
             self._pairs[pair] = self._split(context, continuation)
 
+    def drafts(self, pairs: Sequence[tuple[str | Chat, str]]) -> list[Tokens]:
+        """Tokens of each draft as they follow those of its prompt (see ``texts``), if they can as in running text."""
+        prompts = self.texts([prompt for prompt, _ in pairs])
+        written = [(prompt, draft) for prompt, draft in pairs if isinstance(prompt, str)]
+        whole = iter(self.texts([f"{prompt}{draft}" for prompt, draft in written]))
+        alone = iter(self.plain([draft for _, draft in written]))
+        found = []
+        for (asked, draft), prompt in zip(pairs, prompts, strict=True):
+            if isinstance(asked, Chat):
+                found.append(self.pairs([(asked, draft)])[0][1])
+                continue
+            text, own = next(whole), next(alone)
+            found.append(text[len(prompt) :] if text[: len(prompt)] == prompt else own)
+        return found
+
     def plain(self, texts: Sequence[str]) -> list[Tokens]:
         """Tokens of texts that stand by themselves, without special tokens around them."""
         self._make_room()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from mergefront.adapters.tokenization import Tokenization
 
 
 class GenerationState:
-    """The tokens generated for ``request``; ``done`` after an end token, a stop string or the last allowed token."""
+    """The tokens generated for ``request``; ``done`` after an end token, a stop string or the last allowed token, and
+    where what follows makes no difference to what is wanted."""
 
     def __init__(
         self, request: GenerationRequest, tokenizer: Any, tokenization: Tokenization, ends: Container[int]
@@ -21,8 +23,19 @@ class GenerationState:
         self._tokenization = tokenization
         self._ends = ends
         self._tokens: list[int] = []
-        self._ended = False
+        self._ended = self._settled = False
         self._special_stops = tokenization.special_stops(request.stop)
+
+    def copy(self) -> GenerationState:
+        """The same state, which goes on by itself."""
+        made = copy.copy(self)
+        made._tokens = list(self._tokens)
+        return made
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """What is generated so far."""
+        return self._tokens
 
     def append(self, token: int) -> None:
         """The next token."""
@@ -36,6 +49,8 @@ class GenerationState:
             # A character has at most four tokens (one a byte); a few more settle how the first is decoded.
             tail = self._tokens[-4 * max(map(len, stops)) - 4 :]
             self.done = any(stop in self._text(tail) for stop in stops) or self._is_special_end(tail)
+        if not self.done and self.request.wanted is not None:
+            self._settled = self.done = not self.request.wanted.is_open(self._text(self._tokens))
 
     def generation(self) -> Generation:
         """The answer: the text up to the first stop string."""
@@ -43,7 +58,8 @@ class GenerationState:
         text = self._text(self._tokens[:end])
         found = [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
         has_stopped = bool(found) or self._ended or end is not None
-        finish: Literal["stop", "length"] = "stop" if has_stopped else "length"
+        finish: Literal["stop", "length", "settled"] = "stop" if has_stopped else "length"
+        finish = "settled" if self._settled else finish
         return Generation(text[: min(found)] if found else text, len(self._tokens), finish)
 
     def _text(self, tokens: Sequence[int], *, marked: bool = False) -> str:

@@ -27,6 +27,7 @@ from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.constraints import COSTS
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
 from mergefront.storage.database import Database
 from mergefront.storage.responses import DatabaseResponses
@@ -69,7 +70,9 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
 
         backend = local_backend(definition)
         watch = partial(peak_memory, backend.engine.device) if definition.compares else None
-        yield TaskEvaluator(backend, tasks_of(definition), watch)
+        # What is bounded has to be counted as if every answer were written.
+        writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
+        yield TaskEvaluator(backend, tasks_of(definition), watch, writes_all=writes_all)
         return
 
     settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))

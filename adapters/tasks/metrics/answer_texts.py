@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 from unicodedata import category, normalize
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+ARTICLES = ("a", "an", "the")
+_ARTICLES = re.compile(rf"\b({'|'.join(ARTICLES)})\b")
 _FENCE = re.compile(r"```[a-zA-Z0-9_+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PUNCTUATION = frozenset(string.punctuation)
 _SILENT = ("P", "Cf", "Sk")
@@ -19,13 +21,29 @@ def composed(text: str) -> str:
     return normalize("NFC", text).strip()
 
 
+def begun_and_ended(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first stop string behind its first character that is no white space."""
+    start = len(text) - len(text.lstrip())
+    found = [at for one in stop if (at := text.find(one, start)) >= 0]
+    return text[: min(found)] if found else text
+
+
 def normalised(text: str) -> str:
     """Without case, forms of compatibility (NFKC), punctuation, English articles and superfluous white space (SQuAD's
     rules over all of Unicode); a text of nothing else is left as it is."""
+    return " ".join(words(text)) or composed(text)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text without English articles, each ``folded``."""
+    return _ARTICLES.sub(" ", folded(text)).split()
+
+
+def folded(text: str) -> str:
+    """The text without case, forms of compatibility and punctuation."""
     bare = "".join(character for character in text if not _is_silent(character))
     bare = normalize("NFKC", normalize("NFKC", bare).casefold())
-    bare = "".join(character for character in bare if not _is_silent(character))
-    return " ".join(_ARTICLES.sub(" ", bare).split()) or composed(text)
+    return "".join(character for character in bare if not _is_silent(character))
 
 
 def _is_silent(character: str) -> bool:

@@ -10,7 +10,8 @@ from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel
 from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.metrics.answer_texts import composed, normalised, program, word_f1
+from mergefront.adapters.tasks.metrics.accepted_answers import AcceptedAnswers
+from mergefront.adapters.tasks.metrics.answer_texts import begun_and_ended, composed, normalised, program, word_f1
 from mergefront.adapters.tasks.metrics.metric_spec import MetricOptions, Scored
 from mergefront.adapters.tasks.metrics.numbers import same_number
 from mergefront.adapters.tasks.metrics.sandbox import SandboxLimits, run_programs
@@ -18,22 +19,29 @@ from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.scores.outcomes import UNANSWERED
 
 
-def generations(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> list[Generation]:
-    """What the model writes after each prompt, up to a stop string.
+def generations(
+    model: LanguageModel, items: Sequence[Item], options: MetricOptions, wanted: Sequence[AcceptedAnswers] = ()
+) -> list[Generation]:
+    """What the model writes after each prompt, up to a stop string; no more than is ``wanted``, if that is given.
 
     A stop string of white space alone ends no answer before its first other character (``skip_blank_start``): such an
     answer is asked for again without it, and ended here.
     """
     requests = [_request(item, options) for item in items]
+    if wanted:
+        requests = [replace(request, wanted=one) for request, one in zip(requests, wanted, strict=True)]
     answers = model.generate(requests)
     blank = tuple(stop for stop in options.stop if not stop.strip())
     if not options.skip_blank_start or not blank:
         return answers
     stop = tuple(text for text in options.stop if text not in blank)
     again = [place for place, said in enumerate(answers) if _is_blank(said)]
-    longer = model.generate([replace(requests[place], stop=stop) for place in again]) if again else []
-    for place, said in zip(again, longer, strict=True):
-        answers[place] = _ended(said, blank)
+    longer = [replace(requests[place], stop=stop) for place in again]
+    if wanted:
+        longer = [replace(one, wanted=wanted[place].behind(blank)) for one, place in zip(longer, again, strict=True)]
+    for place, said in zip(again, model.generate(longer) if longer else (), strict=True):
+        text = begun_and_ended(said.text, blank)
+        answers[place] = said if text == said.text else replace(said, text=text, finish="stop")
     if isinstance(model, CountedModel):
         model.note(requests, answers)
     return answers
@@ -43,22 +51,19 @@ def _is_blank(said: Generation) -> bool:
     return not said.unanswered and said.finish == "stop" and not said.text.strip()
 
 
-def _ended(said: Generation, stop: Sequence[str]) -> Generation:
-    """An answer up to the first stop string behind its first character that is no white space."""
-    start = len(said.text) - len(said.text.lstrip())
-    found = [at for text in stop if (at := said.text.find(text, start)) >= 0]
-    return replace(said, text=said.text[: min(found)], finish="stop") if found else said
-
-
 def _request(item: Item, options: MetricOptions) -> GenerationRequest:
     return GenerationRequest(asked(item, options.chat), options.max_new_tokens, options.stop, item.image)
 
 
 def rated(
-    model: LanguageModel, items: Sequence[Item], options: MetricOptions, rate: Callable[[Item, str], float]
+    model: LanguageModel,
+    items: Sequence[Item],
+    options: MetricOptions,
+    rate: Callable[[Item, str], float],
+    wanted: Sequence[AcceptedAnswers] = (),
 ) -> list[float]:
     """``rate`` of each item and what the model wrote; 0 for an item without a usable answer, which is wrong."""
-    answers = generations(model, items, options)
+    answers = generations(model, items, options, wanted)
     return [0.0 if said.unanswered else rate(item, said.text) for item, said in zip(items, answers, strict=True)]
 
 

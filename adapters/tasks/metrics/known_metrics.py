@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.metrics.accepted_answers import AcceptedAnswers
 from mergefront.adapters.tasks.metrics.degeneration import degenerate
 from mergefront.adapters.tasks.metrics.generation_metrics import (
     code,
@@ -47,7 +48,12 @@ def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOpti
     With ``normalise`` case, punctuation and articles do not count. The
     margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
     """
-    scores = rated(model, items, options, lambda item, text: float(is_answer(text, item, options.normalise)))
+    wanted = []
+    for item in items:
+        prompt = asked(item, options.chat)
+        drafts = dict.fromkeys(following(prompt, answer, options.delimiter) for answer in item.answers)
+        wanted.append(AcceptedAnswers(item.answers, options.normalise, tuple(drafts)))
+    scores = rated(model, items, options, lambda item, text: float(is_answer(text, item, options.normalise)), wanted)
     if not options.margins:
         return scores, None
     return scores, [

@@ -172,7 +172,7 @@ print(json.dumps([trial.params for trial in study.trials]))
             return json.loads(done.stdout)
 
         # Broken off inside a round.
-        assert run("whole.db", 12) == run("resumed.db", 7, 5)
+        assert run("whole.db", 9) == run("resumed.db", 7, 2)
 
     def test_a_trial_taken_over_from_a_dead_process_keeps_its_proposal(self) -> None:
         study = merge_like_study(MMMOSampler(seed=0, search_space=SPACE, n_startup=3))
