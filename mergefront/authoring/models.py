@@ -17,6 +17,7 @@ from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.hub.places import Preview
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
+from mergefront.authoring.task_entries import Asked
 from mergefront.formatting import size
 from mergefront.optimizer.errors import StudyFileError, UserError
 
@@ -48,16 +49,20 @@ class Models:
         return sum(math.prod(info.shape) for info in self.header.tensors.values())
 
     @property
-    def chat_template(self) -> bool:
-        """Whether the base knows how to put a conversation."""
-        return has_chat_template(self.header.path)
+    def asked(self) -> Asked:
+        """How the base can be asked."""
+        config = self.header.config
+        inner = config.get("text_config")
+        text = inner if isinstance(inner, Mapping) else config
+        longest = next((text[key] for key in ("max_position_embeddings", "n_positions") if key in text), None)
+        return Asked(has_chat_template(self.header.path), longest if isinstance(longest, int) else None)
 
     def held_bytes(self) -> list[int]:
         """Memory of the base's tensors, then of each expert's, as a merge holds them: a LoRA's as whole matrices."""
         held = [self.header.bytes]
         for expert in self.experts.values():
             if expert.header.kind == "lora":
-                targets = read_lora(expert.header, self.header).targets
+                targets = set(read_lora(expert.header, self.header).targets) & self.header.tensors.keys()
                 held.append(sum(4 * math.prod(self.header.tensors[name].shape) for name in targets))
             else:
                 held.append(expert.header.bytes)
@@ -75,7 +80,7 @@ def look_at(base: str, experts: Sequence[str], folder: Path) -> Models:
     for reference in dict.fromkeys((base, *experts)):
         try:
             opened[reference] = Checkpoint(places.folder(reference))
-            opened[reference].header  # noqa: B018  (read here, so that what is wrong with it is said here)
+            described(opened[reference].header, opened[base].header if base in opened else None)
         except UserError as error:
             problems.append(f"{reference}: {error}")
     if base in opened and opened[base].header.kind == "lora":

@@ -81,7 +81,7 @@ def init(context: click.Context, base: str, experts: tuple[str, ...], tasks: tup
             question = "A file of items (.jsonl), or a task of the LM evaluation harness (empty: no more)"
             while told := click.prompt(question, default="", show_default=False).strip():
                 asked.append(told)
-        text = drafted(models, task_entries(asked, output.parent, models.chat_template), output)
+        text = drafted(models, task_entries(asked, output.parent, models.asked), output)
         with output.open("x", encoding="utf-8") as file:
             file.write(text)
         echo(f"Wrote {output}")

@@ -17,7 +17,7 @@ from local_study import write_local_study
 from mergefront.cli.application import cli
 
 ROOT = Path(__file__).parents[3]
-TEMPLATE = "{% for one in messages %}{{ one.role }} {{ one.content }} {% endfor %}"
+TEMPLATE = "{% for one in messages %}{{ one.content }}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,7 @@ def test_a_first_file_is_sound_and_runs_as_it_is(
         assert list(jsonschema.Draft7Validator(schema).iter_errors(content)) == []
         assert content["merge"].get("tokenizer_source") == ("union" if case == "tokens" else None)
         assert [task["metric"] for task in content["tasks"].values()] == ["loglikelihood", "numeric"]
+        assert [task.get("chat", False) for task in content["tasks"].values()] == [False, case == "chat"]
         ran = called("run", path, "--evaluations", 3)
         assert ran.exit_code == 0, ran.output
     assert case in called("studies", "--storage", tmp_path / "mergefront.db").output
@@ -110,12 +111,17 @@ def test_the_file_says_why_each_line_is_so(models: Path, tmp_path: Path, monkeyp
         ([{"prompt": "a", "answer": "7"}, {"prompt": "b", "answer": "seven"}], "exact_match"),
         ([{"prompt": "def f", "tests": "assert f()"}] * 2, "code"),
         ([{"text": "once"}, {"text": "upon"}], "loss"),
+        ([{"question": "a", "options": ["b", "c"], "answer": 0, "id": n} for n in range(2)], "loglikelihood"),
+        ([{"instruction": "a", "output": "b"}] * 2, "exact_match"),
+        ([{"messages": [{"role": "user", "content": "a"}], "answer": "7"}] * 2, "numeric"),
     ],
 )
 def test_the_fields_of_items_tell_the_metric(items: list[dict[str, object]], metric: str) -> None:
     from mergefront.authoring.task_entries import told_metric
 
-    assert told_metric([json.dumps(item) for item in items])[0] == metric
+    told = told_metric([json.dumps(item).encode() for item in items])
+    assert told.metric == metric and told.has_messages == ("messages" in items[0])
+    assert bool(told.fields) == (not items[0].keys() <= {"prompt", "messages", "text", "answer", "choices", "tests"})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_the_fields_of_items_tell_the_metric(items: list[dict[str, object]], met
         (["loras/maths/checkpoint-500", "one"], ["this is a LoRA; the first model is the base"]),
         (["base", "gone", "base"], ["gone: ", "there is no such file", "base: this is the base itself"]),
         (["base", "one", "--task", "gone.jsonl"], ["--task gone.jsonl: the file cannot be read"]),
-        (["base", "one", "--task", "odd.jsonl"], ["the fields question, answer", "name them prompt and answer"]),
+        (["base", "one", "--task", "odd.jsonl"], ["the fields a, answer", "name them prompt (or messages) and answer"]),
         (["base", "one", "--task", "sums.jsonl", "--output", "old.yaml"], ["old.yaml is there already"]),
         (["base", "one", "--task", "sums.jsonl", "--output", "no/study.yaml"], ["there is no folder no"]),
     ],
@@ -133,7 +139,7 @@ def test_what_cannot_be_is_said_and_nothing_is_written(
     models: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]
 ) -> None:
     monkeypatch.chdir(models)
-    (models / "odd.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    (models / "odd.jsonl").write_text('{"a": "a", "answer": "b"}\n')
     (models / "old.yaml").write_text("mine")
     refused = called("init", *arguments)
     assert refused.exit_code == 2 and all(words in refused.output for words in said), refused.output
