@@ -74,9 +74,9 @@ class Chat:
 
         def ask(show: Show) -> Answer:
             self.speaker.turn_to(merge.recipe)
-            answer, left_out = self.speaker.answer([*head, *turns], self.sampling, show)
-            if left_out:
-                self.output.note(f"the model reads no more at once: the first {left_out} turns were left out")
+            answer, note = self.speaker.answer([*head, *turns], self.sampling, show)
+            if note:
+                self.output.note(note)
             return answer
 
         return ask

@@ -10,17 +10,18 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from mergefront.adapters.chat_templates import ChatTemplate
-from mergefront.adapters.language_model import GenerationRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, Message
 from mergefront.adapters.local.asked import SilentModel
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.limits import longest_input
 from mergefront.adapters.remote.backend_types import answers_with_a_loss, make_backend, read_settings
 from mergefront.adapters.remote.settings import joined_settings
+from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.chat.generation import Answer, Sampling, Show, write_answer
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.study.evaluators import local_backend, missing_weights
+from mergefront.study.evaluators import local_backend, missing_weights, refuse_changed
 from mergefront.study.stored_study import Study
 
 Turns = Sequence[Mapping[str, str]]
@@ -39,8 +40,8 @@ class Speaker(Protocol):
         """Make this merge the one that answers; the seconds that it took. May raise ``MergefrontError``."""
         ...
 
-    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
-        """The answer to the last turn, and how many of the oldest turns were left out for lack of room.
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
+        """The answer to the last turn, and what was left out for lack of room (mostly nothing).
 
         Raises ``UserError`` for turns that cannot be put to it.
         """
@@ -74,6 +75,7 @@ def speaker_of(study: Study, template: str = "") -> Iterator[Speaker]:
     missing = ["base_model"] if base is None else missing_weights(definition, anchors(definition.space)[0].recipe)
     if missing:
         raise UserError(f"chat: there are no weights for {', '.join(missing)} under {definition.root}")
+    refuse_changed(definition, models_only=True)
     with ExitStack() as stack:
         yield LocalSpeaker(local_backend(definition), stack, template)
 
@@ -111,7 +113,7 @@ class LocalSpeaker:
             self._recipe = recipe
         return perf_counter() - started
 
-    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
         kept, prompt = list(turns), self._tokens(turns)
         most = self._longest - min(sampling.max_new_tokens, self._longest // 4)
         first = int(kept[0]["role"] == "system")
@@ -124,7 +126,9 @@ class LocalSpeaker:
             )
         room = min(sampling.max_new_tokens, self._longest - len(prompt))
         answer = write_answer(self._model, self._tokenizer, prompt, Sampling(sampling.temperature, room), show)
-        return answer, len(turns) - len(kept)
+        left_out = len(turns) - len(kept)
+        note = f"the model reads no more at once: the first {left_out} turns were left out" if left_out else ""
+        return answer, note
 
     def _tokens(self, turns: Turns) -> list[int]:
         if self._template is None:
@@ -135,15 +139,14 @@ class LocalSpeaker:
 
 
 class ServerSpeaker:
-    """Merges that a server makes; whole answers."""
-
-    has_template = False
+    """Merges that a server makes, read by its own chat template where it has one; whole answers."""
 
     def __init__(self, backend: Any, stack: ExitStack) -> None:
         self._backend = backend
         self._stack = stack
         self._recipe: Recipe | None = None
         self._model: Any = None
+        self.has_template = _reads_conversations(backend.reader)
 
     def turn_to(self, recipe: Recipe) -> float:
         started = perf_counter()
@@ -154,10 +157,29 @@ class ServerSpeaker:
             self._recipe = recipe
         return perf_counter() - started
 
-    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, int]:
+    def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
         if sampling.temperature:
             raise UserError("the server is asked for its likeliest answers only; set /temperature 0")
         started = perf_counter()
-        (said,) = self._model.generate([GenerationRequest(turns[-1]["content"], sampling.max_new_tokens)])
-        show(said.text or f"({said.unanswered})" * bool(said.unanswered))
-        return Answer(said.text, said.tokens, perf_counter() - started, said.finish), 0
+        prompt = _conversation(turns) if self.has_template else turns[-1]["content"]
+        (said,) = self._model.generate([GenerationRequest(prompt, sampling.max_new_tokens)])
+        show(f"(no answer: {said.unanswered})" if said.unanswered else said.text)
+        note = "the server reads no more at once: the beginning was left out" if said.shortened else ""
+        return Answer(said.text, said.tokens, perf_counter() - started, said.finish), note
+
+
+def _conversation(turns: Turns) -> Chat:
+    return Chat(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+
+
+def _reads_conversations(reader: Reader) -> bool:
+    """Whether a server takes messages: by a chat route, or by a template that is known here."""
+    asked = _conversation([{"role": "user", "content": "Hello"}])
+    if reader.refuses_chat(asked):
+        return False
+    if reader.tokenization is not None:
+        try:
+            reader.tokenization.chats.rendered(asked, None)
+        except UserError:
+            return False
+    return True

@@ -64,7 +64,7 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
         with importable(definition.root):
             yield FunctionEvaluator(user_function(described.call, definition.root))
         return
-    _refuse_changed(definition)
+    refuse_changed(definition)
     if described.type == "local":
         from mergefront.adapters.merging.memory import peak_memory  # brings torch, which servers do without
 
@@ -172,10 +172,11 @@ def refuse_external(definition: StudyDefinition) -> None:
         )
 
 
-def _refuse_changed(definition: StudyDefinition) -> None:
+def refuse_changed(definition: StudyDefinition, *, models_only: bool = False) -> None:
     """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
+    models = {definition.space.base_model, *definition.space.models.values()}
     for path, known in definition.evaluator.content.items():
-        if definition.places.commit(path) is not None:
+        if definition.places.commit(path) is not None or (models_only and path not in models):
             continue  # a commit's content does not change
         here = definition.root / path
         if not here.exists():

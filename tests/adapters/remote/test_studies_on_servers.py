@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import mergefront as mf
 from mergefront.adapters.hub.places import ModelPlaces
+from mergefront.adapters.language_model import Chat, GenerationRequest, Message
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
+from mergefront.cli.application import cli
 from mergefront.optimizer.recipes.space import MergeSpace
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
@@ -154,3 +157,27 @@ def test_a_spent_budget_stops_the_search_and_says_so_and_a_larger_one_continues(
     path.write_text(yaml.safe_dump(larger, sort_keys=False))
     finish(start_run(path))
     assert trials(path) == undisturbed
+
+
+def test_a_servers_merge_is_talked_to_by_its_own_chat_template(single: str, tmp_path: Path) -> None:
+    path = write_study(tmp_path / "study", single)
+    study = mf.run(path)
+    chosen = study.candidates()[-1]
+    storage = f"sqlite:///{path.parent}/study.db"
+    command = ["chat", "loras", "--storage", storage, "--trial", str(chosen.number), "--max-new-tokens", "8"]
+    result = CliRunner().invoke(cli, command, input="What is two?\nAnd three?\n/compare base\n")
+    assert result.exit_code == 0 and "No chat template" not in result.stderr, result.output
+    settings = read_settings({"type": "llama_server", "url": single})
+    backend = make_backend(settings, study.space, ModelPlaces(path.parent))
+    said: list[str] = []
+    with backend.apply(chosen.recipe) as model:
+        turns = [Message("user", "What is two?")]
+        for question in ("And three?", ""):
+            said += [answer.text for answer in model.generate([GenerationRequest(Chat(tuple(turns)), 8)])]
+            turns += [Message("assistant", said[-1]), Message("user", question)]
+    with backend.apply(study.candidates()[0].recipe) as model:
+        said += [answer.text for answer in model.generate([GenerationRequest(Chat(tuple(turns[:3])), 8)])]
+    backend.close()
+    assert result.stdout == f"{said[0]}\n{said[1]}\n--- base\n{said[2]}\n" and said[1] != said[2]
+    refused = CliRunner().invoke(cli, [*command, "--temperature", "0.7"], input="Hi\n")
+    assert refused.exit_code == 2 and "likeliest answers only" in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, random_mode
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     mf.run(folder / "study.yaml")
     return folder
+
+
+def function_study(folder: Path, name: str) -> None:
+    """Two models of a folder in a study of a function; the base is its trial 0."""
+    space = mf.MergeSpace({"one": str(folder / "one")}, method="task_arithmetic", base_model=str(folder / "base"))
+    mf.search(
+        space=space, evaluate=lambda recipe: 1.0, objectives=["score"], sampler="random", evaluations=3,
+        storage=f"sqlite:///{folder}/mergefront.db", name=name,
+    )  # fmt: skip
 
 
 def talk(folder: Path, said: str, *arguments: object, name: str = "skills") -> Result:
@@ -162,26 +172,24 @@ def test_temperature_draws_and_help_lists_every_command(folder: Path) -> None:
 
 
 def test_without_a_template_a_text_is_continued_and_one_can_be_named(folder: Path, tmp_path: Path) -> None:
-    templates = {name: folder / name / "chat_template.jinja" for name in ("base", "one", "two")}
-    for path in templates.values():
-        path.unlink()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "base")
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
-        inputs = tokenizer("What is", return_tensors="pt")
-        written = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=0)[0, 2:]
-        raw = talk(folder, "What is\n" * 2, "--trial", 0, "--max-new-tokens", 6)
-        continued = tokenizer.decode(written[inputs["input_ids"].shape[1] - 2 :], skip_special_tokens=True)
-        assert raw.exit_code == 0 and raw.stdout == f"{continued}\n" * 2
-        assert raw.stderr.startswith("No chat template: your text is continued")
-        assert talk(folder, "", "--trial", 0, "--system", "Be brief.").exit_code == 2
-        assert talk(folder, "", "--trial", 0, "--template", "no such").exit_code == 2
-        (tmp_path / "own.jinja").write_text(TEMPLATE)
-        named = talk(folder, "What is two?\n", "--trial", 0, "--template", tmp_path / "own.jinja")
-    finally:
-        for path in templates.values():
-            path.write_text(TEMPLATE)
-    assert named.stdout == talk(folder, "What is two?\n", "--trial", 0).stdout
+    """Of a study with a function of one's own, whose models are here."""
+    for name in ("base", "one"):
+        shutil.copytree(folder / name, tmp_path / name, ignore=shutil.ignore_patterns("chat_template.jinja"))
+    function_study(tmp_path, "plain")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    inputs = tokenizer("What is", return_tensors="pt")
+    written = model.generate(**inputs, do_sample=False, max_new_tokens=6, pad_token_id=0)[0]
+    continued = tokenizer.decode(written[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    options = ("--trial", 0, "--max-new-tokens", 6)
+    raw = talk(tmp_path, "What is\n" * 2, *options, name="plain")
+    assert raw.exit_code == 0 and raw.stdout == f"{continued}\n" * 2, raw.output
+    assert raw.stderr.startswith("No chat template: your text is continued")
+    for refused in (("--system", "Be brief."), ("--template", "no such")):
+        assert talk(tmp_path, "", *options, *refused, name="plain").exit_code == 2
+    (tmp_path / "own.jinja").write_text(TEMPLATE)
+    named = talk(tmp_path, "What is two?\n", *options, "--template", tmp_path / "own.jinja", name="plain")
+    assert named.stdout == talk(folder, "What is two?\n", *options).stdout != ""
 
 
 def test_the_user_can_end_an_answer_and_keeps_what_there_is(folder: Path) -> None:
@@ -215,6 +223,28 @@ def test_studies_whose_merges_nothing_here_can_make_are_refused(
     result = talk(folder, "Hi\n", "--trial", 0, name="outside")
     assert result.exit_code == 2 and "is scored by an outside harness" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_models_that_are_no_longer_those_that_were_scored_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    config = tmp_path / "moved" / "one" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    (tmp_path / "moved" / "items.jsonl").write_text("other items, which nobody is asked now\n")
+    result = talk(tmp_path / "moved", "Hi\n", "--trial", 0)
+    assert result.exit_code == 2 and "one: its content has changed since the study was begun" in result.stderr
+
+
+def test_a_model_that_writes_no_text_is_refused(folder: Path, tmp_path: Path, tokenizer: Any) -> None:
+    config = transformers.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    for name in ("base", "one"):
+        transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    function_study(tmp_path, "silent")
+    result = talk(tmp_path, "Hi\n", "--trial", 0, name="silent")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.endswith("BertForSequenceClassification writes no text, so there is nobody to talk to\n")
 
 
 def test_the_front_of_a_study_that_can_be_talked_to_names_the_command(folder: Path) -> None:
