@@ -1,4 +1,4 @@
-"""Merge methods at the coefficients that their papers or released code use, over all experts or some of them.
+"""Merge methods at the coefficients that their papers or released code use (ours, where it says so).
 
 What a comparison without a search evaluates. The baselines (base, experts, uniform average, task arithmetic at 0.3)
 are the anchors; these are the methods beside them.
@@ -25,20 +25,21 @@ _DROPPED: Mapping[str, ParameterValue] = {"density": 0.8, "rescale": "density"}
 _CRUMBS: Mapping[str, ParameterValue] = {"weight": 0.3, "density": 0.9, "gamma": 0.01}
 _PUBLISHED: Mapping[str, Variants] = {
     "linear": {},
-    # arXiv 2212.04089: one scale, 0.3 to 0.5 for several tasks. 1 is the plain sum.
+    # Usual scales of several tasks, beside the anchor at 0.3; 1 is the plain sum.
     "task_arithmetic": {"task arithmetic 0.5": {"weight": 0.5}, "task arithmetic 1": _WHOLE},
     # arXiv 2306.01708: the top 20 %, lambda 1.
     "ties": {"ties": {**_WHOLE, "density": 0.2}},
     # The authors' command for language models: drop rate 0.2, rescaled, average. With signs: averaged by TIES.
     "dare_linear": {"dare_linear": _DROPPED},
     "dare_ties": {"dare_ties": {**_DROPPED, **_WHOLE, "normalize": True}},
+    # Ours, as DARE's.
     "della_linear": {"della_linear": {"density": 0.8}},
     "della": {"della": {**_WHOLE, "density": 0.8}},
-    # The densities of mergekit's examples, the scale of arXiv 2212.04089.
+    # The densities of mergekit's examples, the anchor's scale.
     "breadcrumbs": {"breadcrumbs": _CRUMBS},
     "breadcrumbs_ties": {"breadcrumbs_ties": _CRUMBS},
     "slerp": {"slerp": {"t": 0.5}},
-    # arXiv 2408.07990: the top 10 % by variance.
+    # Ours: a tenth of the entries.
     "sce": {"sce": {"select_topk": 0.1}},
 }
 """By method, its variants by label; other methods have one, all of whose coefficients are the registry's defaults."""
