@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -160,11 +161,29 @@ class TemplateReader:
         return self._templates[named]
 
     def rendered(self, chat: Chat, answer: str | None) -> tuple[str, str]:
-        template, options = self.template(chat.template), json.loads(chat.options)
-        messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+        if chat.as_text:
+            return self._text(chat), answer or ""
+        template, options, messages = self._read(chat)
         if answer is None:
             return template.prompt(messages, options, chat.today), ""
         return template.turn(messages, answer, options, chat.today)
+
+    def _text(self, chat: Chat) -> str:
+        """A conversation up to where the assistant goes on; without its system message where that may be missing and is
+        refused."""
+        template, options, messages = self._read(chat)
+        try:
+            if not chat.is_begun:
+                return template.prompt(messages, options, chat.today)
+            return "".join(template.turn(messages[:-1], chat.messages[-1].content, options, chat.today))
+        except UserError:
+            if not (chat.optional_system and chat.messages[0].role == "system"):
+                raise
+            return self._text(replace(chat, messages=chat.messages[1:]))
+
+    def _read(self, chat: Chat) -> tuple[ChatTemplate, dict[str, Any], list[dict[str, Any]]]:
+        messages = [{"role": one.role, "content": one.content} for one in chat.messages]
+        return self.template(chat.template), json.loads(chat.options), messages
 
     def encoded(self, asked: Sequence[tuple[Chat, str | None]]) -> list[tuple[Tokens, Tokens]]:
         return encoded_turns([self.rendered(chat, answer) for chat, answer in asked], self._encode)
@@ -173,8 +192,9 @@ class TemplateReader:
         return self.template(chat.template).unread(json.loads(chat.options))
 
     def closing(self, chat: Chat) -> Tokens:
-        messages = [{"role": one.role, "content": one.content} for one in chat.messages]
-        (tokens,) = self._encode([self.template(chat.template).closing(messages, json.loads(chat.options))])
+        template, options, messages = self._read(chat)
+        turn = [message for message in messages if message["role"] == "user"][:1]
+        (tokens,) = self._encode([template.closing(turn if chat.as_text else messages, options)])
         return tokens
 
     def _encode(self, texts: list[str]) -> list[Tokens]:

@@ -33,12 +33,27 @@ class Chat:
 
     ``template`` is the text of another template, or the name of one of several that the model has; ``options`` are
     variables of the template as a JSON object, ``today`` the date that it writes (see ``chat_templates``).
+    ``as_text`` is how the LM evaluation harness reads it: what the template writes is a text like any other, which a
+    continuation follows as it is. ``optional_system``: a template that refuses a system message does without.
     """
 
     messages: tuple[Message, ...]
     template: str = ""
     options: str = "{}"
     today: str = ""
+    as_text: bool = False
+    optional_system: bool = False
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the assistant's turn is begun: its last message goes on."""
+        return self.messages[-1].role == "assistant"
+
+
+BEGUN = (
+    "the server's chat route begins the assistant's turn itself, and the task has (gen_prefix); leave the template out"
+)
+"""Why some servers cannot be put a conversation that ``is_begun``."""
 
 
 @dataclass(frozen=True)

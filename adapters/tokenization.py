@@ -41,6 +41,7 @@ class Tokenization:
         self._plain: dict[str, Tokens] = {}
         self._pairs: dict[tuple[str, str], tuple[Tokens, Tokens]] = {}
         self._turns: dict[tuple[Chat, str | None], tuple[Tokens, Tokens]] = {}
+        self._written: dict[Chat, str] = {}
         self._may_end: dict[tuple[int, tuple[str, ...]], bool] = {}
         self._special_stops: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._remembered = 0
@@ -48,6 +49,7 @@ class Tokenization:
     def texts(self, texts: Sequence[str | Chat]) -> list[Tokens]:
         """Tokens of prompts; an empty one is the prefix token alone."""
         self._make_room()
+        texts = [self._as_asked(text) for text in texts]
         self._read([text for text in texts if isinstance(text, str)])
         self._read_turns([(chat, None) for chat in texts if isinstance(chat, Chat)])
         return [
@@ -58,12 +60,22 @@ class Tokenization:
     def pairs(self, pairs: Sequence[tuple[str | Chat, str]]) -> list[tuple[Tokens, Tokens]]:
         """Context and continuation of each pair in tokens; a context has at least one token."""
         self._make_room()
+        pairs = [(self._as_asked(context), continuation) for context, continuation in pairs]
         self._read_turns([(chat, answer) for chat, answer in pairs if isinstance(chat, Chat)])
         self._read_pairs([(text, answer) for text, answer in pairs if isinstance(text, str)])
         return [
             self._turns[context, continuation] if isinstance(context, Chat) else self._pairs[context, continuation]
             for context, continuation in pairs
         ]
+
+    def _as_asked(self, prompt: str | Chat) -> str | Chat:
+        """A prompt, and of a conversation that is read as a text this text, where it is known."""
+        if isinstance(prompt, str) or not prompt.as_text:
+            return prompt
+        if prompt not in self._written:
+            self._written[prompt] = self.chats.rendered(prompt, None)[0]
+            self._remembered += len(self._written[prompt])
+        return self._written[prompt] or prompt
 
     @property
     def chats(self) -> ChatReader:
@@ -125,7 +137,7 @@ class Tokenization:
 
     def _make_room(self) -> None:
         if self._remembered > MOST_REMEMBERED:
-            for memory in (self._texts, self._plain, self._pairs, self._turns, self._may_end):
+            for memory in (self._texts, self._plain, self._pairs, self._turns, self._written, self._may_end):
                 memory.clear()
             self._remembered = 0
 

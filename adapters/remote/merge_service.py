@@ -147,8 +147,9 @@ def _sent(prompt: str | Chat) -> str | dict[str, Any]:
     """A prompt as the service takes it; it writes conversations by its own template."""
     if isinstance(prompt, str):
         return prompt
-    messages = [asdict(message) for message in prompt.messages]
-    return {"messages": messages, "options": json.loads(prompt.options), "today": prompt.today}
+    sent = {**asdict(prompt), "options": json.loads(prompt.options)}
+    del sent["template"]
+    return sent
 
 
 class EvoMergingEvaluator(Connected[MergeServiceSection]):

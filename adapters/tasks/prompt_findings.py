@@ -172,6 +172,10 @@ def _conversations(chats: Sequence[Chat], reader: Reader) -> Iterator[str]:
         )
     if not chats or reader.tokenization is None:
         return
+    told = next((chat for chat in chats if chat.optional_system and chat.messages[0].role == "system"), None)
+    text = "" if told is None else reader.tokenization.chats.rendered(told, None)[0]
+    if told is not None and text and told.messages[0].content.strip() not in text:
+        yield "the chat template refuses system messages, and the task's description is left out, as the harness does"
     unread = reader.tokenization.chats.unread(chats[0])
     if unread:
         yield f"the chat template has no use for {', '.join(unread)}"

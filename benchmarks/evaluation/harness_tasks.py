@@ -9,12 +9,15 @@ One tiny random model is asked by the harness (its Hugging Face model, ``simple_
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.chat_templates import TemplateReader
+from mergefront.adapters.language_model import Chat
 from mergefront.adapters.local.model import HuggingFaceModel
 from mergefront.adapters.tasks.task_types import build_task
 
@@ -58,6 +61,12 @@ _FOUR_METRICS = ("acc,none", "acc_norm,none")
 _GREEDY = ("exact_match,remove_whitespace",)
 CASES: Mapping[str, Case] = {
     "arc_easy": Case("arc/arc_easy.yaml", _arc, {}, _FOUR_METRICS),
+    "arc_challenge_chat": Case(
+        "arc/arc_challenge_chat.yaml",
+        _arc,
+        {"apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 10}},
+        _GREEDY,
+    ),
     "hellaswag": Case(
         "hellaswag/hellaswag.yaml",
         lambda n: {
@@ -89,7 +98,7 @@ CASES: Mapping[str, Case] = {
     "boolq": Case(
         "super_glue/boolq/default.yaml",
         lambda n: {"passage": f"There is {_word(n)} here.", "question": f"is there {_word(n + n % 2)}", "label": n % 2},
-        {"system_instruction": "Answer yes or no."},
+        {"system_instruction": "Answer yes or no.", "apply_chat_template": True},
     ),
     "openbookqa": Case(
         "openbookqa/openbookqa.yaml",
@@ -109,7 +118,7 @@ CASES: Mapping[str, Case] = {
             "correct_answer": _word(n),
             **{f"distractor{step}": _word(n + step) for step in (1, 2, 3)},
         },
-        {"num_fewshot": 1},
+        {"num_fewshot": 1, "apply_chat_template": True},
         _FOUR_METRICS,
     ),
     "commonsense_qa": Case(
@@ -121,7 +130,11 @@ CASES: Mapping[str, Case] = {
         },
         {"num_fewshot": 5, "limit": 0.5},
     ),
-    "mmlu_anatomy": Case("mmlu/default/mmlu_anatomy.yaml", _mmlu, {"num_fewshot": 5}),
+    "mmlu_anatomy": Case(
+        "mmlu/default/mmlu_anatomy.yaml",
+        _mmlu,
+        {"num_fewshot": 5, "apply_chat_template": True, "fewshot_as_multiturn": False},
+    ),
     "mmlu_astronomy": Case("mmlu/default/mmlu_astronomy.yaml", _mmlu, {"num_fewshot": 2}),
     "truthfulqa_mc1": Case(
         "truthfulqa/truthfulqa_mc1.yaml",
@@ -177,7 +190,7 @@ CASES: Mapping[str, Case] = {
     "gsm8k": Case(
         "gsm8k/gsm8k.yaml",
         _gsm8k,
-        {"num_fewshot": 5, "gen_kwargs": {"max_gen_toks": 20}},
+        {"num_fewshot": 5, "apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 20}},
         ("exact_match,strict-match", "exact_match,flexible-extract"),
     ),
     "gsm8k_cot": Case(
@@ -261,6 +274,10 @@ def make_model() -> tuple[Any, Any]:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(special)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for one in messages %}{{ '<|turn|>' + one.role + '\n' + one.content + '<|done|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|turn|>assistant\n' }}{% endif %}"
+    )
     sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(
         vocab_size=len(vocabulary), max_position_embeddings=8192, bos_token_id=0, eos_token_id=1, **sizes,
@@ -274,21 +291,26 @@ def make_model() -> tuple[Any, Any]:
 class Recorded:
     """A model that keeps what it was asked and what it answered: by prompt and continuation, or by prompt."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model = HuggingFaceModel(model, tokenizer)
+        self._chats = TemplateReader(tokenizer)
         self.likelihoods: dict[tuple[str, str], tuple[float, bool]] = {}
         self.texts: dict[str, str] = {}
 
     def loglikelihood(self, requests: Any) -> Any:
         answers = self._model.loglikelihood(requests)
         for request, answer in zip(requests, answers, strict=True):
-            self.likelihoods[request.context, request.continuation] = answer.logprob, answer.is_greedy
+            self.likelihoods[self._text(request.context), request.continuation] = answer.logprob, answer.is_greedy
         return answers
 
     def generate(self, requests: Any) -> Any:
         answers = self._model.generate(requests)
-        self.texts |= {request.prompt: answer.text for request, answer in zip(requests, answers, strict=True)}
+        asked = [self._text(request.prompt) for request in requests]
+        self.texts |= {prompt: answer.text for prompt, answer in zip(asked, answers, strict=True)}
         return answers
+
+    def _text(self, prompt: str | Chat) -> str:
+        return prompt if isinstance(prompt, str) else self._chats.rendered(prompt, None)[0]
 
 
 @dataclass(frozen=True)
@@ -301,10 +323,15 @@ class Compared:
     answers: int
     scores: int
     difference: float
+    total: float
 
     @property
     def is_same(self) -> bool:
-        return self.items == self.requests == self.answers == self.scores > 0 and self.difference < 1e-3
+        return (
+            self.items == self.requests == self.answers == self.scores > 0
+            and self.difference < 1e-3
+            and self.total < 1e-9
+        )
 
 
 def evaluated(folder: Path, task: str, options: Mapping[str, Any], model: tuple[Any, Any]) -> Any:
@@ -331,20 +358,21 @@ def compared(
         "type": "lm_eval", "task": task, "include_path": str(folder), "metric": metric, "report_fraction": 0, **options,
     }  # fmt: skip
     ours: Any = build_task("ours", config, folder)
-    asked = Recorded(HuggingFaceModel(*model))
+    asked = Recorded(*model)
     scored = ours.score(asked, ours.items("search"))
     weights = [ours.weights.get(item, 1.0) for item in scored.ids]
     found = {item: score / weight for item, score, weight in zip(scored.ids, scored.scores, weights, strict=True)}
     measure, _, name = metric.partition(",")
     samples = {
-        json.dumps(one["doc"], sort_keys=True, default=str): one
+        (member.name, json.dumps(one["doc"], sort_keys=True, default=str)): one
         for member in ours.members
         for one in theirs["samples"][member.name]
         if one["filter"] == name
     }
     counts, difference = [0, 0, 0], 0.0
     for item, score in found.items():
-        theirs_of_item = samples[json.dumps(ours.documents[item], sort_keys=True, default=str)]
+        document = json.dumps(ours.documents[item], sort_keys=True, default=str)
+        theirs_of_item = samples[ours.owners[item].name, document]
         known = asked.texts if ours.verb == "generate" else asked.likelihoods
         pairs = [
             (known.get(arguments[0] if ours.verb == "generate" else tuple(arguments[:2])), answer[0])
@@ -356,8 +384,8 @@ def compared(
         else:
             counts[1] += all(one is not None and one[1] == two[1] for one, two in pairs)
             difference = max([difference, *(abs(one[0] - two[0]) for one, two in pairs if one is not None)])
-        counts[2] += score == float(theirs_of_item[measure])
-    return Compared(len(found), *counts, difference)
+        counts[2] += math.isclose(score, float(theirs_of_item[measure]), abs_tol=1e-9)
+    return Compared(len(found), *counts, difference, abs(theirs["results"][task][metric] - scored.mean))
 
 
 def rows(names: Sequence[str], model: tuple[Any, Any]) -> Iterator[tuple[str, str, Mapping[str, Any], Compared]]:
@@ -365,8 +393,10 @@ def rows(names: Sequence[str], model: tuple[Any, Any]) -> Iterator[tuple[str, st
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         write_tasks(folder, names)
-        for name in names:
-            case, task = CASES[name], f"local_{name}"
+        groups = [name for name in GROUPS if (folder / f"{name}.yaml").exists()]
+        cases = {**CASES, **dict.fromkeys(groups, Case("", _arc))}
+        for name in [*names, *groups]:
+            case, task = cases[name], f"local_{name}"
             theirs = evaluated(folder, task, case.options, model)
             for metric in case.metrics:
                 yield name, metric, case.options, compared(folder, task, metric, case.options, model, theirs)

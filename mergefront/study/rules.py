@@ -249,7 +249,12 @@ _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
 
 _BEFORE_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "jsonl": {"max_unanswered": 0.0, "skip_blank_start": False},
-    "lm_eval": {"max_unanswered": 0.0, "fewshot_seed": None, "confirm_run_unsafe_code": False},
+    "lm_eval": {
+        "max_unanswered": 0.0,
+        "fewshot_seed": None,
+        "confirm_run_unsafe_code": False,
+        "apply_chat_template": False,
+    },
 }
 """What studies did that stored no such option: an item without a usable answer failed every candidate, a stop string of
 white space ended an answer that began with it, and few-shot examples were drawn for each item by itself."""

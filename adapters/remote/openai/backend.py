@@ -14,6 +14,7 @@ from typing import Any
 from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
+    BEGUN,
     Chat,
     Generation,
     GenerationRequest,
@@ -97,6 +98,8 @@ class OpenAIModel:
         """Why this model cannot be put a conversation; nothing where it can."""
         if self.wire.mode == "completions":
             return "" if self._chats is not None else _SENDS_TEXTS
+        if chat.is_begun:
+            return BEGUN
         if chat.template or chat.today:
             what = "template" if chat.template else "date"
             return f"the endpoint's chat route has a template of its own, which takes no {what}; leave that out of chat"

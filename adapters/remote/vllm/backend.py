@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import (
+    BEGUN,
     Chat,
     Generation,
     GenerationRequest,
@@ -193,6 +194,8 @@ class ServerChats:
     @staticmethod
     def refusal(chat: Chat) -> str:
         """Why a conversation cannot be put to such a server; nothing where it can."""
+        if chat.is_begun:
+            return BEGUN
         if not (chat.template or chat.today):
             return ""
         what = "template" if chat.template else "date"

@@ -151,6 +151,11 @@ def loaded(build: Callable[[], Made], label: str) -> Made:
     try:
         with quiet():
             return build()
+    except ConnectionError as error:
+        raise UserError(
+            f"task {label!r}: {error!s:.200}, and its data is not in the cache of datasets (HF_DATASETS_CACHE); where "
+            f"the Hub can be reached, fetch it with: lm-eval run --model dummy --limit 1 --tasks {label}"
+        ) from None
     except (Exception, SystemExit) as error:
         raise UserError(f"task {label!r}: the harness could not load it ({described(error):.300})") from None
 

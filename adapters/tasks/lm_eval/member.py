@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergefront.adapters.language_model import Chat, Message
 from mergefront.adapters.tasks.lm_eval.examples import Documents, drawn_in_order, draws_from, other_examples
 from mergefront.adapters.tasks.lm_eval.loading import quiet
 from mergefront.optimizer.errors import UserError, did_you_mean
@@ -26,12 +27,16 @@ class Prompting:
     """How the prompts of items are made.
 
     ``fewshot_seed`` is the ``fewshot_random_seed`` of the harness by which examples are drawn, for one item after the
-    other in the order of the data; None: for each item by itself, by the study's ``seed``.
+    other in the order of the data; None: for each item by itself, by the study's ``seed``. ``template`` is the name of
+    a chat template ("": the usual one) that writes them, the examples as turns of their own where they are
+    ``multiturn``; None: they are texts.
     """
 
     seed: int = 0
     fewshot_seed: int | None = None
     system_instruction: str | None = None
+    template: str | None = None
+    multiturn: bool = False
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Member:
     prompting: Prompting
     documents: dict[str, Any] = field(default_factory=dict, repr=False)
     _requests: dict[str, list[Instance]] = field(default_factory=dict, repr=False)
+    _chats: dict[str, Chat] = field(default_factory=dict, repr=False)
     _examples: dict[str, Documents] | None = field(default=None, repr=False)
 
     @property
@@ -81,9 +87,13 @@ class Member:
         if item not in self._requests:
             document = self.documents[item]
             prompting = self.prompting
-            more = {}
+            more: dict[str, Any] = {}
+            templated: dict[str, Any] = {}
             if prompting.system_instruction is not None:
                 more["system_instruction"] = prompting.system_instruction
+            if prompting.template is not None:
+                templated = {"apply_chat_template": True, "chat_template": self._keep}
+                more |= {**templated, "fewshot_as_multiturn": prompting.multiturn}
             with quiet():
                 known = self._known_examples().get(document_id(document))
                 self.harness.set_fewshot_seed(derive_seed(prompting.seed, "examples", document_id(document)) % 2**32)
@@ -92,9 +102,22 @@ class Member:
                     context = self.harness.fewshot_context(
                         document, num_fewshot=self.few_shot, gen_prefix=prefix, **more
                     )
-                made = self.harness.construct_requests(doc=document, ctx=context, metadata=(self.name, 0, 1))
+                labels = (self.name, 0, 1)
+                made = self.harness.construct_requests(doc=document, ctx=context, metadata=labels, **templated)
             self._requests[item] = made if isinstance(made, list) else [made]
         return self._requests[item]
+
+    def prompt(self, text: str) -> str | Chat:
+        """What is put to a model: the conversation that a prompt of the harness stands for, or the text itself."""
+        return self._chats.get(text, text)
+
+    def _keep(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """In the place of a model's chat template, which no task knows: a text that stands for the conversation."""
+        text = json.dumps(list(messages))
+        turns = tuple(Message(message["role"], message["content"]) for message in messages)
+        optional = self.prompting.system_instruction is None
+        self._chats[text] = Chat(turns, self.prompting.template or "", as_text=True, optional_system=optional)
+        return text
 
     def _known_examples(self) -> Mapping[str, Documents]:
         if self._examples is None:

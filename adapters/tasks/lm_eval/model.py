@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lm_eval.api.model import LM
 
-from mergefront.adapters.language_model import GenerationRequest, LanguageModel, ScoringRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, LanguageModel, ScoringRequest
 from mergefront.adapters.tasks.lm_eval.generation import longest_answer, stop_strings
 from mergefront.optimizer.errors import EvaluationError
 
@@ -14,18 +15,24 @@ from mergefront.optimizer.errors import EvaluationError
 class HarnessModel(LM):  # type: ignore[misc]
     """Answers the harness' requests with a ``LanguageModel``; never reloads anything.
 
-    ``needs_greedy``: the metric asks whether continuations are the likeliest ones.
+    ``prompt`` makes what is put to the model of a text of the harness (the text itself). ``needs_greedy``: the metric
+    asks whether continuations are the likeliest ones.
     """
 
-    def __init__(self, model: LanguageModel, *, needs_greedy: bool = False) -> None:
+    def __init__(
+        self, model: LanguageModel, prompt: Callable[[str], str | Chat] = str, *, needs_greedy: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self.prompt = prompt
         self.needs_greedy = needs_greedy
         self.unanswered: dict[int, str] = {}
         """Why a request has no usable answer, by the identity of its instance."""
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        answers = self.model.loglikelihood([ScoringRequest(*request.args[:2]) for request in requests])
+        answers = self.model.loglikelihood(
+            [ScoringRequest(self.prompt(request.args[0]), request.args[1]) for request in requests]
+        )
         for request, answer in zip(requests, answers, strict=True):
             if answer.tokens == 0:
                 # Its log-likelihood of 0 would win against every other choice.
@@ -47,12 +54,11 @@ class HarnessModel(LM):  # type: ignore[misc]
         return [answer.logprob for answer in answers]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        answers = self.model.generate([_generation(*request.args[:2]) for request in requests])
+        answers = self.model.generate([self._generation(*request.args[:2]) for request in requests])
         for request, answer in zip(requests, answers, strict=True):
             if answer.unanswered:
                 self.unanswered[id(request)] = answer.unanswered
         return [answer.text for answer in answers]
 
-
-def _generation(prompt: str, settings: dict[str, Any]) -> GenerationRequest:
-    return GenerationRequest(prompt, longest_answer(settings), stop_strings(settings))
+    def _generation(self, prompt: str, settings: dict[str, Any]) -> GenerationRequest:
+        return GenerationRequest(self.prompt(prompt), longest_answer(settings), stop_strings(settings))

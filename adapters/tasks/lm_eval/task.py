@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.language_model import Chat, LanguageModel, Verb
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.lm_eval.generation import longest_answer, merged_settings, not_greedy, stop_strings
 from mergefront.adapters.tasks.lm_eval.group import GroupMeasure, group_measure
@@ -65,6 +65,12 @@ class LmEvalOptions(SplitOptions):
         ge=0,
         description="draws the examples as the harness does by this seed; null: for each item by itself, by the "
         "study's seed",
+    )
+    apply_chat_template: bool | Text = Field(
+        False, description="the model's chat template writes the prompts, or the one of its templates that is named"
+    )
+    fewshot_as_multiturn: bool | None = Field(
+        None, description="with a template each example is a turn of its own (true); false: all are one message"
     )
     system_instruction: Text | None = Field(None, description="what stands before everything else")
     gen_kwargs: dict[Text, Any] | None = Field(
@@ -132,8 +138,12 @@ class LmEvalTask:
         requests = member.requests(item.id)
         prompt, second = requests[0].args[:2]
         if self.verb == "loglikelihood":
-            return Question(prompt, tuple(request.args[1] for request in requests))
-        return Question(prompt, member.accepted(item.id), longest_answer(second), stop_strings(second))
+            return Question(member.prompt(prompt), tuple(request.args[1] for request in requests))
+        return Question(member.prompt(prompt), member.accepted(item.id), longest_answer(second), stop_strings(second))
+
+    def _prompt(self, text: str) -> str | Chat:
+        prompts = (member.prompt(text) for member in self.members)
+        return next((prompt for prompt in prompts if not isinstance(prompt, str)), text)
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """Ask the model what the harness would ask it about the items, and score its answers as the harness does.
@@ -147,7 +157,8 @@ class LmEvalTask:
             for item in items
         }
         flat = [instance for several in asked.values() for instance in several]
-        harness_model = HarnessModel(model, needs_greedy=any(member.needs_greedy for member in self.members))
+        needs_greedy = any(member.needs_greedy for member in self.members)
+        harness_model = HarnessModel(model, self._prompt, needs_greedy=needs_greedy)
         for kind in dict.fromkeys(instance.request_type for instance in flat):
             of_kind = [instance for instance in flat if instance.request_type == kind]
             for instance, answer in zip(of_kind, getattr(harness_model, kind)(of_kind), strict=True):
@@ -181,6 +192,8 @@ def read_lm_eval_task(
         import lm_eval  # noqa: F401
     except ImportError:
         return None, [EXTRA]
+    if options.fewshot_as_multiturn and not options.apply_chat_template:
+        return None, ["fewshot_as_multiturn needs apply_chat_template: true, whose turns the examples would be"]
     metric, filter_ = options.metric, options.filter
     if metric is not None and "," in metric:
         if filter_ is not None:
@@ -196,7 +209,7 @@ def read_lm_eval_task(
         measure = _measure(found, options, metric, filter_)
     except UserError as error:
         return None, [str(error)]
-    prompting = Prompting(seed, options.fewshot_seed, options.system_instruction)
+    prompting = _prompting(options, seed)
     members = tuple(
         Member(label, harness, measure.metric, measure.filter, _few_shot(harness, options, found), prompting)
         for label, harness in found.tasks.items()
@@ -238,6 +251,13 @@ def read_lm_eval_task(
     )
 
 
+def _prompting(options: LmEvalOptions, seed: int) -> Prompting:
+    named = options.apply_chat_template
+    template = None if named is False else "" if named is True else named
+    multiturn = options.fewshot_as_multiturn is not False
+    return Prompting(seed, options.fewshot_seed, options.system_instruction, template, multiturn)
+
+
 def _refused(harness: Any, label: str, options: LmEvalOptions) -> Iterator[str]:
     """Why a task of the harness can never be scored here, or not as the options have it."""
     if harness.OUTPUT_TYPE == "loglikelihood_rolling":
@@ -249,8 +269,10 @@ def _refused(harness: Any, label: str, options: LmEvalOptions) -> Iterator[str]:
             f"task {label!r} runs programs that models write, without a sandbox; use type: jsonl with metric: code, "
             "or say confirm_run_unsafe_code: true"
         )
-    if options.system_instruction is not None and not _is_configured(harness):
-        yield f"task {label!r} is a program, which makes its prompts itself; leave system_instruction out"
+    given = {"system_instruction": options.system_instruction, "apply_chat_template": options.apply_chat_template}
+    idle = [key for key, value in given.items() if value]
+    if idle and not _is_configured(harness):
+        yield f"task {label!r} is a program, which makes its prompts itself; leave {idle[0]} out"
 
 
 def _is_configured(harness: Any) -> bool:

@@ -75,6 +75,8 @@ class ChatBody(Section):
     messages: list[MessageBody] = Field(min_length=1, max_length=1000)
     options: dict[str, Any] = Field(default_factory=dict)
     today: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
+    as_text: bool = False
+    optional_system: bool = False
 
     @property
     def texts(self) -> list[str]:
@@ -83,7 +85,8 @@ class ChatBody(Section):
 
     def to_chat(self) -> Chat:
         messages = tuple(Message(one.role, one.content) for one in self.messages)
-        return Chat(messages, options=json.dumps(self.options), today=self.today)
+        text, optional = self.as_text, self.optional_system
+        return Chat(messages, "", json.dumps(self.options), self.today, as_text=text, optional_system=optional)
 
 
 class ScoringItem(Section):

@@ -70,38 +70,6 @@ def model() -> Any:
 
 
 @pytest.mark.slow
-def test_scores_are_the_harness_own_on_its_own_hugging_face_model(
-    folder: Path, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lm_eval.evaluator import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    monkeypatch.chdir(folder)  # the harness reads data files from the current folder
-    manager = TaskManager(include_path=str(folder), include_defaults=False)
-    theirs = simple_evaluate(
-        model=HFLM(pretrained=model[0], tokenizer=model[1], batch_size=8, backend="causal"),
-        tasks=["local_most"],
-        task_manager=manager,
-        log_samples=True,
-        bootstrap_iters=0,
-        verbosity=None,
-    )
-    assert theirs is not None
-    by_document = {json.dumps(one["doc"], sort_keys=True): one for one in theirs["samples"]["local_most"]}
-    ours = HuggingFaceModel(*model)
-    for metric in ("acc", "acc_norm"):
-        task = build_task("most", {"type": "lm_eval", "task": "most.yaml", "metric": metric}, folder)
-        for split in ("search", "report"):
-            scored = task.score(ours, task.items(split))
-            expected = [
-                by_document[json.dumps(task.documents[id_], sort_keys=True)][metric]
-                for id_ in scored.ids  # type: ignore[attr-defined]
-            ]
-            assert list(scored.scores) == expected
-
-
-@pytest.mark.slow
 def test_search_on_validation_items_report_on_test_items(folder: Path, model: Any) -> None:
     task = build_task("reverse", {"type": "lm_eval", "task": "reverse.yaml", "num_fewshot": 2}, folder)
     assert (len(task.items("search")), len(task.items("report"))) == (20, 30)

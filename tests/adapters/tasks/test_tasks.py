@@ -20,7 +20,7 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.task import split_items
-from mergefront.adapters.tasks.task_types import build_task, problems_of
+from mergefront.adapters.tasks.task_types import TASK_TYPES, build_task, problems_of
 from mergefront.optimizer.errors import EvaluationError, UserError
 
 
@@ -250,7 +250,7 @@ def test_wrong_options_are_named_with_what_would_be_right(tmp_path: Path, change
 
 def test_a_task_that_is_no_mapping_or_lacks_its_keys_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     assert problems_of(None, tmp_path)
-    assert problems_of({}, tmp_path) == ["the key 'type' is missing; it is one of jsonl, lm_eval, python"]
+    assert problems_of({}, tmp_path) == [f"the key 'type' is missing; it is one of {', '.join(TASK_TYPES)}"]
     assert problems_of({"type": "jsonl"}, tmp_path) == ["the key 'path' is missing", "the key 'metric' is missing"]
 
 
