@@ -14,7 +14,7 @@ FRONT, FAINT, SUGGESTED, ANCHOR = "#0072b2", "#c3c8ce", "#d55e00", "#e69f00"
 """Colours that everyone tells apart (Okabe and Ito's), on a light and on a dark page."""
 _WIDTH, _HEIGHT = 250, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 8, 40
-_MOST_PANELS, _MOST_ROWS = 3, 12
+_MOST_PANELS, _MOST_ROWS, _MOST_OTHERS = 3, 12, 200
 _CELL = "padding: 2px 10px; text-align: {side}; white-space: nowrap;"
 
 
@@ -87,7 +87,13 @@ def _table_row(row: Row) -> str:
 
 
 def picture_svg(objectives: Sequence[Objective], rows: Sequence[Row]) -> str:
-    """Each pair of objectives, three pairs at most; of one objective the scores by trial."""
+    """Each pair of objectives, three pairs at most; of one objective the scores by trial.
+
+    Of many merges that are neither on the front nor suggested some stand for all, so that a notebook stays small.
+    """
+    others = [row for row in rows if not (row.on_front or row.anchor or row.suggested)]
+    left_out = {row.number for row in others} - {row.number for row in others[:: 1 + len(others) // _MOST_OTHERS]}
+    rows = [row for row in rows if row.number not in left_out]
     pairs: list[tuple[int | None, int]] = [*combinations(range(len(objectives)), 2)] or [(None, 0)]
     panels = [
         f'<g transform="translate({place * _WIDTH} 0)">{_panel(objectives, rows, across, up)}</g>'

@@ -147,10 +147,8 @@ COMMANDS: Mapping[str, Command] = {
     "trial": Command("/trial 14", "talk to this trial; what was said stays", Chat.choose_trial),
     "base": Command("/base", "talk to the base model", Chat.choose_base),
     "expert": Command("/expert NAME", "talk to one expert alone", Chat.choose_expert),
-    "compare": Command(
-        "/compare 14 base NAME [PROMPT]", "the answers of several, without PROMPT to the last one", Chat.compare
-    ),
-    "system": Command("/system TEXT", "begin anew under a system message; without TEXT, under none", Chat.set_system),
+    "compare": Command("/compare 14 base [PROMPT]", "answers side by side; without PROMPT to the last", Chat.compare),
+    "system": Command("/system [TEXT]", "begin anew, with this system message or with none", Chat.set_system),
     "reset": Command("/reset", "forget what was said", Chat.reset),
     "temperature": Command("/temperature 0.7", "draw answers; 0 writes the likeliest", Chat.set_temperature),
     "max-new-tokens": Command("/max-new-tokens 200", "the longest answer", Chat.set_length),

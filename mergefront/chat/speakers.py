@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import date
@@ -49,8 +50,10 @@ class Speaker(Protocol):
 
 
 @contextmanager
-def speaker_of(study: Study, template: str = "") -> Iterator[Speaker]:
+def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | None = None) -> Iterator[Speaker]:
     """Who answers for a study, while the block lasts; ``template``: a file, or the name of one of the tokenizer's.
+
+    ``options`` are variables of the template, such as ``{"enable_thinking": False}``.
 
     Raises ``UserError`` where nothing here makes the study's merges, or they write no text.
     """
@@ -69,7 +72,7 @@ def speaker_of(study: Study, template: str = "") -> Iterator[Speaker]:
             raise UserError(f"study {study.name!r} asks a service that answers with a loss; it writes no text")
         backend = make_backend(settings, definition.space, definition.places, known=definition.served)
         with closing(backend), ExitStack() as stack:
-            yield ServerSpeaker(backend, stack)
+            yield ServerSpeaker(backend, stack, options or {})
         return
     base = definition.space.base_model
     missing = ["base_model"] if base is None else missing_weights(definition, anchors(definition.space)[0].recipe)
@@ -77,7 +80,7 @@ def speaker_of(study: Study, template: str = "") -> Iterator[Speaker]:
         raise UserError(f"chat: there are no weights for {', '.join(missing)} under {definition.root}")
     refuse_changed(definition, models_only=True)
     with ExitStack() as stack:
-        yield LocalSpeaker(local_backend(definition), stack, template)
+        yield LocalSpeaker(local_backend(definition), stack, template, options or {})
 
 
 class LocalSpeaker:
@@ -86,7 +89,7 @@ class LocalSpeaker:
     Raises ``UserError`` for a model that writes no text, and for a template that cannot be read.
     """
 
-    def __init__(self, backend: LocalBackend, stack: ExitStack, template: str) -> None:
+    def __init__(self, backend: LocalBackend, stack: ExitStack, template: str, options: Mapping[str, Any]) -> None:
         self._backend = backend
         self._stack = stack
         asked = backend.live
@@ -98,6 +101,11 @@ class LocalSpeaker:
         own = getattr(self._tokenizer, "chat_template", None)
         read = Path(template).read_text(encoding="utf-8") if template and Path(template).is_file() else template
         self._template = ChatTemplate.of_tokenizer(self._tokenizer, read) if own or read else None
+        self._options = options
+        unread = list(options) if self._template is None else self._template.unread(options)
+        if unread:
+            why = "there is no chat template" if self._template is None else "the chat template has no such variable"
+            raise UserError(f"--template-option {unread[0]}: {why}; leave it out")
         self._recipe: Recipe | None = None
 
     @property
@@ -133,7 +141,7 @@ class LocalSpeaker:
     def _tokens(self, turns: Turns) -> list[int]:
         if self._template is None:
             return list(self._tokenizer(turns[-1]["content"])["input_ids"])
-        text = self._template.prompt(turns, today=date.today().isoformat())
+        text = self._template.prompt(turns, self._options, today=date.today().isoformat())
         # The template writes its own begin token.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -141,11 +149,12 @@ class LocalSpeaker:
 class ServerSpeaker:
     """Merges that a server makes, read by its own chat template where it has one; whole answers."""
 
-    def __init__(self, backend: Any, stack: ExitStack) -> None:
+    def __init__(self, backend: Any, stack: ExitStack, options: Mapping[str, Any]) -> None:
         self._backend = backend
         self._stack = stack
         self._recipe: Recipe | None = None
         self._model: Any = None
+        self._options = json.dumps(options)
         self.has_template = _reads_conversations(backend.reader)
 
     def turn_to(self, recipe: Recipe) -> float:
@@ -161,15 +170,15 @@ class ServerSpeaker:
         if sampling.temperature:
             raise UserError("the server is asked for its likeliest answers only; set /temperature 0")
         started = perf_counter()
-        prompt = _conversation(turns) if self.has_template else turns[-1]["content"]
+        prompt = _conversation(turns, self._options) if self.has_template else turns[-1]["content"]
         (said,) = self._model.generate([GenerationRequest(prompt, sampling.max_new_tokens)])
         show(f"(no answer: {said.unanswered})" if said.unanswered else said.text)
         note = "the server reads no more at once: the beginning was left out" if said.shortened else ""
         return Answer(said.text, said.tokens, perf_counter() - started, said.finish), note
 
 
-def _conversation(turns: Turns) -> Chat:
-    return Chat(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+def _conversation(turns: Turns, options: str = "{}") -> Chat:
+    return Chat(tuple(Message(turn["role"], turn["content"]) for turn in turns), options=options)
 
 
 def _reads_conversations(reader: Reader) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,20 @@ from mergefront.cli.options import choice_options, root_option, storage_option, 
 
 if TYPE_CHECKING:
     from mergefront.results.suggestion import Choice
+
+
+def _variables(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """``enable_thinking=false`` and the like as a mapping; values are JSON, and what is none is text."""
+    found: dict[str, Any] = {}
+    for part in given:
+        name, is_pair, value = part.partition("=")
+        if not is_pair or not name.strip():
+            raise click.BadParameter(f"{part!r} must be written as NAME=VALUE, such as enable_thinking=false")
+        try:
+            found[name.strip()] = json.loads(value)
+        except ValueError:
+            found[name.strip()] = value
+    return found
 
 
 @click.command(short_help="Talk to a merge, and compare what several answer.")
@@ -34,6 +49,14 @@ if TYPE_CHECKING:
 @click.option(
     "--template", default="", metavar="FILE", help="A chat template (Jinja), or the name of one of the tokenizer's."
 )
+@click.option(
+    "--template-option",
+    "template_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_variables,
+    help="A variable of the chat template, such as enable_thinking=false.",
+)
 def chat(
     name: str,
     storage: str,
@@ -43,6 +66,7 @@ def chat(
     temperature: float,
     max_new_tokens: int,
     template: str,
+    template_options: dict[str, Any],
 ) -> None:
     """Talk to a merge of study NAME, held in memory; without a choice, to the one that `front` suggests.
 
@@ -67,7 +91,7 @@ def chat(
     study = load_study(name, storage=storage, root=root)
     merges, is_terminal = Merges(study), sys.stdin.isatty() and sys.stdout.isatty()
     start = merges.of(choice.of(study))
-    with speaker_of(study, template) as speaker:
+    with speaker_of(study, template, template_options) as speaker:
         if system and not speaker.has_template:
             raise UserError("--system: without a chat template there are no messages; name one with --template FILE")
         speaker.turn_to(start.recipe)

@@ -188,8 +188,20 @@ def test_without_a_template_a_text_is_continued_and_one_can_be_named(folder: Pat
     for refused in (("--system", "Be brief."), ("--template", "no such")):
         assert talk(tmp_path, "", *options, *refused, name="plain").exit_code == 2
     (tmp_path / "own.jinja").write_text(TEMPLATE)
+    unread = talk(tmp_path, "", *options, "--template-option", "thinking=false", name="plain")
+    assert unread.exit_code == 2 and "there is no chat template" in unread.stderr
     named = talk(tmp_path, "What is two?\n", *options, "--template", tmp_path / "own.jinja", name="plain")
     assert named.stdout == talk(folder, "What is two?\n", *options).stdout != ""
+
+    (tmp_path / "own.jinja").write_text(TEMPLATE + "{% if not thinking %}</t>{% endif %}")
+    template = (*options, "--template", tmp_path / "own.jinja")
+    opened, closed = (
+        talk(tmp_path, "What is two?\n", *template, "--template-option", f"thinking={value}", name="plain").stdout
+        for value in ("true", "false")
+    )
+    assert opened == named.stdout != closed
+    misspelt = talk(tmp_path, "", *template, "--template-option", "thinkin=true", name="plain")
+    assert misspelt.exit_code == 2 and "the chat template has no such variable" in misspelt.stderr
 
 
 def test_the_user_can_end_an_answer_and_keeps_what_there_is(folder: Path) -> None:

@@ -12,7 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 import mergefront as mf
+from mergefront.notebook import Row, picture_svg
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.objectives import Objective
 
 CELL = """
 import mergefront as mf
@@ -82,6 +84,14 @@ def test_a_study_without_evaluations_is_shown_too(tmp_path: Path) -> None:
     none = mf.load_study("none", storage=f"sqlite:///{tmp_path}/study.db")
     assert "of 8 evaluations" in none._repr_html_() and "<svg" not in none._repr_html_()
     assert set(none.to_frame()["state"]) == {"fail"}
+
+
+def test_the_picture_of_a_long_search_stays_small() -> None:
+    objectives = [Objective("one", "maximize"), Objective("two", "maximize")]
+    rows = [Row(number, None, (number / 5000, 0.5), (None, None)) for number in range(5000)]
+    rows += [Row(5000, None, (2.0, 2.0), (None, None), on_front=True, suggested=True)]
+    drawn = picture_svg(objectives, rows)
+    assert len(drawn) < 50_000 and "<title>trial 5000<" in drawn and drawn.count("<title>") > 100
 
 
 def test_the_frame_has_every_trial_with_its_recipe_and_scores(study: mf.Study) -> None:
