@@ -113,6 +113,11 @@ class CountedModel:
             if answer.finish != "settled" or key not in self._outcomes:
                 self._outcomes[key] = _outcomes(answer)
 
+    def add_outcomes(self, request: GenerationRequest, *outcomes: str) -> None:
+        """Remember what else came of a prompt."""
+        place = (request.prompt, request.image)
+        self._outcomes[place] = (*self._outcomes.get(place, ()), *outcomes)
+
     def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
         """Raises ``UserError`` rather than ask about an image that the model is not shown."""
         if any(request.image for request in requests) and not getattr(self.model, "reads_images", False):

@@ -38,12 +38,21 @@ _log = logging.getLogger(__name__)
 PEAK_BYTES = "merge_peak_bytes"
 
 
+Before = Callable[[Backend[LanguageModel], Sequence[str], str], None]
+"""What is done before a recipe is merged, for the wanted tasks and the split."""
+
+
+def nothing(backend: Backend[LanguageModel], wanted: Sequence[str], split: str) -> None:
+    """What most studies do before a merge."""
+
+
 class TaskEvaluator:
     """Scores a recipe on the tasks that the requested objectives name.
 
     An objective is a task's name, or ``delta_l1``. The merge is made once per evaluation; its scores
     are the means of the tasks' item scores, with the standard errors of those means. ``watch`` starts to measure the
     memory that making a merge takes (see ``peak_memory``); ``details`` have the bytes under ``PEAK_BYTES``.
+    ``before`` is called before each merge with the backend, the wanted tasks and the split.
     """
 
     def __init__(
@@ -51,11 +60,13 @@ class TaskEvaluator:
         backend: Backend[LanguageModel],
         tasks: Sequence[Task] | Mapping[str, Task],
         watch: Callable[[], Callable[[], int | None]] | None = None,
+        before: Before = nothing,
         *,
         writes_all: bool = False,
     ) -> None:
         self.backend = backend
         self._watch = watch
+        self._before = before
         named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
         self.tasks: dict[str, Task] = dict(named)
         self._writes_all = writes_all
@@ -77,6 +88,8 @@ class TaskEvaluator:
         items_of = {name: self.tasks[name].items(request.split) for name in wanted}
         started = time.perf_counter()
         details: dict[str, Any] = {}
+        with _failures("what comes before the merge"):
+            self._before(self.backend, wanted, request.split)
         with ExitStack() as merged:
             with _failures("merging"):
                 peak = None if self._watch is None else self._watch()

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from mergefront.adapters.evaluator import TaskEvaluator
+from mergefront.adapters.evaluator import Before, TaskEvaluator, nothing
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import Verb
 from mergefront.adapters.remote.ensemble.backend import EnsembleBackend
@@ -73,10 +73,13 @@ def connected_evaluator(
     places: ModelPlaces,
     cache: ResponseCache | None = None,
     known: Mapping[str, Mapping[str, Any]] | None = None,
+    before: Before = nothing,
 ) -> Iterator[Evaluator]:
     """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
     with closing(make_backend(settings, space, places, cache, known)) as connected:
-        yield connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks)
+        yield (
+            connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks, before=before)
+        )
 
 
 @dataclass(frozen=True)

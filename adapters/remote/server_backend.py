@@ -24,6 +24,35 @@ from mergefront.optimizer.recipes.space import MergeSpace
 SectionT = TypeVar("SectionT")
 
 
+def client_of(
+    settings: ConnectionSection,
+    cache: ResponseCache | None,
+    seed: int,
+    server: str | None = None,
+    where: str = "backend",
+) -> HttpClient:
+    """A client of a server; ``where`` is its section in the study file. Raises ``UserError`` when the address or the
+    key's variable is wrong."""
+    policy = ClientPolicy(
+        concurrency=settings.concurrency,
+        timeout=settings.timeout,
+        retry=RetryPolicy(settings.attempts, longest_wait=settings.longest_wait),
+        breaker=BreakerPolicy(give_up=settings.give_up),
+        budget=settings.budget,
+        price=settings.price,
+        where=where,
+    )
+    return HttpClient(
+        settings.url,
+        policy,
+        api_key=None if settings.api_key_env is None else ApiKey.from_environment(settings.api_key_env),
+        cache=cache,
+        server=server,
+        seed=seed,
+        allow_plain_http=settings.allow_plain_http,
+    )
+
+
 class Connected(Generic[SectionT]):
     """A server that is connected to when this is made, and closed with ``close``.
 
@@ -62,23 +91,7 @@ class Connected(Generic[SectionT]):
 
     def _client(self, settings: ConnectionSection, server: str | None = None) -> HttpClient:
         """A client that is closed with this; raises ``UserError`` when the address or the key's variable is wrong."""
-        policy = ClientPolicy(
-            concurrency=settings.concurrency,
-            timeout=settings.timeout,
-            retry=RetryPolicy(settings.attempts, longest_wait=settings.longest_wait),
-            breaker=BreakerPolicy(give_up=settings.give_up),
-            budget=settings.budget,
-            price=settings.price,
-        )
-        client = HttpClient(
-            settings.url,
-            policy,
-            api_key=None if settings.api_key_env is None else ApiKey.from_environment(settings.api_key_env),
-            cache=self._cache,
-            server=server,
-            seed=self.space.seed,
-            allow_plain_http=settings.allow_plain_http,
-        )
+        client = client_of(settings, self._cache, self.space.seed, server)
         self._clients.append(client)
         return client
 

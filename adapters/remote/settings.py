@@ -109,6 +109,12 @@ class MemberSection(_EndpointSection):
     mode: Literal["completions", "chat"] = "chat"
 
 
+class JudgeSection(MemberSection):
+    """A model that judges answers, under ``judges`` of a study file; ``max_tokens`` bounds what it says of one."""
+
+    max_tokens: int = Field(default=1024, ge=1)
+
+
 class EnsembleSection(BackendSection):
     """Closed models whose answers are mixed; ``members`` has one entry for each of the recipe's models."""
 

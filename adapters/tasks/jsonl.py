@@ -142,8 +142,9 @@ def read_jsonl_task(
     missing = metric.missing()
     if missing is not None:
         problems.append(f"metric {metric.name!r}: {missing}")
-    if any(name not in config for name in metric.needs):
-        problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(metric.needs)}; state them")
+    needed = [one for one in metric.needs if one not in config and (options.chat is None or one not in CHAT_DEFAULTS)]
+    if needed:
+        problems.append(f"metric {metric.name!r} has no defaults for {' and '.join(needed)}; state them")
     if options.report is not None and "report_fraction" in options.model_fields_set:
         problems.append("report and report_fraction exclude each other; keep the one that you mean")
     options, faults = _in_chat(options, folder)

@@ -52,7 +52,7 @@ def _scored_again(study: Study, candidate: Candidate, folder: Path) -> str:
     from mergefront.study.evaluators import tasks_of
 
     known = study.ledger.find(candidate.recipe)
-    tasks = {task.name: task for task in tasks_of(study.definition) if task.verb != "python"}
+    tasks = {task.name: task for task in tasks_of(study.definition) if task.verb in ("generate", "loglikelihood")}
     stored = {} if known is None else {name: items for name, items in known.items.items() if name in tasks}
     if not stored:
         return "No scores of items are stored, so that none could be compared."

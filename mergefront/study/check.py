@@ -32,6 +32,7 @@ from mergefront.study.check_backend import (
     Findings,
     check_checkpoints,
     check_external,
+    check_judges,
     check_server,
     check_tasks,
     evaluator_definition,
@@ -133,6 +134,8 @@ def check_study(path: str | Path) -> CheckReport:
     served: Mapping[str, Mapping[str, Any]] = {}
     if not problems and space is not None and isinstance(file.backend, BackendSection):
         served = check_server(found, space)
+    if space is not None:
+        check_judges(found, [anchor.name for anchor in anchors(space)], database)
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
     evaluator, runtime = evaluator_definition(found, space)

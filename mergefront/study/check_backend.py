@@ -25,9 +25,11 @@ from mergefront.adapters.merging.modalities import Composition, Modalities, comp
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.adapters.remote.backend_types import models_read_here, try_backend
+from mergefront.adapters.remote.judge import judge_options, judge_problems, try_judge
 from mergefront.adapters.remote.settings import BackendSection, split_settings
 from mergefront.adapters.tasks.encoders.classify import ClassifyTask
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.adapters.tasks.prompt_findings import Reader, assembled, chat_refusals, traps
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Task
@@ -46,6 +48,8 @@ from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.storage.database import Database
+from mergefront.storage.responses import DatabaseResponses
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.study_file import (
@@ -244,7 +248,11 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
     of_hub = {path: commit for path in [*checkpoints, *data] if (commit := found.models.commit(path)) is not None}
     local = [path for path in checkpoints if path not in of_hub]
     content = {**fingerprints([*local, *data_paths(file.tasks, root)], root), **of_hub}
-    return EvaluatorDefinition(kind, backend=backend, tasks=tasks, content=content, seed=file.seed), runtime
+    parts = {name: split_settings(section) for name, section in file.judges.items()}
+    judges = {name: settings for name, (settings, _) in parts.items()}
+    if judges:
+        runtime["judges"] = {name: reached for name, (_, reached) in parts.items()}
+    return EvaluatorDefinition(kind, "", backend, tasks, content, file.seed, judges), runtime
 
 
 def check_external(found: Findings) -> dict[str, int] | None:
@@ -318,6 +326,29 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     found.problems.extend(f"backend: {line}" for line in tried.problems)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
     return tried.served
+
+
+def check_judges(found: Findings, anchors: Sequence[str], database: Database | None) -> None:
+    """Whether tasks name judges and anchors that there are, and, where all else is sound, whether each judge gives
+    verdicts: a few short requests, kept in the study's database if there is one."""
+    file, problems = found.file, found.problems
+    asked: dict[str, list[JsonlTask]] = {name: [] for name in file.judges}
+    for name, config in file.tasks.items():
+        if config.get("metric") != "judge" or any(one.startswith(f"tasks.{name}:") for one in problems):
+            continue
+        task = build_task(name, config, found.root, file.seed, found.models)
+        options = judge_options(task)
+        if options is None or not isinstance(task, JsonlTask):
+            continue
+        problems.extend(f"tasks.{name}: {line}" for line in judge_problems(options, file.judges, anchors))
+        asked.setdefault(options.by, []).append(task)
+    found.warnings.extend(f"judges.{name}: no task is judged by it" for name, tasks in asked.items() if not tasks)
+    if problems:
+        return
+    cache = None if database is None else DatabaseResponses(database)
+    for name, tasks in asked.items():
+        with found.catch(f"judges.{name}: "):
+            found.notes += [try_judge(file.judges[name], tasks, found.root, cache, file.seed)] if tasks else []
 
 
 def _counts_tokens(file: StudyFile) -> bool:

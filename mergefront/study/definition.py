@@ -34,6 +34,8 @@ class EvaluatorDefinition:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     content: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Sections of the models that judge answers, without what only says how they are reached."""
 
     @property
     def asks_models(self) -> bool:
@@ -52,6 +54,7 @@ class EvaluatorDefinition:
             "seed": self.seed,
             "tasks": {name: dict(task) for name, task in self.tasks.items()},
             "content": dict(self.content),
+            **({"judges": {name: dict(one) for name, one in self.judges.items()}} if self.judges else {}),
         }
 
     @classmethod

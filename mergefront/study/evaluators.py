@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -14,18 +16,20 @@ from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import text_stacks
-from mergefront.adapters.evaluator import LenientEvaluator, TaskEvaluator
+from mergefront.adapters.evaluator import Before, LenientEvaluator, TaskEvaluator, nothing
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
-from mergefront.adapters.remote.settings import joined_settings
+from mergefront.adapters.remote.judge import connected_judges
+from mergefront.adapters.remote.settings import JudgeSection, joined_settings
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.constraints import COSTS
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
@@ -65,21 +69,45 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
             yield FunctionEvaluator(user_function(described.call, definition.root))
         return
     refuse_changed(definition)
-    if described.type == "local":
-        from mergefront.adapters.merging.memory import peak_memory  # brings torch, which servers do without
+    with _judged_tasks(definition, open_database) as (tasks, before):
+        if described.type == "local":
+            from mergefront.adapters.merging.memory import peak_memory  # brings torch, which servers do without
 
-        backend = local_backend(definition)
-        watch = partial(peak_memory, backend.engine.device) if definition.compares else None
-        # What is bounded has to be counted as if every answer were written.
-        writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
-        yield TaskEvaluator(backend, tasks_of(definition), watch, writes_all=writes_all)
+            backend = local_backend(definition)
+            watch = partial(peak_memory, backend.engine.device) if definition.compares else None
+            # What is bounded has to be counted as if every answer were written.
+            writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
+            yield TaskEvaluator(backend, tasks, watch, before, writes_all=writes_all)
+            return
+        runtime = {key: value for key, value in definition.runtime.items() if key != "judges"}
+        settings = read_settings(joined_settings(dict(described.backend), runtime))
+        space, places, served = definition.space, definition.places, definition.served
+        cache = DatabaseResponses(open_database())
+        with connected_evaluator(settings, tasks, space, places, cache, served, before) as evaluator:
+            yield evaluator
+
+
+@contextmanager
+def _judged_tasks(
+    definition: StudyDefinition, open_database: Callable[[], Database]
+) -> Iterator[tuple[list[Task], Before]]:
+    """The study's tasks, their judges connected while the block lasts, and what is done before a merge."""
+    described, tasks = definition.evaluator, tasks_of(definition)
+    if not described.judges:
+        yield tasks, nothing
         return
-
-    settings = read_settings(joined_settings(dict(described.backend), dict(definition.runtime)))
-    tasks, cache = tasks_of(definition), DatabaseResponses(open_database())
-    space, places, served = definition.space, definition.places, definition.served
-    with connected_evaluator(settings, tasks, space, places, cache, served) as evaluator:
-        yield evaluator
+    reached = definition.runtime.get("judges", {})
+    judges = {
+        name: JudgeSection.model_validate(joined_settings(dict(one), reached.get(name, {})))
+        for name, one in described.judges.items()
+    }
+    decisive: dict[str, Any] = {"backend": described.backend, "content": described.content}
+    decisive |= {key: definition.to_json().get(key) for key in ("space", "tokenizer_source", "scope")}
+    source = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=dict).encode()).hexdigest()
+    recipes = {anchor.name: anchor.recipe for anchor in anchors(definition.space)}
+    cache, root, seed = DatabaseResponses(open_database()), definition.root, definition.seed
+    with connected_judges(tasks, judges, recipes, root, cache, seed, source) as connected:
+        yield connected
 
 
 def tasks_of(definition: StudyDefinition) -> list[Task]:

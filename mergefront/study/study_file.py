@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mergefront.adapters.remote.settings import ServerSection
+from mergefront.adapters.remote.settings import JudgeSection, ServerSection
 from mergefront.optimizer.errors import StudyFileError
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.search.stopping import StopRule
@@ -148,6 +148,7 @@ class StudyFile(Section):
         default_factory=LocalBackendSection, discriminator="type"
     )
     tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    judges: dict[str, JudgeSection] = Field(default_factory=dict)
     objectives: list[str | ObjectiveSection] = Field(min_length=1)
     constraints: list[str | ConstraintSection] = Field(default_factory=list)
     racing: bool | RacingSettings = False
@@ -206,6 +207,9 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
     for name, member in getattr(file.backend, "members", {}).items():
         described = evaluator.backend["members"][name]
         found |= {(*backend, "members", name, key) for key in described if key not in member.model_fields_set}
+    for name, judge in evaluator.judges.items():
+        written = file.judges[name].model_fields_set
+        found |= {("evaluator", "judges", name, key) for key in judge if key not in written}
     for name, task in evaluator.tasks.items():
         found |= {("evaluator", "tasks", name, key) for key in task if key not in file.tasks[name]}
     return frozenset(found)

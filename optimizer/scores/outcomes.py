@@ -13,6 +13,9 @@ UNANSWERED, EMPTY, CUT, SHORTENED = "unanswered", "empty", "cut", "shortened"
 """Outcomes of an item: no usable answer came (also under ``unanswered: reason``), an empty one, one that the limit of
 new tokens cut off; the prompt was longer than the model reads and lost its beginning."""
 
+JUDGED_TWICE, JUDGED_ALIKE = "judged twice", "judged alike"
+"""An answer that a judge was asked about twice, and one on which it said the same."""
+
 PHRASES: Mapping[str, str] = {
     UNANSWERED: "items had no usable answer",
     EMPTY: "answers were empty",
@@ -27,6 +30,14 @@ def outcome_text(counts: Mapping[str, int]) -> str:
     asked = counts.get("asked", 0)
     found = [(name, counts.get(name, 0)) for name in PHRASES]
     return "; ".join(f"{count} of {asked} {PHRASES[name]}" for name, count in found if count)
+
+
+def agreement_text(counts: Mapping[str, int]) -> str:
+    """``the judge agreed with itself on 11 of 12 answers``; nothing where no answer was judged twice."""
+    twice = counts.get(JUDGED_TWICE, 0)
+    if not twice:
+        return ""
+    return f"the judge agreed with itself on {counts.get(JUDGED_ALIKE, 0)} of {twice} answers that it judged twice"
 
 
 def reasons(counts: Mapping[str, int]) -> str:
@@ -51,5 +62,7 @@ def outcome_lines(evaluations: Iterable[Evaluation]) -> list[str]:
     lines = []
     for task, counts in total_outcomes(evaluations).items():
         why = f" ({reasons(counts)})" if counts[UNANSWERED] else ""
-        lines += [f"{task}: {text}{why}"] if (text := outcome_text(counts)) else []
+        text, agreed = outcome_text(counts), agreement_text(counts)
+        lines += [f"{task}: {text}{why}"] if text else []
+        lines += [f"{task}: {agreed}"] if agreed else []
     return lines

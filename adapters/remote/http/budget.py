@@ -65,8 +65,8 @@ class Budget(Section):
                     "kept; limit requests, or name the model's tokenizer if the backend takes one (tokenizer: FOLDER)"
                 )
 
-    def check(self, spent: Usage, price: Price) -> None:
-        """Raises ``BudgetExhaustedError`` when one more request may not be sent.
+    def check(self, spent: Usage, price: Price, where: str = "backend") -> None:
+        """Raises ``BudgetExhaustedError`` when one more request may not be sent; ``where`` is the limit's section.
 
         Requests are counted before they are sent. Tokens and money are known afterwards, so that the
         requests then under way may exceed those limits.
@@ -80,5 +80,5 @@ class Budget(Section):
             if limit is not None and value >= limit:
                 raise BudgetExhaustedError(
                     f"the budget of {limit:g} {name} is spent ({value:g} used). What finished is kept; raise "
-                    f"backend.budget.{name} and resume the study to go on"
+                    f"{where}.budget.{name} and resume the study to go on"
                 )

@@ -57,6 +57,8 @@ class ClientPolicy:
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     budget: Budget = field(default_factory=Budget)
     price: Price = field(default_factory=Price)
+    where: str = "backend"
+    """The section of the study file that says all this, for messages."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ class HttpClient:
         self, question: _Question[T], key: str | None, *, fresh: bool
     ) -> tuple[T, asyncio.Future[None] | None]:
         """Send once; returns what was understood, and the end of keeping the answer under ``key``."""
-        self.policy.budget.check(self._before + self.usage, self.policy.price)
+        self.policy.budget.check(self._before + self.usage, self.policy.price, self.policy.where)
         self.usage = self.usage + Usage(requests=1)
         status, headers, text = await self._exchange(question.method, question.path, question.body, fresh)
         try:

@@ -27,7 +27,7 @@ def generations(
     A stop string of white space alone ends no answer before its first other character (``skip_blank_start``): such an
     answer is asked for again without it, and ended here.
     """
-    requests = [_request(item, options) for item in items]
+    requests = [request_for(item, options) for item in items]
     if wanted:
         requests = [replace(request, wanted=one) for request, one in zip(requests, wanted, strict=True)]
     answers = model.generate(requests)
@@ -51,7 +51,8 @@ def _is_blank(said: Generation) -> bool:
     return not said.unanswered and said.finish == "stop" and not said.text.strip()
 
 
-def _request(item: Item, options: MetricOptions) -> GenerationRequest:
+def request_for(item: Item, options: MetricOptions) -> GenerationRequest:
+    """What a model is asked to write of an item."""
     return GenerationRequest(asked(item, options.chat), options.max_new_tokens, options.stop, item.image)
 
 
@@ -122,7 +123,7 @@ def latency(model: LanguageModel, items: Sequence[Item], options: MetricOptions)
     seconds = []
     for item in items:
         begun = time.perf_counter()
-        answers = ask([_request(item, options)])
+        answers = ask([request_for(item, options)])
         seconds.append(time.perf_counter() - begun)
         all_answered([item], answers)
     return seconds, None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from mergefront.adapters.language_model import LanguageModel, LogLikelihood, ScoringRequest
 from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.judging.metric import without_judge
 from mergefront.adapters.tasks.metrics.accepted_answers import AcceptedAnswers
 from mergefront.adapters.tasks.metrics.degeneration import degenerate
 from mergefront.adapters.tasks.metrics.generation_metrics import (
@@ -158,6 +159,15 @@ METRICS: Mapping[str, MetricSpec] = {
             code,
             (*WRITTEN, "seconds", "memory_mb"),
             missing_sandbox,
+        ),
+        MetricSpec(
+            "judge",
+            "generate",
+            "maximize",
+            PROMPT,
+            without_judge,
+            (*WRITTEN, "judge"),
+            needs=("judge", "max_new_tokens", "stop"),
         ),
         # Nobody knows the longest sound answer but the user, and a stop string hides whatever follows it.
         MetricSpec("degenerate", "generate", "minimize", PROMPT, degenerate, needs=("max_new_tokens", "stop")),

@@ -11,6 +11,7 @@ from pydantic import Field
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.conversations import Chats
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.judging.options import JudgeOptions
 from mergefront.adapters.tasks.options import Count, Texts
 from mergefront.optimizer.sections import Options
 
@@ -53,6 +54,9 @@ class MetricOptions(Options):
     memory_mb: Count = Field(512, description="memory of a program")
     chat: Chats = Field(
         None, description="each item is put to models as a conversation, by their chat template (see Conversations)"
+    )
+    judge: JudgeOptions | None = Field(
+        None, description="`{by, rubric}` with a `range` of scores or an anchor `against` which answers are compared"
     )
 
 

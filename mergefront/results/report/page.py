@@ -24,6 +24,7 @@ from mergefront.optimizer.scores.outcomes import (
     EMPTY,
     SHORTENED,
     UNANSWERED,
+    agreement_text,
     outcome_text,
     reasons,
     total_outcomes,
@@ -307,27 +308,33 @@ def _recipes(shown: Contents) -> str:
 
 def _outcomes(study: Study) -> str:
     """How many items of each task had no answer, an empty one, a cut one, or a cut prompt; nothing where none had."""
-    rows = []
+    rows, agreements = [], []
     for split, name in (("search", "search items"), ("report", "report items")):
         for task, counts in total_outcomes(study.ledger.evaluations(split).values()).items():
+            if agreed := agreement_text(counts):
+                agreements.append(f"<p>{html_text(f'{task}, {name}: {agreed}.')}</p>")
             if outcome_text(counts):
                 why = reasons(counts)
                 missing = f"{counts[UNANSWERED]}" + (f" ({html_text(why)})" if why else "")
                 rest = [f"{counts[kind]}" for kind in (EMPTY, CUT, SHORTENED)]
                 rows.append([html_text(task), name, f"{counts['asked']:,}", missing, *rest])
     if not rows:
-        return ""
-    return "<p>In all evaluations together.</p>" + _table(
-        [
-            "task",
-            "",
-            "asked",
-            "no usable answer",
-            "empty answers",
-            "answers cut off",
-            "prompts without their beginning",
-        ],
-        rows,
+        return "".join(agreements)
+    return (
+        "".join(agreements)
+        + "<p>In all evaluations together.</p>"
+        + _table(
+            [
+                "task",
+                "",
+                "asked",
+                "no usable answer",
+                "empty answers",
+                "answers cut off",
+                "prompts without their beginning",
+            ],
+            rows,
+        )
     )
 
 

@@ -93,6 +93,7 @@ def test_the_share_of_answers_that_loop_never_end_or_are_empty_is_minimised(tmp_
     config = {"type": "jsonl", "path": "items.jsonl", "metric": "degenerate", "report_fraction": 0}
     (needed,) = problems_of(config, tmp_path)
     assert "max_new_tokens and stop" in needed
+    assert problems_of({**config, "chat": True}, tmp_path) == [], "a model ends its turn itself"
     task = build_task("loops", {**config, "max_new_tokens": 512, "stop": []}, tmp_path)
     items = task.items("search")
     found = dict(zip([item.prompt for item in items], task.score(Writer(), items).scores, strict=True))  # type: ignore[arg-type]
