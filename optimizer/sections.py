@@ -92,7 +92,7 @@ def _problem(where: tuple[str | int, ...], value: Any, forms: Sequence[Schema], 
         known = frozenset(name for form in forms for name in form.get("properties", ()))
         hint = did_you_mean(key, known) if known else "(none is known here)"
         return Problem(where, f"{inside}unknown key {key!r} {hint}", known)
-    if kind == "missing":
+    if kind == "missing" and isinstance(entry["loc"][-1], str):
         return Problem(where, f"{inside}the key {key!r} is missing")
     if kind == "union_tag_invalid":
         tag = str(entry["ctx"]["tag"])
@@ -103,8 +103,9 @@ def _problem(where: tuple[str | int, ...], value: Any, forms: Sequence[Schema], 
         return Problem(where, f"{readable(where)} is {value!r:.200}; {entry['ctx']['error']}")
     if "url" not in entry:  # a message of our own
         return Problem(where, f"{readable(where)}: {entry['msg']} (given: {value!r:.200})")
-    needed = " or ".join(dict.fromkeys(map(words, forms)))
-    return Problem(where, f"{readable(where)} is {value!r:.200}; it must be {needed}")
+    several = sum("properties" in form for form in forms) > 1
+    needed = dict.fromkeys("a mapping" if several and "properties" in form else words(form) for form in forms)
+    return Problem(where, f"{readable(where)} is {value!r:.200}; it must be {' or '.join(needed)}")
 
 
 def checked(model: type[Made], given: Mapping[str, Any], name: str) -> Made:
@@ -137,7 +138,7 @@ def _located(entry: Mapping[str, Any], given: Any, schema: Schema) -> tuple[tupl
             isinstance(given, (list, tuple)) and isinstance(part, int) and part < len(given)
         ):
             given = given[part]
-        elif entry["type"] != "missing" or part != entry["loc"][-1]:
+        elif entry["type"] != "missing" or part != entry["loc"][-1] or isinstance(part, int):  # a list is too short
             forms = [form for form in forms if part in (form.get("title"), _tag(form))] or forms
             continue
         where.append(part)
@@ -158,7 +159,8 @@ def _forms(schema: Schema, root: Schema) -> list[Schema]:
 
 def _inside(form: Schema, part: str | int, root: Schema) -> list[Schema]:
     if isinstance(part, int):
-        return _forms(form["items"], root) if isinstance(form.get("items"), Mapping) else []
+        inner = dict(enumerate(form.get("prefixItems", ()))).get(part, form.get("items"))
+        return _forms(inner, root) if isinstance(inner, Mapping) else []
     inner = form.get("properties", {}).get(part, form.get("additionalProperties"))
     return _forms(inner, root) if isinstance(inner, Mapping) else []
 
@@ -170,7 +172,8 @@ def _tag(form: Schema) -> Any:
 def words(form: Schema) -> str:
     """What one form of a JSON schema takes, in words."""
     if "properties" in form:
-        return f"a mapping with the keys {', '.join(form['properties'])}"
+        keys = list(form["properties"])
+        return f"a mapping with the keys {', '.join(keys[:_MOST_KEYS])}{' ...' if len(keys) > _MOST_KEYS else ''}"
     if "title" in form:
         return str(form["title"])
     if "enum" in form:
@@ -181,6 +184,7 @@ def words(form: Schema) -> str:
     return _KINDS.get(kind, f"a value of type {kind}") + _bounds(form)
 
 
+_MOST_KEYS = 10
 _KINDS = {
     "boolean": "true or false",
     "string": "a text",
@@ -200,11 +204,11 @@ def _bounds(form: Schema) -> str:
     above, below = form.get("exclusiveMinimum"), form.get("exclusiveMaximum")
     if (low, above) != (None, None) and (high, below) != (None, None):
         opened, closed = ("[", low) if above is None else ("(", above), ("]", high) if below is None else (")", below)
-        return f" in {opened[0]}{opened[1]:g}, {closed[1]:g}{closed[0]}"
+        return f" in {opened[0]}{opened[1]}, {closed[1]}{closed[0]}"
     fewest = form.get("minItems", form.get("minProperties"))
     if fewest is not None:
         return f" of at least {fewest}"
     if "pattern" in form:
         return f" that matches {form['pattern']}"
     bounds: list[tuple[str, Any]] = [(" of at least", low), (" above", above), (" of at most", high), (" below", below)]
-    return "".join(f"{said} {value:g}" for said, value in bounds if value is not None)
+    return "".join(f"{said} {value}" for said, value in bounds if value is not None)

@@ -24,16 +24,14 @@ from mergefront.study.definition import EvaluatorDefinition
 
 
 class BlocksSection(Section):
-    """Blocks of the model's layers, or of those of each stack, with coefficients of their own."""
+    """Blocks of the model's layers, or of those of each stack, with coefficients of their own: how many, or the first
+    layer of each."""
 
-    blocks: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]]
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["blocks"]}, {"required": ["starts"]}]})
+
+    blocks: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=0)]] | None = None
     boundaries: Literal["depth", "importance"] = "depth"
-
-
-class StartsSection(Section):
-    """Blocks by their first layers."""
-
-    starts: list[Annotated[int, Field(ge=0)]]
+    starts: list[Annotated[int, Field(ge=0)]] | None = None
 
 
 class SpaceSection(BaseModel):
@@ -41,7 +39,7 @@ class SpaceSection(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    granularity: Literal["global", "layers"] | BlocksSection | StartsSection = Field(
+    granularity: Literal["global", "layers"] | BlocksSection = Field(
         default="global", description="how many coefficients there are over the depth of the model"
     )
     split: list[str] = Field(default=[], description="parts of tensor names that get coefficients of their own")

@@ -33,6 +33,7 @@ class Whole(Options):
     kind: Literal["a", "b", "c"] = "a"
     backend: Annotated[Local | Remote, Field(discriminator="type")] = Local()
     several: list[Chat] = Field([], max_length=3)
+    bounds: tuple[float, str] | None = Field(None, strict=False)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,9 @@ class Whole(Options):
         ({"backend": {"type": "remote"}}, "backend: the key 'url' is missing"),
         ({"backend": {"type": "remote", "remote": 1}}, "backend: unknown key 'remote' (known: type, url)"),
         ({"backend": {"type": "local", "threads": 0}}, "backend.threads is 0; it must be a whole number in [1, 64]"),
+        ({"backend": 3}, "backend is 3; it must be a mapping"),
+        ({"bounds": [0]}, "bounds is [0]; it must be a list of at least 2"),
+        ({"bounds": [0, 1]}, "bounds[1] is 1; it must be a text"),
         ({"several": [{}, {"sistem": "x"}]}, "several[1]: unknown key 'sistem' (did you mean 'system'?)"),
     ],
 )
