@@ -51,7 +51,7 @@ def task_entries(tasks: Sequence[str], folder: Path, base: Asked) -> list[TaskEn
     problems: list[str] = []
     for task in tasks:
         try:
-            entry = _of_file(task, folder, base) if _is_file(task) else _of_harness(task, folder)
+            entry = _of_file(task, folder, base) if _is_file(task) else _of_harness(task, folder, base)
             if entry.name in (one.name for one in found):
                 raise UserError("another task has this name already")
             problems += [f"--task {task}: {problem}" for problem in problems_of(entry.entry, folder)]
@@ -69,13 +69,17 @@ def _is_file(task: str) -> bool:
     )
 
 
-def _of_harness(task: str, folder: Path) -> TaskEntry:
+def _of_harness(task: str, folder: Path, base: Asked) -> TaskEntry:
     entry: dict[str, Any] = {"type": "lm_eval", "task": task}
     if task.endswith((".yaml", ".yml")):
         if not os.path.isfile(task):
             raise UserError("there is no such file")
         entry["task"] = os.path.relpath(task, folder)
-    return TaskEntry(_name(task), entry, {"task": "of the LM evaluation harness"})
+    reasons = {"task": "of the LM evaluation harness"}
+    if base.chat_template:
+        entry["apply_chat_template"] = True
+        reasons["apply_chat_template"] = "the base has one; without this line prompts are continued as they stand"
+    return TaskEntry(_name(task), entry, reasons)
 
 
 def _of_file(task: str, folder: Path, base: Asked) -> TaskEntry:

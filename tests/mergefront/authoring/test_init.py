@@ -86,6 +86,23 @@ def test_a_first_file_is_sound_and_runs_as_it_is(
     assert case in called("studies", "--storage", tmp_path / "mergefront.db").output
 
 
+def test_a_task_of_the_harness_is_asked_in_chat_where_the_base_has_a_template(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.chdir(models)
+    (models / "order.yaml").write_text(
+        "task: order\ndataset_path: json\ndataset_kwargs: {data_files: {test: sorting.jsonl}}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: '{{prompt}}'\ndoc_to_choice: choices\ndoc_to_target: answer\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    path = tmp_path / "study.yaml"
+    made = called("init", *CASES["chat"], "--task", "order.yaml", "--output", path)
+    assert made.exit_code == 0, made.output
+    (entry,) = yaml.safe_load(path.read_text())["tasks"].values()
+    assert entry["type"] == "lm_eval" and entry["apply_chat_template"] is True
+
+
 def test_the_file_says_why_each_line_is_so(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(models)
     path = tmp_path / "study.yaml"
