@@ -55,6 +55,7 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
+        from mergefront.chat.session import footnote
         from mergefront.formatting import console
 
         written = [""] * len(asked)
@@ -72,7 +73,9 @@ class Screen:
                 def show(piece: str, index: int = index) -> None:
                     written[index] += piece
 
-                if ask(show).finish == "interrupted":
+                found = ask(show)
+                written[index] += f"\n({footnote(found)})" if found.finish != "stop" else ""
+                if found.finish == "interrupted":
                     return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from click.testing import CliRunner, Result
 
 import mergefront as mf
 from mergefront.chat.generation import Sampling, write_answer
+from mergefront.chat.merges import Merges
+from mergefront.chat.session import Chat
+from mergefront.chat.speakers import speaker_of
 from mergefront.cli.application import cli
+from mergefront.cli.conversation import Screen, converse
 from mergefront.cli.tables import step_lines
 
 TEMPLATE = (
@@ -235,6 +240,24 @@ def test_studies_whose_merges_nothing_here_can_make_are_refused(
     result = talk(folder, "Hi\n", "--trial", 0, name="outside")
     assert result.exit_code == 2 and "is scored by an outside harness" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_on_a_terminal_the_next_line_is_read_whatever_came_of_the_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = mf.load_study("skills", storage=f"sqlite:///{folder}/mergefront.db")
+    merges = Merges(study)
+    monkeypatch.setattr("sys.stdin", io.StringIO("/trial 99\nWhat is two?\n/compare base one two Is it A?\n/base\n"))
+    monkeypatch.setenv("COLUMNS", "120")
+    with speaker_of(study) as speaker:
+        converse(Chat(merges, speaker, Screen(True), merges.trial(1), Sampling(max_new_tokens=8)), True)
+    shown = capsys.readouterr()
+    assert "has no evaluated trial 99" in shown.err and "(8 tokens in " in shown.err
+    answer = talk(folder, "What is two?\n", "--trial", 1, "--max-new-tokens", 8).stdout
+    assert answer.strip() in shown.out
+    heading = next(line for line in shown.out.splitlines() if "expert two" in line)
+    assert heading.split()[-5:] == ["base", "expert", "one", "expert", "two"], "side by side, where there is room"
+    assert shown.out.endswith("base> \n"), "whose turn it is stands before each line; Ctrl-D leaves"
 
 
 def test_models_that_are_no_longer_those_that_were_scored_are_refused(folder: Path, tmp_path: Path) -> None:
