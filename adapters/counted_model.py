@@ -20,15 +20,15 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.scores.outcomes import CUT, EMPTY, SHORTENED, UNANSWERED
+from mergefront.optimizer.scores.outcomes import CUT, EMPTY, SHORTENED, THOUGHT, UNANSWERED
 
 
 class CountedModel:
     """Asks the ``model`` inside it, and counts.
 
     ``requests``, ``scored_tokens`` (of continuations) and ``generated_tokens`` (as far as the model says) add up over
-    all calls. One instance serves one merge: generation is greedy, so a prompt has one answer. ``writes_all``: every
-    answer is written to its end, whatever is wanted of it.
+    all calls. One instance serves one merge: a request, with the seed of what is drawn, has one answer. ``writes_all``:
+    every answer is written to its end, whatever is wanted of it.
     """
 
     def __init__(self, model: LanguageModel, *, writes_all: bool = False) -> None:
@@ -39,7 +39,7 @@ class CountedModel:
         self.generated_tokens = 0
         self._generated: dict[GenerationRequest, Generation] = {}
         self._vectors: dict[tuple[str, str], Array] = {}
-        self._outcomes: dict[tuple[str | Chat, str], tuple[str, ...]] = {}
+        self._outcomes: dict[tuple[str | Chat, str, int], tuple[str, ...]] = {}
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         self._refuse_images(requests)
@@ -48,7 +48,7 @@ class CountedModel:
         self.scored_tokens += sum(answer.tokens for answer in answers)
         for request, answer in zip(requests, answers, strict=True):
             if answer.shortened:
-                self._outcomes[request.context, request.image] = (SHORTENED,)
+                self._outcomes[request.context, request.image, 0] = (SHORTENED,)
         return answers
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
@@ -109,13 +109,13 @@ class CountedModel:
     def note(self, requests: Iterable[GenerationRequest], answers: Iterable[Generation]) -> None:
         """Remember the outcome of each prompt, in the place of what was noted of it before."""
         for request, answer in zip(requests, answers, strict=True):
-            key = request.prompt, request.image
+            key = request.prompt, request.image, request.seed
             if answer.finish != "settled" or key not in self._outcomes:
                 self._outcomes[key] = _outcomes(answer)
 
     def add_outcomes(self, request: GenerationRequest, *outcomes: str) -> None:
         """Remember what else came of a prompt."""
-        place = (request.prompt, request.image)
+        place = (request.prompt, request.image, request.seed)
         self._outcomes[place] = (*self._outcomes.get(place, ()), *outcomes)
 
     def _refuse_images(self, requests: Sequence[ScoringRequest | GenerationRequest]) -> None:
@@ -128,6 +128,8 @@ def _outcomes(answer: Generation) -> tuple[str, ...]:
     found = (SHORTENED,) if answer.shortened else ()
     if answer.unanswered:
         return (*found, UNANSWERED, f"{UNANSWERED}: {answer.unanswered}")
+    if answer.is_thought:
+        return (*found, THOUGHT)
     if not answer.text.strip():
         return (*found, EMPTY)
     return (*found, CUT) if answer.finish == "length" else found

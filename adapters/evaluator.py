@@ -138,7 +138,8 @@ class TaskEvaluator:
             scored = self.tasks[name].score(asked.model, items)
             _check_finite(scored)
         asked.seconds[name] = asked.seconds.get(name, 0.0) + time.perf_counter() - begun
-        asked.outcomes.setdefault(name, Counter()).update(asked=len(scored.scores), **asked.model.take_outcomes())
+        answers = len(scored.scores) * getattr(self.tasks[name], "samples", 1)
+        asked.outcomes.setdefault(name, Counter()).update(asked=answers, **asked.model.take_outcomes())
         return scored
 
     def _check_answered(self, name: str, asked: _Asked) -> None:

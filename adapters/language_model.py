@@ -98,10 +98,26 @@ class Wanted(Protocol):
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
-    """Continue ``prompt`` greedily for at most ``max_new_tokens``, up to the first of the ``stop`` strings.
+class Thinking:
+    """A model writes its thoughts before its answer, from ``start`` to ``end``, in ``most`` tokens at most."""
 
-    ``image`` is the path of a picture that is shown before the prompt. A model need not write more than is ``wanted``.
+    start: str
+    end: str
+    most: int
+
+    def is_open(self, text: str) -> bool:
+        """Whether a text ends inside thoughts."""
+        return text.rfind(self.start) > text.rfind(self.end)
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """Continue ``prompt`` for at most ``max_new_tokens``, up to the first of the ``stop`` strings.
+
+    Each token is the likeliest one or, at a ``temperature`` above 0, drawn by ``seed`` from the likeliest tokens that
+    have the probability ``top_p`` together. With ``thinking`` the answer is what comes after the thoughts, which
+    neither ``stop`` nor ``max_new_tokens`` bounds. ``image`` is the path of a picture that is shown before the prompt.
+    A model need not write more of the likeliest answer than is ``wanted``.
     """
 
     prompt: str | Chat
@@ -109,6 +125,15 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     image: str = ""
     wanted: Wanted | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    thinking: Thinking | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that are written, thoughts included."""
+        return self.max_new_tokens + (0 if self.thinking is None else self.thinking.most)
 
 
 @dataclass(frozen=True)
@@ -119,7 +144,8 @@ class Generation:
     the model was cut off, "stop" when it ended by itself or at a stop string, and "settled" when what was wanted of the
     answer was known before its end. ``unanswered`` says why there is no
     usable text, which is empty then (such as "content filter"): an outcome of the item, no failure of the server.
-    ``shortened``: the prompt was longer than the model reads and lost its beginning.
+    ``shortened``: the prompt was longer than the model reads and lost its beginning. ``is_thought``: it ended inside
+    the model's thoughts, so that there is no answer; ``is_parted``: a server took the thoughts out of the text.
     """
 
     text: str
@@ -127,6 +153,8 @@ class Generation:
     finish: Literal["stop", "length", "settled"]
     unanswered: str = ""
     shortened: bool = False
+    is_thought: bool = False
+    is_parted: bool = False
 
 
 @runtime_checkable

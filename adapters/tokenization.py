@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from mergefront.adapters.chat_templates import ChatReader
-from mergefront.adapters.language_model import Chat, Tokens
+from mergefront.adapters.language_model import Chat, GenerationRequest, Tokens
 from mergefront.optimizer.errors import UserError
 
 MOST_REMEMBERED = 50_000_000
@@ -83,6 +83,13 @@ class Tokenization:
         if self._chats is None:
             raise UserError("this model reads no conversations; leave chat out")
         return self._chats
+
+    def opens_thoughts(self, request: GenerationRequest) -> bool:
+        """Whether a prompt ends inside a model's thoughts, as far as its text is known."""
+        if request.thinking is None:
+            return False
+        prompt = request.prompt
+        return request.thinking.is_open(prompt if isinstance(prompt, str) else self.chats.rendered(prompt, None)[0])
 
     def _read_turns(self, turns: Sequence[tuple[Chat, str | None]]) -> None:
         new = [turn for turn in dict.fromkeys(turns) if turn not in self._turns]

@@ -26,8 +26,8 @@ ROOMS: Mapping[str, str] = {
     ),
     "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
     "mergefront.adapters": (
-        "backend language_model counted_model chat_templates tokenization hub checkpoints gguf merging tasks evaluator "
-        "local remote"
+        "backend language_model counted_model thoughts chat_templates tokenization hub checkpoints gguf merging tasks "
+        "evaluator local remote"
     ),
     "mergefront.adapters.merging": (
         "memory coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "

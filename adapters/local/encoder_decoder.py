@@ -82,7 +82,7 @@ class EncoderDecoderModel:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy answers; a batch ends as soon as every sequence in it has."""
+        """Answers; a batch ends as soon as every sequence in it has."""
         different = list(dict.fromkeys(requests))
         prompts = self._prompts([_text(request.prompt) for request in different])
         longer = {request for request, prompt in zip(different, prompts, strict=True) if len(prompt) > self.max_length}
@@ -97,7 +97,7 @@ class EncoderDecoderModel:
                 write(self.model, {"input_ids": tokens, "attention_mask": mask}, states, {})
             answers.update((state.request, state.generation()) for state in states)
 
-        lengths = [len(prompt) + request.max_new_tokens for prompt, request in rows]
+        lengths = [len(prompt) + request.most_tokens for prompt, request in rows]
         for start, end in self._batches(lengths, self.max_rows):
             halving(rows[start:end], run)
         return [replace(answers[request], shortened=request in longer) for request in requests]

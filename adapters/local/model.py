@@ -265,17 +265,17 @@ class HuggingFaceModel:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy continuations; a batch ends as soon as every sequence in it has."""
+        """Continuations; a batch ends as soon as every sequence in it has."""
         different = list(dict.fromkeys(requests))
         prompts = self._tokenization.texts([request.prompt for request in different])
         answers: dict[GenerationRequest, Generation] = {}
         rows: list[tuple[Tokens, GenerationRequest]] = []
         shortened: set[GenerationRequest] = set()
         for tokens, request in zip(prompts, different, strict=True):
-            room = self.max_length - request.max_new_tokens
+            room = self.max_length - request.most_tokens
             if room < 1:
                 raise EvaluationError(
-                    f"max_new_tokens is {request.max_new_tokens}, but the model reads {self.max_length} tokens at most",
+                    f"{request.most_tokens} new tokens are asked for, but the model reads {self.max_length} at most",
                     kind="too long",
                 )
             rows.append((tokens[-room:], request))
@@ -287,7 +287,7 @@ class HuggingFaceModel:
             return _marked(requests, answers, shortened)
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         drafts = self._drafts(different)
-        lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
+        lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             halving(rows[start:end], lambda part: self._continue(part, answers, prefix, drafts))
         return _marked(requests, answers, shortened)
@@ -318,12 +318,14 @@ class HuggingFaceModel:
                 write(self.model, inputs, states, settings)
             answers.update((state.request, state.generation()) for state in states)
 
-        lengths = [len(tokens) + request.max_new_tokens for tokens, request in rows]
+        lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             halving(rows[start:end], run)
 
     def _state(self, request: GenerationRequest) -> GenerationState:
-        return GenerationState(request, self.tokenizer, self._tokenization, self._ends)
+        return GenerationState(
+            request, self.tokenizer, self._tokenization, self._ends, self._tokenization.opens_thoughts(request)
+        )
 
     def _continue(
         self,
@@ -344,6 +346,9 @@ class HuggingFaceModel:
             best, chosen = logits.max(1)
             if not bool(torch.isfinite(best).all()):
                 raise EvaluationError("the merged model's logits are not finite", kind="not finite")
+            for place, row in enumerate(active):
+                if not row.done and row.request.temperature > 0:
+                    chosen[place] = row.choose(logits[place])
             for row, token in zip(active, chosen.tolist(), strict=True):
                 if not row.done:
                     row.append(token)

@@ -1,4 +1,4 @@
-"""Greedy generation by transformers' own loop, for models that read no padded prompts or keep states of their own."""
+"""Generation by transformers' own loop, for models that read no padded prompts or keep states of their own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,12 @@ def write(
         # A step's largest logit is NaN as soon as one of them is.
         if not bool(torch.isfinite(scores.max(1).values).all()):
             raise EvaluationError("the merged model's logits are not finite", kind="not finite")
-        return scores
+        if all(state.request.temperature == 0 for state in states):
+            return scores
+        chosen = torch.full_like(scores, -torch.inf)
+        for row, state in enumerate(states):
+            chosen[row, 0 if state.done else state.choose(scores[row])] = 0.0
+        return chosen
 
     def stop(tokens: torch.Tensor, _: Any, **__: Any) -> torch.Tensor:
         for state, token in zip(states, tokens[:, -1].tolist(), strict=True):
@@ -46,7 +51,7 @@ def write(
             **settings,
             do_sample=False,
             num_beams=1,
-            max_new_tokens=max(state.request.max_new_tokens for state in states),
+            max_new_tokens=max(state.request.most_tokens for state in states),
             pad_token_id=0 if configured is None else configured,  # what follows the end of a row is not read
         ),
         logits_processor=[check],

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, fields, logprob
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
@@ -118,10 +119,17 @@ class MergeServiceModel:
                 field(entry, "tokens", kind=int),
                 finish,
                 shortened=entry.get("shortened") is True,
+                is_thought=entry.get("is_thought") is True,
             )
 
         asked = [
-            {"prompt": _sent(one.prompt), "max_new_tokens": one.max_new_tokens, "stop": list(one.stop)}
+            {
+                "prompt": _sent(one.prompt),
+                "max_new_tokens": one.max_new_tokens,
+                "stop": list(one.stop),
+                **drawing(one),
+                **({} if one.thinking is None else {"thinking": asdict(one.thinking)}),
+            }
             for one in requests
         ]
         return self._ask("generate", asked, read_one)

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from mergefront.adapters.chat_templates import RESERVED, TODAY
 from mergefront.adapters.language_model import Chat, Message
 from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.options import as_section
 from mergefront.optimizer.foreign_text import file_content
 from mergefront.optimizer.sections import Options
 
@@ -49,11 +50,7 @@ class ChatSection(Options):
         return dict(self.model_extra or {})
 
 
-def _as_section(value: Any) -> Any:
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
-
-
-Chats = Annotated[ChatSection | None, BeforeValidator(_as_section, json_schema_input_type=bool | ChatSection | None)]
+Chats = Annotated[ChatSection | None, BeforeValidator(as_section, json_schema_input_type=bool | ChatSection | None)]
 """``true``, or a mapping."""
 
 

@@ -38,7 +38,7 @@ class Item:
     holds the indices of the right ones. A text to score whole has an empty prompt and itself as answer.
     ``tests`` is the program that a generated one has to pass. Prompts that only measure have no answers. ``image`` is
     the path of the picture that the question is about. ``messages`` are the turns of a conversation, whose last one is
-    the ``prompt``.
+    the ``prompt``. ``seed`` is that of an answer which is drawn.
     """
 
     id: str
@@ -49,6 +49,7 @@ class Item:
     tests: str = ""
     image: str = ""
     messages: tuple[Message, ...] = ()
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -35,6 +36,7 @@ from mergefront.adapters.tasks.task import (
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.sections import read_section
+from mergefront.optimizer.seeding import derive_seed
 
 Fields = Annotated[
     dict[Literal["prompt", "messages", "answer", "choices", "text", "tests"], Text],
@@ -84,6 +86,7 @@ class JsonlTask:
     metric_options: MetricOptions
     splits: Splits = field(repr=False)
     max_unanswered: float = DEFAULT_MAX_UNANSWERED
+    seed: int = 0
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
     """File and line of each item, by its id."""
 
@@ -111,6 +114,8 @@ class JsonlTask:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         options = self.metric_options
         new_tokens, stop = (options.max_new_tokens, options.stop) if self.verb == "generate" else (None, ())
+        if new_tokens is not None and options.thinking is not None:
+            new_tokens += options.max_thinking_tokens
         return [
             Question(
                 prompt := asked(item, options.chat),
@@ -124,8 +129,27 @@ class JsonlTask:
         ]
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
-        scores, margins = self.metric.score(model, items, self.metric_options)
-        return ItemScores(tuple(item.id for item in items), tuple(scores), None if margins is None else tuple(margins))
+        options = self.metric_options
+        if options.temperature > 0 and self.verb == "generate":
+            items = [
+                replace(item, seed=derive_seed(self.seed, "sample", item.id, number))
+                for item in items
+                for number in range(self.samples)
+            ]
+        scores, margins = self.metric.score(model, items, options)
+        each = range(0, len(items), self.samples)
+        if options.samples_metric == "pass@k":
+            best = max if self.direction == "maximize" else min
+            scores = [best(scores[start : start + self.samples]) for start in each]
+        else:
+            scores = _means(scores, self.samples)
+        ids = tuple(items[start].id for start in each)
+        return ItemScores(ids, tuple(scores), None if margins is None else tuple(_means(margins, self.samples)))
+
+    @property
+    def samples(self) -> int:
+        """Answers for each item."""
+        return self.metric_options.samples if self.verb == "generate" else 1
 
 
 def read_jsonl_task(
@@ -166,7 +190,14 @@ def read_jsonl_task(
             )
     splits, too_few = limited({"search": search, "report": report}, options)
     problems += too_few if not read.problems else []
-    return JsonlTask(name, metric, options, splits, options.max_unanswered, places), problems
+    if options.samples > 1 and options.temperature == 0:
+        problems.append(f"samples is {options.samples}, but at temperature 0 all answers are the same; raise it")
+    return JsonlTask(name, metric, options, splits, options.max_unanswered, seed, places), problems
+
+
+def _means(values: Sequence[float], samples: int) -> list[float]:
+    """Of each item's ``samples`` values, which stand together."""
+    return [math.fsum(values[start : start + samples]) / samples for start in range(0, len(values), samples)]
 
 
 def _in_chat(options: JsonlOptions, folder: Path) -> tuple[JsonlOptions, list[str]]:
@@ -183,7 +214,10 @@ def idle_options(config: Mapping[str, Any]) -> list[str]:
     known = METRICS.get(config["metric"])
     used = MetricSpec.options if known is None else known.options
     is_idle = {name: name not in used for name in MetricOptions.model_fields}
-    is_idle |= {"chat": False, **({"delimiter": True} if config.get("chat") else {})}
+    is_idle |= {"chat": False}
+    is_idle |= {"delimiter": True} if config.get("chat") else {}
+    is_idle |= {} if config.get("temperature") else {"top_p": True}
+    is_idle |= {} if config.get("thinking") or config.get("thinking") == {} else {"max_thinking_tokens": True}
     return [name for name, idle in is_idle.items() if idle and name in config]
 
 

@@ -55,6 +55,23 @@ class ItemOptions(Options):
     report_items: Count | None = Field(None, description="take no more than so many report items, chosen by seed")
 
 
+class ThinkingSection(Options):
+    """What stands around the thoughts of a model."""
+
+    start: Text = "<think>"
+    end: Text = "</think>"
+
+
+def as_section(value: Any) -> Any:
+    """A switch in the place of a section: all of its defaults, or none."""
+    return ({} if value else None) if isinstance(value, bool) else value
+
+
+Thoughts = Annotated[
+    ThinkingSection | None, BeforeValidator(as_section, json_schema_input_type=bool | ThinkingSection | None)
+]
+
+
 class SplitOptions(ItemOptions):
     """The same of items that may be left without an answer."""
 

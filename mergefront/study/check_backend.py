@@ -385,6 +385,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
     directions: dict[str, str] = {}
     sound: dict[str, Task] = {}
     too_few: list[str] = []
+    drawn: list[str] = []
     for name, config in file.tasks.items():
         faults = problems_of(config, root, file.seed, found.models)
         problems.extend(f"tasks.{name}: {fault}" for fault in faults)
@@ -393,7 +394,8 @@ def check_tasks(found: Findings) -> dict[str, str]:
             continue
         task = sound[name] = build_task(name, config, root, file.seed, found.models)
         directions[name] = task.direction
-        problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
+        if task.verb == "generate":
+            problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
         idle = idle_options_of(config)
         if idle:
             found.warnings.append(f"task {name}: metric {config['metric']} has no use for {', '.join(idle)}")
@@ -412,6 +414,8 @@ def check_tasks(found: Findings) -> dict[str, str]:
                 refuse_likelihoods_of(found.frame or found.models.folder(str(file.merge.base_model)))
         if any(item.image for split in ("search", "report") for item in _items(task, split)):
             problems.extend(f"tasks.{name}: {fault}" for fault in _blind(found))
+        if config.get("temperature") and task.verb == "generate":
+            drawn.append(name)
         search, report = (len(_items(task, split)) for split in ("search", "report"))
         found.notes.append(f"task {name}: {search} search items, {report} report items")
         for reference in hub_references(config):
@@ -422,6 +426,16 @@ def check_tasks(found: Findings) -> dict[str, str]:
         found.warnings.append(
             f"racing: every candidate is asked all search items of {', '.join(too_few)}, since fewer than "
             f"{FEWEST_TO_RACE} items are too few to race"
+        )
+    if drawn and file.racing:
+        found.warnings.append(
+            f"racing: answers of {', '.join(drawn)} are drawn, and what is drawn is noise that a race takes for exact "
+            "once all items are asked; more samples make it smaller"
+        )
+    if drawn and file.backend.type in ("openai", "ensemble"):
+        found.notes.append(
+            f"answers of {', '.join(drawn)} are drawn by the endpoint, which gets a seed and may ignore it; they are "
+            "kept, so that a resumed study has the same"
         )
     if not file.tasks:
         problems.append("tasks: a local backend needs at least one task")
@@ -542,12 +556,15 @@ def _configuration(found: Findings) -> Mapping[str, Any]:
 
 def _endless(config: Mapping[str, Any], found: Findings) -> list[str]:
     """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
-    wanted = config.get("max_new_tokens", 0)
+    resolved = resolved_task(config)
+    thoughts = resolved["max_thinking_tokens"] if resolved.get("thinking") else 0
+    wanted = resolved.get("max_new_tokens", 0) + thoughts
     read = _configuration(found)
     longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
     if longest is None or wanted < longest:
         return []
-    return [f"max_new_tokens is {wanted}, but the base model takes {longest} tokens at most, the prompt included"]
+    what = "max_new_tokens and max_thinking_tokens are" if thoughts else "max_new_tokens is"
+    return [f"{what} {wanted}, but the base model takes {longest} tokens at most, the prompt included"]
 
 
 _LONGEST = ("n_positions", "max_position_embeddings", "n_ctx")

@@ -9,9 +9,10 @@ from mergefront.optimizer.scores.evaluation import Evaluation
 
 OUTCOMES = "outcomes"
 """Key of ``Evaluation.details``: by task, how many items were "asked", and how many of them had each outcome."""
-UNANSWERED, EMPTY, CUT, SHORTENED = "unanswered", "empty", "cut", "shortened"
+UNANSWERED, EMPTY, CUT, THOUGHT, SHORTENED = "unanswered", "empty", "cut", "thought", "shortened"
 """Outcomes of an item: no usable answer came (also under ``unanswered: reason``), an empty one, one that the limit of
-new tokens cut off; the prompt was longer than the model reads and lost its beginning."""
+new tokens cut off, one that ended inside the model's thoughts; the prompt was longer than the model reads and lost its
+beginning."""
 
 JUDGED_TWICE, JUDGED_ALIKE = "judged twice", "judged alike"
 """An answer that a judge was asked about twice, and one on which it said the same."""
@@ -20,6 +21,7 @@ PHRASES: Mapping[str, str] = {
     UNANSWERED: "items had no usable answer",
     EMPTY: "answers were empty",
     CUT: "answers were cut off at max_new_tokens",
+    THOUGHT: "answers were cut off inside their thoughts",
     SHORTENED: "prompts were longer than the model reads and lost their beginning",
 }
 """What is said of the items with an outcome."""

@@ -47,11 +47,16 @@ class Script:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def answer(self, messages: list[dict[str, str]], new_tokens: int) -> str:
+        return self.answers(messages, new_tokens)[-1]
+
+    def answers(self, messages: list[dict[str, str]], new_tokens: int) -> list[str]:
+        """The text after each new token."""
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, enable_thinking=False, return_tensors="pt", return_dict=True
         )
         written = self.model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)
-        return str(self.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ids = written[0, inputs["input_ids"].shape[1] :]
+        return [str(self.tokenizer.decode(ids[: n + 1], skip_special_tokens=True)) for n in range(len(ids))]
 
     @torch.inference_mode()
     def loss(self, messages: list[dict[str, str]], answer: str) -> float:
@@ -170,3 +175,52 @@ def test_check_says_what_a_template_does_not_read_and_where_its_turns_do_not_end
     assert report.problems == []
     (line,) = [line for line in report.warnings if "no use for" in line]
     assert line.startswith("tasks writing, liking: the chat template has no use for thinking")
+
+
+def test_drawn_answers_are_the_same_when_a_study_is_resumed(models: Path, tmp_path: Path) -> None:
+    """To the digit, by (study, item, number); the mean of several is a score between those of right and wrong."""
+    answers = ["it is B", "two", "23 43", "A B C"]
+    options = {"temperature": 1.0, "top_p": 0.9, "samples": 6, "metric": "f1", "max_new_tokens": 8}
+    for name, before in (("resumed", 2), ("whole", 6)):
+        (tmp_path / name).mkdir()
+        path = study_in(tmp_path / name, models, answers, **options)
+        assert check_study(path).problems == []
+        mf.run(path, evaluations=before)
+    resumed, whole = mf.run(tmp_path / "resumed" / "study.yaml"), mf.run(tmp_path / "whole" / "study.yaml")
+    items = [
+        [study.ledger.find(one.recipe).items["writing"] for one in study.candidates()] for study in (resumed, whole)
+    ]
+    assert items[0] == items[1]
+    scores = [score for one in items[0] for score in one.scores]
+    assert len(set(scores)) > 2 and all(0 <= score <= 1 for score in scores)
+    best = study_in(tmp_path / "whole", models, answers, samples_metric="pass@k", **options)
+    best.write_text(best.read_text().replace('"study": "chat"', '"study": "best"'))
+    first = mf.run(best, evaluations=1).candidates()[0]
+    assert first.scores["writing"] > whole.candidates()[0].scores["writing"]
+    alike = study_in(tmp_path / "whole", models, list("abcd"), samples=3)
+    assert "samples is 3, but at temperature 0" in check_study(alike).problems[0]
+
+
+def test_a_thinking_models_answer_is_what_a_script_finds_behind_its_thoughts(models: Path, tmp_path: Path) -> None:
+    """And nothing where the thoughts do not end, which is counted. Letters stand for the marks of this random model."""
+    script = Script(models / "one")
+    thoughts = [script.answer(asked(one, n), 12) for n, one in enumerate(QUESTIONS)]
+    letters = {letter for text in thoughts for letter in text if letter.isalpha()}
+    mark = next(one for one in sorted(letters) if 0 < sum(one in text for text in thoughts) < 4)
+    answers = ["nothing"] * 4
+    for number, text in enumerate(thoughts):
+        if mark in text:  # and 8 tokens of an answer behind the token that ends the thoughts
+            longest = script.answers(asked(QUESTIONS[number], number), 24)
+            end = next(length for length, text in enumerate(longest, start=1) if mark in text)
+            answer = longest[end + 8 - 1].partition(mark)[2].strip()
+            answers[number] = answer if answer and "</think>" not in answer else "nothing"
+    thinking = {"thinking": {"start": "<think>", "end": mark}, "max_thinking_tokens": 12, "max_new_tokens": 8}
+    path = study_in(tmp_path, models, answers, **thinking)
+    study = mf.run(path, evaluations=3)
+    one = next(anchor for anchor in study.anchors() if anchor.anchor == "expert one")
+    evaluation = study.ledger.find(one.recipe)
+    (task,) = [task for task in tasks_of(study.definition) if task.name == "writing"]
+    numbers = [QUESTIONS.index(item.prompt) for item in task.items("search")]
+    expected = [float(answers[n] != "nothing") for n in numbers]
+    assert list(evaluation.items["writing"].scores) == expected and 1.0 in expected
+    assert evaluation.details["outcomes"]["writing"].get("thought", 0) == sum(mark not in thoughts[n] for n in numbers)

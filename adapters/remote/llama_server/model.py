@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import all_of
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
+from mergefront.adapters.thoughts import answer_of
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 
@@ -80,12 +82,18 @@ class LlamaServerModel:
         return tokens[-room:]
 
     async def _continue(self, prompt: tuple[int, ...], request: GenerationRequest) -> Generation:
-        known = self._fitted(prompt, request.max_new_tokens)
+        known = self._fitted(prompt, request.most_tokens)
         answer = await self._wire.complete(
-            known, self.scales, tokens=request.max_new_tokens, stop=request.stop, prompt_cache=self._prompt_cache
+            known,
+            self.scales,
+            tokens=request.most_tokens,
+            stop=request.stop if request.thinking is None else (),
+            drawn=drawing(request),
+            prompt_cache=self._prompt_cache,
         )
         finish: Literal["stop", "length"] = "length" if answer.stop_type == "limit" else "stop"
-        return Generation(answer.text, answer.generated, finish, shortened=len(known) < len(prompt))
+        said = Generation(answer.text, answer.generated, finish, shortened=len(known) < len(prompt))
+        return answer_of(said, request, is_open=self._tokenization.opens_thoughts(request))
 
     async def _score(
         self,

@@ -105,11 +105,13 @@ class LlamaWire:
         stop: Sequence[str] = (),
         bias: Mapping[int, float] | None = None,
         grammar: str | None = None,
+        drawn: Mapping[str, Any] | None = None,
         prompt_cache: bool = False,
         cached: bool = True,
     ) -> Completion:
-        """Continue token ids greedily by ``tokens`` at most, with the log-probabilities of each token's
-        ``top`` most likely ones. ``bias`` and ``grammar`` change what is chosen, never what is reported."""
+        """Continue token ids by ``tokens`` at most, with the log-probabilities of each token's ``top`` most likely
+        ones; greedily, or as ``drawn`` says (temperature, top_p, seed). ``bias`` and ``grammar`` change what is chosen,
+        never what is reported."""
         body: dict[str, Any] = {
             "prompt": list(prompt),
             "n_predict": tokens,
@@ -119,6 +121,8 @@ class LlamaWire:
             "cache_prompt": prompt_cache,
             "response_fields": list(_FIELDS),
         }
+        if drawn:
+            body |= {**drawn, "samplers": ["temperature", "top_p"]}
         if stop:
             body["stop"] = list(stop)
         if bias:

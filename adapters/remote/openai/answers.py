@@ -15,9 +15,12 @@ from mergefront.adapters.language_model import Generation
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field
 
 _CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "max_length", "model_length"})
+_REASONING = ("reasoning_content", "reasoning")
+"""Where servers put thoughts that they take out of a text."""
 _TEXT_PARTS = ("text", "output_text")
 _FILTERS = ("filter", "safety", "prohibited", "guardrail", "recitation", "sensitive", "blocklist", "refus", "spii")
 """Parts of the reasons with which providers withhold a text."""
+USED_UP = "tokens used up"
 _OUTCOMES = (
     (
         "content filter",
@@ -29,7 +32,7 @@ _OUTCOMES = (
         r"context.?length|context.?size|max_model_len|string_above_max_length|(?:prompt|input) is too long|"
         r"too many (?:input )?tokens|inputs` (?:must have less|tokens \+)",
     ),
-    ("tokens used up", r"could not finish the message"),
+    (USED_UP, r"could not finish the message"),
 )
 """What refusals of one prompt say, by the outcome that they are."""
 
@@ -64,7 +67,8 @@ def read_generation(answer: Any, stop: Sequence[str], tokens: int | None) -> Gen
     why = "" if text else _unanswered(message, reason, is_cut_off and message is choice.get("message"))
     cut, stopped = _cut(text or "", stop)
     finish: Literal["stop", "length"] = "length" if is_cut_off and not stopped else "stop"
-    return Generation("" if why else cut, tokens, finish, unanswered=why)
+    is_parted = any(message.get(key) for key in _REASONING)
+    return Generation("" if why else cut, tokens, finish, unanswered=why, is_parted=is_parted)
 
 
 def written(answer: Any) -> str:
@@ -72,7 +76,7 @@ def written(answer: Any) -> str:
     choices = answer.get("choices") if isinstance(answer, Mapping) else None
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     message = choice["message"] if isinstance(choice.get("message"), Mapping) else choice
-    parts = [message.get(key) for key in ("reasoning_content", "reasoning", "refusal")]
+    parts = [message.get(key) for key in (*_REASONING, "refusal")]
     content = _text(message.get("content", message.get("text"))) or ""
     return "".join([*(_text(part) or "" for part in parts if isinstance(part, str)), content])
 
@@ -97,7 +101,7 @@ def _unanswered(message: Mapping[str, Any], reason: str, is_used_up: bool) -> st
     if any(word in reason for word in _FILTERS):
         return "content filter"
     if is_used_up:
-        return "tokens used up"
+        return USED_UP
     if message.get("content") is not None:
         return ""
     return f"no text (finish_reason {reason})" if reason else "no text"

@@ -22,8 +22,10 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
     Verb,
 )
+from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import HttpClient, all_of
 from mergefront.adapters.remote.identity import ANSWER_TOKENS, QUESTIONS, Recognition
+from mergefront.adapters.remote.openai.answers import USED_UP
 from mergefront.adapters.remote.openai.echo import NoLogProbabilitiesError
 from mergefront.adapters.remote.openai.token_count import token_counter
 from mergefront.adapters.remote.openai.tokenizer_files import TokenizerFiles
@@ -32,6 +34,7 @@ from mergefront.adapters.remote.scales import single_model
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MemberSection, OpenAISection
 from mergefront.adapters.tasks.prompt_findings import Reader
+from mergefront.adapters.thoughts import answer_of
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -39,7 +42,7 @@ _SENDS_TEXTS = (
     "mode: completions sends raw texts; use mode: chat, or name the model's tokenizer (tokenizer: FOLDER), whose chat "
     "template then writes them"
 )
-_ANSWERS_ALL_THE_SAME = ("tokens used up", "refusal")
+_ANSWERS_ALL_THE_SAME = (USED_UP, "refusal")
 """Why a sound model may have no answer to a question with room for a few tokens: it reasons, or it is particular."""
 
 
@@ -90,9 +93,18 @@ class OpenAIModel:
         return self.wire.client.run(all_of(work))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Greedy continuations; in chat mode, answers."""
-        work = (self.wire.generate(self._prompt(one.prompt), one.max_new_tokens, one.stop) for one in requests)
-        return self.wire.client.run(all_of(work))
+        """Continuations; in chat mode, answers."""
+        return self.wire.client.run(all_of(self._written(request) for request in requests))
+
+    async def _written(self, request: GenerationRequest) -> Generation:
+        prompt, thinking = self._prompt(request.prompt), request.thinking
+        if thinking is None:
+            return await self.wire.generate(prompt, request.most_tokens, request.stop, drawn=drawing(request))
+        said = await self.wire.generate(prompt, request.most_tokens, (), drawn=drawing(request))
+        if said.unanswered == USED_UP:
+            return Generation("", said.tokens, "length", shortened=said.shortened, is_thought=True)
+        is_open = isinstance(prompt, str) and thinking.is_open(prompt)
+        return answer_of(said, request, is_open=is_open, is_parted=said.is_parted)
 
     def refusal(self, chat: Chat) -> str:
         """Why this model cannot be put a conversation; nothing where it can."""

@@ -15,6 +15,7 @@ _RESERVED = frozenset(
 """Fields that decide which model is asked what, and how its answer is read."""
 _OTHER_NAMES = ("max_completion_tokens", "max_new_tokens", "max_output_tokens", "num_predict", "n_predict")
 """What servers call ``max_tokens``."""
+_OPTIONAL = ("stop", "seed")
 _UNSUPPORTED = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|extra_forbidden", re.I
 )
@@ -41,7 +42,7 @@ class FieldNames:
     """What one model calls the fields of a request, learned from its refusals.
 
     ``max_tokens`` gets the name that the model gives it. ``stop`` is left out where it is refused, since answers are
-    cut at stop strings here as well.
+    cut at stop strings here as well, and so is the ``seed`` of an answer that is drawn, which is kept once it is there.
     """
 
     def __init__(self) -> None:
@@ -57,8 +58,8 @@ class FieldNames:
         named = next((name for name in _OTHER_NAMES if re.search(rf"\b{name}\b", refusal)), None)
         if "max_tokens" in sent and (named or _is_unsupported("max_tokens", refusal)):
             self._names["max_tokens"] = named or _OTHER_NAMES[0]
-        elif "stop" in sent and _is_unsupported("stop", refusal):
-            self._names["stop"] = None
+        elif refused := next((key for key in _OPTIONAL if key in sent and _is_unsupported(key, refusal)), None):
+            self._names[refused] = None
         else:
             return False
         return True

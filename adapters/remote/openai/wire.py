@@ -17,7 +17,7 @@ from mergefront.adapters.remote.http.json_answers import usage
 from mergefront.adapters.remote.openai.answers import outcome, read_generation, written
 from mergefront.adapters.remote.openai.echo import EchoedToken, NoLogProbabilitiesError, read_echo, score_continuation
 from mergefront.adapters.remote.openai.request_fields import FieldNames, refuses_temperature
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 T = TypeVar("T")
 MOST_STOPS = 4
@@ -63,10 +63,20 @@ class OpenAIWire:
         return "temperature" in self._added and self._added["temperature"] is None
 
     async def generate(
-        self, prompt: str | Chat, max_tokens: int, stop: Sequence[str], *, cached: bool = True
+        self,
+        prompt: str | Chat,
+        max_tokens: int,
+        stop: Sequence[str],
+        *,
+        drawn: Mapping[str, Any] | None = None,
+        cached: bool = True,
     ) -> Generation:
-        """A greedy continuation; in chat mode, an answer."""
-        body: dict[str, Any] = {"max_tokens": max_tokens}
+        """A greedy continuation, or one that is drawn as ``drawn`` says; in chat mode, an answer."""
+        if drawn and self.is_drawing:
+            raise UserError(
+                "backend.request leaves the temperature out (null), and the task has one; keep one of the two"
+            )
+        body: dict[str, Any] = {"max_tokens": max_tokens, **(drawn or {})}
         if stop:
             body["stop"] = list(stop[:MOST_STOPS])
         if self.mode == "completions":

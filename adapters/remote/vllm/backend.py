@@ -27,6 +27,7 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
     Tokens,
 )
+from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import all_of
 from mergefront.adapters.remote.identity import QUESTIONS
 from mergefront.adapters.remote.scales import lora_scales
@@ -35,6 +36,7 @@ from mergefront.adapters.remote.settings import VllmSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
 from mergefront.adapters.remote.vllm.wire import VllmWire
 from mergefront.adapters.tasks.prompt_findings import Reader
+from mergefront.adapters.thoughts import answer_of
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.methods import METHODS
@@ -264,10 +266,12 @@ class VllmModel:
         return self._wire.client.run(all_of(work))
 
     async def _continue(self, tokens: tuple[int, ...], request: GenerationRequest) -> Generation:
-        self._check_room(request.max_new_tokens)
-        known = tokens[-(self._context - request.max_new_tokens) :]
-        answer = await self._wire.generate(self._name, known, request.max_new_tokens, request.stop, self._state)
-        return replace(answer, shortened=len(known) < len(tokens))
+        self._check_room(request.most_tokens)
+        known = tokens[-(self._context - request.most_tokens) :]
+        stop = request.stop if request.thinking is None else ()
+        answer = await self._wire.generate(self._name, known, request.most_tokens, stop, self._state, drawing(request))
+        said = replace(answer, shortened=len(known) < len(tokens))
+        return answer_of(said, request, is_open=self._tokenization.opens_thoughts(request))
 
     def _check_room(self, more: int) -> None:
         if more >= self._context:

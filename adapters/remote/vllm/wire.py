@@ -8,7 +8,7 @@ when a LoRA is in use and more than one request is in its batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
@@ -89,9 +89,17 @@ class VllmWire:
         return await self._complete(body, read, state, cached)
 
     async def generate(
-        self, model: str, prompt: Sequence[int], max_tokens: int, stop: Sequence[str], state: str
+        self,
+        model: str,
+        prompt: Sequence[int],
+        max_tokens: int,
+        stop: Sequence[str],
+        state: str,
+        drawn: Mapping[str, Any] | None = None,
     ) -> Generation:
+        """A greedy continuation, or one that is drawn as ``drawn`` says (temperature, top_p, seed)."""
         body: dict[str, Any] = {"model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0}
+        body |= drawn or {}
         if stop:
             body["stop"] = list(stop)
 

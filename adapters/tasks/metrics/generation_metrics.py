@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mergefront.adapters.counted_model import CountedModel
-from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel
+from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel, Thinking
 from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.accepted_answers import AcceptedAnswers
@@ -28,11 +28,13 @@ def generations(
     answer is asked for again without it, and ended here.
     """
     requests = [request_for(item, options) for item in items]
+    if options.temperature > 0 or options.thinking is not None:
+        wanted = ()  # which is known of the likeliest answers alone, from their first token on
     if wanted:
         requests = [replace(request, wanted=one) for request, one in zip(requests, wanted, strict=True)]
     answers = model.generate(requests)
     blank = tuple(stop for stop in options.stop if not stop.strip())
-    if not options.skip_blank_start or not blank:
+    if not options.skip_blank_start or not blank or options.thinking is not None:  # which has none to skip
         return answers
     stop = tuple(text for text in options.stop if text not in blank)
     again = [place for place, said in enumerate(answers) if _is_blank(said)]
@@ -53,7 +55,18 @@ def _is_blank(said: Generation) -> bool:
 
 def request_for(item: Item, options: MetricOptions) -> GenerationRequest:
     """What a model is asked to write of an item."""
-    return GenerationRequest(asked(item, options.chat), options.max_new_tokens, options.stop, item.image)
+    marks = options.thinking
+    thinking = None if marks is None else Thinking(marks.start, marks.end, options.max_thinking_tokens)
+    return GenerationRequest(
+        asked(item, options.chat),
+        options.max_new_tokens,
+        options.stop,
+        item.image,
+        temperature=options.temperature,
+        top_p=options.top_p if options.temperature > 0 else 1.0,
+        seed=item.seed,
+        thinking=thinking,
+    )
 
 
 def rated(

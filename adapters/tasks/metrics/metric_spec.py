@@ -12,7 +12,7 @@ from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.conversations import Chats
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.judging.options import JudgeOptions
-from mergefront.adapters.tasks.options import Count, Texts
+from mergefront.adapters.tasks.options import Count, Texts, Thoughts
 from mergefront.optimizer.sections import Options
 
 Scored = tuple[list[float], list[float] | None]
@@ -22,7 +22,9 @@ PROMPT = (("prompt",),)
 ANSWER = (("prompt", "answer"),)
 TEXT = (*ANSWER, ("text",))
 
-WRITTEN = ("max_new_tokens", "stop", "skip_blank_start")
+DRAWN = ("temperature", "top_p", "samples", "samples_metric")
+THOUGHT = ("thinking", "max_thinking_tokens")
+WRITTEN = ("max_new_tokens", "stop", "skip_blank_start", *DRAWN, *THOUGHT)
 """Options of metrics of what a model writes."""
 SCORED = ("delimiter",)
 """Options of metrics of how likely texts are."""
@@ -36,6 +38,16 @@ class MetricOptions(Options):
     skip_blank_start: bool = Field(
         True, description="a stop string of white space alone ends no answer before its first other character"
     )
+    temperature: float = Field(0.0, ge=0, description="0: the likeliest token at each step; above: tokens are drawn")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens of so much probability together")
+    samples: Count = Field(1, description="answers drawn for each item, at a `temperature` above 0")
+    samples_metric: Literal["mean", "pass@k"] = Field(
+        "mean", description="an item's score is the mean of its answers', or their best one's"
+    )
+    thinking: Thoughts = Field(
+        None, description="the model thinks before it answers: true, or the marks `{start: <think>, end: </think>}`"
+    )
+    max_thinking_tokens: Count = Field(1024, description="the longest thoughts, in tokens, before the answer's own")
     delimiter: str | None = Field(
         None,
         title="a text (it may be empty), or null: as the data says",

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, ScoringRequest
 from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.serving.api import add_routes, described, metrics_answer, problem, service_of
 from mergefront.serving.merges import wire
@@ -100,12 +100,12 @@ async def generate(
     session_id: str, body: wire.GenerateBody, request: Request, service: Service, client: Asker
 ) -> wire.GenerateAnswer:
     session = service.session(session_id, client)
-    asked = [GenerationRequest(_prompt(one.prompt), one.max_new_tokens, tuple(one.stop)) for one in body.requests]
+    asked = [one.to_request() for one in body.requests]
     question: Question[list[Generation]] = Question(
         "generate",
         body.recipe.to_recipe(),
         [text for one in body.requests for text in _texts(one.prompt)],
-        [one.max_new_tokens for one in asked],
+        [one.most_tokens for one in asked],
         lambda model: model.generate(asked),
         _tokens,
     )

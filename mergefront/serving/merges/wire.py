@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
+from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, Message, Thinking
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.sections import Section
 
@@ -109,12 +109,38 @@ class LogLikelihoodAnswer(Section):
     answers: list[LogLikelihood]
 
 
+class ThinkingBody(Section):
+    """The marks around a model's thoughts, and the most tokens of them."""
+
+    start: Annotated[str, Field(min_length=1, max_length=200)]
+    end: Annotated[str, Field(min_length=1, max_length=200)]
+    most: int = Field(ge=1)
+
+
 class GenerationItem(Section):
-    """Continue ``prompt`` greedily, up to the first of ``stop``."""
+    """Continue ``prompt`` up to the first of ``stop``: greedily, or drawn at a ``temperature`` by ``seed``. With
+    ``thinking`` the answer is what comes behind the thoughts."""
 
     prompt: str | ChatBody
     max_new_tokens: int = Field(default=32, ge=1)
     stop: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=16)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    thinking: ThinkingBody | None = None
+
+    def to_request(self) -> GenerationRequest:
+        prompt = self.prompt if isinstance(self.prompt, str) else self.prompt.to_chat()
+        thinking = None if self.thinking is None else Thinking(**self.thinking.model_dump())
+        return GenerationRequest(
+            prompt,
+            self.max_new_tokens,
+            tuple(self.stop),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            thinking=thinking,
+        )
 
 
 class GenerateBody(Section):
