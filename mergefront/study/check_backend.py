@@ -191,7 +191,7 @@ def _check_loading(found: Findings, base: CheckpointHeader, composition: Composi
         if described is None:
             return
     with found.catch(where):
-        kinds = {task.get("type") for task in found.file.tasks.values()}
+        kinds = {str(task.get("type")) for task in found.file.tasks.values()}
         for_text, headless = not kinds <= _LIVE_TYPES, kinds == {"embed"}
         loading = loading_findings(stored, alignment, described, for_text, headless)
         found.problems.extend(f"{where}{problem}" for problem in loading.problems)
@@ -478,7 +478,7 @@ def _needs_live_model(file: StudyFile, task: Task) -> list[str]:
     whole = getattr(task, "whole", "")
     if file.racing and whole:
         problems.append(f"{whole}, and racing asks them in parts; remove 'racing'")
-    types = {config.get("type") for config in file.tasks.values()}
+    types = {str(config.get("type")) for config in file.tasks.values()}
     if task.verb == "embed" and types - {"embed", "python"}:
         others = ", ".join(sorted(map(str, types - {"embed", "python"})))
         problems.append(f"type embed reads models without their heads, which type {others} needs; make two studies")
