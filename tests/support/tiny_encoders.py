@@ -44,7 +44,7 @@ def make_encoder(kind: str, seed: int = 0, **settings: Any) -> Any:
     import transformers
 
     of = getattr(transformers, kind)
-    extra = {"num_key_value_heads": 1, "head_dim": 8} if kind.startswith("Qwen3") else {}
+    extra = {"num_key_value_heads": 1, "head_dim": 8} if kind.startswith(("Qwen3", "Gemma3")) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = of(of.config_class(**SIZES, **extra, pad_token_id=0, **settings))

@@ -45,10 +45,10 @@ POOLINGS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["BertModel", "XLMRobertaModel", "ModernBertModel", "Qwen3Model"])
+@pytest.mark.parametrize("kind", ["BertModel", "XLMRobertaModel", "ModernBertModel", "Qwen3Model", "Gemma3TextModel"])
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_pooling_is_what_its_name_says(kind: str, pooling: str, tokenizer: Any, tmp_path: Path) -> None:
-    model = make_encoder(kind)
+    model = make_encoder(kind, **({"use_bidirectional_attention": True} if "Gemma" in kind else {}))
     key, pooled = POOLINGS[pooling]
     write_sentence_modules(save(model, tokenizer, tmp_path), {key: True})
     made = TextReader(model, tokenizer, tmp_path).embed(TEXTS, "")

@@ -188,16 +188,16 @@ def test_an_eighth_of_the_answers_is_judged_twice(tmp_path: Path) -> None:
     """A judge that says now this, now that measures nothing; the report has to say so."""
 
     def moody(prompt: str, number: int) -> str:
-        return f"score: {1 + number % 5}"
+        return f"score: {1 + (number >= 40) * 3}"
 
-    prompts = [f"{n}:answer {n}" for n in range(80)]
-    for rule, alike in ((by_length, 1.0), (moody, 0.2)):
+    prompts = [f"{n}:answer {n}" for n in range(40)]
+    for rule, alike in ((by_length, 5), (moody, 0)):
         with judge(rule) as server:
-            _, model, _ = scored(tmp_path, server.url, prompts, GRADE, concurrency=1)
-            twice = len(server.received) - 80
+            _, model, _ = scored(tmp_path, server.url, prompts, GRADE, concurrency=1 if rule is moody else 8)
+            twice = len(server.received) - 40
         counts = model.take_outcomes()
-        assert twice == counts[JUDGED_TWICE] == 10
-        assert abs(counts[JUDGED_ALIKE] / twice - alike) <= 0.3
+        assert twice == counts[JUDGED_TWICE] == 5
+        assert counts[JUDGED_ALIKE] == alike
 
 
 def test_a_favour_for_the_first_answer_cancels(tmp_path: Path) -> None:
@@ -228,6 +228,27 @@ def test_what_cannot_be_read_is_asked_again_in_other_words_and_then_fails_the_ca
         ) as caught:
             scored(tmp_path, server.url, ["a:1", "b:2"], GRADE)
         assert "\n" not in str(caught.value) and len(server.received) == 6
+
+
+def test_a_conversation_is_shown_turn_by_turn(tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": text} for role, text in (("user", "Hi."), ("assistant", "Yes?"), ("user", "2+2"))
+    ]
+    (tmp_path / "items.jsonl").write_text(json.dumps({"messages": turns, "answer": "4"}))
+    entry = {"type": "jsonl", "path": "items.jsonl", "metric": "judge", "report_fraction": 0, "judge": GRADE}
+    task = build_task("t", {**entry, "chat": {"system": "Be brief."}}, tmp_path)
+
+    class Four:
+        def generate(self, requests: list[GenerationRequest]) -> list[Generation]:
+            return [Generation("four", 1, "stop") for _ in requests]
+
+    with judge() as server:
+        made = JudgeSection(url=server.url, model="critic-1")
+        with connected_judges([task], {"critic": made}, ANCHORS, tmp_path, MemoryCache(), 0, "study") as (tasks, _):
+            assert tasks[0].score(CountedModel(Four()), tasks[0].items("search")).scores == (0.75,)  # type: ignore[arg-type]
+        said = server.received[0].json["messages"][-1]["content"]
+    assert "system: Be brief.\n\nuser: Hi.\n\nassistant: Yes?\n\nuser: 2+2" in said
+    assert "[Accepted answers]\n4" in said
 
 
 @pytest.mark.parametrize(

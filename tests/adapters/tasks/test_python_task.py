@@ -15,7 +15,9 @@ from mergefront.adapters.tasks.python_task import PythonTask
 from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.differences import scored_difference
 from mergefront.optimizer.scores.evaluation import EvaluationRequest
+from mergefront.optimizer.scores.objectives import Objective
 
 RECIPE = Recipe("task_arithmetic", {"a": "a"}, {"weight[a]": 0.5}, "base")
 TEXTS = ["The merge of two experts", "Sort 3 1 2", "naïve", "A", "B"]
@@ -84,6 +86,17 @@ def test_what_goes_wrong_in_the_function_is_a_failed_candidate(
     with pytest.raises(EvaluationError) as failure:
         evaluate(classifier, function)
     assert failure.value.kind == kind and "task 't'" in str(failure.value)
+
+
+def test_right_or_wrong_items_of_a_function_are_compared_by_the_exact_test(classifier: LocalBackend) -> None:
+    """Eight of twenty that only one merge has right are a coin flip's p-value, not a t-test's."""
+    answers = iter([{str(n): n % 5 for n in range(20)}, {str(n): float(n % 5 > 2) for n in range(20)}])
+    binary = ({item: min(score, 1) for item, score in scores.items()} for scores in answers)
+    task = PythonTask("t", lambda _, __: next(binary), "mine:function", direction="minimize", report_fraction=0)
+    evaluator = TaskEvaluator(classifier, [task])
+    first, second = (evaluator.evaluate(RECIPE, EvaluationRequest(("t",), "search")) for _ in range(2))
+    found = scored_difference(Objective("t", "minimize"), first, second)
+    assert found.discordant == (0, 8) and found.p_value == pytest.approx(2 * 0.5**8)
 
 
 def test_a_function_that_scores_other_items_than_before_fails(classifier: LocalBackend) -> None:
