@@ -18,12 +18,14 @@ def suggestion_lines(study: Study, suggested: Candidate | None, found: Verdict |
 
     ``found`` is the verdict that stands beside it, on whose items its weakest objective is said.
     """
+    alike = alike_lines(study)
     if suggested is None:
-        return [nothing_suggested(study)]
+        return [*alike, nothing_suggested(study)]
     who = trial(suggested.number, suggested.anchor)
     fit = "that no anchor beats and that lose to the base in nothing beyond noise"
     if study.has_one_objective:
-        return [f"Suggested: {who}, the best; no anchor beats it, and it does not lose to the base beyond noise."]
+        best = f"Suggested: {who}, the best; no anchor beats it, and it does not lose to the base beyond noise."
+        return [*alike, best]
     names = [objective.name for objective in study.objectives]
     rows = {} if found is None else found.normalised
     worst, name = min(zip(rows.get(suggested.number) or study.normalised([suggested])[0], names, strict=True))
@@ -31,7 +33,21 @@ def suggestion_lines(study: Study, suggested: Candidate | None, found: Verdict |
     seen = found is not None and found.split == "report"
     where = f" on the search items. On the report items its weakest is {value}" if seen else f": {value}"
     said = f"Suggested: {who}. Of the merges on the front {fit}, its weakest objective is the best{where}."
-    return [said, *warnings(study, suggested)]
+    return [*alike, said, *warnings(study, suggested)]
+
+
+def alike_lines(study: Study) -> list[str]:
+    """A warning for each objective in which every merge and anchor has the same score."""
+    candidates = study.candidates()
+    if len(candidates) <= len(study.anchors()):
+        return []
+    first = candidates[0].scores
+    return [
+        f"Warning: all {len(candidates)} merges and anchors score {number(first[objective.name])} in {objective.name}, "
+        "which tells none of them apart. See what is asked (mergefront check) and what they answer (mergefront chat)."
+        for objective in study.objectives
+        if all(candidate.scores[objective.name] == first[objective.name] for candidate in candidates)
+    ]
 
 
 def warnings(study: Study, candidate: Candidate) -> list[str]:
