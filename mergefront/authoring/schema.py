@@ -32,7 +32,7 @@ def study_schema() -> Schema:
     """The schema of a study file. Methods of the user's own are taken where the file names ``method_files``."""
     made = _schema_of(StudyFile)
     definitions, properties = made["$defs"], made["properties"]
-    properties["tasks"] = {"type": "object", "additionalProperties": {"oneOf": _tasks(definitions)}}
+    properties["tasks"]["additionalProperties"] = {"oneOf": _tasks(definitions)}
     properties["search"] = {"oneOf": _searches(definitions["SearchSection"]["properties"])}
     del definitions["SearchSection"]
     grouping = definitions.pop("SpaceSection")["properties"]

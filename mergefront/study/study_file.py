@@ -57,39 +57,45 @@ class SpaceSection(BaseModel):
 
 
 class MergeSection(Section):
-    """What is merged, how, and which coefficients are searched.
+    """What is merged, how, and which coefficients are searched."""
 
-    ``method_files`` are Python files, run before anything else, that declare methods of the user's own. ``allow`` names
-    keys of the models' configurations (and integer tensors) whose difference the user knows to be harmless.
-    ``tokenizer_source`` says whose tokens the merges have (see ``TokenizerChoice``). ``scope: language`` merges the
-    stacks of text alone, and ``carry`` has the expert that each tower is taken from (see ``Modalities``).
-    """
-
-    method: str | list[str]
-    base_model: str | None = None
-    models: dict[str, str] | list[str]
+    method: str | list[str] = Field(description="a merge method, or several: then the method is searched too")
+    base_model: str | None = Field(default=None, description="the common ancestor: a folder, or org/name on the Hub")
+    models: dict[str, str] | list[str] = Field(
+        description="the experts by name: folders or names on the Hub, whole checkpoints or LoRAs"
+    )
     space: SpaceSection = Field(default_factory=SpaceSection)
-    method_files: list[str] = Field(default_factory=list)
-    allow: list[str] = Field(default_factory=list)
-    tokenizer_source: str | dict[str, Any] | None = None
-    scope: str | None = None
-    carry: dict[str, str] = Field(default_factory=dict)
+    method_files: list[str] = Field(
+        default_factory=list, description="Python files that declare methods of your own; they are run before all else"
+    )
+    allow: list[str] = Field(
+        default_factory=list,
+        description="keys of the models' configurations, and integer tensors, whose difference is known to be harmless",
+    )
+    tokenizer_source: str | dict[str, Any] | None = Field(
+        default=None, description="whose tokens the merges have: base, union, or one of the models"
+    )
+    scope: str | None = Field(default=None, description="language: only the stacks of text are merged")
+    carry: dict[str, str] = Field(
+        default_factory=dict, description="with scope, the expert that each tower is taken from"
+    )
 
 
 class LocalBackendSection(Section):
-    """Merges in memory and scores on this machine.
-
-    ``dtype`` is what merged weights are rounded to before they are scored, and written in (auto: the base's). A model
-    on a CPU computes with them in float32.
-    ``compat: mergekit`` computes in the checkpoints' own dtype as mergekit does; ``task_vectors`` (exact,
-    int8, or a rank) is how the experts are held.
-    """
+    """Merges in memory and scores on this machine. A model on a CPU computes in float32."""
 
     type: Literal["local"] = "local"
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compat: Literal["mergekit"] | None = None
-    task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = "exact"
+    device: str = Field(default="auto", description="as torch calls it; auto: a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="what merged weights are rounded to before they are scored, and written in; auto: the base's",
+    )
+    compat: Literal["mergekit"] | None = Field(
+        default=None, description="mergekit: computed in the checkpoints' own dtype, as mergekit does"
+    )
+    task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = Field(
+        default="exact", description="how experts are held in memory: exact, int8, or a rank"
+    )
 
 
 class FunctionBackendSection(Section):
@@ -138,21 +144,33 @@ class SearchSection(BaseModel):
 class StudyFile(Section):
     """A study file, as written."""
 
-    study: str
-    storage: str = DEFAULT_STORAGE
+    study: str = Field(description="the study's name in its database")
+    storage: str = Field(default=DEFAULT_STORAGE, description="the database, relative to this file")
     seed: int = Field(default=0, ge=0)
     merge: MergeSection
     backend: LocalBackendSection | FunctionBackendSection | ExternalBackendSection | ServerSection = Field(
         default_factory=LocalBackendSection, discriminator="type"
     )
-    tasks: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    judges: dict[str, JudgeSection] = Field(default_factory=dict)
-    objectives: list[str | ObjectiveSection] = Field(min_length=1)
-    constraints: list[str | ConstraintSection] = Field(default_factory=list)
-    racing: bool | RacingSettings = False
+    tasks: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="what models are asked and how their answers are scored, by name"
+    )
+    judges: dict[str, JudgeSection] = Field(
+        default_factory=dict, description="endpoints that grade answers, by the names that tasks have for them"
+    )
+    objectives: list[str | ObjectiveSection] = Field(
+        min_length=1, description="names of tasks (or delta_l1) that the search makes better"
+    )
+    constraints: list[str | ConstraintSection] = Field(
+        default_factory=list, description="bounds, such as 'tokens <= 300'"
+    )
+    racing: bool | RacingSettings = Field(
+        default=False, description="candidates are asked only as many items as it takes to know what to do with them"
+    )
     search: SearchSection = Field(default_factory=SearchSection)
-    stop: StopRule = StopRule()
-    warm_start: list[str | dict[str, str]] = Field(default_factory=list)
+    stop: StopRule = Field(default=StopRule(), description="when a run ends before its budget is spent")
+    warm_start: list[str | dict[str, str]] = Field(
+        default_factory=list, description="studies or merge configurations whose candidates are tried first"
+    )
 
 
 def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
