@@ -87,8 +87,12 @@ class RetrievalTask:
         queries = reader.embed([self.queries[item.id] for item in items], "query")
         names = list(self.corpus)
         scores = []
-        for item, found in zip(items, similarities(queries, documents, reader.similarity), strict=True):
-            grades = self.relevant[item.id]
+        kind = reader.similarity
+        if kind == "cosine":
+            queries, documents, kind = _unit(queries), _unit(documents), "dot"
+        for item, query in zip(items, queries, strict=True):
+            # One query at a time: all of them against a large corpus would not fit into memory.
+            grades, found = self.relevant[item.id], similarities(query[None], documents, kind)[0]
             best = np.argsort(-found, kind="stable")[: self.k]
             scores.append(ndcg([grades.get(names[place], 0.0) for place in best], list(grades.values()), self.k))
         return ItemScores(tuple(item.id for item in items), tuple(scores))
@@ -135,8 +139,13 @@ def similarities(first: Array, second: Array, kind: str) -> Array:
     if kind == "manhattan":
         return np.asarray(-np.abs(first[:, None] - second[None]).sum(-1))
     if kind == "cosine":
-        first, second = (one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-12) for one in (first, second))
+        first, second = _unit(first), _unit(second)
     return np.asarray(first @ second.T)
+
+
+def _unit(vectors: Array) -> Array:
+    """Vectors (``n x d``) of length 1."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 def read_embed_task(
@@ -194,6 +203,10 @@ def _retrieval(
         query: Item(content_hash(queries.rows[query], sorted(grades.items())), queries.rows[query], ())
         for query, grades in relevant.items()
     }
+    known: dict[str, str] = {}
+    for query, item in items.items():
+        if (other := known.setdefault(item.id, query)) != query:
+            problems.append(f"{files['queries']}: {other!r} and {query!r} ask the same; remove one of them")
     splits, too_few = _split(list(items.values()), options, seed)
     if not items and not problems:
         problems.append(f"{files['qrels']}: no query has a relevant document")

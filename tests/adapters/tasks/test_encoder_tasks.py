@@ -155,6 +155,10 @@ def test_likeness_is_compared_as_the_model_says(kind: str, nearest: int) -> None
             {"type": "embed", "metric": "ndcg", "queries": "q.jsonl", "corpus": "d.jsonl", "qrels": "r.jsonl"},
             "r.jsonl: there is no document 'nowhere' in d.jsonl",
         ),
+        (
+            {"type": "embed", "metric": "ndcg", "queries": "twice.jsonl", "corpus": "d.jsonl", "qrels": "both.jsonl"},
+            "twice.jsonl: '1' and '2' ask the same",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(entry: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -164,4 +168,6 @@ def test_what_is_wrong_is_named(entry: dict[str, Any], said: str, tmp_path: Path
     write(tmp_path / "q.jsonl", [{"_id": "1", "text": "a"}])
     write(tmp_path / "d.jsonl", [{"_id": "x", "text": "a"}])
     write(tmp_path / "r.jsonl", [{"query-id": "1", "corpus-id": "nowhere"}])
+    write(tmp_path / "twice.jsonl", [{"_id": "1", "text": "a"}, {"_id": "2", "text": "a"}])
+    write(tmp_path / "both.jsonl", [{"query-id": one, "corpus-id": "x"} for one in "12"])
     assert any(said in problem for problem in problems_of(entry, tmp_path)), problems_of(entry, tmp_path)
