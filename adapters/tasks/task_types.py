@@ -57,7 +57,7 @@ def build_task(
     ``places`` says at which commits data sets on the Hub are taken (default: the newest). Raises ``UserError`` with
     every problem that ``problems_of`` would list.
     """
-    task, problems = _read(name, config, folder, seed, places)
+    task, problems = read_task(name, config, folder, seed, places)
     if task is None or problems:
         raise UserError("\n".join(f"task {name!r}: {problem}" for problem in problems))
     return task
@@ -93,7 +93,7 @@ def problems_of(config: Any, folder: Path, seed: int = 0, places: ModelPlaces | 
 
     Reads the task's files and asks no model.
     """
-    return _read("", config, folder, seed, places)[1]
+    return read_task("", config, folder, seed, places)[1]
 
 
 def hub_references(config: Mapping[str, Any]) -> list[str]:
@@ -103,7 +103,11 @@ def hub_references(config: Mapping[str, Any]) -> list[str]:
     return [one for one in named if isinstance(one, str) and one.startswith("hf://")]
 
 
-def _read(name: str, config: Any, folder: Path, seed: int, places: ModelPlaces | None) -> tuple[Task | None, list[str]]:
+def read_task(
+    name: str, config: Any, folder: Path, seed: int = 0, places: ModelPlaces | None = None
+) -> tuple[Task | None, list[str]]:
+    """What ``build_task`` and ``problems_of`` say, for the price of one reading; the task is not to be used where there
+    is a problem."""
     if not isinstance(config, Mapping):
         return None, [f"is {config!r}; it must be a mapping such as {{type: jsonl, path: ..., metric: exact_match}}"]
     if "type" not in config:

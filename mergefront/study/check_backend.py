@@ -37,7 +37,7 @@ from mergefront.adapters.tasks.task_types import (
     build_task,
     hub_references,
     idle_options_of,
-    problems_of,
+    read_task,
     resolved_task,
 )
 from mergefront.formatting import size
@@ -387,15 +387,15 @@ def check_tasks(found: Findings) -> dict[str, str]:
     too_few: list[str] = []
     drawn: list[str] = []
     for name, config in file.tasks.items():
-        faults = problems_of(config, root, file.seed, found.models)
+        task, faults = read_task(name, config, root, file.seed, found.models)
         problems.extend(f"tasks.{name}: {fault}" for fault in faults)
-        if faults:
+        if faults or task is None:
             directions[name] = "maximize"  # its objective is then no second problem
             continue
-        task = sound[name] = build_task(name, config, root, file.seed, found.models)
+        sound[name] = task
         directions[name] = task.direction
         if task.verb == "generate":
-            problems.extend(f"tasks.{name}: {fault}" for fault in _endless(config, found))
+            problems.extend(f"tasks.{name}: {fault}" for fault in _endless(task, config, found))
         idle = idle_options_of(config)
         if idle:
             found.warnings.append(f"task {name}: metric {config['metric']} has no use for {', '.join(idle)}")
@@ -554,16 +554,17 @@ def _configuration(found: Findings) -> Mapping[str, Any]:
         return {}
 
 
-def _endless(config: Mapping[str, Any], found: Findings) -> list[str]:
+def _endless(task: Task, config: Mapping[str, Any], found: Findings) -> list[str]:
     """Why no merge could write as much as a task lets it: the base model reads and writes fewer tokens in all."""
     resolved = resolved_task(config)
     thoughts = resolved["max_thinking_tokens"] if resolved.get("thinking") else 0
-    wanted = resolved.get("max_new_tokens", 0) + thoughts
+    wanted = getattr(task, "longest_answer", resolved.get("max_new_tokens", 0)) + thoughts
     read = _configuration(found)
     longest = next((read[key] for key in _LONGEST if isinstance(read.get(key), int)), None)
     if longest is None or wanted < longest:
         return []
-    what = "max_new_tokens and max_thinking_tokens are" if thoughts else "max_new_tokens is"
+    key = "max_gen_toks (gen_kwargs)" if config["type"] == "lm_eval" else "max_new_tokens"
+    what = f"{key} and max_thinking_tokens are" if thoughts else f"{key} is"
     return [f"{what} {wanted}, but the base model takes {longest} tokens at most, the prompt included"]
 
 
@@ -573,10 +574,15 @@ _LONGEST = ("n_positions", "max_position_embeddings", "n_ctx")
 
 def _leaks(tasks: Mapping[str, Task]) -> list[str]:
     """Report items of one task that the search optimises on in another: their report would be no report."""
-    search = {name: {item.id for item in _items(task, "search")} for name, task in tasks.items()}
+
+    def contents(task: Task, split: str) -> set[str]:
+        # What several tasks of a group ask has the name of the task behind its hash.
+        return {item.id.partition(":")[0] for item in _items(task, split)}
+
+    search = {name: contents(task, "search") for name, task in tasks.items()}
     found = []
     for name, task in tasks.items():
-        report = {item.id for item in _items(task, "report")}
+        report = contents(task, "report")
         for other, ids in search.items():
             shared = len(report & ids) if other != name else 0
             if shared:

@@ -66,7 +66,12 @@ def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     folders = [(path, os.path.dirname(path)) for path in named]
     images = [os.path.join(folder, image) for path, folder in folders for image in image_paths(root / path)]
     read = [path for config in tasks.values() for path in _texts(config.get("files", ()))]
-    templates = [file for config in tasks.values() if (file := template_file(config.get("chat")))]
+    chats = [
+        one
+        for config in tasks.values()
+        for one in (config.get("chat"), {"template": config.get("apply_chat_template")})
+    ]
+    templates = [file for chat in chats if (file := template_file(chat))]
     functions = [str(config.get(key, "")).partition(":") for config in tasks.values() for key in ("metric", "call")]
     modules = [file for module, colon, _ in functions if colon for file in module_files(module, root)]
     return [*named, *templates, *images, *local, *own, *read, *modules, *imported_files(modules, root)]

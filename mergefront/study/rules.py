@@ -28,7 +28,7 @@ from mergefront.optimizer.recipes.stacks import texts_of
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 3
+SCORING = 4
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
 
 
@@ -184,7 +184,22 @@ def _shows_items_as_examples(stored: Mapping[str, Any], root: Path) -> bool:
     return False
 
 
+def _names_the_longest_answer_otherwise(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether a harness task of somebody's own says how long answers are by a name that was not read."""
+    from mergefront.adapters.tasks.lm_eval.files import task_files
+
+    tasks = [task for task in stored["evaluator"].get("tasks", {}).values() if task["type"] == "lm_eval"]
+    own = [task["task"] for task in tasks if task["task"].endswith((".yaml", ".yml"))]
+    files = [root / file for name in own for file in task_files(name, root) if file.endswith((".yaml", ".yml"))]
+    return any(name in file.read_bytes() for file in files for name in (b"max_tokens", b"max_completion_tokens"))
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        4,
+        "max_tokens and max_completion_tokens are the longest answer of a task of the harness, which was 256",
+        _names_the_longest_answer_otherwise,
+    ),
     ScoringChange(
         3,
         "numbers are read by one grammar for answers and texts (decimal commas, fractions, groups, signs)",

@@ -53,7 +53,9 @@ trials = [len(mf.run(path, progress=False).optuna.trials)]
 datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
 path.write_text(path.read_text().replace("evaluations: 6", "evaluations: 7"))
 trials.append(len(mf.run(path, progress=False).optuna.trials))
+path.write_text(path.read_text().replace("apply_chat_template: true", "gen_kwargs: {max_gen_toks: 4096}"))
 told = {
+    "endless": check_study(path).problems[0],
     "notes": report.notes,
     "trials": trials,
     "problem": problems_of({"type": "lm_eval", "task": "arc_easy"}, path.parent)[0],
@@ -90,5 +92,6 @@ def test_it_runs_as_written(tmp_path: Path, random_model: Callable[..., Any]) ->
     checked = " ".join(told["notes"])
     assert "scored by exact_match (metric: there are also exact_match,strict-match, exact_match,flexible" in checked
     assert "<|im_start|>assistant" in checked and "a run fetches" in checked
+    assert told["endless"].startswith("tasks.gsm8k: max_gen_toks (gen_kwargs) is 4096, but the base model takes 2048")
     assert told["trials"] == [6, 7]
     assert "lm-eval run --model dummy --limit 1 --tasks arc_easy" in told["problem"]

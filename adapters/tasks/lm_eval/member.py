@@ -27,9 +27,9 @@ class Prompting:
     """How the prompts of items are made.
 
     ``fewshot_seed`` is the ``fewshot_random_seed`` of the harness by which examples are drawn, for one item after the
-    other in the order of the data; None: for each item by itself, by the study's ``seed``. ``template`` is the name of
-    a chat template ("": the usual one) that writes them, the examples as turns of their own where they are
-    ``multiturn``; None: they are texts.
+    other in the order of the data; None: for each item by itself, by the study's ``seed``. ``template`` is the name or
+    the text of a chat template ("": the model's usual one) that writes them, the examples as turns of their own where
+    they are ``multiturn``; None: they are texts.
     """
 
     seed: int = 0

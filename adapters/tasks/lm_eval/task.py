@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field
 
 from mergefront.adapters.language_model import Chat, LanguageModel, Verb
+from mergefront.adapters.tasks.conversations import ChatSection, with_template
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.lm_eval.generation import longest_answer, merged_settings, not_greedy, stop_strings
 from mergefront.adapters.tasks.lm_eval.group import GroupMeasure, group_measure
@@ -67,7 +68,9 @@ class LmEvalOptions(SplitOptions):
         "study's seed",
     )
     apply_chat_template: bool | Text = Field(
-        False, description="the model's chat template writes the prompts, or the one of its templates that is named"
+        False,
+        description="the model's chat template writes the prompts, or the one of its templates that is named, or a "
+        "Jinja file",
     )
     fewshot_as_multiturn: bool | None = Field(
         None, description="with a template each example is a turn of its own (true); false: all are one message"
@@ -121,6 +124,11 @@ class LmEvalTask:
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer, where the task asks for answers."""
         return tuple(dict.fromkeys(stop for member in self.members for stop in stop_strings(member.settings)))
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer; 0 where choices are scored."""
+        return max(longest_answer(member.settings) if member.generates else 0 for member in self.members)
 
     def items(self, split: str) -> Sequence[Item]:
         return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
@@ -209,7 +217,8 @@ def read_lm_eval_task(
         measure = _measure(found, options, metric, filter_)
     except UserError as error:
         return None, [str(error)]
-    prompting = _prompting(options, seed)
+    prompting, unread = _prompting(options, folder, seed)
+    problems += unread
     members = tuple(
         Member(label, harness, measure.metric, measure.filter, _few_shot(harness, options, found), prompting)
         for label, harness in found.tasks.items()
@@ -251,11 +260,14 @@ def read_lm_eval_task(
     )
 
 
-def _prompting(options: LmEvalOptions, seed: int) -> Prompting:
+def _prompting(options: LmEvalOptions, folder: Path, seed: int) -> tuple[Prompting, list[str]]:
+    """How prompts are made, and what is wrong with a file of a template."""
     named = options.apply_chat_template
-    template = None if named is False else "" if named is True else named
+    section = ChatSection(system=None, template=named if isinstance(named, str) else None, date=None)
+    chat, problems = with_template(section, folder)
+    template = (chat.template or "") if named else None
     multiturn = options.fewshot_as_multiturn is not False
-    return Prompting(seed, options.fewshot_seed, options.system_instruction, template, multiturn)
+    return Prompting(seed, options.fewshot_seed, options.system_instruction, template, multiturn), problems
 
 
 def _refused(harness: Any, label: str, options: LmEvalOptions) -> Iterator[str]:

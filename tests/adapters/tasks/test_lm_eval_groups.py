@@ -10,7 +10,7 @@ import pytest
 
 from mergefront.adapters.language_model import Generation
 from mergefront.adapters.tasks.task_types import build_task, problems_of
-from mergefront.study.rules import completed
+from mergefront.study.rules import SCORING_CHANGES, completed
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -182,6 +182,18 @@ def test_what_would_run_programs_or_miss_its_images_is_refused(
     config = {"type": "lm_eval", "task": "own.yaml"}
     assert said in problems_of(config, tmp_path)[0]
     assert not problems_of({**config, "confirm_run_unsafe_code": True}, tmp_path) or "image" in more
+
+
+def test_names_of_the_longest_answer_that_were_not_read_are_a_change(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "small.yaml").read_text().replace("max_gen_toks: 8", "max_tokens: 8")
+    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "usual.yaml").write_text((folder / "small.yaml").read_text())
+    config = {"type": "lm_eval", "task": "own.yaml"}
+    assert build_task("t", config, tmp_path).longest_answer == 8  # type: ignore[attr-defined]
+    (row,) = [row for row in SCORING_CHANGES if "max_completion_tokens" in row.what]
+    for name, touched in (("own.yaml", True), ("usual.yaml", False), ("gsm8k", False)):
+        stored = {"evaluator": {"tasks": {"t": {"type": "lm_eval", "task": name}}}}
+        assert row.touches(stored, tmp_path) is touched
 
 
 def test_examples_of_older_studies_are_drawn_as_they_were() -> None:

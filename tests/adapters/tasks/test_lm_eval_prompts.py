@@ -17,6 +17,7 @@ from mergefront.adapters.tasks.prompt_findings import Reader, chat_refusals, tra
 from mergefront.adapters.tasks.task_types import build_task, problems_of
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError
+from mergefront.study.content import data_paths
 
 pytest.importorskip("lm_eval")
 
@@ -77,6 +78,15 @@ def test_a_conversation_has_the_turns_that_the_options_say(read: Callable[..., A
     (question,) = task.questions(task.items("search")[:1])
     assert question.prompt.template == "tool_use"
     assert question.prompt.messages[0] == Message("system", "Be exact.\n\nBe brief.\n\n")
+
+
+def test_a_template_of_ones_own_is_a_file(read: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[-1].content }}")
+    task = read(apply_chat_template="own.jinja")
+    assert task.questions(task.items("search")[:1])[0].prompt.template == "{{ messages[-1].content }}"
+    config = {"type": "lm_eval", "task": "own.yaml", "apply_chat_template": "gone.jinja"}
+    assert "gone.jinja: cannot be read" in problems_of(config, tmp_path)[0]
+    assert data_paths({"own": {**config, "apply_chat_template": "own.jinja"}}, tmp_path).count("own.jinja") == 1
 
 
 def test_a_server_with_a_chat_route_gets_the_conversation(read: Callable[..., Any]) -> None:
