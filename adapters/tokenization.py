@@ -7,6 +7,7 @@ scores agree with it token by token.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -113,10 +114,12 @@ class Tokenization:
         written = [(prompt, draft) for prompt, draft in pairs if isinstance(prompt, str)]
         whole = iter(self.texts([f"{prompt}{draft}" for prompt, draft in written]))
         alone = iter(self.plain([draft for _, draft in written]))
-        found = []
+        found: list[Tokens] = []
         for (asked, draft), prompt in zip(pairs, prompts, strict=True):
             if isinstance(asked, Chat):
-                found.append(self.pairs([(asked, draft)])[0][1])
+                found.append(())
+                with suppress(UserError):  # an answer that the template would not write so
+                    found[-1] = self.pairs([(asked, draft)])[0][1]
                 continue
             text, own = next(whole), next(alone)
             found.append(text[len(prompt) :] if text[: len(prompt)] == prompt else own)

@@ -28,7 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, random_model: Callable[...,
     folder = tmp_path_factory.mktemp("models")
     tokenizer = chat_tokenizer(FAMILIES["qwen 3"])
     ends = tokenizer.convert_tokens_to_ids(["<end>", "<|im_end|>"])
-    model = random_model("Qwen3", vocab_size=len(tokenizer), head_dim=8, max_position_embeddings=160)
+    model = random_model("Qwen3", vocab_size=len(tokenizer), head_dim=8, max_position_embeddings=1024)
     model.generation_config.eos_token_id = ends
     for seed, name in enumerate(("base", "one", "two")):
         move(model, seed, 0.1 * seed)
@@ -224,3 +224,25 @@ def test_a_thinking_models_answer_is_what_a_script_finds_behind_its_thoughts(mod
     expected = [float(answers[n] != "nothing") for n in numbers]
     assert list(evaluation.items["writing"].scores) == expected and 1.0 in expected
     assert evaluation.details["outcomes"]["writing"].get("thought", 0) == sum(mark not in thoughts[n] for n in numbers)
+
+
+def test_the_study_in_the_documentation_runs(models: Path, tmp_path: Path) -> None:
+    """As it is written there, with models and items in the places that it names."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = page.partition("### Conversations")[2]
+    (tmp_path / "study.yaml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    (tmp_path / "models").mkdir()
+    (tmp_path / "data").mkdir()
+    for name, source in (("base", "base"), ("maths", "one"), ("french", "two")):
+        (tmp_path / "models" / name).symlink_to(models / source)
+    rows = {
+        "maths": [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in (2, 3, 4, 8)],
+        "french": [{"prompt": f"Write {n} in French", "answer": "quatre"} for n in (4, 2, 3, 8)],
+        "logic": [{"messages": [*EARLIER, {"role": "user", "content": one}], "answer": "B"} for one in QUESTIONS],
+    }
+    for name, several in rows.items():
+        (tmp_path / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in several))
+    report = check_study(tmp_path / "study.yaml")
+    assert report.problems == []
+    study = mf.run(tmp_path / "study.yaml", evaluations=1)
+    assert not study.failures() and set(study.candidates()[0].scores) == set(rows)

@@ -119,6 +119,19 @@ def test_a_conversation_is_read_as_the_servers_chat_route_reads_it(url: str, tin
     assert written.text.strip() == said.strip()
 
 
+def test_drawn_answers_depend_on_their_seeds_alone(url: str):
+    opened = backend(url)
+    requests = [GenerationRequest("Once upon a time", 6, temperature=1.5, top_p=0.95, seed=seed) for seed in range(6)]
+    with opened.apply(recipe(SCALES[2])) as model:
+        together, alone = model.generate(requests), [model.generate([request])[0] for request in requests]
+        (likeliest,) = model.generate([GenerationRequest("Once upon a time", 6)])
+        (cold,) = model.generate([GenerationRequest("Once upon a time", 6, temperature=0.001, seed=3)])
+    opened.close()
+    assert [one.text for one in together] == [one.text for one in alone]
+    assert len({one.text for one in together}) > 3
+    assert cold.text == likeliest.text
+
+
 def test_a_line_that_damages_every_third_call_changes_no_score(url: str):
     quiet = backend(url)
     with quiet.apply(recipe(SCALES[2])) as model:

@@ -402,7 +402,9 @@ def test_a_conversation_is_written_by_the_servers_template(tmp_path: Path, loras
     with serve(recorded) as server, connected(server.url, tmp_path) as backend, backend.apply(RECIPE) as model:
         (scored,) = model.loglikelihood([ScoringRequest(chat, " four\n")])
         assert scored.tokens == len("four")
-        model.generate([GenerationRequest(chat, 3)])
+        model.generate([GenerationRequest(chat, 3, temperature=0.5, seed=2**31 + 7)])
+        sent = next(request.json for request in reversed(server.received) if request.path == "/v1/completions")
+        assert (sent["temperature"], sent["seed"]) == (0.5, 7)
         prompts = [request.json["prompt"] for request in server.received if request.path == "/v1/completions"]
         assert "".join(map(chr, prompts[-1])) == "u:2 + 2?;a:"
         assert "u:2 + 2?;a:fou" in ["".join(map(chr, prompt)) for prompt in prompts]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import Chat, GenerationRequest, Message, ScoringRequest
+from mergefront.adapters.language_model import Chat, GenerationRequest, Message, ScoringRequest, Thinking
 from mergefront.adapters.remote.backend_types import make_backend, read_settings
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -103,3 +103,49 @@ def test_what_an_endpoint_cannot_do_is_refused_with_the_remedy(
         (tmp_path / "study.yaml").write_text(json.dumps(content))
         (line,) = check_study(tmp_path / "study.yaml").problems
     assert words in line
+
+
+def answers(respond: Any, requests: list[GenerationRequest]) -> tuple[list[Any], list[Any]]:
+    """What a chat endpoint's answers are read as, and the bodies that it got."""
+    with serve(respond) as server:
+        section = read_settings({"type": "openai", "url": server.url, "longest_wait": 0.05, "mode": "chat"})
+        connected = make_backend(section, MergeSpace({"m": "m"}), ModelPlaces(Path()))
+        with connected.apply(Recipe("linear", {"m": "m"}, {"weight[m]": 1.0}, None)) as model:
+            before = len(server.received)
+            found = model.generate(requests)
+        connected.close()
+        return found, [request.json for request in server.received[before:]]
+
+
+def test_an_endpoint_is_told_how_to_draw_and_need_not_take_a_seed() -> None:
+    def without_seeds(request: Received) -> Answer:
+        if "seed" in request.json:
+            return as_json({"error": {"message": "Unsupported parameter: 'seed' is not supported."}}, 400)
+        return endpoint(request)
+
+    drawn = GenerationRequest(CHAT, 8, temperature=0.7, top_p=0.9, seed=2**40 + 5)
+    _, (sent,) = answers(endpoint, [drawn])
+    assert (sent["temperature"], sent["top_p"], sent["seed"]) == (0.7, 0.9, 5)
+    (said,), bodies = answers(without_seeds, [drawn])
+    assert said.text == "6" and "seed" not in bodies[-1] and bodies[-1]["temperature"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "is_thought"),
+    [
+        ({"content": "<think>3 + 3 is 6\n</think>\n\n6\n7"}, "stop", "6", False),
+        ({"content": "6\n7", "reasoning_content": "3 + 3 is 6"}, "length", "6", False),
+        ({"content": "<think>3 + 3"}, "length", "", True),
+        ({"content": None, "reasoning_content": "3 + 3"}, "length", "", True),
+        ({"content": "6"}, "stop", "6", False),
+    ],
+)
+def test_an_endpoints_answer_is_what_comes_behind_its_thoughts(
+    message: dict[str, Any], reason: str, text: str, is_thought: bool
+) -> None:
+    """Whether the server takes them out of the text or leaves them there."""
+    choice = {"message": message, "finish_reason": reason}
+    request = GenerationRequest(CHAT, 8, ("\n",), thinking=Thinking("<think>", "</think>", 100))
+    (said,), (sent,) = answers(lambda _: as_json({"choices": [choice]}), [request])
+    assert (said.text, said.is_thought, said.unanswered) == (text, is_thought, "")
+    assert sent["max_tokens"] == 108 and "stop" not in sent
