@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.tasks.items import parse_item
 from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.metrics.metric_spec import CHAT_DEFAULTS, MetricOptions
@@ -19,6 +20,7 @@ from mergefront.adapters.tasks.records import read_records, with_fields
 from mergefront.adapters.tasks.task_types import problems_of
 from mergefront.optimizer.errors import StudyFileError, UserError
 
+_HUB = "hf://"
 _LOOKED_AT = 200
 """Items whose fields tell the metric."""
 _MOST_ITEMS = 200
@@ -64,8 +66,10 @@ def task_entries(tasks: Sequence[str], folder: Path, base: Asked) -> list[TaskEn
 
 
 def _is_file(task: str) -> bool:
-    return task.endswith((".jsonl", ".json", ".parquet")) or (
-        os.path.isfile(task) and not task.endswith((".yaml", ".yml"))
+    return (
+        task.startswith(_HUB)
+        or task.endswith((".jsonl", ".json", ".parquet"))
+        or (os.path.isfile(task) and not task.endswith((".yaml", ".yml")))
     )
 
 
@@ -84,12 +88,16 @@ def _of_harness(task: str, folder: Path, base: Asked) -> TaskEntry:
 
 def _of_file(task: str, folder: Path, base: Asked) -> TaskEntry:
     try:
-        lines = [line for line in read_records(Path(task)) if line.strip()]
+        lines = [line for line in read_records(Path(ModelPlaces(Path()).file(task))) if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"the file cannot be read: {getattr(error, 'strerror', None) or error}") from None
     found = told_metric(lines[:_LOOKED_AT])
     half = len(lines) - len(lines) // 2
-    entry: dict[str, Any] = {"type": "jsonl", "path": os.path.relpath(task, folder), "metric": found.metric}
+    entry: dict[str, Any] = {
+        "type": "jsonl",
+        "path": task if task.startswith(_HUB) else os.path.relpath(task, folder),
+        "metric": found.metric,
+    }
     reasons = {"path": f"{len(lines)} items, half of them for the report", "metric": found.why}
     if found.fields:
         entry["fields"] = dict(found.fields)

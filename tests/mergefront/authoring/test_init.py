@@ -68,8 +68,12 @@ def test_a_first_file_is_sound_and_runs_as_it_is(
     with hub_of_this_process(tmp_path, monkeypatch) as hub:
         for name, folder in (("base", "base"), ("one", "one"), ("lora", "loras/maths/checkpoint-500")):
             hub.add(f"lab/{name}", models / folder)
+        (tmp_path / "data").mkdir()
+        shutil.copy(models / "sums.jsonl", tmp_path / "data")
+        hub.add("datasets/lab/data", tmp_path / "data")
+        sums = "hf://datasets/lab/data/sums.jsonl" if case == "hub" else "sums.jsonl"
         path = tmp_path / f"{case}.yaml"
-        made = called("init", *CASES[case], "--task", "sorting.jsonl", "--task", "sums.jsonl", "--output", path)
+        made = called("init", *CASES[case], "--task", "sorting.jsonl", "--task", sums, "--output", path)
         assert made.exit_code == 0 and f"{path} is sound" in made.output, made.output
         if case == "hub":
             whole = (models / "base" / "model.safetensors").stat().st_size
