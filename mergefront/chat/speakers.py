@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import date
@@ -167,11 +168,12 @@ class ServerSpeaker:
         return perf_counter() - started
 
     def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
-        if sampling.temperature:
-            raise UserError("the server is asked for its likeliest answers only; set /temperature 0")
         started = perf_counter()
         prompt = _conversation(turns, self._options) if self.has_template else turns[-1]["content"]
-        (said,) = self._model.generate([GenerationRequest(prompt, sampling.max_new_tokens)])
+        request = GenerationRequest(
+            prompt, sampling.max_new_tokens, temperature=sampling.temperature, seed=secrets.randbits(31)
+        )
+        (said,) = self._model.generate([request])
         show(f"(no answer: {said.unanswered})" if said.unanswered else said.text)
         note = "the server reads no more at once: the beginning was left out" if said.shortened else ""
         return Answer(said.text, said.tokens, perf_counter() - started, said.finish), note

@@ -179,5 +179,5 @@ def test_a_servers_merge_is_talked_to_by_its_own_chat_template(single: str, tmp_
         said += [answer.text for answer in model.generate([GenerationRequest(Chat(tuple(turns[:3])), 8)])]
     backend.close()
     assert result.stdout == f"{said[0]}\n{said[1]}\n--- base\n{said[2]}\n" and said[1] != said[2]
-    refused = CliRunner().invoke(cli, [*command, "--temperature", "0.7"], input="Hi\n")
-    assert refused.exit_code == 2 and "likeliest answers only" in refused.stderr
+    drawn = CliRunner().invoke(cli, [*command, "--temperature", "5"], input="What is two?\n/reset\n" * 3)
+    assert drawn.exit_code == 0 and len(set(drawn.stdout.splitlines())) > 1, drawn.output
