@@ -53,8 +53,9 @@ class Member:
     few_shot: int
     prompting: Prompting
     documents: dict[str, Any] = field(default_factory=dict, repr=False)
+    chats: dict[str, Chat] = field(default_factory=dict, repr=False)
+    """The conversations that prompts of the harness stand for, where a template writes them."""
     _requests: dict[str, list[Instance]] = field(default_factory=dict, repr=False)
-    _chats: dict[str, Chat] = field(default_factory=dict, repr=False)
     _examples: dict[str, Documents] | None = field(default=None, repr=False)
 
     @property
@@ -107,16 +108,12 @@ class Member:
             self._requests[item] = made if isinstance(made, list) else [made]
         return self._requests[item]
 
-    def prompt(self, text: str) -> str | Chat:
-        """What is put to a model: the conversation that a prompt of the harness stands for, or the text itself."""
-        return self._chats.get(text, text)
-
     def _keep(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """In the place of a model's chat template, which no task knows: a text that stands for the conversation."""
         text = json.dumps(list(messages))
         turns = tuple(Message(message["role"], message["content"]) for message in messages)
         optional = self.prompting.system_instruction is None
-        self._chats[text] = Chat(turns, self.prompting.template or "", as_text=True, optional_system=optional)
+        self.chats[text] = Chat(turns, self.prompting.template or "", as_text=True, optional_system=optional)
         return text
 
     def _known_examples(self) -> Mapping[str, Documents]:

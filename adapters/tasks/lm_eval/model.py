@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from lm_eval.api.model import LM
@@ -15,23 +15,23 @@ from mergefront.optimizer.errors import EvaluationError
 class HarnessModel(LM):  # type: ignore[misc]
     """Answers the harness' requests with a ``LanguageModel``; never reloads anything.
 
-    ``prompt`` makes what is put to the model of a text of the harness (the text itself). ``needs_greedy``: the metric
-    asks whether continuations are the likeliest ones.
+    ``chats`` has the conversations that prompts stand for, where they are no texts. ``needs_greedy``: the metric asks
+    whether continuations are the likeliest ones.
     """
 
     def __init__(
-        self, model: LanguageModel, prompt: Callable[[str], str | Chat] = str, *, needs_greedy: bool = False
+        self, model: LanguageModel, chats: Mapping[str, Chat] | None = None, *, needs_greedy: bool = False
     ) -> None:
         super().__init__()
         self.model = model
-        self.prompt = prompt
+        self.chats = chats or {}
         self.needs_greedy = needs_greedy
         self.unanswered: dict[int, str] = {}
         """Why a request has no usable answer, by the identity of its instance."""
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         answers = self.model.loglikelihood(
-            [ScoringRequest(self.prompt(request.args[0]), request.args[1]) for request in requests]
+            [ScoringRequest(self._asked(request.args[0]), request.args[1]) for request in requests]
         )
         for request, answer in zip(requests, answers, strict=True):
             if answer.tokens == 0:
@@ -61,4 +61,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         return [answer.text for answer in answers]
 
     def _generation(self, prompt: str, settings: dict[str, Any]) -> GenerationRequest:
-        return GenerationRequest(self.prompt(prompt), longest_answer(settings), stop_strings(settings))
+        return GenerationRequest(self._asked(prompt), longest_answer(settings), stop_strings(settings))
+
+    def _asked(self, prompt: str) -> str | Chat:
+        return self.chats.get(prompt, prompt)

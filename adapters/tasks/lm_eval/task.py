@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mergefront.adapters.language_model import Chat, LanguageModel, Verb
+from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.tasks.conversations import ChatSection, with_template
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.lm_eval.generation import longest_answer, merged_settings, not_greedy, stop_strings
@@ -146,12 +146,10 @@ class LmEvalTask:
         requests = member.requests(item.id)
         prompt, second = requests[0].args[:2]
         if self.verb == "loglikelihood":
-            return Question(member.prompt(prompt), tuple(request.args[1] for request in requests))
-        return Question(member.prompt(prompt), member.accepted(item.id), longest_answer(second), stop_strings(second))
-
-    def _prompt(self, text: str) -> str | Chat:
-        prompts = (member.prompt(text) for member in self.members)
-        return next((prompt for prompt in prompts if not isinstance(prompt, str)), text)
+            return Question(member.chats.get(prompt, prompt), tuple(request.args[1] for request in requests))
+        return Question(
+            member.chats.get(prompt, prompt), member.accepted(item.id), longest_answer(second), stop_strings(second)
+        )
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         """Ask the model what the harness would ask it about the items, and score its answers as the harness does.
@@ -166,7 +164,8 @@ class LmEvalTask:
         }
         flat = [instance for several in asked.values() for instance in several]
         needs_greedy = any(member.needs_greedy for member in self.members)
-        harness_model = HarnessModel(model, self._prompt, needs_greedy=needs_greedy)
+        chats = {text: chat for member in self.members for text, chat in member.chats.items()}
+        harness_model = HarnessModel(model, chats, needs_greedy=needs_greedy)
         for kind in dict.fromkeys(instance.request_type for instance in flat):
             of_kind = [instance for instance in flat if instance.request_type == kind]
             for instance, answer in zip(of_kind, getattr(harness_model, kind)(of_kind), strict=True):

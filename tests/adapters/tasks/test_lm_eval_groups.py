@@ -173,15 +173,21 @@ def test_what_cannot_be_averaged_or_generated_is_one_line(folder: Path, config: 
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [("unsafe_code: true", "runs programs that models write"), ("doc_to_image: q", "shows images or sounds")],
+    [
+        ("unsafe_code: true", "runs programs that models write"),
+        ("doc_to_image: q", "shows images or sounds"),
+        ("output_type: loglikelihood_rolling", "use type: jsonl with metric: loss instead"),
+    ],
 )
 def test_what_would_run_programs_or_miss_its_images_is_refused(
     folder: Path, tmp_path: Path, more: str, said: str
 ) -> None:
-    (tmp_path / "own.yaml").write_text((folder / "small.yaml").read_text() + more + "\n")
+    text = (folder / "small.yaml").read_text().replace("output_type: generate_until\n", "")
+    own = more if "output_type" in more else f"output_type: generate_until\n{more}"
+    (tmp_path / "own.yaml").write_text(f"{text}{own}\n")
     config = {"type": "lm_eval", "task": "own.yaml"}
     assert said in problems_of(config, tmp_path)[0]
-    assert not problems_of({**config, "confirm_run_unsafe_code": True}, tmp_path) or "image" in more
+    assert not problems_of({**config, "confirm_run_unsafe_code": True}, tmp_path) or "unsafe" not in more
 
 
 def test_names_of_the_longest_answer_that_were_not_read_are_a_change(folder: Path, tmp_path: Path) -> None:
