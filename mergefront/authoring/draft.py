@@ -43,8 +43,8 @@ def drafted(models: Models, tasks: Sequence[TaskEntry], output: Path) -> str:
     for name, reference in models.references.items():
         line = f"    {_plain(name)}: {_plain(reference)}"
         lines.append(f"{line}    # {described(models.experts[name].header, models.header)}")
-    if models.to_fetch:
-        lines.append(f"  # a run fetches {size(sum(models.to_fetch.values()))} from the Hub")
+    if models.places.to_fetch:
+        lines.append(f"  # a run fetches {size(sum(models.places.to_fetch.values()))} from the Hub")
     if models.tokenizer_source is not None:
         lines.append(f"  tokenizer_source: {models.tokenizer_source}    # the models' vocabularies differ")
     count = len(models.references)

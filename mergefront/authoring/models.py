@@ -29,14 +29,15 @@ _NO_NAME = re.compile(r"(checkpoint|step|epoch)[-_]?\d*|final|best|last|lora|ada
 class Models:
     """A base and its experts by name, opened without their numbers; ``references`` are as a study file writes them.
 
-    ``tokenizer_source`` is what brings their vocabularies together, None where they are one.
+    ``places`` keeps the headers of those on the Hub. ``tokenizer_source`` is what brings their vocabularies together,
+    None where they are one.
     """
 
     base: Checkpoint
     experts: Mapping[str, Checkpoint]
     base_reference: str
     references: Mapping[str, str]
-    to_fetch: Mapping[str, int]
+    places: Preview
     tokenizer_source: str | None = None
 
     @property
@@ -101,7 +102,7 @@ def look_at(base: str, experts: Sequence[str], folder: Path) -> Models:
         models,
         written(base),
         {name: written(reference) for name, reference in names.items()},
-        places.to_fetch,
+        places,
         _tokenizer_source({"": opened[base], **models}),
     )
 

@@ -66,7 +66,7 @@ def test_a_first_file_is_sound_and_runs_as_it_is(
 ) -> None:
     monkeypatch.chdir(models)
     with hub_of_this_process(tmp_path, monkeypatch) as hub:
-        for name, folder in (("base", "base"), ("one", "one"), ("lora", "loras/maths/checkpoint-500")):
+        for name, folder in (("base", "chatty"), ("one", "one"), ("lora", "loras/maths/checkpoint-500")):
             hub.add(f"lab/{name}", models / folder)
         (tmp_path / "data").mkdir()
         shutil.copy(models / "sums.jsonl", tmp_path / "data")
@@ -84,7 +84,7 @@ def test_a_first_file_is_sound_and_runs_as_it_is(
         assert list(jsonschema.Draft7Validator(schema).iter_errors(content)) == []
         assert content["merge"].get("tokenizer_source") == ("union" if case == "tokens" else None)
         assert [task["metric"] for task in content["tasks"].values()] == ["loglikelihood", "numeric"]
-        assert [task.get("chat", False) for task in content["tasks"].values()] == [False, case == "chat"]
+        assert [task.get("chat", False) for task in content["tasks"].values()] == [False, case in ("chat", "hub")]
         ran = called("run", path, "--evaluations", 3)
         assert ran.exit_code == 0, ran.output
     assert case in called("studies", "--storage", tmp_path / "mergefront.db").output
