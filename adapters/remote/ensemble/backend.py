@@ -80,7 +80,9 @@ class EnsembleModel:
         tokens = sum(known) if len(known) == len(counts) else None
         if voting and all(one.unanswered for one in voting.values()):
             return Generation("", tokens, "stop", unanswered=next(iter(voting.values())).unanswered)
-        answers = {name: one.text for name, one in voting.items() if not one.unanswered}
+        if voting and all(one.is_thought or one.unanswered for one in voting.values()):
+            return Generation("", tokens, "length", is_thought=True)
+        answers = {name: one.text for name, one in voting.items() if not one.unanswered and not one.is_thought}
         # Without a vote nothing was said and stopped, so that there is nothing to ask again.
         return Generation(weighted_vote(answers, self._weights), tokens, "stop" if voting else "length")
 

@@ -73,6 +73,7 @@ def _may_become_words(text: str, answer: str) -> bool:
         return False
     if words(last) != [begun] or not _ONE_WORD.fullmatch(begun):
         return True  # nothing yet, an article, or what an article may follow without a space
-    begun = _settled(normalize("NFKD", begun))
+    # Marks may still come before those at its end, and folding makes letters of some (the iota below an alpha).
+    begun = _settled(normalize("NFKD", folded(_settled(normalize("NFD", last)))))
     following = normalize("NFKD", wanted[len(said)]) if len(said) < len(wanted) else ""
     return following.startswith(begun) or any(article.startswith(begun) for article in ARTICLES)

@@ -11,8 +11,9 @@ import pytest
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
+from mergefront.adapters.language_model import Generation, GenerationRequest, ScoringRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
+from mergefront.adapters.remote.ensemble.backend import EnsembleModel
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.jsonl import JsonlTask
@@ -132,3 +133,21 @@ def test_address_and_key_are_no_part_of_what_a_study_measures():
     definition, runtime = split_settings(settings)
     assert "url" not in str(definition) and "SOME_KEY" not in str(definition)
     assert read_settings(joined_settings(definition, runtime)) == settings
+
+
+def test_a_model_that_ends_inside_its_thoughts_does_not_vote() -> None:
+    class Says:
+        def __init__(self, said: Generation) -> None:
+            self.said = said
+
+        def generate(self, requests: Any) -> list[Generation]:
+            return [self.said for _ in requests]
+
+        def loglikelihood(self, requests: Any) -> Any: ...
+
+    thinks, knows = Says(Generation("", 9, "length", is_thought=True)), Says(Generation("Paris", 2, "stop"))
+    asked = [GenerationRequest("France")]
+    (voted,) = EnsembleModel({"a": thinks, "b": thinks, "c": knows}, {"a": 1.0, "b": 1.0, "c": 0.5}).generate(asked)
+    assert voted.text == "Paris" and not voted.is_thought
+    (voted,) = EnsembleModel({"a": thinks, "b": thinks}, {"a": 1.0, "b": 1.0}).generate(asked)
+    assert voted.text == "" and voted.is_thought

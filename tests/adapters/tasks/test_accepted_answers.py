@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mergefront.adapters.tasks.items import Item
@@ -23,6 +23,7 @@ def item(*answers: str) -> Item:
 
 
 @given(TEXTS, TEXTS, st.booleans())
+@example("\u1fb3\u0301", "", True)
 @settings(max_examples=300, deadline=None)
 def test_no_beginning_of_an_accepted_text_is_given_up(answer: str, around: str, normalise: bool) -> None:
     """A candidate would be scored 0 for an answer that it writes."""
