@@ -26,19 +26,18 @@ from mergefront.adapters.tasks.lm_eval.member import (
     Member,
     Prompting,
     chosen_measure,
-    documents,
     listed_measures,
 )
+from mergefront.adapters.tasks.lm_eval.splits import MemberSplits, equal_tasks
 from mergefront.adapters.tasks.options import (
     DEFAULT_MAX_UNANSWERED,
-    DEFAULT_REPORT_FRACTION,
     FileBySplit,
     PathText,
     SplitOptions,
     Text,
 )
 from mergefront.adapters.tasks.questions import Question
-from mergefront.adapters.tasks.task import Splits, items_of, limited, seeded_order, split_items
+from mergefront.adapters.tasks.task import Splits, items_of, limited
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.scores.outcomes import UNANSWERED
@@ -222,7 +221,7 @@ def read_lm_eval_task(
         Member(label, harness, measure.metric, measure.filter, _few_shot(harness, options, found), prompting)
         for label, harness in found.tasks.items()
     )
-    shared = _Shared(options, seed)
+    shared = MemberSplits(options.report_fraction, options.limit, seed)
     try:
         sets = [loaded(partial(shared.sets, member), member.name) for member in members]
         for member, of_member in zip(members, sets, strict=True):
@@ -242,7 +241,7 @@ def read_lm_eval_task(
     announcement = None
     if found.published and on_test:
         announcement = _announcement(name, options.task, own_files=options.data_files is not None)
-    weights = {} if measure.by_size else _equal_tasks(splits, owners)
+    weights = {} if measure.by_size else equal_tasks(splits, owners)
     return (
         LmEvalTask(
             name,
@@ -317,76 +316,6 @@ def _measure(found: Loaded, options: LmEvalOptions, metric: str | None, filter_:
         raise UserError(f"weight_by_size: {options.task!r} is one task; leave it out")
     (harness,) = found.tasks.values()
     return GroupMeasure(*chosen_measure(harness, options.task, metric, filter_))
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """How the items of several tasks are split: those of each task by themselves, by the same seed."""
-
-    options: LmEvalOptions
-    seed: int
-
-    def sets(self, member: Member) -> dict[str, dict[str, Any]]:
-        """The documents of a task's validation and test set."""
-        return {split: documents(member.harness, split, self.options.limit) for split in ("validation", "test")}
-
-    def split(
-        self, members: Sequence[Member], sets: Sequence[Mapping[str, Mapping[str, Any]]]
-    ) -> tuple[list[Item], list[Item], dict[str, Member], bool]:
-        """Search and report items, whose each is, and whether the search optimises on test items.
-
-        An item that several tasks ask in their own words stands once for each; it is never a search item of one and a
-        report item of another.
-        """
-        owners: dict[str, Member] = {}
-        search: list[list[tuple[str, str]]] = []
-        report: list[list[tuple[str, str]]] = []
-        on_test = False
-        for member, found in zip(members, sets, strict=True):
-            names: dict[str, str] = {}
-            for known in {**found["validation"], **found["test"]}:
-                names[known] = known if known not in owners else f"{known}:{member.name}"
-                owners[names[known]] = member
-                member.documents[names[known]] = found["test"].get(known, found["validation"].get(known))
-            ours, theirs, of_test = self._split_one(found)
-            on_test = on_test or of_test
-            search.append([(names[item.id], item.id) for item in ours])
-            report.append([(names[item.id], item.id) for item in theirs])
-        shown = {document for several in report for _, document in several}
-        kept = [[name for name, document in several if document not in shown] for several in search]
-        return _mixed(kept), _mixed([[name for name, _ in several] for several in report]), owners, on_test
-
-    def _split_one(self, found: Mapping[str, Mapping[str, Any]]) -> tuple[Sequence[Item], Sequence[Item], bool]:
-        of = {split: [Item(one, "", ()) for one in known] for split, known in found.items()}
-        if of["validation"] and of["test"] and self.options.report_fraction is None:
-            report = seeded_order(of["test"], self.seed)
-            search = [item for item in of["validation"] if item.id not in found["test"]]
-            return seeded_order(search, self.seed), report, False
-        only = of["test"] or of["validation"]
-        fraction = DEFAULT_REPORT_FRACTION if self.options.report_fraction is None else self.options.report_fraction
-        return *split_items(only, fraction, self.seed), bool(of["test"])
-
-
-def _mixed(lists: Sequence[Sequence[str]]) -> list[Item]:
-    """Items of several tasks in an order in which every beginning has them in proportion."""
-    places = [
-        ((rank + 0.5) / len(names), number, name)
-        for number, names in enumerate(lists)
-        for rank, name in enumerate(names)
-    ]
-    return [Item(name, "", ()) for _, _, name in sorted(places)]
-
-
-def _equal_tasks(splits: Splits, owners: Mapping[str, Member]) -> dict[str, float]:
-    """What the scores of items are multiplied by, so that their mean in each split is the mean of the tasks' means."""
-    weights: dict[str, float] = {}
-    for items in splits.values():
-        counts: dict[str, int] = {}
-        for item in items:
-            counts[owners[item.id].name] = counts.get(owners[item.id].name, 0) + 1
-        for item in items:
-            weights[item.id] = len(items) / (len(counts) * counts[owners[item.id].name])
-    return weights
 
 
 def _unfit(member: Member, every: Mapping[str, Any]) -> list[str]:
