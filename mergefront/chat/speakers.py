@@ -16,14 +16,13 @@ from mergefront.adapters.language_model import Chat, GenerationRequest, Message
 from mergefront.adapters.local.asked import SilentModel
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.limits import longest_input
-from mergefront.adapters.remote.backend_types import answers_with_a_loss, make_backend, read_settings
-from mergefront.adapters.remote.settings import joined_settings
+from mergefront.adapters.remote.backend_types import answers_with_a_loss, make_backend
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.chat.generation import Answer, Sampling, Show, write_answer
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.study.evaluators import local_backend, missing_weights, refuse_changed
+from mergefront.study.evaluators import local_backend, missing_weights, refuse_changed, server_settings
 from mergefront.study.stored_study import Study
 
 Turns = Sequence[Mapping[str, str]]
@@ -68,7 +67,7 @@ def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | No
     if kind == "server":
         if template:
             raise UserError("--template: the server has the chat template; leave the option out")
-        settings = read_settings(joined_settings(dict(definition.evaluator.backend), dict(definition.runtime)))
+        settings = server_settings(definition)
         if answers_with_a_loss(settings):
             raise UserError(f"study {study.name!r} asks a service that answers with a loss; it writes no text")
         backend = make_backend(settings, definition.space, definition.places, known=definition.served)

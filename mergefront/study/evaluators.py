@@ -24,7 +24,7 @@ from mergefront.adapters.merging.output.references import mergekit_references, m
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
 from mergefront.adapters.remote.judge import connected_judges
-from mergefront.adapters.remote.settings import JudgeSection, joined_settings
+from mergefront.adapters.remote.settings import JudgeSection, ServerSection, joined_settings
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
@@ -79,12 +79,17 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
             writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
             yield TaskEvaluator(backend, tasks, watch, before, writes_all=writes_all)
             return
-        runtime = {key: value for key, value in definition.runtime.items() if key != "judges"}
-        settings = read_settings(joined_settings(dict(described.backend), runtime))
+        settings = server_settings(definition)
         space, places, served = definition.space, definition.places, definition.served
         cache = DatabaseResponses(open_database())
         with connected_evaluator(settings, tasks, space, places, cache, served, before) as evaluator:
             yield evaluator
+
+
+def server_settings(definition: StudyDefinition) -> ServerSection:
+    """The section of a study's backend over HTTP, and how it is reached."""
+    runtime = {key: value for key, value in definition.runtime.items() if key != "judges"}
+    return read_settings(joined_settings(dict(definition.evaluator.backend), runtime))
 
 
 @contextmanager

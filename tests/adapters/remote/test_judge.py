@@ -33,6 +33,7 @@ from mergefront.results.report.contents import contents
 from mergefront.results.report.page import page
 from mergefront.running.report_items import report
 from mergefront.study.check import check_study
+from mergefront.study.evaluators import server_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
 from servers import Answer, Received, Served, as_json, serve
@@ -371,3 +372,27 @@ def test_a_judge_without_verdicts_is_found_out_by_check(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace("    api_key_env: CRITIC_KEY\n", ""))
         (problem,) = check_study(path).problems
         assert problem.startswith("judges.critic: the judge gave no usable verdict on 3 of 3 answers")
+
+
+def test_a_study_on_a_server_has_a_judge_too(tmp_path: Path) -> None:
+    """How a judge is reached stands beside how the backend is, and neither reads the other's."""
+
+    def writes(prompt: str, number: int) -> str:
+        return by_length(prompt, number) if "[Rubric]" in prompt else "An answer."
+
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"prompt": f"Question {n}?"}) + "\n" for n in range(4)))
+    task = {"type": "jsonl", "path": "items.jsonl", "metric": "judge", "chat": True, "judge": GRADE}
+    with judge(writes) as server:
+        content = {
+            "study": "remote",
+            "merge": {"method": "task_arithmetic", "base_model": "small", "models": {"one": "m1", "two": "m2"}},
+            "backend": {"type": "openai", "url": server.url, "mode": "chat"},
+            "tasks": {"graded": task},
+            "judges": {"critic": {"url": server.url, "model": "critic-1"}},
+            "objectives": ["graded"],
+            "search": {"evaluations": 1},
+        }
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
+        study = mf.run(tmp_path / "study.yaml")
+    assert study.candidates()[0].scores["graded"] == 1.0
+    assert server_settings(study.definition).url == server.url
