@@ -114,8 +114,8 @@ class JsonlTask:
     def questions(self, items: Sequence[Item]) -> list[Question]:
         options = self.metric_options
         new_tokens, stop = (options.max_new_tokens, options.stop) if self.verb == "generate" else (None, ())
-        if new_tokens is not None and options.thinking is not None:
-            new_tokens += options.max_thinking_tokens
+        if new_tokens is not None and options.thoughts is not None:
+            new_tokens += options.thoughts.most
         return [
             Question(
                 prompt := asked(item, options.chat),
@@ -124,6 +124,7 @@ class JsonlTask:
                 stop,
                 item.image,
                 self.places.get(item.id, ""),
+                options.thoughts if self.verb == "generate" else None,
             )
             for item in items
         ]

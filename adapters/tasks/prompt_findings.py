@@ -149,6 +149,12 @@ def _traps_of_one(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
                 "own again; take the marks out, or use mode: completions"
             )
         return
+    closed = sum(_closes_thoughts(question, reader) for question in asked)
+    if closed:
+        yield (
+            f"{closed} of {len(asked)} prompts close the model's thoughts before it writes, so that it will not think; "
+            "leave thinking out, or let the template open them (enable_thinking)"
+        )
     yield from _conversations([one.prompt for one in asked if isinstance(one.prompt, Chat)], reader)
     texts = [question for question in asked if not question.image]
     if reader.is_remote:
@@ -186,6 +192,12 @@ def _conversations(chats: Sequence[Chat], reader: Reader) -> Iterator[str]:
             f"the chat template ends a turn with {text!r}, which ends no answer of this model; give the task "
             f"stop: {text!r}, or take the instruct model's generation_config.json"
         )
+
+
+def _closes_thoughts(question: Question, reader: Reader) -> bool:
+    if question.thinking is None:
+        return False
+    return "".join(_written(question.prompt, reader)).rstrip().endswith(question.thinking.end)
 
 
 def _begin_tokens(asked: Sequence[Question], reader: Reader) -> Iterator[str]:

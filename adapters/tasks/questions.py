@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergefront.adapters.language_model import Chat
+from mergefront.adapters.language_model import Chat, Thinking
 from mergefront.adapters.tasks.items import Item
 
 
@@ -15,7 +15,8 @@ class Question:
     """``answers`` are the accepted ones, or the choices, as they follow ``prompt`` (the seam's white space included).
 
     A model is asked how likely they are or, where ``new_tokens`` is given, to write so many tokens at most, up to one
-    of the ``stop`` strings. ``place`` says where the item stands (file and line).
+    of the ``stop`` strings. ``place`` says where the item stands (file and line), ``thinking`` what stands around
+    a model's thoughts before its answer.
     """
 
     prompt: str | Chat
@@ -24,6 +25,7 @@ class Question:
     stop: tuple[str, ...] = ()
     image: str = ""
     place: str = ""
+    thinking: Thinking | None = None
 
 
 def following(prompt: str | Chat, answer: str, delimiter: str | None) -> str:

@@ -175,6 +175,14 @@ def test_check_says_what_a_template_does_not_read_and_where_its_turns_do_not_end
     assert report.problems == []
     (line,) = [line for line in report.warnings if "no use for" in line]
     assert line.startswith("tasks writing, liking: the chat template has no use for thinking")
+    (tmp_path / "gemma.jinja").write_text(FAMILIES["gemma"])
+    (line,) = check_study(study_in(tmp_path, models, list("abcd"), {"template": "gemma.jinja"})).warnings
+    assert "ends a turn with '<end_of_turn>', which ends no answer of this model; give the task stop" in line
+    thinks = {"thinking": True, "max_thinking_tokens": 100}
+    shut = check_study(study_in(tmp_path, models, list("abcd"), {"enable_thinking": False}, **thinks))
+    (line,) = [line for line in shut.warnings if "thoughts" in line]
+    assert line.startswith("task writing: 4 of 4 prompts close the model's thoughts before it writes")
+    assert check_study(study_in(tmp_path, models, list("abcd"), True, **thinks)).warnings == []
 
 
 def test_drawn_answers_are_the_same_when_a_study_is_resumed(models: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mergefront.adapters.counted_model import CountedModel
-from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel, Thinking
+from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel
 from mergefront.adapters.tasks.conversations import asked
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.accepted_answers import AcceptedAnswers
@@ -55,8 +55,6 @@ def _is_blank(said: Generation) -> bool:
 
 def request_for(item: Item, options: MetricOptions) -> GenerationRequest:
     """What a model is asked to write of an item."""
-    marks = options.thinking
-    thinking = None if marks is None else Thinking(marks.start, marks.end, options.max_thinking_tokens)
     return GenerationRequest(
         asked(item, options.chat),
         options.max_new_tokens,
@@ -65,7 +63,7 @@ def request_for(item: Item, options: MetricOptions) -> GenerationRequest:
         temperature=options.temperature,
         top_p=options.top_p if options.temperature > 0 else 1.0,
         seed=item.seed,
-        thinking=thinking,
+        thinking=options.thoughts,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mergefront.adapters.language_model import LanguageModel, Verb
+from mergefront.adapters.language_model import LanguageModel, Thinking, Verb
 from mergefront.adapters.tasks.conversations import Chats
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.judging.options import JudgeOptions
@@ -70,6 +70,12 @@ class MetricOptions(Options):
     judge: JudgeOptions | None = Field(
         None, description="`{by, rubric}` with a `range` of scores or an anchor `against` which answers are compared"
     )
+
+    @property
+    def thoughts(self) -> Thinking | None:
+        """What a model thinks before it answers, where it does."""
+        marks = self.thinking
+        return None if marks is None else Thinking(marks.start, marks.end, self.max_thinking_tokens)
 
 
 CHAT_DEFAULTS: Mapping[str, Any] = {"max_new_tokens": 256, "stop": ()}
