@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mergefront.cli.boundary import guarded
-from mergefront.cli.commands.authoring import init, schema
+from mergefront.cli.commands.authoring import bench, init, schema
 from mergefront.cli.commands.chat import chat
 from mergefront.cli.commands.demo import demo
 from mergefront.cli.commands.llama_cpp import gguf, llama_server
@@ -75,6 +75,7 @@ for _command in (
     demo,
     init,
     check,
+    bench,
     compare,
     run,
     resume,

@@ -200,11 +200,11 @@ def _check_writing(found: Findings, definition: StudyDefinition) -> None:
         plan = merge_plan(definition, anchors(space)[0].recipe, definition.allow, found.models)
         write_metadata(plan.described, Path(folder), ())
         part = plan.parts[0]
-        for recipe in (*(anchor.recipe for anchor in anchors(space)), *_one_of_each_method(space)):
+        for recipe in (*(anchor.recipe for anchor in anchors(space)), *one_of_each_method(space)):
             replace(part, recipe=recipe)
 
 
-def _one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
+def one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
     """A recipe of every method of the space, its searched coefficients in the middle."""
     for method in space.methods:
         middle = {name: searched.middle for name, searched in space.searched.items() if name != METHOD}

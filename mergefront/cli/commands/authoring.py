@@ -1,4 +1,4 @@
-"""Commands that help to write a study file: init, schema."""
+"""Commands that help to write a study file: init, schema, bench."""
 
 from __future__ import annotations
 
@@ -96,3 +96,43 @@ def init(context: click.Context, base: str, experts: tuple[str, ...], tasks: tup
         echo(f"Mend what is named above, then: mergefront check {shown}")
         context.exit(2)
     echo(f"{output} is sound. Start with: mergefront run {shown}")
+
+
+@click.command(short_help="Measure what a study file takes on this machine, in about a minute.")
+@click.argument("study_file", type=click.Path(path_type=Path))
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=60.0, show_default=True, help="How long tasks are asked, in all."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def bench(study_file: Path, seconds: float, as_json: bool) -> None:
+    """Make a merge by each method of STUDY_FILE, ask a part of its items, and say what the search will take.
+
+    The models are loaded as for a run, those on the Hub fetched; nothing is stored.
+
+    \b
+    Example:
+      mergefront bench study.yaml
+    """
+    from mergefront.cli.tables import plain_table
+    from mergefront.formatting import console, duration, size
+    from mergefront.running.bench import bench as measure
+    from mergefront.study.check import check_study
+
+    with quiet_libraries():
+        found = measure(check_study(study_file), seconds, lambda step: echo(f"{step} ...", err=True))
+    if as_json:
+        print_json(found.to_json())
+        return
+    rows = [["loading the models", duration(found.loading), ""]]
+    for method, one in found.merging.items():
+        rows.append([f"merging by {method}", duration(one.later), f"{duration(one.first)} the first time"])
+    for name, pace in found.tasks.items():
+        measured = "all" if pace.asked == pace.items else str(pace.asked)
+        said = f"{pace.items} items, measured on {measured}; {pace.tokens:,.0f} tokens of answers a second"
+        rows.append([f"task {name}", duration(pace.of_candidate), said])
+    rows.append(["a candidate", duration(found.of_candidate), "one merge and all its items"])
+    rows.append(["the search", duration(found.of_search), f"{found.evaluations} evaluations, one after the other"])
+    screen = console()
+    screen.print(plain_table(["what", "takes", ""], rows))
+    if found.peak is not None:
+        screen.print(f"Memory in use at most: {size(found.peak)}.")
