@@ -21,6 +21,8 @@ from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
 from mergefront.storage.schema import studies, utc_now
 
+COMPARISON = "/compare"
+"""What the name of a study's comparison ends with, which is a study of its own."""
 MOST_EVALUATIONS = 2**31 - 1
 """What the column of a study's budget holds on every database."""
 
@@ -109,6 +111,12 @@ def find(database: Database, name: str) -> StudyRecord | None:
     if "\0" in name:
         return None  # no study has such a name, and PostgreSQL answers the question with an error
     return _the_one(database, studies.c.name == name)
+
+
+def with_comparison(database: Database, record: StudyRecord) -> list[StudyRecord]:
+    """A study and, where it was compared, its comparison."""
+    comparison = find(database, record.name + COMPARISON)
+    return [record] if comparison is None else [record, comparison]
 
 
 def reload(database: Database, record: StudyRecord) -> StudyRecord:

@@ -24,36 +24,45 @@ from mergefront.storage.database import Database, insert_missing
 from mergefront.storage.optuna_tables.tables import delete_study as delete_optuna_study
 from mergefront.storage.optuna_tables.tables import rename_study as rename_optuna_study
 from mergefront.storage.schema import claims, evaluations, item_scores, item_sets, responses, studies
-from mergefront.storage.studies import StudyRecord, check_name, find, load
+from mergefront.storage.studies import StudyRecord, check_name, find, load, with_comparison
 
 _ROWS_AT_ONCE = 500
 
 
 def rename(database: Database, name: str, new_name: str) -> None:
-    """Give a study another name; raises ``UserError`` when that is taken. Running workers are not disturbed."""
-    record = load(database, name)
-    check_name(new_name)
-    _check_free(database, new_name)
+    """Give a study, with its comparison, another name; raises ``UserError`` when that is taken.
+
+    Running workers are not disturbed.
+    """
+    renamed = {
+        record.study_id: new_name + record.name.removeprefix(name)
+        for record in with_comparison(database, load(database, name))
+    }
+    for wanted in renamed.values():
+        check_name(wanted)
+        _check_free(database, wanted)
     try:
         with database.transaction() as connection:
-            rename_optuna_study(connection, record.study_id, new_name)
-            connection.execute(studies.update().where(studies.c.study_id == record.study_id).values(name=new_name))
+            for study_id, wanted in renamed.items():
+                rename_optuna_study(connection, study_id, wanted)
+                connection.execute(studies.update().where(studies.c.study_id == study_id).values(name=wanted))
     except IntegrityError:
         raise UserError(f"a study {new_name!r} exists already; choose another name") from None
 
 
 def delete(database: Database, name: str) -> None:
-    """Remove a study with all its trials and evaluations, all or nothing.
+    """Remove a study with all its trials and evaluations, and its comparison, all or nothing.
 
     What servers answered stays, since other studies may ask the same.
     """
-    record = load(database, name)
+    gone = with_comparison(database, load(database, name))
     with database.transaction() as connection:
-        own = select(evaluations.c.id).where(evaluations.c.study_id == record.study_id)
-        connection.execute(item_scores.delete().where(item_scores.c.evaluation_id.in_(own)))
-        for table in (evaluations, claims, studies):
-            connection.execute(table.delete().where(table.c.study_id == record.study_id))
-        delete_optuna_study(connection, record.study_id)
+        for record in gone:
+            own = select(evaluations.c.id).where(evaluations.c.study_id == record.study_id)
+            connection.execute(item_scores.delete().where(item_scores.c.evaluation_id.in_(own)))
+            for table in (evaluations, claims, studies):
+                connection.execute(table.delete().where(table.c.study_id == record.study_id))
+            delete_optuna_study(connection, record.study_id)
     # A worker of another study may be about to use a set again; then the sets stay until a later deletion.
     with suppress(IntegrityError), database.transaction() as connection:
         connection.execute(item_sets.delete().where(item_sets.c.digest.not_in(select(item_scores.c.item_set))))

@@ -229,8 +229,8 @@ def _templates(asked: Sequence[Question], reader: Reader) -> Iterator[str]:
     used = Counter(mark for question in asked for mark in set(_MARK.findall(_raw(question))))
     if of_template and asked and not of_template & used.keys():
         yield (
-            "the model has a chat template and the prompts are not written in it; if it is an instruct model, write "
-            "them with tokenizer.apply_chat_template(..., add_generation_prompt=True, tokenize=False)"
+            "the model has a chat template and the prompts are not written in it; if it is an instruct model, ask it "
+            "in chat: true (tasks of type lm_eval: apply_chat_template: true)"
         )
     if reader.tokenization is None or reader.is_remote:
         return

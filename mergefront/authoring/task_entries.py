@@ -15,7 +15,7 @@ from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.tasks.items import parse_item
 from mergefront.adapters.tasks.metrics.known_metrics import METRICS
 from mergefront.adapters.tasks.metrics.metric_spec import CHAT_DEFAULTS, MetricOptions
-from mergefront.adapters.tasks.metrics.numbers import number_faults
+from mergefront.adapters.tasks.metrics.numbers import is_a_number, number_faults
 from mergefront.adapters.tasks.records import read_records, with_fields
 from mergefront.adapters.tasks.task_types import problems_of
 from mergefront.optimizer.errors import StudyFileError, UserError
@@ -185,4 +185,6 @@ def _scores(metric: str, items: Sequence[Mapping[str, Any]]) -> bool:
         parsed = [parse_item({**item, "image": None}, METRICS[metric].required) for item in items]
     except ValueError:
         return False
-    return metric != "numeric" or not any(number_faults(parsed))
+    if metric != "numeric":
+        return True
+    return all(is_a_number(answer) for item in parsed for answer in item.answers) and not any(number_faults(parsed))

@@ -12,20 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergefront.adapters.remote.scales import not_a_sum
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.methods import METHODS
-from mergefront.optimizer.recipes.published import Published, comparison_space, of_subsets, published
+from mergefront.optimizer.recipes.published import Published, chosen_methods, comparison_space, of_subsets, published
 from mergefront.optimizer.search.attributes import WARM_START_RECIPES
 from mergefront.optimizer.search.stopping import NEVER
 from mergefront.results.comparison import Comparison, compared
 from mergefront.running.progress import where_it_is_watched
 from mergefront.running.report_items import plan_report, report
 from mergefront.running.run import search_ready
-from mergefront.storage.studies import update
+from mergefront.storage.studies import COMPARISON, update
 from mergefront.study.check import CheckReport, check_study
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import make_evaluator, refuse_external
-from mergefront.study.ready import COMPARISON, ReadyStudy, store
+from mergefront.study.ready import ReadyStudy, store
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Candidate, Study
 
@@ -66,14 +67,15 @@ class ReadyComparison:
 def compare(
     path: str | Path,
     *,
-    methods: Sequence[str] | None = None,
+    methods: Sequence[str] | str | None = None,
     subsets: int = 0,
     report_items: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Score the base, each expert and merge methods at published coefficients on a study file's tasks.
 
-    ``methods`` are names of merge methods (default: all that the study's models and backend can do). With ``subsets``
+    ``methods`` are names of merge methods, also with commas between them (default: all that the study's models and
+    backend can do). With ``subsets``
     each of them merges so many random subsets of the experts as well, and the result says how often it beats the base.
     ``report_items`` scores all but the subsets on the report items too, and compares there. The evaluations are trials
     of the study NAME/compare: what is finished is kept, and the same call goes on.
@@ -92,11 +94,14 @@ def compare(
 
 @contextmanager
 def ready_to_compare(
-    checked: CheckReport, methods: Sequence[str] | None = None, subsets: int = 0
+    checked: CheckReport, methods: Sequence[str] | str | None = None, subsets: int = 0
 ) -> Iterator[ReadyComparison]:
     """A checked study file as a comparison that is ready to start; see ``compare``."""
     definition = _comparison_of(checked.definition_or_raise())
-    names = list(METHODS) if methods is None else list(dict.fromkeys(METHODS[name].name for name in methods))
+    if isinstance(subsets, bool) or not isinstance(subsets, int) or subsets < 0:
+        raise UserError(f"subsets is {subsets!r}; it must be a whole number of at least 0")
+    words = methods.split(",") if isinstance(methods, str) else methods
+    names = list(METHODS) if words is None else chosen_methods([word.strip() for word in words])
     merges, left_out = published(definition.space, names)
     refused = {one.recipe.method: why for one in merges if (why := _refused(definition, one)) is not None}
     able = [name for name in names if name not in refused]

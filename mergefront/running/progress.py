@@ -50,6 +50,7 @@ class SearchState:
     def __post_init__(self) -> None:
         """Takes in what an existing study has already."""
         self.objectives, self.budget = self.study.objectives, self.study.record.evaluations
+        self.names = {one.recipe.digest: one.name for one in self.study.plan.warm_start_recipes}
         self.done = self.study.finished_count()
         self.failed = len(self.study.failures())
         for known in self.study.candidates():
@@ -240,7 +241,7 @@ def bar(done: int, total: int, what: str, left: str) -> RenderableType:
 
 
 def _what_happened(outcome: TrialOutcome, state: SearchState) -> str:
-    named = outcome.anchor or (outcome.recipe.method if state.study.definition.compares else "")
+    named = outcome.anchor or state.names.get(outcome.recipe.digest, "")
     who = f"trial {outcome.number} {named}".rstrip()
     if outcome.evaluation is None:
         return f"{who} failed: {outcome.failure}"

@@ -13,7 +13,7 @@ from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.attributes import write_search_space
 from mergefront.storage.database import Database
-from mergefront.storage.studies import MOST_EVALUATIONS, create_or_load, find, update
+from mergefront.storage.studies import COMPARISON, MOST_EVALUATIONS, create_or_load, find, update
 from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
@@ -23,9 +23,6 @@ from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
 from mergefront.study.warm_start import take_over
 from mergefront.versions import versions
-
-COMPARISON = "/compare"
-"""What the name of a study's comparison ends with."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ are the anchors; these are the methods beside them.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.anchors import TASK_ARITHMETIC, UNIFORM, anchors
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.recipes.anchors import BASE, TASK_ARITHMETIC, UNIFORM, anchors
 from mergefront.optimizer.recipes.grouping import Grouping
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -74,6 +74,25 @@ def comparison_space(space: MergeSpace) -> MergeSpace:
         parameters={"weight": [0, 1]},
         seed=space.seed,
     )
+
+
+def chosen_methods(words: Iterable[str]) -> list[str]:
+    """Method names by what people call them: a method's own name, or a row of the table of a comparison.
+
+    The baselines are in every table, so that their names choose no method. Raises ``UserError`` for other words.
+    """
+    labels = {label: method for method, variants in _PUBLISHED.items() for label in variants}
+    baselines = (BASE, UNIFORM, TASK_ARITHMETIC)
+    found: dict[str, None] = {}
+    for word in words:
+        if word in METHODS or word in labels:
+            found[METHODS[labels.get(word, word)].name] = None
+        elif word not in baselines:
+            raise UserError(
+                f"unknown merge method {word!r} {did_you_mean(word, {*METHODS, *labels, *baselines})}; {BASE}, "
+                f"experts, {UNIFORM} and {TASK_ARITHMETIC} are in every comparison"
+            )
+    return list(found)
 
 
 def published(space: MergeSpace, names: Collection[str]) -> tuple[list[Published], dict[str, str]]:

@@ -106,6 +106,13 @@ def read_number(text: str, decimal_comma: bool = False) -> Reading:
     return Reading(-value if sign == "-" else value, doubt, has_comma, is_either)
 
 
+def is_a_number(text: str) -> bool:
+    """Whether a text is one number and nothing else but a currency, a percent sign, or a solution before ``####``."""
+    plain = _plain(text.rpartition("####")[2])
+    found = list(_NUMBER.finditer(plain))
+    return len(found) == 1 and not any(map(str.isalpha, plain[: found[0].start()] + plain[found[0].end() :]))
+
+
 def number_faults(items: Sequence[Item]) -> list[str | None]:
     """Why an item's accepted answers cannot be compared with numbers, for each of ``items``; None where they can."""
     readings = [[read_number(answer) for answer in item.answers] for item in items]

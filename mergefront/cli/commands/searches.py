@@ -96,7 +96,9 @@ def run(
 
 @click.command(short_help="Which merge methods work on these models, at published coefficients, without a search.")
 @click.argument("study_file", type=STUDY_FILE)
-@click.option("--methods", metavar="NAME,NAME,...", help="Only these merge methods. Default: all that can be used.")
+@click.option(
+    "--methods", metavar="NAME,NAME,...", help="Only these beside the baselines. Default: all that can be used."
+)
 @click.option(
     "--subsets",
     type=click.IntRange(min=1),
@@ -125,9 +127,8 @@ def compare(
     from mergefront.running.run import IN_THIS_PROCESS
     from mergefront.study.check import check_study
 
-    names = None if methods is None else [name.strip() for name in methods.split(",")]
     with terminable(), quiet_libraries():
-        with ready_to_compare(check_study(study_file), names, subsets or 0) as comparison:
+        with ready_to_compare(check_study(study_file), methods, subsets or 0) as comparison:
             if not comparison.is_done:
                 show_search(session, comparison.ready, IN_THIS_PROCESS)
         if on_report:

@@ -222,7 +222,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @click.argument("new_name")
 @storage_option
 def rename(name: str, new_name: str, storage: str) -> None:
-    """Give study NAME the name NEW_NAME. Workers that are under way are not disturbed."""
+    """Give study NAME, with its comparison, the name NEW_NAME. Workers that are under way are not disturbed."""
     from mergefront.storage.database import Database
     from mergefront.storage.transfer import rename as rename_study
 
@@ -279,15 +279,18 @@ def upgrade(storage: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 def delete(name: str, yes: bool, storage: str) -> None:
-    """Delete study NAME with all its trials and evaluations, after asking."""
+    """Delete study NAME with all its trials and evaluations, and its comparison, after asking."""
+    from mergefront.storage.studies import with_comparison
     from mergefront.storage.transfer import delete as delete_study
-    from mergefront.study.stored_study import load_study
+    from mergefront.study.stored_study import Study, load_study
 
     study = load_study(name, storage=storage)
     if not yes:
         where = shown_storage(study.database.url)
+        gone = [Study(study.database, record) for record in with_comparison(study.database, study.record)]
+        named = " and ".join(f"{shlex.quote(one.name)} with {one.finished_count()} evaluations" for one in gone)
         click.confirm(
-            f"Delete study {shlex.quote(name)} with {study.finished_count()} evaluations from {where}?",
+            f"Delete study {named} from {where}?",
             abort=True,
             err=True,
         )

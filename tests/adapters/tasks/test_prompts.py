@@ -126,7 +126,11 @@ TEMPLATE = "{{ '<|im_start|>user\n' + messages[0].content + '<|im_end|>' }}"
         ([Question("Sum: " * 60, ("four",))], {}, "longer than the model reads"),
         ([Question("Sum:", ("four" * 60,))], {}, "longer than the model reads"),
         ([Question("Sum:", ("four" * 60,))], {"is_split": True}, None),
-        ([writing("Sum:")], {"template": TEMPLATE}, "has a chat template and the prompts are not written in it"),
+        (
+            [writing("Sum:")],
+            {"template": TEMPLATE},
+            "are not written in it; if it is an instruct model, ask it in chat: true",
+        ),
         ([writing("<|im_start|>user\nSum:<|im_end|>")], {"template": TEMPLATE}, "is no token of this tokenizer"),
         (
             [writing("Sum:", stop=("<|im_end|>",))],

@@ -129,7 +129,13 @@ def test_the_file_says_why_each_line_is_so(models: Path, tmp_path: Path, monkeyp
     [
         ([{"prompt": "a", "choices": ["b", "c"], "answer": 0}] * 2, "loglikelihood"),
         ([{"prompt": "a", "answer": "1,000.5"}, {"prompt": "b", "answer": "-3"}], "numeric"),
+        ([{"prompt": "a", "answer": f"3 + {n} makes\n#### ${n},000"} for n in (1, 2)], "numeric"),
         ([{"prompt": "a", "answer": "7"}, {"prompt": "b", "answer": "seven"}], "exact_match"),
+        (
+            [{"prompt": "a", "answer": "30. tammikuuta 1977"}, {"prompt": "b", "answer": "1. maaliskuuta"}],
+            "exact_match",
+        ),
+        ([{"prompt": "a", "answer": "2 25 31"}, {"prompt": "b", "answer": "2024-05-06"}], "exact_match"),
         ([{"prompt": "def f", "tests": "assert f()"}] * 2, "code"),
         ([{"text": "once"}, {"text": "upon"}], "loss"),
         ([{"question": "a", "options": ["b", "c"], "answer": 0, "id": n} for n in range(2)], "loglikelihood"),

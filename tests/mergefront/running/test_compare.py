@@ -60,7 +60,7 @@ def study_file(tmp_path: Path) -> Path:
     return path
 
 
-def compare(path: Path, methods: list[str] | None = None, subsets: int = 0) -> Comparison:
+def compare(path: Path, methods: list[str] | str | None = None, subsets: int = 0) -> Comparison:
     return mf.compare(path, methods=METHODS if methods is None else methods, subsets=subsets, progress=False)
 
 
@@ -193,6 +193,34 @@ def test_other_commands_know_that_it_is_no_search(study_file: Path) -> None:
     assert study.finished_count() == study.record.evaluations == 8
 
 
+def test_rows_of_the_table_can_be_chosen_by_their_names(study_file: Path) -> None:
+    found = compare(study_file, "task arithmetic 1, uniform average,base")
+    labels = ["uniform average", "task arithmetic 0.3", "task arithmetic 0.5", "task arithmetic 1"]
+    assert sorted(one.label for one in found.merges) == sorted(labels)
+
+
+def test_progress_names_each_merge_as_the_table_does(study_file: Path) -> None:
+    done = CliRunner().invoke(cli, ["compare", str(study_file), "--methods", "task_arithmetic"])
+    assert "trial 6 task arithmetic 0.5: " in done.stderr and "trial 7 task arithmetic 1: " in done.stderr
+
+
+def test_a_comparison_is_renamed_and_deleted_with_its_study(study_file: Path) -> None:
+    storage = ["--storage", f"sqlite:///{study_file.parent}/mergefront.db"]
+
+    def run(*arguments: str, answer: str | None = None) -> str:
+        return CliRunner().invoke(cli, [*arguments, *storage], input=answer).output
+
+    def names() -> list[str]:
+        return [entry["name"] for entry in json.loads(run("studies", "--json"))]
+
+    compare(study_file, ["ties"])
+    mf.run(study_file, progress=False)
+    run("rename", "skills", "mine")
+    assert sorted(names()) == ["mine", "mine/compare"]
+    said = run("delete", "mine", answer="y\n")
+    assert "Delete study mine with 8 evaluations and mine/compare with 7 evaluations from" in said and names() == []
+
+
 @pytest.mark.parametrize("width", ["80", "120"])
 def test_the_table_fits_the_screen_and_ends_in_a_verdict(
     study_file: Path, width: str, monkeypatch: pytest.MonkeyPatch
@@ -210,7 +238,10 @@ def test_the_table_fits_the_screen_and_ends_in_a_verdict(
 def test_a_wrong_method_is_one_line_with_the_nearest(study_file: Path) -> None:
     done = CliRunner().invoke(cli, ["compare", str(study_file), "--methods", "ties,isotropc"])
     assert done.exit_code == 2
-    assert done.stderr.strip().splitlines() == ["Error: unknown merge method 'isotropc' (did you mean 'isotropic'?)"]
+    assert done.stderr.strip().splitlines() == [
+        "Error: unknown merge method 'isotropc' (did you mean 'isotropic'?); base, experts, uniform average and "
+        "task arithmetic 0.3 are in every comparison"
+    ]
     assert not (study_file.parent / "mergefront.db").exists()
 
 
