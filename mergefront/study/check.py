@@ -23,7 +23,7 @@ from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
-from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
+from mergefront.optimizer.samplers.registry import check_sampler, resolved_options, shown_to_sampler
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
@@ -185,6 +185,9 @@ def check_study(path: str | Path) -> CheckReport:
             warm = read_warm_start(definition)
             notes.append(f"warm start: {len(warm.known)} evaluations are known, {len(warm.seeds)} recipes come first")
     budget = definition.evaluations or (DEFAULT_EVALUATIONS if record is None else record.evaluations)
+    limited = shown_to_sampler(definition.sampler, len(objectives), budget)
+    if limited is not None:
+        found.warnings.append(f"search: {limited}")
     notes.append(
         f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"

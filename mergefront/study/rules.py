@@ -25,6 +25,7 @@ from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.optimizer.samplers.registry import too_many_objectives
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
@@ -336,6 +337,12 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
         raise UserError(
             f"study {name!r} would now be scored differently than when it was begun: {'; '.join(changed)}; go on with "
             f"the mergefront that began it, or begin a study of another name with warm_start: [{{study: {name}}}]"
+        )
+    refusal = too_many_objectives(stored["sampler"]["name"], len(stored["objectives"]))
+    if refusal is not None:
+        raise UserError(
+            f"study {name!r} cannot go on: {refusal}; begin a study of another name with "
+            f"warm_start: [{{study: {name}}}]"
         )
     lines = []
     if stored.get("racing") and scoring < RACING:

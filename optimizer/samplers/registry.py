@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ class SamplerSpec:
     joint: bool = False
     """Of Optuna's samplers: whether it samples the parameters of a space together."""
     max_objectives: int | None = None
+    most_told: tuple[int, ...] = ()
+    """Of Optuna's samplers: of how many finished trials it is shown at most, by the number of objectives from 1 on."""
     takes_constraints: bool = True
     expects_improvement: bool = False
 
@@ -71,13 +74,7 @@ def check_sampler(
     spec = SAMPLERS.get(name)
     if spec is None:
         return [f"sampler {name!r} is unknown {did_you_mean(name, SAMPLERS)}"]
-    problems = []
-    if spec.max_objectives is not None and objectives > spec.max_objectives:
-        able = [other.name for other in SAMPLERS.values() if other.max_objectives is None]
-        number = "one objective" if spec.max_objectives == 1 else f"up to {spec.max_objectives} objectives"
-        problems.append(
-            f"sampler {name!r} does {number}, but {objectives} are asked for; any number do: {', '.join(able)}"
-        )
+    problems = [problem for problem in (too_many_objectives(name, objectives),) if problem is not None]
     if constrained and not spec.takes_constraints:
         able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
         problems.append(f"sampler {name!r} does not know constraints; these do: {', '.join(able)}")
@@ -89,6 +86,27 @@ def check_sampler(
         )
     wrong = read_section(spec.options, options)[1]
     return problems + [f"sampler {name!r}: {problem}" for problem in wrong]
+
+
+def too_many_objectives(name: str, objectives: int) -> str | None:
+    """Why a sampler cannot search for so many objectives, and which can; None when it can."""
+    spec = SAMPLERS[name]
+    if spec.max_objectives is None or objectives <= spec.max_objectives:
+        return None
+    able = [other.name for other in SAMPLERS.values() if other.max_objectives is None]
+    number = "one objective" if spec.max_objectives == 1 else f"up to {spec.max_objectives} objectives"
+    return f"sampler {name!r} does {number}, but {objectives} are asked for; any number do: {', '.join(able)}"
+
+
+def shown_to_sampler(name: str, objectives: int, evaluations: int) -> str | None:
+    """What a user should know of a sampler that does not learn from every trial of such a budget; None if it does."""
+    most = SAMPLERS[name].most_told
+    if not most or evaluations <= most[objectives - 1]:
+        return None
+    return (
+        f"sampler {name!r} learns from {most[objectives - 1]} finished trials at most, chosen to represent all, so "
+        "that a proposal stays within 3 GB; mm-mo learns from more"
+    )
 
 
 def resolved_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,9 +127,13 @@ def make_sampler(
 ) -> BaseSampler:
     """The sampler of that name; raises ``UserError`` with everything that ``check_sampler`` finds.
 
+    One of Optuna's refuses too many objectives when it is asked for a proposal: a study that was begun before that was
+    refused can still be read.
+
     ``rule`` is the merge's arithmetic (``MergeSpace.merge_rule``).
     """
-    problems = check_sampler(name, options or {}, len(objectives))
+    of_optuna = name in SAMPLERS and SAMPLERS[name].of_optuna
+    problems = check_sampler(name, options or {}, 1 if of_optuna else len(objectives))
     if problems:
         raise UserError("; ".join(problems))
     spec = SAMPLERS[name]
@@ -141,7 +163,13 @@ def _of_optuna(spec: SamplerSpec, given: Mapping[str, Any], **common: Any) -> Ba
     from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
 
     inner: Callable[..., BaseSampler] = _sampler_class(spec)
-    return OptunaSampler(lambda seed: inner(seed=seed, **given), joint=spec.joint, **common)
+    return OptunaSampler(
+        lambda seed: inner(seed=seed, **given),
+        joint=spec.joint,
+        most_told=spec.most_told,
+        refusal=partial(too_many_objectives, spec.name),
+        **common,
+    )
 
 
 def _preferences(stated: str, objectives: Sequence[Objective]) -> list[float]:
@@ -203,7 +231,16 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
         ),
         SamplerSpec("nsga2", "Optuna's NSGA-II", "optuna:NSGAIISampler", NSGAOptions, joint=True),
         SamplerSpec("nsga3", "Optuna's NSGA-III", "optuna:NSGAIIISampler", NSGAOptions, joint=True),
-        SamplerSpec("gp", "Optuna's Gaussian process sampler", "optuna:GPSampler", GPOptions, joint=True),
+        SamplerSpec(
+            "gp",
+            "Optuna's Gaussian process sampler",
+            "optuna:GPSampler",
+            GPOptions,
+            joint=True,
+            max_objectives=3,
+            # Its acquisition takes 2048 x 128 x (boxes above the front) x objectives numbers, several times.
+            most_told=(320, 160, 64),
+        ),
         SamplerSpec(
             "cma-es",
             "covariance matrix adaptation, numeric parameters only",

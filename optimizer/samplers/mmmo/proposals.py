@@ -13,6 +13,7 @@ import numpy as np
 from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
+from mergefront.optimizer.samplers.common.representatives import representatives
 from mergefront.optimizer.samplers.common.units import compress_tail
 from mergefront.optimizer.samplers.common.variation import (
     binomial_crossover,
@@ -26,7 +27,6 @@ from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovemen
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, FeasibilityWeighted
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import Acquisition, SearchBudget, maximise
-from mergefront.optimizer.samplers.mmmo.representatives import representatives
 from mergefront.optimizer.samplers.mmmo.scalarisation import chebyshev, random_weights
 from mergefront.optimizer.samplers.mmmo.screening import fisher_information, screen
 from mergefront.optimizer.samplers.options import FisherScreen, Unexplained

@@ -28,6 +28,7 @@ from mergefront.optimizer.samplers.common.history import (
 from mergefront.optimizer.samplers.common.initial_design import startup_size
 from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.observed_space import conditional_space
+from mergefront.optimizer.samplers.common.representatives import limited
 from mergefront.optimizer.samplers.common.units import normalise, values_of
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, evaluability, fit_violations
@@ -41,7 +42,6 @@ from mergefront.optimizer.samplers.mmmo.proposals import (
     propose,
     propose_paper_round,
 )
-from mergefront.optimizer.samplers.mmmo.representatives import limited
 from mergefront.optimizer.samplers.options import (
     Budget,
     FisherScreen,

@@ -354,7 +354,13 @@ def test_items_with_an_image_are_refused_of_what_reads_none_and_known_by_its_con
 def test_a_study_that_asked_about_images_without_them_is_not_continued(study: Path) -> None:
     task = {"type": "jsonl", "path": "data/maths.jsonl"}
     evaluator = {"type": "local", "tasks": {"maths": task}}
-    stored = {"scoring": 1, "sampler": {"name": "random"}, "space": {"models": {}}, "evaluator": evaluator}
+    stored = {
+        "scoring": 1,
+        "sampler": {"name": "random"},
+        "objectives": [],
+        "space": {"models": {}},
+        "evaluator": evaluator,
+    }
     assert changes_since("s", stored, study.parent) == []
     (study.parent / "data" / "maths.jsonl").write_text('{"prompt": "What is it?", "image": "x.png", "answer": "x"}\n')
     with pytest.raises(UserError, match="items that name an image are asked with it"):

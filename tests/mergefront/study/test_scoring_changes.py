@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mergefront.optimizer.errors import UserError
-from mergefront.study.rules import changes_since
+from mergefront.study.rules import SCORING, changes_since
 
 
 def expect(reason: str | None, root: Path, expert: str, granularity: object) -> None:
@@ -20,6 +20,7 @@ def expect(reason: str | None, root: Path, expert: str, granularity: object) -> 
         "space": {"base_model": "base", "models": {"x": expert}, "granularity": granularity},
         "evaluator": {"type": "local"},
         "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
     }
     if reason is None:
         assert changes_since("s", stored, root) == []
@@ -110,6 +111,7 @@ def test_a_study_scored_by_the_places_that_an_endpoint_states_is_refused(
         "space": {"base_model": None, "models": {"a": "a"}, "granularity": "global"},
         "evaluator": {"type": "server", "backend": backend, "tasks": {"t": task}},
         "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
     }
     if not refused:
         assert changes_since("s", stored, tmp_path) == []
@@ -141,9 +143,16 @@ def test_a_study_whose_answers_are_compared_otherwise_now_is_refused(
         "space": {"base_model": None, "models": {"a": "a"}, "granularity": "global"},
         "evaluator": {"type": "server", "tasks": tasks},
         "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
     }
     if reason is None:
         assert changes_since("s", stored, tmp_path) == []
         return
     with pytest.raises(UserError, match=reason):
+        changes_since("s", stored, tmp_path)
+
+
+def test_a_study_whose_sampler_cannot_take_its_objectives_is_refused(tmp_path: Path) -> None:
+    stored = {"scoring": SCORING, "sampler": {"name": "gp"}, "objectives": [{"name": name} for name in "abcd"]}
+    with pytest.raises(UserError, match=r"cannot go on: sampler 'gp' does up to 3 objectives.*mm-mo.*warm_start"):
         changes_since("s", stored, tmp_path)

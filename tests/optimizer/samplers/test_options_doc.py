@@ -18,7 +18,13 @@ def samplers_table() -> str:
     """What each sampler is and can do."""
     lines = ["| sampler | is | objectives | constraints |", "| -- | -- | -- | -- |"]
     for spec in SAMPLERS.values():
-        objectives = "any" if spec.max_objectives is None else "one" if spec.max_objectives == 1 else "several"
+        objectives = (
+            "any"
+            if spec.max_objectives is None
+            else "one"
+            if spec.max_objectives == 1
+            else f"up to {spec.max_objectives}"
+        )
         constraints = "yes" if spec.takes_constraints else "no"
         lines.append(f"| `{spec.name}` | {spec.summary} | {objectives} | {constraints} |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.samplers.registry import SAMPLERS, check_sampler, make_sampler
+from mergefront.optimizer.samplers.registry import SAMPLERS, check_sampler, make_sampler, shown_to_sampler
 from mergefront.optimizer.scores.objectives import Objective
 
 
@@ -25,11 +25,18 @@ from mergefront.optimizer.scores.objectives import Objective
         ("gp", {"deterministic_objective": "yes"}, 2, "it must be true or false"),
         ("random", {"seed": 1}, 2, "sampler 'random': unknown key 'seed' (none is known here)"),
         ("cma-es", {}, 3, "sampler 'cma-es' does one objective, but 3 are asked for; any number do: mm-mo,"),
+        ("gp", {}, 4, "sampler 'gp' does up to 3 objectives, but 4 are asked for; any number do: mm-mo,"),
     ],
 )
 def test_a_wrong_choice_is_explained(name: str, options: dict[str, Any], objectives: int, said: str) -> None:
     (problem,) = check_sampler(name, options, objectives)
     assert said in problem
+
+
+def test_a_budget_of_which_a_sampler_sees_a_part_is_said() -> None:
+    assert "'gp' learns from 160 finished trials at most" in str(shown_to_sampler("gp", 2, 161))
+    assert shown_to_sampler("gp", 2, 160) is None
+    assert shown_to_sampler("tpe", 2, 5000) is None
 
 
 def test_every_problem_is_listed_at_once() -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import optuna
 import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.samplers import NSGAIISampler
-from optuna.trial import TrialState, create_trial
+from optuna.samplers import NSGAIISampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.baselines.optuna_samplers import OptunaSampler
+from mergefront.optimizer.samplers.registry import SAMPLERS, make_sampler
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE
 
@@ -83,6 +85,52 @@ def test_optunas_gp_sampler_repeats_too() -> None:
     whole = study_of(5)
     assert study_of(4, 1) == whole
     assert len(set(whole)) == 5
+
+
+class TestGP:
+    """Its acquisition asks for gigabytes a hundred trials, and for hundreds of them from four objectives on."""
+
+    def told(self, objectives: int, trials: int) -> optuna.Study:
+        """A study all of whose trials are on the front."""
+        study = optuna.create_study(directions=["maximize"] * objectives, sampler=sampler("gp", objectives, {}))
+        for number in range(trials):
+            params = dict(zip(SPACE, np.random.default_rng(number).random(3), strict=True))
+            scores = [float(number), *[-float(number)] * (objectives - 1)]
+            study.add_trial(create_trial(params=params, distributions=SPACE, values=scores))
+        return study
+
+    @pytest.mark.parametrize(("objectives", "trials", "most"), [(3, 64, 64), (3, 70, 64), (2, 170, 160)])
+    def test_it_is_shown_no_more_trials_than_fit(
+        self, objectives: int, trials: int, most: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        seen = []
+
+        class Watching(RandomSampler):
+            def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+                return dict(SPACE)
+
+            def sample_relative(self, study: optuna.Study, trial: FrozenTrial, space: dict[str, Any]) -> dict[str, Any]:
+                seen.extend(study.get_trials())
+                return {}
+
+        study = self.told(objectives, trials)
+        study.sampler = OptunaSampler(
+            lambda seed: Watching(seed), seed=0, search_space=SPACE, most_told=SAMPLERS["gp"].most_told
+        )
+        study.ask(SPACE)
+        study.ask(SPACE)
+        finished = [trial for trial in seen if trial.state == TrialState.COMPLETE]
+        assert len(finished) == 2 * most
+        assert [trial.number for trial in seen if trial.state == TrialState.RUNNING] == [trials, trials, trials + 1]
+        assert len([record for record in caplog.records if "proposals are made from" in record.message]) == (
+            trials > most
+        )
+
+    def test_a_study_of_more_objectives_can_be_read_but_asks_for_nothing(self) -> None:
+        study = self.told(4, 12)
+        assert len(study.best_trials) == 12
+        with pytest.raises(UserError, match="'gp' does up to 3 objectives, but 4 are asked for"):
+            study.ask(SPACE)
 
 
 @pytest.mark.parametrize("name", ["tpe-multivariate", "nsga2"])

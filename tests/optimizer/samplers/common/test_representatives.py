@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer import MMMOSampler
 from mergefront.optimizer.samplers.common.history import earlier_trials, read_history
-from mergefront.optimizer.samplers.mmmo.representatives import MOST_OBSERVED, limited, representatives, spread_order
+from mergefront.optimizer.samplers.common.representatives import MOST_OBSERVED, limited, representatives, spread_order
 from mergefront.optimizer.scores.pareto import nondominated
 from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, expected_improvement, proposal_stage
 
