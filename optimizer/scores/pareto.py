@@ -27,6 +27,30 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
     return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=True))
 
 
+class HypervolumeSoFar:
+    """The hypervolume of points that come one after another, measured anew only where one changed the front."""
+
+    def __init__(self, reference: Sequence[float]) -> None:
+        self._reference = np.asarray(reference, dtype=float)
+        self._front = np.empty((0, len(self._reference)))
+        self._value: float | None = 0.0
+
+    def add(self, point: ArrayLike) -> None:
+        """One more maximised point (``m``)."""
+        new = np.asarray(point, dtype=float)
+        if (new <= self._reference).any() or (self._front >= new).all(axis=1).any():
+            return
+        self._front = np.vstack([self._front[~(new >= self._front).all(axis=1)], new])
+        self._value = None
+
+    @property
+    def value(self) -> float:
+        """Of all points so far."""
+        if self._value is None:
+            self._value = hypervolume(self._front, self._reference.tolist())
+        return self._value
+
+
 def hypervolume_contributions(points: ArrayLike, reference: Sequence[float]) -> Array:
     """What each of ``n x m`` points adds to the hypervolume of all of them (``n``)."""
     values = np.atleast_2d(np.asarray(points, dtype=float))

@@ -12,8 +12,8 @@ from mergefront import formatting
 from mergefront.notebook import FAINT, FRONT, SUGGESTED
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.scores.objectives import Objective
-from mergefront.optimizer.scores.pareto import nondominated
+from mergefront.optimizer.scores.objectives import REFERENCE, Objective
+from mergefront.optimizer.scores.pareto import HypervolumeSoFar, nondominated
 from mergefront.study.stored_study import Study, rounded
 
 GRID = "#e9ecef"
@@ -33,7 +33,7 @@ _ANCHOR_SYMBOLS = (
     ("h", "hexagon"),
 )
 _MOST_HYPERVOLUMES = 150
-"""Chosen by hand: each costs a hypervolume, and more points than this are not told apart in a plot."""
+"""Chosen by hand: more points than this are not told apart in a plot."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,14 @@ def hypervolumes(study: Study) -> list[tuple[int, float]]:
     """Trial number and hypervolume of everything up to it, by trial; thinned out when long."""
     candidates = study.candidates()
     step = max(1, len(candidates) // _MOST_HYPERVOLUMES)
-    ends = sorted({*range(0, len(candidates), step), len(candidates) - 1}) if candidates else []
-    return [(candidates[end].number, study.hypervolume(candidates[: end + 1])) for end in ends]
+    so_far = HypervolumeSoFar([REFERENCE] * len(study.objectives))
+    history = []
+    for index, (candidate, row) in enumerate(zip(candidates, study.normalised(candidates), strict=True)):
+        if candidate.feasible:
+            so_far.add(row)
+        if index % step == 0 or index == len(candidates) - 1:
+            history.append((candidate.number, so_far.value))
+    return history
 
 
 def _title(objective: Objective) -> str:

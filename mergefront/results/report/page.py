@@ -275,7 +275,8 @@ def _forgetting(shown: Contents) -> str:
 def _importance(study: Study) -> str:
     import plotly.graph_objects as go
 
-    found = importances(study)
+    measured = importances(study)
+    found = measured.shares
     if not found:
         return ""
     names = list(next(iter(found.values())))
@@ -284,7 +285,7 @@ def _importance(study: Study) -> str:
     for objective, shares in found.items():
         figure.add_bar(y=names, x=[shares.get(name, 0.0) for name in names], name=html_text(objective), orientation="h")
     figure.update_xaxes(title="share of the objective's variation")
-    note = "<p>From the trials inside the space; where the search went decides it too, so read it as a hint.</p>"
+    note = f"<p>From {measured.basis}; where the search went decides it too, so read it as a hint.</p>"
     return note + _figure(figure, 200 + 34 * len(names))
 
 

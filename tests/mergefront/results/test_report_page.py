@@ -93,10 +93,18 @@ def test_hypervolume_never_falls_and_ends_at_the_studys(study: mf.Study) -> None
 
 
 def test_importances_find_the_coefficient_that_decides(study: mf.Study) -> None:
-    found = importances(study)
+    found = importances(study).shares
     assert set(found) == set(NAMES)
     assert found["maths"]["weight[maths]"] > found["maths"]["weight[french]"]
     assert sum(found["french"].values()) == pytest.approx(1)
+
+
+def test_importances_of_many_trials_are_from_some_of_them_and_say_so(study: mf.Study) -> None:
+    whole, drawn = importances(study), importances(study, most=10)
+    assert whole.trials == whole.inside == drawn.inside > drawn.trials == 10
+    assert drawn == importances(study, most=10), "the page must say the same when it is written again"
+    assert drawn.basis == f"10 of the {drawn.inside} trials inside the space, drawn at random"
+    assert whole.basis == "the trials inside the space" and whole.basis in page(contents(study))
 
 
 def test_a_page_is_refused_where_it_cannot_be_written(study: mf.Study, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergefront.optimizer.scores.pareto import (
+    HypervolumeSoFar,
     along,
     distinct,
     epsilon_better,
@@ -37,6 +38,15 @@ def test_hypervolume_counts_the_dominated_cells(rows: list[list[int]]) -> None:
     grid = np.stack(np.meshgrid(*[np.arange(4) + 0.5] * len(rows[0]), indexing="ij"), -1).reshape(-1, len(rows[0]))
     cells = sum(any(all(cell <= row) for row in np.asarray(rows)) for cell in grid)
     assert hypervolume(rows, [0.0] * len(rows[0])) == pytest.approx(cells)
+
+
+@given(points)
+def test_a_growing_set_has_the_hypervolume_of_all_its_points(rows: list[list[int]]) -> None:
+    reference = [0.5] * len(rows[0])
+    so_far = HypervolumeSoFar(reference)
+    for count, row in enumerate(rows, 1):
+        so_far.add(row)
+        assert so_far.value == pytest.approx(hypervolume(rows[:count], reference))
 
 
 def test_contribution_of_a_dominated_point_is_nothing() -> None:
