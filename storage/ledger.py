@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ _NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "st
 LEASE_SECONDS = 120.0
 """A worker on another machine that has not been heard of for so long is taken for dead."""
 HEARTBEAT_SECONDS = 20.0
+PROPOSAL_SECONDS = 60.0
+"""A proposal that takes longer holds nobody up."""
+LOOK_SECONDS, TURN_SECONDS = 0.02, 2.0
+"""How often somebody in line looks, and how long it has seen a slot at the head of the line before it passes by."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +92,22 @@ class StudyLedger:
             .with_for_update(key_share=True)  # lets others insert rows that refer to it
         )
         now = self.database.now(connection)
-        abandoned = next((row for row in self._unfinished(connection) if self._is_abandoned(row, now)), None)
+        unfinished = self._unfinished(connection)
+        abandoned = next((row for row in unfinished if self._is_abandoned(row, now)), None)
         if abandoned is not None:
             deaths = abandoned.deaths + (abandoned.process is not None and not self._is_mine(abandoned))
             connection.execute(
                 claims.update().where(self._slot(abandoned.slot)).values(deaths=deaths, **self._owner(now[0]))
             )
-            return Claim(abandoned.slot, abandoned.trial_number, deaths)
+            in_line = abandoned.trial_number is None and bool(self._proposing(unfinished, abandoned.slot, now))
+            return Claim(abandoned.slot, abandoned.trial_number, deaths, in_line=in_line)
         last = connection.execute(select(func.max(claims.c.slot)).where(claims.c.study_id == self.study_id)).scalar()
         slot = 0 if last is None else last + 1
         if slot >= budget:
             return None
         row = {"study_id": self.study_id, "slot": slot, "trial_number": None, "finished": False, "deaths": 0}
         connection.execute(claims.insert().values(**row, **self._owner(now[0])))
-        return Claim(slot, None, fresh=True)
+        return Claim(slot, None, fresh=True, in_line=bool(self._proposing(unfinished, slot, now)))
 
     def others_at_work(self) -> bool:
         """See ``Ledger.others_at_work``."""
@@ -110,6 +117,38 @@ class StudyLedger:
             return any(not self._is_abandoned(row, now) for row in self._unfinished(connection))
 
         return self.database.read(look)
+
+    def wait_for_turn(self, claim: Claim) -> None:
+        """See ``Ledger.wait_for_turn``; nothing is locked meanwhile."""
+
+        def look(connection: Connection) -> tuple[list[Row[Any]], float]:
+            now = self.database.now(connection)
+            return self._proposing(self._unfinished(connection), claim.slot, now), now[0]
+
+        first_seen: dict[int, float] = {}
+
+        def is_stuck(row: Row[Any], now: float) -> bool:
+            """Of the slot at the head of the line, which starts its clock anew there, perhaps only after this look."""
+            seen = time.monotonic() - first_seen.setdefault(row.slot, time.monotonic())
+            return seen > TURN_SECONDS and now - float(row.started or 0.0) > PROPOSAL_SECONDS
+
+        def start(connection: Connection) -> None:
+            now, _ = self.database.now(connection)
+            connection.execute(claims.update().where(self._own_slot(claim.slot)).values(started=now))
+
+        before, now = self.database.read(look)
+        while not all(is_stuck(row, now) for row in before):
+            time.sleep(LOOK_SECONDS)
+            before, now = self.database.read(look)
+        self.database.write(start)
+
+    def _proposing(self, unfinished: Sequence[Row[Any]], slot: int, now: tuple[float, float]) -> list[Row[Any]]:
+        """The claims before a slot that live and have no proposal yet, in order."""
+        return [
+            row
+            for row in unfinished
+            if row.slot < slot and row.trial_number is None and not self._is_abandoned(row, now)
+        ]
 
     def finished_count(self) -> int:
         """How many slots of the budget are spent, by whomever."""

@@ -57,6 +57,9 @@ class ReplayableSampler(BaseSampler):
             all, means from the anchors.
     """
 
+    sees_pending = True
+    """Whether a proposal depends on trials that are running: then workers propose in turn."""
+
     def __init__(
         self,
         *,

@@ -50,6 +50,8 @@ class SamplerSpec:
     max_objectives: int | None = None
     most_told: tuple[int, ...] = ()
     """Of Optuna's samplers: of how many finished trials it is shown at most, by the number of objectives from 1 on."""
+    sees_pending: bool = False
+    """Of Optuna's samplers: whether it looks at running trials."""
     takes_constraints: bool = True
     expects_improvement: bool = False
 
@@ -168,6 +170,7 @@ def _of_optuna(spec: SamplerSpec, given: Mapping[str, Any], **common: Any) -> Ba
         joint=spec.joint,
         most_told=spec.most_told,
         refusal=partial(too_many_objectives, spec.name),
+        sees_pending=spec.sees_pending,
         **common,
     )
 
@@ -240,6 +243,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             max_objectives=3,
             # Its acquisition takes 2048 x 128 x (boxes above the front) x objectives numbers, several times.
             most_told=(320, 160, 64),
+            sees_pending=True,
         ),
         SamplerSpec(
             "cma-es",

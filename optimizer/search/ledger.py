@@ -19,13 +19,14 @@ class Claim:
     """A slot of the budget that this process works on.
 
     ``trial_number`` is set once its trial exists; ``deaths`` counts the workers that died on it;
-    ``fresh`` says that nobody worked on it before.
+    ``fresh`` says that nobody worked on it before, ``in_line`` that slots before it are being proposed.
     """
 
     slot: int
     trial_number: int | None
     deaths: int = 0
     fresh: bool = False
+    in_line: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Ledger(Protocol):
 
     def others_at_work(self) -> bool:
         """Whether another live process works on a slot of this study."""
+
+    def wait_for_turn(self, claim: Claim) -> None:
+        """Until every slot before this one has its proposal, so that this one's sees them all.
+
+        Slots whose workers died or are stuck are not waited for.
+        """
 
     def bind(
         self,

@@ -246,7 +246,14 @@ def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> Evaluation
 
 
 def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
-    """The recipe of a claimed slot: an anchor, or what the study's sampler asks for."""
+    """The recipe of a claimed slot: an anchor, or what the study's sampler asks for.
+
+    Slots are proposed one after the other, in order, so that each proposal sees those before it; a sampler that looks
+    at no running trials says so (``sees_pending``).
+    """
+    if claim.in_line and getattr(study.sampler, "sees_pending", True):
+        # Before the trial is there: samplers look at trials of smaller numbers only.
+        ledger.wait_for_turn(claim)
     trial_id, anchor = _open_trial(plan, study, claim)
     frozen = study._storage.get_trial(trial_id)
     study.sampler.before_trial(study, frozen)

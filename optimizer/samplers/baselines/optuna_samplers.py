@@ -48,6 +48,7 @@ class OptunaSampler(ReplayableSampler):
         joint: whether the inner sampler samples the parameters of a known space together.
         most_told: how many finished trials it is shown at most, by the number of objectives from 1 on; empty means all.
         refusal: why it cannot propose for so many objectives, or None.
+        sees_pending: whether the inner sampler looks at running trials.
 
     Proposals raise ``UserError`` where there is a refusal.
     """
@@ -61,12 +62,14 @@ class OptunaSampler(ReplayableSampler):
         joint: bool = True,
         most_told: Sequence[int] = (),
         refusal: Callable[[int], str | None] = lambda objectives: None,
+        sees_pending: bool = True,
     ) -> None:
         super().__init__(seed=seed, search_space=search_space)
         self._make = make
         self._joint = joint
         self._most_told = tuple(most_told)
         self._refusal = refusal
+        self.sees_pending = sees_pending
         self._warned = False
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -130,6 +133,8 @@ class SobolSampler(ReplayableSampler):
         search_space: the distributions, when they are known beforehand; otherwise those stored with the study,
             otherwise those of the first finished trial, in its order.
     """
+
+    sees_pending = False
 
     def _observed_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         # The first trial shows which parameters there are; later ones keep to its order.
