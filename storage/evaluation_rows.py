@@ -59,14 +59,25 @@ def write_items(connection: Connection, evaluation_id: int, task: str, items: It
     )
 
 
-def read_evaluation(connection: Connection, row: Row[Any], with_items: bool = True) -> Evaluation:
-    """The evaluation of a row of ``mergefront_evaluations``."""
-    items: dict[str, ItemScores] = {}
-    query = select(item_scores, item_sets.c.ids).join(item_sets).where(item_scores.c.evaluation_id == row.id)
-    for entry in connection.execute(query) if with_items else ():
-        margins = None if entry.margins is None else _unpack(entry.margins)
-        items[entry.task] = ItemScores(tuple(entry.ids), _unpack(entry.scores), margins)
+def read_evaluation(connection: Connection, row: Row[Any], sets: dict[str, tuple[str, ...]] | None) -> Evaluation:
+    """The evaluation of a row of ``mergefront_evaluations``.
+
+    Its items are read where there are ``sets``: the identifiers by digest that were read before, completed here.
+    """
+    items = {} if sets is None else _read_items(connection, row.id, sets)
     return Evaluation(row.scores, row.standard_errors, items, row.seconds, row.cost, row.details)
+
+
+def _read_items(connection: Connection, evaluation_id: int, sets: dict[str, tuple[str, ...]]) -> dict[str, ItemScores]:
+    items: dict[str, ItemScores] = {}
+    query = select(item_scores).where(item_scores.c.evaluation_id == evaluation_id)
+    for entry in connection.execute(query).all():
+        if entry.item_set not in sets:
+            ids = connection.execute(select(item_sets.c.ids).where(item_sets.c.digest == entry.item_set)).scalar_one()
+            sets[entry.item_set] = tuple(ids)
+        margins = None if entry.margins is None else _unpack(entry.margins)
+        items[entry.task] = ItemScores(sets[entry.item_set], _unpack(entry.scores), margins)
+    return items
 
 
 def _pack(values: tuple[float, ...]) -> bytes:

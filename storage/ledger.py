@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -250,7 +250,7 @@ class StudyLedger:
 
         def look(connection: Connection) -> Evaluation | None:
             row = connection.execute(query).first()
-            return None if row is None else read_evaluation(connection, row)
+            return None if row is None else read_evaluation(connection, row, {})
 
         return self.database.read(look)
 
@@ -301,13 +301,16 @@ class StudyLedger:
         for task, items in sorted(found.items.items()):
             write_items(connection, int(key[0]), task, items)
 
-    def evaluations(self, split: str = "search", *, items: bool = False) -> dict[str, Evaluation]:
-        """Every finished evaluation by its recipe's digest; item scores only when asked for."""
+    def evaluations(self, split: str = "search", *, items: bool | Collection[str] = False) -> dict[str, Evaluation]:
+        """Every finished evaluation by its recipe's digest; item scores only when asked for, of all or of some."""
 
         def look(connection: Connection) -> dict[str, Evaluation]:
             found: dict[str, Evaluation] = {}
+            sets: dict[str, tuple[str, ...]] = {}
             for row in connection.execute(self._scored(split)).all():
-                found.setdefault(row.digest, read_evaluation(connection, row, items))
+                wanted = items if isinstance(items, bool) else row.digest in items
+                if row.digest not in found:
+                    found[row.digest] = read_evaluation(connection, row, sets if wanted else None)
             return found
 
         return self.database.read(look)

@@ -352,7 +352,7 @@ class Study:
         rows = np.asarray(self.normalised(front))
         better: Sequence[Sequence[bool]]
         if epsilon is None:
-            kept_items = self.ledger.evaluations(items=True)
+            kept_items = self.ledger.evaluations(items={candidate.digest for candidate in front})
             better = better_beyond_noise(self.objectives, [kept_items[candidate.digest] for candidate in front])
         else:
             better = pareto.epsilon_better(rows, epsilon).tolist()

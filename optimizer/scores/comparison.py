@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 
@@ -48,22 +50,23 @@ class Difference:
         return min(max(_two_sided(ratio, self.degrees_of_freedom), floor), 1.0)
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
+def paired_difference(first: ArrayLike, second: ArrayLike) -> Difference:
     """Mean of ``first - second`` over the same items, each with one score in both (``n`` and ``n``).
 
     Raises ``ValueError`` for different lengths and for no items.
     """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} scores: a paired difference needs the same items, at least 1")
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    count = len(differences)
-    mean = math.fsum(differences) / count
+    ours, theirs = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    count = len(ours)
+    if count != len(theirs) or not count:
+        raise ValueError(f"{count} and {len(theirs)} scores: a paired difference needs the same items, at least 1")
+    differences = ours - theirs
+    mean = float(differences.mean())
     discordant = None
-    if all(abs(score) in (0.0, 1.0) for score in (*first, *second)):
-        discordant = (sum(value > 0 for value in differences), sum(value < 0 for value in differences))
+    if all(((scores == 0.0) | (np.abs(scores) == 1.0)).all() for scores in (ours, theirs)):
+        discordant = (int((differences > 0).sum()), int((differences < 0).sum()))
     if count < 2:
         return Difference(mean, 0.0, math.inf, count, discordant)
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (count - 1)
+    variance = float(differences.var(ddof=1))
     return Difference(mean, math.sqrt(variance / count), count - 1, count, discordant)
 
 

@@ -6,8 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import isclose, isfinite
 
+import numpy as np
+
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.scores.comparison import Difference, mean_interval, paired_difference, unpaired_difference
-from mergefront.optimizer.scores.evaluation import RACED, Evaluation
+from mergefront.optimizer.scores.evaluation import RACED, Evaluation, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 
 LEVEL = 0.05
@@ -26,18 +29,28 @@ def scored_difference(objective: Objective, first: Evaluation, second: Evaluatio
 
 def _measured_difference(objective: Objective, first: Evaluation, second: Evaluation) -> Difference:
     items, others = oriented_items(first, objective), oriented_items(second, objective)
+    name = objective.name
     if items is not None and others is not None:
         raced = RACED in first.details or RACED in second.details
-        shared = [item for item in items if item in others]
-        if len(shared) >= 2 and (raced or len(shared) == len(items) == len(others)):
-            return paired_difference([items[item] for item in shared], [others[item] for item in shared])
-    name = objective.name
+        here, there = _shared(first.items[name], second.items[name])
+        if len(here) >= 2 and (raced or len(here) == len(items) == len(others)):
+            return paired_difference(items[here], others[there])
     return unpaired_difference(
         objective.sign * float(first.scores[name]),
         first.standard_errors.get(name),
         objective.sign * float(second.scores[name]),
         second.standard_errors.get(name),
     )
+
+
+def _shared(first: ItemScores, second: ItemScores) -> tuple[Integers, Integers]:
+    """Where the items that both have are in the one and in the other, in the order of the first."""
+    if first.ids is second.ids or first.ids == second.ids:
+        every = np.arange(len(first.ids))
+        return every, every
+    found = [(index, second.positions[item]) for index, item in enumerate(first.ids) if item in second.positions]
+    here, there = np.asarray(found, dtype=int).reshape(-1, 2).T
+    return here, there
 
 
 def leads(objectives: Sequence[Objective], first: Evaluation, second: Evaluation) -> tuple[list[str], list[str]]:
@@ -70,15 +83,15 @@ def score_interval(objective: Objective, evaluation: Evaluation) -> tuple[float,
     value = float(evaluation.scores[objective.name])
     items = oriented_items(evaluation, objective)
     error = evaluation.standard_errors.get(objective.name)
-    if items and RACED not in evaluation.details:
-        low, high = mean_interval([objective.sign * score for score in items.values()])
+    if items is not None and RACED not in evaluation.details:
+        low, high = mean_interval((objective.sign * items).tolist())
     else:
         low, high = value - 1.96 * (error or 0.0), value + 1.96 * (error or 0.0)
     return (low, high) if low < high and isfinite(high - low) else None
 
 
-def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, float] | None:
-    """Item scores of an objective, larger better, by item id.
+def oriented_items(evaluation: Evaluation, objective: Objective) -> Array | None:
+    """Item scores of an objective, larger better, in the order of their ids.
 
     None when there are none, or when the objective is not their mean (a rank correlation, say).
     """
@@ -90,4 +103,4 @@ def oriented_items(evaluation: Evaluation, objective: Objective) -> dict[str, fl
     if RACED in evaluation.details:
         # An estimate from a part of the items is not their mean; item scores are in the objective's own unit.
         signs = [objective.sign]
-    return {item: signs[0] * score for item, score in zip(items.ids, items.scores, strict=True)} if signs else None
+    return signs[0] * items.values if signs else None

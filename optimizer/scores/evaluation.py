@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -53,9 +54,19 @@ class ItemScores:
                 f"{len(self.margins or ())} margins must be equally many"
             )
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return math.fsum(self.scores) / len(self.scores)
+
+    @cached_property
+    def values(self) -> Array:
+        """The scores as an array: compared with those of many others."""
+        return np.asarray(self.scores, dtype=float)
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """Where each item is among the ids."""
+        return {item: index for index, item in enumerate(self.ids)}
 
     @property
     def standard_error(self) -> float:
