@@ -58,10 +58,13 @@ class EvaluationError(MergefrontError):
         self.kind = kind
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint such as ``(did you mean 'density'?)``, or the known words when nothing is near."""
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A hint such as ``(did you mean 'density'?)``, or the known words when nothing is near.
+
+    Keys of YAML and JSON are no words where they are numbers, so ``word`` may be anything.
+    """
     known = sorted(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    near = get_close_matches(str(word), known, n=1, cutoff=0.6)
     if near:
         return f"(did you mean {near[0]!r}?)"
     return f"(known: {', '.join(known)})"

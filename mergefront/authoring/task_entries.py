@@ -74,6 +74,8 @@ def _is_file(task: str) -> bool:
 
 
 def _of_harness(task: str, folder: Path, base: Asked) -> TaskEntry:
+    if os.path.isdir(task):
+        raise UserError("this is a folder; name a file of items in it")
     entry: dict[str, Any] = {"type": "lm_eval", "task": task}
     if task.endswith((".yaml", ".yml")):
         if not os.path.isfile(task):

@@ -229,11 +229,13 @@ def report(
     """
     from mergefront.cli.tables import print_front
     from mergefront.results.report.contents import report_json
-    from mergefront.results.report.page import write_report
+    from mergefront.results.report.page import checked_page, write_report
     from mergefront.study.stored_study import load_study
 
     with terminable(), quiet_libraries():
         study = load_study(name, storage=storage, root=root)
+        if out is not None:
+            checked_page(out)  # said before hours of scoring
         if out is None or study.definition.evaluator.tasks:
             score_report(session, study, _chosen(study, trials, distinct, prefer))
         if out is not None:

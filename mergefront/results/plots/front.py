@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ def checked_path(path: str | Path, kind: str, suffixes: Sequence[str]) -> Path:
         raise UserError(f"{kind} {path}: the name must end in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise UserError(f"{kind} {path}: the folder {path.parent} does not exist; create it first")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{kind} {path}: it cannot be written; name a file in a folder that is yours")
     return path
 
 

@@ -47,13 +47,19 @@ BASELINES = (UNIFORM, TASK_ARITHMETIC)
 EXTRA = 'the report page needs the extra: pip install "mergefront[plots]"'
 
 
-def write_report(study: Study, path: str | Path) -> Path:
-    """Write the page and return its path. Raises ``UserError`` when there is nothing to report, or no plotly."""
+def checked_page(path: str | Path) -> Path:
+    """A path that a page can be written to; raises ``UserError``, also where plotly is missing."""
     path = checked_path(path, "report", (".html", ".htm"))
     try:
         import plotly  # noqa: F401
     except ImportError:
         raise UserError(EXTRA) from None
+    return path
+
+
+def write_report(study: Study, path: str | Path) -> Path:
+    """Write the page and return its path. Raises ``UserError`` when there is nothing to report, or no plotly."""
+    path = checked_page(path)
     path.write_text(page(contents(study)), encoding="utf-8")
     return path
 

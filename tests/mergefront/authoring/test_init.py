@@ -157,6 +157,7 @@ def test_the_fields_of_items_tell_the_metric(items: list[dict[str, object]], met
         (["loras/maths/checkpoint-500", "one"], ["this is a LoRA; the first model is the base"]),
         (["base", "gone", "base"], ["gone: ", "there is no such file", "base: this is the base itself"]),
         (["base", "one", "--task", "gone.jsonl"], ["--task gone.jsonl: the file cannot be read"]),
+        (["base", "one", "--task", "loras"], ["--task loras: this is a folder; name a file of items in it"]),
         (["base", "one", "--task", "odd.jsonl"], ["the fields a, answer", "name them prompt (or messages) and answer"]),
         (["base", "one", "--task", "sums.jsonl", "--output", "old.yaml"], ["old.yaml is there already"]),
         (["base", "one", "--task", "sums.jsonl", "--output", "no/study.yaml"], ["there is no folder no"]),

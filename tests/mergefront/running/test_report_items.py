@@ -146,3 +146,12 @@ def test_a_terminal_shows_a_bar_and_programs_get_an_event_for_each(study: mf.Stu
 def test_what_has_no_report_items_is_refused(storage: str) -> None:
     with pytest.raises(UserError, match="function of its own, which has no report items"):
         report(mf.load_study("skills", storage=storage))
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_scored(study: mf.Study) -> None:
+    for out in (study.root / "gone/report.html", study.root / "report.pdf", study.root / "one.html"):
+        (study.root / "one.html").mkdir(exist_ok=True)
+        command = ["report", study.name, "--storage", study.database.url, "--out", str(out)]
+        refused = CliRunner().invoke(cli, command)
+        assert refused.exit_code == 2 and str(out) in " ".join(refused.stderr.split()), refused.output
+        assert study.ledger.evaluations("report") == {}

@@ -109,6 +109,7 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
         (("objectives: [maths, {name: french, direction: minimize}]", "objectives: []"), ["objectives"]),
         (("direction: minimize", "direction: down"), ["objectives[1].direction", "'down'"]),
         (("weight: [0, 1]", "weight: [1, 0]"), ["merge.space: weight", "low end"]),
+        (("weight: [0, 1]", "weight: {3: 4}"), ["weight: unknown key 3 (known: "]),
         (("weight: [0, 1]", "weigth: [0, 1]"), ["'weigth'", "did you mean 'weight'"]),
         (("density: [0.1, 1]", "density: [0.1, 1.5]"), ["density", "1.5", "[0, 1]"]),
         (("method: ties", "method: ties, metod: x"), ["merge: unknown key 'metod'", "did you mean 'method'"]),
