@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from mergefront.optimizer.scores.pareto import Hypervolume
+
 PIPE_WIDTH = 100
 ARROWS = {"maximize": "↑", "minimize": "↓"}
 _ROUNDING = 1e-9
@@ -57,6 +59,11 @@ def score(value: float, standard_error: float | None) -> str:
         return number(value)
     # Digits far below the error say nothing.
     return f"{number(value if abs(value) >= min(standard_error, 0.0005) else 0.0)} ± {number(standard_error)}"
+
+
+def hypervolume(found: Hypervolume) -> str:
+    """``0.610``, or ``0.610 ± 0.001 (estimated)``."""
+    return score(found.value, found.standard_error) + (" (estimated)" if found.standard_error else "")
 
 
 def with_interval(value: float, interval: tuple[float, float] | None) -> str:

@@ -38,7 +38,10 @@ def print_front(study: Study) -> None:
     facts += [f"{failed} failed"] if failed else []
     facts += [f"{infeasible} violate a constraint"] if infeasible else []
     if not study.has_one_objective:
-        facts += [f"{len(study.front())} on the front", f"hypervolume {formatting.number(study.hypervolume())}"]
+        facts += [
+            f"{len(study.front())} on the front",
+            f"hypervolume {formatting.hypervolume(study.measured_hypervolume())}",
+        ]
     screen.print(f"Study {study.name}: {', '.join(facts)}", style="bold")
     if not candidates:
         screen.print("No evaluation has finished yet.")

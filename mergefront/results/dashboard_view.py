@@ -193,7 +193,7 @@ def _study_note(study: Study) -> str:
     facts = [f"**{study.finished_count()} of {study.record.evaluations} evaluations**"]
     members = study.front()
     if members and not study.has_one_objective:
-        facts += [f"hypervolume {formatting.number(study.hypervolume())}", f"{len(members)} on the front"]
+        facts += [f"hypervolume {formatting.hypervolume(study.measured_hypervolume())}", f"{len(members)} on the front"]
     lines = [f"{', '.join(facts)}.", ""]
     if members and study.has_one_objective:
         lines.append(_plain(best_line(study)))

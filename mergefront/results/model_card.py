@@ -176,7 +176,7 @@ def _history(study: Study) -> list[str]:
     objectives = ", ".join(f"{objective.name} ({objective.direction})" for objective in study.objectives)
     found = versions()
     unit = "objectives normalised by the anchors, reference point -0.1"
-    hypervolume = f"; hypervolume of the front {formatting.number(study.hypervolume())} ({unit})"
+    hypervolume = f"; hypervolume of the front {formatting.hypervolume(study.measured_hypervolume())} ({unit})"
     return [
         f"objectives: {_plain(objectives)}",
         f"sampler: {definition.sampler}{f' ({options})' if options else ''}, seed {definition.seed}, "

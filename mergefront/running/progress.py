@@ -17,6 +17,7 @@ from mergefront.notebook import Row, front_table, progress_html
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.scores.constraints import feasible
 from mergefront.optimizer.scores.objectives import Normaliser
+from mergefront.optimizer.scores.pareto import HypervolumeSoFar
 from mergefront.running.worker import OnTrialEnd, OnTrialStart, nothing
 from mergefront.study.stored_study import Study
 
@@ -44,6 +45,8 @@ class SearchState:
     failures: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     hypervolume: float | None = None
+    normaliser: Normaliser | None = None
+    so_far: HypervolumeSoFar | None = None
     under_way: str = ""
     last: float = field(default_factory=time.monotonic)
 
@@ -90,6 +93,8 @@ class SearchState:
         row = [float(scores[objective.name]) for objective in self.objectives]
         if allowed:
             self.rows.append(row)
+            if self.so_far is not None and self.normaliser is not None:
+                self.so_far.add(self.normaliser.normalise(row))
             known = tuple(errors.get(objective.name) for objective in self.objectives)
             self.evaluated.append(Row(number, anchor, tuple(row), known))
         else:
@@ -98,14 +103,17 @@ class SearchState:
             self.merges += 1
         else:
             self.anchors.append(row)
+            self.so_far = None  # the unit has changed
 
     def _measure(self) -> None:
-        from mergefront.optimizer.scores.pareto import hypervolume
-
         if not self.merges or len(self.objectives) == 1:  # the unit system is not there before the anchors are
             return
-        normaliser = Normaliser.from_anchors(self.objectives, self.anchors)
-        self.hypervolume = hypervolume([normaliser.normalise(row) for row in self.rows], normaliser.reference_point)
+        if self.so_far is None:
+            self.normaliser = Normaliser.from_anchors(self.objectives, self.anchors)
+            self.so_far = HypervolumeSoFar(self.normaliser.reference_point)
+            for row in self.rows:
+                self.so_far.add(self.normaliser.normalise(row))
+        self.hypervolume = self.so_far.measured.value
 
     @property
     def seconds_left(self) -> float | None:
@@ -114,7 +122,7 @@ class SearchState:
 
     def summary(self) -> str:
         """Hypervolume, best raw scores and failures in a line."""
-        parts = [] if self.hypervolume is None else [f"hypervolume {formatting.number(self.hypervolume)}"]
+        parts = [] if self.so_far is None else [f"hypervolume {formatting.hypervolume(self.so_far.measured)}"]
         if self.rows:
             columns = zip(self.objectives, zip(*self.rows, strict=True), strict=True)
             best = {objective.name: (max if objective.sign > 0 else min)(column) for objective, column in columns}

@@ -14,8 +14,8 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from mergefront import formatting
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.formatting import nothing_feasible, number
 from mergefront.notebook import Row, study_html
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
@@ -489,9 +489,19 @@ class Study:
 
     def hypervolume(self, candidates: list[Candidate] | None = None) -> float:
         """Hypervolume of the candidates (all of them by default) that satisfy the constraints, in the normalised
-        units, above the fixed reference point."""
+        units, above the fixed reference point. Above six objectives it is estimated (``measured_hypervolume``)."""
+        return self.measured_hypervolume(candidates).value
+
+    def measured_hypervolume(self, candidates: list[Candidate] | None = None) -> pareto.Hypervolume:
+        """The hypervolume with its standard error, 0 where it is exact."""
         rows = self.normalised(self._feasible(self.candidates() if candidates is None else candidates))
-        return pareto.hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else 0.0
+        return pareto.measured_hypervolume(rows, [REFERENCE] * len(self.objectives)) if rows else pareto.Hypervolume()
+
+    def hypervolume_json(self, candidates: list[Candidate] | None = None) -> dict[str, float]:
+        """The hypervolume as commands print it; with "hypervolume_error" where it is estimated."""
+        found = self.measured_hypervolume(candidates)
+        error = {"hypervolume_error": found.standard_error} if found.standard_error else {}
+        return {"hypervolume": found.value, **error}
 
     def to_json(self) -> dict[str, Any]:
         """What ``mergefront front NAME --json`` prints; "constraints" and "infeasible" where there are constraints.
@@ -528,7 +538,7 @@ class Study:
             {"trial": candidate.number, "scores": rounded(candidate.scores), "params": dict(candidate.params)}
             for candidate in self.front()
         ]
-        return {"hypervolume": self.hypervolume(), "front": members}
+        return {**self.hypervolume_json(), "front": members}
 
     def _best_json(self) -> dict[str, Any]:
         (objective,) = self.objectives
@@ -585,7 +595,8 @@ class Study:
         front = {one.number for one in ([self.best()] if self.has_one_objective and candidates else self.front())}
         facts = [f"{self.finished_count()} of {self.record.evaluations} evaluations"]
         if not self.has_one_objective:
-            facts += [f"{len(front)} on the front", f"hypervolume {number(self.hypervolume(candidates))}"]
+            measured = formatting.hypervolume(self.measured_hypervolume(candidates))
+            facts += [f"{len(front)} on the front", f"hypervolume {measured}"]
         rows = [
             Row(
                 one.number,
@@ -620,7 +631,7 @@ class Study:
         allowed = self._feasible(candidates)
         if not allowed:
             nearest = self.nearest_to_feasible()
-            missed = nothing_feasible(nearest.number, nearest.violations)
+            missed = formatting.nothing_feasible(nearest.number, nearest.violations)
             remedy = "Evaluate more, or begin a study with looser constraints"
             raise UserError(f"study {self.name!r}: {missed} {remedy}")
         return allowed

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import moocore
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mergefront.optimizer.arrays import Array, Mask
+
+MOST_EXACT = 6
+"""Objectives of an exact hypervolume: with 8 and 500 points it takes 10 s, the estimate 0.2 s."""
+_BATCHES = 8
+_DIRECTIONS = 65_536
+
+
+@dataclass(frozen=True)
+class Hypervolume:
+    """A hypervolume and the standard error of its estimate; 0 where it is exact."""
+
+    value: float = 0.0
+    standard_error: float = 0.0
 
 
 def nondominated(points: ArrayLike) -> Mask:
@@ -27,13 +42,27 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
     return float(moocore.hypervolume(values, ref=np.asarray(reference, dtype=float), maximise=True))
 
 
+def measured_hypervolume(points: ArrayLike, reference: Sequence[float]) -> Hypervolume:
+    """The hypervolume of ``n x m`` maximised points: exact up to ``MOST_EXACT`` objectives, above that estimated.
+
+    Monte Carlo over directions (Deng and Zhang 2019, as moocore has it). They are the same at each call, so that a
+    point more never makes less of it. The error is from the spread of batches.
+    """
+    values = np.atleast_2d(np.asarray(points, dtype=float))
+    if values.size == 0 or values.shape[1] <= MOST_EXACT:
+        return Hypervolume(hypervolume(values, reference))
+    given = {"ref": np.asarray(reference, dtype=float), "maximise": True, "method": "DZ2019-MC"}
+    batches = [float(moocore.hv_approx(values, nsamples=_DIRECTIONS, seed=seed, **given)) for seed in range(_BATCHES)]
+    return Hypervolume(float(np.mean(batches)), float(np.std(batches, ddof=1)) / math.sqrt(_BATCHES))
+
+
 class HypervolumeSoFar:
     """The hypervolume of points that come one after another, measured anew only where one changed the front."""
 
     def __init__(self, reference: Sequence[float]) -> None:
         self._reference = np.asarray(reference, dtype=float)
         self._front = np.empty((0, len(self._reference)))
-        self._value: float | None = 0.0
+        self._measured: Hypervolume | None = Hypervolume()
 
     def add(self, point: ArrayLike) -> None:
         """One more maximised point (``m``)."""
@@ -41,14 +70,14 @@ class HypervolumeSoFar:
         if (new <= self._reference).any() or (self._front >= new).all(axis=1).any():
             return
         self._front = np.vstack([self._front[~(new >= self._front).all(axis=1)], new])
-        self._value = None
+        self._measured = None
 
     @property
-    def value(self) -> float:
+    def measured(self) -> Hypervolume:
         """Of all points so far."""
-        if self._value is None:
-            self._value = hypervolume(self._front, self._reference.tolist())
-        return self._value
+        if self._measured is None:
+            self._measured = measured_hypervolume(self._front, self._reference.tolist())
+        return self._measured
 
 
 def hypervolume_contributions(points: ArrayLike, reference: Sequence[float]) -> Array:

@@ -68,8 +68,9 @@ def status(name: str, storage: str, as_json: bool) -> None:
     Example:
       mergefront status skills
     """
-    from mergefront.formatting import duration, heading, number, trial, trials, with_interval
+    from mergefront.formatting import duration, heading, hypervolume, number, trial, trials, with_interval
     from mergefront.optimizer.scores.outcomes import outcome_lines
+    from mergefront.optimizer.scores.pareto import Hypervolume
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
@@ -85,7 +86,8 @@ def status(name: str, storage: str, as_json: bool) -> None:
         + (f", {done['running']} under way or abandoned" if done["running"] else ""),
     ]
     if "hypervolume" in facts:
-        lines.append(f"  hypervolume   {number(facts['hypervolume'])}")
+        measured = Hypervolume(facts["hypervolume"], facts.get("hypervolume_error", 0.0))
+        lines.append(f"  hypervolume   {hypervolume(measured)}")
     if facts["seconds_per_evaluation"] is not None:
         lines.append(f"  speed         {duration(facts['seconds_per_evaluation'])} per evaluation")
     if facts["per_hour"] is not None:
@@ -231,10 +233,10 @@ def _more(study: Study) -> str:
 
 
 def _result(study: Study) -> str:
-    from mergefront.formatting import number
+    from mergefront.formatting import hypervolume, number
 
     if not study.has_one_objective:
-        return f"hypervolume {number(study.hypervolume())}"
+        return f"hypervolume {hypervolume(study.measured_hypervolume())}"
     history = study.history()
     return f"best {number(history[-1].scores[study.objectives[0].name])}" if history else ""
 
@@ -247,7 +249,7 @@ def _study_row(study: Study) -> dict[str, Any]:
         "objectives": [{"name": objective.name, "direction": objective.direction} for objective in study.objectives],
         "methods": [] if study.definition.compares else [method.name for method in study.space.methods],
         "sampler": None if study.definition.compares else study.definition.sampler,
-        **({} if study.has_one_objective else {"hypervolume": study.hypervolume()}),
+        **({} if study.has_one_objective else study.hypervolume_json()),
         "created": f"{study.record.created_at.isoformat(timespec='seconds')}Z",
     }
 
@@ -296,7 +298,7 @@ def _status(study: Study) -> dict[str, Any]:
         "storage": shown_storage(study.database.url),
         "evaluations": {"done": done, "budget": budget, "failed": len(failures), "running": len(running)},
         "running": [trial.number for trial in running],
-        **({} if study.has_one_objective else {"hypervolume": study.hypervolume(candidates)}),
+        **({} if study.has_one_objective else study.hypervolume_json(candidates)),
         "seconds_per_evaluation": median(seconds) if seconds else None,
         "per_hour": speed.per_hour,
         "seconds_left": speed.seconds_left,

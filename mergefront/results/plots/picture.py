@@ -178,7 +178,7 @@ def picture(study: Study, rows: Mapping[int, Evaluation] | None = None) -> Pictu
     if rows is not None:
         title = f"{study.name}: {what} on the report items"
     elif not study.has_one_objective:
-        title += f" (hypervolume {formatting.number(study.hypervolume(candidates))})"
+        title += f" (hypervolume {formatting.hypervolume(study.measured_hypervolume(candidates))})"
     return Picture(title, study.objectives, tuple(points))
 
 
@@ -192,7 +192,7 @@ def hypervolumes(study: Study) -> list[tuple[int, float]]:
         if candidate.feasible:
             so_far.add(row)
         if index % step == 0 or index == len(candidates) - 1:
-            history.append((candidate.number, so_far.value))
+            history.append((candidate.number, so_far.measured.value))
     return history
 
 

@@ -157,7 +157,7 @@ def _hypervolume(shown: Contents) -> str:
     of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
     note = (
         f"<p>On the search items, by which the search went: {study.finished_count()} evaluations, {len(shown.front)} "
-        f"merges on the front, hypervolume {formatting.number(study.hypervolume())} (anchors alone "
+        f"merges on the front, hypervolume {formatting.hypervolume(study.measured_hypervolume())} (anchors alone "
         f"{formatting.number(of_anchors)}; objectives normalised by the anchors, reference point −0.1).</p>"
     )
     return note + _figure(hypervolume_figure(study), 380)
