@@ -20,7 +20,7 @@ from mergefront.adapters.merging.compression import TaskVectorForm
 from mergefront.adapters.merging.loras.merger import LoraMerger
 from mergefront.adapters.merging.reference import MergekitMerger
 from mergefront.adapters.merging.sources import Source
-from mergefront.adapters.merging.task_vectors.c_kernel import load_merge_pieces
+from mergefront.adapters.merging.task_vectors.c_kernel import load_kernel
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
 from mergefront.adapters.merging.task_vectors.merger import TaskVectorMerger
 from mergefront.adapters.merging.tensor_pool import TensorPool
@@ -116,9 +116,11 @@ class MergeEngine:
         self.resident = self._pool.resident
         compiled = self._worth_compiling() if compile == "auto" else compile
         on_cpu = self.device.type == "cpu"
-        self._merge_pieces = load_merge_pieces() if compiled and on_cpu else None
+        self._kernel = load_kernel() if compiled and on_cpu else None
         self._family: Merger = (
-            MergekitMerger(self._pool) if compat_mergekit else TaskVectorMerger(self._pool, compiled and not on_cpu)
+            MergekitMerger(self._pool)
+            if compat_mergekit
+            else TaskVectorMerger(self._pool, compiled and not on_cpu, self._kernel)
         )
         self._kernels = KernelMerger(self._pool, compat_mergekit)
         self._loras = LoraMerger(self._pool)
@@ -142,7 +144,7 @@ class MergeEngine:
             known = self._written.pop(place, None)
             is_held = known is not None and known.holds(coefficients, target)
             merges.append((place, coefficients, target, known.norm if known is not None and is_held else None))
-        batch = FusedBatch(self._merge_pieces)
+        batch = FusedBatch(self._kernel)
         with torch.no_grad():
             for (_, name), coefficients, target, held in merges:
                 norms.append(self._merge_tensor(name, coefficients, target, batch, True) if held is None else held)
@@ -163,7 +165,7 @@ class MergeEngine:
         """The merged tensors one at a time, in new memory (``dtype``: default the base's own)."""
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
-        batch = FusedBatch(self._merge_pieces)
+        batch = FusedBatch(self._kernel)
         for name in names if names is not None else self.names:
             origin = self._pool.origin(name)
             out = torch.empty(
@@ -179,7 +181,7 @@ class MergeEngine:
     @property
     def compiled(self) -> bool:
         """Whether the CPU's compiled kernel merges."""
-        return self._merge_pieces is not None
+        return self._kernel is not None
 
     def task_vector_errors(self) -> dict[str, float]:
         """By expert, |held - exact| / |exact| of its task vector, over the tensors that are held (Frobenius)."""

@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 _LOG = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("fused_merge.c")
@@ -25,13 +26,20 @@ _OPTIONS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-
 _FOR_THIS_PROCESSOR = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 _SECONDS = 120
 
-MergePieces = Callable[[int, int, int, int, int, int], int]
-"""``merge_pieces`` of fused_merge.c: addresses of tensors, terms and pieces, how many pieces, most terms of a tensor,
-address of the shared counter."""
+SharedWork = Callable[[int, int], int]
+"""A function of fused_merge.c that several threads call at once: addresses of its structure and of their counter."""
+
+
+class MergeKernel(NamedTuple):
+    """The functions of fused_merge.c."""
+
+    merge_pieces: SharedWork
+    settle_tensors: SharedWork
+    count_entries: SharedWork
 
 
 @functools.lru_cache(maxsize=1)
-def load_merge_pieces() -> MergePieces | None:
+def load_kernel() -> MergeKernel | None:
     """The compiled kernel, or None (with a warning in the log) where it cannot be had."""
     compiler = _compiler()
     if compiler is None:
@@ -48,10 +56,11 @@ def load_merge_pieces() -> MergePieces | None:
         detail = getattr(error, "stderr", None) or error
         _LOG.warning("the merge kernel could not be compiled, merging is slower, with the same result: %s", detail)
         return None
-    function = library.merge_pieces
-    function.restype = ctypes.c_int
-    function.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
-    return function
+    kernel = MergeKernel(library.merge_pieces, library.settle_tensors, library.count_entries)
+    for function in (library.merge_pieces, library.settle_tensors, library.count_entries):
+        function.restype = ctypes.c_int
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    return kernel
 
 
 def _compiler() -> tuple[str, ...] | None:

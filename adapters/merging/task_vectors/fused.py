@@ -1,18 +1,21 @@
 """Many tensors' merges in one call of the fused kernel (fused_merge.c), on all threads that torch has.
 
-A batch is a table: one row per tensor, one per expert and tensor, and the pieces into which the tensors are cut
-so that threads share the work evenly. The structures below are those of the C source.
+A batch is a table: one row per tensor, one per expert and tensor, one per bracket of a rank, and the pieces into which
+the tensors are cut so that threads share the work evenly. The structures below are those of the C source.
 """
 
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from mergefront.adapters.merging.task_vectors.c_kernel import MergePieces
+from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel, SharedWork
+from mergefront.adapters.merging.task_vectors.ranks import Bracket, Count, Keys, count_entries
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.task_vectors.torch_kernel import Mix
 
 _MODES = {"all": 0, "largest": 1, "window": 2, "random": 3, "ranked": 4}
@@ -21,18 +24,35 @@ _TERM = np.dtype(
         ("entries", "u8"), ("row_ranks", "u8"), ("least_position", "i8"), ("above_position", "i8"),
         ("dtype", "i4"), ("is_delta", "i4"), ("mode", "i4"), ("rank_bytes", "i4"),
         ("factor", "f4"), ("weight", "f4"), ("least_value", "f4"), ("above_value", "f4"), ("start", "f4"),
-        ("slope", "f4"), ("key_1", "i4"), ("key_2", "i4"), ("threshold", "i4"), ("unused", "i4"),
+        ("slope", "f4"), ("key_1", "i4"), ("key_2", "i4"), ("threshold", "i4"),
+        ("least_bracket", "i4"), ("above_bracket", "i4"), ("unused", "i4"),
     ]
 )  # fmt: skip
 _TENSOR = np.dtype(
     [
         ("base", "u8"), ("out", "u8"), ("base_dtype", "i4"), ("out_dtype", "i4"), ("first_term", "i4"), ("terms", "i4"),
         ("consensus", "i4"), ("normalize", "i4"), ("scale", "f4"), ("divisor", "f4"),
-        ("kept_dtype", "i4"), ("unused", "i4"),
+        ("kept_dtype", "i4"), ("bracketed", "i4"), ("size", "i8"), ("first_piece", "i8"),
     ]
 )  # fmt: skip
 _PIECE = np.dtype([("tensor", "i8"), ("start", "i8"), ("end", "i8"), ("norm", "f8")])
-_PIECE_ENTRIES = 1 << 17
+_BRACKET = np.dtype(
+    [("lower", "i8"), ("upper", "i8"), ("inside", "i8"), ("wanted", "i8"), ("first", "i8"), ("found", "i8")]
+)
+_BATCH = np.dtype(
+    [
+        ("tensors", "u8"), ("terms", "u8"), ("pieces", "u8"), ("brackets", "u8"), ("keys", "u8"), ("norms", "u8"),
+        ("tensor_count", "i8"), ("piece_count", "i8"), ("most_terms", "i8"),
+    ]
+)  # fmt: skip
+_COUNTING = np.dtype(
+    [
+        ("entries", "u8"), ("base", "u8"), ("splitters", "u8"), ("counts", "u8"), ("size", "i8"),
+        ("dtype", "i4"), ("base_dtype", "i4"), ("is_delta", "i4"), ("number", "i4"),
+    ]
+)  # fmt: skip
+_PIECE_ENTRIES, _BLOCKS = 1 << 17, 1 << 8
+"""Entries, and blocks of entries, of a piece."""
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -61,11 +81,13 @@ class FusedBatch:
     Without a kernel the batch takes none.
     """
 
-    def __init__(self, merge_pieces: MergePieces | None) -> None:
-        self._merge_pieces = merge_pieces
+    def __init__(self, kernel: MergeKernel | None) -> None:
+        self._kernel = kernel
         self._tensors: list[tuple[Any, ...]] = []
         self._terms: list[tuple[Any, ...]] = []
-        self._sizes: list[int] = []
+        self._brackets: list[tuple[int, ...]] = []
+        self._keys = 0
+        self._pieces = 0
         self._norms: list[PendingNorm] = []
         self._outs: list[torch.Tensor] = []
         self._held: list[object] = []
@@ -79,9 +101,9 @@ class FusedBatch:
         """
         terms = mix.terms
         tensors = (base, out, *(term.tensor for term in terms))
-        if self._merge_pieces is None or any(_dtype(tensor) is None for tensor in tensors):
+        if self._kernel is None or any(_dtype(tensor) is None for tensor in tensors):
             return None
-        first = len(self._terms)
+        first, brackets = len(self._terms), len(self._brackets)
         rounded = kept if out.dtype == torch.float32 and kept in _DTYPES else None
         for term in terms:
             ranked = term.row_ranks is not None
@@ -93,19 +115,29 @@ class FusedBatch:
                     term.row_ranks.element_size() if term.row_ranks is not None else 0,
                     term.factor, term.weight, term.least.value, term.above.value,
                     term.start if ranked else 0.0, term.slope if ranked else 0.0,
-                    *term.keys, term.threshold, 0,
+                    *term.keys, term.threshold,
+                    self._add_bracket(term.least_bracket), self._add_bracket(term.above_bracket), 0,
                 )
             )  # fmt: skip
             self._held.append((term.tensor, term.row_ranks))
         self._tensors.append(
             (base.data_ptr(), out.data_ptr(), _dtype(base), _dtype(out), first, len(terms),
-             mix.consensus, mix.normalize, mix.scale, mix.divisor, 0 if rounded is None else _DTYPES[rounded], 0)
+             mix.consensus, mix.normalize, mix.scale, mix.divisor, 0 if rounded is None else _DTYPES[rounded],
+             len(self._brackets) > brackets, base.numel(), self._pieces)
         )  # fmt: skip
+        self._pieces += _pieces_of(base.numel())
         self._held.append(base)
         self._outs.append(out)
-        self._sizes.append(base.numel())
         self._norms.append(PendingNorm(rounded is not None))
         return self._norms[-1]
+
+    def _add_bracket(self, bracket: Bracket | None) -> int:
+        """Its number, -1 where there is none."""
+        if bracket is None:
+            return -1
+        self._brackets.append((*bracket, self._keys, 0))
+        self._keys += bracket.inside
+        return len(self._brackets) - 1
 
     def copy_afterwards(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy ``source`` to ``target`` when the merges are done."""
@@ -113,11 +145,10 @@ class FusedBatch:
 
     def run(self) -> None:
         """Make the merges, fill in their norms, make the copies; the batch is empty afterwards."""
-        if self._tensors:
+        if self._kernel is not None and self._tensors:
             tensors = np.array(self._tensors, dtype=_TENSOR)
-            terms = np.array(self._terms, dtype=_TERM)
-            pieces = _cut(np.array(self._sizes, dtype=np.int64))
-            self._work(tensors, terms, pieces, min(torch.get_num_threads(), len(pieces)))
+            pieces = _cut(tensors["size"])
+            self._work(self._kernel, tensors, pieces)
             norms = np.bincount(pieces["tensor"], weights=pieces["norm"], minlength=len(tensors))
             for norm, value in zip(self._norms, norms.tolist(), strict=True):
                 norm.value = value
@@ -125,35 +156,66 @@ class FusedBatch:
             torch.autograd.graph.increment_version(self._outs)
         for source, target in self._copies:
             target.copy_(source)
-        for kept in (self._tensors, self._terms, self._sizes, self._norms, self._outs, self._held, self._copies):
+        for kept in (self._tensors, self._terms, self._brackets, self._norms, self._outs, self._held, self._copies):
             kept.clear()
+        self._keys = self._pieces = 0
 
-    def _work(self, tensors: Any, terms: Any, pieces: Any, threads: int) -> None:
-        most_terms = int(tensors["terms"].max())
-        arguments = (tensors.ctypes.data, terms.ctypes.data, pieces.ctypes.data, len(pieces), most_terms)
-        taken = np.zeros(1, dtype=np.int64)
-        failed: list[int] = []
+    def _work(self, kernel: MergeKernel, tensors: Any, pieces: Any) -> None:
+        terms, brackets = np.array(self._terms, dtype=_TERM), np.array(self._brackets, dtype=_BRACKET)
+        keys, norms = np.empty(self._keys, dtype=np.int64), np.empty(len(pieces) * _BLOCKS)
+        tables = (tensors, terms, pieces, brackets, keys, norms)
+        numbers = (len(tensors), len(pieces), int(tensors["terms"].max()))
+        batch = np.array((*(table.ctypes.data for table in tables), *numbers), dtype=_BATCH)
+        _on_threads(kernel.merge_pieces, batch, len(pieces))
+        if self._brackets:
+            _on_threads(kernel.settle_tensors, batch, len(tensors))
 
-        merge_pieces = self._merge_pieces
-        assert merge_pieces is not None
 
-        def merge() -> None:
-            failed.append(merge_pieces(*arguments, taken.ctypes.data))
+def counter(kernel: MergeKernel | None) -> Count:
+    """What counts a task vector's entries: the kernel where there is one, or torch."""
+    return count_entries if kernel is None else partial(_count, kernel)
 
-        # The kernel runs without Python's lock, so plain threads share the work; the last to end is waited for once.
-        helpers = [threading.Thread(target=merge) for _ in range(threads - 1)]
-        for helper in helpers:
-            helper.start()
-        merge()
-        for helper in helpers:
-            helper.join()
-        if all(failed):
-            raise MemoryError("there is no memory for the buffers of a merge")
+
+def _count(kernel: MergeKernel, delta: TaskVector, keys: Keys) -> Keys:
+    dtype, base_dtype = _dtype(delta.tensor), _dtype(delta.base)
+    if dtype is None or base_dtype is None:
+        return count_entries(delta, keys)
+    counts = np.zeros(len(keys) + 1, dtype=np.int64)
+    addresses = (delta.tensor.data_ptr(), delta.base.data_ptr(), keys.ctypes.data, counts.ctypes.data)
+    numbers = (delta.size, dtype, base_dtype, delta.is_delta, len(keys))
+    _on_threads(kernel.count_entries, np.array((*addresses, *numbers), dtype=_COUNTING), _pieces_of(delta.size))
+    return counts
+
+
+def _on_threads(work: SharedWork, structure: Any, parts: int) -> None:
+    """Call a function of the kernel on as many threads as torch has, or as there are parts."""
+    taken = np.zeros(1, dtype=np.int64)
+    results: list[int] = []
+
+    def share() -> None:
+        results.append(work(structure.ctypes.data, taken.ctypes.data))
+
+    # The kernel runs without Python's lock, so plain threads share the work; the last to end is waited for once.
+    helpers = [threading.Thread(target=share) for _ in range(min(torch.get_num_threads(), parts) - 1)]
+    for helper in helpers:
+        helper.start()
+    share()
+    for helper in helpers:
+        helper.join()
+    if 2 in results:
+        raise AssertionError("a task vector has changed since its entries were counted")
+    if all(results):
+        raise MemoryError("there is no memory for the buffers of a merge")
+
+
+def _pieces_of(size: Any) -> Any:
+    """How many pieces a size, or an array of sizes, is cut into."""
+    return -(-size // _PIECE_ENTRIES)
 
 
 def _cut(sizes: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
     """Pieces of at most 2^17 entries, of the tensors in order."""
-    counts = -(-sizes // _PIECE_ENTRIES)
+    counts = _pieces_of(sizes)
     pieces = np.zeros(int(counts.sum()), dtype=_PIECE)
     pieces["tensor"] = np.repeat(np.arange(len(sizes)), counts)
     within = np.arange(len(pieces)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,9 +1,13 @@
 /* The task-vector family as one pass over memory: every expert is read once, the merge is written once.
 
-   The operations on an entry, and their order, are those of `fuse` in task_vectors.py; compiled without
+   The operations on an entry, and their order, are those of `fuse` in torch_kernel.py; compiled without
    contraction of multiplications and additions they give its results bit for bit. Entries are taken in blocks
    whose intermediate values stay in the first-level cache, so that no combination of methods, dtypes and number of
-   experts needs a kernel of its own. The layout of the structures is repeated in fused.py. */
+   experts needs a kernel of its own. The layout of the structures is repeated in fused.py.
+
+   Where a method keeps the largest entries, the last that is kept is known to lie within a bracket of a few hundred
+   (ranks.py). The pass decides by a guess and collects the bracket's entries; when all are there, the guess is made
+   exact and the few blocks in which it was wrong are merged again. */
 
 #include <math.h>
 #include <stdint.h>
@@ -12,7 +16,8 @@
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { ALL, LARGEST, WINDOW, RANDOM, RANKED };
-enum { BLOCK = 512, LANES = 16 };
+enum { BLOCK = 512, LANES = 16, PIECE = 1 << 17, BLOCKS = PIECE / BLOCK };
+enum { FINENESS = 12, FEW = 4 }; /* of counting: bits of a magnitude that are left out first, and a short search */
 
 typedef struct {
     const void *entries;   /* the expert's entries, or its task vector where is_delta */
@@ -20,7 +25,8 @@ typedef struct {
     int64_t least_position, above_position;
     int32_t dtype, is_delta, mode, rank_bytes;
     float factor, weight, least_value, above_value, start, slope;
-    int32_t key_1, key_2, threshold, unused;
+    int32_t key_1, key_2, threshold;
+    int32_t least_bracket, above_bracket, unused; /* numbers of brackets; -1: the rank is exact */
 } Term;
 
 typedef struct {
@@ -28,13 +34,38 @@ typedef struct {
     void *out;
     int32_t base_dtype, out_dtype, first_term, terms, consensus, normalize;
     float scale, divisor;
-    int32_t kept_dtype, unused; /* a float32 `out` gets the digits that this dtype has */
+    int32_t kept_dtype, bracketed; /* a float32 `out` gets the digits that this dtype has */
+    int64_t size, first_piece;
 } Tensor;
 
 typedef struct {
     int64_t tensor, start, end;
     double norm; /* result: L1 norm of what was added to the base */
 } Piece;
+
+typedef struct {
+    int64_t lower, upper;          /* keys from lower to below upper are inside */
+    int64_t inside, wanted, first; /* how many; the place, from the largest, of the one looked for; room in `keys` */
+    int64_t found;
+} Bracket;
+
+typedef struct {
+    const Tensor *tensors;
+    Term *terms;
+    Piece *pieces;
+    Bracket *brackets;
+    int64_t *keys; /* of the entries that were found inside */
+    double *norms; /* of every block, BLOCKS to a piece */
+    int64_t tensor_count, piece_count, most_terms;
+} Batch;
+
+typedef struct {
+    const void *entries, *base;
+    const int64_t *splitters; /* keys, ascending */
+    int64_t *counts;          /* result: entries below the first, ..., from the last on */
+    int64_t size;
+    int32_t dtype, base_dtype, is_delta, number;
+} Counting;
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -93,14 +124,40 @@ INLINE int32_t random_level(int32_t index, int32_t key_1, int32_t key_2) {
     return (int32_t)(mixed >> 16);
 }
 
+/* ranks.py: the larger a key, the earlier its entry among the largest */
+INLINE int64_t key_of(uint32_t bits, int64_t position) {
+    return ((int64_t)bits - (1 << 30)) * ((int64_t)1 << 33) + (((int64_t)1 << 33) - 1 - position);
+}
+
+INLINE uint32_t bits_of(int64_t key) { return (uint32_t)((key >> 33) + (1 << 30)); }
+
+INLINE int64_t position_of(int64_t key) { return ((int64_t)1 << 33) - 1 - (key & (((int64_t)1 << 33) - 1)); }
+
+/* Magnitudes' bits from `low` to `low + span` may be inside a bracket for entries of a block that begins at `at`. */
+typedef struct {
+    uint32_t low, span;
+} Range;
+
+static Range range_in(const Bracket *brackets, int32_t number, int64_t at, int count) {
+    const Range none = {0x80000000u, 0};
+    if (number < 0) return none;
+    const Bracket *bracket = brackets + number;
+    uint32_t low = bits_of(bracket->lower) + (at > position_of(bracket->lower));
+    int64_t high = (int64_t)bits_of(bracket->upper) - (at + count - 1 <= position_of(bracket->upper));
+    if (high < low) return none;
+    Range range = {low, (uint32_t)high - low};
+    return range;
+}
+
 INLINE int32_t within(int64_t position, int64_t start, int32_t count) {
     int64_t local = position - start;
     return local < -1 ? -1 : local > count ? count : (int32_t)local;
 }
 
-/* part = factor * sparsified task vector for entries from..to of a block that begins at entry `at`. */
-INLINE void weigh_stretch(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int from,
-                          int to, int dtype, int is_delta, int mode, int equal_kept) {
+/* part = factor * sparsified task vector for entries from..to of a block that begins at entry `at`. Returns whether
+   one of them may be inside a bracket. */
+INLINE int weigh_stretch(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int from,
+                         int to, int dtype, int is_delta, int mode, int equal_kept, Range of_least, Range of_above) {
     const float factor = term->factor, least = term->least_value, above = term->above_value;
     const float start = term->start, slope = term->slope;
     const int32_t key_1 = term->key_1, key_2 = term->key_2, threshold = term->threshold;
@@ -108,10 +165,13 @@ INLINE void weigh_stretch(const Term *term, const float *restrict origin, float 
     const int16_t *short_ranks = term->row_ranks;
     const int32_t *long_ranks = term->row_ranks;
     const int short_rank = term->rank_bytes == 2;
+    uint32_t near = 0;
     for (int i = from; i < to; i++) {
         float delta = entry_at(term->entries, dtype, at + i);
         if (!is_delta) delta -= origin[i];
         int keep = 1;
+        if (mode == LARGEST || mode == WINDOW) near |= to_bits(fabsf(delta)) - of_least.low <= of_least.span;
+        if (mode == WINDOW) near |= to_bits(fabsf(delta)) - of_above.low <= of_above.span;
         if (mode == LARGEST) {
             keep = equal_kept ? fabsf(delta) >= least : fabsf(delta) > least;
         } else if (mode == WINDOW) {
@@ -129,34 +189,80 @@ INLINE void weigh_stretch(const Term *term, const float *restrict origin, float 
         }
         part[i] = (keep ? delta : 0.0f) * factor;
     }
+    return near != 0;
 }
 
-INLINE void weigh_mode(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
-                       int dtype, int is_delta) {
+INLINE int weigh_mode(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
+                      int dtype, int is_delta, Range least, Range above) {
     switch (term->mode) {
-    case ALL: weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, ALL, 0); break;
+    case ALL: return weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, ALL, 0, least, above);
     case LARGEST: {
         /* Of equal magnitudes the first are kept: one comparison up to the last that is kept, another after it. */
         int32_t last = within(term->least_position, at, count) + 1;
         int kept = last < count ? last : count;
-        weigh_stretch(term, origin, part, at, 0, kept, dtype, is_delta, LARGEST, 1);
-        weigh_stretch(term, origin, part, at, kept, count, dtype, is_delta, LARGEST, 0);
-        break;
+        int near = weigh_stretch(term, origin, part, at, 0, kept, dtype, is_delta, LARGEST, 1, least, above);
+        return near | weigh_stretch(term, origin, part, at, kept, count, dtype, is_delta, LARGEST, 0, least, above);
     }
-    case WINDOW: weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, WINDOW, 0); break;
-    case RANDOM: weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, RANDOM, 0); break;
-    default: weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, RANKED, 0);
+    case WINDOW: return weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, WINDOW, 0, least, above);
+    case RANDOM: return weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, RANDOM, 0, least, above);
+    default: return weigh_stretch(term, origin, part, at, 0, count, dtype, is_delta, RANKED, 0, least, above);
     }
 }
 
-static void weigh(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count) {
+static int weigh(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
+                 Range least, Range above) {
     switch (term->dtype * 2 + term->is_delta) {
-    case FLOAT32 * 2: weigh_mode(term, origin, part, at, count, FLOAT32, 0); break;
-    case FLOAT32 * 2 + 1: weigh_mode(term, origin, part, at, count, FLOAT32, 1); break;
-    case BFLOAT16 * 2: weigh_mode(term, origin, part, at, count, BFLOAT16, 0); break;
-    case BFLOAT16 * 2 + 1: weigh_mode(term, origin, part, at, count, BFLOAT16, 1); break;
-    case FLOAT16 * 2: weigh_mode(term, origin, part, at, count, FLOAT16, 0); break;
-    default: weigh_mode(term, origin, part, at, count, FLOAT16, 1);
+    case FLOAT32 * 2: return weigh_mode(term, origin, part, at, count, FLOAT32, 0, least, above);
+    case FLOAT32 * 2 + 1: return weigh_mode(term, origin, part, at, count, FLOAT32, 1, least, above);
+    case BFLOAT16 * 2: return weigh_mode(term, origin, part, at, count, BFLOAT16, 0, least, above);
+    case BFLOAT16 * 2 + 1: return weigh_mode(term, origin, part, at, count, BFLOAT16, 1, least, above);
+    case FLOAT16 * 2: return weigh_mode(term, origin, part, at, count, FLOAT16, 0, least, above);
+    default: return weigh_mode(term, origin, part, at, count, FLOAT16, 1, least, above);
+    }
+}
+
+INLINE void read_entries(const void *entries, float *restrict values, int64_t at, int count, int dtype) {
+    for (int i = 0; i < count; i++) values[i] = entry_at(entries, dtype, at + i);
+}
+
+static void read_floats(const void *entries, float *restrict values, int64_t at, int count, int dtype) {
+    switch (dtype) {
+    case FLOAT32: read_entries(entries, values, at, count, FLOAT32); break;
+    case BFLOAT16: read_entries(entries, values, at, count, BFLOAT16); break;
+    default: read_entries(entries, values, at, count, FLOAT16);
+    }
+}
+
+/* The bits of the magnitudes of a task vector's block. */
+static void magnitudes(const void *entries, int dtype, int is_delta, const float *restrict origin, float *restrict delta,
+                       uint32_t *restrict bits, int64_t at, int count) {
+    read_floats(entries, delta, at, count, dtype);
+    if (!is_delta)
+        for (int i = 0; i < count; i++) delta[i] -= origin[i];
+    for (int i = 0; i < count; i++) bits[i] = to_bits(fabsf(delta[i]));
+}
+
+/* Note the entries of a block that are inside a term's brackets. */
+static void collect(const Batch *batch, const Term *term, const float *restrict origin, int64_t at, int count) {
+    float delta[BLOCK];
+    uint32_t bits[BLOCK];
+    magnitudes(term->entries, term->dtype, term->is_delta, origin, delta, bits, at, count);
+    const int32_t numbers[] = {term->least_bracket, term->above_bracket};
+    for (int side = 0; side < 2; side++) {
+        if (numbers[side] < 0) continue;
+        Bracket *bracket = batch->brackets + numbers[side];
+        const Range range = range_in(batch->brackets, numbers[side], at, count);
+        for (int from = 0; from < count; from += LANES) {
+            const int to = from + LANES < count ? from + LANES : count;
+            uint32_t near = 0;
+            for (int i = from; i < to; i++) near |= bits[i] - range.low <= range.span;
+            for (int i = near ? from : to; i < to; i++) {
+                const int64_t key = key_of(bits[i], at + i);
+                if (key < bracket->lower || key >= bracket->upper) continue;
+                const int64_t place = __atomic_fetch_add(&bracket->found, 1, __ATOMIC_RELAXED);
+                if (place < bracket->inside) batch->keys[bracket->first + place] = key;
+            }
+        }
     }
 }
 
@@ -220,19 +326,17 @@ static double sum_of(const float *restrict values, int count) {
     return sum;
 }
 
-INLINE void read_base(const Tensor *tensor, float *restrict origin, int64_t at, int count, int dtype) {
-    for (int i = 0; i < count; i++) origin[i] = entry_at(tensor->base, dtype, at + i);
-}
-
-static double merge_block(const Tensor *tensor, const Term *terms, float *restrict buffers, int64_t at, int count) {
+static double merge_block(const Batch *batch, const Tensor *tensor, float *restrict buffers, int64_t at, int count) {
     float *origin = buffers, *total = buffers + BLOCK, *sum = buffers + 2 * BLOCK, *divisor = buffers + 3 * BLOCK;
     float *parts = buffers + 4 * BLOCK;
-    switch (tensor->base_dtype) {
-    case FLOAT32: read_base(tensor, origin, at, count, FLOAT32); break;
-    case BFLOAT16: read_base(tensor, origin, at, count, BFLOAT16); break;
-    default: read_base(tensor, origin, at, count, FLOAT16);
+    const Term *terms = batch->terms + tensor->first_term;
+    read_floats(tensor->base, origin, at, count, tensor->base_dtype);
+    for (int m = 0; m < tensor->terms; m++) {
+        const Range least = range_in(batch->brackets, terms[m].least_bracket, at, count);
+        const Range above = range_in(batch->brackets, terms[m].above_bracket, at, count);
+        if (weigh(terms + m, origin, parts + m * BLOCK, at, count, least, above))
+            collect(batch, terms + m, origin, at, count);
     }
-    for (int m = 0; m < tensor->terms; m++) weigh(terms + m, origin, parts + m * BLOCK, at, count);
     mix(tensor, terms, parts, total, sum, divisor, count);
     switch (tensor->out_dtype == FLOAT32 ? tensor->kept_dtype : 3 + tensor->out_dtype) {
     case FLOAT32: add(tensor, origin, total, at, count, FLOAT32, FLOAT32); break;
@@ -244,24 +348,163 @@ static double merge_block(const Tensor *tensor, const Term *terms, float *restri
     return sum_of(total, count);
 }
 
+static float *buffers_of(const Batch *batch) {
+    return aligned_alloc(64, sizeof(float) * BLOCK * (size_t)(4 + batch->most_terms));
+}
+
 /* Merge pieces until none is left. Threads share `next`, the first piece that nobody took. Returns 0, or 1 when
    there was no memory. */
-int merge_pieces(const Tensor *tensors, const Term *terms, Piece *pieces, int64_t count, int64_t most_terms,
-                 int64_t *next) {
-    float *buffers = aligned_alloc(64, sizeof(float) * BLOCK * (size_t)(4 + most_terms));
+int merge_pieces(const Batch *batch, int64_t *next) {
+    float *buffers = buffers_of(batch);
     if (buffers == NULL) return 1;
     for (;;) {
         int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (mine >= count) break;
-        Piece *piece = pieces + mine;
-        const Tensor *tensor = tensors + piece->tensor;
+        if (mine >= batch->piece_count) break;
+        Piece *piece = batch->pieces + mine;
+        const Tensor *tensor = batch->tensors + piece->tensor;
+        double *norms = batch->norms + mine * BLOCKS;
         double norm = 0.0;
         for (int64_t at = piece->start; at < piece->end; at += BLOCK) {
             int64_t left = piece->end - at;
-            norm += merge_block(tensor, terms + tensor->first_term, buffers, at, left < BLOCK ? (int)left : BLOCK);
+            norm += *norms++ = merge_block(batch, tensor, buffers, at, left < BLOCK ? (int)left : BLOCK);
         }
         piece->norm = norm;
     }
     free(buffers);
     return 0;
+}
+
+/* The key at a place, counted from the largest (1); the keys are put into another order. */
+static int64_t select_key(int64_t *keys, int64_t count, int64_t place) {
+    int64_t first = 0, last = count - 1, wanted = place - 1;
+    while (first < last) {
+        const int64_t pivot = keys[first + (last - first) / 2];
+        int64_t i = first, j = last;
+        while (i <= j) {
+            while (keys[i] > pivot) i++;
+            while (keys[j] < pivot) j--;
+            if (i > j) break;
+            const int64_t held = keys[i];
+            keys[i++] = keys[j];
+            keys[j--] = held;
+        }
+        if (wanted <= j) last = j;
+        else if (wanted >= i) first = i;
+        else break;
+    }
+    return keys[wanted];
+}
+
+/* Make a term's rank exact. The norms of blocks that were merged by another are set to -1. Returns 0, or 1 where
+   the entries inside are not those that were counted. */
+static int settle(const Batch *batch, const Tensor *tensor, int32_t *number, float *value, int64_t *position) {
+    if (*number < 0) return 0;
+    const Bracket *bracket = batch->brackets + *number;
+    if (bracket->found != bracket->inside) return 1;
+    int64_t *keys = batch->keys + bracket->first;
+    const int64_t guess = key_of(to_bits(*value), *position);
+    const int64_t exact = select_key(keys, bracket->inside, bracket->wanted);
+    for (int64_t i = 0; i < bracket->inside; i++)
+        if ((keys[i] >= guess) != (keys[i] >= exact))
+            batch->norms[tensor->first_piece * BLOCKS + position_of(keys[i]) / BLOCK] = -1.0;
+    *value = from_bits(bits_of(exact));
+    *position = position_of(exact);
+    *number = -1;
+    return 0;
+}
+
+/* Make the ranks of all tensors exact, once their pieces are merged. Threads share `next`. Returns 0, or 1 when there
+   was no memory, or 2 when a task vector is not the one that was counted. */
+int settle_tensors(const Batch *batch, int64_t *next) {
+    float *buffers = buffers_of(batch);
+    if (buffers == NULL) return 1;
+    int changed = 0;
+    for (;;) {
+        int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        if (mine >= batch->tensor_count) break;
+        const Tensor *tensor = batch->tensors + mine;
+        if (!tensor->bracketed) continue;
+        for (int m = 0; m < tensor->terms; m++) {
+            Term *term = batch->terms + tensor->first_term + m;
+            changed |= settle(batch, tensor, &term->least_bracket, &term->least_value, &term->least_position);
+            changed |= settle(batch, tensor, &term->above_bracket, &term->above_value, &term->above_position);
+        }
+        double *norms = batch->norms + tensor->first_piece * BLOCKS;
+        Piece *piece = batch->pieces + tensor->first_piece;
+        for (int64_t at = 0; at < tensor->size; piece++) {
+            piece->norm = 0.0;
+            for (; at < piece->end; at += BLOCK, norms++) {
+                int64_t left = piece->end - at;
+                if (*norms < 0.0) *norms = merge_block(batch, tensor, buffers, at, left < BLOCK ? (int)left : BLOCK);
+                piece->norm += *norms;
+            }
+        }
+    }
+    free(buffers);
+    return changed ? 2 : 0;
+}
+
+/* Count a task vector's entries between splitters. Threads share `next`, as above. */
+int count_entries(const Counting *counting, int64_t *next) {
+    const int64_t *splitters = counting->splitters;
+    const int number = counting->number;
+    const uint32_t low = bits_of(splitters[0]) >> FINENESS, high = bits_of(splitters[number - 1]) >> FINENESS;
+    /* Splitters between sentinels, how many have smaller leading bits than an entry, and what was found for an entry of
+       these bits last: of many equal entries the next is most often in the same place. */
+    int64_t *ends = malloc(sizeof *ends * (size_t)(number + 1 + FEW));
+    uint16_t *before = malloc(sizeof *before * (high - low + 2)), *last = malloc(sizeof *last * (high - low + 1));
+    int64_t *counts = calloc((size_t)number + 1, sizeof *counts);
+    const int failed = ends == NULL || before == NULL || last == NULL || counts == NULL;
+    if (failed) goto done;
+    ends[0] = INT64_MIN;
+    memcpy(ends + 1, splitters, sizeof *ends * (size_t)number);
+    for (int i = 0; i < FEW; i++) ends[number + 1 + i] = INT64_MAX;
+    for (uint32_t bin = low, seen = 0; bin <= high + 1; bin++) {
+        while (seen < (uint32_t)number && bits_of(splitters[seen]) >> FINENESS < bin) seen++;
+        before[bin - low] = (uint16_t)seen;
+        if (bin <= high) last[bin - low] = (uint16_t)seen;
+    }
+    float origin[BLOCK], delta[BLOCK];
+    uint32_t bits[BLOCK];
+    for (;;) {
+        const int64_t start = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED) * PIECE;
+        if (start >= counting->size) break;
+        const int64_t end = start + PIECE < counting->size ? start + PIECE : counting->size;
+        for (int64_t at = start; at < end; at += BLOCK) {
+            const int count = end - at < BLOCK ? (int)(end - at) : BLOCK;
+            if (!counting->is_delta) read_floats(counting->base, origin, at, count, counting->base_dtype);
+            magnitudes(counting->entries, counting->dtype, counting->is_delta, origin, delta, bits, at, count);
+            for (int i = 0; i < count; i++) {
+                uint32_t bin = bits[i] >> FINENESS;
+                const int64_t key = key_of(bits[i], at + i);
+                bin = bin < low ? low : bin > high ? high : bin;
+                int first = before[bin - low], after = before[bin - low + 1];
+                if (after - first <= FEW) {
+                    int smaller = 0;
+                    for (int j = 1; j <= FEW; j++) smaller += ends[first + j] <= key;
+                    counts[first + smaller]++;
+                    continue;
+                }
+                const int known = last[bin - low];
+                if (ends[known] <= key && key < ends[known + 1]) {
+                    counts[known]++;
+                    continue;
+                }
+                while (first < after) {
+                    const int middle = (first + after) / 2;
+                    if (splitters[middle] <= key) first = middle + 1;
+                    else after = middle;
+                }
+                last[bin - low] = (uint16_t)first;
+                counts[first]++;
+            }
+        }
+    }
+    for (int i = 0; i <= number; i++) __atomic_fetch_add(counting->counts + i, counts[i], __ATOMIC_RELAXED);
+done:
+    free(ends);
+    free(before);
+    free(last);
+    free(counts);
+    return failed;
 }

@@ -7,10 +7,13 @@ import logging
 import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
-from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
+from mergefront.adapters.merging.sources import Entry
+from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm, counter
 from mergefront.adapters.merging.task_vectors.masks import LEVELS
 from mergefront.adapters.merging.task_vectors.ranks import EVERY
-from mergefront.adapters.merging.task_vectors.terms import TermBuilder
+from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
+from mergefront.adapters.merging.task_vectors.terms import TermBuilder, settled
 from mergefront.adapters.merging.task_vectors.torch_kernel import (
     Fusion,
     Kernel,
@@ -30,13 +33,13 @@ _SMALLEST_SUM = 1e-8
 class TaskVectorMerger:
     """The task-vector family on a pool: terms, then one pass of a fused kernel.
 
-    A batch with the kernel of fused_merge.c takes what it can. The rest is merged by torch, with ``compile`` by
+    A batch with the ``kernel`` of fused_merge.c takes what it can. The rest is merged by torch, with ``compile`` by
     torch.compile; where that fails, torch's operations do the same.
     """
 
-    def __init__(self, pool: TensorPool, compile: bool) -> None:
+    def __init__(self, pool: TensorPool, compile: bool, kernel: MergeKernel | None = None) -> None:
         self.compile = compile
-        self._terms = TermBuilder(pool, uniform=compile)
+        self._terms = TermBuilder(pool, compile, counter(kernel))
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor | PendingNorm:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
@@ -64,6 +67,8 @@ class TaskVectorMerger:
                 batch.copy_afterwards(whole, out.view(-1))
                 pending.rounded = False
             return pending
+        exact = [settled(term, TaskVector(Entry(term.tensor, term.is_delta), base)) for term in terms]
+        mix = mix._replace(terms=exact)
         operands = Operands(
             _flat(base),
             [_flat(term.tensor) for term in terms],

@@ -1,17 +1,18 @@
-"""Which entries of a task vector are among the largest, exactly, without sorting per candidate.
+"""Which entries of a task vector are among the largest, exactly, without an order of its entries.
 
 "The k largest" is a pair (value, index): an entry is among them when its magnitude exceeds the
 value, or equals it at an index not above the pair's. Ties therefore break by position, and a mask
-with exactly k entries is one comparison per entry. The pair for any k comes from the order of the
-magnitudes, sorted once per task vector, or from two histograms over the float's bits when the
-task vector is seen only once.
+with exactly k entries is one comparison per entry. Magnitude and index in one number are an entry's
+key: the larger, the earlier among the largest. A table has the keys of a few thousand entries and, of
+each, how many entries come no later, counted in one pass. The k-th largest then lies in a bracket of a
+few hundred entries between two of them, and whoever reads the task vector next finds it there.
 """
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Iterator
+import struct
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,17 @@ import torch
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 
 _ROWS_AT_ONCE = 1 << 19
+_INSIDE, _SPLITTERS = 128, 1 << 14
+"""Entries in a bracket, and brackets of a large task vector, which takes 12 bytes for each."""
+_DRAWN = 2
+"""Entries that are drawn for a splitter: brackets are the more alike, the more are drawn."""
+_ONE, _POSITIONS = 1 << 30, 1 << 33
+_LAST, _BEFORE_ALL = -(1 << 63), (1 << 63) - 1
+"""Keys below which no entry is, and above all of them."""
+
+Keys = np.ndarray[tuple[int], np.dtype[np.int64]]
+Count = Callable[[TaskVector, Keys], Keys]
+"""Of a task vector and keys (n, ascending): how many entries are below the first, ..., from the last on (n + 1)."""
 
 
 class Rank(NamedTuple):
@@ -28,9 +40,29 @@ class Rank(NamedTuple):
     value: float
     position: int
 
+    @classmethod
+    def of_key(cls, key: int) -> Rank:
+        """The entry of a key. A key is a magnitude's bits, less 2^30, times 2^33, plus 2^33 - 1 - index."""
+        bits, behind = divmod(key, _POSITIONS)
+        return cls(struct.unpack("f", struct.pack("I", bits + _ONE))[0], _POSITIONS - 1 - behind)
+
 
 EVERY = Rank(-1.0, -1)
 NONE = Rank(float("inf"), -1)
+
+
+class Bracket(NamedTuple):
+    """``inside`` entries have keys from ``lower`` to below ``upper``; the ``wanted``-th largest (from 1) is meant."""
+
+    lower: int
+    upper: int
+    inside: int
+    wanted: int
+
+    @property
+    def guess(self) -> Rank:
+        """Near the entry that is meant, by its place between the ends."""
+        return Rank.of_key(self.upper + (self.lower - self.upper) * self.wanted // self.inside)
 
 
 def kept_count(density: float, size: int) -> int:
@@ -40,92 +72,70 @@ def kept_count(density: float, size: int) -> int:
     return max(1, int(density * size)) if density > 0 and size else 0
 
 
-def sort_magnitudes(delta: TaskVector) -> torch.Tensor:
-    """Indices by descending magnitude, ties by ascending index (int32 or int64, n)."""
-    size = delta.size
-    if delta.device.type != "cpu" or size >= 1 << 32:
-        order = torch.sort(delta.part(0, size).abs(), descending=True, stable=True).indices
-        return order if delta.device.type == "cpu" else order.to(torch.int32)
-    keys = torch.empty(size, dtype=torch.int32)
+class RankTable:
+    """Where the k-th largest magnitude of a task vector (at most 2^33 entries) lies, for any k below their number."""
+
+    def __init__(self, delta: TaskVector, count: Count) -> None:
+        splitters = _splitters(delta)
+        counts = count(delta, splitters)[::-1].cumsum() if len(splitters) else np.array([delta.size])
+        self._keys = np.concatenate([splitters[::-1], [_LAST]])
+        self._ranks = counts.astype(np.uint32 if delta.size < 1 << 32 else np.int64)
+
+    def find(self, k: int) -> tuple[Rank, Bracket | None]:
+        """The k-th largest (k from 1), or a guess and the bracket in which it is."""
+        place = bisect_left(self._ranks, k)
+        rank, key = int(self._ranks[place]), int(self._keys[place])
+        if rank == k and key != _LAST:
+            return Rank.of_key(key), None
+        before, upper = (int(self._ranks[place - 1]), int(self._keys[place - 1])) if place else (0, _BEFORE_ALL)
+        bracket = Bracket(key, upper, rank - before, k - before)
+        return bracket.guess, bracket
+
+
+def _splitters(delta: TaskVector) -> Keys:
+    """Keys of entries (ascending) that divide a task vector into about equal parts: of a sample in order."""
+    number = min(delta.size // _INSIDE, _SPLITTERS)
+    drawn = np.random.default_rng(0).integers(0, delta.size, _DRAWN * number)
+    index = torch.from_numpy(drawn).to(delta.device)
+    sample: Keys = keys_of(magnitude_bits(delta.at(index)), index).cpu().numpy()
+    sample.sort()
+    return np.ascontiguousarray(sample[_DRAWN - 1 :: _DRAWN])
+
+
+def magnitude_bits(entries: torch.Tensor) -> torch.Tensor:
+    """Of float32 entries, as int32: the bits of a non-negative float order like the float."""
+    return entries.abs().contiguous().view(torch.int32)
+
+
+def keys_of(bits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Keys (int64) of entries by their magnitudes' bits and their indices."""
+    return (bits.to(torch.int64) - _ONE) * _POSITIONS + (_POSITIONS - 1 - index)
+
+
+def count_entries(delta: TaskVector, keys: Keys) -> Keys:
+    """``Count`` by torch's operations."""
+    splitters = torch.from_numpy(keys).to(delta.device)
+    counts = torch.zeros(len(keys) + 1, dtype=torch.int64, device=delta.device)
     for start, part in delta.stretches():
-        keys[start : start + len(part)] = 0x7FFFFFFF - part.abs().contiguous().view(torch.int32)
-    order = sorted_by_radix(keys) if _radix_is_quicker() else sorted_as_pairs(keys)
-    return order.to(torch.int32) if size < 1 << 31 else order
+        index = torch.arange(start, start + len(part), device=delta.device)
+        place = torch.searchsorted(splitters, keys_of(magnitude_bits(part), index), right=True)
+        counts += torch.bincount(place, minlength=len(counts))
+    return counts.cpu().numpy()
 
 
-def sorted_by_radix(keys: torch.Tensor) -> torch.Tensor:
-    """Indices (int64, n) that sort int32 keys, ties by index: torch's radix sort."""
-    return keys.sort(stable=True).indices
-
-
-def sorted_as_pairs(keys: torch.Tensor) -> torch.Tensor:
-    """The same (int32 where they fit) for keys that are not negative: numpy's sort of (key, index) in 64 bits."""
-    pairs = np.empty(len(keys), dtype="<u8")
-    halves = pairs.view("<u4").reshape(len(keys), 2)
-    halves[:, 1] = keys.numpy()
-    halves[:, 0] = np.arange(len(keys), dtype=np.uint32)
-    pairs.sort()
-    order = halves[:, 0].copy()
-    return torch.from_numpy(order.view(np.int32) if len(keys) < 1 << 31 else order.astype(np.int64))
-
-
-@functools.cache
-def _radix_is_quicker() -> bool:
-    """Tried once: numpy sorts with the processor's widest vectors, which is quick on AMD's Zen 5 and four times as slow
-    as torch on Zen 4, where storing chosen lanes is microcode."""
-    keys = torch.randint(1 << 31, (1 << 18,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
-    seconds = []
-    for sort in (sorted_by_radix, sorted_as_pairs):
-        begun = time.perf_counter()
-        sort(keys)
-        seconds.append(time.perf_counter() - begun)
-    return seconds[0] < seconds[1]
-
-
-def rank_in_order(order: torch.Tensor, delta: TaskVector, k: int) -> Rank:
-    """The k-th largest magnitude (k from 1) of a sorted task vector."""
-    index = int(order[k - 1])
-    return Rank(abs(float(delta.part(index, index + 1))), index)
-
-
-def select_rank(delta: TaskVector, k: int) -> Rank:
-    """The k-th largest magnitude (k from 1) without sorting: three passes over the entries.
-
-    The bits of a non-negative float order like the float, so the upper half's histogram finds the
-    bin, the lower half's the value, and a last pass the index among equals.
-    """
-    bin_, k = _descend(_histogram(bits >> 16 for _, bits in _bits(delta)), k)
-    low, k = _descend(_histogram(bits[(bits >> 16) == bin_] & 0xFFFF for _, bits in _bits(delta)), k)
-    wanted = (bin_ << 16) | low
-    value = float(torch.tensor([wanted], dtype=torch.int32).view(torch.float32))
-    for start, bits in _bits(delta):
-        equal = (bits == wanted).nonzero().flatten()
-        if len(equal) >= k:
-            return Rank(value, start + int(equal[k - 1]))
-        k -= len(equal)
-    raise AssertionError("the histograms and the entries disagree; the task vector changed while it was read")
-
-
-def _bits(delta: TaskVector) -> Iterator[tuple[int, torch.Tensor]]:
-    """The magnitudes' bits, stretch by stretch, where the task vector is."""
+def select_rank(delta: TaskVector, bracket: Bracket) -> Rank:
+    """The entry that a bracket means, found in one pass over the task vector."""
+    found = []
+    low, high = bracket.lower // _POSITIONS + _ONE, bracket.upper // _POSITIONS + _ONE
     for start, part in delta.stretches():
-        yield start, part.abs().contiguous().view(torch.int32).to(torch.int64)
-
-
-def _histogram(halves: Iterator[torch.Tensor]) -> torch.Tensor:
-    """How often each number of 16 bits occurs, on the CPU."""
-    counts = torch.bincount(next(halves), minlength=1 << 16)
-    for part in halves:
-        counts += torch.bincount(part, minlength=1 << 16)
-    return counts.cpu()
-
-
-def _descend(histogram: torch.Tensor, k: int) -> tuple[int, int]:
-    """The bin, from the top, in which the k-th entry lies, and k counted within that bin."""
-    from_top = histogram.flip(0).cumsum(0)
-    place = int((from_top < k).sum())
-    before = int(from_top[place - 1]) if place else 0
-    return len(histogram) - 1 - place, k - before
+        bits = magnitude_bits(part)
+        near = ((bits >= low) & (bits <= high)).nonzero().flatten()
+        keys = keys_of(bits[near], start + near)
+        found.append(keys[(keys >= bracket.lower) & (keys < bracket.upper)])
+    inside = torch.cat(found)
+    if len(inside) != bracket.inside:
+        raise AssertionError("a task vector has changed since its entries were counted")
+    return Rank.of_key(int(inside.sort(descending=True).values[bracket.wanted - 1]))
 
 
 def ranks_in_rows(delta: TaskVector) -> torch.Tensor:

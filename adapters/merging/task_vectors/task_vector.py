@@ -11,7 +11,8 @@ from mergefront.adapters.merging.sources import Entry
 
 
 class TaskVector:
-    """An expert's ``entry`` (of any shape, n entries) minus the base's tensor; ``tensor`` (n) is the entry, flat."""
+    """An expert's ``entry`` (of any shape, n entries) minus the base's tensor; ``tensor`` and ``base`` (n) are
+    flat."""
 
     def __init__(self, entry: Entry, base: torch.Tensor) -> None:
         self.tensor = entry.tensor.view(-1)
@@ -19,12 +20,17 @@ class TaskVector:
         self.shape = entry.tensor.shape
         self.size = self.tensor.numel()
         self.device = self.tensor.device
-        self._base = base.view(-1)
+        self.base = base.view(-1)
 
     def part(self, start: int, end: int) -> torch.Tensor:
         """The entries from ``start`` to before ``end`` in float32."""
         part = self.tensor[start:end].float()
-        return part if self.is_delta else part - self._base[start:end].float()
+        return part if self.is_delta else part - self.base[start:end].float()
+
+    def at(self, index: torch.Tensor) -> torch.Tensor:
+        """The entries of these indices (int64, m) in float32."""
+        part = self.tensor[index].float()
+        return part if self.is_delta else part - self.base[index].float()
 
     def stretches(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Index of the first entry and entries of every stretch that is worked on at once (``memory.stretch``)."""

@@ -1,30 +1,28 @@
 """One expert's part in the merge of one tensor.
 
-Ranks come from the order of a task vector's magnitudes (sorted once), and the L1 norm that a random mask
-keeps from a table by density (summed once per seed). After the first candidates a new density costs
-a look-up. Nothing is kept when the pool streams, and no order where memory is short.
+Ranks come from a table by task vector (counted once), and the L1 norm that a random mask keeps from a
+table by density (summed once per seed, where the pool does not stream). After the first candidates a new density
+costs a look-up; whoever reads the task vector next makes a rank exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
-from mergefront.adapters.merging.memory import free_memory
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, keep_threshold, mask_key
 from mergefront.adapters.merging.task_vectors.ranks import (
     EVERY,
     NONE,
+    Bracket,
+    Count,
     Rank,
+    RankTable,
     kept_count,
-    rank_in_order,
     ranks_in_rows,
     select_rank,
-    sort_magnitudes,
 )
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.task_vectors.torch_kernel import Term, kept_norms
@@ -33,25 +31,20 @@ from mergefront.adapters.merging.tensor_pool import TensorPool
 Key = tuple[str, str]
 """Names of a tensor and of an expert."""
 _SMALLEST_NORM = 1e-7
-_SORTING_BYTES, _SORTING_BYTES_ON_GPU = 28, 40
-"""Per entry: keys and indices while sorting, of which an index of four bytes stays."""
 
 
 class TermBuilder:
     """Makes the terms of a pool's experts.
 
     ``uniform`` gives every expert the method's own mode, also where nothing is dropped, so that one
-    compiled kernel serves all recipes. ``room`` says whether so many more bytes may be taken (default: while half
-    of what was free at first stays free); where they may not, ranks are found anew for every candidate, in three
-    passes over the task vector.
+    compiled kernel serves all recipes. ``count`` counts for the tables of ranks.
     """
 
-    def __init__(self, pool: TensorPool, uniform: bool, room: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, pool: TensorPool, uniform: bool, count: Count) -> None:
         self._pool = pool
-        self._room = room
+        self._count = count
         self.uniform = uniform
-        self._orders: dict[Key, torch.Tensor] = {}
-        self._ranks: dict[tuple[str, str, int], Rank] = {}
+        self._tables: dict[Key, RankTable] = {}
         self._mask_norms: dict[Key, tuple[tuple[int, int], KeptNorms]] = {}
         self._row_ranks: dict[Key, torch.Tensor] = {}
 
@@ -76,9 +69,10 @@ class TermBuilder:
         nothing_dropped = term.mode == "all" or (term.least is EVERY and term.mode == "largest")
         if rescale == "none" or nothing_dropped or density <= 0 or density >= 1:
             return term
-        return term._replace(
-            factor=weight * (1 / density if rescale == "density" else self._norm_ratio(term, key, delta))
-        )
+        if rescale == "density":
+            return term._replace(factor=weight * (1 / density))
+        term = settled(term, delta)
+        return term._replace(factor=weight * self._norm_ratio(term, key, delta))
 
     def _ranked(self, term: Term, key: Key, delta: TaskVector, values: dict[str, Any]) -> Term:
         """Keep by rank of magnitude: the largest, or (breadcrumbs) those below the ``gamma`` largest."""
@@ -88,11 +82,13 @@ class TermBuilder:
             dropped = min(int(float(values["gamma"]) * delta.size), delta.size - kept)
         else:
             kept, dropped = kept_count(density, delta.size), 0
-        least = self._rank(key, delta, dropped + kept) if kept else NONE
+        least, least_bracket = self._rank(key, delta, dropped + kept) if kept else (NONE, None)
         if "gamma" in values:
-            above = self._rank(key, delta, dropped) if dropped and kept else NONE
-            return term._replace(mode="window", least=least, above=above)
-        return term if least is EVERY and not self.uniform else term._replace(mode="largest", least=least)
+            above, above_bracket = self._rank(key, delta, dropped) if dropped and kept else (NONE, None)
+            term = term._replace(mode="window", above=above, above_bracket=above_bracket)
+        elif least is not EVERY or self.uniform:
+            term = term._replace(mode="largest")
+        return term._replace(least=least, least_bracket=least_bracket)
 
     def _random(self, term: Term, key: Key, delta: TaskVector, values: dict[str, Any], wanted: TensorMerge) -> Term:
         """Keep at random: every entry alike (DARE), or large ones more often within their row (DELLA)."""
@@ -125,27 +121,20 @@ class TermBuilder:
             whole, kept = norms.whole, norms.below(term.threshold)
         return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
 
-    def _rank(self, key: Key, delta: TaskVector, k: int) -> Rank:
-        """The k-th largest magnitude of a task vector: from its order, sorted once, or by selection when streaming."""
+    def _rank(self, key: Key, delta: TaskVector, k: int) -> tuple[Rank, Bracket | None]:
+        """The k-th largest magnitude of a task vector, or a guess and the bracket in which it is."""
         if k == delta.size:
-            return EVERY
-        known = self._ranks.get((*key, k))
-        if known is not None:
-            return known
-        needed = delta.size * (_SORTING_BYTES if self._pool.device.type == "cpu" else _SORTING_BYTES_ON_GPU)
-        if self._pool.resident and key not in self._orders and self._has_room(needed):
-            self._orders[key] = sort_magnitudes(delta)
-        order = self._orders.get(key)
-        rank = select_rank(delta, k) if order is None else rank_in_order(order, delta, k)
-        if self._pool.resident:
-            self._ranks[*key, k] = rank
-        return rank
+            return EVERY, None
+        table = self._tables.get(key)
+        if table is None:
+            table = self._tables[key] = RankTable(delta, self._count)
+        return table.find(k)
 
-    def _has_room(self, needed: int) -> bool:
-        if self._room is not None:
-            return self._room(needed)
-        return free_memory(self._pool.device) - needed > self._stays_free
 
-    @cached_property
-    def _stays_free(self) -> int:
-        return free_memory(self._pool.device) // 2
+def settled(term: Term, delta: TaskVector) -> Term:
+    """The term with its ranks made exact, in a pass over its task vector for each."""
+    if term.least_bracket is not None:
+        term = term._replace(least=select_rank(delta, term.least_bracket), least_bracket=None)
+    if term.above_bracket is not None:
+        term = term._replace(above=select_rank(delta, term.above_bracket), above_bracket=None)
+    return term

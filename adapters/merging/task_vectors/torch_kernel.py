@@ -17,7 +17,7 @@ import torch
 
 from mergefront.adapters.merging.memory import stretch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, random_levels
-from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Rank
+from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Bracket, Rank
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 
 Mode = Literal["all", "largest", "window", "random", "ranked"]
@@ -29,9 +29,9 @@ class Term(NamedTuple):
 
     ``tensor`` is flat (n): the expert's entries, or its task vector where ``is_delta``. ``factor`` is
     the weight times the rescaling. ``least`` and ``above`` bound the ranks kept by "largest" (least
-    only) and "window" (those after ``above``, down to ``least``); ``keys`` and ``threshold`` are the
-    mask of "random"; ``row_ranks`` (n) with ``start`` and ``slope`` give the keep probability of
-    "ranked", times 65536.
+    only) and "window" (those after ``above``, down to ``least``); either is a guess where it has a
+    bracket. ``keys`` and ``threshold`` are the mask of "random"; ``row_ranks`` (n) with ``start`` and
+    ``slope`` give the keep probability of "ranked", times 65536.
     """
 
     tensor: torch.Tensor
@@ -41,6 +41,8 @@ class Term(NamedTuple):
     factor: float
     least: Rank = EVERY
     above: Rank = NONE
+    least_bracket: Bracket | None = None
+    above_bracket: Bracket | None = None
     keys: tuple[int, int] = (0, 0)
     threshold: int = LEVELS
     row_ranks: torch.Tensor | None = None

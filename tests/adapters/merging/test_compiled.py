@@ -12,14 +12,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mergefront.adapters.merging.coefficients import CoefficientReader, TensorMerge
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, random_levels
+from mergefront.adapters.merging.task_vectors.ranks import RankTable, count_entries
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
-from mergefront.adapters.merging.task_vectors.terms import TermBuilder
-from mergefront.adapters.merging.tensor_pool import TensorPool
-from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.recipe import Recipe
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -113,23 +110,52 @@ def test_a_folder_that_others_may_write_to_is_not_trusted_with_the_compiled_kern
     assert not list((tmp_path / "mergefront").iterdir())
 
 
-def test_ranks_without_room_for_an_order_are_the_same_and_an_order_is_made_once() -> None:
-    base = {"x": torch.randn(12_000, generator=torch.Generator().manual_seed(0)).bfloat16()}
-    expert = {"x": base["x"].flip(0)}
-    held = TensorPool(base, {"a": expert}, torch.device("cpu"), None, True, True)
-    asked: dict[bool, list[int]] = {True: [], False: []}
+def largest_kept(base: torch.Tensor, expert: torch.Tensor, kept: int) -> torch.Tensor:
+    """Base plus half of the task vector's largest entries, the first among equals."""
+    delta = (expert.float() - base.float()).view(-1)
+    order = delta.abs().sort(descending=True, stable=True).indices
+    mask = torch.zeros(delta.numel(), dtype=torch.bool).index_fill_(0, order[:kept], True)
+    return (base.float() + torch.where(mask.view(base.shape), delta.view(base.shape), 0.0) * 0.5).to(base.dtype)
 
-    def builder(has_room: bool) -> TermBuilder:
-        return TermBuilder(held, False, room=lambda needed: asked[has_room].append(needed) or has_room)
 
-    with_order, without = builder(True), builder(False)
-    for density in (1e-9, 0.3, 0.9999):
-        made = Recipe("ties", {"a": "a"}, {"weight[a]": 0.7, "density": density}, "base")
-        wanted = TensorMerge("x", METHODS["ties"], CoefficientReader(made)("x"), base["x"])
-        terms = [builder.term(wanted, "a") for builder in (with_order, without)]
-        assert terms[0] is not None and terms[1] is not None
-        assert terms[0].least == terms[1].least and terms[0].mode == "largest"
-    assert len(asked[True]) == 1 and len(asked[False]) == 3
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("step", [0.0, 2**-6, 1.0], ids=["all differ", "many are equal", "hundreds of thousands are"])
+def test_exactly_the_largest_are_kept_by_any_density(
+    step: float, dtype: torch.dtype, compiled: bool, threads: int
+) -> None:
+    """Of equal ones the first, by a kernel that collects the last ones on several threads, over pieces and blocks."""
+    generator = torch.Generator().manual_seed(0)
+    base, experts = {}, {}
+    for name, shape in {"long": (550, 700), "block": (513,), "two": (2,), "one": (1,)}.items():
+        base[name] = torch.randn(shape, generator=generator).to(dtype)
+        moved = torch.randn(shape, generator=generator) * (0.3 if step < 1 else 0.8)
+        experts[name] = (base[name].float() + (moved if step == 0 else (moved / step).round() * step)).to(dtype)
+    engine = MergeEngine(base, {"a": experts}, compile=compiled)
+    live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for density in (1e-9, 0.0005, 0.1, 0.3, 0.5004, 0.77, 0.9999):
+            params = {"weight[a]": 0.5, "density": density, "normalize": False}
+            made = Recipe("ties", {"a": "a"}, params, "base")
+            engine.merge_into(made, live)
+            for name, tensor in base.items():
+                kept = max(1, int(density * tensor.numel()))
+                assert torch.equal(live[name], largest_kept(tensor, experts[name], kept)), (density, name)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ranks_take_a_small_part_of_the_memory_that_the_weights_take() -> None:
+    for size in (100, 5000, 1 << 20, 1 << 22):
+        delta = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        table = RankTable(TaskVector(Entry(delta, True), delta), count_entries)
+        assert sum(array.nbytes for array in vars(table).values()) <= 0.1 * size + 32
+        brackets = [found for k in range(1, size, max(1, size // 999)) if (found := table.find(k)[1]) is not None]
+        assert all(1 <= one.wanted <= one.inside for one in brackets)
+        assert sum(one.inside for one in brackets) / len(brackets) <= max(512, size // 5000)
 
 
 @pytest.mark.parametrize("size", [1, 700, LEVELS, LEVELS + 1])

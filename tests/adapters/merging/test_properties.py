@@ -11,11 +11,10 @@ from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, mask_key, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import (
-    rank_in_order,
+    EVERY,
+    RankTable,
+    count_entries,
     select_rank,
-    sort_magnitudes,
-    sorted_as_pairs,
-    sorted_by_radix,
 )
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.optimizer.errors import EvaluationError
@@ -129,7 +128,7 @@ def test_permuting_experts_changes_nothing(method: str, seed: int, weight: list[
     assert all(torch.equal(first[name], second[name]) for name in base)
 
 
-@given(seed=seeds, size=st.integers(1, 300), data=st.data())
+@given(seed=seeds, size=st.integers(1, 3000), data=st.data())
 @settings(deadline=None)
 def test_the_largest_entries_are_exactly_as_many_as_asked_for(seed: int, size: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, size))
@@ -137,8 +136,9 @@ def test_the_largest_entries_are_exactly_as_many_as_asked_for(seed: int, size: i
     entries = torch.randint(-5, 6, (size,), generator=generator) / 8
 
     delta = TaskVector(Entry(entries, True), entries)
-    rank = rank_in_order(sort_magnitudes(delta), delta, k)
-    assert rank == select_rank(delta, k)
+    rank, bracket = RankTable(delta, count_entries).find(k) if k < size else (EVERY, None)
+    if bracket is not None:
+        rank = select_rank(delta, bracket)
     index = torch.arange(size)
     keep = (entries.abs() > rank.value) | ((entries.abs() == rank.value) & (index <= rank.position))
     assert int(keep.sum()) == k
@@ -216,13 +216,3 @@ def test_empty_tensors_and_empty_task_vectors_are_the_base() -> None:
             MergeEngine(base, {"e": {k: v.clone() for k, v in base.items()}}), recipe_for(method, ["e"], [0.7], 0.5)
         )
         assert all(torch.equal(made[name], base[name]) for name in base)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 3), max_size=60), st.integers(0, 2**32 - 1))
-def test_both_ways_of_sorting_give_one_order(few: list[int], seed: int) -> None:
-    """Which one is quicker depends on the processor; the entries that a density keeps must not."""
-    many = torch.randint(1 << 31, (70_000,), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
-    for keys in (torch.tensor(few, dtype=torch.int32), many, many % 50):
-        expected = sorted(range(len(keys)), key=keys.tolist().__getitem__)
-        assert sorted_by_radix(keys).tolist() == sorted_as_pairs(keys).tolist() == expected
