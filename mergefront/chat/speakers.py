@@ -27,6 +27,8 @@ from mergefront.study.stored_study import Study
 
 Turns = Sequence[Mapping[str, str]]
 """Messages with "role" and "content", the last one the user's."""
+NO_TEMPLATE = "none"
+"""In the place of a chat template: texts are continued as they stand."""
 
 
 class Speaker(Protocol):
@@ -51,7 +53,7 @@ class Speaker(Protocol):
 
 @contextmanager
 def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | None = None) -> Iterator[Speaker]:
-    """Who answers for a study, while the block lasts; ``template``: a file, or the name of one of the tokenizer's.
+    """Who answers for a study, while the block lasts; ``template``: a file, one of the tokenizer's by name, or "none".
 
     ``options`` are variables of the template, such as ``{"enable_thinking": False}``.
 
@@ -77,7 +79,10 @@ def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | No
     base = definition.space.base_model
     missing = ["base_model"] if base is None else missing_weights(definition, anchors(definition.space)[0].recipe)
     if missing:
-        raise UserError(f"chat: there are no weights for {', '.join(missing)} under {definition.root}")
+        raise UserError(
+            f"chat: there are no weights for {', '.join(missing)} under {definition.root}; "
+            "name the folder of the study file with --root DIR"
+        )
     refuse_changed(definition, models_only=True)
     with ExitStack() as stack:
         yield LocalSpeaker(local_backend(definition), stack, template, options or {})
@@ -100,7 +105,8 @@ class LocalSpeaker:
         self._longest = longest_input(self._model, self._tokenizer)
         own = getattr(self._tokenizer, "chat_template", None)
         read = Path(template).read_text(encoding="utf-8") if template and Path(template).is_file() else template
-        self._template = ChatTemplate.of_tokenizer(self._tokenizer, read) if own or read else None
+        has_one = template != NO_TEMPLATE and bool(own or read)
+        self._template = ChatTemplate.of_tokenizer(self._tokenizer, read) if has_one else None
         self._options = options
         unread = list(options) if self._template is None else self._template.unread(options)
         if unread:

@@ -14,6 +14,7 @@ from mergefront.cli.options import choice_options, root_option, storage_option, 
 
 if TYPE_CHECKING:
     from mergefront.results.suggestion import Choice
+    from mergefront.study.stored_study import Study
 
 
 def _variables(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _variables(_context: click.Context, _parameter: click.Parameter, given: tupl
     "--max-new-tokens", default=512, type=click.IntRange(min=1), show_default=True, help="The longest answer."
 )
 @click.option(
-    "--template", default="", metavar="FILE", help="A chat template (Jinja), or the name of one of the tokenizer's."
+    "--template", default="", metavar="FILE", help="A chat template (Jinja), one of the tokenizer's by name, or none."
 )
 @click.option(
     "--template-option",
@@ -97,9 +98,23 @@ def chat(
         speaker.turn_to(start.recipe)
         if not speaker.has_template:
             echo("No chat template: your text is continued as it stands, each line by itself.", err=True)
+        elif not template and _asks_without_template(study):
+            echo(
+                "The study's tasks ask without this chat template; --template none continues lines as they do.",
+                err=True,
+            )
         if is_terminal:
             echo(f"Study {study.name}, {start.label}. /help lists the commands; Ctrl-D leaves.", err=True)
         converse(
             Chat(merges, speaker, Screen(is_terminal), start, Sampling(temperature, max_new_tokens), system),
             is_terminal,
         )
+
+
+def _asks_without_template(study: Study) -> bool:
+    """Whether a local study's scores are those of texts that are continued as they stand."""
+    described = study.definition.evaluator
+    return described.type == "local" and not any(
+        entry.get("chat") or entry.get("apply_chat_template") or entry["type"] not in ("jsonl", "lm_eval")
+        for entry in described.tasks.values()
+    )

@@ -190,6 +190,9 @@ def test_without_a_template_a_text_is_continued_and_one_can_be_named(folder: Pat
     raw = talk(tmp_path, "What is\n" * 2, *options, name="plain")
     assert raw.exit_code == 0 and raw.stdout == f"{continued}\n" * 2, raw.output
     assert raw.stderr.startswith("No chat template: your text is continued")
+    assert "--template none continues lines" in talk(folder, "", *options).stderr, "the study's task asks as it stands"
+    as_scored = talk(folder, "What is\n", *options, "--template", "none")
+    assert as_scored.stdout == f"{continued}\n" and "--template none continues" not in as_scored.stderr
     for refused in (("--system", "Be brief."), ("--template", "no such")):
         assert talk(tmp_path, "", *options, *refused, name="plain").exit_code == 2
     (tmp_path / "own.jinja").write_text(TEMPLATE)
