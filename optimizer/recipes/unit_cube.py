@@ -186,15 +186,21 @@ class Encoder:
         """``points`` (``n x d``) with 0 in the columns of parameters whose conditions do not hold there."""
         if not self.conditions:
             return points
+        return np.where(self.is_masked(points), 0.0, points)
+
+    def is_masked(self, points: Array) -> Mask:
+        """Of every coordinate of ``points`` (``n x d``), whether its parameter's condition does not hold there."""
         parameters = {parameter.name: parameter for parameter in self._parameters}
         points, is_there = points.copy(), dict[str, Mask]()
+        found = np.zeros(points.shape, dtype=bool)
         for name, condition in self.conditions.items():
             parent = parameters[condition.parent]
             allowed = np.stack([parent.encode(value) for value in condition.values])
             differences = np.abs(points[:, None, parent.columns] - allowed[None]).max(axis=2)
             is_there[name] = (differences < 1e-3).any(axis=1) & is_there.get(condition.parent, True)
             points[~is_there[name], parameters[name].columns] = 0.0
-        return points
+            found[~is_there[name], parameters[name].columns] = True
+        return found
 
     def contains(self, params: Mapping[str, Any]) -> bool:
         """Whether ``params`` has a value inside the current distribution for every parameter."""

@@ -25,13 +25,11 @@ from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.grouping import CoefficientName, parameter_of
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
-from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
+from mergefront.optimizer.samplers.mmmo.task_vector_projections import projection_slopes, projections
 
 _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""
 _EVERYWHERE: _Scope = (None, None)
-_STEP = 1e-6
-"""Of the finite differences, in the unit cube. Chosen by hand."""
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """Factors of the projections and, beside them, of the own features of weights and densities, which
 shorten and lengthen lengthscales. Chosen by hand; prediction errors with them are in docs/benchmarks-search.md."""
@@ -45,8 +43,12 @@ class _Column:
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
     def values(self, points: Array) -> Array:
-        return self.low + points[:, self.index] * (self.high - self.low)
+        return self.low + points[:, self.index] * self.width
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,38 @@ class _Projected:
 
     def __call__(self, points: Array) -> Array:
         """The projections on every expert (``n x e``)."""
+        weights, densities, _ = self._coefficients(points)
+        return PROJECTED * projections(self.rule, weights, densities)
+
+    def slopes(self, point: Array, along: Array) -> Array:
+        """Of sums of the projections, ``along`` (``r x e``) their factors, at a point (``d``): ``r x d``."""
+        weights, densities, divisor = (rows[0] for rows in self._coefficients(point[None, :]))
+        in_weights, in_densities = projection_slopes(self.rule, weights, densities, PROJECTED * along)
+        in_weights = in_weights / divisor
+        if self.rule.proportions:
+            # Where several weights are the largest, each of them grows alone.
+            in_weights -= np.outer(in_weights @ weights, weights == 1.0)
+        slopes = np.zeros((len(along), len(point)))
+        for i, column in enumerate(self.weights):
+            slopes[:, column.index] = in_weights[:, i] * column.width
+        for i, density in enumerate(self.densities):
+            if density is not None:
+                slopes[:, density.index] = in_densities[:, i] * density.width
+        return slopes
+
+    def _coefficients(self, points: Array) -> tuple[Array, Array, Array]:
+        """Weights and densities from 0 to 1 (``n x e``), and what the weights were divided by (``n x 1``)."""
         weights = np.stack([column.values(points) for column in self.weights], axis=1)
         if self.rule.proportions:
             largest = weights.max(axis=1, keepdims=True)
-            weights = weights / np.where(largest > 0.0, largest, 1.0)
+            divisor = np.where(largest > 0.0, largest, 1.0)
         else:
-            weights = weights / max(column.high for column in self.weights)
+            divisor = np.full((len(points), 1), max(column.high for column in self.weights))
         densities = np.ones_like(weights)
         for i, column in enumerate(self.densities):
             if column is not None:
                 densities[:, i] = column.values(points)
-        return PROJECTED * projections(self.rule, weights, densities)
+        return weights / divisor, densities, divisor
 
 
 class MergeFeatures:
@@ -132,20 +155,47 @@ class MergeFeatures:
         own = self._own(points)
         return own if self._projected is None else np.concatenate([self._projected(points), own], axis=1)
 
-    def jacobian(self, point: Array) -> Array:
-        """Of the features in the coordinates at one point (``d``): ``f x d``, a row a feature."""
+    def slopes(self, point: Array, along: Array) -> Array:
+        """Of sums of the features in the coordinates of one point (``d``): ``r x d``.
+
+        ``along`` (``r x f``) has the factors of ``r`` sums: one row for the gradient of a function of the features, the
+        identity for the whole Jacobian, which costs more.
+        """
         if self.identity:
-            return np.eye(len(point))
-        around = self._encoder.masked(point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
-        own = self._own(around)
-        own_slopes = (own[1:] - own[0]).T / _STEP
+            return along
+        masked = self._encoder.masked(point[None, :])[0]
         if self._projected is None:
-            return np.asarray(own_slopes)
-        columns = self._projected.columns
-        along = self._projected(around[[0, *(column + 1 for column in columns)]])
-        slopes = np.zeros((along.shape[1], len(point)))
-        slopes[:, columns] = (along[1:] - along[0]).T / _STEP
-        return np.concatenate([slopes, own_slopes])
+            slopes = along @ self._own_jacobian(masked)
+        else:
+            projected = len(self._projected.weights)
+            slopes = along[:, projected:] @ self._own_jacobian(masked)
+            slopes += self._projected.slopes(masked, along[:, :projected])
+        slopes[:, self._encoder.is_masked(point[None, :])[0]] = 0.0
+        return slopes
+
+    def _own_jacobian(self, point: Array) -> Array:
+        """Of ``_own`` at one point (``d``): ``d x d``."""
+        features, slopes = point.copy(), np.eye(len(point))
+        for columns in self._groups:
+            index = [column.index for column in columns]
+            values = np.array([column.values(point[None, :])[0] for column in columns])
+            largest = values.max()
+            divisor = largest if largest > 0.0 else 1.0
+            features[index] = values / divisor
+            # Where several weights are the largest, each of them grows alone.
+            within = np.eye(len(index)) - np.outer(features[index], values == divisor)
+            slopes[np.ix_(index, index)] = within / divisor * np.array([column.width for column in columns])
+        for column, weight, lowest in self._densities:
+            share = lowest + (1.0 - lowest) * features[weight]
+            slopes[column] = point[column] * (1.0 - lowest) * slopes[weight]
+            slopes[column, column] = share
+            features[column] = point[column] * share
+        for column, choices in self._conditions:
+            used = point[choices].sum()
+            slopes[column] *= used
+            slopes[column, choices] += features[column]
+            features[column] *= used
+        return slopes * self._scale[:, None]
 
     def _own(self, points: Array) -> Array:
         """The features of weights and densities, column by column (``n x d``)."""

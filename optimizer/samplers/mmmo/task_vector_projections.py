@@ -60,6 +60,42 @@ def _sampled(rule: MergeRule, weights: Array, densities: Array) -> Array:
     return np.asarray(merged @ entries.T / (entries**2).sum(axis=1))
 
 
+def projection_slopes(rule: MergeRule, weights: Array, densities: Array, along: Array) -> tuple[Array, Array]:
+    """Of sums of the projections at one point, for a rule that drops entries or elects signs.
+
+    ``along`` (``r x e``) has the factors of ``r`` sums of a; returns their slopes in the weights (``e``) and in the
+    densities (``e``), each ``r x e``.
+    """
+    entries, quantiles = _entries(len(weights), rule.sparsifier == "bernoulli")
+    place = (densities[:, None] - quantiles) / DROP_WIDTH + 0.5
+    kept = np.clip(place, 0.0, 1.0)  # e x K
+    kept_slope = ((place > 0.0) & (place < 1.0)) / DROP_WIDTH
+    if rule.rescaled:
+        divisor = np.maximum(densities[:, None], DROP_WIDTH)
+        kept /= divisor
+        kept_slope = (kept_slope - kept * (densities[:, None] > DROP_WIDTH)) / divisor
+    shares = weights[:, None] * kept
+    agreeing = np.ones_like(entries)
+    to_total: Array = np.zeros(entries.shape[1])  # K: d elected / d total
+    signs = np.sign(entries)
+    if rule.signs:
+        total = (shares * entries).sum(axis=0)
+        root = np.sqrt(total**2 + SIGN_WIDTH**2)
+        agreeing = 0.5 * (1.0 + total / root * signs)
+        to_total = SIGN_WIDTH**2 / root**3
+    # d merged / d shares: an expert's own entry, and what its entry does to the elected sign of all.
+    elected_merge = 0.5 * (shares * np.abs(entries)).sum(axis=0) * to_total
+    slope = entries * (agreeing + elected_merge)
+    if rule.proportions:
+        taking_part = shares * agreeing
+        taken = taking_part.sum(axis=0) + SMALLEST_SUM
+        merged = (taking_part * entries).sum(axis=0) / taken
+        elected_taken = 0.5 * (shares * signs).sum(axis=0) * to_total
+        slope = (slope - merged * (agreeing + entries * elected_taken)) / taken
+    by_entry = along @ (entries / (entries**2).sum(axis=1, keepdims=True))  # r x K
+    return by_entry @ (slope * kept).T, by_entry @ (slope * weights[:, None] * kept_slope).T
+
+
 @functools.cache
 def _entries(experts: int, at_random: bool) -> tuple[Array, Array]:
     """Entries (``e x K``) and where in the order of dropping each one stands, from 0 (dropped last) to 1."""
