@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
-.PHONY: demo test test-models lint types setup setup-tests clean
+.PHONY: demo test test-long test-models lint types setup setup-tests clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,10 @@ demo: setup
 # Two processes of one thread each: on two cores more threads only wait for each other.
 test: setup-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# Restarted servers, random kills, and whole sessions as the documentation has them; some minutes.
+test-long: setup-tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
 
 # Every architecture of docs/models.md; a few kinds of them are part of make test.
 test-models: setup-tests

@@ -28,10 +28,18 @@ def longest_input(model: Any, tokenizer: Any) -> int:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a generation: those of the generation settings and the tokenizer's own."""
+    """Tokens that end a generation: those of the generation settings and the tokenizer's own.
+
+    Raises ``UserError`` for what is no token.
+    """
     settings = getattr(model, "generation_config", None)
     configured = getattr(settings, "eos_token_id", None)
     several = configured if isinstance(configured, (list, tuple)) else [configured]
+    for token in several:
+        if token is not None and type(token) is not int:
+            raise UserError(
+                f"generation_config.json: eos_token_id is {configured!r:.60}; it must be a token's number, or several"
+            )
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
 
 

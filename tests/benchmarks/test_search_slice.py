@@ -16,7 +16,7 @@ EVALUATIONS = 24
 SEEDS = 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_sampler_beats_random_search_on_merges_of_trained_networks(tmp_path: Path) -> None:
     problem = PROBLEMS["residual ties 6-d"](tmp_path)
     reached = {

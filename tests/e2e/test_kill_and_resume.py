@@ -73,7 +73,7 @@ def trials(path: Path) -> list[tuple[int, dict[str, object], list[float]]]:
     return [(trial.number, trial.params, trial.values) for trial in study.optuna.get_trials(deepcopy=False)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_instants_it_ends_like_the_uninterrupted_run(tmp_path: Path) -> None:
     whole = write_study(tmp_path / "whole")
     assert run_in_process(whole, resume=False).wait() == 0

@@ -53,6 +53,7 @@ def runner(folder: Path, hub: Hub) -> Run:
     return run
 
 
+@pytest.mark.long
 def test_a_study_of_models_by_name_keeps_their_commits(tmp_path: Path) -> None:
     """Without: every user downloads by hand, and a resumed study mixes scores of two versions of a model."""
     with hub_server() as hub:

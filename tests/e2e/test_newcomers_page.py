@@ -20,6 +20,7 @@ pytest.importorskip("transformers", reason="needs the extra 'local'")
 PAGE = Path(__file__).parents[2] / "docs" / "first-study.md"
 
 
+@pytest.mark.long
 def test_every_step_of_the_page_runs(tmp_path: Path) -> None:
     """The first hour of every user."""
     steps = [

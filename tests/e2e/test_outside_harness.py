@@ -48,6 +48,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_loop_of_the_page_runs(folder: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
     study_file, loop = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("yaml", "bash"))

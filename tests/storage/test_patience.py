@@ -69,7 +69,7 @@ def test_it_succeeds_as_soon_as_the_database_is_back() -> None:
     assert retry_transient(action) == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode: str) -> None:
     url = postgres.new_database()
@@ -106,7 +106,7 @@ def test_a_search_outlasts_restarts_of_its_server(postgres: PostgresServer, mode
     assert len(seen) == len(set(seen)), "no recipe is evaluated twice"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_read_and_what_servers_answered_waits_for_the_database(postgres: PostgresServer) -> None:
     study = small_study(postgres.new_database(), 6)
     responses = DatabaseResponses(study.database)
