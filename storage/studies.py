@@ -19,7 +19,7 @@ from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.foreign_text import LONGEST_NAME, NAMES, is_name
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.storage.database import Database
-from mergefront.storage.schema import studies, utc_now
+from mergefront.storage.schema import evaluations, studies, utc_now
 
 COMPARISON = "/compare"
 """What the name of a study's comparison ends with, which is a study of its own."""
@@ -147,6 +147,13 @@ def all_studies(database: Database) -> list[StudyRecord]:
     query = select(studies).order_by(studies.c.study_id)
     rows = database.read(lambda connection: connection.execute(query).all())
     return [StudyRecord(**row._mapping) for row in rows]
+
+
+def study_of_recipe(database: Database, digest: str) -> StudyRecord | None:
+    """A study that evaluated the recipe of this digest; None where none did."""
+    return _the_one(
+        database, studies.c.study_id.in_(select(evaluations.c.study_id).where(evaluations.c.digest == digest))
+    )
 
 
 def update(database: Database, record: StudyRecord, **values: Any) -> StudyRecord:

@@ -28,16 +28,16 @@ from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, REUS
 from mergefront.results.suggestion import export_command, suggestion_lines
 from mergefront.results.verdict_text import best_line
 from mergefront.storage.database import Database
-from mergefront.storage.studies import all_studies
+from mergefront.storage.studies import all_studies, study_of_recipe
 from mergefront.study.stored_study import Study
 
 if TYPE_CHECKING:
     from mergefront.optimizer.recipes.recipe import Recipe
     from mergefront.study.stored_study import Candidate
 
-_CHUNK = 2000  # characters of a note or plot in one attribute, below the dashboard's own limit
 _FRESH_SECONDS = 5.0
-_MOST_NOTES = 2000
+_MOST_NOTES = 100
+"""The dashboard looks through all notes for every trial; every trial's recipe is a file as well."""
 _RACED = (
     "This study is raced: a trial's values are those of the moment when it ended. The front and the hypervolume here "
     "and in the plots, and the scores in the trials' notes, are estimated from everything that was answered by now."
@@ -51,7 +51,6 @@ class _Shown:
     at: float
     finished: int
     attributes: dict[str, Any]
-    recipes: Mapping[str, Recipe]
 
 
 class ExplainedStorage(_CachedStorage):
@@ -89,12 +88,8 @@ class ExplainedStorage(_CachedStorage):
             digest = super().get_trial(trial_id).user_attrs.get(RECIPE)
         except KeyError:
             return None
-        for record in all_studies(self.database):
-            self._explained(record.study_id)
-            shown = self._shown.get(record.study_id)
-            if shown is not None and digest is not None and digest in shown.recipes:
-                return shown.recipes[digest]
-        return None
+        record = study_of_recipe(self.database, str(digest))
+        return None if record is None else Study(self.database, record).ledger.recipes()[str(digest)]
 
     def _explained(self, study_id: int) -> dict[str, Any]:
         known = self._shown.get(study_id)
@@ -110,9 +105,8 @@ class ExplainedStorage(_CachedStorage):
         if record is None:  # another program's study in the same database
             return {}
         study = Study(self.database, record)
-        recipes = study.ledger.recipes()
-        attributes = explanations(study, trials, recipes)
-        self._shown[study_id] = _Shown(now, finished, attributes, recipes)
+        attributes = explanations(study, trials, study.ledger.recipes())
+        self._shown[study_id] = _Shown(now, finished, attributes)
         return attributes
 
 
@@ -154,15 +148,17 @@ def yaml_of(recipe: Recipe) -> str:
 
 
 def explanations(study: Study, trials: list[FrozenTrial], recipes: Mapping[str, Recipe]) -> dict[str, Any]:
-    """Study attributes, in optuna-dashboard's format: plots, a note of the study, a note for each trial."""
+    """Study attributes, in optuna-dashboard's format: plots, notes of the study, its front, anchors, latest trials."""
     attributes = dict(_note(None, _study_note(study)))
     estimated = {one.number: one for one in study.candidates()} if study.racing is not None else {}
-    for trial in trials[-_MOST_NOTES:]:
+    named = {one.number for one in (*study.front(), *study.anchors())} | {one.number for one in trials[-_MOST_NOTES:]}
+    for trial in trials:
+        if trial.number not in named:
+            continue
         recipe = recipes.get(trial.user_attrs.get(RECIPE, ""))
         attributes |= _note(trial._trial_id, trial_note(trial, recipe, estimated.get(trial.number)))
     for name, figure in plots(study).items():
-        text = figure.to_json()
-        attributes |= {f"dashboard:plot_data:{name}:{index}": part for index, part in enumerate(_parts(text))}
+        attributes[f"dashboard:plot_data:{name}:0"] = figure.to_json()
     return attributes
 
 
@@ -244,12 +240,7 @@ def _note(trial_id: int | None, body: str) -> dict[str, Any]:
     if not body:
         return {}
     where = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
-    parts = {f"{where}note_str:{index}": part for index, part in enumerate(_parts(body))}
-    return {f"{where}note_ver": 1, **parts}
-
-
-def _parts(text: str) -> list[str]:
-    return [text[start : start + _CHUNK] for start in range(0, len(text), _CHUNK)]
+    return {f"{where}note_ver": 1, f"{where}note_str:0": body}
 
 
 def _with_recipe(trial: FrozenTrial) -> FrozenTrial:
