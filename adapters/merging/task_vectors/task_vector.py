@@ -29,8 +29,9 @@ class TaskVector:
 
     def at(self, index: torch.Tensor) -> torch.Tensor:
         """The entries of these indices (int64, m) in float32."""
-        part = self.tensor[index].float()
-        return part if self.is_delta else part - self.base[index].float()
+        # Not by tensor[index], which wakes torch's threads for a few thousand entries.
+        part = self.tensor.index_select(0, index).float()
+        return part if self.is_delta else part - self.base.index_select(0, index).float()
 
     def stretches(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Index of the first entry and entries of every stretch that is worked on at once (``memory.stretch``)."""
