@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.foreign_text import without_secrets
 
 INTERRUPTED = 130
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def guarded(action: Callable[[], Any], session: Session) -> int:
@@ -41,8 +43,7 @@ def guarded(action: Callable[[], Any], session: Session) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, SystemExit) as error:  # code of a user's own that ends the process is an error like others
-        line = without_secrets(" ".join(str(error).split())) or "no message"
-        message = f"Error: unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)"
+        message = f"Error: {_refused_place(error) or _unexpected(error)}"
         if session.debug:
             _print_traceback()
         _say(session, None if session.debug else message, session.resume_hint())
@@ -71,6 +72,18 @@ def terminable() -> AbstractContextManager[None]:
         raise KeyboardInterrupt
 
     return on_sigterm(interrupt)
+
+
+def _refused_place(error: BaseException) -> str | None:
+    """What the system says of a file that it refuses, where that is all there is to know."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS or error.filename is None:
+        return None
+    return f"{error.filename}: {error.strerror}; name a place that is yours and has room, or change its permissions"
+
+
+def _unexpected(error: BaseException) -> str:
+    line = without_secrets(" ".join(str(error).split())) or "no message"
+    return f"unexpected {type(error).__name__}: {line} ('mergefront --debug ...' shows the traceback)"
 
 
 def _say(session: Session, *lines: str | None) -> None:

@@ -347,7 +347,9 @@ def _outcomes(study: Study) -> str:
 
 def _cost(study: Study) -> str:
     """What search and report have spent: items answered, of those of a full evaluation of every candidate, and more."""
-    rows, reported = study.ledger.evaluations().values(), study.ledger.evaluations("report").values()
+    own = {candidate.digest for candidate in study.candidates()}  # a comparison's evaluations are known here too
+    rows = [row for digest, row in study.ledger.evaluations().items() if digest in own]
+    reported = study.ledger.evaluations("report").values()
     took = (spent(rows), spent(reported)) if reported else (spent(rows),)
     failed = len(study.failures())
     counts = [f"{study.finished_count()}" + (f", {failed} of them failed" if failed else "")]

@@ -253,6 +253,15 @@ def test_exit_codes(error: Exception, code: int, capsys: pytest.CaptureFixture[s
     assert ("Traceback" in capsys.readouterr().err) == (not isinstance(error, (click.UsageError, click.Abort)))
 
 
+def test_a_file_that_the_system_refuses_is_named_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise PermissionError(13, "Permission denied", "study.yaml")
+
+    assert guarded(fail, Session()) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: study.yaml: Permission denied; name a place") and "--debug" not in said
+
+
 def test_no_password_reaches_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     url = "postgresql://ada:s3cret@db.example/merges"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from statistics import median
 
 import pytest
@@ -155,3 +156,13 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_scored(stud
         refused = CliRunner().invoke(cli, command)
         assert refused.exit_code == 2 and str(out) in " ".join(refused.stderr.split()), refused.output
         assert study.ledger.evaluations("report") == {}
+
+
+def test_what_a_comparison_scored_is_no_cost_of_the_search(study: mf.Study) -> None:
+    def answered() -> list[str]:
+        return re.findall(r"items answered.*?</tr>", page(contents(study)), re.DOTALL)
+
+    before, one = answered(), study.candidates()[-1]
+    other = study.space.recipe(dict.fromkeys(one.params, 0.123))
+    study.ledger.record(other, Evaluation(one.scores, seconds={"score": 1e6}, cost={"items": 1e6}), "search")
+    assert answered() == before != []
