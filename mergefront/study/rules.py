@@ -245,7 +245,7 @@ RACING = 3
 """The rules of scoring before which a race asked other items. Its estimates are those of this version, always."""
 SAMPLERS: Mapping[str, int] = {"mm-mo": 3, "map": 2, "cma-es": 2, "tpe": 2, "tpe-multivariate": 2, "gp": 2}
 """Versions of the samplers by name, where above 1. Version 2 learns from failed trials (of gp: is shown no more trials
-than fit); version 3 of mm-mo climbs by exact slopes."""
+than fit); version 3 of mm-mo climbs by exact slopes where there are more than 32 coefficients."""
 
 _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
     "jsonl": {

@@ -30,6 +30,11 @@ from mergefront.optimizer.samplers.mmmo.task_vector_projections import projectio
 _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""
 _EVERYWHERE: _Scope = (None, None)
+_MOST_BY_DIFFERENCES = 32
+"""Coordinates up to which gradients are finite differences: searches that were recorded and measured rest on their
+digits, and they cost little there. With more of them their cost grows with the square."""
+_STEP = 1e-6
+"""Of the finite differences, in the unit cube. Chosen by hand."""
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """Factors of the projections and, beside them, of the own features of weights and densities, which
 shorten and lengthen lengthscales. Chosen by hand; prediction errors with them are in docs/benchmarks-search.md."""
@@ -154,6 +159,27 @@ class MergeFeatures:
         points = self._encoder.masked(points)
         own = self._own(points)
         return own if self._projected is None else np.concatenate([self._projected(points), own], axis=1)
+
+    def gradient(self, point: Array, in_features: Array) -> Array:
+        """In the coordinates (``d``), of a function whose gradient in the features (``f``) is known at a point."""
+        if len(point) > _MOST_BY_DIFFERENCES and not self.identity:
+            return np.asarray(self.slopes(point, in_features[None, :])[0])
+        return np.asarray(in_features @ self._differences(point))
+
+    def _differences(self, point: Array) -> Array:
+        """The Jacobian of the features at one point (``d``) by finite differences: ``f x d``."""
+        if self.identity:
+            return np.eye(len(point))
+        around = self._encoder.masked(point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
+        own = self._own(around)
+        own_slopes = (own[1:] - own[0]).T / _STEP
+        if self._projected is None:
+            return np.asarray(own_slopes)
+        columns = self._projected.columns
+        along = self._projected(around[[0, *(column + 1 for column in columns)]])
+        slopes = np.zeros((along.shape[1], len(point)))
+        slopes[:, columns] = (along[1:] - along[0]).T / _STEP
+        return np.concatenate([slopes, own_slopes])
 
     def slopes(self, point: Array, along: Array) -> Array:
         """Of sums of the features in the coordinates of one point (``d``): ``r x d``.

@@ -217,7 +217,7 @@ class _OfFeatures:
 
     def value_and_gradient(self, point: Array) -> tuple[float, Array]:
         value, gradient = self.inner.value_and_gradient(self.features(point[None, :])[0])
-        return value, self.features.slopes(point, gradient[None, :])[0]
+        return value, self.features.gradient(point, gradient)
 
 
 def _information(data: Observations, surrogate: Surrogate, points: Array) -> Array:
