@@ -184,7 +184,10 @@ class MergeSpace:
         declared: dict[str, MethodParameter] = {}
         for method in self.methods:
             for parameter in method.parameters:
-                declared.setdefault(parameter.name, parameter)
+                known = declared.get(parameter.name)
+                # What one method can do without is needed all the same where another has no default.
+                if known is None or (parameter.default is None and known.default is not None):
+                    declared[parameter.name] = parameter
         rules = self._rules(declared, problems)
         for parameter in declared.values():
             for name in self._names(parameter):

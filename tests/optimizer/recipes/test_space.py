@@ -147,3 +147,13 @@ def test_blocks_need_the_number_of_layers() -> None:
         MergeSpace(EXPERTS, granularity={"blocks": 4})
     with pytest.raises(StudyFileError, match="3 layers"):
         MergeSpace(EXPERTS, granularity={"blocks": 4}, layers=3)
+
+
+@pytest.mark.parametrize("methods", [["tsv_m", "dare_ties"], ["dare_ties", "tsv_m"]])
+def test_what_one_method_can_do_without_is_searched_where_another_needs_it(methods: list[str]) -> None:
+    """The first method's default would stand for both, and no recipe of the second could be made."""
+    space = MergeSpace(EXPERTS, method=methods)
+    assert {f"weight[{name}]" for name in space.models} <= space.searched.keys()
+    middle = {name: searched.middle for name, searched in space.searched.items()}
+    for method in methods:
+        assert space.recipe({**middle, "method": method}).method == method
