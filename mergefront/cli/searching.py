@@ -53,7 +53,7 @@ def report_estimate(study: Study, plan: ReportPlan, whole_front: bool) -> Iterat
     who += [f"{anchors} anchors"] if anchors else []
     known = f" ({plan.known} have been scored before)" if plan.known else ""
     line = f"Report items: {' and '.join(who)} to score{known}"
-    searched = spent(study.ledger.evaluations().values())
+    searched = spent(study.own_evaluations())
     asked, cost = plan.items * count, searched.cost.get("items", 0)
     if asked:
         line += f" on {plan.items:,} items each, {asked:,} in all" + (f" (the search: {cost:,.0f})" if cost else "")
@@ -113,7 +113,7 @@ def finish(study: Study) -> None:
             f"every evaluation of study {study.name!r} failed ({len(failures)}); the last one: {failures[-1].reason}"
         )
     print_front(study)
-    told = outcome_lines(study.ledger.evaluations().values())
+    told = outcome_lines(study.own_evaluations())
     for line in ("", *(f"Items of task {line}." for line in told)) if told else ():
         say(line)
     where = storage_argument(study.database.url)

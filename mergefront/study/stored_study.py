@@ -391,6 +391,11 @@ class Study:
         """The 95 % confidence interval of a score on the search items; None for a number without noise."""
         return score_interval(objective, self.evaluations_on("search", [candidate])[candidate.number])
 
+    def own_evaluations(self) -> list[Evaluation]:
+        """Those of the search's own candidates; the ledger may know others, such as a comparison's."""
+        own = {candidate.digest for candidate in self.candidates()}
+        return [row for digest, row in self.ledger.evaluations().items() if digest in own]
+
     def evaluations_on(self, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
         """The evaluations of those of ``candidates`` that were scored on a split, by trial number, with their items."""
         rows: dict[int, Evaluation] = {}

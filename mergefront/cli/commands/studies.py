@@ -104,7 +104,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
         lines.append(
             f"  report items  {reported['scored']} candidates scored in {duration(reported['seconds'])}{costs}{more}"
         )
-    lines += [f"  items         {line}" for line in outcome_lines(study.ledger.evaluations().values())]
+    lines += [f"  items         {line}" for line in outcome_lines(study.own_evaluations())]
     for entry in facts["workers"]:
         since = "" if entry["seconds"] is None else f", since {duration(entry['seconds'])}"
         at = "starting" if entry["trial"] is None else trial(entry["trial"])
@@ -305,7 +305,7 @@ def _status(study: Study) -> dict[str, Any]:
         "spent": dict(speed.spent),
         "cost_left": dict(speed.cost_left),
         "report": _report(study) if study.definition.evaluator.tasks else None,
-        "outcomes": total_outcomes(study.ledger.evaluations().values()),
+        "outcomes": total_outcomes(study.own_evaluations()),
         "workers": [asdict(worker) for worker in study.ledger.workers()],
         "best": best,
         "failures": [

@@ -316,8 +316,9 @@ def _recipes(shown: Contents) -> str:
 def _outcomes(study: Study) -> str:
     """How many items of each task had no answer, an empty one, a cut one, or a cut prompt; nothing where none had."""
     rows, agreements = [], []
-    for split, name in (("search", "search items"), ("report", "report items")):
-        for task, counts in total_outcomes(study.ledger.evaluations(split).values()).items():
+    reported = study.ledger.evaluations("report").values()
+    for evaluations, name in ((study.own_evaluations(), "search items"), (reported, "report items")):
+        for task, counts in total_outcomes(evaluations).items():
             if agreed := agreement_text(counts):
                 agreements.append(f"<p>{html_text(f'{task}, {name}: {agreed}.')}</p>")
             if outcome_text(counts):
@@ -347,9 +348,7 @@ def _outcomes(study: Study) -> str:
 
 def _cost(study: Study) -> str:
     """What search and report have spent: items answered, of those of a full evaluation of every candidate, and more."""
-    own = {candidate.digest for candidate in study.candidates()}  # a comparison's evaluations are known here too
-    rows = [row for digest, row in study.ledger.evaluations().items() if digest in own]
-    reported = study.ledger.evaluations("report").values()
+    rows, reported = study.own_evaluations(), study.ledger.evaluations("report").values()
     took = (spent(rows), spent(reported)) if reported else (spent(rows),)
     failed = len(study.failures())
     counts = [f"{study.finished_count()}" + (f", {failed} of them failed" if failed else "")]
