@@ -77,7 +77,11 @@ class ChatTemplate:
         for message in messages:
             said = message["content"]
             if message["role"] != "assistant" and isinstance(said, str) and said.strip() not in text:
-                raise UserError(f"the chat template leaves out the {message['role']} message; take it out of the items")
+                role = message["role"]
+                remedy = (
+                    "take it out of the items" if role == "system" else "give another (chat: {template: FILE.jinja})"
+                )
+                raise UserError(f"the chat template leaves out the {role} message; {remedy}")
         return text
 
     def turn(
