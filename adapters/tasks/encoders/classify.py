@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mergefront.adapters.language_model import LanguageModel, Verb, text_model
 from mergefront.adapters.tasks.encoders.rows import content_hash, read_rows, shared_rows, text_of
+from mergefront.adapters.tasks.encoders.text_task import TextTask
 from mergefront.adapters.tasks.encoders.whole_scores import macro_f1_items
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import DEFAULT_REPORT_FRACTION, Fraction, ItemOptions, PathText
-from mergefront.adapters.tasks.questions import Question
-from mergefront.adapters.tasks.task import Splits, items_of, limited, seeded_order, split_items
+from mergefront.adapters.tasks.task import Splits, limited, seeded_order, split_items
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.sections import read_section
@@ -48,7 +48,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class ClassifyTask:
+class ClassifyTask(TextTask):
     """Asks for the likeliest class of each text, or pair of texts.
 
     The score of an item is 1 where that is right (``accuracy``), or its share of the F1 averaged over the classes
@@ -62,18 +62,12 @@ class ClassifyTask:
     verb: Verb = "classify"
     direction: Literal["maximize", "minimize"] = "maximize"
     max_unanswered: float = 0.0
+    remedy: ClassVar[str] = "a file 'report' or a 'report_fraction' above 0"
 
     @property
     def whole(self) -> str:
         """Why a part of the items says nothing of the score; empty where it does."""
         return "" if self.metric == "accuracy" else "macro_f1 is a score of all items together"
-
-    def items(self, split: str) -> Sequence[Item]:
-        return items_of(self.name, self.splits, split, "a file 'report' or a 'report_fraction' above 0")
-
-    def questions(self, items: Sequence[Item]) -> list[Question]:
-        """None: nothing is written and no answer follows a prompt."""
-        return []
 
     def unknown_labels(self, labels: Sequence[str]) -> list[str]:
         """Why a model with these classes cannot be right about some items: a line for the first of them."""

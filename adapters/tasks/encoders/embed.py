@@ -20,6 +20,7 @@ from pydantic import Field
 
 from mergefront.adapters.language_model import LanguageModel, Verb, text_model
 from mergefront.adapters.tasks.encoders.rows import content_hash, number_of, read_rows, text_of
+from mergefront.adapters.tasks.encoders.text_task import TextTask
 from mergefront.adapters.tasks.encoders.whole_scores import ndcg, spearman_items
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import (
@@ -29,8 +30,7 @@ from mergefront.adapters.tasks.options import (
     ItemOptions,
     PathText,
 )
-from mergefront.adapters.tasks.questions import Question
-from mergefront.adapters.tasks.task import Splits, items_of, limited, split_items
+from mergefront.adapters.tasks.task import Splits, limited, split_items
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.sections import read_section
@@ -56,7 +56,7 @@ _FILES = {"ndcg": ("queries", "corpus", "qrels"), "spearman": ("path",)}
 
 
 @dataclass(frozen=True)
-class RetrievalTask:
+class RetrievalTask(TextTask):
     """nDCG of every query over one corpus; a query is an item.
 
     ``relevant`` has by query (its item's id) the grades of documents, ``queries`` its text, ``corpus`` the texts of the
@@ -73,13 +73,6 @@ class RetrievalTask:
     direction: Literal["maximize", "minimize"] = "maximize"
     max_unanswered: float = 0.0
     whole: str = ""
-
-    def items(self, split: str) -> Sequence[Item]:
-        return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
-
-    def questions(self, items: Sequence[Item]) -> list[Question]:
-        """None: nothing is written and no answer follows a prompt."""
-        return []
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         reader = text_model(model)
@@ -99,7 +92,7 @@ class RetrievalTask:
 
 
 @dataclass(frozen=True)
-class SimilarityTask:
+class SimilarityTask(TextTask):
     """Spearman's correlation of the likeness of pairs with their scores; a pair is an item (see ``whole_scores``)."""
 
     name: str
@@ -109,13 +102,6 @@ class SimilarityTask:
     direction: Literal["maximize", "minimize"] = "maximize"
     max_unanswered: float = 0.0
     whole: str = "spearman is a score of all pairs together"
-
-    def items(self, split: str) -> Sequence[Item]:
-        return items_of(self.name, self.splits, split, "a 'report_fraction' above 0")
-
-    def questions(self, items: Sequence[Item]) -> list[Question]:
-        """None: nothing is written and no answer follows a prompt."""
-        return []
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
         reader = text_model(model)
