@@ -28,20 +28,15 @@ from mergefront.optimizer.scores.constraints import COSTS, Constraint, constrain
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
 from mergefront.storage.studies import StudyRecord, check_free_of_others, check_name, find
-from mergefront.study.check_backend import (
-    Findings,
-    check_checkpoints,
-    check_external,
-    check_judges,
-    check_server,
-    check_tasks,
-    evaluator_definition,
-    starts_by_importance,
-)
 from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
+from mergefront.study.preflight.elsewhere import check_external, check_judges, check_server
+from mergefront.study.preflight.evaluator import evaluator_definition
+from mergefront.study.preflight.findings import Findings
+from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
+from mergefront.study.preflight.tasks import check_tasks
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
 from mergefront.study.study_file import (
     ExternalBackendSection,
@@ -51,8 +46,6 @@ from mergefront.study.study_file import (
     read_study_file,
 )
 from mergefront.study.warm_start import entries, read_warm_start
-
-"""The objective that every local backend measures by itself: the L1 norm of merged minus base weights."""
 
 
 @dataclass(frozen=True)
