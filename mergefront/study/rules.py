@@ -22,14 +22,16 @@ from mergefront.adapters.checkpoints.compatibility import compare_headers
 from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
+from mergefront.adapters.checkpoints.names import matrices_of
 from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import texts_of
 from mergefront.optimizer.samplers.registry import too_many_objectives
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 4
+SCORING = 5
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
 
 
@@ -195,7 +197,21 @@ def _names_the_longest_answer_otherwise(stored: Mapping[str, Any], root: Path) -
     return any(name in file.read_bytes() for file in files for name in (b"max_tokens", b"max_completion_tokens"))
 
 
+def _merges_stacked_experts_by_their_matrices(stored: Mapping[str, Any], root: Path) -> bool:
+    base, methods = _local_base(stored, root), stored["space"].get("method", ())
+    methods = {methods} if isinstance(methods, str) else set(methods)
+    if base is None or not any(name in METHODS and METHODS[name].matrix_wise for name in methods):
+        return False
+    return any(len(tensor.shape) > 2 and matrices_of(name, tensor.shape) for name, tensor in base.tensors.items())
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        5,
+        "tsv_m and wudi took the mean of tensors that hold all experts of a layer, and widen their rows as one, and"
+        " now each expert's matrix is merged",
+        _merges_stacked_experts_by_their_matrices,
+    ),
     ScoringChange(
         4,
         "max_tokens and max_completion_tokens are the longest answer of a task of the harness, which was 256",

@@ -64,7 +64,8 @@ class MergeMethod:
     imported when the method is first used. It is called for every tensor as
     ``kernel(tensors, base, **parameters)`` with float32 tensors in the recipe's order (``base`` is None
     without one) and returns the merged tensor; a parameter of scope "model" is a tuple aligned to
-    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone. A method ``of_matrices`` has a
+    ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone; ``matrix_wise``, that a tensor
+    that holds the matrices of several experts is merged matrix by matrix. A method ``of_matrices`` has a
     ``weight`` and a ``lambda``, and its kernel is called with the weighted task vectors of one matrix and the other
     parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
     what is no matrix takes the mean of the weighted task vectors. ``prepare`` does
@@ -85,6 +86,7 @@ class MergeMethod:
     kernel: str | Callable[..., Any] | None = None
     prepare: str | Callable[..., Any] | None = None
     elementwise: bool = False
+    matrix_wise: bool = False
     of_matrices: bool = False
     lora: Literal["cat", "svd", "factor"] | None = None
 
@@ -390,6 +392,7 @@ _METHODS = (
         "spectral:tsv_m",
         (weight("multiplies the expert's singular values", 1.0), LAMBDA),
         prepare=f"{_KERNELS}.spectral:leading_singular_vectors",
+        matrix_wise=True,
     ),
     _of_kernel(
         "wudi",
@@ -398,6 +401,7 @@ _METHODS = (
         "spectral:wudi",
         (LAMBDA,),
         prepare=f"{_KERNELS}.spectral:least_interference",
+        matrix_wise=True,
     ),
     _of_kernel(
         "isotropic",
@@ -433,6 +437,7 @@ _METHODS = (
         "WIDEN, arXiv 2408.03092",
         "disentangled:widen",
         (FAR_MOVED, number("calibration", 1.0, "weight of those columns", (0.5, 1.0)), LAMBDA),
+        matrix_wise=True,
     ),
     _of_loras(
         "lora_cat",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import EllipsisType
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,6 +20,9 @@ from mergefront.adapters.merging.whole_models.spectral import Core
 _IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
 """Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
 
+_Piece: TypeAlias = slice | int | EllipsisType
+"""A stretch of a tensor's entries, one matrix of a stack, or the whole."""
+
 
 class KernelMerger:
     """Kernel methods on a pool; what a method prepares per tensor and pool is kept when the pool is resident.
@@ -29,7 +33,7 @@ class KernelMerger:
     def __init__(self, pool: TensorPool, compat_mergekit: bool) -> None:
         self._pool = pool
         self._compat = compat_mergekit
-        self._prepared: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+        self._prepared: dict[tuple[str, str, tuple[str, ...], str], Any] = {}
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
@@ -43,13 +47,9 @@ class KernelMerger:
         prepare = method.load_prepare()
         entries = [self._pool.entry(wanted.name, model) for model in coefficients.models]
         own_dtype = self._compat and method.name not in _IN_FLOAT32
-        flat = method.elementwise and not self._compat
-        size = out.numel()
-        step = stretch(self._pool.device) if flat else max(size, 1)
         norm = torch.zeros((), dtype=torch.float64)
-        for start in range(0, size, step):
-            part = slice(start, min(start + step, size))
-            origin = None if base is None else _cut(base, part, flat)
+        for piece in self._pieces(wanted, out.shape):
+            origin = None if base is None else _cut(base, piece)
             if origin is not None and not own_dtype:
                 origin = origin.float()
             tensors = []
@@ -58,18 +58,28 @@ class KernelMerger:
                     assert origin is not None
                     tensors.append(origin)
                     continue
-                tensor = _cut(entry.tensor, part, flat)
+                tensor = _cut(entry.tensor, piece)
                 tensor = tensor if own_dtype else tensor.float()
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
             if prepare is not None:
-                arguments["prepared"] = self._prepare(wanted, prepare, tensors, origin)
+                arguments["prepared"] = self._prepare(wanted, piece, prepare, tensors, origin)
             merged = kernel(tensors, origin if coefficients.with_base else None, **arguments)
-            _cut(out, part, flat).copy_(merged)
+            _cut(out, piece).copy_(merged)
             if origin is None:
                 norm = torch.full((), float("nan"), dtype=torch.float64)
             else:
                 norm = norm + (merged.float() - origin.float()).abs().sum().double().cpu()
         return norm
+
+    def _pieces(self, wanted: TensorMerge, shape: torch.Size) -> Sequence[_Piece]:
+        """What of one tensor its method's kernel gets at once."""
+        size, method = shape.numel(), wanted.method
+        if method.elementwise and not self._compat:
+            step = stretch(self._pool.device)
+            return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+        if method.matrix_wise and len(shape) > 2 and (matrices := matrices_of(wanted.name, shape)):
+            return range(matrices)
+        return [...] if size else []
 
     def _merge_matrices(self, wanted: TensorMerge, out: torch.Tensor) -> torch.Tensor:
         """Merge the matrices of one tensor, or the mean where it is none (see ``MergeMethod.of_matrices``)."""
@@ -128,12 +138,13 @@ class KernelMerger:
     def _prepare(
         self,
         wanted: TensorMerge,
+        piece: _Piece,
         prepare: Callable[..., Any],
         tensors: Sequence[torch.Tensor],
         base: torch.Tensor | None,
     ) -> Any:
-        """What a method computes once per tensor and pool, kept when resident."""
-        place = (wanted.method.name, wanted.name, wanted.coefficients.models)
+        """What a method computes once per piece of a tensor and pool, kept when resident."""
+        place = (wanted.method.name, wanted.name, wanted.coefficients.models, str(piece))
         if place in self._prepared:
             return self._prepared[place]
         made = prepare(tensors, base)
@@ -142,8 +153,8 @@ class KernelMerger:
         return made
 
 
-def _cut(tensor: torch.Tensor, part: slice, flat: bool) -> torch.Tensor:
-    return tensor.view(-1)[part] if flat else tensor
+def _cut(tensor: torch.Tensor, piece: _Piece) -> torch.Tensor:
+    return tensor.view(-1)[piece] if isinstance(piece, slice) else tensor[piece]
 
 
 def _weights(wanted: TensorMerge) -> Iterator[tuple[str, float]]:

@@ -105,6 +105,19 @@ def test_matrices_are_merged_as_the_papers_say_and_experts_of_a_mixture_one_by_o
         assert np.allclose(difference, 0.7 * expected(EXPERTS, index), atol=1e-4), index
 
 
+@pytest.mark.parametrize("method", ["tsv_m", "wudi", "widen"])
+def test_experts_of_a_mixture_are_merged_as_matrices_of_their_own(method: str) -> None:
+    """Not as vectors, whose mean or whose flattened columns nobody asked for."""
+    experts = {"a": model(1), "b": model(2)}
+    params = {"above_average_ratio": 1.5} if method == "widen" else {}
+    recipe = Recipe(method, {"a": "a", "b": "b"}, params, "base")
+    stacked = dict(MergeEngine(model(0), experts).iterate(recipe))[EXPERTS]
+    for index in range(3):
+        alone = [{MATRIX: one[EXPERTS][index].contiguous()} for one in (model(0), *experts.values())]
+        single = dict(MergeEngine(alone[0], {"a": alone[1], "b": alone[2]}).iterate(recipe))[MATRIX]
+        torch.testing.assert_close(stacked[index], single, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [name for name in SHAPES if name not in (MATRIX, EXPERTS)])
 def test_what_multiplies_no_activations_takes_the_scaled_mean(method: str, name: str) -> None:

@@ -152,6 +152,34 @@ def test_a_study_whose_answers_are_compared_otherwise_now_is_refused(
         changes_since("s", stored, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("method", "tensor", "refused"),
+    [
+        (["ties", "wudi"], "model.layers.0.mlp.experts.down_proj", True),
+        (["tsv_m"], "model.layers.0.mlp.experts.down_proj", True),
+        (["ties", "isotropic"], "model.layers.0.mlp.experts.down_proj", False),
+        (["widen"], "model.layers.0.conv1d.weight", False),
+    ],
+)
+def test_a_study_that_merged_stacked_experts_as_vectors_is_refused(
+    tmp_path: Path, method: list[str], tensor: str, refused: bool
+) -> None:
+    (tmp_path / "base").mkdir()
+    save_file({tensor: torch.ones(2, 3, 4)}, tmp_path / "base" / "model.safetensors")
+    stored = {
+        "scoring": 4,
+        "space": {"base_model": "base", "models": {"x": "x"}, "method": method, "granularity": "global"},
+        "evaluator": {"type": "local"},
+        "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
+    }
+    if not refused:
+        assert changes_since("s", stored, tmp_path) == []
+        return
+    with pytest.raises(UserError, match="each expert's matrix is merged"):
+        changes_since("s", stored, tmp_path)
+
+
 def test_a_study_whose_sampler_cannot_take_its_objectives_is_refused(tmp_path: Path) -> None:
     stored = {"scoring": SCORING, "sampler": {"name": "gp"}, "objectives": [{"name": name} for name in "abcd"]}
     with pytest.raises(UserError, match=r"cannot go on: sampler 'gp' does up to 3 objectives.*mm-mo.*warm_start"):
