@@ -6,7 +6,6 @@ def accuracy(model, processor):        # the merge as transformers loads it; its
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import SPLITS, items_of, split_items
 from mergefront.adapters.tasks.user_code import user_function
 from mergefront.optimizer.errors import EvaluationError, UserError
-from mergefront.optimizer.scores.evaluation import ItemScores
+from mergefront.optimizer.scores.evaluation import ItemScores, finite_number
 from mergefront.optimizer.sections import Options, read_section
 
 
@@ -117,15 +116,9 @@ class PythonTask:
             raise self._wrong(f"returned {returned!r:.60}; it must return {{item: score}}", "wrong type")
         scores: dict[str, float] = {}
         for item, value in returned.items():
-            try:
-                score = float(value)
-            except (TypeError, ValueError, RuntimeError):
-                raise self._wrong(f"scored {item!r} {value!r:.60}, which is no number", "not a number") from None
-            if not math.isfinite(score):
-                raise self._wrong(f"scored {item!r} {score}", "not finite")
             if str(item) in scores:
                 raise self._wrong(f"returned the item {str(item)!r} twice, as two kinds of name", "other items")
-            scores[str(item)] = score
+            scores[str(item)] = finite_number(value, f"what {self._call} scored for {item!r}")
         return scores
 
     def _wrong(self, what: str, kind: str) -> EvaluationError:

@@ -219,8 +219,8 @@ def finite_number(given: Any, what: str) -> float:
     """A reported number as a float; raises ``EvaluationError`` for what is none, not finite or beyond ``LARGEST``."""
     try:
         value = float(given)
-    except (TypeError, ValueError):
-        raise EvaluationError(f"{what} is {given!r}, not a number", kind="not a number") from None
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor of several numbers
+        raise EvaluationError(f"{what} is {given!r:.60}, not a number", kind="not a number") from None
     if not math.isfinite(value):
         raise EvaluationError(f"{what} is {value}, not a finite number", kind="not finite")
     if abs(value) > LARGEST:

@@ -9,7 +9,6 @@ shouting.unanswered = 1.0        # an item without a usable answer; without this
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,8 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.metrics.generation_metrics import all_answered, generations
 from mergefront.adapters.tasks.metrics.metric_spec import PROMPT, MetricOptions, MetricSpec, Scored
 from mergefront.adapters.tasks.user_code import user_function
-from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.scores.evaluation import finite_number
 
 
 def is_user_metric(name: Any) -> bool:
@@ -41,18 +41,8 @@ def user_metric(call: str, folder: Path) -> MetricSpec:
         if unanswered is None:
             all_answered(items, answers)
         return [
-            _number(call, unanswered if said.unanswered else function(item, said.text))
+            finite_number(unanswered if said.unanswered else function(item, said.text), f"what metric {call} returned")
             for item, said in zip(items, answers, strict=True)
         ], None
 
     return MetricSpec(call, "generate", direction, PROMPT, score)
-
-
-def _number(call: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise EvaluationError(f"metric {call} returned {value!r}, which is no number", kind="not a number") from None
-    if not math.isfinite(number):
-        raise EvaluationError(f"metric {call} returned {number}", kind="not finite")
-    return number

@@ -216,7 +216,7 @@ def test_a_metric_of_ones_own_is_named_by_module_and_function(tmp_path: Path) ->
     assert task.direction == "minimize"
     assert task.score(Scripted({"a": "HEY", "b": "hey"}), task.items("search")).scores in ((1.0,), (0.0,))
     broken = build_task("broken", {**config, "metric": "own_metric_of_test:broken"}, tmp_path)
-    with pytest.raises(EvaluationError, match="returned 'much'"):
+    with pytest.raises(EvaluationError, match="returned is 'much', not a number"):
         broken.score(Scripted({"a": "", "b": ""}), broken.items("search"))
     (problem,) = problems_of({**config, "metric": "own_metric_of_test:shoutin"}, tmp_path)
     assert "did you mean 'shouting'" in problem
