@@ -5,7 +5,7 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 | number | raised when | a study with a lower number |
 | --- | --- | --- |
 | ``SCORING`` | the same definition would be scored differently | goes on, or is refused (``SCORING_CHANGES``) |
-| ``SAMPLERS`` | a sampler would propose other trials | goes on with the trials that are there |
+| ``SAMPLER_CHANGES`` | a sampler would propose other trials | goes on with the trials that are there |
 | ``RACING`` | a race would ask other items, or estimate otherwise | goes on with the answers that are there |
 """
 
@@ -28,6 +28,7 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import texts_of
 from mergefront.optimizer.samplers.registry import too_many_objectives
+from mergefront.study.method_files import load_known_method_files
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
@@ -259,9 +260,34 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
 RACING = 3
 """The rules of scoring before which a race asked other items. Its estimates are those of this version, always."""
-SAMPLERS: Mapping[str, int] = {"mm-mo": 3, "map": 2, "cma-es": 2, "tpe": 2, "tpe-multivariate": 2, "gp": 2}
-"""Versions of the samplers by name, where above 1. Version 2 learns from failed trials (of gp: is shown no more trials
-than fit); version 3 of mm-mo climbs by exact slopes where there are more than 32 coefficients."""
+
+
+@dataclass(frozen=True)
+class SamplerChange:
+    """Since ``number`` a sampler proposes other trials in the studies that it ``touches`` (as of ``ScoringChange``)."""
+
+    sampler: str
+    number: int
+    touches: Callable[[Mapping[str, Any], Path], bool] = lambda stored, root: True
+
+
+def _has_exact_slopes(stored: Mapping[str, Any], root: Path) -> bool:
+    from mergefront.optimizer.recipes.space import MergeSpace
+    from mergefront.optimizer.recipes.unit_cube import Encoder
+    from mergefront.optimizer.samplers.mmmo.merge_features import MOST_BY_DIFFERENCES
+
+    load_known_method_files(stored.get("method_files", {}), root)
+    return Encoder(MergeSpace.from_json(stored["space"]).distributions()).dimension > MOST_BY_DIFFERENCES
+
+
+SAMPLER_CHANGES: tuple[SamplerChange, ...] = (
+    # Failed trials teach.
+    *(SamplerChange(sampler, 2) for sampler in ("mm-mo", "map", "cma-es", "tpe", "tpe-multivariate")),
+    # It is shown no more trials than fit.
+    SamplerChange("gp", 2),
+    # Slopes are written out: since 3, and in fewer steps since 4.
+    SamplerChange("mm-mo", 4, _has_exact_slopes),
+)
 
 _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
     "jsonl": {
@@ -335,7 +361,7 @@ def dtype_and_compute(scoring: int, dtype: str, device: str) -> tuple[str, str]:
 
 def sampler_version(name: str) -> int:
     """The version of a sampler's rules."""
-    return SAMPLERS.get(name, 1)
+    return max((row.number for row in SAMPLER_CHANGES if row.sampler == name), default=1)
 
 
 def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]:
@@ -368,9 +394,9 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
             "of their own, and scores and errors are estimated anew; it goes on with the answers that are there"
         )
     sampler = stored["sampler"]
-    here = sampler_version(sampler["name"])
-    then = sampler.get("version", 1)
-    if then != here:
+    here, then = sampler_version(sampler["name"]), sampler.get("version", 1)
+    since = [row for row in SAMPLER_CHANGES if row.sampler == sampler["name"] and row.number > then]
+    if then > here or any(row.touches(stored, root) for row in since):
         lines.append(
             f"sampler {sampler['name']} has changed since study {name!r} was started (version {then}, now {here}); "
             "it goes on with the trials that are there"

@@ -17,6 +17,7 @@ features too, and the coefficients' own count for less. What that is worth: ``do
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,12 @@ from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.grouping import CoefficientName, parameter_of
 from mergefront.optimizer.recipes.merge_rule import UNKNOWN, MergeRule
 from mergefront.optimizer.recipes.unit_cube import Encoder
-from mergefront.optimizer.samplers.mmmo.task_vector_projections import projection_slopes, projections
+from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections, projections_and_slopes
 
 _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""
 _EVERYWHERE: _Scope = (None, None)
-_MOST_BY_DIFFERENCES = 32
+MOST_BY_DIFFERENCES = 32
 """Coordinates up to which gradients are finite differences: searches that were recorded and measured rest on their
 digits, and they cost little there. With more of them their cost grows with the square."""
 _STEP = 1e-6
@@ -38,6 +39,10 @@ _STEP = 1e-6
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """Factors of the projections and, beside them, of the own features of weights and densities, which
 shorten and lengthen lengthscales. Chosen by hand; prediction errors with them are in docs/benchmarks-search.md."""
+
+
+Gradient = Callable[[Array], Array]
+"""From the gradient of a function of the features (``f``) to that of the function in the coordinates (``d``)."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,19 @@ class _Column:
     low: float
     high: float
 
-    @property
-    def width(self) -> float:
-        return self.high - self.low
+
+class _Columns:
+    """Numeric parameters (``k``) that are read together."""
+
+    def __init__(self, columns: Sequence[_Column]) -> None:
+        self.index = np.array([column.index for column in columns], dtype=int)
+        self.low = np.array([column.low for column in columns])
+        self.high = np.array([column.high for column in columns])
+        self.width = self.high - self.low
 
     def values(self, points: Array) -> Array:
-        return self.low + points[:, self.index] * self.width
+        """Of ``points`` (``n x d``): ``n x k``."""
+        return np.asarray(self.low + points.take(self.index, axis=1) * self.width)
 
 
 @dataclass(frozen=True)
@@ -61,46 +73,47 @@ class _Projected:
     """The weights of all experts, and the densities of those that have one."""
 
     rule: MergeRule
-    weights: list[_Column]
-    densities: list[_Column | None]
+    weights: _Columns
+    densities: _Columns
+    with_density: list[int]
+    """Places among the experts of those that have a density."""
 
     @property
     def columns(self) -> list[int]:
-        return [column.index for column in (*self.weights, *self.densities) if column is not None]
+        return [*self.weights.index.tolist(), *self.densities.index.tolist()]
 
     def __call__(self, points: Array) -> Array:
         """The projections on every expert (``n x e``)."""
         weights, densities, _ = self._coefficients(points)
         return PROJECTED * projections(self.rule, weights, densities)
 
-    def slopes(self, point: Array, along: Array) -> Array:
-        """Of sums of the projections, ``along`` (``r x e``) their factors, at a point (``d``): ``r x d``."""
+    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        """The projections (``e``) at a point (``d``), and how a gradient in them becomes one in the coordinates."""
         weights, densities, divisor = (rows[0] for rows in self._coefficients(point[None, :]))
-        in_weights, in_densities = projection_slopes(self.rule, weights, densities, PROJECTED * along)
-        in_weights = in_weights / divisor
-        if self.rule.proportions:
-            # Where several weights are the largest, each of them grows alone.
-            in_weights -= np.outer(in_weights @ weights, weights == 1.0)
-        slopes = np.zeros((len(along), len(point)))
-        for i, column in enumerate(self.weights):
-            slopes[:, column.index] = in_weights[:, i] * column.width
-        for i, density in enumerate(self.densities):
-            if density is not None:
-                slopes[:, density.index] = in_densities[:, i] * density.width
-        return slopes
+        projected, slopes = projections_and_slopes(self.rule, weights, densities)
+
+        def gradient(in_projections: Array) -> Array:
+            in_weights, in_densities = (rows[0] for rows in slopes(PROJECTED * in_projections[None, :]))
+            if self.rule.proportions:
+                # Where several weights are the largest, each of them grows alone.
+                in_weights = in_weights - (in_weights @ weights) * (weights == 1.0)
+            found = np.zeros(len(point))
+            found[self.weights.index] = in_weights / divisor * self.weights.width
+            found[self.densities.index] = in_densities[self.with_density] * self.densities.width
+            return found
+
+        return PROJECTED * projected, gradient
 
     def _coefficients(self, points: Array) -> tuple[Array, Array, Array]:
         """Weights and densities from 0 to 1 (``n x e``), and what the weights were divided by (``n x 1``)."""
-        weights = np.stack([column.values(points) for column in self.weights], axis=1)
+        weights = self.weights.values(points)
         if self.rule.proportions:
             largest = weights.max(axis=1, keepdims=True)
             divisor = np.where(largest > 0.0, largest, 1.0)
         else:
-            divisor = np.full((len(points), 1), max(column.high for column in self.weights))
+            divisor = np.full((len(points), 1), self.weights.high.max())
         densities = np.ones_like(weights)
-        for i, column in enumerate(self.densities):
-            if column is not None:
-                densities[:, i] = column.values(points)
+        densities[:, self.with_density] = self.densities.values(points)
         return weights / divisor, densities, divisor
 
 
@@ -124,26 +137,28 @@ class MergeFeatures:
             elif read.parameter == "density":
                 densities[read.expert, scope] = _Column(index, low, high)
         self._groups = [
-            list(columns.values())
+            _Columns(list(columns.values()))
             for columns in weights.values()
             if rule.proportions and len(columns) > 1 and all(column.low >= 0.0 for column in columns.values())
         ]
-        self._densities = self._scaled_densities(weights, densities)
+        scaled = self._scaled_densities(weights, densities)
+        self._densities, self._density_weights = (np.array([row[i] for row in scaled], dtype=int) for i in (0, 1))
+        self._lowest = np.array([row[2] for row in scaled])
         self._projected = _projected(rule, weights, densities)
         self._scale = np.ones(encoder.dimension)
         if self._projected is not None:
             self._scale[self._projected.columns] = BESIDE_PROJECTIONS
         self._conditions = _conditions(rule, encoder) if active else []
         self._encoder = encoder
-        changes = self._groups or self._densities or self._conditions or encoder.conditions
+        changes = self._groups or scaled or self._conditions or encoder.conditions
         self.identity = not changes and self._projected is None
 
     def _scaled_densities(
         self, weights: dict[_Scope, dict[str, _Column]], densities: dict[tuple[str, _Scope], _Column]
     ) -> list[tuple[int, int, float]]:
         """Of every density to be multiplied with a weight's feature: its column, the weight's and the lowest share."""
-        proportional = {column.index for columns in self._groups for column in columns}
-        found = []
+        proportional = {int(index) for columns in self._groups for index in columns.index}
+        found: list[tuple[int, int, float]] = []
         for (expert, scope), column in densities.items():
             weight = weights.get(scope, {}).get(expert) or weights.get(_EVERYWHERE, {}).get(expert)
             if weight is not None and weight.low >= 0.0:
@@ -160,11 +175,13 @@ class MergeFeatures:
         own = self._own(points)
         return own if self._projected is None else np.concatenate([self._projected(points), own], axis=1)
 
-    def gradient(self, point: Array, in_features: Array) -> Array:
-        """In the coordinates (``d``), of a function whose gradient in the features (``f``) is known at a point."""
-        if len(point) > _MOST_BY_DIFFERENCES and not self.identity:
-            return np.asarray(self.slopes(point, in_features[None, :])[0])
-        return np.asarray(in_features @ self._differences(point))
+    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        """The features (``f``) at one point (``d``), and how a gradient in them becomes one in the coordinates."""
+        if self.identity:
+            return point, lambda in_features: in_features
+        if len(point) <= MOST_BY_DIFFERENCES:
+            return self(point[None, :])[0], lambda in_features: in_features @ self._differences(point)
+        return self.with_exact_gradient(point)
 
     def _differences(self, point: Array) -> Array:
         """The Jacobian of the features at one point (``d``) by finite differences: ``f x d``."""
@@ -181,61 +198,76 @@ class MergeFeatures:
         slopes[:, columns] = (along[1:] - along[0]).T / _STEP
         return np.concatenate([slopes, own_slopes])
 
-    def slopes(self, point: Array, along: Array) -> Array:
-        """Of sums of the features in the coordinates of one point (``d``): ``r x d``.
-
-        ``along`` (``r x f``) has the factors of ``r`` sums: one row for the gradient of a function of the features, the
-        identity for the whole Jacobian, which costs more.
-        """
-        if self.identity:
-            return along
-        masked = self._encoder.masked(point[None, :])[0]
+    def with_exact_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        """As ``with_gradient``, by slopes that are written out."""
+        masked = self._encoder.masked(point[None, :])
+        scaled = self._scaled(masked)
+        own = self._where_used(scaled.features, masked)[0]
         if self._projected is None:
-            slopes = along @ self._own_jacobian(masked)
+            projected, in_projected = np.zeros(0), None
         else:
-            projected = len(self._projected.weights)
-            slopes = along[:, projected:] @ self._own_jacobian(masked)
-            slopes += self._projected.slopes(masked, along[:, :projected])
-        slopes[:, self._encoder.is_masked(point[None, :])[0]] = 0.0
-        return slopes
+            projected, in_projected = self._projected.with_gradient(masked[0])
 
-    def _own_jacobian(self, point: Array) -> Array:
-        """Of ``_own`` at one point (``d``): ``d x d``."""
-        features, slopes = point.copy(), np.eye(len(point))
-        for columns in self._groups:
-            index = [column.index for column in columns]
-            values = np.array([column.values(point[None, :])[0] for column in columns])
-            largest = values.max()
-            divisor = largest if largest > 0.0 else 1.0
-            features[index] = values / divisor
-            # Where several weights are the largest, each of them grows alone.
-            within = np.eye(len(index)) - np.outer(features[index], values == divisor)
-            slopes[np.ix_(index, index)] = within / divisor * np.array([column.width for column in columns])
-        for column, weight, lowest in self._densities:
-            share = lowest + (1.0 - lowest) * features[weight]
-            slopes[column] = point[column] * (1.0 - lowest) * slopes[weight]
-            slopes[column, column] = share
-            features[column] = point[column] * share
+        def gradient(in_features: Array) -> Array:
+            found = self._own_gradient(masked[0], scaled, in_features[len(projected) :])
+            if in_projected is not None:
+                found += in_projected(in_features[: len(projected)])
+            if self._encoder.conditions:
+                found[self._encoder.is_masked(point[None, :])[0]] = 0.0
+            return found
+
+        return np.concatenate([projected, own]), gradient
+
+    def _own_gradient(self, point: Array, scaled: _Scaled, in_own: Array) -> Array:
+        """From the gradient in ``_own``'s features (``d``) at a point (``d``): its steps backwards, the last first."""
+        features, shares = scaled.features[0], scaled.shares[0]
+        found: Array = in_own * self._scale
         for column, choices in self._conditions:
-            used = point[choices].sum()
-            slopes[column] *= used
-            slopes[column, choices] += features[column]
-            features[column] *= used
-        return slopes * self._scale[:, None]
+            found[choices] += found[column] * features[column]
+            found[column] *= point[choices].sum()
+        in_densities = found[self._densities]
+        found[self._densities] = in_densities * shares
+        # One weight may scale several densities.
+        np.add.at(found, self._density_weights, in_densities * point[self._densities] * (1.0 - self._lowest))
+        for columns, divisor in zip(self._groups, scaled.divisors, strict=True):
+            in_group, proportions = found[columns.index], features[columns.index]
+            # Where several weights are the largest, each of them grows alone.
+            in_group = in_group - (in_group @ proportions) * (proportions == 1.0)
+            found[columns.index] = in_group / divisor[0] * columns.width
+        return found
 
     def _own(self, points: Array) -> Array:
         """The features of weights and densities, column by column (``n x d``)."""
-        features = points.copy()
+        return self._where_used(self._scaled(points).features, points)
+
+    def _scaled(self, points: Array) -> _Scaled:
+        """Weights by the largest of their scope, densities by their weights."""
+        features, divisors = points.copy(), []
         for columns in self._groups:
-            values = np.stack([column.values(points) for column in columns], axis=1)
+            values = columns.values(points)
             largest = values.max(axis=1, keepdims=True)
-            index = [column.index for column in columns]
-            features[:, index] = np.where(largest > 0.0, values / np.where(largest > 0.0, largest, 1.0), 0.0)
-        for column, weight, lowest in self._densities:
-            features[:, column] = points[:, column] * (lowest + (1.0 - lowest) * features[:, weight])
+            divisors.append(np.where(largest > 0.0, largest, 1.0))
+            features[:, columns.index] = np.where(largest > 0.0, values / divisors[-1], 0.0)
+        shares = self._lowest + (1.0 - self._lowest) * features.take(self._density_weights, axis=1)
+        features[:, self._densities] = points.take(self._densities, axis=1) * shares
+        return _Scaled(features, shares, divisors)
+
+    def _where_used(self, features: Array, points: Array) -> Array:
+        """Features (``n x d``) as far as the method at ``points`` (``n x d``) uses them."""
+        features = features.copy()
         for column, choices in self._conditions:
             features[:, column] *= points[:, choices].sum(axis=1)
         return features * self._scale
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    features: Array
+    """Of all columns, ``n x d``."""
+    shares: Array
+    """What the densities were multiplied with, ``n x (number of densities)``."""
+    divisors: list[Array]
+    """What the weights of each scope were divided by, ``n x 1``."""
 
 
 def _projected(
@@ -245,10 +277,11 @@ def _projected(
     if not rule.additive or len(weights) != 1:
         return None
     ((scope, columns),) = weights.items()
-    beside = [densities.get((expert, scope)) for expert in columns]
-    observed = rule.signs or (rule.sparsifier != "none" and any(beside))
+    with_density = [i for i, expert in enumerate(columns) if (expert, scope) in densities]
+    beside = _Columns([densities[expert, scope] for expert in columns if (expert, scope) in densities])
+    observed = rule.signs or (rule.sparsifier != "none" and with_density)
     positive = all(column.low >= 0.0 for column in columns.values())
-    return _Projected(rule, list(columns.values()), beside) if observed and positive else None
+    return _Projected(rule, _Columns(list(columns.values())), beside, with_density) if observed and positive else None
 
 
 def _conditions(rule: MergeRule, encoder: Encoder) -> list[tuple[int, list[int]]]:

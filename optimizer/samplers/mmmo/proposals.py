@@ -216,8 +216,9 @@ class _OfFeatures:
         return self.inner.values(self.features(points))
 
     def value_and_gradient(self, point: Array) -> tuple[float, Array]:
-        value, gradient = self.inner.value_and_gradient(self.features(point[None, :])[0])
-        return value, self.features.gradient(point, gradient)
+        seen, in_coordinates = self.features.with_gradient(point)
+        value, in_features = self.inner.value_and_gradient(seen)
+        return value, in_coordinates(in_features)
 
 
 def _information(data: Observations, surrogate: Surrogate, points: Array) -> Array:

@@ -16,6 +16,8 @@ little better than these (``docs/benchmarks-search.md``).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm, qmc
@@ -34,6 +36,8 @@ SMALLEST_SUM = 0.02
 CHUNK = 2_000_000
 """Numbers in the largest temporary array; more points than fit are evaluated in turns."""
 
+Slopes = Callable[[Array], tuple[Array, Array]]
+
 
 def projections(rule: MergeRule, weights: Array, densities: Array) -> Array:
     """a (``n x e``) for weights (``n x e``, 0 to 1) and densities (``n x e``, 0 to 1)."""
@@ -45,62 +49,81 @@ def projections(rule: MergeRule, weights: Array, densities: Array) -> Array:
 
 
 def _sampled(rule: MergeRule, weights: Array, densities: Array) -> Array:
-    entries, quantiles = _entries(weights.shape[1], rule.sparsifier == "bernoulli")
-    kept = np.clip((densities[:, :, None] - quantiles) / DROP_WIDTH + 0.5, 0.0, 1.0)  # n x e x K
+    known = _entries(weights.shape[1], rule.sparsifier == "bernoulli")
+    entries = known.values
+    kept = np.clip((densities[:, :, None] - known.quantiles) / DROP_WIDTH + 0.5, 0.0, 1.0)  # n x e x K
     if rule.rescaled:
         kept /= np.maximum(densities[:, :, None], DROP_WIDTH)
     shares = weights[:, :, None] * kept
     if rule.signs:
         total = (shares * entries).sum(axis=1)
         elected = total / np.sqrt(total**2 + SIGN_WIDTH**2)  # n x K
-        shares *= 0.5 * (1.0 + elected[:, None, :] * np.sign(entries))
+        shares *= 0.5 * (1.0 + elected[:, None, :] * known.signs)
     merged = (shares * entries).sum(axis=1)
     if rule.proportions:
         merged /= shares.sum(axis=1) + SMALLEST_SUM
-    return np.asarray(merged @ entries.T / (entries**2).sum(axis=1))
+    return np.asarray(merged @ entries.T / known.squares)
 
 
-def projection_slopes(rule: MergeRule, weights: Array, densities: Array, along: Array) -> tuple[Array, Array]:
-    """Of sums of the projections at one point, for a rule that drops entries or elects signs.
+def projections_and_slopes(rule: MergeRule, weights: Array, densities: Array) -> tuple[Array, Slopes]:
+    """a (``e``) at one point, and its slopes there, for a rule that drops entries or elects signs.
 
-    ``along`` (``r x e``) has the factors of ``r`` sums of a; returns their slopes in the weights (``e``) and in the
-    densities (``e``), each ``r x e``.
+    The slopes are a function of the factors (``r x e``) of ``r`` sums of a: of these sums in the weights (``e``) and in
+    the densities (``e``), each ``r x e``.
     """
-    entries, quantiles = _entries(len(weights), rule.sparsifier == "bernoulli")
-    place = (densities[:, None] - quantiles) / DROP_WIDTH + 0.5
+    known = _entries(len(weights), rule.sparsifier == "bernoulli")
+    entries, signs = known.values, known.signs
+    place = (densities[:, None] - known.quantiles) / DROP_WIDTH + 0.5
     kept = np.clip(place, 0.0, 1.0)  # e x K
-    kept_slope = ((place > 0.0) & (place < 1.0)) / DROP_WIDTH
+    kept_slope = (kept == place) / DROP_WIDTH
     if rule.rescaled:
         divisor = np.maximum(densities[:, None], DROP_WIDTH)
         kept /= divisor
         kept_slope = (kept_slope - kept * (densities[:, None] > DROP_WIDTH)) / divisor
     shares = weights[:, None] * kept
-    agreeing = np.ones_like(entries)
-    to_total: Array = np.zeros(entries.shape[1])  # K: d elected / d total
-    signs = np.sign(entries)
+    along_entries = shares * entries
+    # d merged / d shares: an expert's own entry, and what its entry does to the elected sign of all.
     if rule.signs:
-        total = (shares * entries).sum(axis=0)
+        total = along_entries.sum(axis=0)
         root = np.sqrt(total**2 + SIGN_WIDTH**2)
         agreeing = 0.5 * (1.0 + total / root * signs)
-        to_total = SIGN_WIDTH**2 / root**3
-    # d merged / d shares: an expert's own entry, and what its entry does to the elected sign of all.
-    elected_merge = 0.5 * (shares * np.abs(entries)).sum(axis=0) * to_total
-    slope = entries * (agreeing + elected_merge)
+        to_total = 0.5 * SIGN_WIDTH**2 / root**3  # K: half of d elected / d total
+        merged = (along_entries * agreeing).sum(axis=0)
+        slope = entries * (agreeing + (along_entries * signs).sum(axis=0) * to_total)
+    else:
+        agreeing = np.ones_like(entries)
+        to_total = np.zeros(ENTRIES)
+        merged = along_entries.sum(axis=0)
+        slope = entries
     if rule.proportions:
-        taking_part = shares * agreeing
-        taken = taking_part.sum(axis=0) + SMALLEST_SUM
-        merged = (taking_part * entries).sum(axis=0) / taken
-        elected_taken = 0.5 * (shares * signs).sum(axis=0) * to_total
+        taken = (shares * agreeing).sum(axis=0) + SMALLEST_SUM
+        merged /= taken
+        elected_taken = (shares * signs).sum(axis=0) * to_total
         slope = (slope - merged * (agreeing + entries * elected_taken)) / taken
-    by_entry = along @ (entries / (entries**2).sum(axis=1, keepdims=True))  # r x K
-    return by_entry @ (slope * kept).T, by_entry @ (slope * weights[:, None] * kept_slope).T
+
+    def slopes(along: Array) -> tuple[Array, Array]:
+        by_entry = (along / known.squares) @ entries  # r x K
+        in_kept = by_entry @ (slope * kept_slope).T
+        return by_entry @ (slope * kept).T, in_kept * weights
+
+    return np.asarray(entries @ merged / known.squares), slopes
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Task vectors' entries, and where in the order of dropping each stands, from 0 (dropped last) to 1: ``e x K``."""
+
+    values: Array
+    quantiles: Array
+    signs: Array
+    squares: Array
+    """<tau_m, tau_m> (``e``)."""
 
 
 @functools.cache
-def _entries(experts: int, at_random: bool) -> tuple[Array, Array]:
-    """Entries (``e x K``) and where in the order of dropping each one stands, from 0 (dropped last) to 1."""
+def _entries(experts: int, at_random: bool) -> _Entries:
     columns = 2 * experts if at_random else experts
     uniform = qmc.Sobol(columns, scramble=True, rng=np.random.default_rng(0)).random(ENTRIES).T
     entries = norm.ppf(np.clip(uniform[:experts], 1e-9, 1.0 - 1e-9))
     quantiles = uniform[experts:] if at_random else 2.0 * norm.sf(np.abs(entries))
-    return entries, quantiles
+    return _Entries(entries, quantiles, np.sign(entries), (entries**2).sum(axis=1))

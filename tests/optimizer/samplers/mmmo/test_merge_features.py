@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from mergefront.optimizer.recipes.merge_rule import MergeRule
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.recipes.unit_cube import Encoder
+from mergefront.optimizer.recipes.unit_cube import Condition, Encoder
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 
 SPACE = {
@@ -69,17 +69,50 @@ def test_all_weights_zero_is_the_base_and_like_no_other_merge() -> None:
     np.testing.assert_array_equal(base[:4], np.zeros(4))
 
 
+def jacobian(made: MergeFeatures, point: np.ndarray) -> np.ndarray:
+    """Of the features in the coordinates (``f x d``), by the slopes that are written out."""
+    found, gradient = made.with_exact_gradient(point)
+    np.testing.assert_allclose(found, made(point[None, :])[0], atol=1e-12)
+    return np.stack([gradient(row) for row in np.eye(len(found))])
+
+
+def is_near_central_differences(made: MergeFeatures, point: np.ndarray) -> None:
+    step = 1e-7
+    at = made(point[None, :])
+    ahead, behind = (made(point + sign * step * np.eye(len(point))) for sign in (1.0, -1.0))
+    is_kink = np.abs(ahead - 2.0 * at + behind) > 1e-10  # another weight is the largest, or an entry is just dropped
+    difference = jacobian(made, point) - (ahead - behind).T / (2.0 * step)
+    assert np.abs(difference[~is_kink.T]).max() < 1e-5
+    assert is_kink.mean() < 0.5
+    along = np.random.default_rng(0).standard_normal(at.shape[1])
+    np.testing.assert_allclose(made.with_exact_gradient(point)[1](along), along @ jacobian(made, point), atol=1e-10)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.01, 0.99), min_size=5, max_size=5), st.sampled_from([*PLAIN, *ADDITIVE]))
 def test_the_slopes_are_those_of_the_map(point: list[float], rule: MergeRule) -> None:
-    x = np.array(point)
-    made, step = MergeFeatures(ENCODER, rule), 1e-7
-    at, ahead, behind = made(x[None, :]), made(x + step * np.eye(len(x))), made(x - step * np.eye(len(x)))
-    is_kink = np.abs(ahead - 2.0 * at + behind) > 1e-10  # another weight is the largest, or an entry is just dropped
-    difference = made.slopes(x, np.eye(at.shape[1])) - (ahead - behind).T / (2.0 * step)
-    assert np.abs(difference[~is_kink.T]).max() < 1e-5
-    one_sum = np.random.default_rng(0).standard_normal((1, at.shape[1]))
-    np.testing.assert_allclose(made.slopes(x, one_sum), one_sum @ made.slopes(x, np.eye(at.shape[1])), atol=1e-10)
+    is_near_central_differences(MergeFeatures(ENCODER, rule), np.array(point))
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "dare_linear", "linear", ["ties", "task_arithmetic"]])
+def test_the_slopes_of_many_experts_are_those_of_the_map(method: str | list[str]) -> None:
+    parameters = {"weight": [0, 1]} if method == "linear" else {"weight": [0, 1], "density": [0.1, 1]}
+    space = MergeSpace([f"e{i}" for i in range(20)], method=method, base_model="base", parameters=parameters)
+    encoder = Encoder(space.distributions())
+    made = MergeFeatures(encoder, space.merge_rule)
+    for seed in range(3):
+        is_near_central_differences(made, np.random.default_rng(seed).uniform(0.05, 0.95, encoder.dimension))
+
+
+def test_slopes_know_which_parameters_have_no_part_in_a_point() -> None:
+    space = {"kind": CategoricalDistribution(("a", "b")), **SPACE}
+    encoder = Encoder(space, {"density[maths]": Condition("kind", ("a",))})
+    made = MergeFeatures(encoder, MergeRule(proportions=True))
+    point = encoder.encode({"kind": "b", **dict.fromkeys(SPACE, 0.7)})
+    column = encoder.numeric_columns["density[maths]"][0]
+    assert (jacobian(made, point)[:, column] == 0.0).all()
+    point = encoder.encode({"kind": "a", **dict.fromkeys(SPACE, 0.7)})
+    assert (jacobian(made, point)[:, column] != 0.0).any()
 
 
 def test_among_equal_weights_each_grows_alone_and_conditions_and_choices_have_slopes() -> None:
@@ -95,7 +128,7 @@ def test_among_equal_weights_each_grows_alone_and_conditions_and_choices_have_sl
         x, step = np.full(encoder.dimension, 0.4), 1e-7
         made = MergeFeatures(encoder, rule)
         forward = (made(x + step * np.eye(len(x))) - made(x[None, :])).T / step
-        np.testing.assert_allclose(made.slopes(x, np.eye(len(forward))), forward, atol=2e-3)
+        np.testing.assert_allclose(jacobian(made, x), forward, atol=2e-3)
 
 
 def test_blocks_of_layers_have_proportions_of_their_own() -> None:
