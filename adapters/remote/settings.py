@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
@@ -137,15 +136,6 @@ ServerSection = Annotated[
     Field(discriminator="type"),
 ]
 """Any backend over HTTP, told apart by ``type``."""
-
-SERVER_SECTIONS: Mapping[str, type[BackendSection]] = {
-    "llama_server": LlamaServerSection,
-    "vllm": VllmSection,
-    "openai": OpenAISection,
-    "ensemble": EnsembleSection,
-    "merge_service": MergeServiceSection,
-}
-"""The section of each backend type."""
 
 RUNTIME_KEYS = frozenset(
     {"url", "api_key_env", "allow_plain_http", "concurrency", "timeout", "attempts", "longest_wait", "give_up"}

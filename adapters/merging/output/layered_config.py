@@ -46,10 +46,6 @@ def with_layers(
     return made
 
 
-def _is_per_layer(key: str, value: Any, depth: int) -> bool:
-    return isinstance(value, list) and len(value) == depth and any(word in key for word in _ONE_PER_LAYER)
-
-
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
