@@ -221,6 +221,11 @@ def encoded_turns(
     return [(known[one], alone.get(two, known[one + two][len(known[one]) :])) for one, two in turns]
 
 
+def check_template(text: str) -> None:
+    """Raises ``UserError`` where a text is no valid Jinja template."""
+    _compiled(text)
+
+
 def _is_jinja(template: str) -> bool:
     return "{{" in template or "{%" in template
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from mergefront.adapters.chat_templates import RESERVED, TODAY
+from mergefront.adapters.chat_templates import RESERVED, TODAY, check_template
 from mergefront.adapters.language_model import Chat, Message
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import as_section
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import file_content
 from mergefront.optimizer.sections import Options
 
@@ -69,6 +70,10 @@ def with_template(chat: ChatSection, folder: Path) -> tuple[ChatSection, list[st
         text = file_content(folder / file).decode("utf-8")
     except (OSError, UnicodeError) as error:
         return chat, [f"chat.template {file}: cannot be read ({getattr(error, 'strerror', None) or error})"]
+    try:
+        check_template(text)
+    except UserError as error:
+        return chat.model_copy(update={"template": None}), [f"chat.template {file}: {error}"]
     return chat.model_copy(update={"template": text}), []
 
 

@@ -212,3 +212,11 @@ def test_a_last_paragraph_that_items_share_is_no_question(tmp_path: Path) -> Non
     rows = [{"prompt": f"{n}+4=?\nThe answer is:\n7\n\nThe answer is:", "answer": "7"} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert problems_of({"type": "jsonl", "path": "rows.jsonl", "metric": "exact_match"}, tmp_path) == []
+
+
+def test_a_template_that_is_no_jinja_is_the_fault_of_its_file_and_of_no_item(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text("".join(f'{{"prompt": "{n} =", "answer": "4"}}\n' for n in range(8)))
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }")
+    config = {"type": "jsonl", "path": "items.jsonl", "metric": "exact_match", "chat": {"template": "own.jinja"}}
+    [problem] = problems_of(config, tmp_path)
+    assert problem.startswith("chat.template own.jinja: ") and "items.jsonl" not in problem
