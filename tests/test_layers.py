@@ -30,7 +30,7 @@ ROOMS: Mapping[str, str] = {
         "evaluator local remote"
     ),
     "mergefront.adapters.merging": (
-        "memory coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "
+        "offload coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "
         "reference whole_models loras engine output"
     ),
 }

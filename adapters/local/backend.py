@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mergefront.adapters.merging.compression import TaskVectorForm
     from mergefront.adapters.merging.engine import MergeReport
+    from mergefront.adapters.merging.offload.placement import MaxMemory
     from mergefront.adapters.merging.sources import Source
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class LocalBackend:
     processor) the model is a transformers model and ``apply`` yields a ``LanguageModel``, otherwise the module itself;
     ``folder`` has the files that say how it pools texts.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
-    or mergekit's own with ``compat_mergekit``. ``task_vectors``, ``rounding`` and ``allow``: see
+    or mergekit's own with ``compat_mergekit``. ``max_memory`` bounds what the live model, the base and the experts take
+    together: 24GB, or {"cuda:0": "20GB", "cpu": "60GB"}. ``task_vectors``, ``rounding`` and ``allow``: see
     ``MergeEngine``.
 
     Raises ``UserError`` when the weights do not fit the model or each other.
@@ -64,23 +66,32 @@ class LocalBackend:
         task_vectors: TaskVectorForm = "exact",
         rounding: torch.dtype | Literal["stored"] | None = None,
         allow: Collection[str] = (),
+        max_memory: MaxMemory = None,
     ) -> None:
+        import torch
+
         from mergefront.adapters.merging.engine import MergeEngine
+        from mergefront.adapters.merging.offload.placement import memory_limits
         from mergefront.adapters.merging.sources import header_of, open_source
 
         live = _live_tensors(model)
         places = {tensor.data_ptr() for tensor in live.values() if tensor.numel()}
-        device = next((tensor.device for tensor in live.values()), None)
+        device = next((tensor.device for tensor in live.values()), torch.device("cpu"))
+        limits = memory_limits(max_memory, [device])
+        for name, size in _bytes_by_device(live).items():
+            if name in limits:
+                limits[name] = max(0, limits[name] - size)
         self.model = model
         self.engine = MergeEngine(
             _apart(base, places),
             {name: _apart(expert, places) for name, expert in experts.items()},
-            "cpu" if device is None else device,
+            device,
             dtype,
             compat_mergekit=compat_mergekit,
             task_vectors=task_vectors,
             rounding=rounding,
             allow=allow,
+            max_memory=limits,
         )
         self._targets = _targets(model, live, header_of(open_source(base), "base model"))
         self._lock = threading.Lock()
@@ -99,6 +110,7 @@ class LocalBackend:
         experts: Mapping[str, str | PathLike[str]],
         *,
         device: str = "auto",
+        max_memory: MaxMemory = None,
         dtype: str = "auto",
         compute: str = "auto",
         compat_mergekit: bool = False,
@@ -159,6 +171,7 @@ class LocalBackend:
                 task_vectors=task_vectors,
                 rounding="stored" if rounded is None else written,
                 allow=allow,
+                max_memory=max_memory,
             )
 
     @property
@@ -249,6 +262,18 @@ class LocalMerge:
 def _live_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The model's parameters and persistent buffers by name, as the live tensors themselves."""
     return {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if hasattr(tensor, "data_ptr")}
+
+
+def _bytes_by_device(live: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Bytes of live tensors by the names of their devices, those of one memory counted once."""
+    from mergefront.adapters.merging.offload.placement import device_name
+
+    sizes: dict[str, int] = {}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in live.values()}
+    for storage in storages.values():
+        name = device_name(storage.device)
+        sizes[name] = sizes.get(name, 0) + storage.nbytes()
+    return sizes
 
 
 @dataclass(frozen=True)

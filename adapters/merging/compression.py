@@ -12,6 +12,7 @@ on the experts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,13 +28,12 @@ TaskVectorForm = Literal["exact", "int8"] | int
 class CompressedDelta(Protocol):
     """A task vector of one tensor in less memory."""
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that it takes."""
-        ...
-
     def expand(self) -> torch.Tensor:
         """The task vector in float32, in its own shape."""
+        ...
+
+    def to(self, device: torch.device) -> CompressedDelta:
+        """The same on another device."""
         ...
 
 
@@ -45,13 +45,12 @@ class Int8Delta:
     scales: torch.Tensor
     shape: torch.Size
 
-    @property
-    def bytes(self) -> int:
-        return self.levels.numel() + 4 * self.scales.numel()
-
     def expand(self) -> torch.Tensor:
         whole = self.levels.float().mul_(self.scales.unsqueeze(1)).view(-1)
         return whole[: math.prod(self.shape)].view(self.shape)
+
+    def to(self, device: torch.device) -> Int8Delta:
+        return Int8Delta(self.levels.to(device), self.scales.to(device), self.shape)
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,11 @@ class LowRankDelta:
     left: torch.Tensor
     right: torch.Tensor
 
-    @property
-    def bytes(self) -> int:
-        return 2 * (self.left.numel() + self.right.numel())
-
     def expand(self) -> torch.Tensor:
         return self.left.float() @ self.right.float()
+
+    def to(self, device: torch.device) -> LowRankDelta:
+        return LowRankDelta(self.left.to(device), self.right.to(device))
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,11 @@ class PlainDelta:
 
     tensor: torch.Tensor
 
-    @property
-    def bytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
-
     def expand(self) -> torch.Tensor:
         return self.tensor.float()
+
+    def to(self, device: torch.device) -> PlainDelta:
+        return PlainDelta(self.tensor.to(device))
 
 
 def check_form(form: object) -> None:
@@ -93,8 +90,18 @@ def compress(delta: torch.Tensor, form: Literal["int8"] | int) -> CompressedDelt
     """A task vector (float32, any shape) in the given form."""
     if form == "int8":
         return to_int8(delta)
-    small = delta.dim() != 2 or form * sum(delta.shape) >= delta.numel()
-    return PlainDelta(delta) if small else to_low_rank(delta, form)
+    return to_low_rank(delta, form) if _gets_smaller(delta.shape, form) else PlainDelta(delta)
+
+
+def compressed_bytes(shape: tuple[int, ...], form: Literal["int8"] | int) -> int:
+    """Bytes that a task vector of a shape takes in a form."""
+    if form == "int8":
+        return -(-math.prod(shape) // GROUP) * (GROUP + 4)
+    return 2 * form * sum(shape) if _gets_smaller(shape, form) else 4 * math.prod(shape)
+
+
+def _gets_smaller(shape: Sequence[int], rank: int) -> bool:
+    return len(shape) == 2 and rank * sum(shape) < math.prod(shape)
 
 
 def to_int8(delta: torch.Tensor) -> Int8Delta:

@@ -1,15 +1,15 @@
-"""The resident merge engine: base and experts stay in memory, a candidate is written in place.
+"""The merge engine: base and experts stay in memory as far as it goes, a candidate is written in place.
 
-A candidate reads K + 1 tensors and writes one. Nothing is reloaded, and tensors whose coefficients
-did not change since the last merge into the same targets are left as they are. With
-``resident=False`` the engine streams: tensors come from memory-mapped files one at a time.
+A candidate reads K + 1 tensors and writes one. Tensors whose coefficients did not change since the last merge into the
+same targets are left as they are. What the device cannot hold is streamed: fetched from the host's memory or from
+memory-mapped files, a portion at a time, while the portion before is merged.
 """
 
 from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, SupportsFloat
 
@@ -18,6 +18,8 @@ import torch
 from mergefront.adapters.merging.coefficients import CoefficientReader, Coefficients, RecipeLike, TensorMerge
 from mergefront.adapters.merging.compression import TaskVectorForm
 from mergefront.adapters.merging.loras.merger import LoraMerger
+from mergefront.adapters.merging.offload.placement import Placement, portions
+from mergefront.adapters.merging.offload.prefetch import prefetched
 from mergefront.adapters.merging.reference import MergekitMerger
 from mergefront.adapters.merging.sources import Source
 from mergefront.adapters.merging.task_vectors.c_kernel import load_kernel
@@ -29,12 +31,18 @@ from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
 _WORTH_COMPILING = 30_000_000
+_ON_CPU, _ELSEWHERE = 1 << 26, 1 << 29
+"""Bytes in float32 that are fetched ahead: as many again are merged meanwhile."""
 _ROUNDED_AT_ONCE = 1 << 20
 """Entries whose rounded copy stays in a processor's cache: of 2^16, 2^18, 2^20 and whole tensors the quickest."""
 
 
 class Merger(Protocol):
     """Merges the tensors of one family of methods."""
+
+    def reads(self, coefficients: Coefficients) -> Sequence[str]:
+        """The experts whose whole tensors it will ask the pool for."""
+        ...
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> SupportsFloat:
         """Merge one tensor into ``out`` (contiguous, on the pool's device), now or when ``batch`` runs.
@@ -73,17 +81,34 @@ class _Written:
         return same and self.coefficients == coefficients
 
 
+@dataclass
+class _Merge:
+    """One target of a merge: the norm that it has already (``held``), or that of the merge, rounded to ``kept``."""
+
+    name: str
+    coefficients: Coefficients
+    target: torch.Tensor
+    held: float | None = None
+    norm: SupportsFloat = float("nan")
+    kept: torch.dtype | None = None
+
+    @property
+    def place(self) -> tuple[int, str]:
+        return self.target.data_ptr(), self.name
+
+
 class MergeEngine:
     """Merges of one base model and a pool of experts.
 
     ``base`` and every expert are a path, a ``Checkpoint`` or tensors by name; an expert may be a PEFT
     LoRA folder. ``base`` may be None for methods that need none. ``dtype`` is what they are held in
-    (default: as stored). ``resident`` copies memory-mapped checkpoints into memory on ``device``
-    ("auto": if they take less than half of what is free). ``compile`` fuses the arithmetic: on a CPU by a kernel
+    (default: as stored). ``resident`` copies memory-mapped checkpoints into memory on ``device``; "auto": as far as
+    ``max_memory`` goes (bytes by device, ``cpu`` for the host's; default: half of what is free), and streams the rest,
+    with the same result. ``compile`` fuses the arithmetic: on a CPU by a kernel
     that the machine's C compiler makes once, elsewhere by torch.compile ("auto": there for models worth the
     seconds it takes). Without a compiler torch's operations give the same result. ``compat_mergekit`` computes as
     mergekit does, in the tensors' own dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds
-    the experts of a resident engine as task vectors of eight bits ("int8") or of a rank (a number) where memory is
+    the experts as task vectors of eight bits ("int8") or of a rank (a number) where memory is
     short: approximations, whose errors are in ``task_vector_errors``. ``rounding`` is the dtype whose digits a merge
     keeps in wider targets ("stored": each tensor the base's own), so that live weights are those of a written merge.
     ``allow``: see ``compare_models``.
@@ -105,16 +130,19 @@ class MergeEngine:
         task_vectors: TaskVectorForm = "exact",
         rounding: torch.dtype | Literal["stored"] | None = None,
         allow: Collection[str] = (),
+        max_memory: Mapping[str, int] | None = None,
     ) -> None:
         self._rounding = rounding
         self.device = torch.device(device)
         self._pool = TensorPool(
-            base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit
+            base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit, max_memory
         )
+        self._pool.load()
         self.experts = self._pool.experts
         self.names = self._pool.names
-        self.resident = self._pool.resident
-        compiled = self._worth_compiling() if compile == "auto" else compile
+        # The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes.
+        is_worth_it = self.device.type == "cpu" or (resident is not False and self._pool.size >= _WORTH_COMPILING)
+        compiled = is_worth_it if compile == "auto" else compile
         on_cpu = self.device.type == "cpu"
         self._kernel = load_kernel() if compiled and on_cpu else None
         self._family: Merger = (
@@ -136,28 +164,33 @@ class MergeEngine:
         started = time.perf_counter()
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
-        norms: list[SupportsFloat] = []
-        merges: list[tuple[tuple[int, str], Coefficients, torch.Tensor, float | None]] = []
+        merges: list[_Merge] = []
         # All are looked at before the first is written: targets that are views of one tensor share its version.
         for name, target in self._distinct(targets).items():
-            coefficients, place = reader(name), (target.data_ptr(), name)
-            known = self._written.pop(place, None)
-            is_held = known is not None and known.holds(coefficients, target)
-            merges.append((place, coefficients, target, known.norm if known is not None and is_held else None))
+            merge = _Merge(name, reader(name), target)
+            known = self._written.pop(merge.place, None)
+            merge.held = known.norm if known is not None and known.holds(merge.coefficients, target) else None
+            merges.append(merge)
+        waiting = {merge.name: merge for merge in merges if merge.held is None}
         batch = FusedBatch(self._kernel)
         with torch.no_grad():
-            for (_, name), coefficients, target, held in merges:
-                norms.append(self._merge_tensor(name, coefficients, target, batch, True) if held is None else held)
-            batch.run()
-            for ((_, name), _, target, held), norm in zip(merges, norms, strict=True):
-                if held is None:
-                    self._round(name, target, isinstance(norm, PendingNorm) and norm.rounded)
-        values = [float(norm) for norm in norms]
-        for (place, coefficients, target, _), value in zip(merges, values, strict=True):
-            version = _version(target)
+            for names, fetched in prefetched(self._portions(waiting), self._pool.fetch):
+                with self._pool.staged(fetched):
+                    for name in names:
+                        one = waiting[name]
+                        one.kept = self._kept(name)
+                        one.norm = self._merge_tensor(name, one.coefficients, one.target, batch, one.kept)
+                    batch.run()
+                del fetched  # before more is fetched
+                for name in names:
+                    one = waiting[name]
+                    _round(name, one.target, one.kept, isinstance(one.norm, PendingNorm) and one.norm.rounded)
+        values = [float(merge.norm if merge.held is None else merge.held) for merge in merges]
+        for merge, value in zip(merges, values, strict=True):
+            version = _version(merge.target)
             if version is not None:
-                self._written[place] = _Written(coefficients, weakref.ref(target), version, value)
-        return MergeReport(sum(values), time.perf_counter() - started, sum(held is None for *_, held in merges))
+                self._written[merge.place] = _Written(merge.coefficients, weakref.ref(merge.target), version, value)
+        return MergeReport(sum(values), time.perf_counter() - started, len(waiting))
 
     def iterate(
         self, recipe: RecipeLike, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
@@ -174,9 +207,14 @@ class MergeEngine:
                 device=origin.device,
             )
             with torch.no_grad():
-                self._merge_tensor(name, reader(name), out, batch, False)
+                self._merge_tensor(name, reader(name), out, batch, None)
                 batch.run()
             yield name, out
+
+    @property
+    def placement(self) -> Placement:
+        """Where the base's and the experts' tensors are held."""
+        return self._pool.placement
 
     @property
     def compiled(self) -> bool:
@@ -223,11 +261,11 @@ class MergeEngine:
         return {name: targets[name] for name in chosen.values()}
 
     def _merge_tensor(
-        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch, live: bool
+        self, name: str, coefficients: Coefficients, out: torch.Tensor, batch: FusedBatch, kept: torch.dtype | None
     ) -> SupportsFloat:
         """Merge one tensor into ``out``, now or when ``batch`` runs; returns the L1 norm of merged - base.
 
-        A batch that can drops the digits that a ``live`` merge does not keep.
+        A batch that can drops the digits that the dtype ``kept`` does not have.
         """
         base = self._pool.base(name)
         shape = (self._pool.origin(name) if base is None else base).shape
@@ -237,47 +275,58 @@ class MergeEngine:
             out.copy_(self._pool.origin(name))
             return 0.0
         method = METHODS[coefficients.method]
-        direct = out.is_contiguous() and out.device == self.device
-        written = out if direct else torch.empty(shape, dtype=out.dtype, device=self.device)
-        wanted = TensorMerge(name, method, coefficients, base, self._kept(name) if live else None)
+        device = self._pool.device_of(name)
+        direct = out.is_contiguous() and out.device == device
+        written = out if direct else torch.empty(shape, dtype=out.dtype, device=device)
+        wanted = TensorMerge(name, method, coefficients, base, kept)
         norm = self._merger(method).merge(wanted, written, batch)
-        if not direct or not self._pool.holds_entries:
-            batch.run()
         if not direct:
+            batch.run()
             out.copy_(written)
         return norm
 
     def _kept(self, name: str) -> torch.dtype | None:
         return self._pool.origin(name).dtype if self._rounding == "stored" else self._rounding
 
-    def _round(self, name: str, target: torch.Tensor, is_rounded: bool) -> None:
-        """Drop the digits of a merged tensor that a narrower dtype would not keep, unless the kernel did.
-
-        Raises ``EvaluationError`` for a merge that float16 cannot hold.
-        """
-        dtype = self._kept(name)
-        if dtype is None or not target.is_floating_point() or torch.promote_types(dtype, target.dtype) == dtype:
-            return
-        if not is_rounded:
-            for piece in torch.split(target.view(-1) if target.is_contiguous() else target, _ROUNDED_AT_ONCE):
-                piece.copy_(piece.to(dtype))
-        if dtype == torch.float16 and not target.isfinite().all():
-            raise EvaluationError(
-                f"tensor {name!r} of this merge exceeds float16, which it is rounded to; backend: {{dtype: bfloat16}} "
-                "holds it",
-                kind="not finite",
-            )
+    def _portions(self, merges: Mapping[str, _Merge]) -> list[dict[str, Sequence[str]]]:
+        """Names, each with the experts that are read, in the order of merging: first all that is held, in one portion,
+        so that something is fetched meanwhile."""
+        reads = {
+            name: ()
+            if self._pool.carries(name)
+            else self._merger(METHODS[one.coefficients.method]).reads(one.coefficients)
+            for name, one in merges.items()
+        }
+        sizes = {name: self._pool.bytes_to_fetch(name, experts) for name, experts in reads.items()}
+        held = [name for name, size in sizes.items() if not size]
+        most = _ON_CPU if self.device.type == "cpu" else _ELSEWHERE
+        streamed = portions(((name, size) for name, size in sizes.items() if size), most)
+        return [{name: reads[name] for name in names} for names in ([held] if held else []) + list(streamed)]
 
     def _merger(self, method: MergeMethod) -> Merger:
         if method.lora is not None:
             return self._loras
         return self._kernels if method.consensus is None else self._family
 
-    def _worth_compiling(self) -> bool:
-        """The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes."""
-        return self.device.type == "cpu" or (self.resident and self._pool.size >= _WORTH_COMPILING)
-
 
 def _version(tensor: torch.Tensor) -> int | None:
     """How often torch saw a tensor change in place, or None where it does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _round(name: str, target: torch.Tensor, dtype: torch.dtype | None, is_rounded: bool) -> None:
+    """Drop the digits of a merged tensor that a narrower dtype would not keep, unless the kernel did.
+
+    Raises ``EvaluationError`` for a merge that float16 cannot hold.
+    """
+    if dtype is None or not target.is_floating_point() or torch.promote_types(dtype, target.dtype) == dtype:
+        return
+    if not is_rounded:
+        for piece in torch.split(target.view(-1) if target.is_contiguous() else target, _ROUNDED_AT_ONCE):
+            piece.copy_(piece.to(dtype))
+    if dtype == torch.float16 and not target.isfinite().all():
+        raise EvaluationError(
+            f"tensor {name!r} of this merge exceeds float16, which it is rounded to; backend: {{dtype: bfloat16}} "
+            "holds it",
+            kind="not finite",
+        )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mergefront.adapters.merging.coefficients import TensorMerge
+from mergefront.adapters.merging.coefficients import Coefficients, TensorMerge
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, mask_key, random_levels
 from mergefront.adapters.merging.tensor_pool import TensorPool
@@ -101,6 +101,10 @@ class MergekitMerger:
 
     def __init__(self, pool: TensorPool) -> None:
         self._pool = pool
+
+    def reads(self, coefficients: Coefficients) -> Sequence[str]:
+        """See ``engine.Merger``."""
+        return coefficients.models
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``). Raises ``UserError`` for what mergekit cannot do."""

@@ -14,7 +14,7 @@ from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, Checkpoin
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.checkpoints.names import embedding_name, expert_names, head_name, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
-from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.optimizer.errors import UserError
 
 Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
@@ -114,6 +114,18 @@ class ExpertSource:
     def has(self, name: str) -> bool:
         """Whether a whole checkpoint has a tensor, under its own name for it."""
         return self._alias.get(name, name) in self._source
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether its tensors are those of a memory-mapped file."""
+        return isinstance(self._source, Checkpoint)
+
+    def whole(self, name: str) -> TensorInfo | torch.Tensor | None:
+        """What is known of a whole checkpoint's tensor without reading it; None where it leaves the base as it is."""
+        if self.lora is not None or name in self._unread or not self.has(name):
+            return None
+        header, own = getattr(self._source, "header", None), self._alias.get(name, name)
+        return self._source[own] if header is None else header.tensors[own]
 
     def entry(self, name: str) -> Entry | None:
         """The expert's tensor, or None where it leaves the base as it is."""

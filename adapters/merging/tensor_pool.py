@@ -1,14 +1,15 @@
-"""The base's and the experts' tensors: held in memory, or read one at a time from memory-mapped files."""
+"""The base's and the experts' tensors: held on the device, in the host's memory, or read for every merge."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import torch
 
-from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint
 from mergefront.adapters.checkpoints.lora import LoraModule
 from mergefront.adapters.checkpoints.names import is_spare_head, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
@@ -18,17 +19,27 @@ from mergefront.adapters.merging.compression import (
     TaskVectorForm,
     check_form,
     compress,
+    compressed_bytes,
 )
-from mergefront.adapters.merging.memory import free_memory
+from mergefront.adapters.merging.offload.placement import BASE, Key, Part, Placement, Room, device_name, place
+from mergefront.adapters.merging.offload.prefetch import read_pages
 from mergefront.adapters.merging.sources import Entry, ExpertSource, Source, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
 
+Held = Entry | CompressedDelta | None
+"""An expert's tensor as it is held; None where it leaves the base as it is."""
+Size = tuple[tuple[int, ...], int]
+"""A tensor's shape, and bytes of an entry."""
+_UNLIMITED = 1 << 62
+_ABSENT = object()
+
 
 class TensorPool:
-    """One base model and a pool of experts that fit it, on one device (see ``MergeEngine`` for the arguments).
+    """One base model and a pool of experts that fit it (see ``MergeEngine`` for the arguments).
 
-    ``fold_loras`` puts LoRAs on the base and rounds the sum to its dtype, as a saved checkpoint of it is; otherwise
-    they stay task vectors in float32.
+    ``devices`` has the device on which each tensor is merged, where not all are on ``device``. ``fold_loras`` puts
+    LoRAs on the base and rounds the sum to its dtype, as a saved checkpoint of it is; otherwise they stay task vectors
+    in float32. Nothing is read before it is asked for, or ``load`` is called.
     ``names`` are the checkpoint's tensors, ``experts`` the experts' names. Raises ``UserError`` for
     experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -44,6 +55,8 @@ class TensorPool:
         form: TaskVectorForm = "exact",
         allow: Collection[str] = (),
         fold_loras: bool = False,
+        limits: Mapping[str, int] | None = None,
+        devices: Mapping[str, torch.device] | None = None,
     ) -> None:
         if not experts:
             raise UserError("a merge needs at least one expert")
@@ -52,9 +65,10 @@ class TensorPool:
             raise UserError(f"task_vectors: {form} needs a base model")
         self._form = form
         self._fold = fold_loras
-        self._compressed: dict[tuple[str, str], CompressedDelta] = {}
         self._errors = {name: CompressionError() for name in experts}
+        self._measured: set[Key] = set()
         self.device = device
+        self._devices = devices or {}
         self.dtype = dtype
         self._check = check
         opened = None if base is None else open_source(base)
@@ -75,17 +89,28 @@ class TensorPool:
         self.experts = tuple(self._experts)
         self.names: tuple[str, ...] = tuple(reference)
         self._carried = frozenset(name for name in self.names if self._is_carried(name, reference))
-        self._base: dict[str, torch.Tensor] = {}
-        self._entries: dict[tuple[str, str], Entry | None] = {}
+        self._sizes = {name: _size(reference, name, dtype) for name in self.names}
         self._checked: set[tuple[str, str]] = set()
-        self.resident = self._fits(experts) if resident == "auto" else resident
+        self._on_device: dict[Key, Held] = {}
+        self._on_host: dict[Key, Held] = {}
+        self._staged: Mapping[Key, Held] = {}
+        used = {device, *self._devices.values()}
+        chosen = limits or {}
+        if resident != "auto":
+            chosen = dict.fromkeys(map(device_name, (*used, torch.device("cpu"))), _UNLIMITED if resident else 0)
+        self._room = Room(used, chosen)
+        self.placement: Placement = place(self._parts(), self._room)
+        self._room.for_tables()
+
+    def load(self) -> None:
+        """Read what is to be held: of every whole model; a LoRA's task vector is made when a method asks for it."""
         for expert in self._experts.values():
-            if expert.lora is not None and check:
+            if expert.lora is not None and self._check:
                 for key, tensor in expert.lora.checkpoint.items():
                     check_finite(tensor, f"expert {expert.name!r}", key)
-        if self.resident:
-            for name in self.names:
-                self._load(name)
+        for (name, owner), tier in self.placement.tiers.items():
+            if tier != "disk" and (owner == BASE or self._experts[owner].lora is None):
+                self._fetch((name, owner))
 
     @property
     def has_base(self) -> bool:
@@ -93,20 +118,49 @@ class TensorPool:
         return self._base_source is not None
 
     @property
-    def holds_entries(self) -> bool:
-        """Whether ``entry`` returns tensors that are held anyway, rather than ones made for the asker."""
-        return self.resident and self._form == "exact"
-
-    @property
     def size(self) -> int:
-        """Entries of the base that are held in memory."""
-        return sum(tensor.numel() for tensor in self._base.values())
+        """Entries of the base."""
+        return sum(math.prod(shape) for shape, _ in self._sizes.values())
+
+    def device_of(self, name: str) -> torch.device:
+        """Where a tensor is merged."""
+        return self._devices.get(name, self.device)
+
+    def bytes_to_fetch(self, name: str, experts: Sequence[str]) -> int:
+        """Bytes in float32 of what has to be made or moved for the merge of a tensor with these experts."""
+        wanted = self._wanted(name, experts)
+        absent = sum(not isinstance(self._on_device.get(key, _ABSENT), Entry | None) for key in wanted)
+        return 4 * math.prod(self._sizes[name][0]) * absent
+
+    def fetch(self, wanted: Mapping[str, Sequence[str]]) -> dict[Key, Held]:
+        """What merges of these tensors, each with some experts, need and the device does not hold. For any thread."""
+        keys = [key for name, experts in wanted.items() for key in self._wanted(name, experts)]
+        with torch.no_grad():
+            return {key: self._fetch(key) for key in keys if key not in self._on_device}
+
+    def _wanted(self, name: str, experts: Sequence[str]) -> list[Key]:
+        return [key for owner in (BASE, *experts) if (key := (name, owner)) in self.placement.tiers]
+
+    @contextmanager
+    def staged(self, fetched: Mapping[Key, Held]) -> Iterator[None]:
+        """Within the block what was fetched is taken as if it were held."""
+        for held in fetched.values():
+            if isinstance(held, Entry) and held.tensor.is_cuda:
+                # It was copied by another thread's stream, and its memory is free when this one has done with it.
+                held.tensor.record_stream(torch.cuda.current_stream(held.tensor.device))
+        self._staged = fetched
+        try:
+            yield
+        finally:
+            self._staged = {}
+
+    def keeps(self, device: torch.device, size: int) -> bool:
+        """Whether there is room to keep something of ``size`` bytes that was worked out once; it is taken, then."""
+        return self._room.take(device, size)
 
     def memory(self) -> set[int]:
         """Addresses of the tensors that are held, which no merge may overwrite."""
-        held = {tensor.data_ptr() for tensor in self._base.values()}
-        held.update(entry.tensor.data_ptr() for entry in self._entries.values() if entry is not None)
-        return held
+        return {held.tensor.data_ptr() for held in self._on_device.values() if isinstance(held, Entry)}
 
     def origin(self, name: str) -> torch.Tensor:
         """The base's tensor, or without a base the first expert's."""
@@ -122,25 +176,17 @@ class TensorPool:
         return name in self._carried
 
     def base(self, name: str) -> torch.Tensor | None:
-        """The base's tensor as it is held, or None without a base."""
+        """The base's tensor, or None without a base."""
         if self._base_source is None:
             return None
-        if name in self._base:
-            return self._base[name]
-        tensor = self._base_source[name]
-        self._check_finite(tensor, "base model", name)
-        return self._settle(tensor, copy=False)
+        held = self._find((name, BASE))
+        assert isinstance(held, Entry)
+        return held.tensor
 
     def entry(self, name: str, expert: str) -> Entry | None:
-        """An expert's tensor as it is held, or None where it leaves the base as it is."""
-        if (name, expert) in self._entries:
-            return self._entries[name, expert]
-        if (name, expert) in self._compressed:
-            return Entry(self._compressed[name, expert].expand(), True)
-        if self.resident:
-            return self._keep(name, self._experts[expert])
-        entry = self._read_entry(name, self._experts[expert])
-        return None if entry is None else self._settled(entry, copy=False)
+        """An expert's tensor, or None where it leaves the base as it is."""
+        held = self._find((name, expert))
+        return held if held is None or isinstance(held, Entry) else Entry(held.expand(), True)
 
     def compression_errors(self) -> dict[str, float]:
         """Relative error of every expert's task vector as it is held (0 where it is exact)."""
@@ -160,7 +206,8 @@ class TensorPool:
         lora = self._experts[expert].lora
         assert lora is not None
         a, b = lora.factors(module)
-        return a.to(self.device), b.to(self.device)
+        device = self.device_of(module.target)
+        return a.to(device), b.to(device)
 
     def stacked_experts(self, expert: str) -> str | None:
         """The first tensor of all experts that a LoRA adapts, or None."""
@@ -174,7 +221,7 @@ class TensorPool:
         if name not in lora.contents.modules:
             return self.entry(name, expert)
         whole = lora.replacement(name)
-        return None if whole is None else Entry(self._settle(whole, copy=False), False)
+        return None if whole is None else Entry(self._settle(whole, name, copy=False), False)
 
     def _is_carried(self, name: str, reference: Checkpoint | Mapping[str, torch.Tensor]) -> bool:
         if isinstance(reference, Checkpoint):
@@ -190,45 +237,82 @@ class TensorPool:
         )
         return not numbers or is_unread(name, shape) or lacking
 
-    def _fits(self, experts: Mapping[str, Source]) -> bool:
-        base = self._base_source
-        sizes = [base.header.bytes] if isinstance(base, Checkpoint) else []
-        for name, source in experts.items():
-            opened, lora = open_source(source), self._experts[name].lora
-            if lora is not None and isinstance(base, Checkpoint):
-                # Its task vector is held in float32.
-                sizes.append(sum(4 * math.prod(base.header.tensors[target].shape) for target in lora.changed()))
-            elif isinstance(opened, Checkpoint):
-                sizes.append(opened.header.bytes)
-        # Compressed task vectors take about half of bfloat16 at most.
-        needed = sum(sizes) if self._form == "exact" or not sizes else sizes[0] + sum(sizes[1:]) // 2
-        return needed < free_memory(self.device) // 2
-
-    def _load(self, name: str) -> None:
-        """Copy one tensor of the base and of every expert to where it stays."""
+    def _parts(self) -> Iterator[Part]:
+        """The base's tensors, then the experts', with the bytes that holding them takes."""
         if self._base_source is not None:
+            for name in self.names:
+                yield Part((name, BASE), self.device_of(name), self._bytes(name))
+        for name in self.names:
+            for expert in self._experts.values():
+                size = self._bytes_of(name, expert)
+                if size is not None:
+                    yield Part((name, expert.name), self.device_of(name), size)
+
+    def _bytes(self, name: str) -> int:
+        shape, item_bytes = self._sizes[name]
+        return math.prod(shape) * item_bytes
+
+    def _bytes_of(self, name: str, expert: ExpertSource) -> int | None:
+        """Bytes of an expert's tensor as it is held; None where it has none. Tensors in memory are not copied."""
+        shape, item_bytes = self._sizes[name]
+        whole = expert.whole(name)
+        if whole is None and (expert.lora is None or name not in expert.lora.contents.targets):
+            return None
+        if self._form != "exact" and name not in self._carried:
+            return compressed_bytes(shape, self._form)
+        if isinstance(whole, torch.Tensor) and whole.device == self.device_of(name):
+            return 0
+        is_delta = whole is None and not self._fold
+        return math.prod(shape) * (4 if is_delta else item_bytes)
+
+    def _find(self, key: Key) -> Held:
+        for held in (self._on_device, self._staged):
+            if key in held:
+                return held[key]
+        return self._fetch(key)
+
+    def _fetch(self, key: Key) -> Held:
+        """A tensor on the device, from the host's memory or its source; it stays where its placement says."""
+        if key in self._on_host:
+            return _moved(self._on_host[key], self.device_of(key[0]))
+        tier = self.placement.tiers.get(key)
+        held = None if tier is None else self._made(key, copy=tier == "device")
+        if tier == "device":
+            self._on_device[key] = held
+        elif tier == "host":
+            self._on_host[key] = _pinned(held)
+        return held
+
+    def _made(self, key: Key, copy: bool) -> Held:
+        """A tensor on its device, from its source; ``copy`` says that it stays, so that the file may go."""
+        name, owner = key
+        if owner == BASE:
+            assert self._base_source is not None
             tensor = self._base_source[name]
             self._check_finite(tensor, "base model", name)
-            self._base[name] = self._settle(tensor, copy=True)
-        for expert in self._experts.values():
-            # A LoRA is small; its task vector is not, and is made when a method asks for it.
-            if expert.lora is None:
-                self._keep(name, expert)
-
-    def _keep(self, name: str, expert: ExpertSource) -> Entry | None:
+            return Entry(self._settle(tensor, name, copy), False)
+        expert = self._experts[owner]
         entry = self._read_entry(name, expert)
-        if entry is not None and self._form != "exact" and entry.tensor.is_floating_point():
-            delta = entry.tensor.to(self.device).float()
-            if not entry.is_delta:
-                delta = delta - self._base[name].float()
-            made = compress(delta, self._form)
-            self._errors[expert.name].add(delta, made)
-            self._compressed[name, expert.name] = made
-            return Entry(made.expand(), True)
-        if entry is not None:
-            entry = self._settled(entry, copy=isinstance(expert._source, Checkpoint))
-        self._entries[name, expert.name] = entry
-        return entry
+        if entry is None:
+            return None
+        if self._form != "exact" and entry.tensor.is_floating_point():
+            return self._compressed(key, entry, self._form)
+        if entry.is_delta:
+            # A task vector of its own keeps its digits, whatever whole tensors are held in.
+            return Entry(entry.tensor.to(self.device_of(name)).contiguous(), True)
+        return Entry(self._settle(entry.tensor, name, copy and expert.is_mapped), False)
+
+    def _compressed(self, key: Key, entry: Entry, form: Literal["int8"] | int) -> CompressedDelta:
+        delta = entry.tensor.to(self.device_of(key[0])).float()
+        if not entry.is_delta:
+            origin = self._find((key[0], BASE))
+            assert isinstance(origin, Entry)
+            delta = delta - origin.tensor.float()
+        made = compress(delta, form)
+        if key not in self._measured:
+            self._measured.add(key)
+            self._errors[key[1]].add(delta, made)
+        return made
 
     def _read_entry(self, name: str, expert: ExpertSource) -> Entry | None:
         entry = expert.entry(name)
@@ -244,12 +328,36 @@ class TensorPool:
             check_finite(tensor, owner, name)
             self._checked.add((owner, name))
 
-    def _settled(self, entry: Entry, copy: bool) -> Entry:
-        """An entry where it stays; a task vector of its own keeps its digits, whatever whole tensors are held in."""
-        if entry.is_delta:
-            return Entry(entry.tensor.to(self.device).contiguous(), True)
-        return Entry(self._settle(entry.tensor, copy), False)
-
-    def _settle(self, tensor: torch.Tensor, copy: bool) -> torch.Tensor:
+    def _settle(self, tensor: torch.Tensor, name: str, copy: bool) -> torch.Tensor:
         dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return tensor.detach().to(device=self.device, dtype=dtype, copy=copy).contiguous()
+        settled = tensor.detach().to(device=self.device_of(name), dtype=dtype, copy=copy).contiguous()
+        if settled.data_ptr() == tensor.data_ptr() and settled.device.type == "cpu":
+            read_pages(settled)
+        return settled
+
+
+def _size(source: Checkpoint | Mapping[str, torch.Tensor], name: str, dtype: torch.dtype | None) -> Size:
+    """Shape and bytes of an entry as it is held, from the header where there is one."""
+    header = getattr(source, "header", None)
+    if header is None:
+        shape, stored = tuple(source[name].shape), source[name].dtype
+    else:
+        info = header.tensors[name]
+        shape, stored = info.shape, getattr(torch, DTYPES[info.dtype][1])
+    held = dtype if dtype is not None and stored.is_floating_point else stored
+    return shape, held.itemsize
+
+
+def _moved(held: Held, device: torch.device) -> Held:
+    if isinstance(held, Entry):
+        return Entry(held.tensor.to(device), held.is_delta)
+    return None if held is None else held.to(device)
+
+
+def _pinned(held: Held) -> Held:
+    """In the host's memory, pinned where the system lets it be, so that it is copied at full speed."""
+    on_host = _moved(held, torch.device("cpu"))
+    if isinstance(on_host, Entry) and torch.cuda.is_available():
+        with suppress(RuntimeError):
+            return Entry(on_host.tensor.pin_memory(), on_host.is_delta)
+    return on_host

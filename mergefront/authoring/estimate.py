@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mergefront.adapters.merging.memory import free_memory
+from mergefront.adapters.merging.offload.memory import free_memory
 from mergefront.adapters.tasks.conversations import texts_of
 from mergefront.adapters.tasks.questions import Question
 from mergefront.authoring.models import Models

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import LanguageModel
-from mergefront.adapters.merging.memory import peak_memory
+from mergefront.adapters.merging.offload.memory import peak_memory
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors

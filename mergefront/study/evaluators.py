@@ -71,7 +71,7 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
     refuse_changed(definition)
     with _judged_tasks(definition, open_database) as (tasks, before):
         if described.type == "local":
-            from mergefront.adapters.merging.memory import peak_memory  # brings torch, which servers do without
+            from mergefront.adapters.merging.offload.memory import peak_memory  # brings torch, which servers do without
 
             backend = local_backend(definition)
             watch = partial(peak_memory, backend.engine.device) if definition.compares else None
@@ -235,6 +235,7 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
         folder(space.base_model),
         {name: folder(path) for name, path in space.models.items()},
         device=device,
+        max_memory=definition.runtime.get("max_memory"),
         dtype=dtype,
         compute=compute,
         compat_mergekit=settings.get("compat") == "mergekit",

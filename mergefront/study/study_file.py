@@ -86,6 +86,11 @@ class LocalBackendSection(Section):
 
     type: Literal["local"] = "local"
     device: str = Field(default="auto", description="as torch calls it; auto: a GPU where there is one")
+    max_memory: int | str | dict[str, int | str] | None = Field(
+        default=None,
+        description="of weights: 24GB, or {'cuda:0': 20GB, cpu: 60GB}; what does not fit is streamed "
+        "(default: half of what is free beside the live model)",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="what merged weights are rounded to before they are scored, and written in; auto: the base's",

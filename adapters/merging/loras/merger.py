@@ -6,9 +6,10 @@ saved whole) takes part with its difference from the base, a bias of B with itse
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mergefront.adapters.merging.coefficients import TensorMerge
+from mergefront.adapters.merging.coefficients import Coefficients, TensorMerge
 from mergefront.adapters.merging.loras.pool import Factors, Part, combine, keep_largest
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.tensor_pool import TensorPool
@@ -39,6 +40,10 @@ class LoraMerger:
                     f"{method.name} merges the factors of matrices, and expert {name!r} adapts {stacked}, which holds "
                     "all experts; use task_arithmetic"
                 )
+
+    def reads(self, coefficients: Coefficients) -> Sequence[str]:
+        """See ``engine.Merger``: it asks for factors alone."""
+        return ()
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""

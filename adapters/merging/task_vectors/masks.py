@@ -78,6 +78,11 @@ class KeptNorms:
         self._sums = sums.astype(np.float32) if len(table) else sums
 
     @property
+    def bytes(self) -> int:
+        """Bytes that it takes."""
+        return self._sums.nbytes + (0 if self._levels is None else self._levels.nbytes)
+
+    @property
     def whole(self) -> float:
         """L1 norm of the task vector."""
         return float(self._sums[-1])

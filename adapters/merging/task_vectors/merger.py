@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
-from mergefront.adapters.merging.coefficients import TensorMerge
+from mergefront.adapters.merging.coefficients import Coefficients, TensorMerge
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm, counter
@@ -41,22 +42,23 @@ class TaskVectorMerger:
         self.compile = compile
         self._terms = TermBuilder(pool, compile, counter(kernel))
 
+    def reads(self, coefficients: Coefficients) -> Sequence[str]:
+        """See ``engine.Merger``: experts in the order of their names, so that permuting them changes nothing, rounding
+        included."""
+        weights = dict(zip(coefficients.models, coefficients.of_models("weight"), strict=True))
+        return [model for model in sorted(coefficients.models) if weights[model] != 0 or self.compile]
+
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor | PendingNorm:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
         base, coefficients = wanted.origin, wanted.coefficients
-        weights = dict(zip(coefficients.models, coefficients.of_models("weight"), strict=True))
         scale = float(coefficients.of_recipe("lambda"))
         normalize = bool(coefficients.of_recipe("normalize"))
-        # Experts in the order of their names, so that permuting them changes nothing, rounding included.
-        terms = [
-            term
-            for model in sorted(coefficients.models)
-            if (weights[model] != 0 or self.compile) and (term := self._terms.term(wanted, model)) is not None
-        ]
+        read = self.reads(coefficients)
+        terms = [term for model in read if (term := self._terms.term(wanted, model)) is not None]
         if not terms or not any(term.weight for term in terms) or scale == 0 or not base.numel():
             out.copy_(base)
             return torch.zeros((), dtype=torch.float64)
-        divisor = sum(float(weight) for weight in weights.values())
+        divisor = sum(float(weight) for weight in coefficients.of_models("weight"))
         if abs(divisor) < _SMALLEST_SUM:
             divisor = 1.0
         mix = Mix(terms, wanted.method.consensus == "sign", normalize, scale, divisor)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.sources import Entry
 
 

@@ -1,7 +1,7 @@
 """One expert's part in the merge of one tensor.
 
 Ranks come from a table by task vector (counted once), and the L1 norm that a random mask keeps from a
-table by density (summed once per seed, where the pool does not stream). After the first candidates a new density
+table by density (summed once per seed). After the first candidates a new density
 costs a look-up; whoever reads the task vector next makes a rank exact.
 """
 
@@ -31,6 +31,7 @@ from mergefront.adapters.merging.tensor_pool import TensorPool
 Key = tuple[str, str]
 """Names of a tensor and of an expert."""
 _SMALLEST_NORM = 1e-7
+_CPU = torch.device("cpu")
 
 
 class TermBuilder:
@@ -105,19 +106,20 @@ class TermBuilder:
         ranks = self._row_ranks.get(key)
         if ranks is None:
             ranks = ranks_in_rows(delta)
-            if self._pool.resident:
+            if self._pool.keeps(ranks.device, ranks.nbytes):
                 self._row_ranks[key] = ranks
         return term._replace(mode="ranked", row_ranks=ranks, start=start * LEVELS, slope=slope * LEVELS)
 
     def _norm_ratio(self, term: Term, key: Key, delta: TaskVector) -> float:
         """L1 norm of the task vector over that of what is kept of it; 1 where either vanishes."""
-        if term.mode != "random" or not self._pool.resident:
+        if term.mode != "random":
             whole, kept = kept_norms(term, delta)
         else:
             keys, norms = self._mask_norms.get(key, (None, None))
             if norms is None or keys != term.keys:
                 norms = KeptNorms(delta, term.keys)
-                self._mask_norms[key] = term.keys, norms
+                if keys is not None or self._pool.keeps(_CPU, norms.bytes):
+                    self._mask_norms[key] = term.keys, norms
             whole, kept = norms.whole, norms.below(term.threshold)
         return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
 

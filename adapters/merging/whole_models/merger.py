@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import torch
 
 from mergefront.adapters.checkpoints.names import matrices_of
-from mergefront.adapters.merging.coefficients import TensorMerge
-from mergefront.adapters.merging.memory import stretch
+from mergefront.adapters.merging.coefficients import Coefficients, TensorMerge
+from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.task_vectors.fused import FusedBatch
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
 from mergefront.adapters.merging.whole_models.spectral import Core
+from mergefront.optimizer.recipes.methods import METHODS
 
 _IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
 """Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
@@ -25,7 +26,7 @@ _Piece: TypeAlias = slice | int | EllipsisType
 
 
 class KernelMerger:
-    """Kernel methods on a pool; what a method prepares per tensor and pool is kept when the pool is resident.
+    """Kernel methods on a pool; what a method prepares per tensor and pool is kept where there is room.
 
     ``compat_mergekit`` computes in the tensors' own dtype where mergekit 0.1.5 does, rounding for rounding.
     """
@@ -34,6 +35,13 @@ class KernelMerger:
         self._pool = pool
         self._compat = compat_mergekit
         self._prepared: dict[tuple[str, str, tuple[str, ...], str], Any] = {}
+
+    def reads(self, coefficients: Coefficients) -> Sequence[str]:
+        """See ``engine.Merger``. Matrices of LoRAs may be merged by their factors."""
+        if not METHODS[coefficients.method].of_matrices:
+            return coefficients.models
+        weights = zip(coefficients.models, coefficients.of_models("weight"), strict=True)
+        return [model for model, weight in weights if weight != 0 and not self._pool.is_lora(model)]
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
@@ -75,7 +83,7 @@ class KernelMerger:
         """What of one tensor its method's kernel gets at once."""
         size, method = shape.numel(), wanted.method
         if method.elementwise and not self._compat:
-            step = stretch(self._pool.device)
+            step = stretch(self._pool.device_of(wanted.name))
             return [slice(start, min(start + step, size)) for start in range(0, size, step)]
         if method.matrix_wise and len(shape) > 2 and (matrices := matrices_of(wanted.name, shape)):
             return range(matrices)
@@ -109,7 +117,7 @@ class KernelMerger:
         for model, weight in _weights(wanted):
             entry = self._pool.entry(wanted.name, model) if weight != 0 else None
             if entry is None:
-                made.append(torch.zeros(shape, device=self._pool.device))
+                made.append(torch.zeros(shape, device=wanted.origin.device))
             else:
                 made.append(weight * TaskVector(entry, wanted.origin).part(0, entry.tensor.numel()).view(shape))
         return made
@@ -143,12 +151,13 @@ class KernelMerger:
         tensors: Sequence[torch.Tensor],
         base: torch.Tensor | None,
     ) -> Any:
-        """What a method computes once per piece of a tensor and pool, kept when resident."""
+        """What a method computes once per piece of a tensor and pool, kept where there is room."""
         place = (wanted.method.name, wanted.name, wanted.coefficients.models, str(piece))
         if place in self._prepared:
             return self._prepared[place]
         made = prepare(tensors, base)
-        if self._pool.resident:
+        parts = [part for part in (made if isinstance(made, tuple) else (made,)) if isinstance(part, torch.Tensor)]
+        if self._pool.keeps(self._pool.device_of(wanted.name), sum(part.nbytes for part in parts)):
             self._prepared[place] = made
         return made
 

@@ -41,7 +41,10 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
     else:
         models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
         kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
-        backend, runtime = file.backend.model_dump(exclude={"type", "device"}), {"device": file.backend.device}
+        backend = file.backend.model_dump(exclude={"type", "device", "max_memory"})
+        runtime = {"device": file.backend.device}
+        if file.backend.max_memory is not None:
+            runtime["max_memory"] = file.backend.max_memory
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
