@@ -180,6 +180,19 @@ def test_a_lora_folder_is_an_expert(checkpoints: Path, tokenizer: Any) -> None:
     assert abs(without.logprob - theirs.logprob) > 1e-2
 
 
+def test_what_memory_bounds_is_streamed_and_answers_alike(checkpoints: Path) -> None:
+    """The live model counts first: a bound of its own size leaves nothing for what merges are made from."""
+    held, folders = backend_of(checkpoints), {name: checkpoints / name for name in NAMES}
+    live = sum(parameter.nbytes for parameter in held.model.parameters())
+    bounded = LocalBackend.from_checkpoints(checkpoints / "base", folders, device="cpu", max_memory=live)
+    assert held.engine.placement.streamed == 0
+    assert bounded.engine.placement.streamed >= 3 * live // 2  # base and two experts, whatever they are stored in
+    requests = [ScoringRequest("Sort 3 1 2:", " 1 2 3")]
+    for recipe in (TIES, AVERAGE):
+        with held.apply(recipe) as one, bounded.apply(recipe) as other:
+            assert one.loglikelihood(requests) == other.loglikelihood(requests)
+
+
 def test_a_merge_that_float16_cannot_hold_is_a_failed_evaluation(checkpoints: Path) -> None:
     """Infinite weights answer something, and their score would look like any other."""
     backend = LocalBackend.from_checkpoints(
