@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -43,8 +43,10 @@ LEASE_SECONDS = 120.0
 HEARTBEAT_SECONDS = 20.0
 PROPOSAL_SECONDS = 60.0
 """A proposal that takes longer holds nobody up."""
-LOOK_SECONDS, TURN_SECONDS = 0.02, 2.0
-"""How often somebody in line looks, and how long it has seen a slot at the head of the line before it passes by."""
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 0.5
+"""How often the next in line looks, and how seldom the last."""
+TURN_SECONDS = 2.0
+"""How long somebody in line has seen a slot at its head before it passes by."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class StudyLedger:
 
         return self.database.read(look)
 
-    def wait_for_turn(self, claim: Claim) -> None:
+    def wait_for_turn(self, claim: Claim, should_stop: Callable[[], bool]) -> bool:
         """See ``Ledger.wait_for_turn``; nothing is locked meanwhile."""
 
         def look(connection: Connection) -> tuple[list[Row[Any]], float]:
@@ -138,9 +140,13 @@ class StudyLedger:
 
         before, now = self.database.read(look)
         while not all(is_stuck(row, now) for row in before):
-            time.sleep(LOOK_SECONDS)
+            if should_stop():
+                return False
+            # Whoever is far back looks seldom: many that wait would take the cores from the one who proposes.
+            time.sleep(min(LOOK_SECONDS * len(before) ** 2, LONGEST_LOOK_SECONDS))
             before, now = self.database.read(look)
         self.database.write(start)
+        return True
 
     def _proposing(self, unfinished: Sequence[Row[Any]], slot: int, now: tuple[float, float]) -> list[Row[Any]]:
         """The claims before a slot that live and have no proposal yet, in order."""

@@ -2,24 +2,30 @@
 
     python benchmarks/service/soak.py --workers 16 --trials 2000 --database postgresql
     python benchmarks/service/soak.py --workers 8 --trials 2000 --database sqlite       (or mysql)
+    python benchmarks/service/soak.py --workers 32 --trials 1000000 --seconds 600 --restart-every 1e9
 
-Prints one JSON object: trials, duplicates, overshoot, kills, restarts, messages that should not be there.
-Exits with 1 when an invariant is broken. With --seconds it stops early and continues when called again
+Prints one JSON object: trials, duplicates, overshoot, kills, restarts, messages that should not be there, trials a
+second since every worker was at work, and what a worker spends between two evaluations, by the clock and of a core.
+Exits with 1 when an invariant is broken: a trial of an evaluation that says something else, an evaluation twice, a
+front that is not that of the stored evaluations. With --seconds it stops early and continues when called again
 with the same --folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 import sqlalchemy
 from mysql_server import MysqlServer
+from optuna.trial import FrozenTrial, TrialState
 from postgres_server import PostgresServer, binaries
 
 import mergefront as mf
+from mergefront.optimizer.search.attributes import RECIPE
 from mergefront.storage import schema
 from mergefront.storage.database import Database
 
@@ -40,17 +48,19 @@ seed: 1
 merge: {{method: ties, models: [a, b, c], space: {{weight: [0, 1], density: [0.1, 1]}}}}
 backend: {{type: function, call: "soak_scorer:score"}}
 objectives: [a, b]
-search: {{sampler: random, evaluations: {trials}}}
+search: {{sampler: {sampler}, evaluations: {trials}}}
 """
 # A line per call, in one write: what was evaluated twice is seen.
 SCORER = """
 import os
+import time
 from pathlib import Path
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 
 def score(recipe):
     with open(Path(__file__).parent / "calls.txt", "ab", buffering=0) as calls:
-        calls.write(f"{recipe.digest} {os.getpid()}\\n".encode())
+        calls.write(f"{recipe.digest} {os.getpid()} {time.time()} {time.process_time()}\\n".encode())
+    time.sleep(SECONDS)
     a, b = recipe.params["weight[a]"], recipe.params["weight[b]"]
     items = tuple(f"i{n}" for n in range(50))
     scores = {"a": a * (1 - b / 2), "b": b * (1 - a / 2)}
@@ -110,9 +120,9 @@ def soak(
     arguments: argparse.Namespace, folder: Path, url: str, server: PostgresServer | MysqlServer | None
 ) -> dict[str, Any]:
     moments = random.Random(arguments.seed)
-    (folder / "soak_scorer.py").write_text(SCORER)
+    (folder / "soak_scorer.py").write_text(f"SECONDS = {arguments.evaluation_seconds}\n{SCORER}")
     study_file = folder / "study.yaml"
-    study_file.write_text(STUDY.format(storage=url, trials=arguments.trials))
+    study_file.write_text(STUDY.format(storage=url, trials=arguments.trials, sampler=arguments.sampler))
     sys.path.insert(0, str(folder))
     if not (folder / "calls.txt").exists():
         mf.run(study_file, evaluations=1)
@@ -124,13 +134,12 @@ def soak(
     # No connection is open when a worker is forked.
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
     started = time.monotonic()
-    begun_with = finished(engine)
     workers = {number: Worker(folder, url, number) for number in range(arguments.workers)}
     kills = restarts = 0
     codes: Counter[int] = Counter()
     next_kill = time.monotonic() + arguments.kill_every
     next_restart = time.monotonic() + arguments.restart_every
-    done = begun_with
+    done = 0
     while time.monotonic() - started < arguments.seconds:
         time.sleep(0.3)
         done = max(done, finished(engine))
@@ -166,7 +175,6 @@ def soak(
         "restarts": restarts,
         "exit_codes": {str(code): count for code, count in sorted(codes.items())},
         "seconds": round(seconds, 1),
-        "trials_per_second": round((finished(engine) - begun_with) / seconds, 1),
     }
 
 
@@ -178,7 +186,10 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
         claims = connection.execute(sqlalchemy.select(schema.claims)).all()
         kept = connection.execute(
             sqlalchemy.select(
-                schema.evaluations.c.digest, schema.evaluations.c.trial_number, schema.evaluations.c.failure
+                schema.evaluations.c.digest,
+                schema.evaluations.c.trial_number,
+                schema.evaluations.c.failure,
+                schema.evaluations.c.scores,
             )
         ).all()
         scored = connection.execute(
@@ -186,7 +197,8 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
         ).scalar_one()
     slots = [claim.slot for claim in claims]
     logs = "".join(path.read_text(errors="replace") for path in folder.glob("worker*.log"))
-    calls = [line.split()[0] for line in (folder / "calls.txt").read_text().splitlines()]
+    called = [line.split() for line in (folder / "calls.txt").read_text().splitlines()]
+    calls = [digest for digest, *_ in called]
     states = Counter(trial.state.name for trial in trials)
     return {
         "database": arguments.database,
@@ -199,6 +211,11 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
         "duplicate_trials_of_a_slot": len(trials) - len({trial.user_attrs["mergefront:slot"] for trial in trials}),
         "duplicate_evaluations": len(kept) - len({row.digest for row in kept}),
         "evaluations_without_trial": sum(row.trial_number is None for row in kept),
+        "trials_that_say_otherwise": sum(not _is_told(trials, row) for row in kept),
+        "finished_trials_without_evaluation": len(
+            {trial.number for trial in trials if trial.state.is_finished()} ^ {row.trial_number for row in kept}
+        ),
+        "wrong_members_of_the_front": len({member.number for member in study.front()} ^ _front_of(kept)),
         "missing_item_scores": 2 * sum(row.failure is None for row in kept) - scored,
         "overshoot": max(len(slots) - arguments.trials, 0),
         "calls": len(calls),
@@ -208,6 +225,55 @@ def report(folder: Path, url: str, arguments: argparse.Namespace) -> dict[str, A
         "deadlocks": logs.lower().count("deadlock"),
         "failures": sorted({str(row.failure) for row in kept if row.failure is not None}),
         "errors": sorted({line for line in logs.splitlines() if line.startswith("Error")})[:5],
+    } | _pace(called, arguments)
+
+
+def _is_told(trials: list[FrozenTrial], row: Any) -> bool:
+    """Whether the trial of a stored evaluation is told what it says."""
+    if row.failure is not None or row.trial_number is None:
+        return row.failure is not None
+    trial = trials[row.trial_number]
+    told = trial.state == TrialState.COMPLETE and trial.user_attrs[RECIPE] == row.digest
+    return told and trial.values == [row.scores["a"], row.scores["b"]]
+
+
+def _front_of(kept: list[Any]) -> set[int]:
+    """The trials that no other is better than in one score and not worse in the other."""
+    scored = [(row.scores["a"], row.scores["b"], row.trial_number) for row in kept if not row.failure]
+    found: set[int] = set()
+    best = -math.inf
+    for _, same_a in itertools.groupby(sorted(scored, reverse=True), key=lambda one: one[0]):
+        rows = list(same_a)
+        top = rows[0][1]
+        if top > best:
+            found |= {number for _, b, number in rows if b == top}
+            best = top
+    return found
+
+
+def _pace(called: list[list[str]], arguments: argparse.Namespace) -> dict[str, float]:
+    """Of calls (digest, process, seconds by the clock, seconds of processor time), in order."""
+    by_process: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for _, process, moment, cpu in called:
+        by_process[process].append((float(moment), float(cpu)))
+    begun = sorted(moments[0][0] for moments in by_process.values())
+    # One process made the study and its first trial; the last of the workers that were started first is at work here.
+    all_at_work = begun[min(arguments.workers, len(begun) - 1)]
+    ended = max(moments[-1][0] for moments in by_process.values())
+    gaps, spent = [], []
+    for moments in by_process.values():
+        for (before, cpu_before), (after, cpu_after) in itertools.pairwise(moments):
+            if before > all_at_work:
+                gaps.append(after - before - arguments.evaluation_seconds)
+                spent.append(cpu_after - cpu_before)
+    if not gaps:
+        return {}
+    return {
+        "trials_per_second": round(len(gaps) / (ended - all_at_work), 1),
+        "between_evaluations_median_s": round(statistics.median(gaps), 3),
+        "between_evaluations_p95_s": round(statistics.quantiles(gaps, n=20)[-1], 3),
+        "between_evaluations_longest_s": round(max(gaps), 3),
+        "cpu_between_evaluations_s": round(statistics.mean(spent), 4),
     }
 
 
@@ -216,6 +282,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--database", choices=["postgresql", "mysql", "sqlite"], default="postgresql")
+    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--evaluation-seconds", type=float, default=0.0, help="how long an evaluation waits")
     parser.add_argument("--kill-every", type=float, default=4.0, help="seconds between two kills of a worker")
     parser.add_argument("--restart-every", type=float, default=20.0, help="seconds between two database restarts")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop after so long")
@@ -252,6 +320,11 @@ def main() -> int:
     print(json.dumps(result, indent=1))
     must_be_zero = ("duplicate_slots", "duplicate_trials_of_a_slot", "duplicate_evaluations", "missing_item_scores")
     must_be_zero += ("evaluations_without_trial", "overshoot", "tracebacks", "locked", "deadlocks")
+    must_be_zero += (
+        "trials_that_say_otherwise",
+        "finished_trials_without_evaluation",
+        "wrong_members_of_the_front",
+    )
     broken = [key for key in must_be_zero if result[key]]
     if broken:
         print(f"broken: {', '.join(broken)} (logs in {folder})", file=sys.stderr)

@@ -14,7 +14,7 @@ import optuna
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores, finite_number
 from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
-from mergefront.optimizer.search.loop import Proposal, SearchPlan, complete, give_up, proposal_of, propose
+from mergefront.optimizer.search.loop import Proposal, SearchPlan, complete, give_up, proposal_of, propose, take_turn
 
 DEFAULT_LEASE = 24 * 3600.0
 """Seconds."""
@@ -36,6 +36,7 @@ def ask(plan: SearchPlan, study: optuna.Study, ledger: Ledger) -> Proposal | Non
     """
     while (claim := ledger.claim(plan.slots)) is not None:
         try:
+            take_turn(study, ledger, claim)
             proposal = propose(plan, study, ledger, claim)
             known = ledger.find(proposal.recipe)
             if known is None:

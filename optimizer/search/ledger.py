@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -69,8 +69,9 @@ class Ledger(Protocol):
     def others_at_work(self) -> bool:
         """Whether another live process works on a slot of this study."""
 
-    def wait_for_turn(self, claim: Claim) -> None:
-        """Until every slot before this one has its proposal, so that this one's sees them all.
+    def wait_for_turn(self, claim: Claim, should_stop: Callable[[], bool]) -> bool:
+        """Until every slot before this one has its proposal, so that this one's sees them all; False when
+        ``should_stop`` said so meanwhile.
 
         Slots whose workers died or are stuck are not waited for.
         """

@@ -147,8 +147,8 @@ def run_search(
     """Fill the budget, or as much of it as the plan's rule lets; returns why the call ended.
 
     ``on_trial_start(trial number, anchor name)`` is called when an evaluation starts and ``on_trial_end`` when
-    a trial is told; ``should_stop`` is asked between two trials. With ``wait_for_others`` the call
-    lasts until every trial is finished, so that it can take over from workers that die.
+    a trial is told; ``should_stop`` is asked between two trials, and while others propose. With ``wait_for_others`` the
+    call lasts until every trial is finished, so that it can take over from workers that die.
     Raises ``SearchStoppedError`` after failures in a row in ``CONSECUTIVE_FAILURES`` regions of the space.
     """
     failed: list[TrialOutcome] = []
@@ -168,6 +168,9 @@ def run_search(
             continue
         try:
             with ledger.keep_alive(claim):
+                if not take_turn(study, ledger, claim, should_stop):
+                    ledger.release(claim)
+                    continue
                 outcome = _fill(plan, study, ledger, evaluator, claim, on_trial_start)
         except BaseException:
             ledger.release(claim)
@@ -245,15 +248,21 @@ def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> Evaluation
     return EvaluationRequest(plan.requested, race=race)
 
 
-def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
-    """The recipe of a claimed slot: an anchor, or what the study's sampler asks for.
+def take_turn(
+    study: optuna.Study, ledger: Ledger, claim: Claim, should_stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait until a claimed slot may be proposed; False when ``should_stop`` said so meanwhile.
 
     Slots are proposed one after the other, in order, so that each proposal sees those before it; a sampler that looks
-    at no running trials says so (``sees_pending``).
+    at no running trials says so (``sees_pending``). To be called before the trial is there: samplers look at trials of
+    smaller numbers only.
     """
-    if claim.in_line and getattr(study.sampler, "sees_pending", True):
-        # Before the trial is there: samplers look at trials of smaller numbers only.
-        ledger.wait_for_turn(claim)
+    is_free = not claim.in_line or not getattr(study.sampler, "sees_pending", True)
+    return is_free or ledger.wait_for_turn(claim, should_stop)
+
+
+def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
+    """The recipe of a claimed slot whose turn it is: an anchor, or what the study's sampler asks for."""
     trial_id, anchor = _open_trial(plan, study, claim)
     frozen = study._storage.get_trial(trial_id)
     study.sampler.before_trial(study, frozen)

@@ -7,11 +7,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 from sqlalchemy import select
 
 import mergefront as mf
+from mergefront.optimizer.scores.evaluation import FunctionEvaluator
+from mergefront.running.worker import work
 from mergefront.storage.ledger import StudyLedger
 from mergefront.storage.schema import claims
 
@@ -74,7 +76,7 @@ def test_who_dies_or_is_stuck_while_it_proposes_holds_nobody_up(tmp_path: Path) 
     mine = study.ledger.claim(20)
     assert mine is not None and mine.in_line
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(study.ledger.wait_for_turn, mine)
+        waiting = pool.submit(study.ledger.wait_for_turn, mine, lambda: False)
         time.sleep(0.3)
         assert not waiting.done()
         other.kill()
@@ -86,7 +88,7 @@ def test_who_dies_or_is_stuck_while_it_proposes_holds_nobody_up(tmp_path: Path) 
     assert taken is not None and behind is not None and taken.slot == TOLD and behind.in_line
     old = claims.update().where(claims.c.slot == taken.slot).values(started=time.time() - 61)
     study.database.write(lambda connection: connection.execute(old))
-    study.ledger.wait_for_turn(behind)
+    assert study.ledger.wait_for_turn(behind, lambda: False)
     kept = select(claims.c.process).where(claims.c.slot == taken.slot)
     assert study.database.read(lambda connection: connection.execute(kept).scalar()) == stuck.process
 
@@ -97,3 +99,21 @@ def test_one_worker_never_waits(tmp_path: Path) -> None:
     study.ask()
     claim = study.ledger.claim(20)
     assert claim is not None and not claim.in_line
+
+
+def test_who_is_asked_to_end_while_it_waits_gives_its_slot_back(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = with_room(study_in(url, "s"))
+    other = StudyLedger(study.database, study.record.study_id, {})
+    held = other.claim(20)
+    assert held is not None
+    with ThreadPoolExecutor(1) as pool:
+        stopping = Event()
+        waiting = pool.submit(work, "s", storage=url, evaluator=FunctionEvaluator(scores), should_stop=stopping.is_set)
+        while not any(worker.trial is None for worker in study.ledger.workers()[1:]):
+            time.sleep(0.02)
+        stopping.set()
+        waiting.result(timeout=30)
+    assert [worker.trial for worker in study.ledger.workers()] == [None], "the one that is under way is left"
+    taken = study.ledger.claim(20)
+    assert taken is not None and (taken.slot, taken.deaths, taken.in_line) == (held.slot + 1, 0, True)

@@ -1,0 +1,153 @@
+"""MM-MO in two or three ways on the same problems, seed by seed: does a change of how it is computed, or the number of
+workers, change what it finds?
+
+    python -m benchmarks.search.paired slopes                 # climbs by exact slopes, or by finite differences
+    python -m benchmarks.search.paired workers [--seeds 10]   # one worker, 8 in turn, 8 that are blind to each other
+
+Prints a Markdown table: mean hypervolume of every way, and its mean difference from the first, seed by seed, with a
+95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import t
+
+from benchmarks.search.experts import PoolSpec
+from benchmarks.search.problems import PROBLEMS, Array, Problem, TrainedNetworks
+from benchmarks.search.runs import Run, append, read, run
+from mergefront.optimizer.recipes.unit_cube import Encoder
+from mergefront.optimizer.samplers.base import Suggestion
+from mergefront.optimizer.samplers.mmmo.merge_features import Gradient, MergeFeatures
+from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
+from mergefront.optimizer.search.study_view import study_view
+
+WORKERS = 8
+
+
+class _FeaturesByDifferences(MergeFeatures):
+    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        return self(point[None, :])[0], lambda in_features: in_features @ self._differences(point)
+
+
+class ByDifferences(MMMOSampler):
+    """With gradients as up to 32 coefficients, however many there are."""
+
+    def _features(self, encoder: Encoder) -> MergeFeatures:
+        return _FeaturesByDifferences(encoder, self._rule, self._merge_features)
+
+
+class Blind(MMMOSampler):
+    """Knows that other trials are under way, but not where: as of workers that ask at the same moment."""
+
+    def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
+        return super()._propose(study_view(study, _without_point), trial, encoder)
+
+
+def _without_point(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state.is_finished():
+        return trial
+    shown = copy.copy(trial)
+    shown._params, shown._distributions, shown._system_attrs = {}, {}, {}
+    assert shown.state == TrialState.RUNNING
+    return shown
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ways by name, the first the one that others are compared with; each is a sampler and a number of workers."""
+
+    problems: Mapping[str, Callable[[Path], Problem]]
+    ways: Mapping[str, tuple[type[MMMOSampler], int]]
+    evaluations: int
+
+
+_TIES_40 = TrainedNetworks(
+    PoolSpec("residual", 20, 4, 60, (200, 60)),
+    {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}},
+    groups=4,
+)
+COMPARISONS: Mapping[str, Comparison] = {
+    "slopes": Comparison(
+        {"residual ties 40-d": partial(_TIES_40.made, "residual ties 40-d")},
+        {"finite differences": (ByDifferences, 1), "exact slopes": (MMMOSampler, 1)},
+        evaluations=63,
+    ),
+    "workers": Comparison(
+        {name: PROBLEMS[name] for name in ("residual ties 6-d", "residual ties 10-d", "DTLZ2 6-d")},
+        {"one": (MMMOSampler, 1), "8 in turn": (MMMOSampler, WORKERS), "8 blind": (Blind, WORKERS)},
+        evaluations=60,
+    ),
+}
+
+
+def made(comparison: Comparison, folder: Path, seeds: Sequence[int]) -> list[Run]:
+    """Every run, seed by seed; those that the folder holds are not made again."""
+    kept = folder / "paired.jsonl"
+    found = {(one.problem, one.sampler, one.seed): one for one in read(kept)}
+    problems = {name: make(folder / "pools") for name, make in comparison.problems.items()}
+    runs = []
+    for seed in seeds:
+        for name, problem in problems.items():
+            for way, (sampler, workers) in comparison.ways.items():
+                if (name, way, seed) not in found:
+                    given: dict[str, Any] = {"search_space": problem.space.distributions(), "ranges": problem.ranges}
+                    made_sampler = sampler(seed=seed, rule=problem.space.merge_rule, **given)
+                    one = run(problem, made_sampler, way, seed, comparison.evaluations, workers=workers)
+                    append(kept, one)
+                    found[name, way, seed] = one
+                    print(name, way, seed, round(one.hypervolumes[-1], 4), flush=True)
+                runs.append(found[name, way, seed])
+    return runs
+
+
+def table(comparison: Comparison, runs: Sequence[Run]) -> str:
+    lines = ["| problem | way | seeds | hypervolume | difference | ask, CPU s |", "| -- | -- | --: | --: | --: | --: |"]
+    for problem in comparison.problems:
+        first: list[float] = []
+        for way in comparison.ways:
+            here = [one for one in runs if (one.problem, one.sampler) == (problem, way)]
+            values = [one.hypervolumes[-1] for one in here]
+            first = first or values
+            asked = np.median([second for one in here for second in one.ask_seconds])
+            apart = "" if values is first else _with_interval(np.subtract(values, first))
+            lines.append(f"| {problem} | {way} | {len(here)} | {np.mean(values):.4f} | {apart} | {asked:.2f} |")
+    return "\n".join(lines)
+
+
+def _with_interval(differences: Array) -> str:
+    half = t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+    return f"{differences.mean():+.4f} ± {half:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search.paired",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=list(COMPARISONS))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/search/results"), help="of networks and runs")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    comparison = COMPARISONS[arguments.what]
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    print(table(comparison, made(comparison, arguments.folder, seeds)))
+
+
+if __name__ == "__main__":
+    main()
