@@ -16,13 +16,13 @@ from urllib.parse import unquote
 import optuna
 import sqlalchemy
 from sqlalchemy import Table, event, inspect, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from mergefront.optimizer.errors import StorageError, UserError
 from mergefront.storage import DEFAULT_STORAGE, schema
 from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
+from mergefront.storage.optuna_tables.reading import are_current
 from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage, without_collector
 from mergefront.storage.optuna_tables.tables import widen_texts
 from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
@@ -107,12 +107,16 @@ class Database:
             )
         else:
             kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
-        self.upgraded = self._checked(sqlalchemy.create_engine(self._opened_by, **kwargs), create)
+        engine = sqlalchemy.create_engine(self._opened_by, **kwargs)
+        try:
+            self.upgraded, is_current = self._checked(engine, create)
+        finally:
+            engine.dispose()
         # Processes that open a new database at once race for its tables; the losers look again.
         ends = time.monotonic() + _CREATION_SECONDS
         while True:
             try:
-                return self._made(kwargs, create)
+                return self._made(kwargs, create, is_current)
             except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
                 is_there = getattr(error.orig, "sqlstate", None) in _EXISTS_ALREADY
                 meanwhile = isinstance(error, sqlalchemy.exc.IntegrityError) or is_there
@@ -120,60 +124,62 @@ class Database:
                     raise
                 time.sleep(0.1)
 
-    def _made(self, kwargs: dict[str, Any], create: bool) -> RetryingStorage:
-        storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault)
+    def _made(self, kwargs: dict[str, Any], create: bool, is_current: bool) -> RetryingStorage:
+        storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault, checked=is_current)
         if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
             # RDBStorage connected before the listeners were there.
             storage.remove_session()
             storage.engine.dispose()
+        if storage.engine.dialect.name == "mysql" and (create or self._may_upgrade):
+            with storage.engine.begin() as connection:
+                widen_texts(connection)
+        if is_current:
+            return storage
         schema.metadata.create_all(storage.engine)
         with storage.engine.begin() as connection:
-            if connection.dialect.name == "mysql" and (create or self._may_upgrade):
-                widen_texts(connection)
+            # Written last: where it is, everything is.
             if connection.execute(select(schema.schema.c.version)).first() is None:
                 connection.execute(schema.schema.insert().values(version=schema.VERSION))
         return storage
 
-    def _checked(self, engine: Engine, create: bool) -> str | None:
+    def _checked(self, engine: Engine, create: bool) -> tuple[str | None, bool]:
         """Refuses tables of a newer version, and a database without any when none are to be made.
 
         Old tables in an SQLite file are upgraded; those on a server wait for 'mergefront upgrade', since
-        workers of the old version may be at work on them. Returns where a copy of old tables is.
+        workers of the old version may be at work on them. Returns where a copy of old tables is, and whether all
+        tables are there and current.
         """
-        try:
-            if not inspect(engine).has_table(schema.schema.name):
-                if engine.dialect.name == "mysql":
-                    _check_collation(engine, _safe(self.url))
-                if not create:
-                    raise NoStudiesError(
-                        f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
-                    )
-                return None
-            with engine.connect() as connection:
-                version = connection.execute(select(schema.schema.c.version)).scalar()
+        if not inspect(engine).has_table(schema.schema.name):
+            if engine.dialect.name == "mysql":
+                _check_collation(engine, _safe(self.url))
+            if not create:
+                raise NoStudiesError(
+                    f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
+                )
+            return None, False
+        with engine.connect() as connection:
+            version = connection.execute(select(schema.schema.c.version)).scalar()
             if version is None or version == schema.VERSION:
-                return None
-            if version > schema.VERSION:
-                raise UserError(
-                    f"storage {_safe(self.url)}: its tables have version {version}, this mergefront knows "
-                    f"{schema.VERSION}; upgrade mergefront to open it"
-                )
-            path = sqlite_path(self.url)
-            if path is None and not self._may_upgrade:
-                raise UserError(
-                    f"storage {_safe(self.url)}: its tables have version {version}, this mergefront needs "
-                    f"{schema.VERSION}; end the workers, then run: mergefront upgrade --storage {_safe(self.url)}"
-                )
-            if path is not None:
-                _make_sqlite_safe(engine)
-                engine.dispose()
-            kept = upgrade(engine, path)
-        finally:
+                return None, version is not None and are_current(connection)
+        if version > schema.VERSION:
+            raise UserError(
+                f"storage {_safe(self.url)}: its tables have version {version}, this mergefront knows "
+                f"{schema.VERSION}; upgrade mergefront to open it"
+            )
+        path = sqlite_path(self.url)
+        if path is None and not self._may_upgrade:
+            raise UserError(
+                f"storage {_safe(self.url)}: its tables have version {version}, this mergefront needs "
+                f"{schema.VERSION}; end the workers, then run: mergefront upgrade --storage {_safe(self.url)}"
+            )
+        if path is not None:
+            _make_sqlite_safe(engine)
             engine.dispose()
+        kept = upgrade(engine, path)
         if kept is not None:
             _log.warning("the tables of version %s were upgraded to %s; a copy is in %s", version, schema.VERSION, kept)
-        return kept
+        return kept, False
 
     @property
     def is_sqlite(self) -> bool:
@@ -272,6 +278,8 @@ def insert_missing(connection: Connection, table: Table, row: Mapping[str, Any])
     if connection.dialect.name == "mysql":
         connection.execute(table.insert().prefix_with("IGNORE").values(**row))
         return
+    from sqlalchemy.dialects import postgresql, sqlite
+
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(dialect.insert(table).values(**row).on_conflict_do_nothing())
 

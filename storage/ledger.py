@@ -24,7 +24,8 @@ from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.search.ledger import LONGEST_KIND, Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
-from mergefront.storage.optuna_tables.tables import finish_trial, read_trial, write_params, write_user_attributes
+from mergefront.storage.optuna_tables.reading import read_trial
+from mergefront.storage.optuna_tables.tables import finish_trial, write_params, write_user_attributes
 from mergefront.storage.schema import claims, evaluations, studies, utc_now
 from mergefront.storage.workers.heartbeat import Heartbeat
 from mergefront.storage.workers.processes import (

@@ -24,7 +24,9 @@ ROOMS: Mapping[str, str] = {
     "mergefront.optimizer": (
         "errors foreign_text seeding arrays yaml_file sections recipes scores racing search samplers"
     ),
-    "mergefront.optimizer.samplers": "options common gaussian_process base baselines map evo_merging mmmo registry",
+    "mergefront.optimizer.samplers": (
+        "options common gaussian_process base baselines map evo_merging mmmo registry lazy"
+    ),
     "mergefront.adapters": (
         "backend language_model counted_model thoughts chat_templates tokenization hub checkpoints gguf merging tasks "
         "evaluator local remote"

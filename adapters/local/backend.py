@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
-from mergefront.adapters.merging.modalities import Modalities, compose
+from mergefront.adapters.merging.modalities import compose
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.stacks import Modalities
 
 if TYPE_CHECKING:
     import torch

@@ -24,42 +24,19 @@ from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.checkpoints.tokenizers import token_axes
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import split_at_layer, stack_of_tensor
-from mergefront.optimizer.recipes.stacks import NAMES, TEXT, TOWERS, is_text_section, texts_of, tower_of
+from mergefront.optimizer.recipes.stacks import (
+    NAMES,
+    SCOPE,
+    TEXT,
+    TOWERS,
+    Modalities,
+    is_text_section,
+    texts_of,
+    tower_of,
+)
 
 if TYPE_CHECKING:
     import torch
-
-SCOPE = "language"
-"""The one scope there is: the stacks that read and write text."""
-
-
-@dataclass(frozen=True)
-class Modalities:
-    """``scope`` "language" merges the stacks of text alone (None: everything); ``carry`` has the model that each tower
-    is taken from, by the tower's name."""
-
-    scope: str | None = None
-    carry: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, scope: Any, carry: Any) -> Modalities:
-        """What a study file or a merge's file says under ``scope`` and ``carry``. Raises ``UserError``."""
-        if scope not in (None, SCOPE):
-            raise UserError(f"scope is {scope!r}; the only value is {SCOPE}")
-        carry = {} if carry is None else carry
-        if not isinstance(carry, Mapping) or not all(isinstance(owner, str) for owner in carry.values()):
-            raise UserError(f"carry is {carry!r}; write a model for each tower, such as {{vision: A, audio: B}}")
-        if carry and scope is None:
-            raise UserError("carry: write scope: language beside it; without it towers are merged as well")
-        known = [name for name in NAMES if name not in ("language", "decoder")]
-        for tower in carry:
-            if tower not in known:
-                raise UserError(f"carry: {tower!r} is no tower {did_you_mean(str(tower), known)}")
-        return cls(scope, dict(carry))
-
-    def renamed(self, names: Mapping[str, str]) -> Modalities:
-        """The same with other names of the models."""
-        return replace(self, carry={tower: names.get(owner, owner) for tower, owner in self.carry.items()})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The files that a study's scores depend on, and their content as hashes."""
+"""The files that a study's scores depend on, and their content as hashes.
+
+Commands that read a study import this; what tasks and tokenizers are is imported where files are looked for.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.merging.output.files import tokenizer_files
-from mergefront.adapters.tasks.conversations import template_file
-from mergefront.adapters.tasks.items import image_paths
-from mergefront.adapters.tasks.lm_eval.files import task_files
-from mergefront.adapters.tasks.local_imports import imported_files, module_files
-from mergefront.adapters.tasks.task_types import FILE_OPTIONS, hub_references
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import file_content
 
@@ -40,6 +37,8 @@ def _fingerprint(path: Path, whole: bool = True) -> str:
     digest = hashlib.sha256()
     files = {file.name: file for file in _content_files(path)}
     if whole and path.is_dir():
+        from mergefront.adapters.merging.output.files import tokenizer_files
+
         # What tokenizers and their templates need beside the most common files.
         files |= {name: file for name, file in tokenizer_files(path).items() if name not in files}
     for name, file in files.items():
@@ -56,6 +55,12 @@ def file_hash(path: Path) -> str:
 def data_paths(tasks: Mapping[str, Mapping[str, Any]], root: Path) -> list[str]:
     """Every file here that tasks are made of, relative to ``root``: data, what harness tasks of one's own name, and the
     modules of functions of one's own with those that they import."""
+    from mergefront.adapters.tasks.conversations import template_file
+    from mergefront.adapters.tasks.items import image_paths
+    from mergefront.adapters.tasks.lm_eval.files import task_files
+    from mergefront.adapters.tasks.local_imports import imported_files, module_files
+    from mergefront.adapters.tasks.task_types import FILE_OPTIONS, hub_references
+
     of_hub = {reference for config in tasks.values() for reference in hub_references(config)}
     named = [str(config[key]) for config in tasks.values() for key in FILE_OPTIONS if config.get(key) is not None]
     named = [path for path in named if path not in of_hub]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.merging.modalities import Modalities
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.recipes.stacks import Modalities
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import Objective, objectives_from
 from mergefront.optimizer.search.stopping import NEVER, StopRule

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import UserError
 from mergefront.study.content import file_hash
 
@@ -56,4 +55,6 @@ def _run(path: Path, content: str) -> None:
         del sys.modules[name]
         if isinstance(error, UserError) or not isinstance(error, (Exception, SystemExit)):
             raise
+        from mergefront.adapters.tasks.user_code import described
+
         raise UserError(f"method file {path}: running it failed: {described(error)}") from None

@@ -15,20 +15,16 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import is_normalized
 
-from mergefront.adapters.checkpoints.compatibility import compare_headers
-from mergefront.adapters.checkpoints.dtypes import main_dtype
-from mergefront.adapters.checkpoints.header import CheckpointHeader, read_header, read_json
-from mergefront.adapters.checkpoints.lora import read_lora
-from mergefront.adapters.checkpoints.names import matrices_of
-from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import texts_of
-from mergefront.optimizer.samplers.registry import too_many_objectives
 from mergefront.study.method_files import load_known_method_files
+
+if TYPE_CHECKING:
+    from mergefront.adapters.checkpoints.header import CheckpointHeader
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
@@ -58,6 +54,8 @@ def _has_images(stored: Mapping[str, Any], root: Path) -> bool:
 
 
 def _puts_loras_on_bfloat16(stored: Mapping[str, Any], root: Path) -> bool:
+    from mergefront.adapters.checkpoints.dtypes import main_dtype
+
     base = _local_base(stored, root)
     if base is None or main_dtype(base) != "bfloat16":
         return False
@@ -75,6 +73,8 @@ def _has_blocks_and_a_tower(stored: Mapping[str, Any], root: Path) -> bool:
     base = _local_base(stored, root)
     if base is None or stored["space"]["granularity"] == "global":
         return False
+    from mergefront.adapters.checkpoints.stacks import depths
+
     known = depths(base)
     return len(texts_of(known)) < len(known)
 
@@ -84,6 +84,8 @@ def _local_base(stored: Mapping[str, Any], root: Path) -> CheckpointHeader | Non
     base = stored["space"].get("base_model")
     if stored["evaluator"]["type"] != "local" or base is None or not (root / base).exists():
         return None
+    from mergefront.adapters.checkpoints.header import read_header
+
     return read_header(root / base)
 
 
@@ -92,6 +94,10 @@ def _merges_loras_otherwise(stored: Mapping[str, Any], root: Path) -> bool:
     base = _local_base(stored, root)
     if base is None:
         return False
+    from mergefront.adapters.checkpoints.compatibility import compare_headers
+    from mergefront.adapters.checkpoints.header import read_header
+    from mergefront.adapters.checkpoints.lora import read_lora
+
     for folder in (root / path for path in stored["space"]["models"].values()):
         if not (folder / "adapter_config.json").exists():
             continue
@@ -112,6 +118,7 @@ def _stops_at_special_tokens(stored: Mapping[str, Any], root: Path) -> bool:
     evaluator, base = stored["evaluator"], root / str(stored["space"].get("base_model"))
     if evaluator["type"] != "local" or not (base / "tokenizer.json").is_file():
         return False
+    from mergefront.adapters.checkpoints.header import read_json
     from mergefront.adapters.tasks.task_types import build_task
 
     added = read_json(base / "tokenizer.json").get("added_tokens", [])
@@ -203,6 +210,8 @@ def _merges_stacked_experts_by_their_matrices(stored: Mapping[str, Any], root: P
     methods = {methods} if isinstance(methods, str) else set(methods)
     if base is None or not any(name in METHODS and METHODS[name].matrix_wise for name in methods):
         return False
+    from mergefront.adapters.checkpoints.names import matrices_of
+
     return any(len(tensor.shape) > 2 and matrices_of(name, tensor.shape) for name, tensor in base.tensors.items())
 
 
@@ -381,6 +390,8 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
             f"study {name!r} would now be scored differently than when it was begun: {'; '.join(changed)}; go on with "
             f"the mergefront that began it, or begin a study of another name with warm_start: [{{study: {name}}}]"
         )
+    from mergefront.optimizer.samplers.registry import too_many_objectives
+
     refusal = too_many_objectives(stored["sampler"]["name"], len(stored["objectives"]))
     if refusal is not None:
         raise UserError(

@@ -16,13 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mergefront import formatting
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.notebook import Row, study_html
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
 from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.samplers.registry import make_sampler
+from mergefront.optimizer.samplers.lazy import LazySampler
 from mergefront.optimizer.scores import pareto
 from mergefront.optimizer.scores.constraints import Constraint, feasible
 from mergefront.optimizer.scores.differences import better_beyond_noise, score_interval
@@ -45,6 +44,7 @@ from mergefront.versions import versions
 
 if TYPE_CHECKING:
     import pandas
+    from optuna.samplers import BaseSampler
 
 SPLITS = ("search", "report")
 """The items that a search optimises on, and those that it never sees."""
@@ -173,18 +173,20 @@ class Study:
 
     @cached_property
     def optuna(self) -> optuna.Study:
+        storage = self.database.optuna_storage
+        return optuna.load_study(study_name=self.name, storage=storage, sampler=LazySampler(self._sampler))
+
+    def _sampler(self) -> BaseSampler:
+        from mergefront.optimizer.samplers.registry import make_sampler
+
         definition = self.definition
-        return optuna.load_study(
-            study_name=self.name,
-            storage=self.database.optuna_storage,
-            sampler=make_sampler(
-                definition.sampler,
-                seed=definition.seed,
-                search_space=definition.space.distributions(),
-                objectives=definition.objectives,
-                options=definition.sampler_options,
-                rule=definition.space.merge_rule,
-            ),
+        return make_sampler(
+            definition.sampler,
+            seed=definition.seed,
+            search_space=definition.space.distributions(),
+            objectives=definition.objectives,
+            options=definition.sampler_options,
+            rule=definition.space.merge_rule,
         )
 
     @cached_property
@@ -596,6 +598,8 @@ class Study:
 
     def _repr_html_(self) -> str:
         """What a notebook shows of it."""
+        from mergefront.notebook import Row, study_html
+
         candidates, suggested = self.candidates(), self.suggested()
         front = {one.number for one in ([self.best()] if self.has_one_objective and candidates else self.front())}
         facts = [f"{self.finished_count()} of {self.record.evaluations} evaluations"]

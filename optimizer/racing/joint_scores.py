@@ -26,7 +26,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr
 
 from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.scores.evaluation import Estimate, rule_of_succession
@@ -202,6 +201,8 @@ def _predicted(fit: _Fit, smooth: bool) -> _Predicted:
         return _Predicted(expected, variances, np.ones(expected.shape))
     errors = np.sqrt(variances)
     distances = expected / errors
+    from scipy.special import ndtr
+
     chances = ndtr(distances)
     slopes = np.exp(-(distances**2) / 2.0) / (math.sqrt(2.0 * math.pi) * errors)
     return _Predicted(chances, chances * (1.0 - chances), slopes)

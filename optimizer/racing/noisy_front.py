@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from mergefront.optimizer.arrays import Array
 
@@ -14,6 +13,8 @@ def dominance(means: ArrayLike, errors: ArrayLike) -> Array:
 
     ``means`` and ``errors`` (n x m) are normal and taken for independent; without any error it is 1 or 0.
     """
+    from scipy.special import ndtr
+
     means, errors = np.asarray(means, dtype=float), np.asarray(errors, dtype=float)
     change = means[:, None] - means[None]
     error = np.hypot(errors[:, None], errors[None])

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Difference:
         if self.mean == 0:
             return 1.0
         if self.discordant is not None:
+            from scipy.special import bdtr
+
             return min(2.0 * float(bdtr(min(self.discordant), sum(self.discordant), 0.5)), 1.0)
         floor = 0.0 if self.pairs is None else 2.0 ** (1 - self.pairs)
         if self.standard_error == 0:
@@ -112,6 +114,7 @@ def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[floa
 def _two_sided(ratio: float, degrees_of_freedom: float) -> float:
     if math.isinf(degrees_of_freedom):
         return math.erfc(ratio / math.sqrt(2.0))
+    from scipy.special import stdtr
 
     return float(2.0 * stdtr(degrees_of_freedom, -ratio))
 
@@ -127,13 +130,15 @@ def mean_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, 
         raise ValueError("an empty sample has no interval")
     mean = math.fsum(scores) / count
     if all(score in (0.0, 1.0) for score in scores):
-        z = float(ndtri(0.5 + level / 2))
+        z = NormalDist().inv_cdf(0.5 + level / 2)
         centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
         half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
         # Rounding would leave a trillionth of a millionth where the bound is exactly 0 or 1.
         return 0.0 if mean == 0 else max(0.0, centre - half), 1.0 if mean == 1 else min(1.0, centre + half)
     if count < 2:
         return -math.inf, math.inf
+    from scipy.special import stdtrit
+
     variance = math.fsum((score - mean) ** 2 for score in scores) / (count - 1)
     half = float(stdtrit(count - 1, 0.5 + level / 2)) * math.sqrt(variance / count)
     return mean - half, mean + half

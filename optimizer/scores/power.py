@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import bdtr, gammaln, nctdtrinc, ndtri, stdtrit, xlog1py, xlogy
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.scores.differences import LEVEL
@@ -24,6 +23,8 @@ def detectable_by_mcnemar(items: int, discordance: float, level: float = LEVEL) 
     analogue with R controls, Biometrics 40 (1984): the number of discordant items is binomial, and given that number
     those which the better one gets right are binomial too.
     """
+    from scipy.special import bdtr
+
     counts = np.arange(items + 1)
     most = _largest_losing_side(items, level)
 
@@ -44,6 +45,8 @@ def detectable_by_t(standard_error: float, degrees_of_freedom: float, level: flo
     The non-centrality at which the test has that power (Cohen, Statistical Power Analysis for the Behavioral Sciences,
     1988, chapter 2), times the standard error of the difference; the wrong tail adds nothing to it.
     """
+    from scipy.special import nctdtrinc, ndtri, stdtrit
+
     if math.isinf(degrees_of_freedom):
         return standard_error * float(ndtri(1.0 - level / 2.0) + ndtri(POWER))
     critical = stdtrit(degrees_of_freedom, 1.0 - level / 2.0)
@@ -52,6 +55,8 @@ def detectable_by_t(standard_error: float, degrees_of_freedom: float, level: flo
 
 def _largest_losing_side(items: int, level: float) -> Array:
     """For 0 to ``items`` discordant items the most that the losing side may have with p < ``level``; -1: none."""
+    from scipy.special import bdtr
+
     most = np.full(items + 1, -1)
     losing = -1
     for count in range(items + 1):
@@ -63,6 +68,8 @@ def _largest_losing_side(items: int, level: float) -> Array:
 
 
 def _log_binomial(counts: Array, of: int, share: float) -> Array:
+    from scipy.special import gammaln, xlog1py, xlogy
+
     chances = xlogy(counts, share) + xlog1py(of - counts, -share)
     return np.asarray(gammaln(of + 1) - gammaln(counts + 1) - gammaln(of - counts + 1) + chances)
 

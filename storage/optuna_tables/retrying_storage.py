@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,21 @@ from typing import Any, TypeVar
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from mergefront.optimizer.search.attributes import SLOT
-from mergefront.storage.optuna_tables.tables import create_trial, read_trial, read_trials
+from mergefront.storage.optuna_tables.reading import (
+    read_directions,
+    read_study_attributes,
+    read_trial,
+    read_trials,
+    study_id_of,
+    study_name_of,
+)
+from mergefront.storage.optuna_tables.tables import create_trial
 from mergefront.storage.retry import retry_transient
 
 READS = "mergefront_reads"
@@ -54,15 +62,21 @@ _reading = partial(_repeatable, reads=True)
 class RetryingStorage(RDBStorage):
     """``RDBStorage`` that repeats what was cut off by a lost connection, without doing anything twice.
 
-    ``fault`` turns a database error into the error that users see.
+    ``fault`` turns a database error into the error that users see. ``checked`` says that all of Optuna's tables are
+    there and current (``reading.are_current``): making sure takes Optuna 0.1 s and 30 statements.
     """
 
     def __init__(
-        self, url: str, engine_kwargs: dict[str, Any], fault: Callable[[Exception], Exception], **options: Any
+        self, url: str, engine_kwargs: dict[str, Any], fault: Callable[[Exception], Exception], *, checked: bool
     ) -> None:
-        super().__init__(url, engine_kwargs, **options)
+        if checked:
+            self._open(url, engine_kwargs)
+        else:
+            super().__init__(url, engine_kwargs)
         self._fault = fault
-        self._reader: RDBStorage = copy.copy(self)
+        # A copy by Optuna's own means would open and check the database once more.
+        self._reader = RDBStorage.__new__(RDBStorage)
+        self._reader.__dict__.update(self.__dict__)
         options_of_reads: dict[str, Any] = {READS: True}
         if url.startswith("postgresql"):
             # What several statements read has to come from one moment; other databases' transactions see one anyhow.
@@ -70,17 +84,45 @@ class RetryingStorage(RDBStorage):
         self.reading_engine: Engine = self.engine.execution_options(**options_of_reads)
         self._reader.scoped_session = scoped_session(sessionmaker(bind=self.reading_engine))
 
-    get_study_id_from_name = _reading("get_study_id_from_name")
-    get_study_name_from_id = _reading("get_study_name_from_id")
-    get_study_directions = _reading("get_study_directions")
-    get_study_user_attrs = _reading("get_study_user_attrs")
-    get_study_system_attrs = _reading("get_study_system_attrs")
+    def _open(self, url: str, engine_kwargs: dict[str, Any]) -> None:
+        """What ``RDBStorage`` does when it is made, but for the check of its tables (as of ``reading.OPTUNA``)."""
+        self.url, self.engine_kwargs = self._fill_storage_url_template(url), engine_kwargs
+        self.skip_compatibility_check = False
+        self.heartbeat_interval = self.grace_period = None
+        self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
+        self.engine = sqlalchemy.create_engine(self.url, **engine_kwargs)
+        self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
+
     get_all_studies = _reading("get_all_studies")
     get_trial_id_from_study_id_trial_number = _reading("get_trial_id_from_study_id_trial_number")
     set_study_user_attr = _repeatable("set_study_user_attr")
     set_study_system_attr = _repeatable("set_study_system_attr")
     set_trial_user_attr = _repeatable("set_trial_user_attr")
     set_trial_system_attr = _repeatable("set_trial_system_attr")
+
+    def _read(self, look: Callable[..., Result], *about: Any) -> Result:
+        """What ``look`` finds in one transaction that only reads."""
+
+        def attempt() -> Result:
+            with without_collector(), self.reading_engine.begin() as connection:
+                return look(connection, *about)
+
+        return self._patiently(attempt)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._read(study_id_of, study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._read(study_name_of, study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._read(read_directions, study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._read(read_study_attributes, study_id, "user")
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self._read(read_study_attributes, study_id, "system")
 
     def _get_trials(
         self,
@@ -90,12 +132,7 @@ class RetryingStorage(RDBStorage):
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
         """What Optuna's cache asks for; see ``read_trials``, which is many times faster than Optuna's own reading."""
-
-        def attempt() -> list[FrozenTrial]:
-            with without_collector(), self.reading_engine.begin() as connection:
-                return read_trials(connection, study_id, included_trial_ids, trial_id_greater_than)
-
-        trials = self._patiently(attempt)
+        trials = self._read(read_trials, study_id, included_trial_ids, trial_id_greater_than)
         return trials if states is None else [trial for trial in trials if trial.state in states]
 
     def remove_session(self) -> None:
@@ -123,12 +160,7 @@ class RetryingStorage(RDBStorage):
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """One trial; raises ``KeyError`` for an unknown id."""
-
-        def attempt() -> FrozenTrial:
-            with self.reading_engine.begin() as connection:
-                return read_trial(connection, trial_id)
-
-        return self._patiently(attempt)
+        return self._read(read_trial, trial_id)
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         try:

@@ -15,8 +15,9 @@ from tiny_models import THINKER, TINY_MODELS, TinyModel, move
 
 import mergefront as mf
 from mergefront.adapters.checkpoints.header import Checkpoint
-from mergefront.adapters.merging.modalities import Modalities, compose, processor_file
+from mergefront.adapters.merging.modalities import compose, processor_file
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.stacks import Modalities
 from mergefront.results.export import export_candidate, merge_config
 from mergefront.results.export_check import check_export
 from mergefront.study.check import check_study

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mergefront.adapters.merging.modalities import Modalities
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.mergekit_structure import (
@@ -23,6 +22,7 @@ from mergefront.optimizer.recipes.mergekit_structure import (
     repeated_models,
 )
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
+from mergefront.optimizer.recipes.stacks import Modalities
 
 _SUPPORTED = {
     "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source",

@@ -24,7 +24,7 @@ from mergefront.adapters.checkpoints.quantised import refuse_quantised
 from mergefront.adapters.checkpoints.stacks import Layers, depths, stacks, text_stack
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.merging.coefficients import CoefficientReader, RecipeLike
-from mergefront.adapters.merging.modalities import Composition, Modalities, compose
+from mergefront.adapters.merging.modalities import Composition, compose
 from mergefront.adapters.merging.output.layered_config import with_layers
 from mergefront.adapters.merging.output.mergekit_config import (
     MergekitConfig,
@@ -39,7 +39,7 @@ from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, a
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import before_layers, split_at_layer, stack_of_tensor
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.optimizer.recipes.stacks import Modalities, texts_of
 
 BASE = ""
 """The key of the base among the models of a part; no expert is called so."""

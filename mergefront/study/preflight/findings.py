@@ -10,9 +10,9 @@ from pathlib import Path
 
 from mergefront.adapters.hub.names import hub_name
 from mergefront.adapters.hub.places import Preview
-from mergefront.adapters.merging.modalities import Modalities
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.recipes.stacks import Modalities
 from mergefront.study.study_file import (
     StudyFile,
 )

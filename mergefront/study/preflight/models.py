@@ -16,14 +16,14 @@ from mergefront.adapters.checkpoints.stacks import depths
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.hub.snapshots import room_in_cache
 from mergefront.adapters.local.loading import loading_findings
-from mergefront.adapters.merging.modalities import Composition, Modalities, compose
+from mergefront.adapters.merging.modalities import Composition, compose
 from mergefront.adapters.merging.output.metadata import describe
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.formatting import size
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import Grouping, blocks_by_importance, split_at_layer
 from mergefront.optimizer.recipes.methods import METHODS
-from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.optimizer.recipes.stacks import Modalities, texts_of
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.tasks import LIVE_TYPES
 from mergefront.study.study_file import (
