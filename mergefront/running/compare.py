@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mergefront.adapters.remote.scales import not_a_sum
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.anchors import DEFAULT_ANCHORS, anchors
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.published import Published, chosen_methods, comparison_space, of_subsets, published
 from mergefront.optimizer.search.attributes import WARM_START_RECIPES
@@ -134,6 +134,8 @@ def _comparison_of(definition: StudyDefinition) -> StudyDefinition:
         stop=NEVER,
         evaluations=None,
         warm_start=(),
+        anchors=(DEFAULT_ANCHORS,),
+        learned={},
         racing=None,
         compares=True,
         left_out=frozenset(),

@@ -38,6 +38,7 @@ from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
 from mergefront.study.preflight.tasks import check_tasks
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
+from mergefront.study.starting_points import check_start_points
 from mergefront.study.study_file import (
     ExternalBackendSection,
     FunctionBackendSection,
@@ -129,6 +130,7 @@ def check_study(path: str | Path) -> CheckReport:
         served = check_server(found, space)
     if space is not None:
         check_judges(found, [anchor.name for anchor in anchors(space)], database)
+        problems.extend(check_start_points(file.search.anchors, space, file.backend.type))
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
     evaluator, runtime = evaluator_definition(found, space)
@@ -155,6 +157,7 @@ def check_study(path: str | Path) -> CheckReport:
         tokenizer_source=file.merge.tokenizer_source,
         modalities=found.modalities,
         served=served,
+        anchors=tuple(file.search.anchors),
         left_out=left_out(file, evaluator, options),
     )
     if evaluator.type == "local":

@@ -17,7 +17,7 @@ from mergefront.study.content import file_hash, is_unchanged
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import completed
 
-_MAY_CHANGE = ("runtime", "stop", "scoring", "allow", "served")
+_MAY_CHANGE = ("runtime", "stop", "scoring", "allow", "served", "learned")
 _ABSENT = object()
 
 

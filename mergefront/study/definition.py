@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.racing.race import RacingSettings
+from mergefront.optimizer.recipes.anchors import DEFAULT_ANCHORS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.recipes.stacks import Modalities
 from mergefront.optimizer.scores.constraints import Constraint, constraints_from
@@ -105,6 +106,10 @@ class StudyDefinition:
     scoring: int = SCORING
     served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What tells the models behind a server apart from others of their names (see ``Recognition``)."""
+    anchors: tuple[str, ...] = (DEFAULT_ANCHORS,)
+    """What is evaluated before the sampler proposes: the anchors, and start points by their names."""
+    learned: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """The weights of start points, by their names: found once, when the study began."""
     compares: bool = False
     """Whether it compares given merges instead of searching (see ``mergefront.running.compare``)."""
     left_out: frozenset[tuple[str, ...]] = frozenset()
@@ -132,6 +137,7 @@ class StudyDefinition:
             "runtime": dict(self.runtime),
             "racing": None if self.racing is None else self.racing.model_dump(),
             "scoring": self.scoring,
+            "anchors": list(self.anchors),
         }
         # Keys of later versions are stored where they say something, so that older studies have the same definition.
         if self.method_files:
@@ -144,6 +150,8 @@ class StudyDefinition:
             made |= {"scope": self.modalities.scope, "carry": dict(self.modalities.carry)}
         if self.served:
             made["served"] = {name: dict(one) for name, one in self.served.items()}
+        if self.learned:
+            made["learned"] = {name: dict(weights) for name, weights in self.learned.items()}
         if self.compares:
             made["compares"] = True
         return made
@@ -185,5 +193,7 @@ class StudyDefinition:
             modalities=Modalities.read(stored.get("scope"), stored.get("carry")),
             scoring=stored.get("scoring", 1),
             served=stored.get("served", {}),
+            anchors=tuple(stored["anchors"]),
+            learned=stored.get("learned", {}),
             compares=stored.get("compares", False),
         )

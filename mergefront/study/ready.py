@@ -19,6 +19,7 @@ from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import make_evaluator, refuse_external
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
+from mergefront.study.starting_points import with_start_points
 from mergefront.study.stored_study import Study, continued
 from mergefront.study.warm_start import begin as begin_warm
 from mergefront.study.warm_start import take_over
@@ -102,6 +103,8 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     """The stored study of this definition, made if there is none, with its budget and warm start."""
     root = stored_root(definition.root, definition.storage)
     anchors(definition.space)  # a space that can express no recipe is refused before anything is written
+    if find(database, definition.name) is None:
+        definition = with_start_points(definition)
     record = create_or_load(
         database,
         definition.name,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import is_normalized
 
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.anchors import DEFAULT_ANCHORS
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import texts_of
 from mergefront.study.method_files import load_known_method_files
@@ -331,10 +332,12 @@ white space ended an answer that began with it, and few-shot examples were drawn
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored definition with the defaults of its day.
 
-    Studies of commit 1712830 and before did not store those of tasks; mm-mo read what it could not explain as
-    roughness before that was an option; later options of tasks are in ``_BEFORE_OPTIONS``.
+    Anchors were all that studies began with; those of commit 1712830 and before did not store defaults of tasks; mm-mo
+    read what it could not explain as roughness before that was an option; later options of tasks are in
+    ``_BEFORE_OPTIONS``.
     """
     evaluator, sampler = stored["evaluator"], stored["sampler"]
+    stored = {"anchors": [DEFAULT_ANCHORS], **stored}
     if sampler["name"] == "mm-mo":
         options = {"unexplained": "roughness", **sampler["options"]}
         stored = {**stored, "sampler": {**sampler, "options": options}}

@@ -18,7 +18,7 @@ from mergefront import formatting
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
-from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor
+from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor, start_point
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.lazy import LazySampler
@@ -207,7 +207,10 @@ class Study:
             definition.seed,
             stop=definition.stop,
             constraints=definition.constraints,
-            warm_start_recipes=warm_start_recipes(self.optuna, definition.space),
+            warm_start_recipes=(
+                *(start_point(definition.space, *found) for found in definition.learned.items()),
+                *warm_start_recipes(self.optuna, definition.space),
+            ),
             searches=not definition.compares,
             side_tasks=tuple(definition.evaluator.tasks) if definition.compares else (),
         )

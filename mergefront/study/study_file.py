@@ -139,6 +139,10 @@ class SearchSection(BaseModel):
 
     sampler: str = "mm-mo"
     evaluations: int | None = Field(default=None, ge=1, le=MOST_EVALUATIONS)
+    anchors: list[Literal["default", "inverse-norm"]] = Field(
+        default=["default"],
+        description="what is evaluated first: default (base, experts, averages), and start points after it",
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -221,6 +225,8 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
         found |= {("seed",), ("space", "seed"), ("evaluator", "seed")}
     if "sampler" not in file.search.model_fields_set:
         found.add(("sampler", "name"))
+    if "anchors" not in file.search.model_fields_set:
+        found.add(("anchors",))
     found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space.model_fields_set}
     backend = ("evaluator", "backend")
     written_keys = {key for key in file.backend.model_fields_set if getattr(file.backend, key) != "auto"}

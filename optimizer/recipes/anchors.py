@@ -2,7 +2,8 @@
 
 The anchors (base model, each expert alone, the uniform average, task arithmetic at 0.3) fix the
 unit system in which objectives are compared, and a merge has to beat them. Those that are points of
-the searched space are good first data for the surrogate.
+the searched space are good first data for the surrogate. Start points come after them: points of the
+space whose weights something else than an evaluation recommends.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping
-from mergefront.optimizer.recipes.methods import ParameterValue
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, parameter_of
+from mergefront.optimizer.recipes.methods import METHODS, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 
+DEFAULT_ANCHORS = "default"
+"""What the anchors are called among a study's start points."""
 BASE = "base"
 UNIFORM = "uniform average"
 TASK_ARITHMETIC = "task arithmetic 0.3"
@@ -46,7 +49,7 @@ class Anchor(GivenRecipe):
 
 
 class WarmStartRecipe(GivenRecipe):
-    """A recipe that an earlier search or the user recommends; merges are not compared with it."""
+    """A recipe that an earlier search, the user or the experts' weights recommend; merges are not compared with it."""
 
 
 def expert_anchor(expert: str) -> str:
@@ -86,6 +89,36 @@ def metric_weighted(space: MergeSpace, own_scores: Mapping[str, float]) -> Ancho
         except UserError:
             return None
     return anchor
+
+
+def refuses_weights(space: MergeSpace) -> str | None:
+    """Why weights of task vectors say nothing of a space's points; None where they do."""
+    weighted = [method.name for method in space.methods if method.parameter("weight") is not None]
+    if not weighted:
+        methods = " and ".join(method.name for method in space.methods)
+        known = ", ".join(dict.fromkeys(parameter_of(name) for name in space.searched if name != METHOD))
+        return f"it is a weight per expert, and {methods} takes none (what is searched here: {known})"
+    if not any(parameter_of(name) == "weight" for name in space.searched):
+        return "it is a weight per expert, and no weight is searched here; give weight a range under merge.space"
+    return None
+
+
+def start_point(space: MergeSpace, name: str, weights: Mapping[str, float]) -> WarmStartRecipe:
+    """The point of the space that is nearest to whole task vectors with these weights.
+
+    ``weights`` by the names of the space's coefficients (``weight[maths, block 2]``), or by ``weight[maths]`` for all
+    of an expert's. For a space that ``refuses_weights`` accepts.
+    """
+    ones = dict.fromkeys(space.models, 1.0)
+    params = _projected(space, ones, "task_arithmetic")
+    if METHOD in params and METHODS[str(params[METHOD])].parameter("weight") is None:
+        params[METHOD] = next(method.name for method in space.methods if method.parameter("weight") is not None)
+    for coefficient, searched in space.searched.items():
+        if parameter_of(coefficient) == "weight":
+            expert = CoefficientName.parse(coefficient, space.models, space.grouping.split).expert
+            common = str(CoefficientName("weight", expert))
+            params[coefficient] = searched.nearest(weights[coefficient if coefficient in weights else common])
+    return WarmStartRecipe(name, space.recipe(params), params, False)
 
 
 def _anchor(space: MergeSpace, name: str, weights: Mapping[str, float], method: str) -> Anchor:

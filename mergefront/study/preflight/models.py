@@ -103,7 +103,7 @@ def starts_by_importance(found: Findings, granularity: Mapping[str, Any]) -> dic
 
     Raises ``UserError``.
     """
-    from mergefront.adapters.merging.importance import layer_importance
+    from mergefront.adapters.merging.importance import layer_importance, opened_alike
 
     file, places = found.file, ModelPlaces(found.root, found.models.commits)
     blocks = granularity.get("blocks")
@@ -111,12 +111,11 @@ def starts_by_importance(found: Findings, granularity: Mapping[str, Any]) -> dic
         raise UserError(f"{dict(granularity)!r} must be written as {{blocks: N, boundaries: importance}}")
     if file.merge.base_model is None or not isinstance(file.merge.models, Mapping):
         raise UserError("boundaries: importance needs the folder of the base model and of each expert")
-    opened = {"": Checkpoint(places.folder(file.merge.base_model))}
-    opened |= {name: Checkpoint(places.folder(path)) for name, path in file.merge.models.items()}
-    composed = compose(opened, "", Modalities.read(file.merge.scope, file.merge.carry)).models
-    aligned = align(composed, "", TokenizerChoice.read(file.merge.tokenizer_source)).models
-    importance = layer_importance(aligned[""], {name: aligned[name] for name in file.merge.models})
-    return {"starts": list(blocks_by_importance(importance, blocks))}
+    folders = {name: places.folder(path) for name, path in file.merge.models.items()}
+    modalities = Modalities.read(file.merge.scope, file.merge.carry)
+    tokenizer = TokenizerChoice.read(file.merge.tokenizer_source)
+    base, experts = opened_alike(places.folder(file.merge.base_model), folders, modalities, tokenizer)
+    return {"starts": list(blocks_by_importance(layer_importance(base, experts), blocks))}
 
 
 def _say_downloads(found: Findings) -> None:
