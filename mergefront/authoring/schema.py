@@ -38,6 +38,8 @@ def study_schema() -> Schema:
     grouping = definitions.pop("SpaceSection")["properties"]
     merge = definitions["MergeSection"]
     merge["properties"]["space"] = {"type": "object"}
+    merge["required"].remove("models")
+    merge["oneOf"] = [{"required": ["models"]}, {"required": ["training_run"]}]
     known = {"enum": list(METHODS)}
     several = {"type": "array", "minItems": 1, "uniqueItems": True, "items": known}
     merge["allOf"] = [

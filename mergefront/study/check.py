@@ -17,8 +17,9 @@ from mergefront.adapters.merging.output.metadata import write_metadata
 from mergefront.adapters.remote.backend_types import answers_with_a_loss
 from mergefront.adapters.remote.identity import are_same
 from mergefront.adapters.remote.settings import BackendSection, ServerSection
+from mergefront.adapters.starting.training_run import checkpoint_folders, trained_checkpoints
 from mergefront.adapters.tasks.user_code import importable, user_function
-from mergefront.optimizer.errors import StudyFileError, did_you_mean
+from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -43,6 +44,7 @@ from mergefront.study.study_file import (
     ExternalBackendSection,
     FunctionBackendSection,
     ObjectiveSection,
+    TrainingRunSection,
     left_out,
     read_study_file,
 )
@@ -82,6 +84,9 @@ def check_study(path: str | Path) -> CheckReport:
     found = Findings(file, root, Preview(root))
     problems, notes = found.problems, found.notes
     problems.extend(unknown_keys)
+    if file.merge.training_run is not None:
+        with found.catch("merge.training_run: "):
+            notes.append(_trained(file.merge.training_run, root))
     method_files: dict[str, str] = {}
     with found.catch("merge.method_files: "):
         method_files = load_method_files(file.merge.method_files, root)
@@ -208,6 +213,19 @@ def one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
     for method in space.methods:
         middle = {name: searched.middle for name, searched in space.searched.items() if name != METHOD}
         yield space.recipe({**middle, METHOD: method.name} if METHOD in space.searched else middle)
+
+
+def _trained(given: TrainingRunSection | str, root: Path) -> str:
+    """The checkpoints of a training run, with the metric that they have."""
+    run = TrainingRunSection.read(given) if isinstance(given, str) else given
+    names = ", ".join(checkpoint_folders(root / run.folder))
+    try:
+        metric, checkpoints = trained_checkpoints(root / run.folder, run.metric, run.greater_is_better)
+    except UserError:
+        if run.metric is not None:
+            raise
+        return f"training run {run.folder}: {names}"  # whoever needs the metric said so
+    return f"training run {run.folder}, {metric}: {', '.join(f'{one.name} {one.value:.4g}' for one in checkpoints)}"
 
 
 def _check_server_tasks(found: Findings, backend: ServerSection) -> dict[str, str]:

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergefront.adapters.remote.settings import JudgeSection, ServerSection
-from mergefront.optimizer.errors import StudyFileError
+from mergefront.adapters.starting.training_run import checkpoint_folders, trained_checkpoints
+from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.racing.race import RacingSettings
+from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.optimizer.sections import Problem, Section, problems_of
 from mergefront.optimizer.yaml_file import read_mapping
@@ -56,6 +58,25 @@ class SpaceSection(BaseModel):
         return given if isinstance(given, str) else given.model_dump(exclude_unset=True)
 
 
+class TrainingRunSection(Section):
+    """The run whose checkpoints are the experts, and the metric that weighs them."""
+
+    folder: str = Field(description="a Trainer's output_dir, with folders checkpoint-N")
+    metric: str | None = Field(
+        default=None, description="a key of the run's log; by default the evaluation's loss, or the training's"
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="by default, as a Trainer has it, false for names that end in loss"
+    )
+
+    @classmethod
+    def read(cls, given: Any) -> TrainingRunSection:
+        """What a file says of a run by known keys; a text is its folder. Raises ``ValidationError``."""
+        named = {"folder": given} if isinstance(given, str) else given
+        known = {key: named[key] for key in cls.model_fields if key in named} if isinstance(named, dict) else named
+        return cls.model_validate(known)
+
+
 class MergeSection(Section):
     """What is merged, how, and which coefficients are searched."""
 
@@ -63,6 +84,9 @@ class MergeSection(Section):
     base_model: str | None = Field(default=None, description="the common ancestor: a folder, or org/name on the Hub")
     models: dict[str, str] | list[str] = Field(
         description="the experts by name: folders or names on the Hub, whole checkpoints or LoRAs"
+    )
+    training_run: TrainingRunSection | str | None = Field(
+        default=None, description="in the place of models, the folder of a Trainer whose checkpoints are the experts"
     )
     space: SpaceSection = Field(default_factory=SpaceSection)
     method_files: list[str] = Field(
@@ -192,6 +216,10 @@ def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
     if isinstance(content.get("backend"), dict):
         content["backend"].setdefault("type", "local")
     said: dict[str, None] = {}
+    try:
+        _add_training_run(content.get("merge"), path.parent)
+    except UserError as error:
+        raise StudyFileError(str(path), [f"merge.training_run: {error}"]) from None
     while True:
         try:
             return StudyFile.model_validate(content), list(said)
@@ -203,6 +231,31 @@ def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
             _mend(content, problem)
         if not unknown:
             raise StudyFileError(str(path), list(said))
+
+
+def _add_training_run(merge: Any, root: Path) -> None:
+    """Write a training run's checkpoints into the section as its models and, where a method is weighed by them, their
+    metrics as fixed coefficients. Raises ``UserError``."""
+    if not isinstance(merge, dict) or merge.get("training_run") is None:
+        return
+    try:
+        run = TrainingRunSection.read(merge["training_run"])
+    except ValidationError:
+        merge.setdefault("models", {})
+        return  # what is wrong with it is said with the rest
+    if "models" in merge:
+        raise UserError("the checkpoints of the run are the models; leave merge.models out")
+    merge["models"] = {name: f"{run.folder.rstrip('/')}/{name}" for name in checkpoint_folders(root / run.folder)}
+    methods, weighed = merge.get("method"), METHODS["metrics_weighted"]
+    if weighed.name not in (methods if isinstance(methods, list) else [methods]) or not isinstance(
+        space := merge.setdefault("space", {}), dict
+    ):
+        return
+    penalty = weighed.parameter("penalty")
+    if not space and penalty is not None:
+        space["penalty"] = list(penalty.search)
+    for one in trained_checkpoints(root / run.folder, run.metric, run.greater_is_better)[1]:
+        space.setdefault(f"metric[{one.name}]", one.quality)
 
 
 def _mend(content: Any, unknown: Problem) -> None:
