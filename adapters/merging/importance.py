@@ -11,10 +11,11 @@ import torch
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.header import Checkpoint
 from mergefront.adapters.checkpoints.stacks import layer_count, text_stacks
-from mergefront.adapters.merging.modalities import Modalities, compose
+from mergefront.adapters.merging.modalities import compose
 from mergefront.adapters.merging.sources import ExpertSource, Source, header_of, open_source
 from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.stacks import Modalities
 
 
 def opened_alike(
