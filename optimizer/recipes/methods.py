@@ -66,11 +66,12 @@ class MergeMethod:
     without one) and returns the merged tensor; a parameter of scope "model" is a tuple aligned to
     ``tensors``. ``elementwise`` says that any stretch of entries may be merged alone; ``matrix_wise``, that a tensor
     that holds the matrices of several experts is merged matrix by matrix. A method ``of_matrices`` has a
-    ``weight`` and a ``lambda``, and its kernel is called with the weighted task vectors of one matrix and the other
-    parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
+    ``lambda`` and may have a ``weight``, and its kernel is called with the weighted task vectors of one matrix and the
+    other parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
     what is no matrix takes the mean of the weighted task vectors. ``prepare`` does
-    what does not depend on the coefficients, once per tensor and pool: ``prepare(tensors, base)``,
-    whose result the kernel gets as ``prepared``.
+    what does not depend on the coefficients, once per tensor and pool: ``prepare(tensors, base)``, of matrices
+    ``prepare(deltas, shape)``, whose result the kernel gets as ``prepared``. Without a ``weight``, deltas depend on
+    none.
     """
 
     name: str
@@ -402,6 +403,19 @@ _METHODS = (
         (LAMBDA,),
         prepare=f"{_KERNELS}.spectral:least_interference",
         matrix_wise=True,
+    ),
+    _of_kernel(
+        "optmerge",
+        "as wudi, for the leading singular directions of each expert only, by few steps from the mean",
+        "OptMerge, arXiv 2505.19892",
+        "optmerge:optmerge",
+        (
+            LAMBDA,
+            number("rank", 0.0, "directions kept of each expert's matrix; 0: min(m, n) / experts", (1.0, 64.0)),
+            number("steps", 300.0, "steps of descent from the mean", (100.0, 3000.0), high=1e6),
+        ),
+        prepare=f"{_KERNELS}.optmerge:directions",
+        of_matrices=True,
     ),
     _of_kernel(
         "isotropic",

@@ -40,8 +40,7 @@ class KernelMerger:
         """See ``engine.Merger``. Matrices of LoRAs may be merged by their factors."""
         if not METHODS[coefficients.method].of_matrices:
             return coefficients.models
-        weights = zip(coefficients.models, coefficients.of_models("weight"), strict=True)
-        return [model for model, weight in weights if weight != 0 and not self._pool.is_lora(model)]
+        return [model for model, weight in _weights(coefficients) if weight != 0 and not self._pool.is_lora(model)]
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
@@ -91,30 +90,40 @@ class KernelMerger:
 
     def _merge_matrices(self, wanted: TensorMerge, out: torch.Tensor) -> torch.Tensor:
         """Merge the matrices of one tensor, or the mean where it is none (see ``MergeMethod.of_matrices``)."""
-        shared, origin = dict(wanted.coefficients.shared), wanted.origin.float()
-        scale, kernel = float(shared.pop("lambda")), wanted.method.load_kernel()
+        origin, scale = wanted.origin.float(), float(wanted.coefficients.of_recipe("lambda"))
         matrices = matrices_of(wanted.name, origin.shape)
         core = self._core(wanted) if matrices == 1 else None
         if core is not None:
-            merged = core.left @ kernel(core.deltas, **shared) @ core.right.T
+            merged = core.left @ self._merge_matrix(wanted, 0, core.deltas) @ core.right.T
         else:
             deltas = self._task_vectors(wanted, origin.shape)
             if matrices == 0:
                 merged = torch.stack(deltas).mean(dim=0)
             elif origin.dim() == 2:
-                merged = kernel(deltas, **shared)
+                merged = self._merge_matrix(wanted, 0, deltas)
             else:
-                one_by_one = ([delta[index] for delta in deltas] for index in range(matrices))
-                merged = torch.stack([kernel(expert, **shared) for expert in one_by_one])
+                merged = torch.stack(
+                    [self._merge_matrix(wanted, index, [delta[index] for delta in deltas]) for index in range(matrices)]
+                )
         result = origin + scale * merged
         out.copy_(result)
         change: torch.Tensor = (result - origin).abs().sum().double().cpu()
         return change
 
+    def _merge_matrix(self, wanted: TensorMerge, index: int, deltas: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The merged task vector of one matrix of a tensor."""
+        method, arguments = wanted.method, dict[str, Any](wanted.coefficients.shared)
+        del arguments["lambda"]
+        prepare = method.load_prepare()
+        if prepare is not None:
+            arguments["prepared"] = self._prepare(wanted, index, prepare, deltas, wanted.origin.shape[-2:])
+        merged: torch.Tensor = method.load_kernel()(deltas, **arguments)
+        return merged
+
     def _task_vectors(self, wanted: TensorMerge, shape: torch.Size) -> list[torch.Tensor]:
         """The weighted task vector of every expert, in float32."""
         made = []
-        for model, weight in _weights(wanted):
+        for model, weight in _weights(wanted.coefficients):
             entry = self._pool.entry(wanted.name, model) if weight != 0 else None
             if entry is None:
                 made.append(torch.zeros(shape, device=wanted.origin.device))
@@ -127,9 +136,11 @@ class KernelMerger:
 
         The products are never made, and a decomposition costs what their ranks cost (Core Space, arXiv 2509.17786).
         """
+        none = wanted.origin.float().flatten(1)[:, :0], wanted.origin.float()[:0]
         factors = []
-        for model, weight in _weights(wanted):
+        for model, weight in _weights(wanted.coefficients):
             if weight == 0:
+                factors.append(none)
                 continue
             if self._compat or not self._pool.is_lora(model):
                 return None
@@ -139,7 +150,9 @@ class KernelMerger:
             if module is not None:
                 a, b = self._pool.lora_factors(module, model)
                 factors.append((weight * module.scaling * b, a))
-        if not factors or sum(len(a) for _, a in factors) >= min(wanted.origin.shape):
+            else:
+                factors.append(none)
+        if not 0 < sum(len(a) for _, a in factors) < min(wanted.origin.shape):
             return None
         return Core.of(factors)
 
@@ -149,22 +162,30 @@ class KernelMerger:
         piece: _Piece,
         prepare: Callable[..., Any],
         tensors: Sequence[torch.Tensor],
-        base: torch.Tensor | None,
+        beside: torch.Tensor | torch.Size | None,
     ) -> Any:
         """What a method computes once per piece of a tensor and pool, kept where there is room."""
         place = (wanted.method.name, wanted.name, wanted.coefficients.models, str(piece))
         if place in self._prepared:
             return self._prepared[place]
-        made = prepare(tensors, base)
-        parts = [part for part in (made if isinstance(made, tuple) else (made,)) if isinstance(part, torch.Tensor)]
-        if self._pool.keeps(self._pool.device_of(wanted.name), sum(part.nbytes for part in parts)):
+        made = prepare(tensors, beside)
+        if self._pool.keeps(self._pool.device_of(wanted.name), _bytes(made)):
             self._prepared[place] = made
         return made
+
+
+def _bytes(prepared: Any) -> int:
+    """Of all tensors of what a method prepared."""
+    if isinstance(prepared, tuple):
+        return sum(map(_bytes, prepared))
+    return prepared.nbytes if isinstance(prepared, torch.Tensor) else 0
 
 
 def _cut(tensor: torch.Tensor, piece: _Piece) -> torch.Tensor:
     return tensor.view(-1)[piece] if isinstance(piece, slice) else tensor[piece]
 
 
-def _weights(wanted: TensorMerge) -> Iterator[tuple[str, float]]:
-    return zip(wanted.coefficients.models, wanted.coefficients.of_models("weight"), strict=True)
+def _weights(coefficients: Coefficients) -> Iterator[tuple[str, float]]:
+    """Every expert's weight, 1 under a method without weights."""
+    weights = dict(coefficients.per_model).get("weight", (1.0,) * len(coefficients.models))
+    return zip(coefficients.models, map(float, weights), strict=True)

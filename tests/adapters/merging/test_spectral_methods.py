@@ -1,4 +1,4 @@
-"""Isotropic merging and subspace boosting: the papers' formulas, computed another way, on every kind of tensor."""
+"""Merges by spectra: the formulas of the papers, computed another way, on every kind of tensor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SHAPES = {
     "lm_head.weight": (10, 6),
 }
 MATRIX = "model.layers.0.self_attn.q_proj.weight"
+OTHER = "model.layers.0.self_attn.v_proj.weight"
 EXPERTS = "model.layers.0.mlp.experts.down_proj"
 
 
@@ -105,6 +106,46 @@ def test_matrices_are_merged_as_the_papers_say_and_experts_of_a_mixture_one_by_o
         assert np.allclose(difference, 0.7 * expected(EXPERTS, index), atol=1e-4), index
 
 
+def descended(deltas: list[torch.Tensor], rank: int, steps: int) -> torch.Tensor:
+    """OptMerge as its paper runs it: torch's SGD on the loss, every matrix cut by an SVD of its own."""
+    deltas = [delta.double() for delta in deltas]
+    found = (sum(deltas, torch.zeros(())) / len(deltas)).clone().requires_grad_()
+    optimizer = torch.optim.SGD([found], lr=1e-4, momentum=0.9)
+    for _ in range(steps):
+        loss = torch.zeros((), dtype=torch.float64)
+        for delta in deltas:
+            left, values, right = (part[..., :rank] for part in torch.svd(delta))
+            loss = loss + ((found - left * values @ right.T) @ (right * values)).square().sum() / delta.square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return found.detach()
+
+
+@pytest.mark.parametrize(("rank", "steps", "expected_rank"), [(0, 300, 2), (4, 300, 4), (64, 900, 6)])
+def test_optmerge_is_where_gradient_descent_from_the_mean_gets(rank: int, steps: int, expected_rank: int) -> None:
+    """Without a rank it is min(m, n) / k: 6 / 3; the descent has not ended after its steps, so that they count."""
+    base, experts = model(0), {"a": model(1), "b": model(2), "c": model(3)}
+    made = merged("optmerge", experts, rank=rank, steps=steps, **{"lambda": 0.7})
+    for name, index in [(MATRIX, ...), *((EXPERTS, index) for index in range(3))]:
+        deltas = [(expert[name] - base[name])[index] for expert in experts.values()]
+        wanted, mean = descended(deltas, expected_rank, steps), sum(deltas) / 3
+        assert torch.allclose((made[name] - base[name])[index].double(), 0.7 * wanted, atol=1e-5)
+        assert float((wanted - mean).norm()) > 0.02 * float(mean.norm())
+    mean = sum(expert["lm_head.weight"] - base["lm_head.weight"] for expert in experts.values()) / 3
+    assert torch.allclose(made["lm_head.weight"] - base["lm_head.weight"], 0.7 * mean, atol=1e-5)
+
+
+def test_optmerge_prepares_a_pool_once_and_each_rank_is_its_own_merge() -> None:
+    experts = {"a": model(1), "b": model(2)}
+    engine = MergeEngine(model(0), experts)
+    recipes = [Recipe("optmerge", {"a": "a", "b": "b"}, {"rank": rank}, "base") for rank in (1.0, 4.0, 1.0)]
+    first, second, again = (dict(engine.iterate(recipe)) for recipe in recipes)
+    fresh = dict(MergeEngine(model(0), experts).iterate(recipes[1]))
+    assert not torch.allclose(first[MATRIX], second[MATRIX], atol=1e-4)
+    assert all(torch.equal(first[name], again[name]) and torch.equal(second[name], fresh[name]) for name in SHAPES)
+
+
 @pytest.mark.parametrize("method", ["tsv_m", "wudi", "widen"])
 def test_experts_of_a_mixture_are_merged_as_matrices_of_their_own(method: str) -> None:
     """Not as vectors, whose mean or whose flattened columns nobody asked for."""
@@ -141,28 +182,43 @@ def test_low_rank_experts_are_merged_within_their_own_directions(method: str) ->
     assert float((outside_left @ made).norm()) < 1e-3 and float((made @ outside_right).norm()) < 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_loras_are_merged_as_the_models_that_they_make(tmp_path: Path, method: str) -> None:
-    """By their factors, without their products; the rank of their sum is what its spectrum is over."""
-    base, generator = {MATRIX: torch.randn(40, 30, generator=torch.Generator().manual_seed(0))}, torch.Generator()
+def lora_experts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A base of two matrices, and LoRAs a and b of rank 5 in ``folder``, of which b adapts the first only."""
+    generator = torch.Generator().manual_seed(0)
+    base = {name: torch.randn(40, 30, generator=generator) for name in (MATRIX, OTHER)}
     deltas = {}
     for seed, name in enumerate(("a", "b")):
         generator.manual_seed(seed)
         factors = {"A": torch.randn(5, 30, generator=generator), "B": torch.randn(40, 5, generator=generator)}
         deltas[name] = 2 * factors["B"] @ factors["A"]
-        (tmp_path / name).mkdir()
-        module = MATRIX.removesuffix(".weight")
+        modules = [target.removesuffix(".weight") for target in (MATRIX, OTHER)[: 2 if name == "a" else 1]]
+        (folder / name).mkdir()
         save_file(
-            {f"base_model.model.{module}.lora_{side}.weight": factor for side, factor in factors.items()},
-            tmp_path / name / "adapter_model.safetensors",
+            {
+                f"base_model.model.{module}.lora_{side}.weight": factor.clone()
+                for module in modules
+                for side, factor in factors.items()
+            },
+            folder / name / "adapter_model.safetensors",
         )
-        config = {"peft_type": "LORA", "r": 5, "lora_alpha": 10, "target_modules": ["q_proj"]}
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
-    recipe = Recipe(method, {"a": "a", "b": "b"}, {"weight[a]": 0.5, "lambda": 0.8}, "base")
-    made = dict(MergeEngine(base, {name: tmp_path / name for name in deltas}).iterate(recipe))[MATRIX]
-    whole = {name: {MATRIX: base[MATRIX] + delta} for name, delta in deltas.items()}
-    assert torch.allclose(made, dict(MergeEngine(base, whole).iterate(recipe))[MATRIX], atol=1e-3)
-    values = torch.linalg.svdvals((made - base[MATRIX]).double())
+        config = {"peft_type": "LORA", "r": 5, "lora_alpha": 10, "target_modules": [m[-6:] for m in modules]}
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+    return base, deltas
+
+
+@pytest.mark.parametrize("method", [*METHODS, "optmerge"])
+def test_loras_are_merged_as_the_models_that_they_make(tmp_path: Path, method: str) -> None:
+    """By their factors, without their products; the rank of their sum is what its spectrum is over."""
+    base, deltas = lora_experts(tmp_path)
+    weights = {} if method == "optmerge" else {"weight[a]": 0.5}
+    recipe = Recipe(method, {"a": "a", "b": "b"}, {**weights, "lambda": 0.8}, "base")
+    made = dict(MergeEngine(base, {name: tmp_path / name for name in deltas}).iterate(recipe))
+    whole = {name: {MATRIX: base[MATRIX] + delta, OTHER: base[OTHER]} for name, delta in deltas.items()}
+    whole["a"][OTHER] = base[OTHER] + deltas["a"]
+    expected = dict(MergeEngine(base, whole).iterate(recipe))
+    for name in (MATRIX, OTHER):
+        assert torch.allclose(made[name], expected[name], atol=1e-3), name
+    values = torch.linalg.svdvals((made[MATRIX] - base[MATRIX]).double())
     assert float(values[9]) > 0.1 and float(values[10]) < 1e-4
     if method == "isotropic":
         wanted = torch.linalg.svdvals(0.5 * deltas["a"] + deltas["b"])[:10].mean()
