@@ -124,7 +124,12 @@ def search(
     given = dict(sampler_options or {})
     bounds, rule = constraints_from(constraints), StopRule.read(stop)
     problems = check_sampler(
-        sampler, given, len(wanted), constrained=bool(bounds), stops_by_improvement=rule.improvement is not None
+        sampler,
+        given,
+        len(wanted),
+        constrained=bool(bounds),
+        stops_by_improvement=rule.improvement is not None,
+        simplex=space.simplex,
     )
     if problems:
         raise UserError("; ".join(problems))

@@ -126,6 +126,7 @@ def check_study(path: str | Path) -> CheckReport:
             len(file.objectives),
             constrained=bool(file.constraints),
             stops_by_improvement=stop.improvement is not None,
+            simplex=file.merge.space.simplex,
         )
     )
     if racing is not None and not file.tasks and file.backend.type != "external":
@@ -269,6 +270,7 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
             split=file.merge.space.split,
             layers=layers or 0,
             seed=file.seed,
+            simplex=file.merge.space.simplex,
         )
         anchors(space)  # what no recipe can be made of is said here, not by the run
         return space

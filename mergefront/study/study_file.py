@@ -45,6 +45,7 @@ class SpaceSection(BaseModel):
         default="global", description="how many coefficients there are over the depth of the model"
     )
     split: list[str] = Field(default=[], description="parts of tensor names that get coefficients of their own")
+    simplex: bool = Field(default=False, description="the experts' weights are proportions that sum to one")
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _LONGEST_COEFFICIENT = 512
 """Characters that Optuna's tables have room for."""
+_ON_SIMPLEX = 1e-6
+"""Weights whose sum is that close to one sum to one: they were rounded to ten digits."""
 METHOD = "method"
 """The name under which the merge method itself is searched when a space has several."""
 SPARSIFIERS: Mapping[str, Sparsifier] = {
@@ -136,6 +138,8 @@ class MergeSpace:
     layers, such as ``grouping.blocks_by_importance`` gives) or ``{"blocks": {"language": n, "vision": 0}}`` (per
     stack; 0, or no mention, is one coefficient), with ``layers`` the number of transformer layers, or that of every
     stack by its name (see ``stacks``); ``split``: substrings of tensor names that get coefficients of their own.
+    ``simplex``: the experts' weights are proportions, at least 0 and of sum 1 wherever they have values of their own.
+    They are searched in [0, 1] each, and a recipe has them divided by their sum (equal shares where all are 0).
     ``seed`` fixes the masks of methods that drop at random.
 
     Raises ``StudyFileError`` with every problem at once.
@@ -152,11 +156,13 @@ class MergeSpace:
         split: Sequence[str] = (),
         layers: int | Mapping[str, int] = 0,
         seed: int = 0,
+        simplex: bool = False,
     ) -> None:
         self.models: dict[str, str] = dict(models) if isinstance(models, Mapping) else {name: name for name in models}
         self.base_model = base_model
         self.granularity = granularity if isinstance(granularity, str) else dict(granularity)
         self.seed = seed
+        self.simplex = simplex
         self.given = dict(parameters or {})
         problems: list[str] = []
         self.methods = _methods(method, problems)
@@ -189,6 +195,15 @@ class MergeSpace:
                 if known is None or (parameter.default is None and known.default is not None):
                     declared[parameter.name] = parameter
         rules = self._rules(declared, problems)
+        self._proportions: list[list[str]] = []
+        """The names of the weights that sum to one, group by group."""
+        if self.simplex:
+            problems.extend(self._no_simplex(rules))
+            if "weight" in declared:
+                scopes = self._scopes(declared["weight"])
+                self._proportions = [
+                    [str(CoefficientName("weight", m, *scope)) for m in self.models] for scope in scopes
+                ]
         for parameter in declared.values():
             for name in self._names(parameter):
                 rule = self._rule_for(name, parameter, rules)
@@ -206,6 +221,20 @@ class MergeSpace:
         problems.extend(f"space: {name[:60]!r}... is too long to be kept; shorten 'split'" for name in long[:1])
         if not self.searched and not problems:
             problems.append("space: nothing is searched; give at least one coefficient a range such as weight: [0, 1]")
+
+    def _no_simplex(self, rules: Mapping[str, Range | ParameterValue]) -> list[str]:
+        """Why weights of these methods and with these rules cannot be proportions, a sentence each."""
+        found = [
+            f"space: simplex: {method.name} has no weights; it is for methods with one per expert, such as linear"
+            for method in self.methods
+            if method.parameter("weight") is None
+        ]
+        if len(self.models) < 2:
+            found.append("space: simplex: one expert has nothing to share; name at least two, or remove simplex")
+        own = [name for name, rule in rules.items() if parameter_of(name) == "weight" and rule != Range()]
+        if own:
+            found.append(f"space: simplex: weights lie in [0, 1] and sum to one; remove {own[0]!r}")
+        return found
 
     def _rules(self, declared: Mapping[str, MethodParameter], problems: list[str]) -> dict[str, Range | ParameterValue]:
         rules: dict[str, Range | ParameterValue] = {}
@@ -262,6 +291,8 @@ class MergeSpace:
                     rule = rules.get(str(CoefficientName(name.parameter, owner, kind, block)))
                     if rule is not None:
                         return rule
+        if parameter.name == "weight" and self.simplex:
+            return Range()
         if parameter.default is None or (parameter.name == "density" and not self.given):
             return Range(*parameter.search)
         return None
@@ -285,13 +316,35 @@ class MergeSpace:
         )
 
     @property
+    def no_mixtures(self) -> str | None:
+        """Why merges of this space stand for no data mixtures (see ``mixture``), or None."""
+        if not (self.simplex or self.weights_are_proportions):
+            return "the weights are no proportions; search with space: {simplex: true}"
+        if len(self.grouping.scopes()) > 1:
+            return "weights differ between parts of the model, and data have one share each; use granularity: global"
+        return None
+
+    def mixture(self, recipe: Recipe) -> dict[str, float] | None:
+        """Every expert's share of the weights in percent; None where they are no shares (a negative one, all zero).
+
+        Where each expert was trained on one source of data, the merge is a proxy of a model that is trained on the
+        sources in these shares (arXiv 2602.04937).
+        """
+        weights = {name: float(recipe.params.get(f"weight[{name}]", 0.0)) for name in self.models}
+        total = sum(weights.values())
+        if min(weights.values()) < 0.0 or total <= 0.0:
+            return None
+        return {name: 100.0 * weight / total for name, weight in weights.items()}
+
+    @property
     def merge_rule(self) -> MergeRule:
         """What of the arithmetic shows in the coefficients: of one method all, of several what they share."""
-        proportions = self.weights_are_proportions
+        divided = self.weights_are_proportions
+        proportions = divided or self.simplex
         method = self.methods[0]
         if len(self.methods) > 1:
             return MergeRule(proportions, used_by=self._used_by())
-        if method.consensus is None or "normalize" in self.searched:
+        if method.consensus is None or "normalize" in self.searched or proportions != divided:
             return MergeRule(proportions)
         rescale = method.parameter("rescale")
         return MergeRule(
@@ -332,9 +385,22 @@ class MergeSpace:
         if unknown:
             raise UserError(f"params: the space has no {unknown[0]!r} {did_you_mean(unknown[0], self.searched)}")
         method = METHODS[str(params[METHOD])] if METHOD in self.searched else self.methods[0]
-        coefficients = {**self.fixed, **{name: params[name] for name in self.searched if name != METHOD}}
+        settled = self.settled(params)
+        coefficients = {**self.fixed, **{name: settled[name] for name in self.searched if name != METHOD}}
         used = {name: value for name, value in coefficients.items() if method.parameter(parameter_of(name))}
         return self.make(method.name, used)
+
+    def settled(self, params: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+        """``params`` with weights on the simplex, where the space has one: what is stored and shown of a proposal."""
+        settled = dict(params)
+        for names in self._proportions:
+            weights = [float(params[name]) for name in names]
+            total = sum(weights)
+            if abs(total - 1.0) < _ON_SIMPLEX:
+                continue  # what was divided before stays as it is, to the last digit
+            shares = [weight / total for weight in weights] if total > 0.0 else [1.0 / len(weights)] * len(weights)
+            settled |= {name: float(f"{share:.10g}") for name, share in zip(names, shares, strict=True)}
+        return settled
 
     def make(self, method: str, params: Mapping[str, ParameterValue], grouping: Grouping | None = None) -> Recipe:
         """Any recipe over this space's models, inside the space or not."""
@@ -374,6 +440,7 @@ class MergeSpace:
             "split": list(self.grouping.split),
             "layers": {stack.name: stack.layers for stack in self.grouping.stacks} or self.grouping.layers,
             "seed": self.seed,
+            **({"simplex": True} if self.simplex else {}),
         }
 
     @classmethod

@@ -53,6 +53,8 @@ class SamplerSpec:
     sees_pending: bool = False
     """Of Optuna's samplers: whether it looks at running trials."""
     takes_constraints: bool = True
+    takes_simplex: bool = True
+    """Whether it learns where weights are divided by their sum, and does not ask for one merge again and again."""
     expects_improvement: bool = False
 
     @property
@@ -67,11 +69,12 @@ def check_sampler(
     *,
     constrained: bool = False,
     stops_by_improvement: bool = False,
+    simplex: bool = False,
 ) -> list[str]:
     """Every problem with a choice of sampler for a number of objectives, each a sentence; empty when there is none.
 
     ``constrained`` says that the study has constraints, ``stops_by_improvement`` that runs end when the sampler
-    expects little improvement.
+    expects little improvement, ``simplex`` that the space's weights sum to one.
     """
     spec = SAMPLERS.get(name)
     if spec is None:
@@ -80,6 +83,9 @@ def check_sampler(
     if constrained and not spec.takes_constraints:
         able = [other.name for other in SAMPLERS.values() if other.takes_constraints]
         problems.append(f"sampler {name!r} does not know constraints; these do: {', '.join(able)}")
+    if simplex and not spec.takes_simplex:
+        able = [other.name for other in SAMPLERS.values() if other.takes_simplex]
+        problems.append(f"sampler {name!r} does not know weights that sum to one; these do: {', '.join(able)}")
     if stops_by_improvement and (not spec.expects_improvement or options.get("variant") == "paper"):
         able = [other.name for other in SAMPLERS.values() if other.expects_improvement]
         problems.append(
@@ -207,6 +213,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             EvoMergingOptions,
             takes=("ranges",),
             takes_constraints=False,
+            takes_simplex=False,
         ),
         SamplerSpec(
             "map",
@@ -215,6 +222,7 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
             MAPOptions,
             takes=("ranges",),
             takes_constraints=False,
+            takes_simplex=False,
         ),
         SamplerSpec("random", "independent uniform points", "optuna:RandomSampler"),
         SamplerSpec("sobol", "a scrambled Sobol sequence", "baselines.optuna_samplers:SobolSampler"),

@@ -274,7 +274,7 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
         # A racing search proposes from what is known by now, not from what the trials were told in their day.
         racing = plan.racing is not None
         seen = restated(study, plan.objectives, ledger.evaluations(items=True)) if racing else study
-        params = _sampled(seen, frozen, distributions)
+        params = plan.space.settled(_sampled(seen, frozen, distributions))
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
     ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})

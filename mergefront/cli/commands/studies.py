@@ -129,6 +129,18 @@ def status(name: str, storage: str, as_json: bool) -> None:
         echo(line)
 
 
+def _mixtures(study: Study) -> dict[int, dict[str, float]]:
+    """The data mixture that each merge of the front stands for, by trial; of one objective, those of its history."""
+    from mergefront.optimizer.errors import UserError
+
+    refused = study.space.no_mixtures
+    if refused is not None:
+        raise UserError(f"--mixture: study {study.name!r} has no data mixtures: {refused}")
+    shown = study.history() if study.has_one_objective else study.front()
+    found = {candidate.number: study.space.mixture(candidate.recipe) for candidate in shown}
+    return {number: percent for number, percent in found.items() if percent is not None}
+
+
 @click.command(short_help="The merges worth having, against the anchors.")
 @study_argument
 @storage_option
@@ -153,6 +165,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     callback=named_numbers,
     help="The member farthest from the worst values this way.",
 )
+@click.option("--mixture", is_flag=True, help="The weights as proportions of the experts' data, in percent.")
 def front(
     name: str,
     storage: str,
@@ -162,6 +175,7 @@ def front(
     epsilon: float | None,
     prefer: dict[str, float] | None,
     direction: dict[str, float] | None,
+    mixture: bool,
 ) -> None:
     """Show the front of study NAME against the anchors, and which merges beat them beyond noise.
 
@@ -177,6 +191,7 @@ def front(
     from mergefront.study.stored_study import load_study
 
     study = load_study(name, storage=storage)
+    mixtures = _mixtures(study) if mixture else None
     if plot is not None:
         from mergefront.results.plots.front import save_front
 
@@ -192,10 +207,18 @@ def front(
     if as_json:
         numbers = {what: [one.number for one in members] for what, members in chosen.items()}
         print_json(
-            study.to_json() | {what: found if what == "distinct" else found[0] for what, found in numbers.items()}
+            study.to_json()
+            | {what: found if what == "distinct" else found[0] for what, found in numbers.items()}
+            | ({} if mixtures is None else {"mixtures": [{"trial": n, "percent": p} for n, p in mixtures.items()]})
         )
         return
     print_front(study)
+    if mixtures is not None:
+        from mergefront.cli.tables import plain_table
+
+        echo("\nData mixtures: each expert's share in percent")
+        rows = [[str(number), *(f"{share:.1f}" for share in percent.values())] for number, percent in mixtures.items()]
+        console().print(plain_table(["trial", *study.space.models], rows))
     for what, members in chosen.items():
         echo(f"{what.capitalize()}: {', '.join(trial(one.number, one.anchor) for one in members)}")
     screen = console()

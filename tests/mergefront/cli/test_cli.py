@@ -44,6 +44,28 @@ def test_run_searches_logs_to_stderr_and_prints_the_front(tmp_path: Path, write_
     assert resumed.exit_code == 0 and "[13/13]" in resumed.stderr
 
 
+def test_a_front_says_which_mixtures_of_data_its_merges_stand_for(tmp_path: Path, write_study) -> None:
+    study = write_study(tmp_path, evaluations=9, method="linear")
+    content = re.sub(r"space: \{[^}]*\}", "space: {simplex: true}", study.read_text())
+    assert "simplex" in content
+    study.write_text(content)
+    assert call("run", study).exit_code == 0
+    where = ("front", "skills", "--storage", tmp_path / "mergefront.db")
+    shown = json.loads(call(*where, "--mixture", "--json").stdout)
+    by_trial = {entry["trial"]: entry["params"] for entry in shown["front"]}
+    assert shown["mixtures"] and any(len(set(entry["percent"].values())) == 2 for entry in shown["mixtures"])
+    for entry in shown["mixtures"]:
+        assert sum(entry["percent"].values()) == pytest.approx(100)
+        assert entry["percent"]["maths"] == pytest.approx(100 * by_trial[entry["trial"]]["weight[maths]"], abs=1e-3)
+    table = call(*where, "--mixture").stdout.split("Data mixtures")[1]
+    assert all(f"{entry['percent']['maths']:.1f}" in table for entry in shown["mixtures"])
+    assert "mixtures" not in json.loads(call(*where, "--json").stdout)
+
+    mf.run(write_study(tmp_path, name="plain", evaluations=7, method="dare_ties"))
+    refused = call("front", "plain", "--storage", tmp_path / "mergefront.db", "--mixture")
+    assert refused.exit_code == 2 and "search with space: {simplex: true}" in refused.output
+
+
 @pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])
 def test_every_command_finds_the_study_in_a_folder_of_an_odd_name(tmp_path: Path, write_study, form: str) -> None:
     path, folder = tmp_path / "really?" / "50%25 #1.db", tmp_path / "files"

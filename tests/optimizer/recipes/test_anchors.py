@@ -39,6 +39,16 @@ def test_experts_are_points_of_the_space_only_where_density_can_be_one() -> None
     assert expert.recipe.method == "task_arithmetic"
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])
+def test_on_the_simplex_the_average_and_each_expert_are_points_and_the_base_is_none(method: str) -> None:
+    space = MergeSpace(EXPERTS, method=method, simplex=True, base_model="base")
+    outside = {anchor.name for anchor in anchors(space) if anchor.outside_space}
+    assert outside == {BASE, TASK_ARITHMETIC} | ({UNIFORM} if method == "ties" else set())
+    by_name = {anchor.name: anchor for anchor in anchors(space)}
+    assert set(by_name[TASK_ARITHMETIC].recipe.params.values()) >= {0.3}
+    assert by_name["expert maths"].recipe.params["weight[maths]"] == 1.0
+
+
 def test_metric_weighted_average_follows_the_scores() -> None:
     space = MergeSpace(EXPERTS, method="task_arithmetic")
     anchor = metric_weighted(space, {"maths": 0.6, "french": 0.2, "code": 0.2})

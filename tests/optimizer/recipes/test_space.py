@@ -85,6 +85,66 @@ def test_space_survives_the_database() -> None:
     assert recipe_at(again, middle) == recipe_at(space, middle)
 
 
+@given(st.lists(st.floats(0, 1), min_size=9, max_size=9), st.sampled_from([1.0, 0.125]))
+def test_weights_on_the_simplex_sum_to_one_wherever_they_have_values_of_their_own(
+    coordinates: list[float], scale: float
+) -> None:
+    """A proposal that was settled is settled, and its recipe is one for all multiples of its weights."""
+    three = [*EXPERTS, "code"]
+    space = MergeSpace(
+        three, method="ties", simplex=True, granularity={"blocks": 3}, layers=6, parameters={"lambda": 1}
+    )
+    params = dict(zip(space.searched, coordinates, strict=True))
+    settled = space.settled(params)
+    recipe = space.recipe(params)
+    assert space.settled(settled) == settled and space.recipe(settled) == recipe and space.params(recipe) == settled
+    for block in range(3):
+        names = [f"weight[{name}, block {block}]" for name in three]
+        given = [params[name] for name in names]
+        shares = [value / sum(given) if sum(given) else 1 / 3 for value in given]
+        assert [recipe.params[name] for name in names] == pytest.approx(shares, abs=1e-6)
+        assert sum(float(recipe.params[name]) for name in names) == pytest.approx(1.0, abs=1e-6)
+    if all(sum(coordinates[block::3]) > 0.01 for block in range(3)):
+        again = space.recipe({name: scale * value for name, value in params.items()})
+        assert [*again.params.values()] == pytest.approx([*recipe.params.values()], abs=1e-6)
+
+
+def test_a_simplex_survives_the_database_and_other_spaces_say_nothing_of_it() -> None:
+    space = MergeSpace(EXPERTS, method=["linear", "tsv_m"], simplex=True)
+    again = MergeSpace.from_json(json.loads(json.dumps(space.to_json())))
+    assert again.simplex and again.searched == space.searched == {
+        METHOD: Range(choices=("linear", "tsv_m")),
+        "weight[maths]": Range(),
+        "weight[french]": Range(),
+    }
+    assert "simplex" not in MergeSpace(EXPERTS, method="linear").to_json()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "wudi"}, "wudi has no weights"),
+        ({"method": "linear", "models": ["maths"]}, "name at least two"),
+        ({"method": "linear", "parameters": {"weight": [0.2, 1]}}, "remove 'weight'"),
+        ({"method": "linear", "parameters": {"weight[maths]": 0.5}}, "sum to one; remove"),
+    ],
+)
+def test_what_cannot_sum_to_one_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyFileError, match=re.escape(message)):
+        MergeSpace(given.pop("models", EXPERTS), simplex=True, **given)
+
+
+def test_a_mixture_is_the_experts_shares_in_percent() -> None:
+    space = MergeSpace(EXPERTS, method="linear", simplex=True)
+    recipe = space.recipe({"weight[maths]": 0.9, "weight[french]": 0.3})
+    assert space.no_mixtures is None and space.mixture(recipe) == pytest.approx({"maths": 75.0, "french": 25.0})
+    plain = MergeSpace(EXPERTS, method="task_arithmetic", parameters={"weight": [-1, 1]})
+    assert "simplex: true" in str(plain.no_mixtures)
+    assert plain.mixture(plain.recipe({"weight[maths]": 1.0, "weight[french]": -0.5})) is None
+    blocks = MergeSpace(EXPERTS, method="linear", simplex=True, granularity={"blocks": 2}, layers=4)
+    assert "granularity: global" in str(blocks.no_mixtures)
+
+
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(StudyFileError) as raised:
         MergeSpace(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import mergefront as mf
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import METRIC_WEIGHTED
 
 SPACE = mf.MergeSpace(["maths", "french"], method="task_arithmetic", parameters={"weight": [0, 1]})
@@ -95,3 +96,37 @@ def test_a_world_that_breaks_down_stops_the_search(tmp_path: Path) -> None:
             name="full",
         )
     assert 17 <= len(asked) < 40
+
+
+@pytest.mark.parametrize("sampler", ["mm-mo", "cma-es", "tpe", "nsga2", "random", "sobol"])
+def test_samplers_search_the_simplex_and_go_on_as_if_they_had_not_stopped(tmp_path: Path, sampler: str) -> None:
+    """What Optuna shows are the weights of the merge, and mm-mo finds the best mixture."""
+    best = {"maths": 0.6, "french": 0.3, "code": 0.1}
+
+    def until(evaluations: int, folder: str) -> mf.Study:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return mf.search(
+            space=mf.MergeSpace(list(best), method="linear", simplex=True),
+            evaluate=lambda recipe: -sum((float(recipe.params[f"weight[{k}]"]) - v) ** 2 for k, v in best.items()),
+            objectives=["score"],
+            sampler=sampler,
+            evaluations=evaluations,
+            storage=f"sqlite:///{tmp_path}/{folder}/study.db",
+            name="simplex",
+        )
+
+    whole = until(20, "whole")
+    until(13, "parts")
+    assert [one.recipe for one in until(20, "parts").candidates()] == [one.recipe for one in whole.candidates()]
+    assert len(whole.candidates()) == 20, "no merge is evaluated twice"
+    for trial, candidate in zip(whole.optuna.get_trials(), whole.candidates(), strict=True):
+        if candidate.anchor not in ("base", "task arithmetic 0.3"):
+            assert trial.params == candidate.params and sum(trial.params.values()) == pytest.approx(1.0, abs=1e-6)
+    assert max(one.scores["score"] for one in whole.candidates()) > (-0.004 if sampler == "mm-mo" else -0.1)
+
+
+@pytest.mark.parametrize("sampler", ["map", "evo-merging"])
+def test_a_sampler_that_would_ask_for_one_mixture_again_and_again_is_refused(sampler: str) -> None:
+    space = mf.MergeSpace(["maths", "french"], method="linear", simplex=True)
+    with pytest.raises(UserError, match="does not know weights that sum to one; these do: mm-mo"):
+        mf.search(space=space, evaluate=scores, objectives=["maths"], sampler=sampler, storage="sqlite://", name="no")
