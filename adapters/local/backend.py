@@ -8,6 +8,7 @@ with backend.apply(recipe) as merged: ...
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
-from mergefront.adapters.merging.modalities import compose
-from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
+from mergefront.adapters.merging.modalities import Composition, compose
+from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.stacks import Modalities
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mergefront.adapters.merging.engine import MergeReport
     from mergefront.adapters.merging.offload.placement import MaxMemory
     from mergefront.adapters.merging.sources import Source
+    from mergefront.adapters.merging.tensor_pool import TensorPool
 
 _log = logging.getLogger(__name__)
 _BASE = ""
@@ -140,25 +142,15 @@ class LocalBackend:
         from mergefront.adapters.local.loading import compose_model, load_model
         from mergefront.adapters.merging.output.metadata import describe
 
-        where = usable_device(device)
-        opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
-        composition = compose(opened, _BASE, Modalities.read(scope, carry))
-        opened = dict(composition.models)
-        header = opened[_BASE].header
-        dtype = main_dtype(header) if dtype == "auto" else dtype
-        rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
-        written = _dtype("dtype", dtype)
-        computing = written if compute == "auto" else _dtype("compute", compute)
-        if compute == "auto" and where.type == "cpu":
-            computing = torch.float32
-        aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
+        weights = _weights(base, experts, device, dtype, compute, tokenizer_source, scope, carry)
+        aligned, composition = weights.aligned, weights.composition
         if composition.is_scoped:
-            folders = [one.path for one in opened.values()]
+            folders = [one.path for one in composition.models.values()]
             described = describe(composition, aligned, aligned.models[_BASE].header.config, folders)
-            model, tokenizer = compose_model(aligned.models[_BASE], described, computing, for_text, headless)
+            model, tokenizer = compose_model(aligned.models[_BASE], described, weights.computing, for_text, headless)
         else:
-            model, tokenizer = load_model(Path(base), computing, aligned, for_text, headless)
-        model.to(where)
+            model, tokenizer = load_model(Path(base), weights.computing, aligned, for_text, headless)
+        model.to(weights.device)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         with torch.no_grad():
@@ -170,7 +162,7 @@ class LocalBackend:
                 folder=composition.frame if composition.is_scoped else Path(base),
                 compat_mergekit=compat_mergekit,
                 task_vectors=task_vectors,
-                rounding="stored" if rounded is None else written,
+                rounding=weights.rounding,
                 allow=allow,
                 max_memory=max_memory,
             )
@@ -332,6 +324,77 @@ def _apart(source: Source, places: set[int]) -> Source:
         name: tensor.detach().clone() if tensor.data_ptr() in places else tensor.detach()
         for name, tensor in source.items()
     }
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a backend's merges are made from, the device, and the dtypes that they are computed in and rounded to."""
+
+    device: torch.device
+    composition: Composition
+    aligned: Alignment
+    computing: torch.dtype
+    rounding: torch.dtype | Literal["stored"]
+
+
+def _weights(
+    base: str | PathLike[str],
+    experts: Mapping[str, str | PathLike[str]],
+    device: str,
+    dtype: str,
+    compute: str,
+    tokenizer_source: str | Mapping[str, Any] | None,
+    scope: str | None,
+    carry: Mapping[str, str] | None,
+) -> _Weights:
+    """See ``LocalBackend.from_checkpoints``; nothing but headers is read."""
+    import torch
+
+    where = usable_device(device)
+    opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
+    composition = compose(opened, _BASE, Modalities.read(scope, carry))
+    opened = dict(composition.models)
+    header = opened[_BASE].header
+    dtype = main_dtype(header) if dtype == "auto" else dtype
+    rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
+    written = _dtype("dtype", dtype)
+    computing = written if compute == "auto" else _dtype("compute", compute)
+    if compute == "auto" and where.type == "cpu":
+        computing = torch.float32
+    aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
+    return _Weights(where, composition, aligned, computing, "stored" if rounded is None else written)
+
+
+def planned_pool(
+    base: str | PathLike[str],
+    experts: Mapping[str, str | PathLike[str]],
+    *,
+    device: str = "auto",
+    max_memory: MaxMemory = None,
+    dtype: str = "auto",
+    compute: str = "auto",
+    compat_mergekit: bool = False,
+    task_vectors: TaskVectorForm = "exact",
+    allow: Collection[str] = (),
+    tokenizer_source: str | Mapping[str, Any] | None = None,
+    scope: str | None = None,
+    carry: Mapping[str, str] | None = None,
+) -> tuple[TensorPool, int]:
+    """The pool of ``LocalBackend.from_checkpoints`` before anything is loaded, and the bytes of the live model."""
+    from mergefront.adapters.merging.offload.memory import free_memory
+    from mergefront.adapters.merging.offload.placement import device_name, memory_limits
+    from mergefront.adapters.merging.tensor_pool import TensorPool
+
+    weights = _weights(base, experts, device, dtype, compute, tokenizer_source, scope, carry)
+    models, where = weights.aligned.models, weights.device
+    live = sum(math.prod(info.shape) for info in models[_BASE].header.tensors.values()) * weights.computing.itemsize
+    limits, name = memory_limits(max_memory, [where]), device_name(where)
+    limits[name] = max(0, limits[name] - live) if name in limits else max(0, free_memory(where) - live) // 2
+    of_experts = {expert: models[expert] for expert in experts}
+    pool = TensorPool(
+        models[_BASE], of_experts, where, None, "auto", False, task_vectors, allow, compat_mergekit, limits
+    )
+    return pool, live
 
 
 def usable_device(device: str) -> torch.device:

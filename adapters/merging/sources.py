@@ -67,7 +67,7 @@ class ExpertSource:
         allow: Collection[str] = (),
     ) -> None:
         self.name = name
-        self._source = source
+        self.source = source
         header = header_of(source, name)
         base = None if reference is None else header_of(reference, "base model")
         is_lora = isinstance(source, Checkpoint) and header.kind == "lora"
@@ -101,7 +101,7 @@ class ExpertSource:
         own = {self._alias.get(tensor, tensor) for tensor in base.tensors}
         for extra in header.tensors:
             repeated = None if extra in own else header.repeated_by(extra)
-            if repeated is not None and not _same(self._source[extra], self._source[repeated]):
+            if repeated is not None and not _same(self.source[extra], self.source[repeated]):
                 raise UserError(
                     f"expert {self.name!r}: its config ties {extra} to {repeated}, but the two differ; "
                     "untie the base and the expert first (tie_word_embeddings false), or drop the expert's tensor"
@@ -109,30 +109,30 @@ class ExpertSource:
 
     def names(self) -> Iterator[str]:
         """Names of the tensors that the expert has or changes."""
-        return iter(self.lora.changed() if self.lora is not None else self._source)
+        return iter(self.lora.changed() if self.lora is not None else self.source)
 
     def has(self, name: str) -> bool:
         """Whether a whole checkpoint has a tensor, under its own name for it."""
-        return self._alias.get(name, name) in self._source
+        return self._alias.get(name, name) in self.source
 
     @property
     def is_mapped(self) -> bool:
         """Whether its tensors are those of a memory-mapped file."""
-        return isinstance(self._source, Checkpoint)
+        return isinstance(self.source, Checkpoint)
 
     def whole(self, name: str) -> TensorInfo | torch.Tensor | None:
         """What is known of a whole checkpoint's tensor without reading it; None where it leaves the base as it is."""
         if self.lora is not None or name in self._unread or not self.has(name):
             return None
-        header, own = getattr(self._source, "header", None), self._alias.get(name, name)
-        return self._source[own] if header is None else header.tensors[own]
+        header, own = getattr(self.source, "header", None), self._alias.get(name, name)
+        return self.source[own] if header is None else header.tensors[own]
 
     def entry(self, name: str) -> Entry | None:
         """The expert's tensor, or None where it leaves the base as it is."""
         if name in self._unread:
             return None
         if self.lora is None:
-            return Entry(self._source[self._alias.get(name, name)], False) if self.has(name) else None
+            return Entry(self.source[self._alias.get(name, name)], False) if self.has(name) else None
         replacement, delta = self.lora.replacement(name), self.lora.delta(name)
         if replacement is not None:
             return Entry(replacement if delta is None else replacement.float() + delta, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -121,6 +122,16 @@ class TensorPool:
     def size(self) -> int:
         """Entries of the base."""
         return sum(math.prod(shape) for shape, _ in self._sizes.values())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self._sizes[name][0]
+
+    def largest_file(self) -> Path | None:
+        """The largest file that tensors are read from; None where all are in memory."""
+        opened = [self._base_source, *(expert.source for expert in self._experts.values())]
+        files = {file for one in opened for file in (one.header.files if isinstance(one, Checkpoint) else ())}
+        return max(files, key=lambda file: file.stat().st_size, default=None)
 
     def device_of(self, name: str) -> torch.device:
         """Where a tensor is merged."""

@@ -47,12 +47,14 @@ class TaskPace:
 @dataclass(frozen=True)
 class Bench:
     """Seconds to load the models, those of each method's merges, each task's pace, the bytes that were in use at most
-    (None where the system does not say), and how many evaluations the study file has."""
+    (None where the system does not say), those that are streamed for every merge, and how many evaluations the study
+    file has."""
 
     loading: float
     merging: Mapping[str, Merging]
     tasks: Mapping[str, TaskPace]
     peak: int | None
+    streamed: int
     evaluations: int
 
     @property
@@ -101,7 +103,8 @@ def bench(report: CheckReport, seconds: float = 60.0, on_step: Callable[[str], N
         for task in tasks:
             on_step(f"asking task {task.name}")
             paces[task.name] = _pace(task, model, seconds / max(1, len(tasks)))
-    return Bench(loading, merging, paces, peak(), definition.evaluations or DEFAULT_EVALUATIONS)
+    streamed = backend.engine.placement.streamed
+    return Bench(loading, merging, paces, peak(), streamed, definition.evaluations or DEFAULT_EVALUATIONS)
 
 
 def _pace(task: Task, model: LanguageModel, most: float) -> TaskPace:

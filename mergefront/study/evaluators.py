@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
 from mergefront.adapters.checkpoints.dtypes import one_dtype
@@ -18,7 +20,7 @@ from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import text_stacks
 from mergefront.adapters.evaluator import Before, LenientEvaluator, TaskEvaluator, nothing
 from mergefront.adapters.hub.places import ModelPlaces, Preview
-from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.local.backend import LocalBackend, planned_pool
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
@@ -38,6 +40,9 @@ from mergefront.storage.responses import DatabaseResponses
 from mergefront.study.content import is_unchanged
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import dtype_and_compute
+
+if TYPE_CHECKING:
+    from mergefront.adapters.merging.tensor_pool import TensorPool
 
 
 @contextmanager
@@ -226,24 +231,42 @@ def refuse_changed(definition: StudyDefinition, *, models_only: bool = False) ->
 def local_backend(definition: StudyDefinition) -> LocalBackend:
     """The backend of a local study, by the rules that it was begun with; of another study whose models are here, with
     every default. Raises ``UserError``."""
-    space, settings, folder = definition.space, definition.evaluator.backend, definition.places.folder
-    assert space.base_model is not None
-    device = definition.runtime.get("device", "auto")
     verbs = {task.verb for task in tasks_of(definition)}
-    dtype, compute = dtype_and_compute(definition.scoring, settings.get("dtype", "auto"), device)
+    base, experts, settings = _local_settings(definition, definition.places)
     return LocalBackend.from_checkpoints(
-        folder(space.base_model),
-        {name: folder(path) for name, path in space.models.items()},
-        device=device,
-        max_memory=definition.runtime.get("max_memory"),
-        dtype=dtype,
-        compute=compute,
-        compat_mergekit=settings.get("compat") == "mergekit",
-        task_vectors=settings.get("task_vectors", "exact"),
-        allow=definition.allow,
-        tokenizer_source=definition.tokenizer_source,
-        scope=definition.modalities.scope,
-        carry=definition.modalities.carry,
+        base,
+        experts,
+        **settings,
         for_text=not verbs or bool(verbs & {"generate", "loglikelihood"}),
         headless=verbs == {"embed"},
     )
+
+
+def local_pool(definition: StudyDefinition, places: ModelPlaces) -> tuple[TensorPool, int]:
+    """The tensors of a local study before anything is loaded, and the bytes of its live model; ``places`` says where
+    the models lie."""
+    base, experts, settings = _local_settings(definition, places)
+    return planned_pool(base, experts, **settings)
+
+
+def _local_settings(
+    definition: StudyDefinition, places: ModelPlaces
+) -> tuple[Path, dict[str, str | PathLike[str]], dict[str, Any]]:
+    """The base, the experts, and what a local backend is told about them."""
+    space, settings, runtime = definition.space, definition.evaluator.backend, definition.runtime
+    assert space.base_model is not None
+    device = runtime.get("device", "auto")
+    dtype, compute = dtype_and_compute(definition.scoring, settings.get("dtype", "auto"), device)
+    told = {
+        "device": device,
+        "max_memory": runtime.get("max_memory"),
+        "dtype": dtype,
+        "compute": compute,
+        "compat_mergekit": settings.get("compat") == "mergekit",
+        "task_vectors": settings.get("task_vectors", "exact"),
+        "allow": definition.allow,
+        "tokenizer_source": definition.tokenizer_source,
+        "scope": definition.modalities.scope,
+        "carry": definition.modalities.carry,
+    }
+    return places.folder(space.base_model), {name: places.folder(path) for name, path in space.models.items()}, told

@@ -22,6 +22,7 @@ from mergefront.adapters.merging.offload.memory import free_memory
 from mergefront.optimizer.errors import UserError
 
 Tier = Literal["device", "host", "disk"]
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 Key = tuple[str, str]
 """Names of a tensor and of its owner: an expert, or ``BASE``."""
 MaxMemory = int | str | Mapping[str, int | str] | None
@@ -73,10 +74,18 @@ class Placement:
     base: Mapping[tuple[str, Tier], int]
     experts: Mapping[tuple[str, Tier], int]
 
+    def on(self, wanted: Tier) -> int:
+        """Bytes of a tier."""
+        return sum(size for held in (self.base, self.experts) for (_, tier), size in held.items() if tier == wanted)
+
+    def of_base(self) -> int:
+        """Bytes of the base, wherever it is held."""
+        return sum(self.base.values())
+
     @property
     def streamed(self) -> int:
         """Bytes that come from the host's memory or from disk for every merge."""
-        return sum(size for held in (self.base, self.experts) for (_, tier), size in held.items() if tier != "device")
+        return self.on("host") + self.on("disk")
 
 
 def place(parts: Iterable[Part], room: Room) -> Placement:

@@ -77,10 +77,10 @@ class KeptNorms:
         sums = np.concatenate([[0.0], np.cumsum(table if len(table) else magnitudes[order])])
         self._sums = sums.astype(np.float32) if len(table) else sums
 
-    @property
-    def bytes(self) -> int:
-        """Bytes that it takes."""
-        return self._sums.nbytes + (0 if self._levels is None else self._levels.nbytes)
+    @staticmethod
+    def bytes_of(size: int) -> int:
+        """Bytes of the table of a task vector of ``size`` entries."""
+        return 4 * (LEVELS + 1) if size > LEVELS else 12 * size + 8
 
     @property
     def whole(self) -> float:

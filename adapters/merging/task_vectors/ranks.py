@@ -81,6 +81,11 @@ class RankTable:
         self._keys = np.concatenate([splitters[::-1], [_LAST]])
         self._ranks = counts.astype(np.uint32 if delta.size < 1 << 32 else np.int64)
 
+    @staticmethod
+    def bytes_of(size: int) -> int:
+        """Bytes of the table of a task vector of ``size`` entries (below 2^32)."""
+        return 12 * min(size // _INSIDE, _SPLITTERS)
+
     def find(self, k: int) -> tuple[Rank, Bracket | None]:
         """The k-th largest (k from 1), or a guess and the bracket in which it is."""
         place = bisect_left(self._ranks, k)

@@ -7,6 +7,7 @@ costs a look-up; whoever reads the task vector next makes a rank exact.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from mergefront.adapters.merging.task_vectors.ranks import (
     Rank,
     RankTable,
     kept_count,
+    rank_dtype,
     ranks_in_rows,
     select_rank,
 )
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.task_vectors.torch_kernel import Term, kept_norms
 from mergefront.adapters.merging.tensor_pool import TensorPool
+from mergefront.optimizer.recipes.methods import MergeMethod
 
 Key = tuple[str, str]
 """Names of a tensor and of an expert."""
@@ -118,7 +121,7 @@ class TermBuilder:
             keys, norms = self._mask_norms.get(key, (None, None))
             if norms is None or keys != term.keys:
                 norms = KeptNorms(delta, term.keys)
-                if keys is not None or self._pool.keeps(_CPU, norms.bytes):
+                if keys is not None or self._pool.keeps(_CPU, KeptNorms.bytes_of(delta.size)):
                     self._mask_norms[key] = term.keys, norms
             whole, kept = norms.whole, norms.below(term.threshold)
         return 1.0 if min(whole, kept) < _SMALLEST_NORM else whole / kept
@@ -140,3 +143,14 @@ def settled(term: Term, delta: TaskVector) -> Term:
     if term.above_bracket is not None:
         term = term._replace(above=select_rank(delta, term.above_bracket), above_bracket=None)
     return term
+
+
+def table_bytes(method: MergeMethod, shape: tuple[int, ...]) -> int:
+    """Bytes of what is kept of one task vector for candidates to come."""
+    size = math.prod(shape)
+    if method.sparsifier in ("magnitude", "breadcrumbs"):
+        return RankTable.bytes_of(size)
+    if method.sparsifier == "bernoulli":
+        return KeptNorms.bytes_of(size)
+    row = shape[1] if len(shape) > 1 else size
+    return size * rank_dtype(row).itemsize if method.sparsifier == "rank" else 0

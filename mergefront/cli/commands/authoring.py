@@ -136,3 +136,5 @@ def bench(study_file: Path, seconds: float, as_json: bool) -> None:
     screen.print(plain_table(["what", "takes", ""], rows))
     if found.peak is not None:
         screen.print(f"Memory in use at most: {size(found.peak)}.")
+    if found.streamed:
+        screen.print(f"Streamed for every merge, because it does not fit: {size(found.streamed)}.")

@@ -45,15 +45,19 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
     Example:
       mergefront check study.yaml
     """
+    from mergefront.running.forecast import memory_and_time
     from mergefront.study.check import check_study
 
     report = check_study(study_file)
+    notes = report.notes
+    if not report.problems and report.definition is not None:
+        notes = [*notes, *memory_and_time(report.definition)]
     if as_json:
         sound = not report.problems
-        print_json({"file": str(study_file), "ok": sound, "problems": report.problems, "notes": report.notes})
+        print_json({"file": str(study_file), "ok": sound, "problems": report.problems, "notes": notes})
         context.exit(2 if report.problems else 0)
     definition = report.definition_or_raise()
-    for note in report.notes:
+    for note in notes:
         echo(note)
     is_external = definition.evaluator.type == "external"
     command = f"mergefront {'create' if is_external else 'run'} {shlex.quote(str(study_file))}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
@@ -26,9 +26,10 @@ from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import Modalities, texts_of
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.tasks import LIVE_TYPES
-from mergefront.study.study_file import (
-    StudyFile,
-)
+from mergefront.study.study_file import LocalBackendSection, StudyFile
+
+if TYPE_CHECKING:
+    from mergefront.adapters.merging.offload.placement import MaxMemory
 
 
 def check_checkpoints(found: Findings) -> dict[str, int] | None:
@@ -42,6 +43,8 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     if file.merge.base_model is None:
         problems.append("merge.base_model: this key is missing; a local backend needs the base model's folder")
         return None
+    if isinstance(file.backend, LocalBackendSection) and file.backend.max_memory is not None:
+        _check_bound(found, file.backend.max_memory)
     base, opened = None, dict[str, Checkpoint]()
     with found.catch("merge.base_model: ", found.hint_at(file.merge.base_model)):
         opened = {"": Checkpoint(found.models.folder(file.merge.base_model))}
@@ -116,6 +119,15 @@ def starts_by_importance(found: Findings, granularity: Mapping[str, Any]) -> dic
     tokenizer = TokenizerChoice.read(file.merge.tokenizer_source)
     base, experts = opened_alike(places.folder(file.merge.base_model), folders, modalities, tokenizer)
     return {"starts": list(blocks_by_importance(layer_importance(base, experts), blocks))}
+
+
+def _check_bound(found: Findings, bound: MaxMemory) -> None:
+    import torch
+
+    from mergefront.adapters.merging.offload.placement import memory_limits
+
+    with found.catch("backend."):
+        memory_limits(bound, [torch.device("cpu")])
 
 
 def _say_downloads(found: Findings) -> None:

@@ -1,0 +1,50 @@
+"""What `mergefront check` says of memory and time: where a study's weights will be held, and what a merge will take."""
+
+from __future__ import annotations
+
+from mergefront.adapters.hub.places import Preview
+from mergefront.formatting import duration, size
+from mergefront.optimizer.errors import UserError
+from mergefront.study.check import one_of_each_method
+from mergefront.study.definition import StudyDefinition
+from mergefront.study.evaluators import local_pool
+
+
+def memory_and_time(definition: StudyDefinition) -> list[str]:
+    """A line of what is held where and one of what a candidate's merge takes, measured in tenths of a second; none
+    where nothing is merged here. Only headers of models are read."""
+    if definition.evaluator.type != "local":
+        return []
+    from mergefront.adapters.merging.forecast import forecast
+    from mergefront.adapters.merging.offload.memory import free_memory
+    from mergefront.adapters.merging.offload.placement import device_name
+
+    places = Preview(definition.root, definition.places.commits)
+    try:
+        pool, live = local_pool(definition, places)
+    except UserError as error:  # another machine may have the device
+        return [f"memory: {error}"]
+    found = forecast(pool, one_of_each_method(definition.space), live, has_files=not places.to_fetch)
+    device, placement = device_name(pool.device), found.placement
+    held = {"base": placement.base, "experts": placement.experts}
+    parts = [f"the live model ({size(live)})"]
+    parts += [f"{what} ({size(of[device, 'device'])})" for what, of in held.items() if of.get((device, "device"))]
+    parts += [f"tables ({size(found.tables)})"] if found.tables else []
+    said = f"memory: {device} ({size(free_memory(pool.device))} free) holds {', '.join(parts)}"
+    if on_host := placement.on("host"):
+        speed = "" if found.host_speed is None else f" at {size(int(found.host_speed))} a second"
+        said += f"; {size(on_host)} are held on the host and copied for every merge{speed}"
+    if on_disk := placement.on("disk"):
+        speed = "" if found.disk_speed is None else f" at {size(int(found.disk_speed))} a second"
+        kept = ", mostly from the system's page cache" if found.is_cached else speed
+        said += f"; {size(on_disk)} stay on disk and are read for every merge{kept}"
+    foreseen = [
+        f"{name} {'under 0.1 s' if seconds < 0.1 else duration(seconds)}"
+        for name, seconds in found.seconds.items()
+        if seconds is not None
+    ]
+    unknown = [name for name, seconds in found.seconds.items() if seconds is None]
+    time = f"{', '.join(foreseen)}" if foreseen else ""
+    if unknown:
+        time += ("; " if time else "") + f"{', '.join(unknown)}: 'mergefront bench' measures it"
+    return [said, f"merging a candidate: {time}"]
