@@ -28,8 +28,8 @@ class MethodParameter:
 
     ``scope`` is "model" when every expert has its own (``weight[maths]``) and "recipe" when the
     whole merge has one (``lambda``). ``low`` and ``high`` bound what is accepted; ``search`` is the
-    range that a space takes when it only names the parameter. ``default`` None means that the
-    user has to give a value or a range.
+    range that a space takes when it only names the parameter; where its ends are equal, the parameter is searched only
+    by name. ``default`` None means that the user has to give a value or a range.
     """
 
     name: str
@@ -69,9 +69,8 @@ class MergeMethod:
     ``lambda`` and may have a ``weight``, and its kernel is called with the weighted task vectors of one matrix and the
     other parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
     what is no matrix takes the mean of the weighted task vectors. ``prepare`` does
-    what does not depend on the coefficients, once per tensor and pool: ``prepare(tensors, base)``, of matrices
-    ``prepare(deltas, shape)``, whose result the kernel gets as ``prepared``. Without a ``weight``, deltas depend on
-    none.
+    what depends on no numbers, once per tensor, pool and switches: ``prepare(tensors, base, **switches)``, of matrices
+    ``prepare(deltas, shape, **switches)``, whose result the kernel gets as ``prepared``.
     """
 
     name: str
@@ -147,6 +146,11 @@ def number(
 def switch(name: str, default: bool, doc: str, scope: Scope = "recipe") -> MethodParameter:
     """A parameter that is true or false."""
     return MethodParameter(name, scope, default, doc, choices=(True, False))
+
+
+def option(name: str, doc: str) -> MethodParameter:
+    """A switch that is off, and searched only where a space names it."""
+    return MethodParameter(name, "recipe", False, doc, search=(0.0, 0.0), choices=(True, False))
 
 
 def weight(doc: str, default: float | None = None) -> MethodParameter:
@@ -391,7 +395,12 @@ _METHODS = (
         "concatenate the leading singular vectors of all experts and decorrelate them",
         "Task Singular Vectors, arXiv 2412.00081",
         "spectral:tsv_m",
-        (weight("multiplies the expert's singular values", 1.0), LAMBDA),
+        (
+            weight("multiplies the expert's singular values", 1.0),
+            LAMBDA,
+            option("outlier_aware", "experts count by their shares in the outliers of all task vectors"),
+            option("adaptive_rank", "keep fewer directions of a sparse task vector"),
+        ),
         prepare=f"{_KERNELS}.spectral:leading_singular_vectors",
         matrix_wise=True,
     ),

@@ -542,9 +542,9 @@ def _counted(depths: int | Mapping[str, int]) -> tuple[int, tuple[Stack, ...]]:
 
 def _own_range(parameter: MethodParameter) -> list[Range]:
     """The range that a method declares for one of its parameters: one, or none where it is a single value."""
-    if parameter.choices:
-        return [Range(choices=parameter.choices)]
-    return [Range(*parameter.search)] if parameter.search[0] < parameter.search[1] else []
+    if parameter.search[0] == parameter.search[1]:
+        return []
+    return [Range(choices=parameter.choices) if parameter.choices else Range(*parameter.search)]
 
 
 def _extremes(rule: Range | ParameterValue) -> tuple[ParameterValue, ...]:

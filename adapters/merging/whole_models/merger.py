@@ -165,10 +165,12 @@ class KernelMerger:
         beside: torch.Tensor | torch.Size | None,
     ) -> Any:
         """What a method computes once per piece of a tensor and pool, kept where there is room."""
-        place = (wanted.method.name, wanted.name, wanted.coefficients.models, str(piece))
+        switches = {p.name for p in wanted.method.parameters if p.choices}
+        given = {name: value for name, value in wanted.coefficients.shared if name in switches}
+        place = (wanted.method.name, wanted.name, wanted.coefficients.models, f"{piece} {given}")
         if place in self._prepared:
             return self._prepared[place]
-        made = prepare(tensors, beside)
+        made = prepare(tensors, beside, **given)
         if self._pool.keeps(self._pool.device_of(wanted.name), _bytes(made)):
             self._prepared[place] = made
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,19 +19,42 @@ class SingularVectors(NamedTuple):
     right: torch.Tensor
 
 
-def leading_singular_vectors(tensors: Sequence[torch.Tensor], base: torch.Tensor) -> SingularVectors | None:
+def leading_singular_vectors(
+    tensors: Sequence[torch.Tensor], base: torch.Tensor, *, outlier_aware: bool, adaptive_rank: bool
+) -> SingularVectors | None:
     """The rank / T leading singular triples of every task vector (TSV-M, arXiv 2412.00081, section 4).
 
     Concatenated U and V are replaced by their nearest matrices with orthonormal columns (Procrustes:
-    U = P S Q^T gives P Q^T). None for tensors that are not matrices.
+    U = P S Q^T gives P Q^T). None for tensors that are not matrices. ``outlier_aware`` multiplies an expert's singular
+    values by its share in all experts' outliers, ``adaptive_rank`` keeps less of a sparse task vector: both after what
+    the abstract of R-TSVM says (arXiv 2502.06876); the formulas are ours.
     """
     if base.dim() != 2:
         return None
     keep = max(1, min(base.shape) // len(tensors))
-    parts = [torch.linalg.svd(tensor - base, full_matrices=False) for tensor in tensors]
-    left = torch.cat([u[:, :keep] for u, _, _ in parts], dim=1)
-    right = torch.cat([v[:keep] for _, _, v in parts], dim=0)
-    return SingularVectors(_orthogonal(left), tuple(s[:keep] for _, s, _ in parts), _orthogonal(right))
+    deltas = [tensor - base for tensor in tensors]
+    kept = [max(1, round(keep * _density(delta))) if adaptive_rank else keep for delta in deltas]
+    parts = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas]
+    left = torch.cat([u[:, :most] for (u, _, _), most in zip(parts, kept, strict=True)], dim=1)
+    right = torch.cat([v[:most] for (_, _, v), most in zip(parts, kept, strict=True)], dim=0)
+    values = [s[:most] for (_, s, _), most in zip(parts, kept, strict=True)]
+    if outlier_aware:
+        outliers = torch.stack([_outliers(delta) for delta in deltas])
+        shares = len(deltas) * outliers / outliers.sum() if outliers.sum() > 0 else torch.ones_like(outliers)
+        values = [share * part for share, part in zip(shares, values, strict=True)]
+    return SingularVectors(_orthogonal(left), tuple(values), _orthogonal(right))
+
+
+def _density(delta: torch.Tensor) -> float:
+    """How many entries change, as a fraction: |d|_1^2 / (n |d|_2^2), relative to normally distributed entries."""
+    energy = float(delta.square().mean())
+    return min(1.0, math.pi / 2 * float(delta.abs().mean()) ** 2 / energy) if energy > 0 else 0.0
+
+
+def _outliers(delta: torch.Tensor) -> torch.Tensor:
+    """The sum of the magnitudes that are more than three standard deviations above their mean."""
+    sizes = delta.abs()
+    return torch.where(sizes > sizes.mean() + 3 * sizes.std(correction=0), sizes, 0.0).sum()
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -46,6 +70,7 @@ def tsv_m(
     weight: Sequence[float],
     lambda_: float,
     prepared: SingularVectors | None,
+    **of_preparation: bool,
 ) -> torch.Tensor:
     """base + lambda U diag(w_m S_m) V^T; vectors and scalars take the mean of the weighted task vectors."""
     if prepared is None:

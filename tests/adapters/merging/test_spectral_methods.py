@@ -136,6 +136,42 @@ def test_optmerge_is_where_gradient_descent_from_the_mean_gets(rank: int, steps:
     assert torch.allclose(made["lm_head.weight"] - base["lm_head.weight"], 0.7 * mean, atol=1e-5)
 
 
+def expected_tsv_m(deltas: list[np.ndarray], kept: list[int], shares: list[float]) -> np.ndarray:
+    """Cut by NumPy's decomposition, put together with the polar factors of what stands side by side."""
+    parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+    left = np.concatenate([u[:, :k] for (u, _, _), k in zip(parts, kept, strict=True)], axis=1)
+    right = np.concatenate([v[:k] for (_, _, v), k in zip(parts, kept, strict=True)])
+    values = np.concatenate([w * s[:k] for (_, s, _), k, w in zip(parts, kept, shares, strict=True)])
+    return polar(left) @ np.diag(values) @ polar(right)
+
+
+@pytest.mark.parametrize(
+    ("outlier_aware", "adaptive_rank"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_tsv_m_weighs_experts_by_outliers_and_cuts_sparse_ones_where_it_is_told_to(
+    outlier_aware: bool, adaptive_rank: bool
+) -> None:
+    """One engine for all: what is prepared for one setting is not taken for another."""
+    base, dense = model(0), model(1)
+    sparse = {name: tensor.clone() for name, tensor in base.items()}
+    sparse[MATRIX][2, 3] += 5.0
+    sparse[MATRIX][4, 1] += 0.5
+    sparse[MATRIX][5, 5] += 0.3
+    engine = MergeEngine(base, {"dense": dense, "sparse": sparse})
+    params = {"outlier_aware": outlier_aware, "adaptive_rank": adaptive_rank}
+    for others in ({}, params):
+        recipe = Recipe("tsv_m", {"dense": "d", "sparse": "s"}, {**others, "weight[dense]": 0.5}, "base")
+        made = dict(engine.iterate(recipe))[MATRIX]
+    deltas = [numbers(expert[MATRIX] - base[MATRIX]) for expert in (dense, sparse)]
+    sizes = [np.abs(delta) for delta in deltas]
+    outliers = [size[size > size.mean() + 3 * size.std()].sum() for size in sizes]
+    assert outliers == [pytest.approx(0.0), pytest.approx(5.0)]
+    shares = [0.0, 2.0] if outlier_aware else [0.5, 1.0]
+    # 3 of 6 directions each; pi / 2 (5.8 / 48)^2 / (25.3 / 48) is 0.04 of a normal matrix, so that 1 is left.
+    expected = expected_tsv_m(deltas, [3, 1] if adaptive_rank else [3, 3], shares)
+    assert np.allclose(numbers(made - base[MATRIX]), expected, atol=1e-4)
+
+
 def test_optmerge_prepares_a_pool_once_and_each_rank_is_its_own_merge() -> None:
     experts = {"a": model(1), "b": model(2)}
     engine = MergeEngine(model(0), experts)
