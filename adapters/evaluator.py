@@ -214,17 +214,32 @@ def _failures(doing: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         if out_of_memory(error):
-            raise EvaluationError(
-                f"{doing}: out of memory ({error}); a smaller model, batch or dtype would fit", kind="out of memory"
-            ) from error
+            raise EvaluationError(f"{doing}: {_memory_advice(doing, error)}", kind="out of memory") from error
         raise EvaluationError(f"{doing}: {described(error)}", kind=type(error).__name__) from error
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch's allocators and the libraries under it say in a plain ``RuntimeError``."""
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether Python, an accelerator or torch's CPU allocator ran out of memory."""
     torch = sys.modules.get("torch")
     accelerator = getattr(torch, "OutOfMemoryError", MemoryError)
-    return isinstance(error, (MemoryError, accelerator)) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if isinstance(error, (MemoryError, accelerator)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
+
+
+def _memory_advice(doing: str, error: BaseException) -> str:
+    """What ran out, and what to set: of a merge weights are held, of a task one item alone does not fit."""
+    said = str(error).partition("\n")[0] or type(error).__name__
+    if doing == "merging":
+        return f"out of memory ({said:.200}); a lower backend: {{max_memory: ...}} streams more of the weights"
+    return (
+        f"out of memory with one item at a time ({said:.200}); leave more beside the weights with a lower backend: "
+        "{max_memory: ...}, or give the task shorter items or a lower max_new_tokens"
+    )
 
 
 def _check_finite(scored: ItemScores) -> None:

@@ -31,7 +31,8 @@ from mergefront.optimizer.errors import EvaluationError, UserError
 class EncoderDecoderModel:
     """``LanguageModel`` over a transformers encoder-decoder model and its tokenizer (or a processor that holds it).
 
-    ``max_rows`` and ``max_tokens`` (padding included) bound a batch, which is halved where it does not fit into memory.
+    ``max_rows`` and ``max_tokens`` (padding included) bound a batch; one that does not fit into memory is halved, and
+    ``max_tokens`` with it.
     ``max_length`` is the longest prompt in tokens (default: the model's own); longer ones lose their beginning.
     Generation is greedy and follows the rest of the checkpoint's generation settings, since start and forced tokens
     are part of how such a model writes.
@@ -76,8 +77,9 @@ class EncoderDecoderModel:
             scored = self._score([(prompt, targets) for prompt, targets, _ in part])
             answers.update(zip((pair for _, _, pair in part), scored, strict=True))
 
-        for start, end in self._batches([len(prompt) + longest for prompt, _, _ in rows], most_rows):
-            halving(rows[start:end], run)
+        lengths = [len(prompt) + longest for prompt, _, _ in rows]
+        for start, end in self._batches(lengths, most_rows):
+            self.max_tokens = halving(rows[start:end], lengths[start], self.max_tokens, run)
         return [replace(answers[pair], shortened=pair in longer) for pair in pairs]
 
     @torch.inference_mode()
@@ -99,7 +101,7 @@ class EncoderDecoderModel:
 
         lengths = [len(prompt) + request.most_tokens for prompt, request in rows]
         for start, end in self._batches(lengths, self.max_rows):
-            halving(rows[start:end], run)
+            self.max_tokens = halving(rows[start:end], lengths[start], self.max_tokens, run)
         return [replace(answers[request], shortened=request in longer) for request in requests]
 
     def _prompts(self, texts: Sequence[str]) -> list[Tokens]:

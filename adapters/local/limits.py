@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
+from mergefront.adapters.evaluator import out_of_memory
 from mergefront.optimizer.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -57,15 +58,23 @@ def reads_both_ways(config: Any) -> bool:
     return getattr(config.get_text_config(), "use_bidirectional_attention", None) in (True, "all")
 
 
-def halving(rows: list[Row], run: Callable[[list[Row]], None]) -> None:
-    """Run a batch; one that does not fit into the accelerator's memory is run by halves."""
+def halving(rows: Sequence[Row], length: int, most: int, run: Callable[[list[Row]], None]) -> int:
+    """Run a batch of rows of at most ``length`` tokens; one that does not fit into memory is run by halves.
+
+    Returns how many tokens a batch may have from now on: ``most``, or as many as a half had.
+    """
     try:
-        run(rows)
-    except torch.OutOfMemoryError:
-        if len(rows) == 1:
+        run(list(rows))
+        return most
+    except Exception as error:
+        if not out_of_memory(error) or len(rows) == 1:
             raise
-        _log.warning("a batch of %d rows did not fit into memory; trying half of it", len(rows))
-        torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        halving(rows[:middle], run)
-        halving(rows[middle:], run)
+    # Outside of the handler, whose error holds on to what the batch had made.
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    middle = (len(rows) + 1) // 2
+    most = min(most, middle * length)
+    _log.warning("a batch of %d rows did not fit into memory; batches have at most %d tokens now", len(rows), most)
+    for half in (rows[:middle], rows[middle:]):
+        most = halving(half, length, most, run)
+    return most

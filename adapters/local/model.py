@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -24,6 +24,7 @@ from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
 from mergefront.adapters.local.limits import (
     MAX_LOGITS,
+    Row,
     end_tokens,
     halving,
     longest_input,
@@ -41,9 +42,9 @@ class HuggingFaceModel:
     """``LanguageModel`` over a transformers causal model and its tokenizer (or a processor that holds it).
 
     ``max_rows`` and ``max_tokens`` (padding included) bound a batch, four times ``max_rows`` one that is generated; a
-    batch that does not fit into the accelerator's memory is halved. ``max_length`` is the longest input in tokens
-    (default: the model's own); longer contexts lose their beginning, and continuations longer than that are scored
-    window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
+    batch that does not fit into memory is halved, and ``max_tokens`` with it. ``max_length`` is the longest input in
+    tokens (default: the model's own); longer contexts lose their beginning, and continuations longer than that are
+    scored window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
 
     The weights of ``model`` may change between calls: nothing that depends on them is kept.
     """
@@ -102,9 +103,11 @@ class HuggingFaceModel:
         )
         for start, end in self._batches([len(row) for row in rows], longest):
             for first, last in _parts_of_like_length([len(row) - len(prefix) for row in rows[start:end]]):
-                halving(rows[start + first : start + last], lambda part: self._score(part, wanted, prefix))
+                part = rows[start + first : start + last]
+                self._run(part, len(part[0]), lambda part: self._score(part, wanted, prefix))
         for start, end in self._shared_batches(contexts, shared):
-            halving(contexts[start:end], lambda part: self._score_shared(part, shared, prefix))
+            part = contexts[start:end]
+            self._run(part, self._shared_length(part, shared), lambda part: self._score_shared(part, shared, prefix))
         answers = []
         for request, is_longer, (context, continuation), several in zip(
             requests, longer, encoded, windows, strict=True
@@ -123,6 +126,10 @@ class HuggingFaceModel:
                 )
             )
         return answers
+
+    def _run(self, rows: Sequence[Row], length: int, run: Callable[[list[Row]], None]) -> None:
+        """Run a batch of rows of at most ``length`` tokens, by halves where it does not fit; later ones are smaller."""
+        self.max_tokens = halving(rows, length, self.max_tokens, run)
 
     def _windows(self, context: Tokens, continuation: Tokens) -> Iterator[tuple[Tokens, Tokens]]:
         """Inputs and targets: one pair where everything fits, else windows that do not overlap."""
@@ -162,6 +169,10 @@ class HuggingFaceModel:
                 end += 1
             yield start, end
             start = end
+
+    def _shared_length(self, contexts: Sequence[Tokens], shared: dict[Tokens, dict[Tokens, tuple[float, bool]]]) -> int:
+        """Tokens that the longest context takes with all its continuations."""
+        return max(len(shared[one]) * (len(one) + max(map(len, shared[one]))) for one in contexts)
 
     def _prefix(self, rows: Sequence[Tokens], most: int) -> Prefix:
         """What all ``rows`` begin with (at most ``most`` tokens), read once where that pays; else an empty prefix."""
@@ -289,7 +300,7 @@ class HuggingFaceModel:
         drafts = self._drafts(different)
         lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
-            halving(rows[start:end], lambda part: self._continue(part, answers, prefix, drafts))
+            self._run(rows[start:end], lengths[start], lambda part: self._continue(part, answers, prefix, drafts))
         return _marked(requests, answers, shortened)
 
     def _drafts(self, requests: Sequence[GenerationRequest]) -> dict[GenerationRequest, list[Tokens]]:
@@ -320,7 +331,7 @@ class HuggingFaceModel:
 
         lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
-            halving(rows[start:end], run)
+            self._run(rows[start:end], lengths[start], run)
 
     def _state(self, request: GenerationRequest) -> GenerationState:
         return GenerationState(

@@ -19,7 +19,7 @@ from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.errors import EvaluationError
 
 MOST_TOKENS = 16384
-"""Of a batch, padding included."""
+"""Of a batch, padding included; less once one has not fitted into memory."""
 
 
 class TextReader:
@@ -32,6 +32,7 @@ class TextReader:
         self.model = model
         self.tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         self._folder = folder
+        self.max_tokens = MOST_TOKENS
 
     @cached_property
     def pipeline(self) -> Pipeline:
@@ -117,8 +118,9 @@ class TextReader:
         order = sorted(range(len(encoded)), key=lambda row: -len(encoded[row]["input_ids"]))
         with fast_linear_layers(self.model):
             while order:
-                most = 1 if alone else max(1, MOST_TOKENS // max(1, len(encoded[order[0]]["input_ids"])))
-                halving(order[:most], run)
+                length = max(1, len(encoded[order[0]]["input_ids"]))
+                most = 1 if alone else max(1, self.max_tokens // length)
+                self.max_tokens = halving(order[:most], length, self.max_tokens, run)
                 order = order[most:]
 
     def _padded(self, rows: Sequence[dict[str, list[int]]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
