@@ -54,8 +54,6 @@ class CountedModel:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Like the model's, but each request is sent once: two tasks share one answer."""
         whole = [replace(request, wanted=None) for request in requests]
-        if self._writes_all:
-            requests = whole
         keys = [one if one in self._generated else request for one, request in zip(whole, requests, strict=True)]
         new = [request for request in dict.fromkeys(keys) if request not in self._generated]
         for request, answer in zip(new, self.generate_anew(new) if new else (), strict=True):
@@ -74,6 +72,11 @@ class CountedModel:
         self.generated_tokens += sum(answer.tokens or 0 for answer in answers)
         self.note(requests, answers)
         return answers
+
+    @property
+    def heeds_wanted(self) -> bool:
+        """Whether answers are written only as far as is wanted of them."""
+        return not self._writes_all and getattr(self.model, "heeds_wanted", False)
 
     @property
     def labels(self) -> tuple[str, ...]:

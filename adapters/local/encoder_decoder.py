@@ -20,10 +20,10 @@ from mergefront.adapters.language_model import (
     ScoringRequest,
     Tokens,
 )
-from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.limits import MAX_LOGITS, end_tokens, halving, longest_input
 from mergefront.adapters.local.linear_layers import fast_linear_layers
-from mergefront.adapters.local.unpadded_generation import write
+from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.local.writing.unpadded_generation import write
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, UserError
 
@@ -37,6 +37,8 @@ class EncoderDecoderModel:
     Generation is greedy and follows the rest of the checkpoint's generation settings, since start and forced tokens
     are part of how such a model writes.
     """
+
+    heeds_wanted = True
 
     def __init__(
         self,

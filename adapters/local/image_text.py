@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
-from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.limits import end_tokens, refuse_likelihoods
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.model import HuggingFaceModel
-from mergefront.adapters.local.unpadded_generation import CAUSAL, write
+from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.local.writing.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, UserError
 
@@ -27,7 +27,7 @@ class ImageTextModel:
     Requests without an image are answered as any causal model answers them.
     """
 
-    reads_images = True
+    reads_images = heeds_wanted = True
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model

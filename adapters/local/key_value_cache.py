@@ -33,6 +33,20 @@ def is_plain(cache: Any) -> bool:
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers or ())
 
 
+def keeps_every_position(cache: Any, length: int) -> bool:
+    """Whether a cache of keys and values has not begun to forget after ``length`` positions.
+
+    Then positions in the middle may be hidden by a mask: no window counts them.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(
+        type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and length < layer.sliding_window)
+        for layer in layers or ()
+    )
+
+
 def joined(caches: Sequence[Any]) -> Any:
     """One plain cache of the rows of several, in their order; shorter ones are padded on the left, under a mask of 0.
 

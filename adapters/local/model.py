@@ -9,7 +9,6 @@ tokenised once, however many merges are scored with them.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,6 @@ import torch
 
 from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest, Tokens
-from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
 from mergefront.adapters.local.limits import (
     MAX_LOGITS,
@@ -33,7 +31,9 @@ from mergefront.adapters.local.limits import (
 )
 from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
-from mergefront.adapters.local.unpadded_generation import CAUSAL, write
+from mergefront.adapters.local.writing.batch_writer import BatchWriter
+from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.local.writing.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 
@@ -45,9 +45,13 @@ class HuggingFaceModel:
     batch that does not fit into memory is halved, and ``max_tokens`` with it. ``max_length`` is the longest input in
     tokens (default: the model's own); longer contexts lose their beginning, and continuations longer than that are
     scored window by window. ``add_bos`` forces a BOS token on or off (default: as the tokenizer does).
+    ``read_at_once`` is the most tokens of a batch in a pass that reads drafts of answers (default: by the kind of
+    device).
 
     The weights of ``model`` may change between calls: nothing that depends on them is kept.
     """
+
+    heeds_wanted = True
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class HuggingFaceModel:
         max_tokens: int = 16384,
         max_length: int | None = None,
         add_bos: bool | None = None,
+        read_at_once: int | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -74,6 +79,8 @@ class HuggingFaceModel:
         self._shares_beginnings = self._joins_caches = self._continues
         self._ends = end_tokens(model, tokenizer)
         self._noise = _NOISE.get(model.dtype, _NOISE[torch.bfloat16])
+        kind = "cpu" if model.device.type == "cpu" else "accelerator"
+        self._read_at_once = read_at_once or _READ_AT_ONCE[kind]
         model.eval()
 
     @torch.inference_mode()
@@ -221,7 +228,10 @@ class HuggingFaceModel:
 
     def _positions(self, mask: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """Positions of the last ``length`` tokens under a mask, where the model takes them."""
-        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -length:]} if self._takes_positions else {}
+        if not self._takes_positions:
+            return {}
+        # What fills up a row may lie behind the last position that the model knows.
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0, max=self.max_length - 1)[:, -length:]}
 
     def _batches(
         self, lengths: Sequence[int], targets: Sequence[int] | None = None, most_rows: int | None = None
@@ -305,7 +315,9 @@ class HuggingFaceModel:
 
     def _drafts(self, requests: Sequence[GenerationRequest]) -> dict[GenerationRequest, list[Tokens]]:
         """The drafts of each answer that are worth a pass of their own: those of several tokens."""
-        wanted = {one: one.wanted.drafts[:_MOST_DRAFTS] for one in requests if one.wanted is not None}
+        if not self._continues:
+            return {}
+        wanted = {one: one.wanted.drafts for one in requests if one.wanted is not None and one.temperature == 0}
         pairs = [(request, draft) for request, several in wanted.items() for draft in several]
         found: dict[GenerationRequest, list[Tokens]] = {}
         tokens = self._tokenization.drafts([(request.prompt, draft) for request, draft in pairs])
@@ -347,98 +359,22 @@ class HuggingFaceModel:
     ) -> None:
         """Generate for one batch (longest prompts first) and put the answers into ``answers``.
 
-        Answers that begin like one of their ``drafts`` are read as far as that goes (see ``_follow``).
+        Answers that begin like one of their ``drafts`` are read as far as that goes; where that leaves open which token
+        is the likeliest, they are written as if there were no drafts.
         """
         logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
-        written = [self._state(request) for _, request in rows]
-        active, is_read = written, False
-        while True:
-            # A step's largest logit is NaN as soon as one of them is.
-            best, chosen = logits.max(1)
-            if not bool(torch.isfinite(best).all()):
-                raise EvaluationError("the merged model's logits are not finite", kind="not finite")
-            for place, row in enumerate(active):
-                if not row.done and row.request.temperature > 0:
-                    chosen[place] = row.choose(logits[place])
-            for row, token in zip(active, chosen.tolist(), strict=True):
-                if not row.done:
-                    row.append(token)
-            if active is written and cache is not None and not is_read:
-                self._follow(active, mask, cache, drafts)
-                is_read = True
-            left = [place for place, row in enumerate(active) if not row.done]
-            if not left:
-                break
-            tokens = chosen[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(active), 1)], 1)
-            if 4 * len(left) <= 3 * len(active) and hasattr(cache, "batch_select_indices"):
-                places = torch.tensor(left, device=tokens.device)
-                cache.batch_select_indices(places)
-                tokens, mask = tokens[places], mask[places]
-                active = [active[place] for place in left]
-            more = {"past_key_values": cache} if cache is not None else {}
-            more |= self._positions(mask, 1)
-            output = self._forward(tokens, 1, attention_mask=mask, use_cache=True, **more)
-            logits, cache = output.logits[:, -1], output.past_key_values
-        answers.update((row.request, row.generation()) for row in written)
+        states = [self._state(request) for _, request in rows]
+        unclear = BatchWriter(self._read_on, self._noise, self._read_at_once, drafts).write(states, logits, mask, cache)
+        answers.update((state.request, state.generation()) for state in states)
+        if unclear:
+            self._continue([rows[place] for place in unclear], answers, prefix, {})
 
-    def _follow(
-        self,
-        rows: Sequence[GenerationState],
-        mask: torch.Tensor,
-        cache: Any,
-        drafts: Mapping[GenerationRequest, Sequence[Tokens]],
-    ) -> None:
-        """Finish answers of one token so far whose end a pass over a draft shows, as speculative decoding verifies one.
-
-        Only where every token on the way is clearly the likeliest; the others are written as if nothing had been read.
-        """
-        alike = [
-            (place, draft)
-            for place, row in enumerate(rows)
-            if not row.done
-            for draft in drafts.get(row.request, ())
-            if draft[0] == row.tokens[0]
-        ]
-        if not alike or not hasattr(cache, "batch_select_indices"):
-            return
-        vocabulary = int(getattr(self.model.config.get_text_config(), "vocab_size", 0) or 1)
-        alike.sort(key=lambda one: len(one[1]), reverse=True)
-        most = max(1, MAX_LOGITS // (vocabulary * len(alike[0][1])))
-        for start in range(0, len(alike), most):
-            part = alike[start : start + most]
-            for (place, draft), likeliest in zip(part, self._after_drafts(part, mask, cache), strict=True):
-                ahead = rows[place].copy()
-                for position, (token, lead) in enumerate(likeliest):
-                    if lead < self._noise:
-                        break
-                    ahead.append(token)
-                    if ahead.done or draft[position + 1 : position + 2] != (token,):
-                        break
-                if ahead.done and not rows[place].done:
-                    for token in ahead.tokens[1:]:
-                        rows[place].append(token)
-
-    def _after_drafts(
-        self, part: Sequence[tuple[int, Tokens]], mask: torch.Tensor, cache: Any
-    ) -> Iterator[list[tuple[int, float]]]:
-        """The likeliest token after each token of drafts, by how much its logit is the largest; the cache is kept."""
-        device, longest = mask.device, len(part[0][1])
-        owners = torch.tensor([place for place, _ in part], device=device)
-        own = copy.deepcopy(cache)
-        own.batch_select_indices(owners)
-        # The filler comes after what is read, so that nothing attends to it.
-        tokens = torch.tensor([draft + draft[-1:] * (longest - len(draft)) for _, draft in part], device=device)
-        mask = torch.cat([mask[owners], mask.new_ones(len(part), longest)], 1)
-        more = self._positions(mask, longest)
-        every = torch.arange(longest, device=device)
-        output = self._forward(tokens, every, attention_mask=mask, use_cache=True, past_key_values=own, **more)
-        best, chosen = output.logits.float().topk(2)
-        if not bool(torch.isfinite(best).all()):
-            raise EvaluationError("the merged model's logits are not finite", kind="not finite")
-        leads = (best[..., 0] - best[..., 1]).tolist()
-        for (_, draft), row, lead in zip(part, chosen[..., 0].tolist(), leads, strict=True):
-            yield list(zip(row, lead, strict=True))[: len(draft)]
+    def _read_on(self, tokens: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        """A pass over the last tokens of rows; the cache, if there is one, has what stands before them."""
+        width = tokens.shape[1]
+        keep = torch.arange(width, device=tokens.device) if width > 1 else 1
+        more = {"past_key_values": cache} if cache is not None else {}
+        return self._forward(tokens, keep, attention_mask=mask, use_cache=True, **more, **self._positions(mask, width))
 
     def _read(self, rows: Sequence[Tokens], prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Read prompts (longest first): the logits after each (``rows x vocabulary``), their mask, and the cache."""
@@ -495,8 +431,8 @@ _SHORTEST_SHARED = 8
 """Tokens of a context from which computing it once pays for a second pass (chosen by hand)."""
 _GENERATED_ROWS = 4
 """Times ``max_rows``: a step of generation reads one token a row, and reading the weights takes longest."""
-_MOST_DRAFTS = 4
-"""Drafts of one answer that are read at once (chosen by hand)."""
+_READ_AT_ONCE = {"cpu": 128, "accelerator": 4096}
+"""Tokens that a pass reads in about the time of few (chosen by hand)."""
 _NOISE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 2.0}
 """By how much a logit must be the largest to be so however it is added up: four and more times what was seen between
 reading and writing with SmolLM2-135M (0.375 in bfloat16, 0.06 in float16)."""

@@ -25,10 +25,10 @@ class AcceptedAnswers:
     drafts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
-    def behind(self, blank: tuple[str, ...]) -> AcceptedAnswers:
-        """The same of an answer that one of these stop strings would have ended before it began."""
-        drafts = tuple(f"{stop}{draft.lstrip()}" for stop in blank for draft in self.drafts)
-        return replace(self, drafts=drafts, ends=blank)
+    def ended_by(self, blank: tuple[str, ...]) -> AcceptedAnswers:
+        """The same of an answer that stop strings of white space end, and may begin with."""
+        begun = tuple(f"{stop}{draft.lstrip()}" for stop in blank for draft in self.drafts)
+        return replace(self, drafts=(*self.drafts, *begun), ends=blank)
 
     def is_open(self, beginning: str) -> bool:
         """Whether what follows can make it an accepted answer, or none."""

@@ -22,31 +22,42 @@ from mergefront.optimizer.scores.outcomes import UNANSWERED
 def generations(
     model: LanguageModel, items: Sequence[Item], options: MetricOptions, wanted: Sequence[AcceptedAnswers] = ()
 ) -> list[Generation]:
-    """What the model writes after each prompt, up to a stop string; no more than is ``wanted``, if that is given.
+    """What the model writes after each prompt, up to a stop string; where it heeds that, no more than is ``wanted``.
 
     A stop string of white space alone ends no answer before its first other character (``skip_blank_start``): such an
-    answer is asked for again without it, and ended here.
+    answer is asked for again without it, and ended here. What is wanted knows of such ends, and is asked for once.
     """
     requests = [request_for(item, options) for item in items]
-    if options.temperature > 0 or options.thinking is not None:
+    if options.temperature > 0 or options.thinking is not None or not getattr(model, "heeds_wanted", False):
         wanted = ()  # which is known of the likeliest answers alone, from their first token on
-    if wanted:
-        requests = [replace(request, wanted=one) for request, one in zip(requests, wanted, strict=True)]
-    answers = model.generate(requests)
     blank = tuple(stop for stop in options.stop if not stop.strip())
-    if not options.skip_blank_start or not blank or options.thinking is not None:  # which has none to skip
-        return answers
+    if not options.skip_blank_start or options.thinking is not None:  # which has none to skip
+        blank = ()
     stop = tuple(text for text in options.stop if text not in blank)
-    again = [place for place, said in enumerate(answers) if _is_blank(said)]
-    longer = [replace(requests[place], stop=stop) for place in again]
     if wanted:
-        longer = [replace(one, wanted=wanted[place].behind(blank)) for one, place in zip(longer, again, strict=True)]
-    for place, said in zip(again, model.generate(longer) if longer else (), strict=True):
-        text = begun_and_ended(said.text, blank)
-        answers[place] = said if text == said.text else replace(said, text=text, finish="stop")
+        requests = [
+            replace(request, stop=stop, wanted=one.ended_by(blank))
+            for request, one in zip(requests, wanted, strict=True)
+        ]
+    answers = model.generate(requests)
+    if not blank:
+        return answers
+    if wanted:
+        answers = [_ended(said, blank) for said in answers]
+    else:
+        again = [place for place, said in enumerate(answers) if _is_blank(said)]
+        longer = [replace(requests[place], stop=stop) for place in again]
+        for place, said in zip(again, model.generate(longer) if longer else (), strict=True):
+            answers[place] = _ended(said, blank)
     if isinstance(model, CountedModel):
         model.note(requests, answers)
     return answers
+
+
+def _ended(said: Generation, blank: Sequence[str]) -> Generation:
+    """An answer up to the first stop string of white space behind its first other character."""
+    text = begun_and_ended(said.text, blank)
+    return said if text == said.text else replace(said, text=text, finish="stop")
 
 
 def _is_blank(said: Generation) -> bool:

@@ -11,8 +11,8 @@ from chat_families import FAMILIES, chat_tokenizer
 
 from mergefront.adapters.counted_model import CountedModel
 from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, Message, Thinking
-from mergefront.adapters.local.generation_state import GenerationState, drawn_token
 from mergefront.adapters.local.model import HuggingFaceModel
+from mergefront.adapters.local.writing.generation_state import GenerationState, drawn_token
 from mergefront.adapters.thoughts import answer_of
 from mergefront.adapters.tokenization import Tokenization
 

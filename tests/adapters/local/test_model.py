@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mergefront.adapters.language_model import Generation, GenerationRequest, LanguageModel, ScoringRequest
-from mergefront.adapters.local.generation_state import GenerationState
 from mergefront.adapters.local.model import HuggingFaceModel
+from mergefront.adapters.local.writing.generation_state import GenerationState
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
 

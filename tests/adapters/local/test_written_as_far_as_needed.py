@@ -23,6 +23,7 @@ OPTIONS = [
     MetricOptions(max_new_tokens=1),
     MetricOptions(max_new_tokens=6, stop=("\n", " ", "e")),
     MetricOptions(max_new_tokens=6, stop=("\n", " "), skip_blank_start=False),
+    MetricOptions(max_new_tokens=8, stop=(" ", "\n\n", "\n", "Q"), normalise=True),
 ]
 
 
@@ -62,7 +63,7 @@ def perturbed(model: Any, seed: int) -> None:
 def test_scores_by_reading_are_those_by_writing(tiny_llama: Any, tokenizer: Any, seed: int) -> None:
     """A search by wrong scores, and reports that no other harness finds again."""
     perturbed(tiny_llama, seed)
-    model = HuggingFaceModel(tiny_llama, tokenizer)
+    model = HuggingFaceModel(tiny_llama, tokenizer, read_at_once=(None, 4096)[seed % 2])
     for options in OPTIONS:
         items = some_items(model, options, 120, seed)
         read, written = CountedModel(model), CountedModel(model, writes_all=True)

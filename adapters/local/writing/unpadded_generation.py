@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mergefront.adapters.local.generation_state import GenerationState
+from mergefront.adapters.local.writing.generation_state import GenerationState
 from mergefront.optimizer.errors import EvaluationError
 
 CAUSAL: Mapping[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Sequence
 from typing import Any, Literal
 
@@ -53,12 +52,6 @@ class GenerationState:
         self._random = np.random.default_rng(request.seed) if request.temperature > 0 else None
         self._answer_starts = 0 if request.thinking is None else None
         self._is_open = is_open
-
-    def copy(self) -> GenerationState:
-        """The same state, which goes on by itself."""
-        made = copy.copy(self)
-        made._tokens = list(self._tokens)
-        return made
 
     @property
     def tokens(self) -> Sequence[int]:
