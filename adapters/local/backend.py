@@ -173,6 +173,11 @@ class LocalBackend:
         return self.engine.experts
 
     @property
+    def stored(self) -> Mapping[str, torch.Tensor]:
+        """Where merges are written, by the names of the checkpoint's tensors: mostly views of live parameters."""
+        return self._targets.stored
+
+    @property
     def live(self) -> Any:
         """The live model as ``apply`` yields it, whatever merge it holds."""
         return self._asked

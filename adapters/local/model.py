@@ -18,7 +18,14 @@ from typing import Any
 import torch
 
 from mergefront.adapters.chat_templates import TemplateReader
-from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest, Tokens
+from mergefront.adapters.language_model import (
+    Chat,
+    Generation,
+    GenerationRequest,
+    LogLikelihood,
+    ScoringRequest,
+    Tokens,
+)
 from mergefront.adapters.local.key_value_cache import is_plain, joined, left_padded, takes_padding
 from mergefront.adapters.local.limits import (
     MAX_LOGITS,
@@ -82,6 +89,10 @@ class HuggingFaceModel:
         kind = "cpu" if model.device.type == "cpu" else "accelerator"
         self._read_at_once = read_at_once or _READ_AT_ONCE[kind]
         model.eval()
+
+    def tokens(self, pairs: Sequence[tuple[str | Chat, str]]) -> list[Tokens]:
+        """Each prompt with what follows it, as the model reads both."""
+        return [context + continuation for context, continuation in self._tokenization.pairs(pairs)]
 
     @torch.inference_mode()
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:

@@ -225,6 +225,13 @@ class MergeEngine:
         """By expert, |held - exact| / |exact| of its task vector, over the tensors that are held (Frobenius)."""
         return self._pool.compression_errors()
 
+    def task_vector(self, name: str, expert: str) -> torch.Tensor | None:
+        """expert - base of one tensor in float32; None where no merge with this expert changes the tensor."""
+        entry = None if self._pool.carries(name) else self._pool.entry(name, expert)
+        if entry is None:
+            return None
+        return entry.tensor.float() if entry.is_delta else entry.tensor.float() - self._pool.origin(name).float()
+
     def forget(self) -> None:
         """Merge every tensor anew next time: the targets were changed by somebody else."""
         self._written.clear()

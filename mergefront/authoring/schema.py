@@ -17,6 +17,7 @@ from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodPar
 from mergefront.optimizer.samplers.registry import SAMPLERS
 from mergefront.optimizer.sections import PlainSchema
 from mergefront.serving.merges.pool_settings import PoolFile
+from mergefront.study.starting_points import START_POINTS
 from mergefront.study.study_file import StudyFile
 
 Schema = dict[str, Any]
@@ -141,6 +142,9 @@ def _coefficient(parameter: MethodParameter) -> Schema:
                 ["low", "high"],
             ),
         ]
+    if parameter.name == "weight":
+        width = {"type": "number", "exclusiveMinimum": 0}
+        forms.append(_mapping({"around": {"enum": list(START_POINTS)}, "width": width}, ["around", "width"]))
     return {"anyOf": forms, "description": f"{parameter.doc}: a range [low, high], or one fixed value"}
 
 

@@ -135,6 +135,8 @@ def _comparison_of(definition: StudyDefinition) -> StudyDefinition:
         evaluations=None,
         warm_start=(),
         anchors=(DEFAULT_ANCHORS,),
+        aligned={},
+        centres={},
         learned={},
         racing=None,
         compares=True,

@@ -39,7 +39,14 @@ from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
 from mergefront.study.preflight.tasks import check_tasks
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
-from mergefront.study.starting_points import check_start_points
+from mergefront.study.starting_points import (
+    ALIGNED,
+    centred,
+    centres_of,
+    check_start_points,
+    names_of,
+    uncentred,
+)
 from mergefront.study.study_file import (
     ExternalBackendSection,
     FunctionBackendSection,
@@ -118,6 +125,10 @@ def check_study(path: str | Path) -> CheckReport:
     stop, racing = file.stop, RacingSettings.read(file.racing)
     warm_start = _warm_start(found)
     space = _space(found, layers)
+    centres = centres_of(file.merge.space.parameters)
+    learned = {} if record is None else record.definition.get("learned", {})
+    if space is not None and centres.keys() and {one["around"] for one in centres.values()} <= learned.keys():
+        space = centred(space, centres, learned)
     problems.extend(
         f"search: {problem}"
         for problem in check_sampler(
@@ -136,7 +147,7 @@ def check_study(path: str | Path) -> CheckReport:
         served = check_server(found, space)
     if space is not None:
         check_judges(found, [anchor.name for anchor in anchors(space)], database)
-        problems.extend(check_start_points(file.search.anchors, space, file.backend.type))
+        problems.extend(check_start_points(found, space, centres))
     if problems or space is None:
         return CheckReport(str(path), problems, [*notes, *found.warnings])
     evaluator, runtime = evaluator_definition(found, space)
@@ -164,6 +175,8 @@ def check_study(path: str | Path) -> CheckReport:
         modalities=found.modalities,
         served=served,
         anchors=tuple(file.search.anchors),
+        aligned=file.search.aligned.model_dump() if ALIGNED in names_of(file.search.anchors, centres) else {},
+        centres=centres,
         left_out=left_out(file, evaluator, options),
     )
     if evaluator.type == "local":
@@ -265,7 +278,7 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
             file.merge.models,
             method=file.merge.method,
             base_model=file.merge.base_model,
-            parameters=file.merge.space.parameters,
+            parameters=uncentred(file.merge.space.parameters),
             granularity=granularity,
             split=file.merge.space.split,
             layers=layers or 0,

@@ -108,6 +108,11 @@ class StudyDefinition:
     """What tells the models behind a server apart from others of their names (see ``Recognition``)."""
     anchors: tuple[str, ...] = (DEFAULT_ANCHORS,)
     """What is evaluated before the sampler proposes: the anchors, and start points by their names."""
+    aligned: Mapping[str, Any] = field(default_factory=dict)
+    """How weights are learned from prompts, where they are."""
+    centres: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Start points around which a new study searches, and the widths, by the names that the file has for weights; the
+    space of a study that is stored has the ranges."""
     learned: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The weights of start points, by their names: found once, when the study began."""
     compares: bool = False
@@ -150,6 +155,8 @@ class StudyDefinition:
             made |= {"scope": self.modalities.scope, "carry": dict(self.modalities.carry)}
         if self.served:
             made["served"] = {name: dict(one) for name, one in self.served.items()}
+        if self.aligned:
+            made["aligned"] = dict(self.aligned)
         if self.learned:
             made["learned"] = {name: dict(weights) for name, weights in self.learned.items()}
         if self.compares:
@@ -194,6 +201,7 @@ class StudyDefinition:
             scoring=stored.get("scoring", 1),
             served=stored.get("served", {}),
             anchors=tuple(stored["anchors"]),
+            aligned=stored.get("aligned", {}),
             learned=stored.get("learned", {}),
             compares=stored.get("compares", False),
         )

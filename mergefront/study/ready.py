@@ -104,7 +104,7 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     root = stored_root(definition.root, definition.storage)
     anchors(definition.space)  # a space that can express no recipe is refused before anything is written
     if find(database, definition.name) is None:
-        definition = with_start_points(definition)
+        definition = with_start_points(definition, evaluator)
     record = create_or_load(
         database,
         definition.name,

@@ -208,7 +208,11 @@ class Study:
             stop=definition.stop,
             constraints=definition.constraints,
             warm_start_recipes=(
-                *(start_point(definition.space, *found) for found in definition.learned.items()),
+                *(
+                    start_point(definition.space, name, definition.learned[name])
+                    for name in definition.anchors
+                    if name in definition.learned
+                ),
                 *warm_start_recipes(self.optuna, definition.space),
             ),
             searches=not definition.compares,

@@ -157,6 +157,16 @@ class ConstraintSection(Section):
     at_least: float | None = Field(default=None, strict=False)
 
 
+class AlignedSection(Section):
+    """How the start point ``aligned`` learns its weights."""
+
+    prompts: dict[str, str] = Field(
+        default_factory=dict,
+        description="files of prompts by expert; by default the search items of the task that is called so",
+    )
+    steps: int = Field(default=100, ge=1, le=10_000, description="steps of learning, each on a prompt of every expert")
+
+
 class SearchSection(BaseModel):
     """Sampler and budget; every other key is an option of the sampler."""
 
@@ -164,9 +174,12 @@ class SearchSection(BaseModel):
 
     sampler: str = "mm-mo"
     evaluations: int | None = Field(default=None, ge=1, le=MOST_EVALUATIONS)
-    anchors: list[Literal["default", "inverse-norm"]] = Field(
+    anchors: list[Literal["default", "inverse-norm", "posterior-weighted", "aligned"]] = Field(
         default=["default"],
         description="what is evaluated first: default (base, experts, averages), and start points after it",
+    )
+    aligned: AlignedSection = Field(
+        default_factory=AlignedSection, description="how the start point aligned learns from prompts"
     )
 
     @property
@@ -281,6 +294,8 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
         found.add(("sampler", "name"))
     if "anchors" not in file.search.model_fields_set:
         found.add(("anchors",))
+    written_of_alignment = file.search.aligned.model_fields_set
+    found |= {("aligned", key) for key in AlignedSection.model_fields if key not in written_of_alignment}
     found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space.model_fields_set}
     backend = ("evaluator", "backend")
     written_keys = {key for key in file.backend.model_fields_set if getattr(file.backend, key) != "auto"}

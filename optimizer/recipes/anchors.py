@@ -118,6 +118,7 @@ def start_point(space: MergeSpace, name: str, weights: Mapping[str, float]) -> W
             expert = CoefficientName.parse(coefficient, space.models, space.grouping.split).expert
             common = str(CoefficientName("weight", expert))
             params[coefficient] = searched.nearest(weights[coefficient if coefficient in weights else common])
+    params = space.settled(params)
     return WarmStartRecipe(name, space.recipe(params), params, False)
 
 

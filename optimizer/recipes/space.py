@@ -285,17 +285,20 @@ class MergeSpace:
     def _rule_for(
         self, name: CoefficientName, parameter: MethodParameter, rules: Mapping[str, Range | ParameterValue]
     ) -> Range | ParameterValue | None:
-        for owner in (name.expert, None):
-            for kind in (name.module, None):
-                for block in (name.position, None):
-                    rule = rules.get(str(CoefficientName(name.parameter, owner, kind, block)))
-                    if rule is not None:
-                        return rule
+        for known in _rules_of(name):
+            if known in rules:
+                return rules[known]
         if parameter.name == "weight" and self.simplex:
             return Range()
         if parameter.default is None or (parameter.name == "density" and not self.given):
             return Range(*parameter.search)
         return None
+
+    def declared_by(self, coefficient: str) -> str | None:
+        """The key of ``given`` whose rule a coefficient follows; None where it follows the method's own."""
+        keys = {str(CoefficientName.parse(str(key), self.models, self.grouping.split)): key for key in self.given}
+        name = CoefficientName.parse(coefficient, self.models, self.grouping.split)
+        return next((keys[rule] for rule in _rules_of(name) if rule in keys), None)
 
     @property
     def dimension(self) -> int:
@@ -461,6 +464,14 @@ class MergeSpace:
         """Every coefficient of the space, searched or fixed, as a study file writes it."""
         known = {**self.searched, **self.fixed}
         return {name: _rule_to_json(rule) for name, rule in known.items() if name != METHOD}
+
+
+def _rules_of(name: CoefficientName) -> Iterator[str]:
+    """The names of the rules that a coefficient follows, the most specific first."""
+    for owner in dict.fromkeys((name.expert, None)):
+        for kind in dict.fromkeys((name.module, None)):
+            for block in dict.fromkeys((name.position, None)):
+                yield str(CoefficientName(name.parameter, owner, kind, block))
 
 
 def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMethod]:

@@ -85,7 +85,7 @@ def test_weights_are_found_once_and_a_stored_study_goes_on_with_them(folder: Pat
     [
         ({"search": {"anchors": ["inverse-norm"]}}, "default must be among them"),
         ({"search": {"anchors": ["default", "inverse-norm", "inverse-norm"]}}, "names inverse-norm twice"),
-        ({"search": {"anchors": ["default", "norm"]}}, "it must be default or inverse-norm"),
+        ({"search": {"anchors": ["default", "norm"]}}, "it must be default, inverse-norm"),
         (
             {"merge": {"method": "slerp", "space": {}}},
             "inverse-norm cannot be a point of this space: it is a weight per expert, and slerp takes none (what is "
@@ -138,3 +138,90 @@ def test_a_start_point_is_a_point_of_the_space() -> None:
         "density[a, block 1]": 1.0,
     }
     assert {name: found.params[name] for name in wanted} == wanted
+
+
+def named(folder: Path, name: str, **sections: dict) -> Path:
+    """A study whose tasks are called like the experts, so that each has prompts."""
+    tasks = {
+        name: {"type": "jsonl", "path": f"{file}.jsonl", "metric": "loglikelihood", "search_items": 3}
+        for name, file in (("one", "sorting"), ("two", "side"))
+    }
+    path = changed(folder, name, **sections)
+    content = {**yaml.safe_load(path.read_text()), "tasks": tasks, "objectives": ["one", "two"]}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_weights_are_learned_from_the_experts_own_prompts_when_the_study_begins(folder: Path) -> None:
+    search = {"anchors": ["default", "posterior-weighted", "aligned"], "aligned": {"steps": 3}, "evaluations": 8}
+    merge = {"space": {"weight": [0, 1], "granularity": {"blocks": 2}}}
+    study = mf.run(named(folder, "learned", search=search, merge=merge), progress=False)
+    seeds = {trial.user_attrs[SEED]: trial for trial in study.optuna.get_trials() if SEED in trial.user_attrs}
+    assert list(seeds) == ["posterior-weighted", "aligned"] and study.finished_count() == 8
+    learned = study.definition.learned
+    assert sum(learned["posterior-weighted"].values()) == pytest.approx(1)
+    assert set(learned["aligned"]) == {f"weight[{name}, block {block}]" for name in ("one", "two") for block in (0, 1)}
+    assert seeds["aligned"].params == learned["aligned"] and len(set(learned["aligned"].values())) == 4
+    # The file goes on with it, and other prompts or steps are another study.
+    assert check_study(named(folder, "learned", search=search, merge=merge)).problems == []
+    (problem,) = check_study(named(folder, "learned", search={**search, "aligned": {"steps": 4}}, merge=merge)).problems
+    assert "aligned.steps: was 3, is now 4" in problem
+
+
+def test_a_space_is_centred_on_what_was_learned(folder: Path) -> None:
+    merge = {"space": {"weight": {"around": "inverse-norm", "width": 0.4}, "weight[two]": [0, 1]}}
+    path = changed(folder, "centred", merge=merge)
+    assert check_study(path).problems == []
+    study = mf.run(path, progress=False)
+    inverse = {name: 1 / norm(folder, name) for name in ("one", "two")}
+    centre = inverse["one"] / sum(inverse.values())
+    first, second = (study.space.searched[f"weight[{name}]"] for name in ("one", "two"))
+    assert (first.low, first.high) == pytest.approx((centre - 0.2, centre + 0.2), rel=1e-5)
+    assert (second.low, second.high) == (0, 1)
+    # It would be evaluated if search.anchors said so.
+    assert not any(SEED in trial.user_attrs for trial in study.optuna.get_trials())
+    again = mf.run(path, evaluations=8, progress=False)
+    assert again.space.to_json() == study.space.to_json() and again.finished_count() == 8
+
+
+def test_prompts_may_come_from_files(folder: Path) -> None:
+    search = {
+        "anchors": ["default", "aligned"],
+        "aligned": {"prompts": {"one": "p.jsonl", "two": "p.jsonl"}, "steps": 1},
+    }
+    path = changed(folder, "files", search={**search, "evaluations": 1})
+    (folder / "p.jsonl").write_text('{"prompt": "sort abc:"}\n{"text": "side bcd"}\n')
+    assert set(mf.run(path, progress=False).definition.learned["aligned"]) == {"weight[one]", "weight[two]"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ({"aligned": {"prompts": {"one": "sorting.jsonl"}}}, "aligned has no prompts of expert 'two'"),
+        ({"aligned": {"prompts": {"one": "no.jsonl", "two": "side.jsonl"}}}, "prompts.one: no.jsonl: there is no such"),
+        (
+            {"aligned": {"prompts": {"one": "side.jsonl", "two": "side.jsonl", "three": "x"}}},
+            "prompts: 'three' is no expert",
+        ),
+        ({"anchors": ["default"], "aligned": {"steps": 3}}, "search.aligned is used by nothing"),
+        ({"aligned": {"steps": 0, "prompts": {"one": "side.jsonl", "two": "side.jsonl"}}}, "search.aligned.steps is 0"),
+    ],
+)
+def test_what_alignment_lacks_is_named(folder: Path, sections: dict, problem: str) -> None:
+    path = changed(folder, "wrong", search={"anchors": ["default", "aligned"], **sections})
+    (found,) = check_study(path).problems
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"),
+    [
+        ({"weight": {"around": "alinged", "width": 0.4}}, "there is no start point 'alinged'"),
+        ({"weight": {"around": "inverse-norm"}}, "must be written as {around: NAME, width: NUMBER}"),
+        ({"weight": {"around": "inverse-norm", "width": 0}}, "the width is 0; it must be above 0"),
+        ({"weight": [0, 1], "lambda": {"around": "inverse-norm", "width": 1}}, "start points say weights only"),
+    ],
+)
+def test_a_centre_that_is_none_is_refused(folder: Path, space: dict, problem: str) -> None:
+    (found,) = check_study(changed(folder, "wrong", merge={"space": space})).problems
+    assert found.startswith("merge.space: ") and problem in found
