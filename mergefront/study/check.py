@@ -198,6 +198,7 @@ def check_study(path: str | Path) -> CheckReport:
     if not problems and definition.warm_start:
         with found.catch():
             warm = read_warm_start(definition)
+            notes.extend(warm.notes)
             notes.append(f"warm start: {len(warm.known)} evaluations are known, {len(warm.seeds)} recipes come first")
     budget = definition.evaluations or (DEFAULT_EVALUATIONS if record is None else record.evaluations)
     limited = shown_to_sampler(definition.sampler, len(objectives), budget)

@@ -4,6 +4,8 @@ A recipe from a file is evaluated right after the anchors. Of an earlier study w
 models, same evaluator, everything asked for was reported) all evaluations are taken over: those in the new space are
 told to the sampler, normalised by the new study's anchors like all else, and nothing is evaluated a second time. Of
 an earlier study that was scored otherwise only the recipes of its front are evaluated anew, after the anchors.
+Experts come and go: one that is new has weight 0 in earlier recipes, which leaves them the merges that they were; of
+one that is gone the weight is left out, which makes another merge of a recipe unless it was 0.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from optuna.trial import create_trial
 from mergefront.adapters.remote.identity import are_same
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
 from mergefront.optimizer.foreign_text import file_content
-from mergefront.optimizer.recipes.methods import ParameterValue
+from mergefront.optimizer.recipes.grouping import CoefficientName
+from mergefront.optimizer.recipes.methods import METHODS, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import checked_violations
@@ -41,6 +44,7 @@ class WarmStart:
 
     seeds: tuple[tuple[str, Recipe], ...] = ()
     known: tuple[tuple[str, Recipe, Evaluation], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def entries(given: Sequence[object]) -> tuple[dict[str, str], ...]:
@@ -67,6 +71,7 @@ def read_warm_start(definition: StudyDefinition) -> WarmStart:
     """Everything that a definition's ``warm_start`` names; raises ``UserError`` when it does not fit the study."""
     seeds: list[tuple[str, Recipe]] = []
     known: list[tuple[str, Recipe, Evaluation]] = []
+    notes: list[str] = []
     for entry in definition.warm_start:
         if "recipe" in entry:
             seeds.append((entry["recipe"], read_recipe(definition.space, definition.root / entry["recipe"])))
@@ -74,7 +79,8 @@ def read_warm_start(definition: StudyDefinition) -> WarmStart:
             found = _from_study(definition, entry["study"], entry.get("storage", definition.storage))
             seeds += found.seeds
             known += found.known
-    return WarmStart(tuple(seeds), tuple(known))
+            notes += found.notes
+    return WarmStart(tuple(seeds), tuple(known), tuple(notes))
 
 
 def begin(study: Study, definition: StudyDefinition) -> None:
@@ -114,33 +120,73 @@ def read_recipe(space: MergeSpace, path: Path) -> Recipe:
     return over(space, recipe, str(path))
 
 
+_WITHOUT_WEIGHT_0 = ("linear", "lora_cat", "lora_factor")
+"""Methods beside the task-vector family whose merge does not depend on an expert of weight 0."""
+
+
 def over(space: MergeSpace, recipe: Recipe, origin: str) -> Recipe:
-    """The recipe with the space's own references; raises ``UserError`` unless it merges the same experts."""
-    if set(recipe.models) != set(space.models):
+    """The recipe over the space's experts: a new one has weight 0, one that is gone is left out.
+
+    Raises ``UserError`` where no expert is in both, and where experts differ and the method says something else than
+    weights, or depends on how many experts there are.
+    """
+    new = [name for name in space.models if name not in recipe.models]
+    shared = [name for name in space.models if name in recipe.models]
+    if not shared:
         raise UserError(
             f"warm_start: {origin} merges {', '.join(recipe.models)}, but this study {', '.join(space.models)}; "
             "name the models alike"
         )
-    return space.make(recipe.method, dict(recipe.params), recipe.grouping)
+    if new or len(shared) < len(recipe.models):
+        method = METHODS[recipe.method]
+        if method.consensus is None and method.name not in _WITHOUT_WEIGHT_0:
+            raise UserError(
+                f"warm_start: {origin} merges {', '.join(recipe.models)}, this study {', '.join(space.models)}, and a "
+                f"merge by {method.name} is another one with an expert more or less, whatever its weight; leave it out"
+            )
+        if method.refuses(len(space.models)) is not None:
+            raise UserError(f"warm_start: {origin}: {method.refuses(len(space.models))}")
+    params: dict[str, ParameterValue] = {}
+    for name, value in recipe.params.items():
+        parsed = CoefficientName.parse(name, recipe.models, recipe.grouping.split)
+        if parsed.expert is None or parsed.expert in shared:
+            params[name] = value
+        if parsed.expert == shared[0]:
+            params |= {
+                str(replace(parsed, expert=other)): 0.0 if parsed.parameter == "weight" else value for other in new
+            }
+    return space.make(recipe.method, params, recipe.grouping)
+
+
+def _leaves_out(space: MergeSpace, recipe: Recipe) -> bool:
+    """Whether an expert that is gone had a part in the merge."""
+    parsed = {CoefficientName.parse(name, recipe.models, recipe.grouping.split): v for name, v in recipe.params.items()}
+    return any(
+        one.parameter == "weight" and one.expert is not None and one.expert not in space.models and value != 0
+        for one, value in parsed.items()
+    )
 
 
 def _from_study(definition: StudyDefinition, name: str, storage: str) -> WarmStart:
     earlier = load_study(name, storage=storage)
-    origin = f"study {name!r}"
-    _check_same_models(definition, earlier, origin)
+    origin, space = f"study {name!r}", definition.space
+    notes = _check_same_models(definition, earlier, origin)
     candidates = earlier.candidates()
-    if _scored_alike(definition, earlier.definition):
-        known = []
+    known, told = [], set()
+    if _scored_alike(definition, earlier.definition) and not (notes and definition.tokenizer_source == "union"):
         for candidate in candidates:
+            if _leaves_out(space, candidate.recipe):
+                continue
+            told.add(candidate.number)
             full = earlier.ledger.find(candidate.recipe)
             if full is not None and _reports_all(definition, full):
-                recipe = over(definition.space, candidate.recipe, origin)
-                known.append((f"{name}/{candidate.number}", recipe, full))
-        return WarmStart(known=tuple(known))
-    front = [candidate for candidate in earlier.front() if candidate.anchor is None]
+                known.append((f"{name}/{candidate.number}", over(space, candidate.recipe, origin), full))
+        if len(told) == len(candidates):
+            return WarmStart(known=tuple(known), notes=tuple(notes))
+    front = [candidate for candidate in earlier.front() if candidate.anchor is None and candidate.number not in told]
     best = sorted(front, key=lambda candidate: -sum(earlier.normalised([candidate])[0]))[:MOST_SEEDS]
-    seeds = [(f"{name}/{c.number}", over(definition.space, c.recipe, origin)) for c in best]
-    return WarmStart(seeds=tuple(seeds))
+    seeds = [(f"{name}/{c.number}", over(space, c.recipe, origin)) for c in best]
+    return WarmStart(tuple(seeds), tuple(known), tuple(notes))
 
 
 def take_over(study: Study, earlier: Study) -> None:
@@ -180,17 +226,19 @@ def _scored_alike(definition: StudyDefinition, theirs: StudyDefinition, wanted: 
     return same_merges and same_scoring and are_same(definition.served, theirs.served)
 
 
-def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str) -> None:
+def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str) -> list[str]:
+    """What experts are new and gone, a line each. Raises ``UserError`` where none is in both, and for one that was
+    another checkpoint."""
     space, other = definition.space, earlier.space
-    if set(space.models) != set(other.models):
-        unknown = next(iter(set(other.models) ^ set(space.models)))
+    if not set(space.models) & set(other.models):
+        unknown = next(iter(other.models))
         raise UserError(
             f"warm_start: {origin} has the models {', '.join(other.models)}, this one {', '.join(space.models)}: "
-            f"{unknown!r} is in one only {did_you_mean(unknown, space.models)}"
+            f"none is in both {did_you_mean(unknown, space.models)}"
         )
     new, old = definition.evaluator.content, earlier.definition.evaluator.content
     for name, reference in space.models.items():
-        theirs = old.get(other.models[name])
+        theirs = old.get(other.models.get(name, ""))
         if theirs in (None, new.get(reference, theirs)):
             continue
         if not is_unchanged(reference, definition.root, theirs):
@@ -198,6 +246,12 @@ def _check_same_models(definition: StudyDefinition, earlier: Study, origin: str)
                 f"warm_start: {origin} merged another checkpoint as {name!r} (its content differs); "
                 "leave that study out, or use the same checkpoint"
             )
+    added = [name for name in space.models if name not in other.models]
+    gone = [name for name in other.models if name not in space.models]
+    return [
+        *([f"warm start: {origin} has no expert {', '.join(added)}: weight 0 in its recipes"] if added else []),
+        *([f"warm start: {', '.join(gone)} of {origin} is no expert here and is left out"] if gone else []),
+    ]
 
 
 def _scoring(wanted: Collection[str], evaluator: EvaluatorDefinition) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.search.attributes import SEED, WARM_START
 from mergefront.optimizer.search.warm_start_recipes import params_in
+from mergefront.study.warm_start import over
 
 
 class Scorer:
@@ -122,8 +123,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
     search(tmp_path, "old", Scorer(), ["first", "second"], 6)
     with pytest.raises(UserError, match="there is no study 'odl'"):
         search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "odl"}])
-    with pytest.raises(UserError, match=r"'(b|c)' is in one only"):
-        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "old"}], models=["a", "c"])
+    with pytest.raises(UserError, match="has the models a, b, this one c, d: none is in both"):
+        search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[{"study": "old"}], models=["c", "d"])
     with pytest.raises(UserError, match="cannot be read"):
         search(tmp_path, "new", Scorer(), ["first"], 6, warm_start=[tmp_path / "no.yaml"])
     (tmp_path / "list.json").write_text("[1, 2]")
@@ -142,3 +143,51 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path,
     path.write_text(path.read_text() + "warm_start: [{study: old, storage: m.db}]\n")
     with pytest.raises(StudyFileError, match="has the models a, b, this one maths, french"):
         mf.run(path)
+
+
+class SumScorer(Scorer):
+    """Scores by the weights alone, so that an expert of weight 0 changes nothing."""
+
+    def __call__(self, recipe: mf.Recipe) -> dict[str, float]:
+        self.asked.append(recipe)
+        weights = {name: float(recipe.params.get(f"weight[{name}]", 0.5)) for name in recipe.models}
+        return {"first": 1 - (weights.get("a", 0.0) - 0.8) ** 2, "second": sum(weights.values())}
+
+
+def test_a_study_of_fewer_experts_is_known_to_one_of_more(tmp_path: Path) -> None:
+    earlier = search(tmp_path, "old", SumScorer(), ["first", "second"], 10)
+    more = {"models": ["a", "b", "c"], "warm_start": [{"study": "old"}]}
+    scorer = SumScorer()
+    study = search(tmp_path, "new", scorer, ["first", "second"], 8, **more)
+    trials = [trial for trial in study.optuna.get_trials() if WARM_START in trial.user_attrs]
+    known = {trial.user_attrs[WARM_START]: trial for trial in trials}
+    points = {f"old/{one.number}": one for one in earlier.candidates() if one.anchor != "uniform average"}
+    assert set(points) <= set(known)
+    for origin, candidate in points.items():
+        assert known[origin].params == {**candidate.params, "weight[c]": 0}
+        assert known[origin].values == [candidate.scores["first"], candidate.scores["second"]]
+    # The experts alone are the same merges, and are not evaluated again.
+    assert not any(recipe.params == {"weight[a]": 1.0, "weight[b]": 0.0, "weight[c]": 0.0} for recipe in scorer.asked)
+
+
+def test_of_a_study_of_more_experts_only_merges_without_those_that_are_gone_are_known(tmp_path: Path) -> None:
+    earlier = search(tmp_path, "old", SumScorer(), ["first", "second"], 12, models=["a", "b", "c"])
+    study = search(tmp_path, "new", SumScorer(), ["first", "second"], 12, warm_start=[{"study": "old"}])
+    told = {trial.user_attrs[WARM_START] for trial in study.optuna.get_trials() if WARM_START in trial.user_attrs}
+    without = {f"old/{one.number}" for one in earlier.candidates() if one.params.get("weight[c]") == 0}
+    assert told == without and len(without) >= 3  # the base, a and b
+    seeds = {trial.user_attrs[SEED]: trial.params for trial in study.optuna.get_trials() if SEED in trial.user_attrs}
+    front = {f"old/{one.number}": one for one in earlier.front() if one.anchor is None}
+    assert seeds and set(seeds) <= set(front) - without
+    for name, params in seeds.items():
+        assert params == {f"weight[{expert}]": front[name].params[f"weight[{expert}]"] for expert in "ab"}
+
+
+def test_a_method_that_counts_its_experts_cannot_be_mapped(tmp_path: Path) -> None:
+    three = MergeSpace(["a", "b", "c"], base_model="base", method=["tsv_m", "ties"], parameters={"weight": [0, 1]})
+    two = MergeSpace(["a", "b"], base_model="base", method=["tsv_m", "ties"])
+    weights = {"weight[a]": 0.5, "weight[b]": 0.25}
+    mapped = over(three, two.make("ties", {**weights, "density[a]": 0.5, "density[b]": 0.25}), "x")
+    assert dict(mapped.params) == {**weights, "density[a]": 0.5, "density[b]": 0.25, "weight[c]": 0, "density[c]": 0.5}
+    with pytest.raises(UserError, match="a merge by tsv_m is another one with an expert more or less"):
+        over(three, two.make("tsv_m", weights), "study 'old'")
