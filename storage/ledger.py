@@ -21,11 +21,11 @@ from sqlalchemy.exc import IntegrityError
 from mergefront.optimizer.errors import StorageError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.search.ledger import LONGEST_KIND, Claim, Failure
+from mergefront.optimizer.search.ledger import LONGEST_KIND, Attributes, Claim, Failure
 from mergefront.storage.database import Database
 from mergefront.storage.evaluation_rows import StoredRecipes, read_evaluation, writable, write_items
 from mergefront.storage.optuna_tables.reading import read_trial
-from mergefront.storage.optuna_tables.tables import finish_trial, write_params, write_user_attributes
+from mergefront.storage.optuna_tables.tables import finish_trial, write_attributes, write_params
 from mergefront.storage.schema import claims, evaluations, studies, utc_now
 from mergefront.storage.workers.heartbeat import Heartbeat
 from mergefront.storage.workers.processes import (
@@ -88,14 +88,19 @@ class StudyLedger:
         return claim
 
     def _claim(self, connection: Connection, budget: int) -> Claim | None:
-        # Locks the study's row where the database has row locks; SQLite has the write lock already.
-        connection.execute(
-            select(studies.c.study_id)
-            .where(studies.c.study_id == self.study_id)
-            .with_for_update(key_share=True)  # lets others insert rows that refer to it
-        )
+        if not self.database.is_sqlite:  # where the transaction has the only lock for writing
+            connection.execute(
+                select(studies.c.study_id)
+                .where(studies.c.study_id == self.study_id)
+                .with_for_update(key_share=True)  # lets others insert rows that refer to it
+            )
         now = self.database.now(connection)
-        unfinished = self._unfinished(connection)
+        every = claims.c.study_id == self.study_id
+        last = claims.c.slot == select(func.max(claims.c.slot)).where(every).scalar_subquery()
+        rows = connection.execute(
+            select(claims).where(every, claims.c.finished.is_(False) | last).order_by(claims.c.slot)
+        ).all()
+        unfinished = [row for row in rows if not row.finished]
         abandoned = next((row for row in unfinished if self._is_abandoned(row, now)), None)
         if abandoned is not None:
             deaths = abandoned.deaths + (abandoned.process is not None and not self._is_mine(abandoned))
@@ -104,8 +109,7 @@ class StudyLedger:
             )
             in_line = abandoned.trial_number is None and bool(self._proposing(unfinished, abandoned.slot, now))
             return Claim(abandoned.slot, abandoned.trial_number, deaths, in_line=in_line)
-        last = connection.execute(select(func.max(claims.c.slot)).where(claims.c.study_id == self.study_id)).scalar()
-        slot = 0 if last is None else last + 1
+        slot = rows[-1].slot + 1 if rows else 0
         if slot >= budget:
             return None
         row = {"study_id": self.study_id, "slot": slot, "trial_number": None, "finished": False, "deaths": 0}
@@ -187,16 +191,15 @@ class StudyLedger:
         trial: FrozenTrial,
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
-        attributes: Mapping[str, Any],
+        attributes: Attributes,
     ) -> None:
         """See ``Ledger.bind``."""
-        changed = {key: value for key, value in attributes.items() if trial.user_attrs.get(key) != value}
 
         def change(connection: Connection) -> None:
             if claim.trial_number != trial.number:
                 connection.execute(claims.update().where(self._slot(claim.slot)).values(trial_number=trial.number))
             write_params(connection, trial._trial_id, params, distributions)
-            write_user_attributes(connection, trial._trial_id, changed)
+            write_attributes(connection, trial, attributes)
 
         try:
             self.database.write(change)
@@ -213,20 +216,23 @@ class StudyLedger:
         recipe: Recipe,
         outcome: Evaluation | Failure,
         values: Sequence[float] | None,
-        attributes: Mapping[str, Any],
+        attributes: Attributes,
         keep: bool,
-    ) -> None:
+    ) -> bool:
         """See ``Ledger.finish``."""
 
-        def change(connection: Connection) -> None:
-            if finish_trial(connection, trial._trial_id, values):
-                write_user_attributes(connection, trial._trial_id, attributes)
+        def change(connection: Connection) -> bool:
+            is_first = finish_trial(connection, trial._trial_id, values)
+            if is_first:
+                write_attributes(connection, trial, attributes)
                 if keep:
                     self._keep(connection, trial.number, recipe, outcome, "search", utc_now())
             connection.execute(claims.update().where(self._slot(claim.slot)).values(finished=True))
+            return is_first
 
-        self.database.write(change, durable=True)
+        is_first = self.database.write(change, durable=True)
         self._open.discard(claim.slot)
+        return is_first
 
     def claim_of(self, trial_number: int) -> tuple[Claim, bool] | None:
         """The claim that a trial fills and whether it is finished; None for an unknown trial."""

@@ -57,9 +57,11 @@ def tell(plan: SearchPlan, study: optuna.Study, ledger: Ledger, trial: int, eval
     claim, is_finished = _handed_out(study, ledger, trial)
     if not is_finished:
         try:
-            complete(plan, study, ledger, proposal_of(plan, study, claim), evaluation)
+            outcome = complete(plan, study, ledger, proposal_of(plan, study, claim), evaluation)
         except EvaluationError as error:
             raise UserError(f"trial {trial} of study {study.study_name!r}: {error}") from None
+        if not outcome.told_before:
+            return
     values = _values(study, trial)  # perhaps told before, or by somebody else at the same moment
     if values != [evaluation.scores.get(name) for name in plan.objective_names]:
         raise ConflictError(

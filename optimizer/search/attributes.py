@@ -32,11 +32,9 @@ before the trial is told; ``mergefront:anchor`` and ``mergefront:outside_space``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
-from optuna.exceptions import UpdateFinishedTrialError
 
 from mergefront.optimizer.scores.evaluation import LARGEST
 
@@ -82,12 +80,6 @@ def standard_errors(trial: FrozenTrial, objectives: int) -> list[float | None]:
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether a told trial satisfies every constraint that it reports."""
     return all(violation <= 0.0 for violation in trial.constraints.values())
-
-
-def write_violations(study: Study, trial: FrozenTrial, violations: Sequence[float]) -> None:
-    """Stores a running trial's violations, one per constraint, where Optuna looks for them."""
-    with suppress(UpdateFinishedTrialError):  # another worker was quicker; what it told stands
-        study._storage.set_trial_system_attr(trial._trial_id, VIOLATIONS, list(violations))
 
 
 def violation_errors(trial: FrozenTrial) -> dict[str, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from optuna.distributions import BaseDistribution
@@ -27,6 +27,14 @@ class Claim:
     deaths: int = 0
     fresh: bool = False
     in_line: bool = False
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What a trial carries besides parameters and values (``attributes``): a user's and Optuna's own."""
+
+    user: Mapping[str, Any] = field(default_factory=dict)
+    system: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,9 @@ class Ledger(Protocol):
         trial: FrozenTrial,
         params: Mapping[str, Any],
         distributions: Mapping[str, BaseDistribution],
-        attributes: Mapping[str, Any],
+        attributes: Attributes,
     ) -> None:
-        """Note which trial fills a claimed slot; write its parameters and user attributes, all or nothing."""
+        """Note which trial fills a claimed slot; write its parameters and attributes, all or nothing."""
 
     def finish(
         self,
@@ -93,13 +101,13 @@ class Ledger(Protocol):
         recipe: Recipe,
         outcome: Evaluation | Failure,
         values: Sequence[float] | None,
-        attributes: Mapping[str, Any],
+        attributes: Attributes,
         keep: bool,
-    ) -> None:
+    ) -> bool:
         """Keep the outcome (unless ``keep`` is False: it was kept before), tell the trial and close the claim.
 
-        All or nothing. ``values`` are the objectives' scores, None for a failure; ``attributes`` are
-        further user attributes of the trial.
+        All or nothing. ``values`` are the objectives' scores, None for a failure. Returns False where the trial was
+        told before, perhaps something else; then the claim is closed and nothing more.
         """
 
     def release(self, claim: Claim) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -45,10 +45,10 @@ from mergefront.optimizer.search.attributes import (
     SLOT,
     STANDARD_ERRORS,
     STOPPED,
+    VIOLATIONS,
     expected_improvement,
-    write_violations,
 )
-from mergefront.optimizer.search.ledger import Claim, Failure, Ledger
+from mergefront.optimizer.search.ledger import Attributes, Claim, Failure, Ledger
 from mergefront.optimizer.search.outside_code import failure_of, storable, undisturbed
 from mergefront.optimizer.search.restated_trials import restated
 from mergefront.optimizer.search.stopping import (
@@ -59,6 +59,7 @@ from mergefront.optimizer.search.stopping import (
     StopWatch,
     has_common_cause,
 )
+from mergefront.optimizer.search.study_view import StudyAtOneMoment
 
 TOLERATED_DEATHS = 1
 """A trial on which more processes died than that (killed, out of memory, crashed) is given up as failed."""
@@ -78,6 +79,8 @@ class TrialOutcome:
     failure: Failure | None = None
     reused: bool = False
     violations: tuple[float, ...] = ()
+    told_before: bool = False
+    """Whether somebody else had told the trial by then, perhaps something else."""
 
 
 @dataclass(frozen=True)
@@ -264,20 +267,23 @@ def take_turn(
 def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim) -> Proposal:
     """The recipe of a claimed slot whose turn it is: an anchor, or what the study's sampler asks for."""
     trial_id, anchor = _open_trial(plan, study, claim)
-    frozen = study._storage.get_trial(trial_id)
-    study.sampler.before_trial(study, frozen)
+    trials = study.get_trials(deepcopy=False)
+    frozen = next(trial for trial in reversed(trials) if trial._trial_id == trial_id)
+    moment = StudyAtOneMoment(study, trials, frozen)
+    seen = cast(optuna.Study, moment)
     distributions = plan.space.distributions()
     new: dict[str, Any] = {}
     if anchor is not None:
         recipe = anchor.recipe
     else:
-        # A racing search proposes from what is known by now, not from what the trials were told in their day.
-        racing = plan.racing is not None
-        seen = restated(study, plan.objectives, ledger.evaluations(items=True)) if racing else study
+        if plan.racing is not None:
+            # It proposes from what is known by now, not from what the trials were told in their day.
+            seen = restated(seen, plan.objectives, ledger.evaluations(items=True))
+        study.sampler.before_trial(seen, frozen)
         params = plan.space.settled(_sampled(seen, frozen, distributions))
         recipe = plan.space.recipe(params)
         new = {name: value for name, value in params.items() if name not in frozen.params}
-    ledger.bind(claim, frozen, new, distributions, {RECIPE: recipe.digest})
+    ledger.bind(claim, frozen, new, distributions, Attributes({RECIPE: recipe.digest}, moment.attributes))
     return Proposal(claim, frozen, recipe, anchor.name if isinstance(anchor, Anchor) else None)
 
 
@@ -338,11 +344,11 @@ def complete(
         attributes[REUSED] = True
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
-    if violations:
-        write_violations(study, trial, violations)
-    ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
+    kept = Attributes(attributes, {VIOLATIONS: violations} if violations else {})
+    is_first = ledger.finish(claim, trial, proposal.recipe, evaluation, values, kept, keep=not reused)
     given = (proposal.recipe, proposal.anchor, evaluation)
-    return TrialOutcome(trial.number, claim.slot, *given, reused=reused, violations=tuple(violations))
+    said = (reused, tuple(violations), not is_first)
+    return TrialOutcome(trial.number, claim.slot, *given, None, *said)
 
 
 def told_attributes(
@@ -379,7 +385,7 @@ def give_up(study: optuna.Study, ledger: Ledger, proposal: Proposal, failure: Fa
     failure = failure.bounded()
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.FAIL, None)
-    ledger.finish(claim, trial, proposal.recipe, failure, None, {FAILURE: str(failure)}, keep=True)
+    ledger.finish(claim, trial, proposal.recipe, failure, None, Attributes({FAILURE: str(failure)}), keep=True)
     return TrialOutcome(trial.number, claim.slot, proposal.recipe, proposal.anchor, None, failure)
 
 

@@ -19,6 +19,7 @@ from sqlalchemy import Table, func, select
 from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
+from mergefront.optimizer.search.ledger import Attributes
 from mergefront.storage.schema import utc_now
 
 _metadata = models.BaseModel.metadata
@@ -55,10 +56,8 @@ def create_trial(connection: Connection, study_id: int, template: FrozenTrial | 
 
 def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
     write_params(connection, trial_id, template.params, template.distributions)
-    for table, attributes in ((ATTRIBUTES, template.user_attrs), (SYSTEM_ATTRIBUTES, template.system_attrs)):
-        if attributes:
-            rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(attributes[key])} for key in attributes]
-            connection.execute(table.insert(), rows)
+    _insert_attributes(connection, ATTRIBUTES, trial_id, template.user_attrs)
+    _insert_attributes(connection, SYSTEM_ATTRIBUTES, trial_id, template.system_attrs)
     write_values(connection, trial_id, template.values or ())
     for step, value in template.intermediate_values.items():
         stored, its_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
@@ -85,14 +84,24 @@ def write_params(
     connection.execute(PARAMS.insert(), rows)
 
 
-def write_user_attributes(connection: Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """User attributes of a running trial; what is there under the same key is replaced."""
-    if not attributes:
-        return
-    keys = list(attributes)
-    connection.execute(ATTRIBUTES.delete().where(ATTRIBUTES.c.trial_id == trial_id, ATTRIBUTES.c.key.in_(keys)))
-    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(attributes[key])} for key in keys]
-    connection.execute(ATTRIBUTES.insert(), rows)
+def write_attributes(connection: Connection, trial: FrozenTrial, attributes: Attributes) -> None:
+    """Attributes of a running trial, which is given with those that it had; of equal keys, these count."""
+    of_kinds = (
+        (ATTRIBUTES, attributes.user, trial.user_attrs),
+        (SYSTEM_ATTRIBUTES, attributes.system, trial.system_attrs),
+    )
+    for table, given, known in of_kinds:
+        changed = {key: value for key, value in given.items() if key not in known or known[key] != value}
+        replaced = [key for key in changed if key in known]
+        if replaced:
+            connection.execute(table.delete().where(table.c.trial_id == trial._trial_id, table.c.key.in_(replaced)))
+        _insert_attributes(connection, table, trial._trial_id, changed)
+
+
+def _insert_attributes(connection: Connection, table: Table, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+    if rows:
+        connection.execute(table.insert(), rows)
 
 
 def finish_trial(connection: Connection, trial_id: int, values: Sequence[float] | None) -> bool:

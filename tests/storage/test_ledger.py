@@ -24,6 +24,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, FunctionEvaluator, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import SEARCH_SPACE
+from mergefront.optimizer.search.ledger import Attributes
 from mergefront.running.worker import work
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
@@ -132,11 +133,11 @@ def test_budget_is_never_overshot_by_threads_claiming_at_once(database_url: str)
 def test_slot_of_a_killed_process_is_taken_over_and_a_live_ones_is_not(database_url: str) -> None:
     script = (
         "import sys, time, optuna; sys.path[:0] = sys.argv[2:]\n"
-        "from test_ledger import ledger_in\n"
+        "from test_ledger import Attributes, ledger_in\n"
         "ledger = ledger_in(sys.argv[1]); claim = ledger.claim(10)\n"
         "study = optuna.load_study(study_name='study', storage=ledger.database.optuna_storage)\n"
         "trials = [study.ask() and study.trials[-1] for _ in range(3)]\n"
-        "ledger.bind(claim, trials[-1], {}, {}, {})\n"
+        "ledger.bind(claim, trials[-1], {}, {}, Attributes())\n"
         "print(claim.slot, flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -161,7 +162,9 @@ def test_finished_slots_stay_finished_and_released_ones_are_free(database_url: s
     first, second = ledger.claim(2), ledger.claim(2)
     assert first is not None and second is not None
     told_by_somebody_else = create_trial(state=TrialState.RUNNING)  # no trial of this study is running
-    ledger.finish(first, told_by_somebody_else, recipe_at(0.5), Evaluation({"maths": 0.5}), [0.5], {}, keep=False)
+    ledger.finish(
+        first, told_by_somebody_else, recipe_at(0.5), Evaluation({"maths": 0.5}), [0.5], Attributes(), keep=False
+    )
     assert ledger.claim(2) is None
     ledger.release(second)
     again = ledger.claim(2)

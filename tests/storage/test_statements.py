@@ -1,0 +1,54 @@
+"""How many statements a trial costs: each is a round trip to the database, which other workers wait for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import event
+
+import mergefront as mf
+
+LOCKS_AND_CLOCK = {"sqlite": 0, "postgresql": 3, "mysql": 4}
+"""What an ask costs more on a server: two rows are locked, and its clock is read, by MariaDB in two statements."""
+
+
+@contextmanager
+def statements(study: mf.Study) -> Iterator[list[str]]:
+    """The statements while entered, without those that begin SQLite's transactions."""
+    made: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith(("BEGIN", "PRAGMA")):
+            made.append(statement)
+
+    event.listen(study.database.engine, "before_cursor_execute", note)
+    try:
+        yield made
+    finally:
+        event.remove(study.database.engine, "before_cursor_execute", note)
+
+
+def test_a_trial_is_asked_and_told_in_few_statements(tmp_path: Path, database_url: str) -> None:
+    content = {
+        "study": "counted",
+        "storage": database_url,
+        "merge": {"method": "ties", "models": ["a", "b", "c"], "space": {"weight": [0, 1], "density": [0.1, 1]}},
+        "backend": {"type": "external"},
+        "objectives": ["maths", "french"],
+        "search": {"sampler": "mm-mo", "evaluations": 12},
+    }
+    path = tmp_path / "counted.yaml"
+    path.write_text(json.dumps(content))
+    study = mf.create(path)
+    for place in range(9):
+        with statements(study) as asking:
+            asked = study.ask()
+        assert asked is not None
+        with statements(study) as telling:
+            study.tell(asked.trial, {"maths": place / 10, "french": 1 - place / 9})
+    assert asked.anchor is None
+    assert len(asking) <= 14 + LOCKS_AND_CLOCK[study.database.engine.dialect.name], "\n".join(asking)
+    assert len(telling) <= 9, "\n".join(telling)
