@@ -29,7 +29,7 @@ ROOMS: Mapping[str, str] = {
     ),
     "mergefront.adapters": (
         "backend language_model counted_model thoughts chat_templates tokenization hub checkpoints gguf merging tasks "
-        "evaluator local remote starting"
+        "evaluator local starting remote"
     ),
     "mergefront.adapters.merging": (
         "offload coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "

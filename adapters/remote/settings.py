@@ -115,10 +115,17 @@ class JudgeSection(MemberSection):
 
 
 class EnsembleSection(BackendSection):
-    """Closed models whose answers are mixed; ``members`` has one entry for each of the recipe's models."""
+    """Closed models whose answers are mixed; ``members`` has one entry for each of the recipe's models.
+
+    With ``route_to`` each prompt is answered by so many members, weighed by how likely each finds the prompt (their
+    weights in the recipe are the prior); all must give log-probabilities of a given text.
+    """
 
     type: Literal["ensemble"]
     members: dict[str, MemberSection] = Field(min_length=1)
+    route_to: int | None = Field(
+        default=None, ge=1, description="how many members answer a prompt: those that find it likeliest"
+    )
 
 
 class MergeServiceSection(ConnectionSection):

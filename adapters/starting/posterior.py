@@ -1,7 +1,7 @@
 """Which expert a text is likely to be of: Branch-Train-Merge (arXiv 2208.03306).
 
 By Bayes with the same prior for all experts, p(expert j | text) is its likelihood under j over the sum of those under
-all. The mean posterior over texts weighs the experts' average.
+all. The mean posterior over texts weighs the experts' average; that of a prompt says which experts should answer it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,22 @@ def texts_of(task: Task) -> list[ScoringRequest]:
     return made
 
 
-def posterior(logprobs: Mapping[str, float]) -> dict[str, float]:
-    """p(expert | text) from the text's log-likelihood under each expert, with the same prior for all."""
-    largest = max(logprobs.values())
-    likelihoods = {name: math.exp(value - largest) for name, value in logprobs.items()}
+def posterior(logprobs: Mapping[str, float], prior: Mapping[str, float] | None = None) -> dict[str, float]:
+    """p(expert | text) from the text's log-likelihood under each expert; the same prior for all, or shares that are not
+    all 0."""
+    shares = dict.fromkeys(logprobs, 1.0) if prior is None else prior
+    largest = max(value for name, value in logprobs.items() if shares[name] > 0)
+    likelihoods = {name: shares[name] and shares[name] * math.exp(value - largest) for name, value in logprobs.items()}
     whole = math.fsum(likelihoods.values())
     return {name: value / whole for name, value in likelihoods.items()}
+
+
+def routed(logprobs: Mapping[str, float], prior: Mapping[str, float], most: int) -> dict[str, float]:
+    """The posterior of the ``most`` likeliest experts, those named first among equals; of all others 0."""
+    of_all = posterior(logprobs, prior)
+    kept = sorted(of_all, key=lambda name: -of_all[name])[:most]
+    whole = math.fsum(of_all[name] for name in kept)
+    return {name: value / whole if name in kept else 0.0 for name, value in of_all.items()}
 
 
 def mean_posterior(logprobs: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import Generation, GenerationRequest, ScoringRequest
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
 from mergefront.adapters.remote.backend_types import make_backend, read_settings, try_backend
 from mergefront.adapters.remote.ensemble.backend import EnsembleModel
 from mergefront.adapters.remote.openai.backend import OpenAIBackend
@@ -151,3 +153,54 @@ def test_a_model_that_ends_inside_its_thoughts_does_not_vote() -> None:
     assert voted.text == "Paris" and not voted.is_thought
     (voted,) = EnsembleModel({"a": thinks, "b": thinks}, {"a": 1.0, "b": 1.0}).generate(asked)
     assert voted.text == "" and voted.is_thought
+
+
+class Knows:
+    """Finds prompts that name its subject likely, and answers all with its own name."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.scored: list[ScoringRequest] = []
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        self.scored += requests
+        return [LogLikelihood(-1.0 if self.subject in one.continuation else -3.0, 2, None) for one in requests]
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        return [Generation(self.subject, 1, "stop") for _ in requests]
+
+
+def test_each_prompt_goes_to_the_members_that_find_it_likeliest() -> None:
+    members = {name: Knows(name) for name in ("maths", "french", "law")}
+    weights = {"maths": 0.5, "french": 0.3, "law": 0.2}
+    asked = [GenerationRequest(text) for text in ("About french verbs", "About law", "French", "About maths or law")]
+    assert [one.text for one in EnsembleModel(members, weights).generate(asked)] == ["maths"] * 4
+    # A prompt of one word says nothing of itself, so that the weights decide.
+    routed = EnsembleModel(members, weights, route_to=1)
+    assert [one.text for one in routed.generate(asked)] == ["french", "law", "maths", "maths"]
+    assert ScoringRequest("About ", "law") in members["law"].scored
+    # By Bayes: of the two likeliest, weighed by prior times likelihood.
+    pair = EnsembleModel(members, weights, route_to=2).loglikelihood([ScoringRequest("About french verbs", " x")])
+    first, second = 0.3 * math.exp(-1), 0.5 * math.exp(-3)
+    assert pair[0].logprob == pytest.approx(-3.0)
+    choices = [ScoringRequest("About french verbs", " maths"), ScoringRequest("About french verbs", " french")]
+    shares = {"french": first / (first + second), "maths": second / (first + second)}
+    likely = 1 / (1 + math.exp(-2))
+    expected = [
+        shares["maths"] * likely + shares["french"] * (1 - likely),
+        shares["french"] * likely + shares["maths"] * (1 - likely),
+    ]
+    found = EnsembleModel(members, weights, route_to=2).loglikelihood(choices)
+    assert [math.exp(one.logprob) for one in found] == pytest.approx(expected)
+
+
+def test_routing_needs_members_that_tell_how_likely_a_prompt_is(tmp_path: Path) -> None:
+    space = MergeSpace(list(KNOWS), method="task_arithmetic", parameters={"weight": [0, 1]})
+    with serve(chat) as server:
+        settings = ensemble(server.url).model_copy(update={"route_to": 2})
+        problems = try_backend(settings, space, ModelPlaces(tmp_path), ["generate"]).problems
+        assert len(problems) == len(KNOWS)
+        settings = settings.model_copy(update={"route_to": 4})
+        assert try_backend(settings, space, ModelPlaces(tmp_path), ["generate"]).problems == [
+            "route_to is 4; there are 3 members"
+        ]
