@@ -298,6 +298,8 @@ class MergeEngine:
     def _portions(self, merges: Mapping[str, _Merge]) -> list[dict[str, Sequence[str]]]:
         """Names, each with the experts that are read, in the order of merging: first all that is held, in one portion,
         so that something is fetched meanwhile."""
+        if self._pool.holds_all():
+            return [dict.fromkeys(merges, ())]
         reads = {
             name: ()
             if self._pool.carries(name)

@@ -95,6 +95,7 @@ class TensorPool:
         self._on_device: dict[Key, Held] = {}
         self._on_host: dict[Key, Held] = {}
         self._staged: Mapping[Key, Held] = {}
+        self._is_held = False
         used = {device, *self._devices.values()}
         chosen = limits or {}
         if resident != "auto":
@@ -136,6 +137,13 @@ class TensorPool:
     def device_of(self, name: str) -> torch.device:
         """Where a tensor is merged."""
         return self._devices.get(name, self.device)
+
+    def holds_all(self) -> bool:
+        """Whether the device holds every tensor as it is merged."""
+        if not self._is_held:
+            held = self._on_device
+            self._is_held = all(isinstance(held.get(key, _ABSENT), Entry | None) for key in self.placement.tiers)
+        return self._is_held
 
     def bytes_to_fetch(self, name: str, experts: Sequence[str]) -> int:
         """Bytes in float32 of what has to be made or moved for the merge of a tensor with these experts."""

@@ -149,6 +149,8 @@ static Range range_in(const Bracket *brackets, int32_t number, int64_t at, int c
     return range;
 }
 
+INLINE uint32_t nearer(uint32_t one, uint32_t other) { return other < one ? other : one; }
+
 INLINE int32_t within(int64_t position, int64_t start, int32_t count) {
     int64_t local = position - start;
     return local < -1 ? -1 : local > count ? count : (int32_t)local;
@@ -165,13 +167,13 @@ INLINE int weigh_stretch(const Term *term, const float *restrict origin, float *
     const int16_t *short_ranks = term->row_ranks;
     const int32_t *long_ranks = term->row_ranks;
     const int short_rank = term->rank_bytes == 2;
-    uint32_t near = 0;
+    uint32_t from_least = UINT32_MAX, from_above = UINT32_MAX; /* how far the nearest is above a range's low end */
     for (int i = from; i < to; i++) {
         float delta = entry_at(term->entries, dtype, at + i);
         if (!is_delta) delta -= origin[i];
         int keep = 1;
-        if (mode == LARGEST || mode == WINDOW) near |= to_bits(fabsf(delta)) - of_least.low <= of_least.span;
-        if (mode == WINDOW) near |= to_bits(fabsf(delta)) - of_above.low <= of_above.span;
+        if (mode == LARGEST || mode == WINDOW) from_least = nearer(from_least, to_bits(fabsf(delta)) - of_least.low);
+        if (mode == WINDOW) from_above = nearer(from_above, to_bits(fabsf(delta)) - of_above.low);
         if (mode == LARGEST) {
             keep = equal_kept ? fabsf(delta) >= least : fabsf(delta) > least;
         } else if (mode == WINDOW) {
@@ -189,7 +191,7 @@ INLINE int weigh_stretch(const Term *term, const float *restrict origin, float *
         }
         part[i] = (keep ? delta : 0.0f) * factor;
     }
-    return near != 0;
+    return from_least <= of_least.span || from_above <= of_above.span;
 }
 
 INLINE int weigh_mode(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
@@ -252,11 +254,11 @@ static void collect(const Batch *batch, const Term *term, const float *restrict 
         if (numbers[side] < 0) continue;
         Bracket *bracket = batch->brackets + numbers[side];
         const Range range = range_in(batch->brackets, numbers[side], at, count);
-        for (int from = 0; from < count; from += LANES) {
-            const int to = from + LANES < count ? from + LANES : count;
-            uint32_t near = 0;
-            for (int i = from; i < to; i++) near |= bits[i] - range.low <= range.span;
-            for (int i = near ? from : to; i < to; i++) {
+        uint32_t near = 0; /* a bit for each group of LANES entries */
+        for (int i = 0; i < count; i++) near |= bits[i] - range.low <= range.span ? 1u << (i / LANES) : 0u;
+        for (; near; near &= near - 1) {
+            const int from = __builtin_ctz(near) * LANES, to = from + LANES < count ? from + LANES : count;
+            for (int i = from; i < to; i++) {
                 const int64_t key = key_of(bits[i], at + i);
                 if (key < bracket->lower || key >= bracket->upper) continue;
                 const int64_t place = __atomic_fetch_add(&bracket->found, 1, __ATOMIC_RELAXED);
