@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
+from mergefront.adapters.local.devices.usable import DeviceMap, Devices, usable_devices
 from mergefront.adapters.merging.modalities import Composition, compose
 from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
@@ -29,6 +30,7 @@ from mergefront.optimizer.recipes.stacks import Modalities
 if TYPE_CHECKING:
     import torch
 
+    from mergefront.adapters.local.loading import Spread
     from mergefront.adapters.merging.compression import TaskVectorForm
     from mergefront.adapters.merging.engine import MergeReport
     from mergefront.adapters.merging.offload.placement import MaxMemory
@@ -50,7 +52,8 @@ class LocalBackend:
     ``folder`` has the files that say how it pools texts.
     ``dtype`` is what base and experts are held in (default: as they are); the arithmetic is float32,
     or mergekit's own with ``compat_mergekit``. ``max_memory`` bounds what the live model, the base and the experts take
-    together: 24GB, or {"cuda:0": "20GB", "cpu": "60GB"}. ``task_vectors``, ``rounding`` and ``allow``: see
+    together: 24GB, or {"cuda:0": "20GB", "cpu": "60GB"}. ``waiting`` has the tensors of a model that accelerate runs
+    whose own are on the meta device. ``task_vectors``, ``rounding`` and ``allow``: see
     ``MergeEngine``.
 
     Raises ``UserError`` when the weights do not fit the model or each other.
@@ -70,6 +73,7 @@ class LocalBackend:
         rounding: torch.dtype | Literal["stored"] | None = None,
         allow: Collection[str] = (),
         max_memory: MaxMemory = None,
+        waiting: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         import torch
 
@@ -77,10 +81,12 @@ class LocalBackend:
         from mergefront.adapters.merging.offload.placement import memory_limits
         from mergefront.adapters.merging.sources import header_of, open_source
 
-        live = _live_tensors(model)
+        live = _live_tensors(model) | dict(waiting or {})
         places = {tensor.data_ptr() for tensor in live.values() if tensor.numel()}
         device = next((tensor.device for tensor in live.values()), torch.device("cpu"))
-        limits = memory_limits(max_memory, [device])
+        self._targets = _targets(model, live, header_of(open_source(base), "base model"))
+        devices = {name: target.device for name, target in self._targets.stored.items()}
+        limits = memory_limits(max_memory, [device, *devices.values()])
         for name, size in _bytes_by_device(live).items():
             if name in limits:
                 limits[name] = max(0, limits[name] - size)
@@ -95,8 +101,8 @@ class LocalBackend:
             rounding=rounding,
             allow=allow,
             max_memory=limits,
+            devices=devices,
         )
-        self._targets = _targets(model, live, header_of(open_source(base), "base model"))
         self._lock = threading.Lock()
         self._owner: int | None = None
         model.eval()
@@ -113,6 +119,7 @@ class LocalBackend:
         experts: Mapping[str, str | PathLike[str]],
         *,
         device: str = "auto",
+        device_map: DeviceMap = None,
         max_memory: MaxMemory = None,
         dtype: str = "auto",
         compute: str = "auto",
@@ -127,8 +134,10 @@ class LocalBackend:
     ) -> LocalBackend:
         """Hugging Face folders: the base's model is made once, experts may be whole checkpoints or LoRAs.
 
-        ``device`` "auto" is the accelerator where there is one. ``dtype`` is what merged weights are rounded to, as
-        an export writes them ("float32", "bfloat16", "float16"; "auto": what most of the base is stored in).
+        ``device`` "auto" is the accelerator where there is one; "cuda:0,cuda:1" spreads the live model's layers over
+        several, and ``device_map`` "auto" over them (or all), the host's memory and disk.
+        ``dtype`` is what merged weights are rounded to, as an export writes them ("float32", "bfloat16", "float16";
+        "auto": what most of the base is stored in).
         ``compute`` is what the live model computes in ("auto": ``dtype``, float32 on a CPU). ``tokenizer_source``
         says whose tokens merges have, as a study file does (default: all must have the same); the live model gets
         rows for them. ``scope`` "language" merges the stack of text alone, and ``carry`` has the expert that each tower
@@ -142,15 +151,17 @@ class LocalBackend:
         from mergefront.adapters.local.loading import compose_model, load_model
         from mergefront.adapters.merging.output.metadata import describe
 
-        weights = _weights(base, experts, device, dtype, compute, tokenizer_source, scope, carry)
-        aligned, composition = weights.aligned, weights.composition
+        weights = _weights(base, experts, device, device_map, dtype, compute, tokenizer_source, scope, carry)
+        aligned, composition, spread = weights.aligned, weights.composition, weights.spread(max_memory)
+        waiting: dict[str, torch.Tensor] = {}
         if composition.is_scoped:
             folders = [one.path for one in composition.models.values()]
             described = describe(composition, aligned, aligned.models[_BASE].header.config, folders)
             model, tokenizer = compose_model(aligned.models[_BASE], described, weights.computing, for_text, headless)
         else:
-            model, tokenizer = load_model(Path(base), weights.computing, aligned, for_text, headless)
-        model.to(weights.device)
+            model, tokenizer, waiting = load_model(Path(base), weights.computing, aligned, for_text, headless, spread)
+        if spread is None:
+            model.to(weights.devices.main)
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         with torch.no_grad():
@@ -165,6 +176,7 @@ class LocalBackend:
                 rounding=weights.rounding,
                 allow=allow,
                 max_memory=max_memory,
+                waiting=waiting,
             )
 
     @property
@@ -335,17 +347,33 @@ def _apart(source: Source, places: set[int]) -> Source:
 class _Weights:
     """What a backend's merges are made from, the device, and the dtypes that they are computed in and rounded to."""
 
-    device: torch.device
+    devices: Devices
     composition: Composition
     aligned: Alignment
     computing: torch.dtype
     rounding: torch.dtype | Literal["stored"]
+
+    def spread(self, max_memory: MaxMemory) -> Spread | None:
+        """How the live model is spread over several places; None where it lies on one device."""
+        from mergefront.adapters.local.loading import Spread
+        from mergefront.adapters.merging.offload.placement import memory_limits
+
+        if not self.devices.is_spread:
+            return None
+        if self.composition.is_scoped:
+            raise UserError(
+                "scope: a model composed of several folders runs on one device; name one, without device_map"
+            )
+        if self.aligned.rows != self.aligned.was:
+            raise UserError("tokenizer_source: embeddings of other rows lie on one device; leave device_map out")
+        return Spread(self.devices, memory_limits(max_memory, self.devices.all))
 
 
 def _weights(
     base: str | PathLike[str],
     experts: Mapping[str, str | PathLike[str]],
     device: str,
+    device_map: DeviceMap,
     dtype: str,
     compute: str,
     tokenizer_source: str | Mapping[str, Any] | None,
@@ -355,7 +383,7 @@ def _weights(
     """See ``LocalBackend.from_checkpoints``; nothing but headers is read."""
     import torch
 
-    where = usable_device(device)
+    devices = usable_devices(device, device_map)
     opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
     composition = compose(opened, _BASE, Modalities.read(scope, carry))
     opened = dict(composition.models)
@@ -364,10 +392,10 @@ def _weights(
     rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
     written = _dtype("dtype", dtype)
     computing = written if compute == "auto" else _dtype("compute", compute)
-    if compute == "auto" and where.type == "cpu":
+    if compute == "auto" and devices.main.type == "cpu":
         computing = torch.float32
     aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
-    return _Weights(where, composition, aligned, computing, "stored" if rounded is None else written)
+    return _Weights(devices, composition, aligned, computing, "stored" if rounded is None else written)
 
 
 def planned_pool(
@@ -375,6 +403,7 @@ def planned_pool(
     experts: Mapping[str, str | PathLike[str]],
     *,
     device: str = "auto",
+    device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     dtype: str = "auto",
     compute: str = "auto",
@@ -384,46 +413,45 @@ def planned_pool(
     tokenizer_source: str | Mapping[str, Any] | None = None,
     scope: str | None = None,
     carry: Mapping[str, str] | None = None,
-) -> tuple[TensorPool, int]:
-    """The pool of ``LocalBackend.from_checkpoints`` before anything is loaded, and the bytes of the live model."""
+    for_text: bool = True,
+    headless: bool = False,
+) -> tuple[TensorPool, dict[str, int]]:
+    """The pool of ``LocalBackend.from_checkpoints`` before anything is loaded, and the bytes of the live model by
+    device, and under ``disk``."""
+    from mergefront.adapters.local.loading import live_bytes
     from mergefront.adapters.merging.offload.memory import free_memory
     from mergefront.adapters.merging.offload.placement import device_name, memory_limits
     from mergefront.adapters.merging.tensor_pool import TensorPool
 
-    weights = _weights(base, experts, device, dtype, compute, tokenizer_source, scope, carry)
-    models, where = weights.aligned.models, weights.device
-    live = sum(math.prod(info.shape) for info in models[_BASE].header.tensors.values()) * weights.computing.itemsize
-    limits, name = memory_limits(max_memory, [where]), device_name(where)
-    limits[name] = max(0, limits[name] - live) if name in limits else max(0, free_memory(where) - live) // 2
+    weights = _weights(base, experts, device, device_map, dtype, compute, tokenizer_source, scope, carry)
+    models, used = weights.aligned.models, weights.devices
+    stored = {name: info.shape for name, info in models[_BASE].header.tensors.items()}
+    spread = weights.spread(max_memory)
+    devices: dict[str, torch.device] = {}
+    if spread is None:
+        entries = sum(math.prod(shape) for shape in stored.values())
+        live = {device_name(used.main): entries * weights.computing.itemsize}
+    else:
+        live, devices = live_bytes(Path(base), stored, weights.computing, for_text, headless, spread)
+    limits = memory_limits(max_memory, used.all)
+    for where in {used.main, *used.all, *devices.values()}:
+        name, taken = device_name(where), live.get(device_name(where), 0)
+        limits[name] = max(0, limits[name] - taken) if name in limits else max(0, free_memory(where) - taken) // 2
     of_experts = {expert: models[expert] for expert in experts}
     pool = TensorPool(
-        models[_BASE], of_experts, where, None, "auto", False, task_vectors, allow, compat_mergekit, limits
+        models[_BASE],
+        of_experts,
+        used.main,
+        None,
+        "auto",
+        False,
+        task_vectors,
+        allow,
+        compat_mergekit,
+        limits,
+        devices,
     )
     return pool, live
-
-
-def usable_device(device: str) -> torch.device:
-    """Raises ``UserError`` for a device that torch does not know or cannot use on this machine."""
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device == "auto":
-        return torch.device("cpu") if accelerator is None else accelerator
-    try:
-        where = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device {device!r} is unknown; write auto, cpu, cuda or cuda:1") from None
-    try:
-        torch.zeros(1, device=where)
-    except (RuntimeError, AssertionError) as error:  # builds of torch differ in what they raise
-        there = ["auto", "cpu"]
-        if accelerator is not None:
-            there += [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"device {device!r} cannot be used on this machine ({reason}); write one of {', '.join(there)}"
-        ) from None
-    return where
 
 
 def _dtype(what: str, dtype: str) -> torch.dtype:

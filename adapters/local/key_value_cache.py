@@ -13,10 +13,13 @@ def takes_padding(model: Any) -> bool:
     """Whether a mask hides padding from all that the model keeps of what it has read.
 
     It does from keys and values, whole or in a sliding window; a recurrent or convolved state takes it in, and
-    models that make a cache of their own are not known well enough.
+    models that make a cache of their own are not known well enough. A cache on several accelerators is none whose rows
+    are chosen and joined here.
     """
     from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+    if len(set(getattr(model, "hf_device_map", {}).values()) - {"cpu", "disk"}) > 1:
+        return False
     known = {DynamicLayer, DynamicSlidingWindowLayer, DummyLayer}
     layers = {type(layer) for layer in DynamicCache(config=model.config).layers}
     return not getattr(model, "_is_stateful", False) and layers <= known

@@ -8,14 +8,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
-from mergefront.adapters.checkpoints.live_names import live_names, model_on_meta
+from mergefront.adapters.checkpoints.live_names import Shape, live_names, model_on_meta
 from mergefront.adapters.evaluator import out_of_memory
+from mergefront.adapters.local.devices.spread import device_of, layer_map, place_of, spread_model
+from mergefront.adapters.local.devices.usable import Devices
+from mergefront.adapters.merging.offload.placement import device_name
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.output.metadata import Description, write_metadata
 from mergefront.adapters.merging.vocabulary import Alignment
@@ -30,15 +34,52 @@ _log = logging.getLogger(__name__)
 _OPTIONS: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_model(path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool, headless: bool) -> tuple[Any, Any]:
-    """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network."""
+@dataclass(frozen=True)
+class Spread:
+    """The devices of a model that lies in several places, and the bytes that bound each."""
+
+    devices: Devices
+    limits: Mapping[str, int]
+
+
+def load_model(
+    path: Path, dtype: torch.dtype, aligned: Alignment, for_text: bool, headless: bool, spread: Spread | None = None
+) -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    """The model of a local folder and its processor or tokenizer; no remote code, no pickles, no network.
+
+    The third are the tensors that wait beside the model (see ``spread_model``).
+    """
     with _understood(path):
-        kind, _ = _class(path, for_text, headless)
+        kind, config = _class(path, for_text, headless)
         processor = _load_processor(path, aligned, _OPTIONS)
         settings = _without_pooler(kind, read_header(path).tensors) if headless else {}
-        model = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **settings, **_OPTIONS)
+        load = partial(kind.from_pretrained, path, dtype=dtype, use_safetensors=True, **settings, **_OPTIONS)
+        if spread is None:
+            model, waiting = load(), {}
+        else:
+            layers = layer_map(model_on_meta(kind, config, **settings), spread.devices, spread.limits, dtype)
+            with tempfile.TemporaryDirectory() as folder:
+                model = load(device_map=layers, offload_folder=folder)
+            waiting = spread_model(model, layers, spread.devices)
         _take_vocabulary(model, path, aligned)
-    return model, processor
+    return model, processor, waiting
+
+
+def live_bytes(
+    path: Path, stored: Mapping[str, Shape], dtype: torch.dtype, for_text: bool, headless: bool, spread: Spread
+) -> tuple[dict[str, int], dict[str, torch.device]]:
+    """Of a model that is yet to be loaded: bytes by device, and under ``disk``; the device of each stored tensor."""
+    with _understood(path):
+        kind, config = _class(path, for_text, headless)
+        model = model_on_meta(kind, config)
+        layers = layer_map(model, spread.devices, spread.limits, dtype)
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        place = place_of(name, layers)
+        where = place if place == "disk" else device_name(device_of(place, spread.devices))
+        sizes[str(where)] = sizes.get(str(where), 0) + parameter.numel() * dtype.itemsize
+    lies = {name: place.live for name, place in live_names(model, stored).places.items()}
+    return sizes, {name: device_of(place_of(live, layers), spread.devices) for name, live in lies.items()}
 
 
 def compose_model(

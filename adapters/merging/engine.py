@@ -111,6 +111,7 @@ class MergeEngine:
     the experts as task vectors of eight bits ("int8") or of a rank (a number) where memory is
     short: approximations, whose errors are in ``task_vector_errors``. ``rounding`` is the dtype whose digits a merge
     keeps in wider targets ("stored": each tensor the base's own), so that live weights are those of a written merge.
+    ``devices`` says where each tensor's target lies, where not all are on ``device``: it is merged there.
     ``allow``: see ``compare_models``.
 
     Raises ``UserError`` for experts that do not fit the base and, naming the tensor, for NaN.
@@ -131,24 +132,35 @@ class MergeEngine:
         rounding: torch.dtype | Literal["stored"] | None = None,
         allow: Collection[str] = (),
         max_memory: Mapping[str, int] | None = None,
+        devices: Mapping[str, torch.device] | None = None,
     ) -> None:
         self._rounding = rounding
         self.device = torch.device(device)
         self._pool = TensorPool(
-            base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit, max_memory
+            base,
+            experts,
+            self.device,
+            dtype,
+            resident,
+            check,
+            task_vectors,
+            allow,
+            compat_mergekit,
+            max_memory,
+            devices,
         )
         self._pool.load()
         self.experts = self._pool.experts
         self.names = self._pool.names
         # The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes.
-        is_worth_it = self.device.type == "cpu" or (resident is not False and self._pool.size >= _WORTH_COMPILING)
-        compiled = is_worth_it if compile == "auto" else compile
-        on_cpu = self.device.type == "cpu"
-        self._kernel = load_kernel() if compiled and on_cpu else None
+        kinds = {self._pool.device_of(name).type for name in self.names}
+        is_large = resident is not False and self._pool.size >= _WORTH_COMPILING
+        wants_kernel, wants_compiler = (True, is_large) if compile == "auto" else (compile, compile)
+        self._kernel = load_kernel() if wants_kernel and "cpu" in kinds else None
         self._family: Merger = (
             MergekitMerger(self._pool)
             if compat_mergekit
-            else TaskVectorMerger(self._pool, compiled and not on_cpu, self._kernel)
+            else TaskVectorMerger(self._pool, wants_compiler and kinds != {"cpu"}, self._kernel)
         )
         self._kernels = KernelMerger(self._pool, compat_mergekit)
         self._loras = LoraMerger(self._pool)

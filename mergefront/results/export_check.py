@@ -56,8 +56,14 @@ def _scored_again(study: Study, candidate: Candidate, folder: Path) -> str:
     stored = {} if known is None else {name: items for name, items in known.items.items() if name in tasks}
     if not stored:
         return "No scores of items are stored, so that none could be compared."
-    device = study.definition.runtime.get("device", "auto")
-    backend = LocalBackend.from_checkpoints(folder, {"exported": folder}, device=device)
+    runtime = study.definition.runtime
+    backend = LocalBackend.from_checkpoints(
+        folder,
+        {"exported": folder},
+        device=runtime.get("device", "auto"),
+        device_map=runtime.get("device_map"),
+        max_memory=runtime.get("max_memory"),
+    )
     said = []
     unchanged = Recipe("task_arithmetic", {"exported": str(folder)}, {"weight[exported]": 0.0}, str(folder))
     with backend.apply(unchanged) as model:

@@ -15,6 +15,8 @@ def memory_and_time(definition: StudyDefinition) -> list[str]:
     where nothing is merged here. Only headers of models are read."""
     if definition.evaluator.type != "local":
         return []
+    import torch
+
     from mergefront.adapters.merging.forecast import forecast
     from mergefront.adapters.merging.offload.memory import free_memory
     from mergefront.adapters.merging.offload.placement import device_name
@@ -24,13 +26,16 @@ def memory_and_time(definition: StudyDefinition) -> list[str]:
         pool, live = local_pool(definition, places)
     except UserError as error:  # another machine may have the device
         return [f"memory: {error}"]
-    found = forecast(pool, one_of_each_method(definition.space), live, has_files=not places.to_fetch)
-    device, placement = device_name(pool.device), found.placement
-    held = {"base": placement.base, "experts": placement.experts}
-    parts = [f"the live model ({size(live)})"]
-    parts += [f"{what} ({size(of[device, 'device'])})" for what, of in held.items() if of.get((device, "device"))]
-    parts += [f"tables ({size(found.tables)})"] if found.tables else []
-    said = f"memory: {device} ({size(free_memory(pool.device))} free) holds {', '.join(parts)}"
+    recipes = one_of_each_method(definition.space)
+    found = forecast(pool, recipes, live.get("cpu", 0), has_files=not places.to_fetch)
+    placement, main, holders = found.placement, device_name(pool.device), []
+    for name in sorted({main, *live, *(name for name, _ in (*placement.base, *placement.experts))}):
+        held = {"the live model": live.get(name, 0), "base": placement.base.get((name, "device"), 0)}
+        held |= {"experts": placement.experts.get((name, "device"), 0), "tables": found.tables if name == main else 0}
+        free = f" ({size(free_memory(torch.device(name)))} free)" if name != "disk" else ""
+        parts = [f"{what} ({size(count)})" for what, count in held.items() if count]
+        holders += [f"{name}{free} holds {', '.join(parts)}"] if parts else []
+    said = f"memory: {'; '.join(holders)}"
     if on_host := placement.on("host"):
         speed = "" if found.host_speed is None else f" at {size(int(found.host_speed))} a second"
         said += f"; {size(on_host)} are held on the host and copied for every merge{speed}"

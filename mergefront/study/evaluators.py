@@ -231,20 +231,13 @@ def refuse_changed(definition: StudyDefinition, *, models_only: bool = False) ->
 def local_backend(definition: StudyDefinition) -> LocalBackend:
     """The backend of a local study, by the rules that it was begun with; of another study whose models are here, with
     every default. Raises ``UserError``."""
-    verbs = {task.verb for task in tasks_of(definition)}
     base, experts, settings = _local_settings(definition, definition.places)
-    return LocalBackend.from_checkpoints(
-        base,
-        experts,
-        **settings,
-        for_text=not verbs or bool(verbs & {"generate", "loglikelihood"}),
-        headless=verbs == {"embed"},
-    )
+    return LocalBackend.from_checkpoints(base, experts, **settings)
 
 
-def local_pool(definition: StudyDefinition, places: ModelPlaces) -> tuple[TensorPool, int]:
-    """The tensors of a local study before anything is loaded, and the bytes of its live model; ``places`` says where
-    the models lie."""
+def local_pool(definition: StudyDefinition, places: ModelPlaces) -> tuple[TensorPool, dict[str, int]]:
+    """The tensors of a local study before anything is loaded, and the bytes of its live model (see ``planned_pool``);
+    ``places`` says where the models lie."""
     base, experts, settings = _local_settings(definition, places)
     return planned_pool(base, experts, **settings)
 
@@ -257,8 +250,10 @@ def _local_settings(
     assert space.base_model is not None
     device = runtime.get("device", "auto")
     dtype, compute = dtype_and_compute(definition.scoring, settings.get("dtype", "auto"), device)
+    verbs = {task.verb for task in tasks_of(definition)}
     told = {
         "device": device,
+        "device_map": runtime.get("device_map"),
         "max_memory": runtime.get("max_memory"),
         "dtype": dtype,
         "compute": compute,
@@ -268,5 +263,7 @@ def _local_settings(
         "tokenizer_source": definition.tokenizer_source,
         "scope": definition.modalities.scope,
         "carry": definition.modalities.carry,
+        "for_text": not verbs or bool(verbs & {"generate", "loglikelihood"}),
+        "headless": verbs == {"embed"},
     }
     return places.folder(space.base_model), {name: places.folder(path) for name, path in space.models.items()}, told

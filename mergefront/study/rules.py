@@ -366,9 +366,9 @@ def dtype_and_compute(scoring: int, dtype: str, device: str) -> tuple[str, str]:
         return dtype, "auto"
     if dtype != "auto":
         return dtype, dtype
-    from mergefront.adapters.local.backend import usable_device
+    from mergefront.adapters.local.devices.usable import usable_devices
 
-    return ("float32", "float32") if usable_device(device).type == "cpu" else ("auto", "auto")
+    return ("float32", "float32") if usable_devices(device).main.type == "cpu" else ("auto", "auto")
 
 
 def sampler_version(name: str) -> int:

@@ -110,7 +110,12 @@ class LocalBackendSection(Section):
     """Merges in memory and scores on this machine. A model on a CPU computes in float32."""
 
     type: Literal["local"] = "local"
-    device: str = Field(default="auto", description="as torch calls it; auto: a GPU where there is one")
+    device: str = Field(
+        default="auto", description="as torch calls it, or several (cuda:0,cuda:1); auto: a GPU where there is one"
+    )
+    device_map: Literal["auto"] | None = Field(
+        default=None, description="auto: layers lie on the devices, in the host's memory and on disk, as they fit"
+    )
     max_memory: int | str | dict[str, int | str] | None = Field(
         default=None,
         description="of weights: 24GB, or {'cuda:0': 20GB, cpu: 60GB}; what does not fit is streamed "

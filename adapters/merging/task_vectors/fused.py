@@ -57,8 +57,8 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def _dtype(tensor: torch.Tensor) -> int | None:
-    """The kernel's number for a tensor's dtype, or None for one that it does not have."""
-    return _DTYPES.get(tensor.dtype)
+    """The kernel's number for a tensor's dtype, or None for one that it does not have, or that is not the CPU's."""
+    return _DTYPES.get(tensor.dtype) if tensor.device.type == "cpu" else None
 
 
 class PendingNorm:

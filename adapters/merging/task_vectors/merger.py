@@ -35,7 +35,7 @@ class TaskVectorMerger:
     """The task-vector family on a pool: terms, then one pass of a fused kernel.
 
     A batch with the ``kernel`` of fused_merge.c takes what it can. The rest is merged by torch, with ``compile`` by
-    torch.compile; where that fails, torch's operations do the same.
+    torch.compile beside the CPU; where that fails, torch's operations do the same.
     """
 
     def __init__(self, pool: TensorPool, compile: bool, kernel: MergeKernel | None = None) -> None:
@@ -77,13 +77,13 @@ class TaskVectorMerger:
             [term.row_ranks for term in terms if term.row_ranks is not None],
             *pack(mix, base.device),
         )
-        norm = self._kernel(mix.fusion)(operands, _flat(out))
+        norm = self._kernel(mix.fusion, base.device)(operands, _flat(out))
         if whole is not None:
             out.view(-1).copy_(whole)
         return norm
 
-    def _kernel(self, fusion: Fusion) -> Kernel:
-        if not self.compile:
+    def _kernel(self, fusion: Fusion, device: torch.device) -> Kernel:
+        if not self.compile or device.type == "cpu":
             return eager_kernel(fusion)
 
         def guarded(operands: Operands, out: torch.Tensor) -> torch.Tensor:

@@ -41,10 +41,9 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
     else:
         models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
         kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
-        backend = file.backend.model_dump(exclude={"type", "device", "max_memory"})
-        runtime = {"device": file.backend.device}
-        if file.backend.max_memory is not None:
-            runtime["max_memory"] = file.backend.max_memory
+        where = {"device", "device_map", "max_memory"}
+        backend = file.backend.model_dump(exclude={"type", *where})
+        runtime = file.backend.model_dump(include=where, exclude_none=True)
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
