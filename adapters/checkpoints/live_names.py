@@ -48,10 +48,12 @@ class Place:
 
 @dataclass(frozen=True)
 class LiveTensor:
-    """A tensor of a live model: its shape, and the stored tensors that are views of it."""
+    """A tensor of a live model: its shape, the stored tensors that are views of it, and whether it is the weight of a
+    linear layer of torch's, to which every kind of adapter fits."""
 
     shape: Shape
     places: Mapping[str, Place]
+    is_linear: bool = False
 
     @property
     def whole(self) -> str | None:
@@ -147,6 +149,7 @@ def live_tensors(folder: Path, stored: Mapping[str, Shape]) -> dict[str, LiveTen
     Empty where transformers is not installed or does not know the model.
     """
     try:
+        import torch
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -158,7 +161,11 @@ def live_tensors(folder: Path, stored: Mapping[str, Shape]) -> dict[str, LiveTen
     places: dict[str, dict[str, Place]] = {}
     for name, place in live_names(model, stored).places.items():
         places.setdefault(place.live, {})[name] = place
-    return {name: LiveTensor(tuple(live.shape), places.get(name, {})) for name, live in model.state_dict().items()}
+    linear = {f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    return {
+        name: LiveTensor(tuple(live.shape), places.get(name, {}), name in linear)
+        for name, live in model.state_dict().items()
+    }
 
 
 def live_names(model: torch.nn.Module, stored: Mapping[str, Shape]) -> LiveNames:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from mergefront.optimizer.scores.evaluation import Evaluation
     from mergefront.optimizer.scores.objectives import Objective
+    from mergefront.results.twin.scores import TwinScores
     from mergefront.study.stored_study import Candidate, Study
 
 _LEAST_COEFFICIENTS = 24
@@ -168,6 +169,25 @@ def front_table(
             number = f"{mark} {candidate.number}".strip()
             table.add_row(number, *cells[candidate.number], visible(f"{candidate.anchor}"), style="cyan")
     return table
+
+
+def print_twin(twin: TwinScores) -> None:
+    """A merge with what it lost of its experts, against size."""
+    screen = formatting.console()
+    tasks = list(twin.right)
+    rows = [
+        [
+            row.name,
+            f"{row.megabytes:,.1f}",
+            *(formatting.score(*row.scores[t]) if t in row.scores else "" for t in tasks),
+        ]
+        for row in twin.rows
+    ]
+    screen.print()
+    screen.print("The merge and what it lost of its experts, on the report items", style="bold")
+    screen.print(plain_table(["", "MB", *tasks], rows))
+    right = ", ".join(f"{task} {share:.0%}" for task, share in twin.right.items())
+    _print_wrapped(screen, f"The router chooses the task's expert: {right}", style="dim")
 
 
 def _marks(study: Study) -> dict[str, str]:

@@ -36,12 +36,18 @@ CARD = "README.md"
 
 
 def export_candidate(
-    study: Study, candidate: Candidate, out: str | Path, *, config_only: bool = False, as_lora: bool = False
+    study: Study,
+    candidate: Candidate,
+    out: str | Path,
+    *,
+    config_only: bool = False,
+    as_lora: bool = False,
+    twin: int | None = None,
 ) -> Path:
     """Write one evaluated candidate to ``out``, a new or empty folder, and return it.
 
     ``as_lora`` writes a sum of LoRAs, or a merge by a LoRA method, as one PEFT LoRA instead of folding it into the
-    base.
+    base. ``twin`` is the rank of LoRAs, one for each expert, of what the merge lost of it (see ``results.twin``).
     The folder appears whole or not at all. Raises ``UserError`` when ``out`` is in use, or when the
     study knows its models by name only, so that there are no weights to merge.
     """
@@ -68,6 +74,10 @@ def export_candidate(
             _merge_lora(study.definition, recipe, folder)
         elif plan is not None:
             write_merge(plan, folder)
+            if twin is not None:
+                from mergefront.results.twin.export import write_twin
+
+                write_twin(study, plan, folder, twin)
         (folder / CONFIG).write_text(yaml_text(config), encoding="utf-8")
         (folder / RECIPE).write_text(json.dumps(recipe.to_json(), indent=2) + "\n", encoding="utf-8")
         named = hub_names(recipe, study.space.base_model, places)

@@ -239,18 +239,25 @@ def _stored_names(
 
 def write_lora(merged: Mapping[str, Factors], out: str | Path, like: str | Path) -> Path:
     """Write merged factors as a PEFT folder; ``like`` is a LoRA of the pool (for its base model's name)."""
-    from safetensors.torch import save_file
-
     if not merged:
         raise UserError("every module of the merged LoRA is switched off; give at least one weight other than 0")
+    settings = read_header(like).config
+    base = settings.get("base_model_name_or_path")
+    return write_factors(merged, out, settings.get("task_type", "CAUSAL_LM"), base)
+
+
+def write_factors(factors: Mapping[str, Factors], out: str | Path, task_type: str | None, base: str | None) -> Path:
+    """Write factors by the names of the tensors that they change as a PEFT folder for the model called ``base``."""
+    from safetensors.torch import save_file
+
     out = Path(out)
-    names = {target: target.removesuffix(".weight") for target in merged}
-    ranks = {names[target]: int(factors.a.shape[0]) for target, factors in merged.items()}
+    names = {target: target.removesuffix(".weight") for target in factors}
+    ranks = {names[target]: int(pair.a.shape[0]) for target, pair in factors.items()}
     most = max(ranks.values())
     config = {
         "peft_type": "LORA",
-        "task_type": Checkpoint(like).header.config.get("task_type", "CAUSAL_LM"),
-        "base_model_name_or_path": Checkpoint(like).header.config.get("base_model_name_or_path"),
+        "task_type": task_type,
+        "base_model_name_or_path": base,
         "r": most,
         "lora_alpha": most,
         "rank_pattern": {name: rank for name, rank in ranks.items() if rank != most},
@@ -260,9 +267,9 @@ def write_lora(merged: Mapping[str, Factors], out: str | Path, like: str | Path)
         "inference_mode": True,
     }
     tensors = {}
-    for target, factors in merged.items():
-        tensors[f"base_model.model.{names[target]}.lora_A.weight"] = factors.a.contiguous()
-        tensors[f"base_model.model.{names[target]}.lora_B.weight"] = factors.b.contiguous()
+    for target, pair in factors.items():
+        tensors[f"base_model.model.{names[target]}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{names[target]}.lora_B.weight"] = pair.b.contiguous()
     with complete_folder(out) as partial:
         save_file(tensors, partial / "adapter_model.safetensors")
         (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

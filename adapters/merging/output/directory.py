@@ -160,6 +160,12 @@ def _sources(plan: MergePlan, part: Part) -> dict[str, Checkpoint | Mapping[str,
     }
 
 
+def as_result(plan: MergePlan, part: Part, expert: str) -> Mapping[str, torch.Tensor]:
+    """An expert's tensors by the names of the result, a LoRA put on its base (in float32)."""
+    places = {made: place.sources[expert] for made, place in part.places.items() if place.carried is None}
+    return _View(part.models[expert], places, plan)
+
+
 class _View(Mapping[str, "torch.Tensor"]):
     """A model under the result's tensor names, its LoRA added: in float32, or with ``compat`` as mergekit stores it."""
 

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="A sum of LoRAs, or a merge by a lora_ method, as one PEFT LoRA.",
 )
+@click.option(
+    "--twin",
+    type=click.IntRange(min=1),
+    metavar="RANK",
+    help="Also what it lost of each expert, as a LoRA; and a router.",
+)
 @click.option("--unchecked", is_flag=True, help="Do not compare what was written with the merge that was scored.")
 def export(
     name: str,
@@ -42,6 +48,7 @@ def export(
     public: bool,
     config_only: bool,
     as_lora: bool,
+    twin: int | None,
     unchecked: bool,
 ) -> None:
     """Write one merge of study NAME to a folder, with a model card that says how it was found.
@@ -57,6 +64,7 @@ def export(
       mergefront export skills --trial 17 --out merged --config-only
       mergefront export skills --prefer maths=0.7,french=0.3 --out merged
       mergefront export skills --push-to me/skills-merged
+      mergefront export skills --twin 16 --out twin
     """
     from mergefront.adapters.hub.names import repository_name
     from mergefront.adapters.hub.upload import check_push, push
@@ -67,6 +75,8 @@ def export(
 
     if config_only and as_lora:
         raise UserError("export: --config-only writes no weights, so it cannot be combined with --as-lora")
+    if twin is not None and (config_only or as_lora):
+        raise UserError("export: --twin writes LoRAs beside a whole merge; leave --config-only and --as-lora out")
     study = load_study(name, storage=storage)
     candidate = choice.of(study)
     if out is None and push_to is None:
@@ -76,7 +86,7 @@ def export(
         check_push(repository, public=public)
     with nullcontext(str(out)) if out is not None else TemporaryDirectory(prefix="mergefront-export-") as folder:
         written = Path(folder)
-        export_candidate(study, candidate, written, config_only=config_only, as_lora=as_lora)
+        export_candidate(study, candidate, written, config_only=config_only, as_lora=as_lora, twin=twin)
         if out is not None:
             echo(f"Wrote trial {candidate.number} of study {study.name} to {out}", err=True)
         for warning in warnings(study, candidate):

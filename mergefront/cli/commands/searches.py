@@ -205,6 +205,12 @@ def resume(
     metavar="FILE.html",
     help="Also write everything as one self-contained HTML page.",
 )
+@click.option(
+    "--twin",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="Score what 'export --twin' wrote to DIR: alone, with the experts' LoRAs, with the router.",
+)
 @json_option
 @click.pass_obj
 def report(
@@ -216,6 +222,7 @@ def report(
     distinct: bool,
     prefer: dict[str, float] | None,
     out: Path | None,
+    twin: Path | None,
     as_json: bool,
 ) -> None:
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
@@ -230,8 +237,9 @@ def report(
       mergefront report skills
       mergefront report skills --distinct --prefer maths=0.7,french=0.3
       mergefront report skills --out report.html
+      mergefront report skills --twin twin
     """
-    from mergefront.cli.tables import print_front
+    from mergefront.cli.tables import print_front, print_twin
     from mergefront.results.report.contents import report_json
     from mergefront.results.report.page import checked_page, write_report
     from mergefront.study.stored_study import load_study
@@ -245,10 +253,16 @@ def report(
         if out is not None:
             write_report(study, out)
             echo(f"Wrote {out}", err=True)
+        if twin is not None:
+            from mergefront.results.twin.scores import twin_scores
+
+            twins = twin_scores(study, twin)
     if as_json:
-        print_json(report_json(study))
-    else:
-        print_front(study)
+        print_json(report_json(study) | ({} if twin is None else {"twin": twins.to_json()}))
+        return
+    print_front(study)
+    if twin is not None:
+        print_twin(twins)
 
 
 def _chosen(
