@@ -23,7 +23,7 @@ from mergefront.adapters.merging.compression import (
     compressed_bytes,
 )
 from mergefront.adapters.merging.offload.placement import BASE, Key, Part, Placement, Room, device_name, place
-from mergefront.adapters.merging.offload.prefetch import read_pages
+from mergefront.adapters.merging.offload.prefetch import own_streams, read_pages
 from mergefront.adapters.merging.sources import Entry, ExpertSource, Source, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
 
@@ -154,7 +154,7 @@ class TensorPool:
     def fetch(self, wanted: Mapping[str, Sequence[str]]) -> dict[Key, Held]:
         """What merges of these tensors, each with some experts, need and the device does not hold. For any thread."""
         keys = [key for name, experts in wanted.items() for key in self._wanted(name, experts)]
-        with torch.no_grad():
+        with torch.no_grad(), own_streams({self.device, *self._devices.values()}):
             return {key: self._fetch(key) for key in keys if key not in self._on_device}
 
     def _wanted(self, name: str, experts: Sequence[str]) -> list[Key]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mergefront.adapters.hub.places import Preview
 from mergefront.formatting import duration, size
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.study.check import one_of_each_method
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import local_pool
@@ -26,16 +27,20 @@ def memory_and_time(definition: StudyDefinition) -> list[str]:
         pool, live = local_pool(definition, places)
     except UserError as error:  # another machine may have the device
         return [f"memory: {error}"]
-    recipes = one_of_each_method(definition.space)
+    recipes = list(one_of_each_method(definition.space))
+    by_factors = all(METHODS[recipe.method].lora for recipe in recipes)
     found = forecast(pool, recipes, live.get("cpu", 0), has_files=not places.to_fetch)
     placement, main, holders = found.placement, device_name(pool.device), []
     for name in sorted({main, *live, *(name for name, _ in (*placement.base, *placement.experts))}):
         held = {"the live model": live.get(name, 0), "base": placement.base.get((name, "device"), 0)}
-        held |= {"experts": placement.experts.get((name, "device"), 0), "tables": found.tables if name == main else 0}
+        experts = 0 if by_factors else placement.experts.get((name, "device"), 0)
+        held |= {"experts": experts, "tables": found.tables if name == main else 0}
         free = f" ({size(free_memory(torch.device(name)))} free)" if name != "disk" else ""
         parts = [f"{what} ({size(count)})" for what, count in held.items() if count]
         holders += [f"{name}{free} holds {', '.join(parts)}"] if parts else []
     said = f"memory: {'; '.join(holders)}"
+    if by_factors:
+        return [f"{said}; of LoRAs their factors alone", "merging a candidate: 'mergefront bench' measures it"]
     if on_host := placement.on("host"):
         speed = "" if found.host_speed is None else f" at {size(int(found.host_speed))} a second"
         said += f"; {size(on_host)} are held on the host and copied for every merge{speed}"

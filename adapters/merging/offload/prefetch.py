@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,18 @@ def prefetched(wanted: Sequence[Wanted], fetch: Callable[[Wanted], Fetched]) -> 
                 ahead = thread.submit(fetch, wanted[place + 1])
             yield one, fetched
             del fetched
+
+
+@contextmanager
+def own_streams(devices: Iterable[torch.device]) -> Iterator[None]:
+    """What the block does on GPUs runs beside what other threads do there, and is done when the block ends."""
+    streams = [torch.cuda.Stream(device) for device in set(devices) if device.type == "cuda"]  # type: ignore[no-untyped-call]
+    with ExitStack() as entered:
+        for stream in streams:
+            entered.enter_context(torch.cuda.stream(stream))
+        yield
+    for stream in streams:
+        stream.synchronize()
 
 
 def read_pages(tensor: torch.Tensor) -> None:

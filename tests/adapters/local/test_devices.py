@@ -112,3 +112,23 @@ def test_new_rows_of_embeddings_in_several_places_are_refused_in_a_line(
     more.save_pretrained(folder / "a")
     with pytest.raises(UserError, match="embeddings of other rows lie on one device; leave device_map out"):
         backend(folder, device_map="auto", tokenizer_source="union")
+
+
+def test_weights_that_wait_for_an_accelerator_are_merged_where_they_wait(
+    folder: Path, tiny_llama: Any, tokenizer: Any
+) -> None:
+    """As accelerate runs what a card cannot hold: the model's own tensors are empty, and copies are made for a pass."""
+    from accelerate import cpu_offload
+
+    plain = backend(folder)
+    model = copy.deepcopy(tiny_llama)
+    block = model.model.layers[1]
+    waiting = {name: tensor.detach().clone() for name, tensor in block.state_dict().items()}
+    cpu_offload(block, execution_device=torch.device("cpu"), state_dict=waiting)
+    named = {f"model.layers.1.{name}": tensor for name, tensor in waiting.items()}
+    assert all(parameter.device.type == "meta" for parameter in block.parameters())
+    offloaded = LocalBackend(model, folder / "base", {"a": folder / "a"}, tokenizer=tokenizer, waiting=named)
+    for one in (recipe("ties", 0.7), recipe("task_arithmetic", 0.4)):
+        with plain.apply(one) as whole, offloaded.apply(one) as parts:
+            assert parts.loglikelihood(SCORED) == whole.loglikelihood(SCORED)
+            assert parts.generate(WRITTEN) == whole.generate(WRITTEN)
