@@ -349,11 +349,13 @@ class StudyLedger:
         query = select(func.count()).where(*where)
         return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
-    def recipes(self) -> Mapping[str, Recipe]:
-        """Every recipe that was evaluated or failed, by its digest."""
+    def recipes(self, digest: str | None = None) -> Mapping[str, Recipe]:
+        """Every recipe that was evaluated or failed, by its digest, or the one of this digest alone."""
         query = select(evaluations.c.digest, cast(evaluations.c.recipe, Text).label("text")).where(
             evaluations.c.study_id == self.study_id
         )
+        if digest is not None:
+            query = query.where(evaluations.c.digest == digest)
         return StoredRecipes(
             self.database.read(lambda connection: {row.digest: row.text for row in connection.execute(query)})
         )

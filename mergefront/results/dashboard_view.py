@@ -60,36 +60,70 @@ class ExplainedStorage(_CachedStorage):
         super().__init__(database.optuna_storage)
         self.database = database
         self._shown: dict[int, _Shown] = {}
+        self._trials: dict[int, list[FrozenTrial]] = {}
+        self._with_recipes: dict[int, FrozenTrial] = {}
         self.looked_at: ContextVar[int | None] = ContextVar("study that is looked at", default=None)
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Stored attributes, and ours where nothing is stored."""
-        return self._explained(study_id) | super().get_study_system_attrs(study_id)
+        """Stored attributes, and ours of the study that is looked at where nothing is stored."""
+        ours = self._explained(study_id) if study_id == self.looked_at.get() else {}
+        return ours | super().get_study_system_attrs(study_id)
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Every study, by id; only the one that is looked at is explained, since that costs a while."""
         studies = sorted(super().get_all_studies(), key=lambda study: study._study_id)
         for study in studies:
             if study._study_id == self.looked_at.get():
+                self.get_all_trials(study._study_id, deepcopy=False)
                 study.system_attrs = self._explained(study._study_id) | study.system_attrs
         return studies
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return _with_recipe(super().get_trial(trial_id))
+        return self._with_recipe(super().get_trial(trial_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return [_with_recipe(trial) for trial in super().get_all_trials(study_id, deepcopy, states)]
+        """Always the same list where all are asked for: optuna-dashboard keeps what it got for ten seconds."""
+        trials = map(self._with_recipe, super().get_all_trials(study_id, deepcopy, states))
+        if deepcopy or states is not None:
+            return list(trials)
+        every = self._trials.setdefault(study_id, [])
+        every[:] = trials
+        return every
+
+    def state(self, study_id: int) -> tuple[Any, ...]:
+        """All that a study's page depends on: equal states, equal pages. Raises ``KeyError`` for an unknown study."""
+        trials = super().get_all_trials(study_id, deepcopy=False)
+        unfinished = [trial for trial in trials if not trial.state.is_finished()]
+        name, user = self._backend.get_study_name_from_id(study_id), self.get_study_user_attrs(study_id)
+        return (name, user, self.get_study_system_attrs(study_id), len(trials), unfinished)
 
     def recipe(self, trial_id: int) -> Recipe | None:
         """The recipe of a trial; None for an unknown trial and before it is finished."""
         try:
-            digest = super().get_trial(trial_id).user_attrs.get(RECIPE)
+            digest = str(super().get_trial(trial_id).user_attrs.get(RECIPE))
         except KeyError:
             return None
-        record = study_of_recipe(self.database, str(digest))
-        return None if record is None else Study(self.database, record).ledger.recipes()[str(digest)]
+        record = study_of_recipe(self.database, digest)
+        return None if record is None else Study(self.database, record).ledger.recipes(digest)[digest]
+
+    def _with_recipe(self, trial: FrozenTrial) -> FrozenTrial:
+        """A finished trial with its recipe as a file."""
+        if RECIPE not in trial.user_attrs or not trial.state.is_finished():
+            return trial
+        known = self._with_recipes.get(trial._trial_id)
+        if known is None:
+            known = self._with_recipes[trial._trial_id] = copy.copy(trial)
+            identifier = f"{_PREFIX}-{trial._trial_id}"
+            about = {
+                "artifact_id": identifier,
+                "filename": f"trial-{trial.number}.yaml",
+                "mimetype": "text/plain",
+                "encoding": None,
+            }
+            known._system_attrs = {f"artifacts:{identifier}": json.dumps(about), **trial.system_attrs}
+        return known
 
     def _explained(self, study_id: int) -> dict[str, Any]:
         known = self._shown.get(study_id)
@@ -241,18 +275,3 @@ def _note(trial_id: int | None, body: str) -> dict[str, Any]:
         return {}
     where = "dashboard:" if trial_id is None else f"dashboard:{trial_id}:"
     return {f"{where}note_ver": 1, f"{where}note_str:0": body}
-
-
-def _with_recipe(trial: FrozenTrial) -> FrozenTrial:
-    if RECIPE not in trial.user_attrs or not trial.state.is_finished():
-        return trial
-    identifier = f"{_PREFIX}-{trial._trial_id}"
-    about = {
-        "artifact_id": identifier,
-        "filename": f"trial-{trial.number}.yaml",
-        "mimetype": "text/plain",
-        "encoding": None,
-    }
-    shown = copy.copy(trial)
-    shown._system_attrs = {f"artifacts:{identifier}": json.dumps(about), **trial.system_attrs}
-    return shown

@@ -9,6 +9,7 @@ but notes, and its pages offer nothing else; 'mergefront rename' and 'mergefront
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,9 @@ _NOTICE = (
     b"mergefront.</div>"
 )
 
+_PAGE = re.compile(r"/api/studies/\d{1,18}")
+_MOST_PAGES = 4
+"""That are remembered: of 3,000 trials, each takes 8 MB."""
 _STUDY = re.compile(r"/api/studies/(\d{1,18})(?:/|$)")
 _NOTE = re.compile(r"/api/studies/\d+(/\d+)?/note")
 
@@ -64,7 +68,8 @@ def dashboard_application(database: Database) -> Application:
     from mergefront.results.dashboard_view import ExplainedStorage, RecipeFiles
 
     storage = ExplainedStorage(database)
-    return only_from_here(without_changes(explained(wsgi(storage, RecipeFiles(storage)), storage)))
+    application = remembered(wsgi(storage, RecipeFiles(storage)), storage)
+    return only_from_here(without_changes(explained(application, storage)))
 
 
 def serve(database: Database, port: int, on_start: Callable[[str], None]) -> None:
@@ -131,3 +136,34 @@ def explained(application: Application, storage: ExplainedStorage) -> Applicatio
             storage.looked_at.reset(token)
 
     return telling
+
+
+def remembered(application: Application, storage: ExplainedStorage) -> Application:
+    """``application``, which gives the pages of studies in which nothing has changed as it gave them before.
+
+    The page asks every few seconds, and is made from all trials each time.
+    """
+    pages: dict[tuple[str, str], tuple[tuple[Any, ...], str, list[tuple[str, str]], bytes]] = {}
+    changing = threading.Lock()
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        study_id, key = storage.looked_at.get(), (environ.get("PATH_INFO", ""), environ.get("QUERY_STRING", ""))
+        if study_id is None or environ.get("REQUEST_METHOD") != "GET" or not _PAGE.fullmatch(key[0]):
+            return application(environ, start_response)
+        try:
+            state = storage.state(study_id)
+        except KeyError:  # there is no such study
+            return application(environ, start_response)
+        known = pages.get(key)
+        if known is None or known[0] != state:
+            started: list[tuple[str, list[tuple[str, str]]]] = []
+            parts = application(environ, lambda status, headers, exc_info=None: started.append((status, headers)))
+            known = (state, *started[-1], b"".join(parts))
+            with changing:
+                pages[key] = known
+                if len(pages) > _MOST_PAGES:
+                    del pages[next(iter(pages))]
+        start_response(known[1], known[2])
+        return [known[3]]
+
+    return answer

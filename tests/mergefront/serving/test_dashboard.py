@@ -15,10 +15,12 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from small_study import small_study
 
 import mergefront as mf
 from mergefront.formatting import score
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.storage.database import Database
 
 pytest.importorskip("optuna_dashboard", reason="needs the extra 'dashboard'")
 
@@ -185,3 +187,22 @@ def test_a_browser_draws_our_plots(address: str, storage: str, tmp_path: Path) -
     assert "diverged: loss [inf]" in trial
     assert f"trial-{failed.number}.yaml" in trial
     assert json.dumps("merge_method")[1:-1] in trial
+
+
+def test_a_page_that_was_looked_at_before_shows_what_is_new(tmp_path: Path) -> None:
+    """It is remembered while nothing changes, and optuna-dashboard itself keeps trials for seconds."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = small_study(url)
+    path = f"/api/studies/{study.record.study_id}?after=0"
+    application = dashboard_application(Database(url, create=False))
+    with httpx.Client(transport=httpx.WSGITransport(application), base_url="http://127.0.0.1") as client:
+        first, again = client.get(path), client.get(path)
+        assert first.content == again.content and len(first.json()["trials"]) == 6
+        small_study(url, evaluations=8)
+        later = client.get(path).json()
+        assert [trial["state"] for trial in later["trials"]] == ["Complete"] * 8
+        note = later["note"]
+        changed = {"body": "mine", "version": note["version"] + 1}
+        assert client.put(path.partition("?")[0] + "/note", json=changed).status_code == 204
+        assert client.get(path).json()["note"]["body"] == "mine"
+        assert client.get(f"/api/studies/{study.record.study_id + 1}").status_code == 404
