@@ -92,6 +92,11 @@ class Wanted(Protocol):
         """Texts that the answer may well be, as they follow the prompt."""
         ...
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Texts that end an answer behind its first character that is no white space."""
+        ...
+
     def is_open(self, beginning: str) -> bool:
         """Whether it depends on what follows ``beginning``; an answer may be broken off where it does not."""
         ...
@@ -137,6 +142,18 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class Margins:
+    """How firmly an answer was written, in nats: the least ``lead`` of its tokens over the next likely ones.
+
+    ``shortfall`` (at most 0) is by how much the likeliest token of a draft fell short where the answer left the last of
+    its drafts; None where it did not, or has none.
+    """
+
+    lead: float
+    shortfall: float | None
+
+
+@dataclass(frozen=True)
 class Generation:
     """The generated ``text`` without the prompt and without the stop string.
 
@@ -146,6 +163,7 @@ class Generation:
     usable text, which is empty then (such as "content filter"): an outcome of the item, no failure of the server.
     ``shortened``: the prompt was longer than the model reads and lost its beginning. ``is_thought``: it ended inside
     the model's thoughts, so that there is no answer; ``is_parted``: a server took the thoughts out of the text.
+    ``margins`` are there where something was wanted of it and the model knows them.
     """
 
     text: str
@@ -155,6 +173,7 @@ class Generation:
     shortened: bool = False
     is_thought: bool = False
     is_parted: bool = False
+    margins: Margins | None = None
 
 
 @runtime_checkable

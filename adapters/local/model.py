@@ -318,14 +318,18 @@ class HuggingFaceModel:
                 self._write_unpadded(list(alike), answers)
             return _marked(requests, answers, shortened)
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
+        ends = self._closing(different)
         drafts = self._drafts(different)
+        writers = [
+            BatchWriter(self._read_on, self._noise, at_once, drafts, ends) for at_once in (self._read_at_once, 0)
+        ]
         lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
-            self._run(rows[start:end], lengths[start], lambda part: self._continue(part, answers, prefix, drafts))
+            self._run(rows[start:end], lengths[start], lambda part: self._continue(part, answers, prefix, writers))
         return _marked(requests, answers, shortened)
 
     def _drafts(self, requests: Sequence[GenerationRequest]) -> dict[GenerationRequest, list[Tokens]]:
-        """The drafts of each answer that are worth a pass of their own: those of several tokens."""
+        """The tokens of each answer's drafts, of those that are no longer than it may be."""
         if not self._continues:
             return {}
         wanted = {one: one.wanted.drafts for one in requests if one.wanted is not None and one.temperature == 0}
@@ -333,9 +337,15 @@ class HuggingFaceModel:
         found: dict[GenerationRequest, list[Tokens]] = {}
         tokens = self._tokenization.drafts([(request.prompt, draft) for request, draft in pairs])
         for (request, _), draft in zip(pairs, tokens, strict=True):
-            if 1 < len(draft) < request.max_new_tokens:
+            if 0 < len(draft) <= request.max_new_tokens:
                 found.setdefault(request, []).append(draft)
         return found
+
+    def _closing(self, requests: Sequence[GenerationRequest]) -> Tokens:
+        """The tokens that are an end by themselves of answers of which something is wanted."""
+        stops = {stop for one in requests if one.wanted is not None for stop in (*one.stop, *one.wanted.ends)}
+        tokens = self._tokenization.plain(sorted(stops))
+        return tuple(sorted(self._ends | {one[0] for one in tokens if len(one) == 1}))
 
     def _write_unpadded(
         self, rows: list[tuple[Tokens, GenerationRequest]], answers: dict[GenerationRequest, Generation]
@@ -366,19 +376,18 @@ class HuggingFaceModel:
         rows: list[tuple[Tokens, GenerationRequest]],
         answers: dict[GenerationRequest, Generation],
         prefix: Prefix,
-        drafts: Mapping[GenerationRequest, Sequence[Tokens]],
+        writers: Sequence[BatchWriter],
     ) -> None:
         """Generate for one batch (longest prompts first) and put the answers into ``answers``.
 
-        Answers that begin like one of their ``drafts`` are read as far as that goes; where that leaves open which token
-        is the likeliest, they are written as if there were no drafts.
+        The first of the ``writers`` does it, and the others what it leaves unclear.
         """
         logits, mask, cache = self._read([tokens for tokens, _ in rows], prefix)
         states = [self._state(request) for _, request in rows]
-        unclear = BatchWriter(self._read_on, self._noise, self._read_at_once, drafts).write(states, logits, mask, cache)
+        unclear = writers[0].write(states, logits, mask, cache)
         answers.update((state.request, state.generation()) for state in states)
         if unclear:
-            self._continue([rows[place] for place in unclear], answers, prefix, {})
+            self._continue([rows[place] for place in unclear], answers, prefix, writers[1:])
 
     def _read_on(self, tokens: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
         """A pass over the last tokens of rows; the cache, if there is one, has what stands before them."""

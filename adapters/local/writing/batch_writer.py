@@ -7,13 +7,14 @@ guesses. How many are read at once follows from the batch: as many tokens as a p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from mergefront.adapters.language_model import GenerationRequest, Tokens
+from mergefront.adapters.language_model import GenerationRequest, Margins, Tokens
 from mergefront.adapters.local.key_value_cache import keeps_every_position
 from mergefront.adapters.local.limits import MAX_LOGITS
 from mergefront.adapters.local.writing.generation_state import GenerationState
@@ -25,12 +26,19 @@ Forward = Callable[[torch.Tensor, torch.Tensor, Any], Any]
 
 @dataclass
 class _Row:
-    """An answer in its batch: ``ahead`` are the tokens that were read behind its last one, as far as a draft goes."""
+    """An answer in its batch.
+
+    ``drafts`` are those that it may still be, ``ahead`` the tokens that were read behind its last one, as far as a
+    draft goes. ``lead`` is the least by which a logit was the largest, ``shortfall`` by how much one of a draft's was
+    not (at most 0) where none of the drafts went on.
+    """
 
     state: GenerationState
     drafts: Sequence[Tokens]
     ahead: Tokens = ()
     is_unclear: bool = False
+    lead: float = math.inf
+    shortfall: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -38,24 +46,37 @@ class _Row:
 
     def following(self, most: int) -> Tokens:
         """What a draft says comes next, at most ``most`` tokens."""
-        written = tuple(self.state.tokens)
-        drafts = (draft for draft in self.drafts if draft[: len(written)] == written)
-        return next(drafts, ())[len(written) :][:most]
+        return next(iter(self.drafts), ())[len(self.state.tokens) :][:most]
 
-    def write(self, likeliest: Sequence[int], leads: Sequence[float], noise: float) -> int:
-        """Append tokens, given the likeliest after the last one and after each ahead; how many of these hold.
+    def write(self, likeliest: Sequence[int], leads: Sequence[float], noise: float, ends: Tokens) -> _Written:
+        """Append tokens, given the likeliest after the last one and after each ahead, and by how much they lead.
 
         A token that was read ahead counts if its logit leads by ``noise`` at least: otherwise writing might choose
-        another, and the row is unclear.
+        another, and the row is unclear. ``ends`` are tokens that may follow a whole draft.
         """
         for place, token in enumerate(likeliest):
             if self.ahead and leads[place] < noise:
                 self.is_unclear = True
-                return place
+                return _Written(place)
+            self.lead = min(self.lead, leads[place])
+            drafts, written = self.drafts, len(self.state.tokens)
             self.state.append(token)
+            self.drafts = [draft for draft in drafts if draft[written : written + 1] == (token,)]
+            if drafts and not self.drafts:
+                right = {end for draft in drafts for end in draft[written : written + 1] or ends}
+                return _Written(place, tuple(right - {token}) if token not in right else ())
             if self.state.done or place == len(self.ahead) or token != self.ahead[place]:
-                return place
+                return _Written(place)
         raise AssertionError("a row has one more likeliest token than tokens ahead")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """How many of the tokens ahead hold; and where no draft goes on like that, the tokens that would have been right at
+    this place."""
+
+    held: int = 0
+    right: Tokens = ()
 
 
 @dataclass
@@ -63,13 +84,14 @@ class BatchWriter:
     """Writes batches with a model's ``forward``; ``noise`` is how far a logit may be off, however it is added up.
 
     ``at_once`` are the most tokens of a batch that a pass reads where some are read ahead, ``drafts`` the tokens that a
-    request's answer may well be.
+    request's answer may well be, ``ends`` those that may follow a whole draft.
     """
 
     forward: Forward
     noise: float
     at_once: int
     drafts: Mapping[GenerationRequest, Sequence[Tokens]] = field(default_factory=dict)
+    ends: Tokens = ()
 
     def write(
         self, states: Sequence[GenerationState], logits: torch.Tensor, mask: torch.Tensor, cache: Any
@@ -87,6 +109,9 @@ class BatchWriter:
             held = self._append(active, logits)
             left = [place for place, row in enumerate(active) if not row.is_over]
             if not left:
+                for row in rows:
+                    if row.state.request.wanted is not None and row.state.tokens:
+                        row.state.margins = Margins(row.lead, row.shortfall)
                 return [place for place, row in enumerate(rows) if row.is_unclear]
             width = logits.shape[1]
             if width > 1:  # what was read ahead and did not hold is behind no later token
@@ -112,17 +137,24 @@ class BatchWriter:
 
     def _append(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[int]:
         """Write what the logits (``rows x width x vocabulary``) say; how many of the tokens ahead hold, by row."""
-        width = logits.shape[1]
-        best, chosen = logits.float().topk(2) if width > 1 else logits.max(2, keepdim=True)
+        best, chosen = logits.float().topk(2)
         # A step's largest logit is NaN as soon as one of them is.
-        if not bool(torch.isfinite(best).all()):
+        if not bool(torch.isfinite(best[..., 0]).all()):
             raise EvaluationError("the merged model's logits are not finite", kind="not finite")
         for place, row in enumerate(rows):
             if not row.is_over and row.state.request.temperature > 0:
                 chosen[place, 0, 0] = row.state.choose(logits[place, 0])
         likeliest = chosen[..., 0].tolist()
-        leads = (best[..., 0] - best[..., 1]).tolist() if width > 1 else [()] * len(rows)
-        return [
-            0 if row.is_over else row.write(likeliest[place], leads[place], self.noise)
-            for place, row in enumerate(rows)
+        leads = (best[..., 0] - best[..., 1]).tolist()
+        written = [
+            _Written() if row.is_over else row.write(tokens, lead, self.noise, self.ends)
+            for row, tokens, lead in zip(rows, likeliest, leads, strict=True)
         ]
+        places = [(place, one.held, token) for place, one in enumerate(written) for token in one.right]
+        if places:
+            row_at, position, token_at = torch.tensor(places, device=logits.device).unbind(1)
+            short = (logits[row_at, position, token_at].float() - best[row_at, position, 0]).tolist()
+            for (place, _, _), shortfall in zip(places, short, strict=True):
+                known = rows[place].shortfall
+                rows[place].shortfall = shortfall if known is None else max(known, shortfall)
+        return [one.held for one in written]

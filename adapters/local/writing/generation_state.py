@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mergefront.adapters.language_model import Generation, GenerationRequest
+from mergefront.adapters.language_model import Generation, GenerationRequest, Margins
 from mergefront.adapters.thoughts import answer_of
 from mergefront.adapters.tokenization import Tokenization
 
@@ -30,7 +30,7 @@ class GenerationState:
     """The tokens generated for ``request``; ``done`` after an end token, a stop string or the last allowed token, and
     where what follows makes no difference to what is wanted.
 
-    ``is_open``: the prompt ends inside the model's thoughts.
+    ``is_open``: the prompt ends inside the model's thoughts. ``margins`` belong to the answer.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class GenerationState:
     ) -> None:
         self.request = request
         self.done = request.max_new_tokens <= 0
+        self.margins: Margins | None = None
         self._tokenizer = tokenizer
         self._tokenization = tokenization
         self._ends = ends
@@ -116,7 +117,7 @@ class GenerationState:
         has_stopped = bool(found) or self._ended or end is not None
         finish = "stop" if has_stopped else "length"
         finish = "settled" if self._settled else finish
-        return Generation(text[: min(found)] if found else text, len(self._tokens), finish)
+        return Generation(text[: min(found)] if found else text, len(self._tokens), finish, margins=self.margins)
 
     def _text(self, tokens: Sequence[int], *, marked: bool = False) -> str:
         """The text of tokens; ``marked``: with those that are special to the tokenizer."""

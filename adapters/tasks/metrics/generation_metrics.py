@@ -83,10 +83,9 @@ def rated(
     items: Sequence[Item],
     options: MetricOptions,
     rate: Callable[[Item, str], float],
-    wanted: Sequence[AcceptedAnswers] = (),
 ) -> list[float]:
     """``rate`` of each item and what the model wrote; 0 for an item without a usable answer, which is wrong."""
-    answers = generations(model, items, options, wanted)
+    answers = generations(model, items, options)
     return [0.0 if said.unanswered else rate(item, said.text) for item, said in zip(items, answers, strict=True)]
 
 

@@ -18,11 +18,11 @@ from mergefront.adapters.tasks.metrics.degeneration import degenerate
 from mergefront.adapters.tasks.metrics.generation_metrics import (
     code,
     f1,
+    generations,
     is_answer,
     latency,
     numeric,
     output_tokens,
-    rated,
 )
 from mergefront.adapters.tasks.metrics.metric_spec import (
     ANSWER,
@@ -46,20 +46,25 @@ _LARGEST_LOSS = 300.0
 def exact_match(model: LanguageModel, items: Sequence[Item], options: MetricOptions) -> Scored:
     """1 where the greedy continuation, stripped of surrounding white space, is an accepted answer, else 0.
 
-    With ``normalise`` case, punctuation and articles do not count. The
-    margin, where asked for, is the log-likelihood per token of the likeliest accepted answer.
+    With ``normalise`` case, punctuation and articles do not count. The margin of a right answer is by how much its
+    tokens led, that of a wrong one by how much an accepted one's next token fell short (nats).
     """
     wanted = []
     for item in items:
         prompt = asked(item, options.chat)
         drafts = dict.fromkeys(following(prompt, answer, options.delimiter) for answer in item.answers)
         wanted.append(AcceptedAnswers(item.answers, options.normalise, tuple(drafts)))
-    scores = rated(model, items, options, lambda item, text: float(is_answer(text, item, options.normalise)), wanted)
-    if not options.margins:
+    answers = generations(model, items, options, wanted)
+    scores = [
+        float(not said.unanswered and is_answer(said.text, item, options.normalise))
+        for item, said in zip(items, answers, strict=True)
+    ]
+    known = [one.margins for one in answers if one.margins is not None]
+    if not options.margins or len(known) < len(answers):
         return scores, None
     return scores, [
-        max(per_token(one) for one in several)
-        for several in _likelihoods(model, items, options, [item.answers for item in items])
+        one.lead if score else min(0.0, -one.lead if one.shortfall is None else one.shortfall)
+        for score, one in zip(scores, known, strict=True)
     ]
 
 

@@ -71,3 +71,32 @@ def test_scores_by_reading_are_those_by_writing(tiny_llama: Any, tokenizer: Any,
         assert scores == exact_match(written, items, options)[0]
         assert read.generated_tokens <= written.generated_tokens
         assert 0 < sum(scores) < len(scores)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_margin_is_how_firmly_an_answer_was_right_or_wrong(tiny_llama: Any, tokenizer: Any, seed: int) -> None:
+    """Races would take a hopeless candidate for one that nearly has it."""
+    perturbed(tiny_llama, seed)
+    model = HuggingFaceModel(tiny_llama, tokenizer, read_at_once=(None, 4096)[seed])
+    options = MetricOptions(max_new_tokens=6, stop=())
+    items = some_items(model, options, 40, seed)
+    items += [Item(f"wrong {place}", f"Write {place}", (WORDS[place % len(WORDS)].strip(),)) for place in range(40)]
+    scores, margins = exact_match(CountedModel(model), items, options)
+    assert margins is not None
+    assert all(margin == 0 or (margin > 0) == (score == 1) for score, margin in zip(scores, margins, strict=True))
+    alone = HuggingFaceModel(tiny_llama, tokenizer, read_at_once=1)
+    checked = 0
+    for item, score, margin in zip(items, scores, margins, strict=True):
+        assert exact_match(CountedModel(alone), [item], options) == ([score], [pytest.approx(margin, abs=1e-4)])
+        prompt, text = (tuple(tokenizer(one)["input_ids"]) for one in (item.prompt, f"{item.prompt} {item.answers[0]}"))
+        if score or len(item.answers) > 1 or item.prompt.endswith(" ") or text[: len(prompt)] != prompt:
+            continue
+        with torch.inference_mode():
+            logits = tiny_llama(torch.tensor([text])).logits[0, len(prompt) - 1 : -1]
+        right = torch.tensor(text[len(prompt) :])[:, None]
+        leads = (logits.gather(1, right) - logits.scatter(1, right, -torch.inf).amax(1, keepdim=True))[:, 0]
+        if bool((leads < 0).any()) and len(leads) <= options.max_new_tokens:
+            assert margin == pytest.approx(float(leads[leads < 0][0]), abs=1e-4)
+            checked += 1
+    assert checked > 5
+    assert not exact_match(CountedModel(model), items, MetricOptions(max_new_tokens=6, margins=False))[1]

@@ -50,15 +50,14 @@ def test_prompt_and_answer_meet_as_the_data_says(prompt: str, answer: str, delim
     assert prompt + following(prompt, answer, delimiter) == right
 
 
-@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "loglikelihood", "exact_match"])
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "bits_per_byte", "loglikelihood"])
 def test_no_metric_scores_an_answer_behind_two_spaces(tmp_path: Path, metric: str) -> None:
     """A loss of 0.96 read 3.63, and a whole search optimised it."""
     row = {"prompt": "2 + 2 =", "choices": [" 4", " 5"], "answer": " 4"}
     if metric != "loglikelihood":
         row.pop("choices")
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    margins = {"margins": True} if metric == "exact_match" else {}
-    config = {"type": "jsonl", "path": "rows.jsonl", "metric": metric, "report_fraction": 0, **margins}
+    config = {"type": "jsonl", "path": "rows.jsonl", "metric": metric, "report_fraction": 0}
     model = Recorder()
     task = build_task("t", config, tmp_path)
     task.score(model, task.items("search"))

@@ -89,12 +89,6 @@ def test_exact_match_compares_stripped_text_with_every_accepted_answer(tmp_path:
     assert score(made) == {"say a": (1.0, None), "say b": (1.0, None), "say c": (0.0, None)}
 
 
-def test_exact_match_margin_is_the_answers_log_likelihood_per_token(tmp_path: Path) -> None:
-    made = task(tmp_path, "exact_match", {"prompt": "say a", "answer": "aab"}, margins=True)
-    (margin,) = [margin for _, margin in score(made).values()]
-    assert margin == pytest.approx(math.log(0.125 * 0.5 * 0.5 * 0.25) / 4)
-
-
 def test_choices_are_scored_by_the_likeliest_and_margins_by_how_far_ahead_the_right_one_is(tmp_path: Path) -> None:
     made = task(
         tmp_path,
