@@ -59,7 +59,8 @@ def print_front(study: Study) -> None:
     order = f"coefficients in the order {experts} · " if table.columns[-1].header == "coefficients" else ""
     used = {cell.split()[0] for column in table.columns[:1] for cell in column.cells if isinstance(cell, str)}
     marks = "".join(f"{mark} {meaning} · " for mark, meaning in _marks(study).items() if mark in used)
-    _print_wrapped(screen, f"{marks}± one standard error · {order}in full: mergefront front NAME --json", style="dim")
+    in_full = f"mergefront front {quote(study.name)}{where} --json"
+    _print_wrapped(screen, f"{marks}± one standard error · {order}in full: {in_full}", style="dim")
     reported = study.evaluations_on("report", study.anchors()) if found is None else found.rows
     if reported and (found is None or found.split == "report"):
         screen.print()

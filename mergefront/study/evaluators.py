@@ -121,9 +121,13 @@ def _judged_tasks(
 
 
 def tasks_of(definition: StudyDefinition) -> list[Task]:
-    """The study's tasks, objectives or not; none where a function scores."""
-    described = definition.evaluator
-    places = definition.places
+    """The study's tasks, objectives or not; none where a function scores. Raises ``UserError`` for a file that is gone,
+    and for a task that cannot be made."""
+    described, places = definition.evaluator, definition.places
+    models = {definition.space.base_model, *definition.space.models.values()}
+    for path in described.content:
+        if path not in models and places.commit(path) is None:
+            refuse_gone(definition.root / path)
     return [build_task(name, task, places.root, described.seed, places) for name, task in described.tasks.items()]
 
 
@@ -210,6 +214,14 @@ def refuse_external(definition: StudyDefinition) -> None:
         )
 
 
+def refuse_gone(here: Path) -> None:
+    """Raises ``UserError`` for a file or folder of a study that is not there."""
+    if not here.exists():
+        raise UserError(
+            f"{here}: it is gone, and the study needs it; put it back, or name the folder that holds it with --root"
+        )
+
+
 def refuse_changed(definition: StudyDefinition, *, models_only: bool = False) -> None:
     """Raises ``UserError`` when a checkpoint or data file is no longer what the study was begun with."""
     models = {definition.space.base_model, *definition.space.models.values()}
@@ -217,10 +229,7 @@ def refuse_changed(definition: StudyDefinition, *, models_only: bool = False) ->
         if definition.places.commit(path) is not None or (models_only and path not in models):
             continue  # a commit's content does not change
         here = definition.root / path
-        if not here.exists():
-            raise UserError(
-                f"{here}: it is gone, and the study needs it; put it back, or name the folder that holds it with --root"
-            )
+        refuse_gone(here)
         if not is_unchanged(path, definition.root, known):
             raise UserError(
                 f"{here}: its content has changed since the study was begun, so new scores could not be "

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from mergefront.optimizer.foreign_text import without_secrets
+from mergefront.optimizer.scores.objectives import REFERENCE
+from mergefront.optimizer.scores.pareto import HypervolumeSoFar
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, TRACKED
 from mergefront.study.stored_study import Candidate, Study
 from mergefront.tracking.tracker import FrontFacts, Opener, StudyFacts, TrialFacts
@@ -58,10 +60,12 @@ class LogsTrials:
         try:
             trials = self._study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
             candidates = self._study.candidates()
+            waiting = [trial for trial in trials if any(log.takes(trial.number) for log in self._logs)]
+            told = _all_facts(self._study, waiting, candidates)
             for log in self._logs:
-                for trial in trials:
-                    if log.takes(trial.number):
-                        log.put(_trial_facts(self._study, trial, candidates))
+                for facts in told:
+                    if log.takes(facts.number):
+                        log.put(facts)
                 log.put_front(_front_facts(self._study))
                 log.keep()
         except Exception as error:  # whatever it is, the search goes on
@@ -164,13 +168,28 @@ def _study_facts(study: Study) -> StudyFacts:
     return StudyFacts(study.name, {name: without_secrets(value) for name, value in facts.items() if value})
 
 
-def _trial_facts(study: Study, trial: FrozenTrial, candidates: Sequence[Candidate]) -> TrialFacts:
-    digest = trial.user_attrs.get(RECIPE)
-    found = next((one for one in candidates if one.digest == digest), None)
+def _all_facts(study: Study, trials: Sequence[FrozenTrial], candidates: Sequence[Candidate]) -> list[TrialFacts]:
+    """The facts of ``trials``, each with the hypervolume of all candidates up to it."""
+    by_digest = {one.digest: one for one in reversed(candidates)}
+    so_far = HypervolumeSoFar([REFERENCE] * len(study.objectives))
+    rows = zip(candidates, study.normalised(list(candidates)), strict=True) if trials else iter(())
+    coming = next(rows, None)
+    any_merge = False
+    made = []
+    for trial in sorted(trials, key=lambda one: one.number):
+        while coming is not None and coming[0].number <= trial.number:
+            if coming[0].feasible:
+                so_far.add(coming[1])
+            any_merge |= coming[0].anchor is None
+            coming = next(rows, None)
+        measured = so_far.measured.value if any_merge and not study.has_one_objective else None
+        made.append(_trial_facts(trial, by_digest.get(str(trial.user_attrs.get(RECIPE))), measured))
+    return made
+
+
+def _trial_facts(trial: FrozenTrial, found: Candidate | None, hypervolume: float | None) -> TrialFacts:
     is_scored = trial.state == TrialState.COMPLETE and found is not None
     failure = None if is_scored else str(trial.user_attrs.get(FAILURE, "no reason was kept"))
-    until = [one for one in candidates if one.number <= trial.number]
-    measured = not study.has_one_objective and any(one.anchor is None for one in until)
     return TrialFacts(
         number=trial.number,
         finished=trial.datetime_complete.timestamp() if trial.datetime_complete else time.time(),
@@ -179,7 +198,7 @@ def _trial_facts(study: Study, trial: FrozenTrial, candidates: Sequence[Candidat
         scores=dict(found.scores) if is_scored and found is not None else {},
         standard_errors=dict(found.standard_errors) if is_scored and found is not None else {},
         params=dict(found.params) if is_scored and found is not None else dict(trial.params),
-        hypervolume=study.hypervolume(until) if measured else None,
+        hypervolume=hypervolume,
         failure=None if failure is None else without_secrets(failure),
     )
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+from click.testing import CliRunner
+from small_study import small_study
+
 import mergefront as mf
+from mergefront.cli.application import cli
 
 OTHERS = """
 click moocore numpy optuna pydantic rich sqlalchemy yaml
@@ -48,6 +53,14 @@ def test_reading_and_telling_import_what_they_need_and_no_more(tmp_path: Path) -
     files = own - {name.rpartition(".")[0] for name in own}
     rooms = tuple(f"mergefront.{room}." for room in ROOMS.split())
     assert [name for name in files if not f"{name}.".startswith(rooms)] == []
+
+
+def test_the_footer_of_a_front_is_a_command_that_runs_as_it_is(tmp_path: Path) -> None:
+    study = small_study(f"sqlite:///{tmp_path}/study.db")
+    shown = CliRunner().invoke(cli, ["front", study.name, "--storage", study.database.url], env={"COLUMNS": "200"})
+    said = " ".join(shown.stdout.split())
+    command = said.partition("in full: mergefront ")[2].partition(" --json")[0]
+    assert shlex.split(command) == ["front", study.name, "--storage", study.database.url]
 
 
 def _study_file(folder: Path, url: str) -> Path:

@@ -149,6 +149,16 @@ def test_what_has_no_report_items_is_refused(storage: str) -> None:
         report(mf.load_study("skills", storage=storage))
 
 
+def test_items_that_have_moved_are_named_with_the_way_to_find_them(study: mf.Study) -> None:
+    items, elsewhere = study.root / "rest.jsonl", study.root / "moved.jsonl"
+    items.rename(elsewhere)
+    try:
+        with pytest.raises(UserError, match=r"rest\.jsonl: it is gone, .* name the folder that holds it with --root"):
+            plan_report(study)
+    finally:
+        elsewhere.rename(items)
+
+
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_scored(study: mf.Study) -> None:
     for out in (study.root / "gone/report.html", study.root / "report.pdf", study.root / "one.html"):
         (study.root / "one.html").mkdir(exist_ok=True)

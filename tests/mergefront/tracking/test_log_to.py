@@ -77,6 +77,10 @@ def test_every_trial_is_told_once_and_what_was_missed_later(skills: mf.Study) ->
             assert trial.scores == by_number[trial.number].scores and trial.params == by_number[trial.number].params
     failed = {trial.number: trial.failure for trial in told if trial.failure is not None}
     assert failed == {failure.number: failure.reason for failure in skills.failures()} and failed
+    for trial in told:
+        until = [one for number, one in by_number.items() if number <= trial.number]
+        measured = skills.hypervolume(until) if any(one.anchor is None for one in until) else None
+        assert trial.hypervolume == (None if measured is None else pytest.approx(measured)), trial.number
     assert told[-1].hypervolume == pytest.approx(skills.hypervolume())
     fronts = [told for told in book.runs["run 0"] if isinstance(told, FrontFacts)]
     assert [member["trial"] for member in fronts[-1].members] == [one.number for one in skills.front()]
