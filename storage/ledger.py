@@ -44,8 +44,8 @@ LEASE_SECONDS = 120.0
 HEARTBEAT_SECONDS = 20.0
 PROPOSAL_SECONDS = 60.0
 """A proposal that takes longer holds nobody up."""
-LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 0.5
-"""How often the next in line looks, and how seldom the last."""
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.02, 5.0
+"""How often the next in line looks, and how seldom the last; the tenth looks every second."""
 TURN_SECONDS = 2.0
 """How long somebody in line has seen a slot at its head before it passes by."""
 
@@ -148,7 +148,8 @@ class StudyLedger:
             if should_stop():
                 return False
             # Whoever is far back looks seldom: many that wait would take the cores from the one who proposes.
-            time.sleep(min(LOOK_SECONDS * len(before) ** 2, LONGEST_LOOK_SECONDS))
+            place = len(before)
+            time.sleep(min(LOOK_SECONDS * min(place**2, 5 * place), LONGEST_LOOK_SECONDS))
             before, now = self.database.read(look)
         self.database.write(start)
         return True
