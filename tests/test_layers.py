@@ -33,7 +33,7 @@ ROOMS: Mapping[str, str] = {
     ),
     "mergefront.adapters.merging": (
         "offload coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "
-        "reference whole_models loras engine forecast output"
+        "reference whole_models loras engine checkpoint_merges forecast output"
     ),
 }
 """Lower rooms first: a room imports from itself and from rooms before it. Type-only imports count."""

@@ -97,6 +97,21 @@ def compose_model(
         return model, _load_processor(folder, Alignment({}, folder), _OPTIONS)
 
 
+def tokenizer_and_ends(folder: Path) -> tuple[Any, frozenset[int]]:
+    """The tokenizer of a model that is computed elsewhere, and the tokens that end answers. Raises ``UserError``."""
+    from types import SimpleNamespace
+
+    from transformers import AutoTokenizer, GenerationConfig
+
+    from mergefront.adapters.local.limits import end_tokens
+
+    with _understood(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_OPTIONS)
+        has_settings = (folder / "generation_config.json").exists()
+        settings = GenerationConfig.from_pretrained(folder, **_OPTIONS) if has_settings else None
+    return tokenizer, end_tokens(SimpleNamespace(generation_config=settings), tokenizer)
+
+
 @dataclass(frozen=True)
 class LoadingFindings:
     """Why a live model cannot be made of a checkpoint (``problems``), what it would not read (``unread``), and how it

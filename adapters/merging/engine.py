@@ -208,6 +208,13 @@ class MergeEngine:
         self, recipe: RecipeLike, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """The merged tensors one at a time, in new memory (``dtype``: default the base's own)."""
+        for name, tensor, _ in self.measured(recipe, names, dtype):
+            yield name, tensor
+
+    def measured(
+        self, recipe: RecipeLike, names: Iterable[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, torch.Tensor, float]]:
+        """As ``iterate``, each tensor with the L1 norm of merged - base before the cast (NaN without a base)."""
         reader = CoefficientReader(recipe)
         self._check_recipe(recipe)
         batch = FusedBatch(self._kernel)
@@ -219,9 +226,9 @@ class MergeEngine:
                 device=origin.device,
             )
             with torch.no_grad():
-                self._merge_tensor(name, reader(name), out, batch, None)
+                norm = self._merge_tensor(name, reader(name), out, batch, None)
                 batch.run()
-            yield name, out
+            yield name, out, float(norm)
 
     @property
     def placement(self) -> Placement:

@@ -14,6 +14,9 @@ from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.openai.request_fields import request_problem
 from mergefront.optimizer.sections import Section
 
+MERGE_WORKER = "mergefront.adapters.remote.vllm.worker.MergeWorker"
+"""What vLLM's workers are extended by, to merge."""
+
 
 class BackendSection(Section):
     """A backend over HTTP, or a part of one."""
@@ -62,6 +65,18 @@ class VllmSection(ConnectionSection):
     server_folder: str | None = None
     base_model: str | None = None
     max_rank: int | None = Field(default=None, ge=1)
+
+
+class VllmEngineSection(Section):
+    """Which vLLM computes merges (``engine: vllm``): one that is started from the environment of ``python``, with
+    ``arguments``, or the running one at ``url``."""
+
+    python: str | None = Field(default=None, description="of the environment that vLLM is in; default: this one")
+    arguments: list[str] = Field(default=[], description="of the server: ['--tensor-parallel-size', '2']")
+    url: str | None = Field(default=None, description=f"of a running server with --worker-extension-cls {MERGE_WORKER}")
+    concurrency: int = Field(default=64, ge=1, le=1024, description="requests at once")
+    timeout: float = Field(default=600.0, gt=0, description="seconds for one request, or for one merge")
+    start_timeout: float = Field(default=900.0, gt=0, description="seconds until a server answers")
 
 
 class _EndpointSection(ConnectionSection):

@@ -33,7 +33,7 @@ from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
-from mergefront.study.preflight.elsewhere import check_external, check_judges, check_server
+from mergefront.study.preflight.elsewhere import check_engine, check_external, check_judges, check_server
 from mergefront.study.preflight.evaluator import evaluator_definition
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
@@ -114,6 +114,7 @@ def check_study(path: str | Path) -> CheckReport:
     else:
         layers = check_checkpoints(found)
         directions = {**check_tasks(found), DELTA_L1: "minimize"}
+        check_engine(found)
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
     if file.merge.tokenizer_source is not None and file.backend.type not in ("local", "external"):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.checkpoints.configurations import EVERYTHING
@@ -26,7 +28,7 @@ from mergefront.adapters.merging.output.references import mergekit_references, m
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import connected_evaluator, read_settings
 from mergefront.adapters.remote.judge import connected_judges
-from mergefront.adapters.remote.settings import JudgeSection, ServerSection, joined_settings
+from mergefront.adapters.remote.settings import JudgeSection, ServerSection, VllmEngineSection, joined_settings
 from mergefront.adapters.tasks.task import Task
 from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
@@ -43,6 +45,8 @@ from mergefront.study.rules import dtype_and_compute
 
 if TYPE_CHECKING:
     from mergefront.adapters.merging.tensor_pool import TensorPool
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -75,13 +79,17 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
         return
     refuse_changed(definition)
     with _judged_tasks(definition, open_database) as (tasks, before):
+        # What is bounded has to be counted as if every answer were written.
+        writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
+        if described.backend.get("engine") == "vllm":
+            with _vllm_backend(definition) as engine:
+                yield TaskEvaluator(engine, tasks, None, before, writes_all=writes_all)
+            return
         if described.type == "local":
             from mergefront.adapters.merging.offload.memory import peak_memory  # brings torch, which servers do without
 
             backend = local_backend(definition)
             watch = partial(peak_memory, backend.engine.device) if definition.compares else None
-            # What is bounded has to be counted as if every answer were written.
-            writes_all = bool({constraint.name for constraint in definition.constraints} & set(COSTS))
             yield TaskEvaluator(backend, tasks, watch, before, writes_all=writes_all)
             return
         settings = server_settings(definition)
@@ -242,6 +250,38 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
     every default. Raises ``UserError``."""
     base, experts, settings = _local_settings(definition, definition.places)
     return LocalBackend.from_checkpoints(base, experts, **settings)
+
+
+@contextmanager
+def _vllm_backend(definition: StudyDefinition) -> Iterator[Any]:
+    """The vLLM that computes a local study's merges, while the block lasts; one that is started here ends with it."""
+    from mergefront.adapters.merging.checkpoint_merges import MergedModels
+    from mergefront.adapters.merging.output.directory import write_merge
+    from mergefront.adapters.remote.vllm.whole_merges import VllmMerges
+
+    base, experts, told = _local_settings(definition, definition.places)
+    merged = MergedModels(
+        str(base.resolve()),
+        {name: str(Path(folder).resolve()) for name, folder in experts.items()},
+        told["dtype"],
+        told["compat_mergekit"],
+        told["task_vectors"],
+        tuple(definition.allow),
+        definition.tokenizer_source,
+        definition.modalities.scope,
+        dict(definition.modalities.carry) or None,
+    )
+    as_base, single, *_ = (anchor.recipe for anchor in anchors(definition.space))
+    section = VllmEngineSection.model_validate(definition.runtime.get("vllm", {}))
+    with TemporaryDirectory() as folder:
+        frame = base.resolve()
+        if definition.tokenizer_source is not None or definition.modalities.scope is not None:
+            # No model of the study has the tokens, or the towers, that merges have.
+            frame = Path(folder)
+            write_merge(merge_plan(definition, as_base, definition.allow), frame)
+        with closing(VllmMerges(merged, frame, single, section, told["dtype"])) as engine:
+            _log.info("%s", engine.proof)
+            yield engine
 
 
 def local_pool(definition: StudyDefinition, places: ModelPlaces) -> tuple[TensorPool, dict[str, int]]:

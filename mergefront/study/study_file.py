@@ -10,9 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from mergefront.adapters.remote.settings import JudgeSection, ServerSection
+from mergefront.adapters.remote.settings import JudgeSection, ServerSection, VllmEngineSection
 from mergefront.adapters.starting.training_run import checkpoint_folders, trained_checkpoints
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.racing.race import RacingSettings
@@ -131,6 +132,23 @@ class LocalBackendSection(Section):
     task_vectors: Literal["exact", "int8"] | Annotated[int, Field(ge=1)] = Field(
         default="exact", description="how experts are held in memory: exact, int8, or a rank"
     )
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what computes the merged model; vllm: a server of its own"
+    )
+    vllm: VllmEngineSection = VllmEngineSection()
+
+    @model_validator(mode="after")
+    def _asks_its_engine(self) -> LocalBackendSection:
+        if self.engine != "vllm" and "vllm" in self.model_fields_set:
+            raise PydanticCustomError("engine", "'vllm' says which vLLM is used, which needs engine: vllm")
+        idle = {"device", "device_map", "max_memory"} & self.model_fields_set
+        if self.engine == "vllm" and idle:
+            raise PydanticCustomError(
+                "engine",
+                "engine vllm chooses its devices by its own arguments; remove {keys}",
+                {"keys": " and ".join(sorted(idle))},
+            )
+        return self
 
 
 class FunctionBackendSection(Section):

@@ -109,6 +109,83 @@ class VllmWire:
 
         return await self._complete(body, read, state, True)
 
+    async def scored(self, model: str, context: Sequence[int], continuation: Sequence[int]) -> LogLikelihood:
+        """The raw log-probabilities of a continuation in one request. Only where no LoRA is in use (see above)."""
+        prompt = [*context, *continuation]
+        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+
+        def read(answer: Any) -> Reply[LogLikelihood]:
+            listed = field(answer, "choices", 0, "prompt_logprobs", kind=list)
+            found, counted = listed[len(context) :], usage(answer)
+            if counted[0] not in (None, len(prompt)) or len(found) != len(continuation):
+                raise EvaluationError(
+                    f"the server read {counted[0]} tokens where {len(prompt)} were sent", kind="wrong prompt"
+                )
+            steps = [field(one, str(token), kind=dict) for one, token in zip(found, continuation, strict=True)]
+            total = sum(logprob(step, "logprob") for step in steps)
+            return Reply(LogLikelihood(total, len(steps), all(step.get("rank") == 1 for step in steps)), *counted)
+
+        return await self.client.ask("POST", "/v1/completions", body, read, cached=False)
+
+    async def continued(
+        self, model: str, prompt: Sequence[int], max_tokens: int, ends: Sequence[int], more: Mapping[str, Any]
+    ) -> list[int]:
+        """The tokens of a continuation, the end token included; greedy but for what ``more`` says."""
+        body: dict[str, Any] = {
+            "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "top_p": 1.0,
+            "repetition_penalty": 1.0, "stop_token_ids": list(ends), "skip_special_tokens": False,
+            "return_token_ids": True, **more,
+        }  # fmt: skip
+
+        def read(answer: Any) -> Reply[list[int]]:
+            tokens = field(answer, "choices", 0, "token_ids", kind=list)
+            if not all(type(token) is int for token in tokens):
+                raise MalformedAnswerError("has token_ids that are no numbers")
+            return Reply(tokens, *usage(answer))
+
+        return await self.client.ask("POST", "/v1/completions", body, read, cached=False)
+
+    async def likeliest(self, model: str, prompt: Sequence[int], count: int) -> list[int]:
+        """The likeliest next tokens, at most ``count`` (vLLM's own limit is 20)."""
+        body = {
+            "model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": count,
+            "return_tokens_as_token_ids": True,
+        }  # fmt: skip
+
+        def read(answer: Any) -> Reply[list[int]]:
+            listed = field(answer, "choices", 0, "logprobs", "top_logprobs", 0, kind=dict)
+            found = sorted(listed, key=lambda name: -float(listed[name]))
+            return Reply([int(name.removeprefix("token_id:")) for name in found], *usage(answer))
+
+        return await self.client.ask("POST", "/v1/completions", body, read, cached=False)
+
+    async def call_workers(self, method: str, **arguments: Any) -> list[Mapping[str, Any]]:
+        """What every worker answers to a method of ``MergeWorker``; raises ``RefusedError`` where it has none."""
+        body = {"method": method, "kwargs": arguments}
+
+        def read(answer: Any) -> Reply[list[Mapping[str, Any]]]:
+            found = field(answer, "results", kind=list)
+            if not found or not all(isinstance(one, dict) and "ok" in one for one in found):
+                raise MalformedAnswerError("has results that no worker of ours gives")
+            return Reply(found)
+
+        return await self.client.ask("POST", "/collective_rpc", body, read, cached=False)
+
+    async def hold(self) -> None:
+        """Let what runs end, and keep what comes waiting. The cached prompts go."""
+        await self.client.ask("POST", "/pause?mode=wait", None, _read_anything, cached=False)
+
+    async def go_on(self) -> None:
+        """The end of ``hold``. Raises ``EvaluationError`` where cached prompts of other weights stay."""
+
+        def read(answer: Any) -> Reply[None]:
+            if field(answer, "success") is not True:
+                raise EvaluationError("the server keeps prompts of other weights in its cache", kind="stale cache")
+            return Reply(None)
+
+        await self.client.ask("POST", "/reset_prefix_cache", None, read, cached=False)
+        await self.client.ask("POST", "/resume", None, _read_anything, cached=False)
+
     async def _complete(self, body: dict[str, Any], read: Callable[[Any], Reply[T]], state: str, cached: bool) -> T:
         # The name of a loaded LoRA passes; what decides the answer is what was merged into it.
         lasting = {**body, "model": ""}
@@ -120,6 +197,10 @@ class VllmWire:
 def _read_done(answer: Any) -> Reply[None]:
     if not isinstance(answer, str) or not answer.startswith("Success"):
         raise EvaluationError(f"the server did not take the LoRA: {str(answer)[:200]!r}", kind="lora")
+    return Reply(None)
+
+
+def _read_anything(answer: Any) -> Reply[None]:
     return Reply(None)
 
 

@@ -26,6 +26,7 @@ from mergefront.storage.responses import DatabaseResponses
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.prompts import show_prompts
 from mergefront.study.study_file import (
+    LocalBackendSection,
     StudyFile,
 )
 
@@ -101,6 +102,16 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     found.problems.extend(f"backend: {line}" for line in tried.problems)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
     return tried.served
+
+
+def check_engine(found: Findings) -> None:
+    """Whether the vLLM that is to compute merges is there, as far as that can be seen without starting it."""
+    backend = found.file.backend
+    if isinstance(backend, LocalBackendSection) and backend.engine == "vllm":
+        from mergefront.adapters.remote.vllm.whole_merges import engine_there
+
+        with found.catch():
+            found.notes.append(engine_there(backend.vllm))
 
 
 def check_judges(found: Findings, anchors: Sequence[str], database: Database | None) -> None:

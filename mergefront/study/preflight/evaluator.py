@@ -42,8 +42,11 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
         models = file.merge.models if isinstance(file.merge.models, Mapping) else {}
         kind, checkpoints = "local", [str(file.merge.base_model), *models.values()]
         where = {"device", "device_map", "max_memory"}
-        backend = file.backend.model_dump(exclude={"type", *where})
+        backend = file.backend.model_dump(exclude={"type", *where, "engine", "vllm"})
         runtime = file.backend.model_dump(include=where, exclude_none=True)
+        if file.backend.engine != "transformers":
+            backend["engine"] = file.backend.engine
+            runtime["vllm"] = file.backend.vllm.model_dump()
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}

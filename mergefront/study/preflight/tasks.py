@@ -105,6 +105,8 @@ def _needs_live_model(file: StudyFile, task: Task) -> list[str]:
     if isinstance(file.backend, BackendSection):
         asks = f"type {task.verb} asks the live model"
         problems.append(f"{asks}, which backend {file.backend.type} has not; use local")
+    if isinstance(file.backend, LocalBackendSection) and file.backend.engine == "vllm":
+        problems.append(f"type {task.verb} asks the live model, which engine vllm has not; use engine transformers")
     whole = getattr(task, "whole", "")
     if file.racing and whole:
         problems.append(f"{whole}, and racing asks them in parts; remove 'racing'")
@@ -158,6 +160,8 @@ def _blind(found: Findings) -> list[str]:
     backend = found.file.backend
     if isinstance(backend, BackendSection):
         return [f"some items have an image, which backend {backend.type} does not send; use backend local"]
+    if isinstance(backend, LocalBackendSection) and backend.engine == "vllm":
+        return ["some items have an image, which engine vllm is not shown; use engine transformers"]
     if importlib.util.find_spec("PIL") is None:
         return ["some items have an image, which needs Pillow; install it with: pip install pillow"]
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES

@@ -1,0 +1,119 @@
+"""Merges of checkpoints as the tensors that an export writes, one after the other, for whoever takes weights so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergefront.adapters.checkpoints.dtypes import main_dtype, one_dtype
+from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
+from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
+from mergefront.adapters.checkpoints.tokenizers import token_axes
+from mergefront.adapters.merging.compression import TaskVectorForm
+from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.modalities import compose
+from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
+from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.stacks import Modalities
+
+_BASE = ""
+
+
+@dataclass(frozen=True)
+class MergedModels:
+    """Which checkpoints are merged, and by which rules; survives JSON (``asdict``).
+
+    ``base`` and ``experts`` are folders. ``dtype`` is what merges are rounded to ("auto": what most of the base is
+    stored in). ``tokenizer_source``, ``scope`` and ``carry`` are those of a study file.
+    """
+
+    base: str
+    experts: Mapping[str, str]
+    dtype: str = "auto"
+    compat_mergekit: bool = False
+    task_vectors: TaskVectorForm = "exact"
+    allow: Sequence[str] = ()
+    tokenizer_source: str | Mapping[str, Any] | None = None
+    scope: str | None = None
+    carry: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object of the fields."""
+        return asdict(self)
+
+
+class CheckpointMerges:
+    """The engine of such merges: what it holds is read once. Raises ``UserError`` for models that do not fit.
+
+    ``max_memory``: see ``MergeEngine``.
+    """
+
+    def __init__(
+        self, models: MergedModels, device: str | torch.device = "cpu", max_memory: Mapping[str, int] | None = None
+    ) -> None:
+        folders = {_BASE: models.base, **models.experts}
+        opened = {name: Checkpoint(Path(folder)) for name, folder in folders.items()}
+        opened = dict(compose(opened, _BASE, Modalities.read(models.scope, models.carry)).models)
+        header = opened[_BASE].header
+        dtype = main_dtype(header) if models.dtype == "auto" else models.dtype
+        rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
+        aligned = align(opened, _BASE, TokenizerChoice.read(models.tokenizer_source)).models
+        self._dtype: torch.dtype | None = None if rounded is None else getattr(torch, dtype)
+        self._engine = MergeEngine(
+            aligned[_BASE],
+            {name: aligned[name] for name in models.experts},
+            device,
+            compat_mergekit=models.compat_mergekit,
+            task_vectors=models.task_vectors,
+            allow=models.allow,
+            max_memory=max_memory,
+        )
+        self._base = aligned[_BASE]
+        self.header: CheckpointHeader = aligned[_BASE].header
+        self._token_axes = token_axes(self.header.tensors)
+        self.delta_l1 = 0.0
+        """The L1 norm of the last merge minus the base, once all its tensors were taken."""
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that a model loads, layer by layer."""
+        header = self.header
+        return [
+            name
+            for name in self._engine.names
+            if not is_prediction_layer(name, header.config) and not is_unread(name, header.tensors[name].shape)
+        ]
+
+    def tensors(self, recipe: Recipe | None, exchanged: Collection[int] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a merge (None: of the base) under the base's names.
+
+        The rows of two tokens that are to be ``exchanged`` are, in the embeddings and the head: such a model says one
+        token where it said the other. Raises ``EvaluationError`` for numbers that are not finite.
+        """
+        total = 0.0
+        for name, tensor, norm in self._of_base() if recipe is None else self._of_merge(recipe):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise EvaluationError(
+                    f"tensor {name!r} of this merge is not finite in {str(tensor.dtype).removeprefix('torch.')}",
+                    kind="not finite",
+                )
+            total += norm
+            if exchanged and name in self._token_axes:
+                pair = torch.tensor(list(exchanged), device=tensor.device)
+                axis = self._token_axes[name]
+                tensor = tensor.index_copy(axis, pair, tensor.index_select(axis, pair.flip(0)))
+            yield name, tensor
+        self.delta_l1 = total
+
+    def _of_merge(self, recipe: Recipe) -> Iterator[tuple[str, torch.Tensor, float]]:
+        return self._engine.measured(recipe, self.names, self._dtype)
+
+    def _of_base(self) -> Iterator[tuple[str, torch.Tensor, float]]:
+        for name in self.names:
+            tensor = self._base[name]
+            yield name, tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor, 0.0

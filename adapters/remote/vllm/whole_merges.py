@@ -1,0 +1,389 @@
+"""Whole merges in a live vLLM: its workers hold base and experts, merge, and take the merge as their weights.
+
+A few numbers travel and nothing is written. Around every change requests are held, cached prompts go, and the weights
+get a version; answers count only while the workers still have it. Written against vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from secrets import token_hex
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mergefront.adapters.chat_templates import TemplateReader
+from mergefront.adapters.language_model import Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.local.loading import tokenizer_and_ends
+from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.merging.checkpoint_merges import MergedModels
+from mergefront.adapters.remote.drawing import drawing
+from mergefront.adapters.remote.http.breaker import BreakerPolicy
+from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all_of
+from mergefront.adapters.remote.http.retry import RetryPolicy
+from mergefront.adapters.remote.identity import QUESTIONS
+from mergefront.adapters.remote.settings import MERGE_WORKER, VllmEngineSection
+from mergefront.adapters.remote.vllm.process import VllmInstallation, VllmProcess
+from mergefront.adapters.remote.vllm.wire import VllmWire
+from mergefront.adapters.tokenization import Tokenization
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, SearchStoppedError, UserError
+from mergefront.optimizer.recipes.recipe import Recipe
+
+T = TypeVar("T")
+
+_NOISE_FLOOR: Mapping[str, float] = {"float32": 1e-3}
+"""Nats by which two passes over one text may differ, by what a server computes in; others: ``_COARSE``."""
+_COARSE = 0.3
+_LOOKED_AT = 10
+_TRIES = 3
+"""How often an evaluation begins anew where the server lost its weights."""
+_log = logging.getLogger(__name__)
+
+
+class VllmMerges:
+    """A ``Backend``: recipes become the weights of one vLLM server.
+
+    ``frame`` is the folder of a model like all merges, with its tokenizer; a server that is started begins with it.
+    ``single`` is a recipe of one expert alone, by which the canary sees that weights change. ``computing`` is what a
+    started server computes in ("auto": ``models.dtype``, float32 on a CPU). Raises ``UserError`` where the server
+    cannot be used: before anything is scored.
+    """
+
+    def __init__(
+        self, models: MergedModels, frame: Path, single: Recipe, settings: VllmEngineSection, dtype: str
+    ) -> None:
+        self._models, self._dtype = models, dtype
+        self._process: VllmProcess | None = None
+        self._client: HttpClient | None = None
+        self._lock = threading.Lock()
+        self._run, self._numbers = token_hex(4), count()
+        self.delta_l1 = float("nan")
+        try:
+            tokenizer, ends = tokenizer_and_ends(frame)
+            self._tokenizer, self._ends = tokenizer, ends
+            self._tokenization = Tokenization(tokenizer, chats=TemplateReader(tokenizer))
+            url = settings.url or self._started(frame, settings)
+            self._client = HttpClient(url, _policy(settings))
+            self._wire = VllmWire(self._client)
+            self._model, self._context = self._served()
+            self.proof = self._prove(single)
+        except (EvaluationError, SearchStoppedError) as error:
+            self.close()
+            raise UserError(f"backend.vllm: {error}") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def apply(self, recipe: Recipe) -> VllmMerge:
+        """See ``Backend``."""
+        return VllmMerge(self, recipe)
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._client is not None:
+            self._client.close()
+        if self._process is not None:
+            self._process.close()
+
+    @property
+    def process_id(self) -> int | None:
+        """Of a server that was started here."""
+        return None if self._process is None else self._process.process_id
+
+    def scored(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        """What the weights that are there say of continuations, all at once."""
+        pairs = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
+        return self._ask(all_of(self._scored(context, tokens) for context, tokens in pairs))
+
+    def written(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """What the weights that are there write, read token by token as a model of this process reads its own."""
+        prompts = self._tokenization.texts([request.prompt for request in requests])
+        return self._ask(all_of(self._written(one, request) for one, request in zip(prompts, requests, strict=True)))
+
+    def enter(self, recipe: Recipe) -> str:
+        """Make a merge the server's weights, until ``leave``; returns its version."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("a merge is applied already; leave its block before applying the next one")
+        try:
+            return self.send(recipe)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def leave(self) -> None:
+        """The end of ``enter``."""
+        self._lock.release()
+
+    def send(self, recipe: Recipe | None, exchanged: Sequence[int] = ()) -> str:
+        """Make a merge (None: the base) the server's weights; returns its version.
+
+        Raises ``EvaluationError`` for a merge that no model is.
+        """
+        version = f"{self._run}-{next(self._numbers)}"
+        content = None if recipe is None else recipe.to_json()
+
+        async def change() -> list[Mapping[str, Any]]:
+            await self._wire.hold()
+            answers = await self._wire.call_workers(
+                "mergefront_merge", recipe=content, version=version, exchanged=list(exchanged)
+            )
+            await self._wire.go_on()
+            return answers
+
+        answers = self._ask(change())
+        _raise_first(answers)
+        self.delta_l1 = float(answers[0]["delta_l1"])
+        # A number that overflows on its way is no answer; texts would be empty and say nothing of it.
+        self._answers()
+        return version
+
+    def settled(self, version: str, recipe: Recipe, work: Callable[[], T]) -> tuple[T, str]:
+        """What ``work`` answers while the server has this version, and the version that it has then.
+
+        Where the server was started again meanwhile, it gets its weights anew and ``work`` is done again. Raises
+        ``UserError`` where somebody else gives it weights.
+        """
+        for _ in range(_TRIES):
+            try:
+                answer = work()
+                if self._has(version):
+                    return answer, version
+            except (EvaluationError, SearchStoppedError):
+                if self._process is None or not self._process.has_ended:
+                    raise
+                _log.warning("vLLM ended and is started again:\n%s", self._process.last_words())
+                self._process.start()
+            _log.warning("vLLM lost the weights of a merge; they are sent again, and what it answered is left out")
+            self._open()
+            version = self.send(recipe)
+        raise EvaluationError(f"vLLM lost a merge's weights {_TRIES} times while it was scored", kind="weights lost")
+
+    def _started(self, frame: Path, settings: VllmEngineSection) -> str:
+        found = VllmInstallation.found(settings.python)
+        dtype = self._dtype if found.has_accelerator else "float32"
+        self._process = VllmProcess(found, frame, dtype, settings.arguments, settings.start_timeout)
+        return self._process.url
+
+    def _served(self) -> tuple[str, int]:
+        """The served model's name and the most tokens that it reads; its workers have the models open then."""
+        [(name, longest), *_] = self._ask(self._wire.models()) or [("", None)]
+        self._state = self._open()
+        if self._state["quantization"] is not None:
+            raise UserError(
+                f"backend.vllm: the server's model is quantised ({self._state['quantization']}), which takes no "
+                "merged weights; start it without"
+            )
+        coarse = {"float32": ("bfloat16", "float16"), "bfloat16": ("float16",), "float16": ("bfloat16",)}
+        if self._state["dtype"] in coarse.get(self._dtype, ()):
+            raise UserError(
+                f"backend.vllm: merges are {self._dtype}, and the server computes in {self._state['dtype']}, which "
+                f"would round them in silence; start it with --dtype {self._dtype} (or float32)"
+            )
+        return name, longest if longest is not None else 2048
+
+    def _open(self) -> Mapping[str, Any]:
+        """Have the workers read the models; returns what the first of them is."""
+        try:
+            [state, *_] = self._ask(self._wire.call_workers("mergefront_state"))
+        except EvaluationError as error:
+            raise _without_worker(error) from None
+        _raise_first([state])
+        _raise_first(self._ask(self._wire.call_workers("mergefront_open", models=self._models.to_json())))
+        return state
+
+    def _prove(self, single: Recipe) -> str:
+        """See that weights change, whole, and change back; returns what was seen. Raises ``UserError``."""
+        begun = self._answers()
+        self.send(None)
+        base, again = self._answers(), self._answers()
+        noise = max(5 * _furthest(base, again), _NOISE_FLOOR.get(self._state["dtype"], _COARSE))
+        if self._process is not None and _furthest(begun, base) > noise:
+            raise UserError(
+                f"canary: the base's weights answer {_furthest(begun, base):.3g} nats otherwise once they are sent to "
+                f"vLLM than as it reads them from their folder; this vLLM does not take this model's weights"
+            )
+        exchanged = self._exchange_tokens(noise)
+        self.send(single)
+        changed = _furthest(base, self._answers())
+        if changed <= noise:
+            _log.warning("canary: %s alone answers as the base does (within %.2g nats)", _only(single), noise)
+        self.send(None)
+        back = _furthest(base, self._answers())
+        if back > noise:
+            raise UserError(
+                f"canary: after an expert's weights the base's answer {back:.3g} nats otherwise than before; this vLLM "
+                "keeps something of the weights before"
+            )
+        return (
+            f"vLLM in {self._state['dtype']}: the base's weights come back to {back:.1g} nats, an expert's differ by "
+            f"{changed:.2g}, and {exchanged}"
+        )
+
+    def _exchange_tokens(self, noise: float) -> str:
+        """Exchange two tokens' rows in embeddings and head: their chances must be exchanged as well, or else a head
+        kept the embeddings of before. Raises ``UserError``."""
+        [prompt, *_] = self._tokenization.texts(QUESTIONS)
+        likely = [one for one in self._ask(self._wire.likeliest(self._model, prompt, _LOOKED_AT)) if one not in prompt]
+        if len(likely) < 2:
+            return "no two tokens could be exchanged to see whether the head follows"
+        pair = (likely[0], likely[-1])
+        before = self._chances(prompt, pair)
+        self.send(None, pair)
+        after = self._chances(prompt, pair)
+        if _furthest(before, after[::-1]) > noise:
+            raise UserError(
+                f"canary: where two tokens' embeddings are exchanged their chances are not ({before[0]:.3f} and "
+                f"{before[1]:.3f} nats became {after[0]:.3f} and {after[1]:.3f}): this vLLM keeps the output head of "
+                "the weights before"
+            )
+        return "the head follows the embeddings"
+
+    def _chances(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        asked = all_of(self._wire.scored(self._model, prompt, (token,)) for token in tokens)
+        return [one.logprob for one in self._ask(asked)]
+
+    def _answers(self) -> list[float]:
+        """Log-probabilities of a few texts; raises ``EvaluationError`` where they are no numbers."""
+        texts = self._tokenization.texts(QUESTIONS)
+        return [one.logprob for one in self._ask(all_of(self._scored(text[:1], text[1:]) for text in texts))]
+
+    def _has(self, version: str) -> bool:
+        """Whether every worker has this version. Raises ``UserError`` where it has that of another search."""
+        states = self._ask(self._wire.call_workers("mergefront_state"))
+        others = [one for state in states if (one := state.get("version")) and not one.startswith(f"{self._run}-")]
+        if others:
+            raise UserError(
+                "backend.vllm: another search gives this server weights; give each study a server of its own"
+            )
+        return all(state.get("version") == version for state in states)
+
+    async def _scored(self, context: Sequence[int], tokens: Sequence[int]) -> LogLikelihood:
+        self._check_room(len(tokens))
+        known = context[-(self._context - 1 - len(tokens)) :]
+        said = await self._wire.scored(self._model, known, tokens)
+        return LogLikelihood(said.logprob, said.tokens, said.is_greedy, shortened=len(known) < len(context))
+
+    async def _written(self, prompt: Sequence[int], request: GenerationRequest) -> Generation:
+        self._check_room(request.most_tokens)
+        known = prompt[-(self._context - request.most_tokens) :]
+        more = dict(drawing(request))
+        if request.stop and request.thinking is None:
+            more["stop"] = list(request.stop)
+        tokens = await self._wire.continued(self._model, known, request.most_tokens, sorted(self._ends), more)
+        is_open = self._tokenization.opens_thoughts(request)
+        state = GenerationState(request, self._tokenizer, self._tokenization, self._ends, is_open)
+        for token in tokens:
+            if state.done:
+                break
+            state.append(token)
+        said = state.generation()
+        return replace(said, shortened=len(known) < len(prompt))
+
+    def _check_room(self, more: int) -> None:
+        if more >= self._context:
+            raise EvaluationError(
+                f"{more} tokens are to follow the prompt, but the server reads {self._context} in all; start it with a "
+                "larger --max-model-len",
+                kind="too long",
+            )
+
+    def _ask(self, work: Coroutine[Any, Any, T]) -> T:
+        assert self._client is not None
+        return self._client.run(work)
+
+
+class VllmMerge:
+    """A recipe applied to ``VllmMerges`` (see ``AppliedMerge``); it yields itself, a ``LanguageModel``."""
+
+    def __init__(self, engine: VllmMerges, recipe: Recipe) -> None:
+        self._engine, self._recipe = engine, recipe
+        self._version = ""
+        self.delta_l1: float | None = None
+        self.seconds = 0.0
+
+    def __enter__(self) -> VllmMerge:
+        started = time.perf_counter()
+        self._version = self._engine.enter(self._recipe)
+        self.seconds, self.delta_l1 = time.perf_counter() - started, self._engine.delta_l1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._engine.leave()
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        return self._settled(lambda: self._engine.scored(requests))
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        return self._settled(lambda: self._engine.written(requests))
+
+    def _settled(self, work: Callable[[], T]) -> T:
+        answer, self._version = self._engine.settled(self._version, self._recipe, work)
+        return answer
+
+
+def engine_there(settings: VllmEngineSection) -> str:
+    """Which vLLM there is, without starting one or changing its weights. Raises ``UserError`` where none serves."""
+    if settings.url is None:
+        found = VllmInstallation.found(settings.python)
+        where = "an accelerator" if found.has_accelerator else "the CPU"
+        return (
+            f"engine: vLLM {found.version} on {where}, of {found.python}; it is started and tried (canary) when the "
+            "search begins"
+        )
+    with closing(HttpClient(settings.url, _policy(settings))) as client:
+        try:
+            [state, *_] = client.run(VllmWire(client).call_workers("mergefront_state"))
+        except (EvaluationError, SearchStoppedError) as error:
+            raise _without_worker(error) from None
+    _raise_first([state])
+    used = "; it has the weights of a search" if state["version"] is not None else ""
+    return f"engine: vLLM at {settings.url} serves {state['model']} in {state['dtype']}{used}"
+
+
+def _policy(settings: VllmEngineSection) -> ClientPolicy:
+    return ClientPolicy(
+        settings.concurrency,
+        settings.timeout,
+        longest_response=2**28,
+        retry=RetryPolicy(4),
+        breaker=BreakerPolicy(give_up=60.0),
+        where="backend.vllm",
+    )
+
+
+def _without_worker(error: MergefrontError) -> UserError:
+    """Why a server's workers do not merge."""
+    kind, what = getattr(error, "kind", ""), ""
+    if kind in ("http 404", "http 405"):
+        what = ": it takes no calls to its workers; start it with VLLM_SERVER_DEV_MODE=1 in its environment"
+    elif kind == "http 500":
+        what = f": it has no worker that merges; start it with --worker-extension-cls {MERGE_WORKER}"
+    return UserError(f"backend.vllm{what} ({error})" if what else f"backend.vllm: {error}")
+
+
+def _raise_first(answers: Sequence[Mapping[str, Any]]) -> None:
+    """What the first worker that could not do its work says, as the error that it is."""
+    for answer in answers:
+        if not answer["ok"]:
+            made: MergefrontError = (
+                UserError(f"backend.vllm: {answer['error']}")
+                if answer["kind"] == "user"
+                else EvaluationError(str(answer["error"]), kind=str(answer["kind"]))
+            )
+            raise made
+
+
+def _only(recipe: Recipe) -> str:
+    return ", ".join(name for name in recipe.models if recipe.params.get(f"weight[{name}]"))
+
+
+def _furthest(one: Sequence[float], two: Sequence[float]) -> float:
+    return max((abs(first - second) for first, second in zip(one, two, strict=True)), default=0.0)
