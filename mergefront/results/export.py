@@ -98,6 +98,10 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     path = Path(config)
     content = read_mapping(path, "merge configuration", "merge_method and models")
     folders = (Path.cwd(), path.resolve().parent)
+    if content.get("merge_method") == "merge_experts":
+        from mergefront.adapters.local.mixture.merging import merge_experts
+
+        return merge_experts(content, lambda reference: Path(str(read_reference(reference, folders))), Path(out))
     return merge_to_directory(
         map_references(content, lambda reference: str(read_reference(reference, folders))), Path(out), allow=allow
     )
