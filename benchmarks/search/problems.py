@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.search.experts import Pool, PoolSpec, margins, trained_pool
 from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.recipes.anchors import Anchor, anchors
+from mergefront.optimizer.recipes.anchors import GivenRecipe, anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
@@ -46,7 +46,7 @@ class Problem:
     name: str
     space: MergeSpace
     objectives: tuple[Objective, ...]
-    anchors: tuple[Anchor, ...]
+    anchors: tuple[GivenRecipe, ...]
     evaluate: Callable[[Recipe, int, int], Scored]
     ranges: tuple[tuple[float, float], ...] | None = None
     least: Mapping[str, float] = field(default_factory=dict)

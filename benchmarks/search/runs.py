@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from benchmarks.search.problems import Problem, Scored
-from mergefront.optimizer.recipes.anchors import Anchor, expert_anchor, metric_weighted
-from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, STANDARD_ERRORS, write_search_space
+from mergefront.optimizer.recipes.anchors import Anchor, GivenRecipe, expert_anchor, metric_weighted
+from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, SEED, STANDARD_ERRORS, write_search_space
 
 HORIZONS = (15, 30, 60, 120)
 RECORDED = Path(__file__).with_name("recorded.jsonl.gz")
@@ -109,8 +109,9 @@ def _errors(problem: Problem, scored: Scored) -> list[float | None]:
     return [scored.told.standard_errors.get(objective.name) for objective in problem.objectives]
 
 
-def _anchor_trial(problem: Problem, anchor: Anchor, scored: Scored, constraints: bool) -> FrozenTrial:
-    attributes: dict[str, object] = {ANCHOR: anchor.name, STANDARD_ERRORS: _errors(problem, scored)}
+def _anchor_trial(problem: Problem, anchor: GivenRecipe, scored: Scored, constraints: bool) -> FrozenTrial:
+    kind = ANCHOR if isinstance(anchor, Anchor) else SEED
+    attributes: dict[str, object] = {kind: anchor.name, STANDARD_ERRORS: _errors(problem, scored)}
     if anchor.outside_space:
         attributes[OUTSIDE_SPACE] = True
     # Optuna's own samplers learn from every trial that has parameters: only points of the space get them.

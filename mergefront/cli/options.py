@@ -84,13 +84,21 @@ log_to_option = click.option(
 
 
 def choice_options(command: Command) -> Command:
-    """``--trial``, ``--suggested``, ``--knee`` and ``--prefer``: a merge of a study, passed as ``choice``."""
+    """``--trial``, ``--suggested``, ``--knee``, ``--start-point`` and ``--prefer``: a merge of a study, passed as
+    ``choice``."""
 
     @wraps(command)
-    def chosen(trial: int | None, suggested: bool, knee: bool, prefer: dict[str, float] | None, **others: Any) -> Any:
+    def chosen(
+        trial: int | None,
+        suggested: bool,
+        knee: bool,
+        prefer: dict[str, float] | None,
+        start_point: str | None,
+        **others: Any,
+    ) -> Any:
         from mergefront.results.suggestion import Choice
 
-        return command(choice=Choice(trial, suggested, knee, prefer), **others)
+        return command(choice=Choice(trial, suggested, knee, prefer, start_point), **others)
 
     for option in (
         click.option(
@@ -99,6 +107,7 @@ def choice_options(command: Command) -> Command:
             callback=named_numbers,
             help="The front member for these weights of the objectives.",
         ),
+        click.option("--start-point", metavar="NAME", help="What a search began with, such as aligned."),
         click.option(
             "--knee",
             is_flag=True,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from shlex import quote
 
 from mergefront.formatting import number, trial
-from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.search.attributes import SEED
 from mergefront.results.verdict import Verdict
 from mergefront.study.stored_study import Candidate, Study
 
@@ -120,10 +121,14 @@ class Choice:
     suggested: bool = False
     knee: bool = False
     prefer: Mapping[str, float] | None = None
+    start_point: str | None = None
 
     def __post_init__(self) -> None:
-        if [self.trial is not None, self.suggested, self.knee, self.prefer is not None].count(True) > 1:
-            raise UserError("choose one of --suggested, --trial N, --knee and --prefer maths=0.7,french=0.3")
+        named = [one is not None for one in (self.trial, self.prefer, self.start_point)]
+        if [self.suggested, self.knee, *named].count(True) > 1:
+            raise UserError(
+                "choose one of --suggested, --trial N, --knee, --start-point NAME and --prefer maths=0.7,french=0.3"
+            )
 
     def of(self, study: Study) -> Candidate:
         """Raises ``UserError`` where the study has no such candidate."""
@@ -133,6 +138,13 @@ class Choice:
             return study.knee()
         if self.trial is not None:
             return evaluated_trial(study, self.trial)
+        if self.start_point is not None:
+            trials = study.optuna.get_trials(deepcopy=False)
+            of_name = {one.user_attrs[SEED]: one.number for one in trials if SEED in one.user_attrs}
+            if self.start_point not in of_name:
+                hint = did_you_mean(self.start_point, of_name) if of_name else "(it has none)"
+                raise UserError(f"study {study.name!r} evaluated no start point {self.start_point!r} {hint}")
+            return evaluated_trial(study, of_name[self.start_point])
         suggested = study.suggested()
         if suggested is None:
             remedy = choices(study)  # refuses a study without any member first

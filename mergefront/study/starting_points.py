@@ -6,6 +6,7 @@ in what objectives are normalised by. A space can be centred on their weights, e
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from mergefront.study.preflight.findings import Findings
 if TYPE_CHECKING:
     from mergefront.adapters.local.backend import LocalBackend
 
+_log = logging.getLogger(__name__)
 ALIGNED = "aligned"
 PROMPTS = 8
 """Of each expert, where weights are learned from prompts."""
@@ -192,6 +194,7 @@ def with_start_points(definition: StudyDefinition, evaluator: Evaluator | None) 
 
     learned = {}
     for name in names_of(definition.anchors, definition.centres):
+        _log.warning("start point %s: its weights are found first, once", name)
         try:
             learned[name] = dict(START_POINTS[name].weights(definition, open_backend))
         except UserError as error:

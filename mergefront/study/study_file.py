@@ -187,7 +187,7 @@ class AlignedSection(Section):
         default_factory=dict,
         description="files of prompts by expert; by default the search items of the task that is called so",
     )
-    steps: int = Field(default=100, ge=1, le=10_000, description="steps of learning, each on a prompt of every expert")
+    steps: int = Field(default=50, ge=1, le=10_000, description="steps of learning, each on a prompt of every expert")
 
 
 class SearchSection(BaseModel):

@@ -55,7 +55,8 @@ def by_autograd(
     for lesson in lessons:
         (text, target) = lesson.texts[0], lesson.targets[0]
         out = functional_call(model, merged, kwargs={"input_ids": text, "output_hidden_states": True}, tie_weights=True)
-        errors = [((a[0] - b) ** 2).mean() for a, b in zip(out.hidden_states, target.hidden, strict=True)]
+        states = [one[0] / (one[0] ** 2).mean(-1, keepdim=True) ** 0.5 for one in out.hidden_states]
+        errors = [((a - b) ** 2).mean() for a, b in zip(states, target.hidden, strict=True)]
         hidden = sum(error / unit for error, unit in zip(errors, lesson.unit_hidden, strict=True)) / len(errors)
         theirs = target.next_tokens.exp()
         ours = torch.log_softmax(out.logits[0] / temperature, -1)

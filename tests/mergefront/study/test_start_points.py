@@ -15,6 +15,7 @@ import mergefront as mf
 from mergefront.optimizer.recipes.anchors import refuses_weights, start_point
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.search.attributes import SEED
+from mergefront.results.suggestion import Choice
 from mergefront.storage.database import Database
 from mergefront.storage.studies import load, update
 from mergefront.study.check import check_study
@@ -162,6 +163,9 @@ def test_weights_are_learned_from_the_experts_own_prompts_when_the_study_begins(
     assert sum(learned["posterior-weighted"].values()) == pytest.approx(1)
     assert set(learned["aligned"]) == {f"weight[{name}, block {block}]" for name in ("one", "two") for block in (0, 1)}
     assert seeds["aligned"].params == learned["aligned"] and len(set(learned["aligned"].values())) == 4
+    assert Choice(start_point="aligned").of(study).params.items() >= learned["aligned"].items()
+    with pytest.raises(mf.UserError, match="evaluated no start point 'alinged'"):
+        Choice(start_point="alinged").of(study)
     # The file goes on with it, and other prompts or steps are another study.
     assert check_study(named(folder, "learned", search=search, merge=merge)).problems == []
     (problem,) = check_study(named(folder, "learned", search={**search, "aligned": {"steps": 4}}, merge=merge)).problems
