@@ -81,6 +81,7 @@ class Model:
 
 MODELS = {
     "SmolLM2-135M": Model(576, 1536, 192, 30, 49152, True),
+    "Llama-3.2-1B": Model(2048, 8192, 512, 16, 128256, True),
     "Llama-3-8B": Model(4096, 14336, 1024, 32, 128256, False),
 }
 HEAD = """# Merging: seconds per candidate
