@@ -103,6 +103,14 @@ class TensorPool:
         self._room = Room(used, chosen)
         self.placement: Placement = place(self._parts(), self._room)
         self._room.for_tables()
+        named = {BASE: opened, **{name: expert.source for name, expert in self._experts.items()}}
+        self._of_caller = {
+            tensor.data_ptr()
+            for owner, source in named.items()
+            if isinstance(source, Mapping) and not hasattr(source, "header")
+            for name, tensor in source.items()
+            if self.placement.tiers.get((name, owner)) != "device"
+        }
 
     def load(self) -> None:
         """Read what is to be held: of every whole model; a LoRA's task vector is made when a method asks for it."""
@@ -178,8 +186,9 @@ class TensorPool:
         return self._room.take(device, size)
 
     def memory(self) -> set[int]:
-        """Addresses of the tensors that are held, which no merge may overwrite."""
-        return {held.tensor.data_ptr() for held in self._on_device.values() if isinstance(held, Entry)}
+        """Addresses of the tensors that are merged from, which no merge may overwrite: held ones, and the caller's."""
+        held = {held.tensor.data_ptr() for held in self._on_device.values() if isinstance(held, Entry)}
+        return held | self._of_caller
 
     def origin(self, name: str) -> torch.Tensor:
         """The base's tensor, or without a base the first expert's."""

@@ -103,6 +103,14 @@ def test_the_base_may_be_the_live_model_itself() -> None:
     assert all(torch.equal(live[name], expected[name]) for name in live)
 
 
+def test_a_base_that_no_memory_is_left_to_copy_is_not_overwritten() -> None:
+    """The second candidate would be merged from the first."""
+    live = layered(0)
+    engine = MergeEngine(live, {"maths": layered(1), "code": layered(2)}, max_memory={"cpu": 0})
+    with pytest.raises(UserError, match="copy of the model"):
+        engine.merge_into(recipe(), live)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_damaged_checkpoint_is_named_with_its_tensor(tmp_path: Path, value: float) -> None:
     damaged = layered(1)
