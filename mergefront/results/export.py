@@ -101,7 +101,10 @@ def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = (
     if content.get("merge_method") == "merge_experts":
         from mergefront.adapters.local.mixture.merging import merge_experts
 
-        return merge_experts(content, lambda reference: Path(str(read_reference(reference, folders))), Path(out))
+        if allow:
+            raise UserError("merge_experts reads one model, so that --allow has no meaning; leave it out")
+        places = ModelPlaces(Path())
+        return merge_experts(content, lambda given: places.folder(str(read_reference(given, folders))), Path(out))
     return merge_to_directory(
         map_references(content, lambda reference: str(read_reference(reference, folders))), Path(out), allow=allow
     )

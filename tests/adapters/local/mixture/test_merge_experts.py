@@ -52,11 +52,15 @@ def mixture(folder: Path, kind: str) -> Any:
 
 
 def merge(folder: Path, out: str, **experts: Any) -> Result:
+    return CliRunner().invoke(cli, ["merge", _file(folder, experts), str(folder / out)])
+
+
+def _file(folder: Path, experts: dict[str, Any]) -> str:
     content = {
         "merge_method": "merge_experts", "base_model": "mixture", "experts": {"prompts": "prompts.jsonl", **experts},
     }  # fmt: skip
-    (folder / f"{out}.yaml").write_text(json.dumps(content))
-    return CliRunner().invoke(cli, ["merge", str(folder / f"{out}.yaml"), str(folder / out)])
+    (folder / "merge.yaml").write_text(json.dumps(content))
+    return str(folder / "merge.yaml")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -190,6 +194,8 @@ def test_clusters_of_outputs_are_by_direction_and_none_is_empty() -> None:
 )
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, experts: dict[str, Any], message: str) -> None:
     mixture(tmp_path, "mixtral")
+    with_allow = CliRunner().invoke(cli, ["merge", _file(tmp_path, experts), str(tmp_path / "out"), "--allow", "x"])
+    assert with_allow.exit_code == 2 and "--allow has no meaning" in with_allow.output
     refused = merge(tmp_path, "out", **experts)
     assert refused.exit_code == 2 and message in refused.output, refused.output
     assert not (tmp_path / "out").exists()
