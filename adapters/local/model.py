@@ -10,6 +10,7 @@ tokenised once, however many merges are scored with them.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -40,6 +41,7 @@ from mergefront.adapters.local.linear_layers import fast_linear_layers
 from mergefront.adapters.local.shared_prefix import Prefix, common_length
 from mergefront.adapters.local.writing.batch_writer import BatchWriter
 from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.local.writing.logit_noise import ROWS, measured_noise
 from mergefront.adapters.local.writing.unpadded_generation import CAUSAL, write
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError
@@ -85,7 +87,7 @@ class HuggingFaceModel:
         self._continues = self._pads and self._takes_positions
         self._shares_beginnings = self._joins_caches = self._continues
         self._ends = end_tokens(model, tokenizer)
-        self._noise = _NOISE.get(model.dtype, _NOISE[torch.bfloat16])
+        self._noise = _NOISE.get(model.dtype)
         kind = "cpu" if model.device.type == "cpu" else "accelerator"
         self._read_at_once = read_at_once or _READ_AT_ONCE[kind]
         model.eval()
@@ -320,9 +322,8 @@ class HuggingFaceModel:
         prefix = self._prefix([tokens for tokens, _ in rows], min((len(tokens) - 1 for tokens, _ in rows), default=0))
         ends = self._closing(different)
         drafts = self._drafts(different)
-        writers = [
-            BatchWriter(self._read_on, self._noise, at_once, drafts, ends) for at_once in (self._read_at_once, 0)
-        ]
+        noise = self._known_noise(rows, drafts, prefix)
+        writers = [BatchWriter(self._read_on, noise, at_once, drafts, ends) for at_once in (self._read_at_once, 0)]
         lengths = [len(tokens) + request.most_tokens for tokens, request in rows]
         for start, end in self._batches(lengths, most_rows=_GENERATED_ROWS * self.max_rows):
             self._run(rows[start:end], lengths[start], lambda part: self._continue(part, answers, prefix, writers))
@@ -340,6 +341,23 @@ class HuggingFaceModel:
             if 0 < len(draft) <= request.max_new_tokens:
                 found.setdefault(request, []).append(draft)
         return found
+
+    def _known_noise(
+        self,
+        rows: Sequence[tuple[Tokens, GenerationRequest]],
+        drafts: Mapping[GenerationRequest, Sequence[Tokens]],
+        prefix: Prefix,
+    ) -> float:
+        """How far a logit may be off; measured with the first drafts, as merges of a study differ little."""
+        if self._noise is None:
+            drafted = [(prompt, drafts[request][0]) for prompt, request in rows if request in drafts][:ROWS]
+            if not drafted:
+                return math.inf
+            prompts = [prompt for prompt, _ in drafted]
+            self._noise = measured_noise(
+                lambda: self._read(prompts, prefix), self._read_on, [draft for _, draft in drafted]
+            )
+        return self._noise
 
     def _closing(self, requests: Sequence[GenerationRequest]) -> Tokens:
         """The tokens that are an end by themselves of answers of which something is wanted."""
@@ -453,9 +471,8 @@ _GENERATED_ROWS = 4
 """Times ``max_rows``: a step of generation reads one token a row, and reading the weights takes longest."""
 _READ_AT_ONCE = {"cpu": 128, "accelerator": 4096}
 """Tokens that a pass reads in about the time of few (chosen by hand)."""
-_NOISE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.25, torch.bfloat16: 2.0}
-"""By how much a logit must be the largest to be so however it is added up: four and more times what was seen between
-reading and writing with SmolLM2-135M (0.375 in bfloat16, 0.06 in float16)."""
+_NOISE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""By how much a logit must be the largest to be so however it is added up; other precisions are measured."""
 _LIKE_LENGTH = 0.9
 """Least length of a prompt in a batch, as a share of the batch's longest (chosen by hand)."""
 _LEAST_READ = 256

@@ -12,6 +12,7 @@ import torch
 from mergefront.adapters.language_model import GenerationRequest, Tokens
 from mergefront.adapters.local.writing.batch_writer import BatchWriter
 from mergefront.adapters.local.writing.generation_state import GenerationState
+from mergefront.adapters.local.writing.logit_noise import measured_noise
 from mergefront.adapters.tokenization import Tokenization
 
 ROWS, PROMPT, MOST = 24, 5, 10
@@ -19,9 +20,13 @@ Drafts = Mapping[GenerationRequest, Sequence[Tokens]]
 
 
 class Writer:
-    """Writes after prompts of random tokens with a model; ``passes`` are the widths of the passes behind them."""
+    """Writes after prompts of random tokens with a model; ``passes`` are the widths of the passes behind them.
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    ``rounding`` is by how much logits differ between passes over one token and over several, as in low precision.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, rounding: float = 0.0) -> None:
+        self.errors = rounding * (2 * torch.rand(len(tokenizer), generator=torch.Generator().manual_seed(0)) - 1)
         self.model, self.tokenizer, self.tokenization = model.eval(), tokenizer, Tokenization(tokenizer)
         with torch.no_grad():  # what stands before counts, not the last token alone
             for name, tensor in model.named_parameters():
@@ -33,19 +38,24 @@ class Writer:
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
         self.passes.append(tokens.shape[1])
         positions = (mask.cumsum(1) - 1)[:, -tokens.shape[1] :]
-        return self.model(
+        output = self.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
+        if tokens.shape[1] > 1:
+            output.logits += self.errors
+        return output
+
+    def read(self, rows: int = ROWS) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        mask = torch.ones_like(self.prompts[:rows])
+        read = self.model(input_ids=self.prompts[:rows], attention_mask=mask, use_cache=True)
+        return read.logits[:, -1], mask, read.past_key_values
 
     @torch.inference_mode()
     def write(self, drafts: Drafts, noise: float = 1e-4, at_once: int = 10 * ROWS) -> tuple[list[Tokens], list[int]]:
         """What is written, and the places of the rows that were left unclear."""
         self.passes = []
         states = [GenerationState(one, self.tokenizer, self.tokenization, ()) for one in self.requests]
-        mask = torch.ones_like(self.prompts)
-        read = self.model(input_ids=self.prompts, attention_mask=mask, use_cache=True)
-        writer = BatchWriter(self.forward, noise, at_once, drafts)
-        unclear = writer.write(states, read.logits[:, -1], mask, read.past_key_values)
+        unclear = BatchWriter(self.forward, noise, at_once, drafts).write(states, *self.read())
         return [tuple(state.tokens) for state in states], unclear
 
 
@@ -91,6 +101,19 @@ def test_what_is_read_ahead_counts_only_where_the_likeliest_token_leads_by_the_n
     assert 0 < len(unclear) < ROWS
     assert all(tokens[row] == written[row] for row in range(ROWS) if row not in unclear)
     assert writer.write(drafts, noise=1e9)[1] == list(range(ROWS))
+
+
+def test_the_measured_noise_covers_what_reading_changes(tiny_llama: Any, tokenizer: Any) -> None:
+    """Scores by reading would be those of another model than is written with."""
+    writer = Writer(tiny_llama, tokenizer, rounding=0.2)
+    written, _ = writer.write({})
+    drafts = {request: [tokens] for request, tokens in zip(writer.requests, written, strict=True)}
+    assert writer.write(drafts, noise=0.0)[0] != written
+    with torch.inference_mode():
+        noise = measured_noise(lambda: writer.read(8), writer.forward, written[:8])
+    tokens, unclear = writer.write(drafts, noise=noise)
+    assert all(tokens[row] == written[row] for row in range(ROWS) if row not in unclear)
+    assert 0.4 < noise < 1 and len(unclear) < ROWS
 
 
 def test_a_window_that_would_count_what_did_not_hold_is_not_read_ahead(
