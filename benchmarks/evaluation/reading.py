@@ -3,19 +3,28 @@
     python -m benchmarks.evaluation.reading STUDY.yaml [--candidates 6] [--items 100]
 
 Candidates of the study (its first anchors, then random ones) are scored both ways, in turn, on the search items of its
-tasks of metric exact_match. Scores have to be equal, item by item. Prints seconds of both, their ratio, and the tokens
-of answers that each took.
+tasks of metric exact_match. Scores have to be equal, item by item. Prints processor seconds of both, their ratio, the
+tokens of answers that each took, and the share of items that had to be written to their end although they are wrong, or
+are right by other tokens than those of an accepted answer.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
 
 from mergefront.adapters.counted_model import CountedModel
+from mergefront.adapters.language_model import (
+    Generation,
+    GenerationRequest,
+    LanguageModel,
+    LogLikelihood,
+    ScoringRequest,
+)
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.study.check import check_study
@@ -33,6 +42,30 @@ def candidates(definition: StudyDefinition, count: int) -> list[Recipe]:
     return found
 
 
+class Noted:
+    """A model whose answers are kept."""
+
+    heeds_wanted = True
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        self.answers: list[Generation] = []
+
+    def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
+        return self.model.loglikelihood(requests)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        self.answers = self.model.generate(requests)
+        return self.answers
+
+
+def _was_written(said: Generation, score: float) -> bool:
+    """Whether an answer was written to its end without a draft, given its score."""
+    if not score:
+        return said.finish != "settled"
+    return said.margins is None or said.margins.shortfall is not None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Exact match by reading against exact match by writing.")
     parser.add_argument("study", type=Path)
@@ -41,18 +74,26 @@ def main() -> None:
     given = parser.parse_args()
     definition = check_study(given.study).definition_or_raise()
     backend, tasks = local_backend(definition), tasks_of(definition)
-    seconds, tokens, asked, differ, right = [0.0, 0.0], [0, 0], 0, 0, 0.0
+    seconds, tokens, asked, differ, right, written = [0.0, 0.0], [0, 0], 0, 0, 0.0, 0
     for number, recipe in enumerate(candidates(definition, given.candidates)):
         with backend.apply(recipe) as model:
             for task in tasks:
                 items = task.items("search")[: given.items]
                 scores = []
                 for way in (number % 2, 1 - number % 2):
-                    counted = CountedModel(model, writes_all=way == 1)
-                    begun = time.perf_counter()
+                    noted = Noted(model)
+                    counted = CountedModel(noted, writes_all=way == 1)
+                    begun = time.process_time()
                     scores.append(task.score(counted, items).scores)
-                    seconds[way] += time.perf_counter() - begun
+                    seconds[way] += time.process_time() - begun
                     tokens[way] += counted.generated_tokens
+                    if way == 0:
+                        written += sum(
+                            said.finish != "settled"
+                            if not score
+                            else said.margins is None or bool(said.margins.shortfall)
+                            for said, score in zip(noted.answers, scores[-1], strict=True)
+                        )
                 if number % 2:
                     scores.reverse()
                 asked += len(items)
@@ -61,7 +102,8 @@ def main() -> None:
         print(
             f"{number + 1} candidates: {seconds[0]:.1f} s by reading, {seconds[1]:.1f} s by writing "
             f"({seconds[1] / seconds[0]:.1f} times), {tokens[0]} tokens instead of {tokens[1]}, "
-            f"{100 * right / asked:.0f} % right, {differ} of {asked} scores differ",
+            f"{100 * right / asked:.0f} % right, {100 * written / asked:.1f} % written to their end, "
+            f"{differ} of {asked} scores differ",
             flush=True,
         )
 
