@@ -196,7 +196,9 @@ class Aligner:
                     vector = engine.task_vector(name, expert)
                     if vector is not None:
                         where = (grouping.module_of(name), grouping.position_of(name))
-                        found[str(CoefficientName("weight", expert, *where))] += float((slope * vector).sum())
+                        found[str(CoefficientName("weight", expert, *where))] += float(
+                            (slope * vector.to(slope.device)).sum()
+                        )
 
         try:
             for parameter in self._parts:

@@ -11,16 +11,23 @@ from collections.abc import Mapping, Sequence
 
 from mergefront.adapters.language_model import ScoringRequest
 from mergefront.adapters.tasks.task import Task
+from mergefront.optimizer.errors import UserError
 
 
 def texts_of(task: Task) -> list[ScoringRequest]:
     """What is read of each search item: its first accepted answer (the right choice) after its prompt, or the prompt
-    where there is none."""
+    where none is known: multiple choices of the LM evaluation harness. Conversations without an answer are left out."""
     items = task.items("search")
     made = []
     for item, question in zip(items, task.questions(items), strict=True):
-        if question.answers:
-            answer = question.answers[item.right[0] if item.right else 0]
+        answers = question.answers
+        if item.right:
+            answer = answers[item.right[0]]
+        elif item.answers or task.verb == "generate" or len(answers) == 1:
+            answer = answers[0] if answers else ""
+        else:
+            answer = ""
+        if answer:
             made.append(ScoringRequest(question.prompt, answer, question.image))
         elif isinstance(question.prompt, str):
             made.append(ScoringRequest("", question.prompt, question.image))
@@ -46,11 +53,15 @@ def routed(logprobs: Mapping[str, float], prior: Mapping[str, float], most: int)
 
 
 def mean_posterior(logprobs: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]:
-    """The mean posterior of each expert; ``logprobs`` are by expert, task and text. Tasks with texts count alike."""
+    """The mean posterior of each expert; ``logprobs`` are by expert, task and text. Tasks with texts count alike.
+
+    Raises ``UserError`` where there are no texts."""
     names = list(logprobs)
     tasks = [
         [posterior(dict(zip(names, told, strict=True))) for told in zip(*of_task, strict=True)]
         for of_task in zip(*logprobs.values(), strict=True)
     ]
     means = [{name: math.fsum(one[name] for one in texts) / len(texts) for name in names} for texts in tasks if texts]
+    if not means:
+        raise UserError("no search item is a text that experts could find likely")
     return {name: math.fsum(one[name] for one in means) / len(means) for name in names}

@@ -1,6 +1,6 @@
 """What start points are worth: ``python -m benchmarks.search.start_points weights`` finds them for the LoRAs of
 SmolLM2-135M (two minutes of a core for each three), ``scores`` says what each scores on the recorded landscape, and
-``search [SEEDS]`` searches with and without them (the base model: ``python examples/smollm/make_base.py``)."""
+``search [SEEDS [NAMES]]`` searches with and without them (the base model: ``python examples/smollm/make_base.py``)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def main() -> None:
         KEPT.write_text(json.dumps({name: found(name) for name in SMOLLM}, indent=1) + "\n")
         return
     kept = json.loads(KEPT.read_text())
-    for name, loras in SMOLLM.items():
+    for name, loras in ((name, SMOLLM[name]) for name in kept):
         problem, start = loras.made(name, Path()), {k: v for k, v in kept[name].items() if k != "seconds"}
         if sys.argv[1] == "scores":
             even = {f"task arithmetic {w:.2f}": dict.fromkeys(loras.skills, w) for w in (1 / 3, 0.3)}
@@ -108,7 +108,8 @@ def main() -> None:
         seeds = range(int(sys.argv[2]) if len(sys.argv) > 2 else 5)
         variants = {"none": problem, **{label: with_start(problem, label, w) for label, w in start.items()}}
         variants["around aligned"] = with_start(around(problem, start["aligned"]), "aligned", start["aligned"])
-        for label, variant in variants.items():
+        for label in sys.argv[3:] or variants:
+            variant = variants[label]
             rule = variant.space.merge_rule
             runs = [run(variant, MMMOSampler(seed=s, rule=rule), label, s, 30).hypervolumes for s in seeds]
             at = [[one[horizon - 1] for one in runs] for horizon in (15, 30)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from torch.func import functional_call
 from mergefront.adapters.language_model import GenerationRequest
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.starting.alignment import Aligner, AlignmentSettings, Lesson
-from mergefront.adapters.starting.posterior import mean_posterior, posterior
+from mergefront.adapters.starting.posterior import mean_posterior, posterior, texts_of
+from mergefront.adapters.tasks.items import Item
+from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.space import MergeSpace
 
@@ -116,3 +120,24 @@ def test_a_posterior_is_by_bayes() -> None:
     # Of the two tasks each counts alike, however many texts it has.
     told = {"a": [[0.0, 0.0, 0.0], [-1000.0], []], "b": [[-1000.0] * 3, [0.0], []]}
     assert mean_posterior(told) == pytest.approx({"a": 0.5, "b": 0.5})
+
+
+def test_what_is_read_of_an_item_is_a_right_answer_or_the_prompt(tmp_path: Path) -> None:
+    lines = [
+        '{"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}',
+        '{"prompt": "1 + 1 =", "choices": ["2", "5"], "answer": 0}',
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    task = JsonlTask.read("c", "c.jsonl", "loglikelihood", folder=tmp_path, report_fraction=0)
+    assert {(one.context, one.continuation) for one in texts_of(task)} == {("2 + 2 =", " 4"), ("1 + 1 =", " 2")}
+
+    class OfTheHarness(JsonlTask):
+        """Its items are ids, and which choice is right is known to the harness alone."""
+
+        def items(self, split: str) -> Sequence[Item]:
+            return [replace(item, answers=(), right=()) for item in super().items(split)]
+
+    harness = OfTheHarness(task.name, task.metric, task.metric_options, task.splits)
+    assert {(one.context, one.continuation) for one in texts_of(harness)} == {("", "2 + 2 ="), ("", "1 + 1 =")}
+    with pytest.raises(UserError, match="no search item is a text"):
+        mean_posterior({"a": [[]], "b": [[]]})
