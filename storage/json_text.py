@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import JSON, Dialect
-from sqlalchemy.dialects import mysql
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import JSON, Dialect, Text
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -45,11 +44,22 @@ def _number_or_mapping(found: dict[str, Any]) -> Any:
     return _NUMBERS.get(number, found) if isinstance(number, str) else found
 
 
+def mysql_type(name: str, **given: Any) -> TypeEngine[Any]:
+    """A type of MySQL's own; its dialect is slow to import, and needed there alone."""
+    from sqlalchemy.dialects import mysql
+
+    made: TypeEngine[Any] = getattr(mysql, name)(**given)
+    return made
+
+
 class _JsonText(TypeDecorator[Any]):
     """JSON in a column of text."""
 
-    impl = mysql.LONGTEXT
+    impl = Text
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return mysql_type("LONGTEXT")
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str:
         return to_json(value)

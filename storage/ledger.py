@@ -37,6 +37,7 @@ from mergefront.storage.workers.processes import (
 
 _LEASED = "leased"
 _RELEASE_SECONDS = 1.0
+_LONGEST_LIST = 500  # databases limit the number of values in a statement
 _NOBODY: dict[str, Any] = {"host": None, "process": None, "heartbeat": None, "started": None}
 
 LEASE_SECONDS = 120.0
@@ -260,13 +261,22 @@ class StudyLedger:
 
     def find(self, recipe: Recipe, split: str = "search") -> Evaluation | None:
         """The evaluation of an identical recipe in this study, or None."""
-        query = self._scored(split).where(evaluations.c.digest == recipe.digest)
+        return self.find_all([recipe.digest], split).get(recipe.digest)
 
-        def look(connection: Connection) -> Evaluation | None:
-            row = connection.execute(query).first()
-            return None if row is None else read_evaluation(connection, row, {})
+    def find_all(self, digests: Sequence[str], split: str = "search") -> dict[str, Evaluation]:
+        """The evaluations of those recipes that have one, with their items, by digest."""
 
-        return self.database.read(look)
+        def look(connection: Connection) -> dict[str, Evaluation]:
+            found: dict[str, Evaluation] = {}
+            sets: dict[str, tuple[str, ...]] = {}
+            for start in range(0, len(digests), _LONGEST_LIST):
+                few = evaluations.c.digest.in_(digests[start : start + _LONGEST_LIST])
+                for row in connection.execute(self._scored(split).where(few)).all():
+                    if row.digest not in found:
+                        found[row.digest] = read_evaluation(connection, row, sets)
+            return found
+
+        return self.database.read(look) if digests else {}
 
     def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
         """Keep an evaluation that belongs to no trial, such as one on the report items."""

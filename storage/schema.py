@@ -14,11 +14,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -30,15 +32,31 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from mergefront.storage.json_text import Json
+from mergefront.storage.json_text import Json, mysql_type
 
 VERSION = 2
 
-# MySQL cuts off what its plain types have no room for: 64 KB of bytes, whole seconds.
-Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql")
-Moment = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql")
+
+class Bytes(TypeDecorator[bytes]):
+    """Bytes; MySQL has no room for more than 64 KB in its plain type."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return mysql_type("LONGBLOB") if dialect.name == "mysql" else LargeBinary()
+
+
+class Moment(TypeDecorator[datetime]):
+    """A time in UTC; MySQL cuts off what is less than a second in its plain type."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return mysql_type("DATETIME", fsp=6) if dialect.name == "mysql" else DateTime()
 
 
 def utc_now() -> datetime:

@@ -28,11 +28,8 @@ from mergefront.optimizer.scores.differences import better_beyond_noise, score_i
 from mergefront.optimizer.scores.evaluation import Estimate, Evaluation
 from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
 from mergefront.optimizer.scores.suggestion import Objections, left_at_worst, objections
-from mergefront.optimizer.search import ask_tell
 from mergefront.optimizer.search.attributes import ANCHOR, FAILURE, RECIPE, STOPPED, WARM_START
-from mergefront.optimizer.search.loop import SearchPlan
 from mergefront.optimizer.search.stopping import Stop
-from mergefront.optimizer.search.warm_start_recipes import warm_start_recipes
 from mergefront.storage import DEFAULT_STORAGE, studies, transfer
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
@@ -45,6 +42,8 @@ from mergefront.versions import versions
 if TYPE_CHECKING:
     import pandas
     from optuna.samplers import BaseSampler
+
+    from mergefront.optimizer.search.loop import SearchPlan
 
 SPLITS = ("search", "report")
 """The items that a search optimises on, and those that it never sees."""
@@ -120,6 +119,7 @@ class Study:
         self._definition: tuple[StudyRecord, StudyDefinition] | None = None
         self._known: tuple[tuple[int, int], list[Candidate]] | None = None
         self._suggested: tuple[tuple[int, int], Candidate | None] | None = None
+        self._read: tuple[int, dict[str, dict[str, Evaluation | None]]] | None = None
 
     @property
     def name(self) -> str:
@@ -197,6 +197,9 @@ class Study:
     @property
     def plan(self) -> SearchPlan:
         """What the search loop needs to know of the study."""
+        from mergefront.optimizer.search.loop import SearchPlan
+        from mergefront.optimizer.search.warm_start_recipes import warm_start_recipes
+
         definition = self.definition
         return SearchPlan(
             definition.space,
@@ -219,14 +222,16 @@ class Study:
             side_tasks=tuple(definition.evaluator.tasks) if definition.compares else (),
         )
 
-    def ask(self, lease: float = ask_tell.DEFAULT_LEASE) -> Asked | None:
+    def ask(self, lease: float | None = None) -> Asked | None:
         """The next trial for an outside harness, or None when the budget is spent or handed out.
 
-        Recipes that were evaluated before are told by themselves. A trial that was not told within ``lease`` (seconds)
-        is handed out again.
+        Recipes that were evaluated before are told by themselves. A trial that was not told within ``lease`` (seconds;
+        a day where none is given) is handed out again.
         """
+        from mergefront.optimizer.search import ask_tell
         from mergefront.study.evaluators import mergekit_config, written_dtype
 
+        lease = ask_tell.DEFAULT_LEASE if lease is None else lease
         if not lease > 0:
             raise UserError(f"lease is {lease:g}; it must be a number of seconds above 0")
         ledger = StudyLedger(self.database, self.record.study_id, versions(), lease)
@@ -255,12 +260,16 @@ class Study:
         ``UserError`` for other scores than those told before, an unknown trial or objective, and a score that is
         missing or not finite.
         """
+        from mergefront.optimizer.search import ask_tell
+
         plan = self.plan
         evaluation = ask_tell.told_evaluation(plan, scores or {}, standard_errors or {}, items or {})
         ask_tell.tell(plan, self.optuna, self.ledger, trial, evaluation)
 
     def tell_failed(self, trial: int, reason: str) -> None:
         """An asked trial could not be scored; telling so again changes nothing."""
+        from mergefront.optimizer.search import ask_tell
+
         ask_tell.tell_failed(self.plan, self.optuna, self.ledger, trial, reason)
 
     def candidates(self) -> list[Candidate]:
@@ -408,14 +417,26 @@ class Study:
     def evaluations_on(self, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
         """The evaluations of those of ``candidates`` that were scored on a split, by trial number, with their items."""
         rows: dict[int, Evaluation] = {}
-        for candidate in candidates:
-            found = self.ledger.find(candidate.recipe, split)
+        wanted = list(candidates)
+        found_by_digest = self._found(split, [one.digest for one in wanted])
+        for candidate in wanted:
+            found = found_by_digest[candidate.digest]
             if found is not None and split == "search":
                 # While items are left, a candidate's scores are an estimate that gets better after it was told.
                 found = replace(found, scores=candidate.scores, standard_errors=candidate.standard_errors)
             if found is not None:
                 rows[candidate.number] = found
         return rows
+
+    def _found(self, split: str, digests: Sequence[str]) -> Mapping[str, Evaluation | None]:
+        """The evaluations of recipes on a split; what is asked for again is read once while nothing new is there."""
+        counted = self.ledger.evaluation_count()
+        if self._read is None or self._read[0] != counted:
+            self._read = (counted, {name: {} for name in SPLITS})
+        known = self._read[1][split]
+        missing = [digest for digest in digests if digest not in known]
+        known |= dict.fromkeys(missing) | self.ledger.find_all(missing, split)
+        return known
 
     def merges(self) -> list[Candidate]:
         """The front without the base and without experts alone."""

@@ -13,29 +13,32 @@ from typing import Any
 
 import optuna
 from optuna.distributions import json_to_distribution
-from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import ColumnElement, Select, and_, case, exists, literal, null, select, union_all
 from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
-from mergefront.storage.optuna_tables.tables import (
+from mergefront.storage.optuna_tables.schema import (
+    ABOVE,
     ATTRIBUTES,
     ATTRIBUTES_OF_STUDIES,
+    BELOW,
     DIRECTIONS,
+    FINITE,
     INTERMEDIATE,
     PARAMS,
     STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     VALUES,
+    from_stored,
 )
 
 OPTUNA, REVISION = "5.0.0", "v3.2.0.a"
 """A version of Optuna and the revision of its tables, which are those that are read and written here."""
 _LONGEST_LIST = 500  # databases limit the number of values in a statement
-_KINDS = tuple(models.TrialValueModel.TrialValueType)
+_KINDS = (FINITE, ABOVE, BELOW)
 
 
 def are_current(connection: Connection) -> bool:
@@ -151,7 +154,6 @@ def _read_numbers(connection: Connection, ids: Select[Any], trials: dict[int, Fr
         VALUES.c.trial_id.in_(ids)
     )
     to_distribution = cache(json_to_distribution)  # most trials share their distributions
-    to_value = models.TrialValueModel.stored_repr_to_value
     told: dict[int, list[float]] = {}
     rows = connection.execute(union_all(params, values)).all()
     for trial_id, name, _, number, text, its_kind in sorted(rows, key=attrgetter("place")):
@@ -159,7 +161,7 @@ def _read_numbers(connection: Connection, ids: Select[Any], trials: dict[int, Fr
         if trial is None:
             continue  # made between two statements of a database that shows each its own moment
         if name is None:
-            told.setdefault(trial_id, []).append(to_value(number, _KINDS[its_kind]))
+            told.setdefault(trial_id, []).append(from_stored(number, _KINDS[its_kind]))
             continue
         distribution = trial._distributions[name] = to_distribution(text)
         trial._params[name] = distribution.to_external_repr(number)
@@ -180,8 +182,7 @@ def _read_attributes(connection: Connection, ids: Select[Any], trials: dict[int,
 
 
 def _read_intermediate(connection: Connection, ids: Select[Any], trials: dict[int, FrozenTrial]) -> None:
-    to_value = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
     for row in connection.execute(select(INTERMEDIATE).where(INTERMEDIATE.c.trial_id.in_(ids))):
         if row.trial_id in trials:
-            stored = to_value(row.intermediate_value, row.intermediate_value_type)
+            stored = from_stored(row.intermediate_value, row.intermediate_value_type)
             trials[row.trial_id].intermediate_values[row.step] = stored

@@ -14,7 +14,6 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import Engine
-from sqlalchemy.orm import scoped_session, sessionmaker
 
 from mergefront.optimizer.search.attributes import SLOT
 from mergefront.storage.optuna_tables.reading import (
@@ -59,6 +58,12 @@ def _repeatable(name: str, *, reads: bool = False) -> Callable[..., Any]:
 _reading = partial(_repeatable, reads=True)
 
 
+def _sessions(engine: Engine) -> Any:
+    from sqlalchemy.orm import scoped_session, sessionmaker
+
+    return scoped_session(sessionmaker(bind=engine))
+
+
 class RetryingStorage(RDBStorage):
     """``RDBStorage`` that repeats what was cut off by a lost connection, without doing anything twice.
 
@@ -74,24 +79,32 @@ class RetryingStorage(RDBStorage):
         else:
             super().__init__(url, engine_kwargs)
         self._fault = fault
-        # A copy by Optuna's own means would open and check the database once more.
-        self._reader = RDBStorage.__new__(RDBStorage)
-        self._reader.__dict__.update(self.__dict__)
         options_of_reads: dict[str, Any] = {READS: True}
         if url.startswith("postgresql"):
             # What several statements read has to come from one moment; other databases' transactions see one anyhow.
             options_of_reads["isolation_level"] = "REPEATABLE READ"
         self.reading_engine: Engine = self.engine.execution_options(**options_of_reads)
-        self._reader.scoped_session = scoped_session(sessionmaker(bind=self.reading_engine))
 
     def _open(self, url: str, engine_kwargs: dict[str, Any]) -> None:
         """What ``RDBStorage`` does when it is made, but for the check of its tables (as of ``reading.OPTUNA``)."""
-        self.url, self.engine_kwargs = self._fill_storage_url_template(url), engine_kwargs
+        self.url = self._fill_storage_url_template(url) if "{" in url else url
+        self.engine_kwargs = engine_kwargs
         self.skip_compatibility_check = False
         self.heartbeat_interval = self.grace_period = None
         self.heartbeat_stale_trial_callback = self.failed_trial_callback = None
         self.engine = sqlalchemy.create_engine(self.url, **engine_kwargs)
-        self.scoped_session = scoped_session(sessionmaker(bind=self.engine))
+
+    def __getattr__(self, name: str) -> Any:
+        """What is made when it is first needed, since it brings SQLAlchemy's object mapper."""
+        if name == "scoped_session":
+            self.scoped_session = _sessions(self.engine)
+            return self.scoped_session
+        if name == "_reader":
+            # A copy by Optuna's own means would open and check the database once more.
+            self._reader = RDBStorage.__new__(RDBStorage)
+            self._reader.__dict__.update(self.__dict__, scoped_session=_sessions(self.reading_engine))
+            return self._reader
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     get_all_studies = _reading("get_all_studies")
     get_trial_id_from_study_id_trial_number = _reading("get_trial_id_from_study_id_trial_number")
@@ -137,8 +150,9 @@ class RetryingStorage(RDBStorage):
 
     def remove_session(self) -> None:
         """Give both sessions of this thread back."""
-        super().remove_session()
-        self._reader.scoped_session.remove()
+        for storage in (self, self.__dict__.get("_reader")):
+            if storage is not None and "scoped_session" in storage.__dict__:
+                storage.scoped_session.remove()
 
     def _create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> FrozenTrial:
         """One new trial; when a first try was cut off, the trial that it may have made."""

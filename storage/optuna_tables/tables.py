@@ -13,25 +13,23 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Table, func, select
 from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
 from mergefront.optimizer.search.ledger import Attributes
+from mergefront.storage.optuna_tables.schema import (
+    ATTRIBUTES,
+    INTERMEDIATE,
+    PARAMS,
+    STUDIES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    VALUES,
+    to_stored,
+)
 from mergefront.storage.schema import utc_now
-
-_metadata = models.BaseModel.metadata
-TRIALS = _metadata.tables["trials"]
-PARAMS = _metadata.tables["trial_params"]
-VALUES = _metadata.tables["trial_values"]
-ATTRIBUTES = _metadata.tables["trial_user_attributes"]
-SYSTEM_ATTRIBUTES = _metadata.tables["trial_system_attributes"]
-INTERMEDIATE = _metadata.tables["trial_intermediate_values"]
-STUDIES = _metadata.tables["studies"]
-DIRECTIONS = _metadata.tables["study_directions"]
-ATTRIBUTES_OF_STUDIES = {kind: _metadata.tables[f"study_{kind}_attributes"] for kind in ("user", "system")}
 
 
 def create_trial(connection: Connection, study_id: int, template: FrozenTrial | None) -> FrozenTrial:
@@ -60,7 +58,7 @@ def _fill(connection: Connection, trial_id: int, template: FrozenTrial) -> None:
     _insert_attributes(connection, SYSTEM_ATTRIBUTES, trial_id, template.system_attrs)
     write_values(connection, trial_id, template.values or ())
     for step, value in template.intermediate_values.items():
-        stored, its_type = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        stored, its_type = to_stored(value)
         row: dict[str, Any] = {"trial_id": trial_id, "step": step}
         row |= {"intermediate_value": stored, "intermediate_value_type": its_type}
         connection.execute(INTERMEDIATE.insert().values(**row))
@@ -125,7 +123,7 @@ def write_values(connection: Connection, trial_id: int, values: Sequence[float])
     """What a trial was told, one number per objective."""
     rows = []
     for objective, value in enumerate(values):
-        stored, kind = models.TrialValueModel.value_to_stored_repr(float(value))
+        stored, kind = to_stored(float(value))
         rows.append({"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind})
     if rows:
         connection.execute(VALUES.insert(), rows)
@@ -140,7 +138,7 @@ def widen_texts(connection: Connection) -> None:
         "SELECT table_name, column_name FROM information_schema.columns "
         "WHERE table_schema = database() AND data_type = 'text'"
     )
-    names = {table.name for table in _metadata.sorted_tables}
+    names = {table.name for table in _all_tables()}
     for table, column in connection.execute(query).all():
         if table in names:
             connection.execute(sql(f"ALTER TABLE {table} MODIFY {column} LONGTEXT"))
@@ -149,7 +147,7 @@ def widen_texts(connection: Connection) -> None:
 def delete_study(connection: Connection, study_id: int) -> None:
     """Everything that Optuna keeps of a study, in the caller's transaction."""
     trial_ids = TRIALS.select().with_only_columns(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-    tables: list[Table] = list(reversed(_metadata.sorted_tables))
+    tables = _all_tables()[::-1]
     for table in tables:
         if table.name != "trials" and "trial_id" in table.c:
             connection.execute(table.delete().where(table.c.trial_id.in_(trial_ids)))
@@ -161,3 +159,10 @@ def delete_study(connection: Connection, study_id: int) -> None:
 def rename_study(connection: Connection, study_id: int, name: str) -> None:
     """Give a study another name, in the caller's transaction."""
     connection.execute(STUDIES.update().where(STUDIES.c.study_id == study_id).values(study_name=name))
+
+
+def _all_tables() -> list[Table]:
+    """All of Optuna's tables, as Optuna defines them, those first that others refer to."""
+    from optuna.storages._rdb import models
+
+    return list(models.BaseModel.metadata.sorted_tables)

@@ -1,4 +1,4 @@
-"""How many statements a trial costs: each is a round trip to the database, which other workers wait for."""
+"""How many statements a trial costs, each a round trip to the database, and that they fit Optuna's tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from optuna.storages._rdb import models
 from sqlalchemy import event
 
 import mergefront as mf
+from mergefront.storage.optuna_tables import schema
 
 LOCKS_AND_CLOCK = {"sqlite": 0, "postgresql": 3, "mysql": 4}
 """What an ask costs more on a server: two rows are locked, and its clock is read, by MariaDB in two statements."""
@@ -52,3 +54,15 @@ def test_a_trial_is_asked_and_told_in_few_statements(tmp_path: Path, database_ur
     assert asked.anchor is None
     assert len(asking) <= 14 + LOCKS_AND_CLOCK[study.database.engine.dialect.name], "\n".join(asking)
     assert len(telling) <= 9, "\n".join(telling)
+
+
+def test_the_tables_that_are_written_directly_are_optunas() -> None:
+    theirs = models.BaseModel.metadata.tables
+    for ours in schema._metadata.sorted_tables:
+        for column in ours.columns:
+            known = theirs[ours.name].columns[column.name]
+            assert (repr(column.type), column.nullable, column.primary_key) == (
+                repr(known.type),
+                known.nullable,
+                known.primary_key,
+            ), known
