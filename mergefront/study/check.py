@@ -33,6 +33,7 @@ from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
+from mergefront.study.preflight.budget import check_budget, connections
 from mergefront.study.preflight.elsewhere import check_engine, check_external, check_judges, check_server
 from mergefront.study.preflight.evaluator import evaluator_definition
 from mergefront.study.preflight.findings import Findings
@@ -205,6 +206,9 @@ def check_study(path: str | Path) -> CheckReport:
     limited = shown_to_sampler(definition.sampler, len(objectives), budget)
     if limited is not None:
         found.warnings.append(f"search: {limited}")
+    check_budget(found, space, budget)
+    if database is not None and (taken := connections(database)) is not None:
+        notes.append(taken)
     notes.append(
         f"{space.dimension} coefficients are searched, {len(objectives)} objectives, "
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,26 @@ def test_resume_needs_only_name_and_storage(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "study.yaml").unlink()
     study = resume("skills", storage=f"sqlite:///{tmp_path}/mergefront.db", evaluations=10)
     assert study.finished_count() == 10
+
+
+def test_a_budget_that_no_memory_holds_is_refused_and_a_large_one_is_warned_of(tmp_path: Path) -> None:
+    """Every process reads every trial: without a word the machine would be out of memory after days."""
+    for budget, words in (
+        (8, None),
+        (200_000, "200,000 trials of 4 coefficients are"),
+        (1_000_000_000, "and this machine has"),
+    ):
+        report = check_study(study_in(tmp_path, GOOD.replace("evaluations: 8", f"evaluations: {budget}")))
+        told = [line for line in [*report.problems, *report.warnings] if "search.evaluations" in line]
+        assert [str(words) in line and "warm_start" in line for line in told] == ([] if words is None else [True])
+        assert bool(report.problems) is (budget > 1_000_000)
+
+
+def test_a_database_server_says_how_many_workers_it_takes(tmp_path: Path, database_url: str) -> None:
+    study = mf.run(study_in(tmp_path, f"{GOOD}storage: {database_url}"))
+    told = [note for note in check_study(tmp_path / "study.yaml").notes if "connections" in note]
+    if study.database.engine.dialect.name == "sqlite":
+        assert told == []
+    else:
+        (note,) = told
+        assert re.search(r"takes (\d+) connections, those of \d+ workers", note)
