@@ -9,8 +9,10 @@ import torch
 
 from mergefront.adapters.language_model import Tokens
 
-SAFETY = 4.0
+SAFETY = 2.0
 """Times the largest difference that was seen (chosen by hand)."""
+RIVALS = 8
+"""Tokens at each place, the likeliest ones, of which another may become the likeliest (chosen by hand)."""
 ROWS = 8
 """Texts that it is measured with, and tokens of each (chosen by hand)."""
 
@@ -20,7 +22,7 @@ def measured_noise(
     forward: Callable[[torch.Tensor, torch.Tensor, Any], Any],
     following: Sequence[Tokens],
 ) -> float:
-    """By how much a logit must be the largest to be so both in a pass over a text and token by token.
+    """The lead that a logit needs to be the largest both in a pass over a text and token by token.
 
     ``read`` reads as many prompts and gives the logits after them (``rows x vocabulary``), their mask and a cache,
     ``forward`` takes more tokens. It is never less than what rounding a logit to its precision changes.
@@ -31,10 +33,13 @@ def measured_noise(
     ones = mask.new_ones(mask.shape[0], width)
     at_once = forward(tokens, torch.cat([mask, ones], 1), cache).logits.float()
     _, mask, cache = read()
+    largest, rivals = at_once.topk(min(RIVALS, at_once.shape[2]))
     seen = 0.0
     for place in range(width):
         mask = torch.cat([mask, ones[:, :1]], 1)
         output = forward(tokens[:, place : place + 1], mask, cache)
         cache = output.past_key_values
-        seen = max(seen, float((output.logits[:, -1].float() - at_once[:, place]).abs().max()))
-    return max(SAFETY * seen, torch.finfo(logits.dtype).eps * float(at_once.abs().max()))
+        alone = output.logits[:, -1].float().gather(1, rivals[:, place])
+        change = (alone[:, :1] - alone) - (largest[:, place, :1] - largest[:, place])
+        seen = max(seen, float(change.abs().max()))
+    return max(SAFETY * seen, torch.finfo(logits.dtype).eps * float(largest.abs().max()))
