@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,18 +82,24 @@ class CheckpointMerges:
     @property
     def names(self) -> list[str]:
         """The tensors that a model loads, layer by layer."""
-        header = self.header
-        return [
-            name
-            for name in self._engine.names
-            if not is_prediction_layer(name, header.config) and not is_unread(name, header.tensors[name].shape)
-        ]
+        return [name for name in self._engine.names if is_loaded(name, self.header)]
 
-    def tensors(self, recipe: Recipe | None, exchanged: Collection[int] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+    def layout(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor of a merge."""
+        found = {}
+        for name in self.names:
+            tensor = self._base[name]
+            rounds = self._dtype is not None and tensor.is_floating_point()
+            found[name] = tuple(tensor.shape), self._dtype if rounds and self._dtype else tensor.dtype
+        return found
+
+    def tensors(
+        self, recipe: Recipe | None, exchanged: Sequence[Sequence[int]] = ()
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of a merge (None: of the base) under the base's names.
 
-        The rows of two tokens that are to be ``exchanged`` are, in the embeddings and the head: such a model says one
-        token where it said the other. Raises ``EvaluationError`` for numbers that are not finite.
+        The rows of each pair of tokens that are to be ``exchanged`` are, in the embeddings and the head: such a model
+        says of the exchanged texts what it said of the texts. Raises ``EvaluationError`` for what is not finite.
         """
         total = 0.0
         for name, tensor, norm in self._of_base() if recipe is None else self._of_merge(recipe):
@@ -104,9 +110,9 @@ class CheckpointMerges:
                 )
             total += norm
             if exchanged and name in self._token_axes:
-                pair = torch.tensor(list(exchanged), device=tensor.device)
+                pairs = torch.tensor(exchanged, device=tensor.device)
                 axis = self._token_axes[name]
-                tensor = tensor.index_copy(axis, pair, tensor.index_select(axis, pair.flip(0)))
+                tensor = tensor.index_copy(axis, pairs.flatten(), tensor.index_select(axis, pairs.flip(1).flatten()))
             yield name, tensor
         self.delta_l1 = total
 
@@ -117,3 +123,8 @@ class CheckpointMerges:
         for name in self.names:
             tensor = self._base[name]
             yield name, tensor.to(self._dtype) if tensor.is_floating_point() and self._dtype else tensor, 0.0
+
+
+def is_loaded(name: str, header: CheckpointHeader) -> bool:
+    """Whether a stored tensor is one that a model loads."""
+    return not is_prediction_layer(name, header.config) and not is_unread(name, header.tensors[name].shape)

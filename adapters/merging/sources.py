@@ -146,11 +146,18 @@ def check_finite(
     meaning: str = "; the checkpoint is damaged or its training diverged",
 ) -> None:
     """Raise ``UserError`` with the tensor's name, and what it means, when it holds NaN or infinity."""
+    if not is_finite(tensor):
+        raise UserError(f"{owner}: tensor {name!r} holds NaN or infinity{meaning}")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
     if not tensor.is_floating_point():
-        return
+        return True
     flat = tensor.reshape(-1)
     step = stretch(tensor.device)
     for start in range(0, flat.numel(), step):
         low, high = torch.aminmax(flat[start : start + step])
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise UserError(f"{owner}: tensor {name!r} holds NaN or infinity{meaning}")
+            return False
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
@@ -66,6 +66,17 @@ class VllmSection(ConnectionSection):
     base_model: str | None = None
     max_rank: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_loras(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "lora_folder" not in given:
+            raise PydanticCustomError(
+                "lora_folder",
+                "LoRAs at run time need lora_folder; whole merges in vLLM are {written}",
+                {"written": "backend: {type: local, engine: vllm, vllm: {url: ...}}"},
+            )
+        return given
+
 
 class VllmEngineSection(Section):
     """Which vLLM computes merges (``engine: vllm``): one that is started from the environment of ``python``, with
@@ -74,6 +85,13 @@ class VllmEngineSection(Section):
     python: str | None = Field(default=None, description="of the environment that vLLM is in; default: this one")
     arguments: list[str] = Field(default=[], description="of the server: ['--tensor-parallel-size', '2']")
     url: str | None = Field(default=None, description=f"of a running server with --worker-extension-cls {MERGE_WORKER}")
+    weights: Literal["auto", "merge", "file", "reload"] = Field(
+        default="auto",
+        description="how merges come there: made by its workers (merge), or here and read by them (file) or by vLLM's "
+        "own means (reload); auto: the first that it can",
+    )
+    folder: str | None = Field(default=None, description="where merges made here are written; default: shared memory")
+    server_folder: str | None = Field(default=None, description="what that folder is called on the server's machine")
     concurrency: int = Field(default=64, ge=1, le=1024, description="requests at once")
     timeout: float = Field(default=600.0, gt=0, description="seconds for one request, or for one merge")
     start_timeout: float = Field(default=900.0, gt=0, description="seconds until a server answers")

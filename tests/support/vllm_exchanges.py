@@ -103,6 +103,7 @@ class Exchanges:
                 self.merges = int(self.version.partition("-")[2])
                 self.weights = hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest()[:16]
             arguments.pop("models", None)
+            arguments.pop("run", None)
         weights = self.weights if path == "/v1/completions" else ""
         return json.dumps([weights, method, path, content], sort_keys=True)
 
@@ -146,6 +147,11 @@ class Exchanges:
         return cls(json.loads(gzip.decompress(RECORDED.read_bytes())))
 
     def _nameless(self, content: Any) -> Any:
+        if isinstance(content, Mapping) and "vllm_config" in content:  # all else describes the machine
+            model, parallel = (content["vllm_config"][key] for key in ("model_config", "parallel_config"))
+            kept = {"model": "/not/here", "dtype": model["dtype"], "quantization": model["quantization"]}
+            extension = {"worker_extension_cls": parallel["worker_extension_cls"]}
+            return {"vllm_config": {"model_config": kept, "parallel_config": extension}}
         for one in content.get("results", ()) if isinstance(content, Mapping) else ():
             if isinstance(one, dict) and one.get("version"):
                 one["version"] = "its own"

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergefront.adapters.remote.settings import MERGE_WORKER
+from mergefront.adapters.remote.vllm import launcher
+from mergefront.adapters.remote.vllm.wire import refuse_old
 from mergefront.optimizer.errors import UserError
 
 HOST = "127.0.0.1"
 MODEL = "mergefront"
 """What the server calls its model."""
-OLDEST = (0, 16)
-"""The first version that takes weights while it runs; 0.32 is the one that was tried."""
 _LINES = 12
 _ENDING = 20.0
 _ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "2"}
@@ -69,10 +69,7 @@ class VllmInstallation:
         if known is None or known["vllm"] is None:
             why = "has no vLLM" if known else f"has no usable torch ({ran.stderr.strip()[-200:]})"
             raise UserError(f"{where} {why}; name the python of an environment in which vLLM is installed")
-        numbers = tuple(int(number) for number in re.findall(r"\d+", known["vllm"])[:2])
-        if numbers < OLDEST:
-            needed = ".".join(map(str, OLDEST))
-            raise UserError(f"{where} has vLLM {known['vllm']}; whole merges need {needed} or later")
+        refuse_old(known["vllm"], f"python {path} has")
         return cls(path, known["vllm"], bool(known["accelerator"]))
 
 
@@ -94,7 +91,7 @@ class VllmProcess:
             port = free.getsockname()[1]
         self.url = f"http://{HOST}:{port}"
         self._command = [
-            *(installation.python, "-m", "vllm.entrypoints.openai.api_server", "--host", HOST, "--port", str(port)),
+            *(installation.python, launcher.__file__, "--host", HOST, "--port", str(port)),
             *("--model", str(folder), "--served-model-name", MODEL, "--dtype", dtype),
             *("--generation-config", "vllm", "--worker-extension-cls", MERGE_WORKER),
             *(() if installation.has_accelerator else ("--enforce-eager",)),
@@ -116,7 +113,7 @@ class VllmProcess:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._work,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=_environment(self._work / "code", self._on_cpu),
@@ -168,6 +165,8 @@ class VllmProcess:
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(patience)
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _environment(code: Path, on_cpu: bool) -> dict[str, str]:

@@ -7,10 +7,11 @@ get a version; answers count only while the workers still have it. Written again
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -29,10 +30,12 @@ from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient, all
 from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.identity import QUESTIONS
 from mergefront.adapters.remote.settings import MERGE_WORKER, VllmEngineSection
+from mergefront.adapters.remote.vllm.canary import Step, exchange
 from mergefront.adapters.remote.vllm.process import VllmInstallation, VllmProcess
+from mergefront.adapters.remote.vllm.ways import ByReload, FromFile, InWorkers, Pairs, Way, raise_first
 from mergefront.adapters.remote.vllm.wire import VllmWire
 from mergefront.adapters.tokenization import Tokenization
-from mergefront.optimizer.errors import EvaluationError, MergefrontError, SearchStoppedError, UserError
+from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
 T = TypeVar("T")
@@ -40,9 +43,14 @@ T = TypeVar("T")
 _NOISE_FLOOR: Mapping[str, float] = {"float32": 1e-3}
 """Nats by which two passes over one text may differ, by what a server computes in; others: ``_COARSE``."""
 _COARSE = 0.3
-_LOOKED_AT = 10
+_SHARE = 0.1
+"""Of what two models differ by, how far one's answers may be off: far above noise, far below weights that stay."""
 _TRIES = 3
 """How often an evaluation begins anew where the server lost its weights."""
+_SIGN_EVERY, _SILENT = 10.0, 60.0
+"""Seconds between signs of life of a search that waits for answers, and after which one without any has ended."""
+_MISSING = re.compile(r"no such|there is no|not found|unknown|no folder", re.I)
+"""What a worker says of models that are not there."""
 _log = logging.getLogger(__name__)
 
 
@@ -58,8 +66,9 @@ class VllmMerges:
     def __init__(
         self, models: MergedModels, frame: Path, single: Recipe, settings: VllmEngineSection, dtype: str
     ) -> None:
-        self._models, self._dtype = models, dtype
+        self._models, self._dtype, self._settings = models, dtype, settings
         self._process: VllmProcess | None = None
+        self._way: Way | None = None
         self._client: HttpClient | None = None
         self._lock = threading.Lock()
         self._run, self._numbers = token_hex(4), count()
@@ -85,7 +94,10 @@ class VllmMerges:
         return VllmMerge(self, recipe)
 
     def close(self) -> None:
-        """End what was started."""
+        """Let the server go, and end one that was started."""
+        if self._way is not None:
+            with suppress(EvaluationError, SearchStoppedError):
+                self._way.close()
         if self._client is not None:
             self._client.close()
         if self._process is not None:
@@ -99,7 +111,11 @@ class VllmMerges:
     def scored(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:
         """What the weights that are there say of continuations, all at once."""
         pairs = self._tokenization.pairs([(request.context, request.continuation) for request in requests])
-        return self._ask(all_of(self._scored(context, tokens) for context, tokens in pairs))
+        said = self._ask(all_of(self._scored(context, tokens) for context, tokens in pairs))
+        return [
+            replace(one, shortened=one.shortened and bool(asked.context))
+            for one, asked in zip(said, requests, strict=True)
+        ]
 
     def written(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """What the weights that are there write, read token by token as a model of this process reads its own."""
@@ -120,25 +136,19 @@ class VllmMerges:
         """The end of ``enter``."""
         self._lock.release()
 
-    def send(self, recipe: Recipe | None, exchanged: Sequence[int] = ()) -> str:
+    def send(self, recipe: Recipe | None, exchanged: Pairs = ()) -> str:
         """Make a merge (None: the base) the server's weights; returns its version.
 
         Raises ``EvaluationError`` for a merge that no model is.
         """
-        version = f"{self._run}-{next(self._numbers)}"
-        content = None if recipe is None else recipe.to_json()
+        version, way = f"{self._run}-{next(self._numbers)}", self._way
+        assert way is not None
 
-        async def change() -> list[Mapping[str, Any]]:
-            await self._wire.hold()
-            answers = await self._wire.call_workers(
-                "mergefront_merge", recipe=content, version=version, exchanged=list(exchanged)
-            )
-            await self._wire.go_on()
-            return answers
+        async def change() -> float:
+            async with self._wire.held():
+                return await way.send(recipe, version, exchanged)
 
-        answers = self._ask(change())
-        _raise_first(answers)
-        self.delta_l1 = float(answers[0]["delta_l1"])
+        self.delta_l1 = self._ask(change())
         # A number that overflows on its way is no answer; texts would be empty and say nothing of it.
         self._answers()
         return version
@@ -151,7 +161,8 @@ class VllmMerges:
         """
         for _ in range(_TRIES):
             try:
-                answer = work()
+                with self._signs():
+                    answer = work()
                 if self._has(version):
                     return answer, version
             except (EvaluationError, SearchStoppedError):
@@ -160,9 +171,29 @@ class VllmMerges:
                 _log.warning("vLLM ended and is started again:\n%s", self._process.last_words())
                 self._process.start()
             _log.warning("vLLM lost the weights of a merge; they are sent again, and what it answered is left out")
-            self._open()
+            assert self._way is not None
+            self._way.open()
             version = self.send(recipe)
         raise EvaluationError(f"vLLM lost a merge's weights {_TRIES} times while it was scored", kind="weights lost")
+
+    @contextmanager
+    def _signs(self) -> Iterator[None]:
+        """Let the server hear of this search while it waits for long answers."""
+        is_over = threading.Event()
+
+        def give() -> None:
+            while not is_over.wait(_SIGN_EVERY):
+                with suppress(EvaluationError, SearchStoppedError, UserError):
+                    if self._way is not None:
+                        self._ask(self._way.versions())
+
+        signs = threading.Thread(target=give, daemon=True)
+        signs.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            signs.join()
 
     def _started(self, frame: Path, settings: VllmEngineSection) -> str:
         found = VllmInstallation.found(settings.python)
@@ -173,7 +204,8 @@ class VllmMerges:
     def _served(self) -> tuple[str, int]:
         """The served model's name and the most tokens that it reads; its workers have the models open then."""
         [(name, longest), *_] = self._ask(self._wire.models()) or [("", None)]
-        self._state = self._open()
+        self._ask(self._wire.refuse_unusable())
+        self._state = self._take()
         if self._state["quantization"] is not None:
             raise UserError(
                 f"backend.vllm: the server's model is quantised ({self._state['quantization']}), which takes no "
@@ -187,15 +219,54 @@ class VllmMerges:
             )
         return name, longest if longest is not None else 2048
 
-    def _open(self) -> Mapping[str, Any]:
-        """Have the workers read the models; returns what the first of them is."""
-        try:
-            [state, *_] = self._ask(self._wire.call_workers("mergefront_state"))
-        except EvaluationError as error:
-            raise _without_worker(error) from None
-        _raise_first([state])
-        _raise_first(self._ask(self._wire.call_workers("mergefront_open", models=self._models.to_json())))
+    def _take(self) -> Mapping[str, Any]:
+        """Choose the way by which merges come to the server, and make it ready; returns what the server is."""
+        wanted, client = self._settings.weights, self._client
+        assert client is not None
+        folder = None if self._settings.folder is None else Path(self._settings.folder)
+        files = (client, self._models, self._run, folder, self._settings.server_folder)
+        described = self._ask(self._wire.described())
+        if wanted == "reload" or (wanted == "auto" and not described["has_merge_worker"]):
+            self._way = ByReload(*files)
+            self._way.open()
+            return described
+        if not described["has_merge_worker"]:
+            raise UserError(
+                f"backend.vllm: the server has no worker that merges; start it with --worker-extension-cls "
+                f"{MERGE_WORKER}, or set weights: reload"
+            )
+        state = self._wait_for_others()
+        if wanted != "file":
+            self._way = InWorkers(client, self._models, self._run)
+            try:
+                self._way.open()
+                return state
+            except UserError as error:
+                if wanted == "merge" or not _MISSING.search(str(error)):
+                    raise
+                _log.warning("%s; merges are made here and read there from a file", error)
+        self._way = FromFile(*files)
+        self._way.open()
         return state
+
+    def _wait_for_others(self) -> Mapping[str, Any]:
+        """Wait for a search that has ended without a word. Raises ``UserError`` for one that lives."""
+        before = -1.0
+        while True:
+            states = self._ask(self._wire.call_workers("mergefront_state"))
+            raise_first(states)
+            [state, *_] = states
+            if state["version"] is None or (silent := float(state["silent"])) >= _SILENT:
+                return state
+            if silent < before:
+                raise UserError(
+                    "backend.vllm: another search uses this server; wait for its end, or give each study a server of "
+                    "its own"
+                )
+            if before < 0:
+                _log.warning("a search used this server %.0f seconds ago; waiting to see whether it lives", silent)
+            before = silent
+            time.sleep(1.0)
 
     def _prove(self, single: Recipe) -> str:
         """See that weights change, whole, and change back; returns what was seen. Raises ``UserError``."""
@@ -226,26 +297,24 @@ class VllmMerges:
         )
 
     def _exchange_tokens(self, noise: float) -> str:
-        """Exchange two tokens' rows in embeddings and head: their chances must be exchanged as well, or else a head
-        kept the embeddings of before. Raises ``UserError``."""
-        [prompt, *_] = self._tokenization.texts(QUESTIONS)
-        likely = [one for one in self._ask(self._wire.likeliest(self._model, prompt, _LOOKED_AT)) if one not in prompt]
-        if len(likely) < 2:
-            return "no two tokens could be exchanged to see whether the head follows"
-        pair = (likely[0], likely[-1])
-        before = self._chances(prompt, pair)
-        self.send(None, pair)
-        after = self._chances(prompt, pair)
-        if _furthest(before, after[::-1]) > noise:
+        """Exchange tokens' rows in embeddings and head: all answers must be exchanged as well. Raises ``UserError``."""
+        tried = exchange(self._tokenization.texts(QUESTIONS), len(self._tokenizer), self._context)
+        here, there = self._forced(tried.asked), self._forced(tried.exchanged)
+        distance = _furthest(here, there)
+        self.send(None, tried.pairs)
+        # Both are prompts by now that the server read under the weights before.
+        off = max(_furthest(here, self._forced(tried.exchanged)), _furthest(there, self._forced(tried.asked)))
+        if off > max(noise, _SHARE * distance):
             raise UserError(
-                f"canary: where two tokens' embeddings are exchanged their chances are not ({before[0]:.3f} and "
-                f"{before[1]:.3f} nats became {after[0]:.3f} and {after[1]:.3f}): this vLLM keeps the output head of "
-                "the weights before"
+                f"canary: where tokens' embeddings are exchanged the answers are not (off by {off:.3g} nats; they "
+                f"differ by {distance:.3g}): this vLLM keeps the embeddings, the output head or the prompts of the "
+                "weights before"
             )
-        return "the head follows the embeddings"
+        return f"exchanged embeddings exchange the answers (off by {off:.1g}, where old ones are by {distance:.2g})"
 
-    def _chances(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        asked = all_of(self._wire.scored(self._model, prompt, (token,)) for token in tokens)
+    def _forced(self, steps: Sequence[Step]) -> list[float]:
+        """The log-probability of each step's token; unlike those of whole texts they use cached prompts."""
+        asked = all_of(self._wire.force(self._model, known, token, "", cached=False) for known, token in steps)
         return [one.logprob for one in self._ask(asked)]
 
     def _answers(self) -> list[float]:
@@ -255,19 +324,27 @@ class VllmMerges:
 
     def _has(self, version: str) -> bool:
         """Whether every worker has this version. Raises ``UserError`` where it has that of another search."""
-        states = self._ask(self._wire.call_workers("mergefront_state"))
-        others = [one for state in states if (one := state.get("version")) and not one.startswith(f"{self._run}-")]
-        if others:
+        assert self._way is not None
+        versions = self._ask(self._way.versions())
+        if any(one is not None and not one.startswith(f"{self._run}-") for one in versions):
             raise UserError(
                 "backend.vllm: another search gives this server weights; give each study a server of its own"
             )
-        return all(state.get("version") == version for state in states)
+        return all(one == version for one in versions)
 
     async def _scored(self, context: Sequence[int], tokens: Sequence[int]) -> LogLikelihood:
-        self._check_room(len(tokens))
-        known = context[-(self._context - 1 - len(tokens)) :]
-        said = await self._wire.scored(self._model, known, tokens)
-        return LogLikelihood(said.logprob, said.tokens, said.is_greedy, shortened=len(known) < len(context))
+        """A continuation that is longer than the server reads is scored window by window, as everywhere."""
+        # One token more is written.
+        longest, text = self._context - 2, (*context, *tokens)
+        parts = []
+        for start in range(0, len(tokens), longest):
+            count_here = min(longest, len(tokens) - start)
+            seam = len(context) + start
+            known = text[max(0, seam + count_here - 1 - longest) : seam]
+            parts.append(self._wire.scored(self._model, known, text[seam : seam + count_here]))
+        said = await all_of(parts)
+        logprob, is_greedy = sum(one.logprob for one in said), all(one.is_greedy for one in said)
+        return LogLikelihood(logprob, len(tokens), is_greedy, shortened=len(text) - 1 > longest)
 
     async def _written(self, prompt: Sequence[int], request: GenerationRequest) -> Generation:
         self._check_room(request.most_tokens)
@@ -339,13 +416,14 @@ def engine_there(settings: VllmEngineSection) -> str:
             "search begins"
         )
     with closing(HttpClient(settings.url, _policy(settings))) as client:
+        wire = VllmWire(client)
         try:
-            [state, *_] = client.run(VllmWire(client).call_workers("mergefront_state"))
+            client.run(wire.refuse_unusable())
+            described = client.run(wire.described())
         except (EvaluationError, SearchStoppedError) as error:
-            raise _without_worker(error) from None
-    _raise_first([state])
-    used = "; it has the weights of a search" if state["version"] is not None else ""
-    return f"engine: vLLM at {settings.url} serves {state['model']} in {state['dtype']}{used}"
+            raise UserError(f"backend.vllm: {error}") from None
+    how = "its workers merge" if described["has_merge_worker"] else "it reads what is merged here"
+    return f"engine: vLLM at {settings.url} serves {described['model']} in {described['dtype']}; {how}"
 
 
 def _policy(settings: VllmEngineSection) -> ClientPolicy:
@@ -357,28 +435,6 @@ def _policy(settings: VllmEngineSection) -> ClientPolicy:
         breaker=BreakerPolicy(give_up=60.0),
         where="backend.vllm",
     )
-
-
-def _without_worker(error: MergefrontError) -> UserError:
-    """Why a server's workers do not merge."""
-    kind, what = getattr(error, "kind", ""), ""
-    if kind in ("http 404", "http 405"):
-        what = ": it takes no calls to its workers; start it with VLLM_SERVER_DEV_MODE=1 in its environment"
-    elif kind == "http 500":
-        what = f": it has no worker that merges; start it with --worker-extension-cls {MERGE_WORKER}"
-    return UserError(f"backend.vllm{what} ({error})" if what else f"backend.vllm: {error}")
-
-
-def _raise_first(answers: Sequence[Mapping[str, Any]]) -> None:
-    """What the first worker that could not do its work says, as the error that it is."""
-    for answer in answers:
-        if not answer["ok"]:
-            made: MergefrontError = (
-                UserError(f"backend.vllm: {answer['error']}")
-                if answer["kind"] == "user"
-                else EvaluationError(str(answer["error"]), kind=str(answer["kind"]))
-            )
-            raise made
 
 
 def _only(recipe: Recipe) -> str:

@@ -8,20 +8,27 @@ when a LoRA is in use and more than one request is in its batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from mergefront.adapters.language_model import Chat, Generation, LogLikelihood, Message
-from mergefront.adapters.remote.http.client import HttpClient, Reply
-from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, usage
+from mergefront.adapters.remote.http.client import HttpClient, RefusedError, Reply
+from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, logprob, parse_json, usage
 from mergefront.adapters.remote.openai.answers import read_generation
+from mergefront.adapters.remote.settings import MERGE_WORKER
 from mergefront.adapters.remote.tokenizer import read_tokens
-from mergefront.optimizer.errors import EvaluationError
+from mergefront.optimizer.errors import EvaluationError, UserError
 
 T = TypeVar("T")
 
 _FORCE = 100.0
 """The largest bias that vLLM takes."""
+OLDEST = (0, 16)
+"""The first version that takes weights while it runs; 0.32 is the one that was tried."""
+_PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What a server would otherwise take from the model's generation_config.json."""
 
 
 class VllmWire:
@@ -132,8 +139,8 @@ class VllmWire:
     ) -> list[int]:
         """The tokens of a continuation, the end token included; greedy but for what ``more`` says."""
         body: dict[str, Any] = {
-            "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, "top_p": 1.0,
-            "repetition_penalty": 1.0, "stop_token_ids": list(ends), "skip_special_tokens": False,
+            "model": model, "prompt": list(prompt), "max_tokens": max_tokens, "temperature": 0, **_PLAIN,
+            "ignore_eos": True, "stop_token_ids": list(ends), "skip_special_tokens": False,
             "return_token_ids": True, **more,
         }  # fmt: skip
 
@@ -142,20 +149,6 @@ class VllmWire:
             if not all(type(token) is int for token in tokens):
                 raise MalformedAnswerError("has token_ids that are no numbers")
             return Reply(tokens, *usage(answer))
-
-        return await self.client.ask("POST", "/v1/completions", body, read, cached=False)
-
-    async def likeliest(self, model: str, prompt: Sequence[int], count: int) -> list[int]:
-        """The likeliest next tokens, at most ``count`` (vLLM's own limit is 20)."""
-        body = {
-            "model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": count,
-            "return_tokens_as_token_ids": True,
-        }  # fmt: skip
-
-        def read(answer: Any) -> Reply[list[int]]:
-            listed = field(answer, "choices", 0, "logprobs", "top_logprobs", 0, kind=dict)
-            found = sorted(listed, key=lambda name: -float(listed[name]))
-            return Reply([int(name.removeprefix("token_id:")) for name in found], *usage(answer))
 
         return await self.client.ask("POST", "/v1/completions", body, read, cached=False)
 
@@ -171,20 +164,76 @@ class VllmWire:
 
         return await self.client.ask("POST", "/collective_rpc", body, read, cached=False)
 
-    async def hold(self) -> None:
-        """Let what runs end, and keep what comes waiting. The cached prompts go."""
-        await self.client.ask("POST", "/pause?mode=wait", None, _read_anything, cached=False)
+    async def refuse_unusable(self) -> None:
+        """Raises ``UserError``, with the flag that is missing, for a server whose weights cannot be changed."""
 
-    async def go_on(self) -> None:
-        """The end of ``hold``. Raises ``EvaluationError`` where cached prompts of other weights stay."""
+        def read(answer: Any) -> Reply[str]:
+            return Reply(field(answer, "version", kind=str))
+
+        refuse_old(await self.client.ask("GET", "/version", None, read, cached=False), "the server is")
+        try:
+            await self.client.ask("GET", "/is_paused", None, _read_anything, cached=False)
+        except RefusedError as error:
+            if error.status not in (404, 405):
+                raise
+            raise UserError(
+                "backend.vllm: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 in its environment"
+            ) from None
+
+    async def described(self) -> Mapping[str, Any]:
+        """What the server is by its configuration: ``model``, ``dtype``, ``quantization``, and whether it
+        ``has_merge_worker``. To call a worker's method that is not there would raise in every worker, and put the
+        answers of several out of step."""
+
+        def read(answer: Any) -> Reply[Mapping[str, Any]]:
+            config = field(answer, "vllm_config", "model_config", kind=dict)
+            return Reply(
+                {
+                    "model": field(config, "model", kind=str),
+                    "dtype": str(field(config, "dtype")).removeprefix("torch."),
+                    "quantization": config.get("quantization"),
+                    "has_merge_worker": MERGE_WORKER in json.dumps(answer["vllm_config"].get("parallel_config")),
+                }
+            )
+
+        return await self.client.ask("GET", "/server_info?config_format=json", None, read, cached=False)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Let what runs end, and keep what comes waiting while the block lasts; prompts that were read are forgotten.
+
+        Raises ``EvaluationError`` where cached prompts of other weights stay.
+        """
 
         def read(answer: Any) -> Reply[None]:
             if field(answer, "success") is not True:
                 raise EvaluationError("the server keeps prompts of other weights in its cache", kind="stale cache")
             return Reply(None)
 
-        await self.client.ask("POST", "/reset_prefix_cache", None, read, cached=False)
-        await self.client.ask("POST", "/resume", None, _read_anything, cached=False)
+        await self.client.ask("POST", "/pause?mode=wait", None, _read_anything, cached=False)
+        try:
+            yield
+            await self.client.ask("POST", "/reset_prefix_cache", None, read, cached=False)
+        finally:
+            await self.client.ask("POST", "/resume", None, _read_anything, cached=False)
+
+    async def reload(self, folder: str) -> None:
+        """Have the workers load a checkpoint from a folder of theirs, by vLLM's own means."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+        await self.client.ask("POST", "/collective_rpc", body, _read_anything, cached=False, parse=_parsed)
+
+    async def name_weights(self, version: str) -> None:
+        """Say what the weights are called."""
+        body = {"new_version": version}
+        await self.client.ask("POST", "/update_weight_version", body, _read_anything, cached=False)
+
+    async def named_weights(self) -> str:
+        """What the weights were called last."""
+
+        def read(answer: Any) -> Reply[str]:
+            return Reply(str(field(answer, "weight_version") or ""))
+
+        return await self.client.ask("GET", "/weight_info", None, read, cached=False)
 
     async def _complete(self, body: dict[str, Any], read: Callable[[Any], Reply[T]], state: str, cached: bool) -> T:
         # The name of a loaded LoRA passes; what decides the answer is what was merged into it.
@@ -198,6 +247,19 @@ def _read_done(answer: Any) -> Reply[None]:
     if not isinstance(answer, str) or not answer.startswith("Success"):
         raise EvaluationError(f"the server did not take the LoRA: {str(answer)[:200]!r}", kind="lora")
     return Reply(None)
+
+
+def refuse_old(version: str, whose: str) -> None:
+    """Raises ``UserError`` for a vLLM whose weights cannot be changed while it runs."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if len(numbers) == 2 and numbers < OLDEST:
+        needed = ".".join(map(str, OLDEST))
+        raise UserError(f"backend.vllm: {whose} vLLM {version}; whole merges need {needed} or later")
+
+
+def _parsed(text: str) -> Any:
+    """JSON, or nothing where a route answers so."""
+    return parse_json(text) if text.strip() else None
 
 
 def _read_anything(answer: Any) -> Reply[None]:

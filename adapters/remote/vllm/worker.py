@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from mergefront.adapters.checkpoints.header import read_header
-from mergefront.adapters.merging.checkpoint_merges import CheckpointMerges, MergedModels
+from mergefront.adapters.checkpoints.header import Checkpoint, TensorInfo, read_header
+from mergefront.adapters.merging.checkpoint_merges import CheckpointMerges, MergedModels, is_loaded
+from mergefront.adapters.merging.sources import is_finite
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -42,15 +43,20 @@ class MergeWorker:
     """Methods of a worker that are called by name over ``/collective_rpc``; ``version`` names the weights it has."""
 
     @_answered
-    def mergefront_state(self: Any) -> Answer:
-        """What the worker is, and the version of its weights (None: those that it was started with)."""
+    def mergefront_state(self: Any, run: str = "") -> Answer:
+        """What the worker is, and the version of its weights (None: those that it was started with); how many seconds
+        their search is ``silent``, of which this is a sign of life where it is ``run``."""
         config = self.model_config
+        version = getattr(self, "_mergefront_version", None)
+        if version is not None and version.startswith(f"{run}-"):
+            self._mergefront_seen = time.monotonic()
         return {
+            "silent": time.monotonic() - getattr(self, "_mergefront_seen", 0.0),
             "mergefront": _own_version(),
             "model": str(config.model),
             "dtype": str(config.dtype).removeprefix("torch."),
             "quantization": config.quantization and str(config.quantization),
-            "version": getattr(self, "_mergefront_version", None),
+            "version": version,
         }
 
     @_answered
@@ -62,13 +68,13 @@ class MergeWorker:
         merges = CheckpointMerges(MergedModels(**models), _device(self))
         served = Path(str(self.model_config.model))
         if served.is_dir():
-            _refuse_other_model(merges, served)
+            _refuse_other_model(merges.header.tensors, merges.names, served)
         self._mergefront_merges = merges
         return {}
 
     @_answered
     def mergefront_merge(
-        self: Any, recipe: Mapping[str, Any] | None, version: str, exchanged: Sequence[int] = ()
+        self: Any, recipe: Mapping[str, Any] | None, version: str, exchanged: Sequence[Sequence[int]] = ()
     ) -> Answer:
         """Make a merge (None: the base itself), and take it as weights; the base's where its numbers are not finite.
 
@@ -84,14 +90,41 @@ class MergeWorker:
         _after_loading(self)
         if made.fault is not None:
             raise made.fault
-        self._mergefront_version = version
+        self._mergefront_version, self._mergefront_seen = version, time.monotonic()
         return {"version": version, "delta_l1": merges.delta_l1, "seconds": time.perf_counter() - started}
+
+    @_answered
+    def mergefront_load(self: Any, folder: str, version: str) -> Answer:
+        """Take the checkpoint in a folder as weights; nothing is taken where it is no such model, or not finite."""
+        started, path = time.perf_counter(), Path(folder)
+        if not path.is_dir():
+            raise UserError(f"the server has no folder {path}; vllm: {{server_folder: ...}} says what it is there")
+        file = Checkpoint(path)
+        served = Path(str(self.model_config.model))
+        if served.is_dir():
+            _refuse_other_model(file.header.tensors, list(file), served)
+        broken = next((name for name in file if not is_finite(file[name])), None)
+        if broken is not None:
+            raise EvaluationError(f"tensor {broken!r} of this merge is not finite", kind="not finite")
+        self._mergefront_version = None
+        # Copies: vLLM may keep what it is given until a layer is whole, and the file's pages pass.
+        self.reload_weights(weights_iterator=((name, file[name].clone()) for name in file))
+        _after_loading(self)
+        self._mergefront_version, self._mergefront_seen = version, time.monotonic()
+        return {"version": version, "seconds": time.perf_counter() - started}
+
+    @_answered
+    def mergefront_end(self: Any, run: str) -> Answer:
+        """Let go of what a search holds here; the weights stay, without a name."""
+        if (getattr(self, "_mergefront_version", None) or "").startswith(f"{run}-"):
+            self._mergefront_version = self._mergefront_merges = None
+        return {}
 
 
 class _Made:
     """The tensors of a merge; the base's behind one that cannot be had: a model that was loaded in part is lost."""
 
-    def __init__(self, merges: CheckpointMerges, wanted: Recipe | None, exchanged: Sequence[int]) -> None:
+    def __init__(self, merges: CheckpointMerges, wanted: Recipe | None, exchanged: Sequence[Sequence[int]]) -> None:
         self._merges, self._wanted, self._exchanged = merges, wanted, exchanged
         self.fault: Exception | None = None
 
@@ -119,14 +152,18 @@ def _device(worker: Any) -> torch.device:
     return device
 
 
-def _refuse_other_model(merges: CheckpointMerges, served: Path) -> None:
+def _refuse_other_model(here: Mapping[str, TensorInfo], names: Sequence[str], served: Path) -> None:
     """Raises ``UserError`` where the served model has other tensors: vLLM would end with them, or leave some out."""
-    there, here = read_header(served).tensors, merges.header.tensors
-    for name in merges.names:
-        if name not in there:
+    there = read_header(served)
+    stored, given = there.tensors, set(names)
+    lost = [name for name in stored if name not in given and is_loaded(name, there)]
+    if lost:
+        raise UserError(f"merges have no tensor {lost[0]!r}, which the served model ({served}) has")
+    for name in names:
+        if name not in stored:
             raise UserError(f"the served model ({served}) has no tensor {name!r}, which merges have")
-        if there[name].shape != here[name].shape:
-            shapes = f"{list(there[name].shape)} there, {list(here[name].shape)} in merges"
+        if stored[name].shape != here[name].shape:
+            shapes = f"{list(stored[name].shape)} there, {list(here[name].shape)} in merges"
             raise UserError(f"tensor {name!r} of the served model ({served}) is of another shape: {shapes}")
 
 

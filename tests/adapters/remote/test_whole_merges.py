@@ -130,6 +130,37 @@ def test_weights_of_another_search_are_noticed(erring: Callable[[Change], Any]) 
             merged.loglikelihood(questions()[0])
 
 
+def test_a_search_that_lives_keeps_its_server_from_others(erring: Callable[[Change], Any]) -> None:
+    silent = iter((4.0, 1.0))
+
+    def busy(request: Received, answer: Answer, exchanges: Exchanges) -> Answer:
+        if called(request) != "mergefront_state":
+            return answer
+        [known] = json.loads(answer.body)["results"]
+        return as_json({"results": [{**known, "version": "0ther-3", "silent": next(silent)}]})
+
+    with pytest.raises(UserError, match="another search uses this server"):
+        erring(busy)
+
+
+def test_a_server_is_never_left_paused(erring: Callable[[Change], Any]) -> None:
+    """Whoever comes next would wait for ever."""
+    asked: list[str] = []
+
+    def failing(request: Received, answer: Answer, exchanges: Exchanges) -> Answer:
+        asked.append(request.path)
+        return (
+            as_json({"error": "lost"}, 400)
+            if called(request) == "mergefront_merge" and exchanges.merges == 4
+            else answer
+        )
+
+    backend = erring(failing)
+    with pytest.raises(EvaluationError), backend.apply(recipes()[1]):
+        pass
+    assert asked[-3:] == ["/pause?mode=wait", "/collective_rpc", "/resume"]
+
+
 def test_a_merge_that_is_not_finite_is_one_failed_candidate(erring: Callable[[Change], Any]) -> None:
     def overflowing(request: Received, answer: Answer, exchanges: Exchanges) -> Answer:
         if called(request) == "mergefront_merge" and exchanges.merges == 4:
@@ -157,11 +188,20 @@ def replaced(method: str, answer: dict[str, Any], status: int = 200) -> Change:
     return change
 
 
+def at(path: str, instead: Answer) -> Change:
+    """A server that answers to one path otherwise."""
+    return lambda request, told, _: instead if request.path == path else told
+
+
+OTHER_WORKER = as_json({"vllm_config": {"model_config": {"model": "m", "dtype": "torch.float32"}}})
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (replaced("mergefront_state", {"error": "no such route"}, 404), "VLLM_SERVER_DEV_MODE=1"),
-        (replaced("mergefront_state", {"error": "no attribute"}, 500), "--worker-extension-cls mergefront"),
+        (at("/version", as_json({"version": "0.15.1"})), "vLLM 0.15.1; whole merges need 0.16 or later"),
+        (at("/is_paused", as_json({"detail": "Not Found"}, 404)), "VLLM_SERVER_DEV_MODE=1"),
+        (at("/server_info?config_format=json", OTHER_WORKER), "--worker-extension-cls mergefront"),
         (replaced("mergefront_state", {"quantization": "fp8"}), "quantised"),
         (replaced("mergefront_state", {"dtype": "bfloat16"}), "--dtype float32"),
         (replaced("mergefront_open", {"ok": False, "kind": "user", "error": "of another shape"}), "of another shape"),
@@ -185,7 +225,7 @@ def test_a_head_that_kept_the_embeddings_of_before_is_found_by_the_canary(erring
             before[request.body] = answer
         return before.get(request.body, answer) if exchanges.merges == 1 else answer
 
-    with pytest.raises(UserError, match="keeps the output head"):
+    with pytest.raises(UserError, match="keeps the embeddings, the output head or the prompts"):
         erring(stale)
 
 
