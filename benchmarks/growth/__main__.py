@@ -66,8 +66,11 @@ def drawn(curves: Mapping[str, Mapping[int, float]], path: Path) -> None:
         style = {"linestyle": "--", "color": "grey"} if "plain" in name else {}
         axes.plot(list(curve), list(curve.values()), marker="o", markersize=4, label=name, **style)
     axes.set(xscale="log", yscale="log", xlabel="size: trials, or LoRAs", ylabel="CPU seconds, one core")
+    sizes = sorted({size for curve in curves.values() for size in curve})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)
 
 
