@@ -279,7 +279,8 @@ def _vllm_backend(definition: StudyDefinition) -> Iterator[Any]:
             # No model of the study has the tokens, or the towers, that merges have.
             frame = Path(folder)
             write_merge(merge_plan(definition, as_base, definition.allow), frame)
-        with closing(VllmMerges(merged, frame, single, section, told["dtype"])) as engine:
+        own = bool(definition.method_files)
+        with closing(VllmMerges(merged, frame, single, section, told["dtype"], merges_here=own)) as engine:
             _log.info("%s", engine.proof)
             yield engine
 

@@ -167,14 +167,14 @@ class Exchanges:
         return made
 
 
-def searched(url: str, models: Path) -> Any:
+def searched(url: str, models: Path, settings: Any = None, **more: Any) -> Any:
     """The backend of whole merges at a running server."""
     from mergefront.adapters.merging.checkpoint_merges import MergedModels
     from mergefront.adapters.remote.settings import VllmEngineSection
     from mergefront.adapters.remote.vllm.whole_merges import VllmMerges
 
     merged = MergedModels(str(models / "base"), {name: str(models / name) for name in EXPERTS})
-    return VllmMerges(merged, models / "base", recipes()[1], VllmEngineSection(url=url), "float32")
+    return VllmMerges(merged, models / "base", recipes()[1], settings or VllmEngineSection(url=url), "float32", **more)
 
 
 def record(python: str) -> None:

@@ -59,14 +59,23 @@ class VllmMerges:
 
     ``frame`` is the folder of a model like all merges, with its tokenizer; a server that is started begins with it.
     ``single`` is a recipe of one expert alone, by which the canary sees that weights change. ``computing`` is what a
-    started server computes in ("auto": ``models.dtype``, float32 on a CPU). Raises ``UserError`` where the server
+    started server computes in ("auto": ``models.dtype``, float32 on a CPU). ``merges_here``: some methods are known to
+    this process alone. Raises ``UserError`` where the server
     cannot be used: before anything is scored.
     """
 
     def __init__(
-        self, models: MergedModels, frame: Path, single: Recipe, settings: VllmEngineSection, dtype: str
+        self,
+        models: MergedModels,
+        frame: Path,
+        single: Recipe,
+        settings: VllmEngineSection,
+        dtype: str,
+        *,
+        merges_here: bool = False,
     ) -> None:
         self._models, self._dtype, self._settings = models, dtype, settings
+        self._merges_here = merges_here
         self._process: VllmProcess | None = None
         self._way: Way | None = None
         self._client: HttpClient | None = None
@@ -223,6 +232,8 @@ class VllmMerges:
         """Choose the way by which merges come to the server, and make it ready; returns what the server is."""
         wanted, client = self._settings.weights, self._client
         assert client is not None
+        if wanted == "merge" and self._merges_here:
+            raise UserError("backend.vllm: methods of your own are merged here; use weights: auto, file or reload")
         folder = None if self._settings.folder is None else Path(self._settings.folder)
         files = (client, self._models, self._run, folder, self._settings.server_folder)
         described = self._ask(self._wire.described())
@@ -236,7 +247,7 @@ class VllmMerges:
                 f"{MERGE_WORKER}, or set weights: reload"
             )
         state = self._wait_for_others()
-        if wanted != "file":
+        if wanted != "file" and not self._merges_here:
             self._way = InWorkers(client, self._models, self._run)
             try:
                 self._way.open()

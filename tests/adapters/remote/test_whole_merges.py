@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.remote.settings import VllmEngineSection
 from mergefront.optimizer.errors import EvaluationError, UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
@@ -143,6 +144,16 @@ def test_a_search_that_lives_keeps_its_server_from_others(erring: Callable[[Chan
         erring(busy)
 
 
+def test_methods_that_the_server_does_not_know_are_merged_here(models: Path, tmp_path: Path) -> None:
+    with serve(Exchanges.load().playing()) as served:
+        with pytest.raises(UserError, match="methods of your own are merged here"):
+            searched(served.url, models, VllmEngineSection(url=served.url, weights="merge"), merges_here=True)
+        settings = VllmEngineSection(url=served.url, folder=str(tmp_path))
+        with pytest.raises(UserError):  # the server that was recorded was never told to read a file
+            searched(served.url, models, settings, merges_here=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_a_server_is_never_left_paused(erring: Callable[[Change], Any]) -> None:
     """Whoever comes next would wait for ever."""
     asked: list[str] = []
@@ -249,7 +260,6 @@ REAL = os.environ.get("MERGEFRONT_VLLM_PYTHON", "")
 @pytest.fixture
 def started(models: Path) -> Iterator[Any]:
     from mergefront.adapters.merging.checkpoint_merges import MergedModels
-    from mergefront.adapters.remote.settings import VllmEngineSection
     from mergefront.adapters.remote.vllm.whole_merges import VllmMerges
 
     merged = MergedModels(str(models / "base"), {name: str(models / name) for name in EXPERTS})
