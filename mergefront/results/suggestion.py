@@ -142,7 +142,10 @@ class Choice:
             trials = study.optuna.get_trials(deepcopy=False)
             of_name = {one.user_attrs[SEED]: one.number for one in trials if SEED in one.user_attrs}
             if self.start_point not in of_name:
-                hint = did_you_mean(self.start_point, of_name) if of_name else "(it has none)"
+                known = [one.name for one in study.plan.warm_start_recipes]
+                hint = did_you_mean(self.start_point, known) if known else "(it begins with none)"
+                if self.start_point in known:
+                    hint = "yet; raise --evaluations"
                 raise UserError(f"study {study.name!r} evaluated no start point {self.start_point!r} {hint}")
             return evaluated_trial(study, of_name[self.start_point])
         suggested = study.suggested()

@@ -207,6 +207,10 @@ def check_study(path: str | Path) -> CheckReport:
     if limited is not None:
         found.warnings.append(f"search: {limited}")
     check_budget(found, space, budget)
+    # After the anchors comes the metric-weighted average, or where there is none the sampler's first proposal.
+    begun = len(anchors(space)) + len(definition.anchors)
+    if len(definition.anchors) > 1 and budget < begun:
+        found.warnings.append(f"search.evaluations: {budget} end before the last start point; {begun} reach it")
     if database is not None and (taken := connections(database)) is not None:
         notes.append(taken)
     notes.append(

@@ -163,6 +163,8 @@ def test_weights_are_learned_from_the_experts_own_prompts_when_the_study_begins(
     assert sum(learned["posterior-weighted"].values()) == pytest.approx(1)
     assert set(learned["aligned"]) == {f"weight[{name}, block {block}]" for name in ("one", "two") for block in (0, 1)}
     assert seeds["aligned"].params == learned["aligned"] and len(set(learned["aligned"].values())) == 4
+    few = check_study(named(folder, "few", search={**search, "evaluations": 7}, merge=merge))
+    assert "search.evaluations: 7 end before the last start point; 8 reach it" in few.warnings
     assert Choice(start_point="aligned").of(study).params.items() >= learned["aligned"].items()
     with pytest.raises(mf.UserError, match="evaluated no start point 'alinged'"):
         Choice(start_point="alinged").of(study)
