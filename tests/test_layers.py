@@ -32,8 +32,8 @@ ROOMS: Mapping[str, str] = {
         "evaluator local starting remote"
     ),
     "mergefront.adapters.merging": (
-        "offload coefficients transplant modalities vocabulary sources compression tensor_pool importance task_vectors "
-        "reference whole_models loras engine checkpoint_merges forecast output"
+        "offload coefficients transplant modalities vocabulary sources compression factored tensor_pool importance "
+        "task_vectors reference whole_models loras engine checkpoint_merges forecast output"
     ),
 }
 """Lower rooms first: a room imports from itself and from rooms before it. Type-only imports count."""

@@ -360,7 +360,12 @@ class LoraTaskVector:
 
     def factors(self, module: LoraModule) -> tuple[torch.Tensor, torch.Tensor]:
         """A (r x in) and B (out x r) of one module in float32."""
-        a, b = self.checkpoint[module.a].float().flatten(1), self.checkpoint[module.b].float().flatten(1)
+        a, b = self.stored_factors(module)
+        return a.float(), b.float()
+
+    def stored_factors(self, module: LoraModule) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (r x in) and B (out x r) of one module as they are stored."""
+        a, b = self.checkpoint[module.a].flatten(1), self.checkpoint[module.b].flatten(1)
         if (part := module.part) is None:
             return a, b
         rows = slice(part.first_row, part.first_row + part.rows)
@@ -369,11 +374,15 @@ class LoraTaskVector:
             b.view(b.shape[0], module.rank, part.experts)[rows, :, part.expert],
         )
 
-    def _stacked(self, stacked: StackedExperts) -> torch.Tensor:
-        a, b = self.checkpoint[stacked.a].float(), self.checkpoint[stacked.b].float()
-        each_a = a.view(stacked.experts, -1, a.shape[1])
+    def stored_experts(self, stacked: StackedExperts) -> tuple[torch.Tensor, torch.Tensor]:
+        """A (experts x r x in) and B (experts x out x r) of all experts as they are stored."""
+        a, b = self.checkpoint[stacked.a], self.checkpoint[stacked.b]
         each_b = b.view(b.shape[0], -1, stacked.experts).permute(2, 0, 1)
-        product = each_b @ each_a * stacked.scaling
+        return a.view(stacked.experts, -1, a.shape[1]), each_b
+
+    def _stacked(self, stacked: StackedExperts) -> torch.Tensor:
+        a, b = self.stored_experts(stacked)
+        product = b.float() @ a.float() * stacked.scaling
         return product.transpose(1, 2).contiguous() if stacked.transposed else product
 
     def replacement(self, name: str) -> torch.Tensor | None:

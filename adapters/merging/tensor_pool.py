@@ -22,12 +22,13 @@ from mergefront.adapters.merging.compression import (
     compress,
     compressed_bytes,
 )
+from mergefront.adapters.merging.factored import FactoredDelta, factored, factored_bytes
 from mergefront.adapters.merging.offload.placement import BASE, Key, Part, Placement, Room, device_name, place
 from mergefront.adapters.merging.offload.prefetch import own_streams, read_pages
 from mergefront.adapters.merging.sources import Entry, ExpertSource, Source, check_finite, header_of, open_source
 from mergefront.optimizer.errors import UserError
 
-Held = Entry | CompressedDelta | None
+Held = Entry | FactoredDelta | CompressedDelta | None
 """An expert's tensor as it is held; None where it leaves the base as it is."""
 Size = tuple[tuple[int, ...], int]
 """A tensor's shape, and bytes of an entry."""
@@ -149,15 +150,16 @@ class TensorPool:
     def holds_all(self) -> bool:
         """Whether the device holds every tensor as it is merged."""
         if not self._is_held:
-            held = self._on_device
-            self._is_held = all(isinstance(held.get(key, _ABSENT), Entry | None) for key in self.placement.tiers)
+            self._is_held = all(self._is_as_merged(key) for key in self.placement.tiers)
         return self._is_held
 
     def bytes_to_fetch(self, name: str, experts: Sequence[str]) -> int:
         """Bytes in float32 of what has to be made or moved for the merge of a tensor with these experts."""
-        wanted = self._wanted(name, experts)
-        absent = sum(not isinstance(self._on_device.get(key, _ABSENT), Entry | None) for key in wanted)
+        absent = sum(not self._is_as_merged(key) for key in self._wanted(name, experts))
         return 4 * math.prod(self._sizes[name][0]) * absent
+
+    def _is_as_merged(self, key: Key) -> bool:
+        return isinstance(self._on_device.get(key, _ABSENT), Entry | FactoredDelta | None)
 
     def fetch(self, wanted: Mapping[str, Sequence[str]]) -> dict[Key, Held]:
         """What merges of these tensors, each with some experts, need and the device does not hold. For any thread."""
@@ -212,9 +214,16 @@ class TensorPool:
         return held.tensor
 
     def entry(self, name: str, expert: str) -> Entry | None:
-        """An expert's tensor, or None where it leaves the base as it is."""
+        """An expert's tensor, or None where it leaves the base as it is; what is held in less memory is made anew."""
         held = self._find((name, expert))
-        return held if held is None or isinstance(held, Entry) else Entry(held.expand(), True)
+        if held is None or isinstance(held, Entry):
+            return held
+        return self._folded(name, Entry(held.expand(), True))
+
+    def found(self, name: str, expert: str) -> Entry | FactoredDelta | None:
+        """As ``entry``, with the factors of what is a product of factors."""
+        held = self._find((name, expert))
+        return held if isinstance(held, FactoredDelta) and not self._fold else self.entry(name, expert)
 
     def compression_errors(self) -> dict[str, float]:
         """Relative error of every expert's task vector as it is held (0 where it is exact)."""
@@ -290,6 +299,9 @@ class TensorPool:
             return compressed_bytes(shape, self._form)
         if isinstance(whole, torch.Tensor) and whole.device == self.device_of(name):
             return 0
+        size = None if expert.lora is None else factored_bytes(expert.lora, name)
+        if size is not None:
+            return size
         is_delta = whole is None and not self._fold
         return math.prod(shape) * (4 if is_delta else item_bytes)
 
@@ -320,6 +332,10 @@ class TensorPool:
             self._check_finite(tensor, "base model", name)
             return Entry(self._settle(tensor, name, copy), False)
         expert = self._experts[owner]
+        if self._form == "exact" and expert.lora is not None:
+            delta = factored(expert.lora, name, self._sizes[name][0])
+            if delta is not None:
+                return delta.to(self.device_of(name))
         entry = self._read_entry(name, expert)
         if entry is None:
             return None
@@ -344,12 +360,16 @@ class TensorPool:
 
     def _read_entry(self, name: str, expert: ExpertSource) -> Entry | None:
         entry = expert.entry(name)
-        if entry is not None:
-            self._check_finite(entry.tensor, f"expert {expert.name!r}", name)
-        if entry is not None and entry.is_delta and self._fold and self._base_source is not None:
-            origin = self._base_source[name]
-            return Entry((origin.float() + entry.tensor).to(origin.dtype), False)
-        return entry
+        if entry is None:
+            return None
+        self._check_finite(entry.tensor, f"expert {expert.name!r}", name)
+        return self._folded(name, entry)
+
+    def _folded(self, name: str, entry: Entry) -> Entry:
+        if not entry.is_delta or not self._fold or self._base_source is None:
+            return entry
+        origin = self._base_source[name]
+        return Entry((origin.float() + entry.tensor).to(origin.dtype), False)
 
     def _check_finite(self, tensor: torch.Tensor, owner: str, name: str) -> None:
         if self._check and (owner, name) not in self._checked:

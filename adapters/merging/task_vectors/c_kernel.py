@@ -36,6 +36,8 @@ class MergeKernel(NamedTuple):
     merge_pieces: SharedWork
     settle_tensors: SharedWork
     count_entries: SharedWork
+    measure_pieces: SharedWork
+    expand_factors: SharedWork
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,11 +58,11 @@ def load_kernel() -> MergeKernel | None:
         detail = getattr(error, "stderr", None) or error
         _LOG.warning("the merge kernel could not be compiled, merging is slower, with the same result: %s", detail)
         return None
-    kernel = MergeKernel(library.merge_pieces, library.settle_tensors, library.count_entries)
-    for function in (library.merge_pieces, library.settle_tensors, library.count_entries):
+    functions = [getattr(library, name) for name in MergeKernel._fields]
+    for function in functions:
         function.restype = ctypes.c_int
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    return kernel
+    return MergeKernel(*functions)
 
 
 def _compiler() -> tuple[str, ...] | None:

@@ -16,12 +16,20 @@
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { ALL, LARGEST, WINDOW, RANDOM, RANKED };
-enum { BLOCK = 512, LANES = 16, PIECE = 1 << 17, BLOCKS = PIECE / BLOCK };
+enum { BLOCK = 512, LANES = 16, PIECE = 1 << 17, BLOCKS = PIECE / BLOCK, STRIP = 64 };
 enum { FINENESS = 12, FEW = 4 }; /* of counting: bits of a magnitude that are left out first, and a short search */
 
 typedef struct {
-    const void *entries;   /* the expert's entries, or its task vector where is_delta */
+    const float *left, *right; /* of every matrix: rows x rank, and rank x columns */
+    int64_t rows, columns;
+    int32_t rank;
+    float scaling;
+} Factors; /* of a LoRA, whose product times `scaling` is a task vector */
+
+typedef struct {
+    const void *entries;   /* the expert's entries, or its task vector where is_delta; NULL where it has factors */
     const void *row_ranks; /* RANKED: int16 or int32 (rank_bytes) per entry */
+    Factors factors;
     int64_t least_position, above_position;
     int32_t dtype, is_delta, mode, rank_bytes;
     float factor, weight, least_value, above_value, start, slope;
@@ -35,6 +43,7 @@ typedef struct {
     int32_t base_dtype, out_dtype, first_term, terms, consensus, normalize;
     float scale, divisor;
     int32_t kept_dtype, bracketed; /* a float32 `out` gets the digits that this dtype has */
+    int32_t factored, unused;      /* whether terms have factors */
     int64_t size, first_piece;
 } Tensor;
 
@@ -56,16 +65,31 @@ typedef struct {
     Bracket *brackets;
     int64_t *keys; /* of the entries that were found inside */
     double *norms; /* of every block, BLOCKS to a piece */
-    int64_t tensor_count, piece_count, most_terms;
+    int64_t tensor_count, piece_count, most_terms, most_factors; /* the most terms of a tensor, and with factors */
 } Batch;
+
+/* A thread's room: BLOCK floats for every term and four more; for a tensor's terms with factors their entries of a
+   span, and the terms with these entries. */
+typedef struct {
+    float *blocks, *spans;
+    Term *terms;
+    int64_t span; /* entries */
+} Room;
 
 typedef struct {
     const void *entries, *base;
+    Factors factors;
     const int64_t *splitters; /* keys, ascending */
     int64_t *counts;          /* result: entries below the first, ..., from the last on */
     int64_t size;
     int32_t dtype, base_dtype, is_delta, number;
 } Counting;
+
+typedef struct {
+    Factors factors;
+    float *out;
+    int64_t size;
+} Expansion;
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -112,6 +136,31 @@ INLINE uint16_t to_bfloat16(float value) {
     uint32_t bits = to_bits(value);
     uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
     return value == value ? (uint16_t)rounded : 0x7FC0;
+}
+
+/* A strip of a row of a product: sums over the rank in order, fused, from zero, as matrix products are made. */
+INLINE void multiply(const Factors *factors, const float *left, const float *right, float *restrict out, int width) {
+    float sums[STRIP] = {0.0f};
+    for (int k = 0; k < factors->rank; k++, right += factors->columns)
+        for (int i = 0; i < width; i++) sums[i] = fmaf(left[k], right[i], sums[i]);
+    for (int i = 0; i < width; i++) out[i] = sums[i] * factors->scaling;
+}
+
+/* The entries from `at` of a task vector that is a product of factors. Rows take turns at a strip of columns, so that
+   the strip's part of the right factor stays in the first-level cache. */
+static void expand(const Factors *factors, float *restrict out, int64_t at, int64_t count) {
+    const int64_t columns = factors->columns, rank = factors->rank, end = at + count;
+    for (int64_t column = 0; column < columns; column += STRIP) {
+        const int64_t width = columns - column < STRIP ? columns - column : STRIP;
+        for (int64_t row = at / columns; row * columns < end; row++) {
+            const int64_t begin = row * columns, own = begin + column;
+            const int64_t first = own > at ? own : at, last = own + width < end ? own + width : end;
+            const float *left = factors->left + row * rank;
+            const float *right = factors->right + row / factors->rows * rank * columns + (first - begin);
+            if (last - first == STRIP) multiply(factors, left, right, out + (first - at), STRIP);
+            else if (last > first) multiply(factors, left, right, out + (first - at), (int)(last - first));
+        }
+    }
 }
 
 /* random_levels of masks.py */
@@ -328,10 +377,25 @@ static double sum_of(const float *restrict values, int count) {
     return sum;
 }
 
-static double merge_block(const Batch *batch, const Tensor *tensor, float *restrict buffers, int64_t at, int count) {
+/* A tensor's terms, with entries from `at` (at most a span) where they have factors. */
+static const Term *expanded(const Batch *batch, const Tensor *tensor, const Room *room, int64_t at, int64_t count) {
+    const Term *terms = batch->terms + tensor->first_term;
+    float *span = room->spans;
+    if (!tensor->factored) return terms;
+    memcpy(room->terms, terms, sizeof *terms * (size_t)tensor->terms);
+    for (int m = 0; m < tensor->terms; m++) {
+        if (terms[m].entries != NULL) continue;
+        expand(&terms[m].factors, span, at, count);
+        room->terms[m].entries = (const void *)((uintptr_t)span - sizeof(float) * (uintptr_t)at);
+        span += room->span;
+    }
+    return room->terms;
+}
+
+static double merge_block(const Batch *batch, const Tensor *tensor, const Term *terms, float *restrict buffers,
+                          int64_t at, int count) {
     float *origin = buffers, *total = buffers + BLOCK, *sum = buffers + 2 * BLOCK, *divisor = buffers + 3 * BLOCK;
     float *parts = buffers + 4 * BLOCK;
-    const Term *terms = batch->terms + tensor->first_term;
     read_floats(tensor->base, origin, at, count, tensor->base_dtype);
     for (int m = 0; m < tensor->terms; m++) {
         const Range least = range_in(batch->brackets, terms[m].least_bracket, at, count);
@@ -350,29 +414,94 @@ static double merge_block(const Batch *batch, const Tensor *tensor, float *restr
     return sum_of(total, count);
 }
 
-static float *buffers_of(const Batch *batch) {
-    return aligned_alloc(64, sizeof(float) * BLOCK * (size_t)(4 + batch->most_terms));
+static void free_room(Room *room) {
+    free(room->blocks);
+    free(room->spans);
+    free(room->terms);
+}
+
+/* Returns 0, or 1 when there was no memory. */
+static int make_room(const Batch *batch, Room *room) {
+    const int64_t factors = batch->most_factors, fair = PIECE / (factors > 0 ? factors : 1) / BLOCK * BLOCK;
+    room->span = fair < BLOCK ? BLOCK : fair;
+    room->blocks = aligned_alloc(64, sizeof(float) * BLOCK * (size_t)(4 + batch->most_terms));
+    room->spans = aligned_alloc(64, sizeof(float) * (size_t)(room->span * (factors > 0 ? factors : 1)));
+    room->terms = malloc(sizeof(Term) * (size_t)batch->most_terms);
+    if (room->blocks != NULL && room->spans != NULL && room->terms != NULL) return 0;
+    free_room(room);
+    return 1;
 }
 
 /* Merge pieces until none is left. Threads share `next`, the first piece that nobody took. Returns 0, or 1 when
    there was no memory. */
 int merge_pieces(const Batch *batch, int64_t *next) {
-    float *buffers = buffers_of(batch);
-    if (buffers == NULL) return 1;
+    Room room;
+    if (make_room(batch, &room)) return 1;
     for (;;) {
         int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
         if (mine >= batch->piece_count) break;
         Piece *piece = batch->pieces + mine;
         const Tensor *tensor = batch->tensors + piece->tensor;
+        const int64_t span = tensor->factored ? room.span : PIECE;
         double *norms = batch->norms + mine * BLOCKS;
         double norm = 0.0;
-        for (int64_t at = piece->start; at < piece->end; at += BLOCK) {
-            int64_t left = piece->end - at;
-            norm += *norms++ = merge_block(batch, tensor, buffers, at, left < BLOCK ? (int)left : BLOCK);
+        for (int64_t from = piece->start; from < piece->end; from += span) {
+            const int64_t to = from + span < piece->end ? from + span : piece->end;
+            const Term *terms = expanded(batch, tensor, &room, from, to - from);
+            for (int64_t at = from; at < to; at += BLOCK) {
+                const int count = to - at < BLOCK ? (int)(to - at) : BLOCK;
+                norm += *norms++ = merge_block(batch, tensor, terms, room.blocks, at, count);
+            }
         }
         piece->norm = norm;
     }
-    free(buffers);
+    free_room(&room);
+    return 0;
+}
+
+static double norm_of(const float *restrict values, int count) {
+    double lanes[LANES] = {0};
+    int i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++) lanes[lane] += fabsf(values[i + lane]);
+    for (; i < count; i++) lanes[0] += fabsf(values[i]);
+    double sum = 0.0;
+    for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
+    return sum;
+}
+
+/* Of tensors of one term each, whose factor is 1: the L1 norm of what the term keeps of a piece, into its `norm`, and
+   that of the whole piece, into the first of its `norms`. Threads share `next`, as above. */
+int measure_pieces(const Batch *batch, int64_t *next) {
+    const Range none = {0x80000000u, 0};
+    Room room;
+    if (make_room(batch, &room)) return 1;
+    float *origin = room.blocks, *part = room.blocks + BLOCK;
+    for (;;) {
+        int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+        if (mine >= batch->piece_count) break;
+        Piece *piece = batch->pieces + mine;
+        const Tensor *tensor = batch->tensors + piece->tensor;
+        const int64_t span = tensor->factored ? room.span : PIECE;
+        double kept = 0.0, whole = 0.0;
+        for (int64_t from = piece->start; from < piece->end; from += span) {
+            const int64_t to = from + span < piece->end ? from + span : piece->end;
+            const Term *term = expanded(batch, tensor, &room, from, to - from);
+            Term all = *term;
+            all.mode = ALL;
+            for (int64_t at = from; at < to; at += BLOCK) {
+                const int count = to - at < BLOCK ? (int)(to - at) : BLOCK;
+                read_floats(tensor->base, origin, at, count, tensor->base_dtype);
+                weigh(&all, origin, part, at, count, none, none);
+                whole += norm_of(part, count);
+                weigh(term, origin, part, at, count, none, none);
+                kept += norm_of(part, count);
+            }
+        }
+        piece->norm = kept;
+        batch->norms[mine * BLOCKS] = whole;
+    }
+    free_room(&room);
     return 0;
 }
 
@@ -418,8 +547,8 @@ static int settle(const Batch *batch, const Tensor *tensor, int32_t *number, flo
 /* Make the ranks of all tensors exact, once their pieces are merged. Threads share `next`. Returns 0, or 1 when there
    was no memory, or 2 when a task vector is not the one that was counted. */
 int settle_tensors(const Batch *batch, int64_t *next) {
-    float *buffers = buffers_of(batch);
-    if (buffers == NULL) return 1;
+    Room room;
+    if (make_room(batch, &room)) return 1;
     int changed = 0;
     for (;;) {
         int64_t mine = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
@@ -436,13 +565,16 @@ int settle_tensors(const Batch *batch, int64_t *next) {
         for (int64_t at = 0; at < tensor->size; piece++) {
             piece->norm = 0.0;
             for (; at < piece->end; at += BLOCK, norms++) {
-                int64_t left = piece->end - at;
-                if (*norms < 0.0) *norms = merge_block(batch, tensor, buffers, at, left < BLOCK ? (int)left : BLOCK);
+                const int count = piece->end - at < BLOCK ? (int)(piece->end - at) : BLOCK;
+                if (*norms < 0.0) {
+                    const Term *terms = expanded(batch, tensor, &room, at, count);
+                    *norms = merge_block(batch, tensor, terms, room.blocks, at, count);
+                }
                 piece->norm += *norms;
             }
         }
     }
-    free(buffers);
+    free_room(&room);
     return changed ? 2 : 0;
 }
 
@@ -456,7 +588,9 @@ int count_entries(const Counting *counting, int64_t *next) {
     int64_t *ends = malloc(sizeof *ends * (size_t)(number + 1 + FEW));
     uint16_t *before = malloc(sizeof *before * (high - low + 2)), *last = malloc(sizeof *last * (high - low + 1));
     int64_t *counts = calloc((size_t)number + 1, sizeof *counts);
-    const int failed = ends == NULL || before == NULL || last == NULL || counts == NULL;
+    float *made = counting->entries == NULL ? malloc(sizeof *made * PIECE) : NULL;
+    const int failed = ends == NULL || before == NULL || last == NULL || counts == NULL ||
+                       (counting->entries == NULL && made == NULL);
     if (failed) goto done;
     ends[0] = INT64_MIN;
     memcpy(ends + 1, splitters, sizeof *ends * (size_t)number);
@@ -472,10 +606,15 @@ int count_entries(const Counting *counting, int64_t *next) {
         const int64_t start = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED) * PIECE;
         if (start >= counting->size) break;
         const int64_t end = start + PIECE < counting->size ? start + PIECE : counting->size;
+        const void *entries = counting->entries;
+        if (made != NULL) {
+            expand(&counting->factors, made, start, end - start);
+            entries = (const void *)((uintptr_t)made - sizeof(float) * (uintptr_t)start);
+        }
         for (int64_t at = start; at < end; at += BLOCK) {
             const int count = end - at < BLOCK ? (int)(end - at) : BLOCK;
             if (!counting->is_delta) read_floats(counting->base, origin, at, count, counting->base_dtype);
-            magnitudes(counting->entries, counting->dtype, counting->is_delta, origin, delta, bits, at, count);
+            magnitudes(entries, counting->dtype, counting->is_delta, origin, delta, bits, at, count);
             for (int i = 0; i < count; i++) {
                 uint32_t bin = bits[i] >> FINENESS;
                 const int64_t key = key_of(bits[i], at + i);
@@ -508,5 +647,16 @@ done:
     free(before);
     free(last);
     free(counts);
+    free(made);
     return failed;
+}
+
+/* The task vector that is a product of factors. Threads share `next`, as above. */
+int expand_factors(const Expansion *expansion, int64_t *next) {
+    for (;;) {
+        const int64_t start = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED) * PIECE;
+        if (start >= expansion->size) return 0;
+        const int64_t left = expansion->size - start;
+        expand(&expansion->factors, expansion->out + start, start, left < PIECE ? left : PIECE);
+    }
 }

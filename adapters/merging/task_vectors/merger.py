@@ -10,7 +10,7 @@ import torch
 from mergefront.adapters.merging.coefficients import Coefficients, TensorMerge
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel
-from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm, counter
+from mergefront.adapters.merging.task_vectors.fused import FusedBatch, PendingNorm
 from mergefront.adapters.merging.task_vectors.masks import LEVELS
 from mergefront.adapters.merging.task_vectors.ranks import EVERY
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
@@ -40,7 +40,7 @@ class TaskVectorMerger:
 
     def __init__(self, pool: TensorPool, compile: bool, kernel: MergeKernel | None = None) -> None:
         self.compile = compile
-        self._terms = TermBuilder(pool, compile, counter(kernel))
+        self._terms = TermBuilder(pool, compile, kernel)
 
     def reads(self, coefficients: Coefficients) -> Sequence[str]:
         """See ``engine.Merger``: experts in the order of their names, so that permuting them changes nothing, rounding
@@ -54,7 +54,7 @@ class TaskVectorMerger:
         scale = float(coefficients.of_recipe("lambda"))
         normalize = bool(coefficients.of_recipe("normalize"))
         read = self.reads(coefficients)
-        terms = [term for model in read if (term := self._terms.term(wanted, model)) is not None]
+        terms = self._terms.terms(wanted, read)
         if not terms or not any(term.weight for term in terms) or scale == 0 or not base.numel():
             out.copy_(base)
             return torch.zeros((), dtype=torch.float64)
@@ -69,6 +69,7 @@ class TaskVectorMerger:
                 batch.copy_afterwards(whole, out.view(-1))
                 pending.rounded = False
             return pending
+        terms = [term.expanded() for term in terms]
         exact = [settled(term, TaskVector(Entry(term.tensor, term.is_delta), base)) for term in terms]
         mix = mix._replace(terms=exact)
         operands = Operands(

@@ -6,29 +6,35 @@ from collections.abc import Iterator
 
 import torch
 
+from mergefront.adapters.merging.factored import FactoredDelta
 from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.sources import Entry
 
 
 class TaskVector:
-    """An expert's ``entry`` (of any shape, n entries) minus the base's tensor; ``tensor`` and ``base`` (n) are
-    flat."""
+    """What an expert adds to the base's tensor: its ``entry`` (of any shape, n entries) minus the base's, or a product
+    of factors; ``tensor`` and ``base`` (n) are flat, ``factors`` in float32."""
 
-    def __init__(self, entry: Entry, base: torch.Tensor) -> None:
-        self.tensor = entry.tensor.view(-1)
-        self.is_delta = entry.is_delta
-        self.shape = entry.tensor.shape
-        self.size = self.tensor.numel()
-        self.device = self.tensor.device
+    def __init__(self, entry: Entry | FactoredDelta, base: torch.Tensor) -> None:
+        self.factors = entry.in_float32() if isinstance(entry, FactoredDelta) else None
+        self.tensor = torch.empty(0) if isinstance(entry, FactoredDelta) else entry.tensor.view(-1)
+        self.is_delta = isinstance(entry, FactoredDelta) or entry.is_delta
+        self.shape = base.shape
+        self.size = base.numel()
+        self.device = base.device
         self.base = base.view(-1)
 
     def part(self, start: int, end: int) -> torch.Tensor:
         """The entries from ``start`` to before ``end`` in float32."""
+        if self.factors is not None:
+            return self.factors.part(start, end)
         part = self.tensor[start:end].float()
         return part if self.is_delta else part - self.base[start:end].float()
 
     def at(self, index: torch.Tensor) -> torch.Tensor:
-        """The entries of these indices (int64, m) in float32."""
+        """The entries of these indices (int64, m) in float32; of a product of factors, about."""
+        if self.factors is not None:
+            return self.factors.at(index)
         # Not by tensor[index], which wakes torch's threads for a few thousand entries.
         part = self.tensor.index_select(0, index).float()
         return part if self.is_delta else part - self.base.index_select(0, index).float()

@@ -8,17 +8,23 @@ costs a look-up; whoever reads the task vector next makes a rank exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
+from mergefront.adapters.merging.factored import FactoredDelta
+from mergefront.adapters.merging.sources import Entry
+from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel
+from mergefront.adapters.merging.task_vectors.fused import counter, multiplies_alike
+from mergefront.adapters.merging.task_vectors.fused import kept_norms as measured_norms
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, KeptNorms, keep_threshold, mask_key
 from mergefront.adapters.merging.task_vectors.ranks import (
     EVERY,
     NONE,
     Bracket,
-    Count,
     Rank,
     RankTable,
     kept_count,
@@ -41,29 +47,47 @@ class TermBuilder:
     """Makes the terms of a pool's experts.
 
     ``uniform`` gives every expert the method's own mode, also where nothing is dropped, so that one
-    compiled kernel serves all recipes. ``count`` counts for the tables of ranks.
+    compiled kernel serves all recipes. ``kernel`` counts for the tables of ranks where there is one.
     """
 
-    def __init__(self, pool: TensorPool, uniform: bool, count: Count) -> None:
+    def __init__(self, pool: TensorPool, uniform: bool, kernel: MergeKernel | None) -> None:
         self._pool = pool
-        self._count = count
+        self._kernel = kernel
+        self._count = counter(kernel)
         self.uniform = uniform
         self._tables: dict[Key, RankTable] = {}
         self._mask_norms: dict[Key, tuple[tuple[int, int], KeptNorms]] = {}
         self._row_ranks: dict[Key, torch.Tensor] = {}
+        self._multiplied: dict[tuple[torch.Size, torch.Size], bool] = {}
 
-    def term(self, wanted: TensorMerge, model: str) -> Term | None:
-        """One expert's part, or None when it leaves the base as it is."""
+    def terms(self, wanted: TensorMerge, models: Sequence[str]) -> list[Term]:
+        """The part of each of these experts that does not leave the base as it is."""
+        made: list[Term] = []
+        for model in models:
+            found = self._pool.found(wanted.name, model)
+            if isinstance(found, FactoredDelta) and not self._is_multiplied_by_kernel(found):
+                found = Entry(found.expand(), True)
+            if found is not None:
+                made.append(self._term(wanted, model, found))
+        return made
+
+    def _is_multiplied_by_kernel(self, factors: FactoredDelta) -> bool:
+        """Whether the kernel gets factors, which it multiplies as torch does on this machine, rather than a product."""
+        if self._kernel is None:
+            return False
+        shapes = factors.left.shape, factors.right.shape
+        if shapes not in self._multiplied:
+            self._multiplied[shapes] = multiplies_alike(self._kernel, factors.in_float32())
+        return self._multiplied[shapes]
+
+    def _term(self, wanted: TensorMerge, model: str, found: Entry | FactoredDelta) -> Term:
         key = (wanted.name, model)
-        entry = self._pool.entry(*key)
-        if entry is None:
-            return None
         values = wanted.coefficients.of_model(model)
         weight = float(values["weight"])
-        term = Term(entry.tensor.view(-1), entry.is_delta, "all", weight, weight)
+        delta = TaskVector(found, wanted.origin)
+        term = Term(delta.tensor, delta.is_delta, "all", weight, weight, factors=delta.factors)
         if wanted.method.sparsifier == "none":
             return term
-        delta = TaskVector(entry, wanted.origin)
         if wanted.method.sparsifier in ("magnitude", "breadcrumbs"):
             term = self._ranked(term, key, delta, values)
         else:
@@ -115,7 +139,11 @@ class TermBuilder:
 
     def _norm_ratio(self, term: Term, key: Key, delta: TaskVector) -> float:
         """L1 norm of the task vector over that of what is kept of it; 1 where either vanishes."""
-        if term.mode != "random":
+        if term.factors is not None and self._kernel is not None:
+            ((whole, kept),) = measured_norms(self._kernel, [term], delta.base)
+            if term.mode == "random" and delta.size > LEVELS:
+                whole, kept = float(np.float32(whole)), float(np.float32(kept))  # the digits of a table's sums
+        elif term.mode != "random":
             whole, kept = kept_norms(term, delta)
         else:
             keys, norms = self._mask_norms.get(key, (None, None))

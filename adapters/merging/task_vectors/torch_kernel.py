@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from mergefront.adapters.merging.factored import FactoredDelta
 from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Bracket, Rank
@@ -27,7 +28,8 @@ _NUMBERS, _INTEGERS = 4, 5
 class Term(NamedTuple):
     """One expert's part in the merge of one tensor.
 
-    ``tensor`` is flat (n): the expert's entries, or its task vector where ``is_delta``. ``factor`` is
+    ``tensor`` is flat (n): the expert's entries, or its task vector where ``is_delta``; empty where that is the product
+    of ``factors`` (in float32). ``factor`` is
     the weight times the rescaling. ``least`` and ``above`` bound the ranks kept by "largest" (least
     only) and "window" (those after ``above``, down to ``least``); either is a guess where it has a
     bracket. ``keys`` and ``threshold`` are the mask of "random"; ``row_ranks`` (n) with ``start`` and
@@ -48,6 +50,13 @@ class Term(NamedTuple):
     row_ranks: torch.Tensor | None = None
     start: float = 0.0
     slope: float = 0.0
+    factors: FactoredDelta | None = None
+
+    def expanded(self) -> Term:
+        """The same with the task vector as its entries."""
+        if self.factors is None:
+            return self
+        return self._replace(tensor=self.factors.expand().view(-1), factors=None)
 
 
 @dataclass(frozen=True)
