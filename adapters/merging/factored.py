@@ -52,8 +52,7 @@ class FactoredDelta:
         return product.mul_(self.scaling).view(self.shape)
 
     def part(self, start: int, end: int) -> torch.Tensor:
-        """The entries from ``start`` to before ``end``, flat, in float32; no more rows are multiplied than they are in.
-        """
+        """The entries from ``start`` to before ``end``, flat, in float32; no more rows are multiplied than they are in."""
         rows, columns = self.left.shape[1], self.columns
         first, last = start // columns, -(-end // columns)
         made = []
@@ -101,9 +100,7 @@ def _module(lora: LoraTaskVector, module: LoraModule | None) -> tuple[torch.Tens
     return left.unsqueeze(0), right.unsqueeze(0), module.scaling
 
 
-def _stacked(
-    lora: LoraTaskVector, stacked: StackedExperts | None
-) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+def _stacked(lora: LoraTaskVector, stacked: StackedExperts | None) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     if stacked is None:
         return None
     each_a, each_b = lora.stored_experts(stacked)

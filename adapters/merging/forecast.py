@@ -63,8 +63,8 @@ def forecast(pool: TensorPool, recipes: Iterable[Recipe], live: int, has_files: 
     for name, recipe in chosen.items():
         arithmetic = _arithmetic(pool, METHODS[name], recipe)
         seconds[name] = None if arithmetic is None else max(arithmetic, streaming)
-    shapes = [pool.shape(name) for name, owner in placement.tiers if owner != BASE]
-    tables = sum(table_bytes(METHODS[name], shape) for name in chosen for shape in shapes)
+    kept = [(pool.shape(name), pool.is_factored(name, owner)) for name, owner in placement.tiers if owner != BASE]
+    tables = sum(table_bytes(METHODS[name], *one) for name in chosen for one in kept)
     return MergeForecast(placement, tables, host_speed, disk_speed, is_cached, seconds)
 
 

@@ -225,6 +225,11 @@ class TensorPool:
         held = self._find((name, expert))
         return held if isinstance(held, FactoredDelta) and not self._fold else self.entry(name, expert)
 
+    def is_factored(self, name: str, expert: str) -> bool:
+        """Whether an expert's tensor is held as the factors of a product."""
+        lora = self._experts[expert].lora
+        return self._form == "exact" and lora is not None and factored_bytes(lora, name) is not None
+
     def compression_errors(self) -> dict[str, float]:
         """Relative error of every expert's task vector as it is held (0 where it is exact)."""
         return {name: error.relative for name, error in self._errors.items()}
@@ -299,8 +304,7 @@ class TensorPool:
             return compressed_bytes(shape, self._form)
         if isinstance(whole, torch.Tensor) and whole.device == self.device_of(name):
             return 0
-        size = None if expert.lora is None else factored_bytes(expert.lora, name)
-        if size is not None:
+        if expert.lora is not None and (size := factored_bytes(expert.lora, name)) is not None:
             return size
         is_delta = whole is None and not self._fold
         return math.prod(shape) * (4 if is_delta else item_bytes)

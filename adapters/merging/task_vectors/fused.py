@@ -26,7 +26,8 @@ _FACTORS = np.dtype(
 )
 _TERM = np.dtype(
     [
-        ("entries", "u8"), ("row_ranks", "u8"), ("factors", _FACTORS), ("least_position", "i8"), ("above_position", "i8"),
+        ("entries", "u8"), ("row_ranks", "u8"), ("factors", _FACTORS),
+        ("least_position", "i8"), ("above_position", "i8"),
         ("dtype", "i4"), ("is_delta", "i4"), ("mode", "i4"), ("rank_bytes", "i4"),
         ("factor", "f4"), ("weight", "f4"), ("least_value", "f4"), ("above_value", "f4"), ("start", "f4"),
         ("slope", "f4"), ("key_1", "i4"), ("key_2", "i4"), ("threshold", "i4"),

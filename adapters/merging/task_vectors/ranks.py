@@ -21,8 +21,9 @@ import torch
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 
 _ROWS_AT_ONCE = 1 << 19
-_INSIDE, _SPLITTERS = 128, 1 << 14
-"""Entries in a bracket, and brackets of a large task vector, which takes 12 bytes for each."""
+_INSIDE, _INSIDE_FACTORED, _SPLITTERS = 128, 512, 1 << 14
+"""Entries in a bracket, fewer of one whose entries are held than of a product of factors, beside which tables are
+large; and brackets of a large task vector, which takes 12 bytes for each."""
 _DRAWN = 2
 """Entries that are drawn for a splitter: brackets are the more alike, the more are drawn."""
 _ONE, _POSITIONS = 1 << 30, 1 << 33
@@ -82,9 +83,9 @@ class RankTable:
         self._ranks = counts.astype(np.uint32 if delta.size < 1 << 32 else np.int64)
 
     @staticmethod
-    def bytes_of(size: int) -> int:
+    def bytes_of(size: int, is_factored: bool) -> int:
         """Bytes of the table of a task vector of ``size`` entries (below 2^32)."""
-        return 12 * min(size // _INSIDE, _SPLITTERS)
+        return 12 * _brackets(size, is_factored)
 
     def find(self, k: int) -> tuple[Rank, Bracket | None]:
         """The k-th largest (k from 1), or a guess and the bracket in which it is."""
@@ -97,9 +98,13 @@ class RankTable:
         return bracket.guess, bracket
 
 
+def _brackets(size: int, is_factored: bool) -> int:
+    return min(size // (_INSIDE_FACTORED if is_factored else _INSIDE), _SPLITTERS)
+
+
 def _splitters(delta: TaskVector) -> Keys:
     """Keys of entries (ascending) that divide a task vector into about equal parts: of a sample in order."""
-    number = min(delta.size // _INSIDE, _SPLITTERS)
+    number = _brackets(delta.size, delta.factors is not None)
     drawn = np.random.default_rng(0).integers(0, delta.size, _DRAWN * number)
     index = torch.from_numpy(drawn).to(delta.device)
     sample: Keys = keys_of(magnitude_bits(delta.at(index)), index).cpu().numpy()

@@ -173,12 +173,12 @@ def settled(term: Term, delta: TaskVector) -> Term:
     return term
 
 
-def table_bytes(method: MergeMethod, shape: tuple[int, ...]) -> int:
-    """Bytes of what is kept of one task vector for candidates to come."""
+def table_bytes(method: MergeMethod, shape: tuple[int, ...], is_factored: bool) -> int:
+    """Bytes of what is kept of one task vector for candidates to come; of a product of factors ``is_factored``."""
     size = math.prod(shape)
     if method.sparsifier in ("magnitude", "breadcrumbs"):
-        return RankTable.bytes_of(size)
+        return RankTable.bytes_of(size, is_factored)
     if method.sparsifier == "bernoulli":
-        return KeptNorms.bytes_of(size)
+        return 0 if is_factored else KeptNorms.bytes_of(size)
     row = shape[1] if len(shape) > 1 else size
     return size * rank_dtype(row).itemsize if method.sparsifier == "rank" else 0
