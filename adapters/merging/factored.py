@@ -52,7 +52,7 @@ class FactoredDelta:
         return product.mul_(self.scaling).view(self.shape)
 
     def part(self, start: int, end: int) -> torch.Tensor:
-        """The entries from ``start`` to before ``end``, flat, in float32; no more rows are multiplied than they are in."""
+        """The entries from ``start`` to before ``end``, flat, in float32: products of their rows alone."""
         rows, columns = self.left.shape[1], self.columns
         first, last = start // columns, -(-end // columns)
         made = []
