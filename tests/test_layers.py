@@ -32,7 +32,7 @@ ROOMS: Mapping[str, str] = {
         "evaluator local starting remote"
     ),
     "mergefront.adapters.merging": (
-        "offload coefficients transplant modalities vocabulary sources compression factored tensor_pool importance "
+        "offload coefficients transplant modalities vocabulary sources compression tensor_pool importance "
         "task_vectors reference whole_models loras engine checkpoint_merges forecast output"
     ),
 }

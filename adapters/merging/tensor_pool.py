@@ -22,7 +22,7 @@ from mergefront.adapters.merging.compression import (
     compress,
     compressed_bytes,
 )
-from mergefront.adapters.merging.factored import FactoredDelta, factored, factored_bytes
+from mergefront.adapters.merging.offload.factored import FactoredDelta, factored, factored_bytes
 from mergefront.adapters.merging.offload.placement import BASE, Key, Part, Placement, Room, device_name, place
 from mergefront.adapters.merging.offload.prefetch import own_streams, read_pages
 from mergefront.adapters.merging.sources import Entry, ExpertSource, Source, check_finite, header_of, open_source

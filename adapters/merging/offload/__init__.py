@@ -1,1 +1,1 @@
-"""Where weights are held (an accelerator, the host's memory, disk), and how they come from there in time."""
+"""Where and how weights are held (an accelerator, the host's memory, disk; factors), and how they come in time."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mergefront.adapters.merging.factored import FactoredDelta
+from mergefront.adapters.merging.offload.factored import FactoredDelta
 from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel, SharedWork
 from mergefront.adapters.merging.task_vectors.ranks import Bracket, Count, Keys, count_entries
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector

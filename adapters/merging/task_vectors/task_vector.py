@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mergefront.adapters.merging.factored import FactoredDelta
+from mergefront.adapters.merging.offload.factored import FactoredDelta
 from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.sources import Entry
 

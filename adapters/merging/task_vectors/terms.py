@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mergefront.adapters.merging.coefficients import TensorMerge
-from mergefront.adapters.merging.factored import FactoredDelta
+from mergefront.adapters.merging.offload.factored import FactoredDelta
 from mergefront.adapters.merging.sources import Entry
 from mergefront.adapters.merging.task_vectors.c_kernel import MergeKernel
 from mergefront.adapters.merging.task_vectors.fused import counter, multiplies_alike

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from mergefront.adapters.merging.factored import FactoredDelta
+from mergefront.adapters.merging.offload.factored import FactoredDelta
 from mergefront.adapters.merging.offload.memory import stretch
 from mergefront.adapters.merging.task_vectors.masks import LEVELS, entry_index, random_levels
 from mergefront.adapters.merging.task_vectors.ranks import EVERY, NONE, Bracket, Rank
