@@ -43,6 +43,8 @@ PRIOR_LOADING_ITEMS = 3.0
 """The same for its loadings."""
 SQUASH = 2.0
 """Margins m enter as asinh(SQUASH m) in units of their root mean square: what counts is how near to 0 they are."""
+ITEMS_AT_ONCE = 1024
+"""Of which an array of candidates by items by factors is held."""
 FOLDS = 4
 """Parts of the answers that are held out in turn. Two states errors a tenth larger, eight a twentieth smaller."""
 
@@ -69,6 +71,28 @@ class _Predicted:
     slopes: Array
 
 
+@dataclass(frozen=True)
+class _Alike:
+    """Kinds of items: the same candidates answered those of a kind, whose factors are known equally well.
+
+    ``weights`` (K x J) has who answered each kind, ``counted`` (J x K) how many of it each answered, ``first`` (K) an
+    item of each kind, ``number`` (N) each item's kind.
+    """
+
+    weights: Array
+    counted: Array
+    first: Integers
+    number: Integers
+
+    @classmethod
+    def of(cls, known: Mask) -> _Alike:
+        packed = np.ascontiguousarray(np.packbits(known, axis=0).T)
+        whole = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
+        _, first, number, counts = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
+        weights = known.T[first].astype(float)
+        return cls(weights, weights.T * counts, first, number)
+
+
 def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimate]:
     """One estimate for each candidate (row of ``scores``, J x N); each must have answered at least one item.
 
@@ -85,7 +109,7 @@ def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimat
     squares = np.where(known, scores - means[:, None], 0.0) ** 2
     sampled = 1.0 / counts - 1.0 / items
     least = _least_variances(scores[known], counts)
-    variances = np.maximum(_pooled(squares, counts, 1), least) * sampled
+    variances = np.maximum(_pooled(squares.sum(axis=1), counts, 1), least) * sampled
     if not known.all() and len(scores) >= 2 and squares.any():
         means, variances = _modelled(known_scores, known, margins, least)
         variances = np.maximum(variances, least * sampled)
@@ -182,14 +206,16 @@ def _variances_of_means(fit: _Fit, known: Mask, weights: Array) -> Array:
     ``weights`` (J x N) say how much each unasked value counts. The means are estimated by generalised least squares
     from the answers, whose items' factors are common to all who answered them; a prediction moves with all of them.
     """
-    asked = known.astype(float)
     precise = fit.loadings / fit.noise[:, None]
-    roots = np.linalg.cholesky(fit.covariances)
-    common = (np.einsum("jf,nfg->jng", precise, roots) * asked[:, :, None]).reshape(len(known), -1)
-    information = np.diag(asked.sum(axis=1) / fit.noise) - common @ common.T
-    explained = np.einsum("nfg,jg->jnf", fit.covariances, fit.loadings) * weights[:, :, None]
-    moved = np.einsum("jnf,kn,kf->jk", explained, asked, precise, optimize=True)
-    moves = np.diag(weights.sum(axis=1)) - moved
+    information, moves = np.diag(known.sum(axis=1) / fit.noise), np.diag(weights.sum(axis=1))
+    for start in range(0, known.shape[1], ITEMS_AT_ONCE):
+        block = slice(start, start + ITEMS_AT_ONCE)
+        asked, covariances = known[:, block].astype(float), fit.covariances[block]
+        common = np.einsum("jf,nfg->jng", precise, np.linalg.cholesky(covariances)) * asked[:, :, None]
+        common = common.reshape(len(known), -1)
+        information -= common @ common.T
+        explained = np.einsum("nfg,jg->jnf", covariances, fit.loadings) * weights[:, block, None]
+        moves -= np.einsum("jnf,kn,kf->jk", explained, asked, precise, optimize=True)
     return np.asarray(np.einsum("jk,jk->j", moves, np.linalg.solve(information, moves.T).T))
 
 
@@ -221,12 +247,12 @@ def _decisive(scores: Array, known: Mask, margins: Array) -> bool:
     return bool(np.isfinite(margins[known]).all() and (right == scores)[known].all())
 
 
-def _pooled(squares: Array, counts: Integers, lost: int) -> Array:
-    """Each row's mean of ``squares`` (J x N; ``lost`` degrees of freedom less), pulled towards that of all rows.
+def _pooled(sums: Array, counts: Integers, lost: int) -> Array:
+    """Each candidate's mean of squares of these ``sums`` (J; ``lost`` degrees of freedom less), pulled towards that of
+    all.
 
     A few equal answers are no certainty.
     """
-    sums = squares.sum(axis=1)
     pooled = float(sums.sum() / max(counts.sum() - lost * len(counts), 1))
     return np.asarray((sums + PRIOR_ITEMS * pooled) / (counts - lost + PRIOR_ITEMS))
 
@@ -238,6 +264,7 @@ def _fit(values: Array, known: Mask, factors: int, iterations: int = ITERATIONS)
     noise of the candidate's variance. Loadings are pulled towards those of the mean candidate.
     """
     weights = known.astype(float)
+    alike = _Alike.of(known)
     counts = known.sum(axis=1)
     means = values.sum(axis=1) / counts
     residuals = np.where(known, values - means[:, None], 0.0)
@@ -247,21 +274,22 @@ def _fit(values: Array, known: Mask, factors: int, iterations: int = ITERATIONS)
     noise = np.maximum((residuals**2).sum(axis=1) / counts - (loadings**2).sum(axis=1), max(0.1 * scale, least))
     prior = np.append(np.full(factors, PRIOR_LOADING_ITEMS), 0.0)
     for _ in range(iterations):
-        item_means, item_covariances = _factors(residuals, weights, loadings, noise)
-        squares = item_covariances + item_means[:, :, None] * item_means[:, None, :]
+        item_means, item_covariances = _factors(residuals, alike, loadings, noise)
+        spread = np.tensordot(alike.counted, item_covariances[alike.first], axes=1)
+        squares = (item_means[:, :, None] * item_means[:, None, :]).reshape(len(item_means), -1)
         normal = np.empty((len(values), factors + 1, factors + 1))
-        normal[:, :-1, :-1] = np.tensordot(weights, squares, axes=1)
+        normal[:, :-1, :-1] = spread + (weights @ squares).reshape(spread.shape)
         normal[:, :-1, -1] = normal[:, -1, :-1] = weights @ item_means
         normal[:, -1, -1] = counts
         right = np.column_stack([values @ item_means, values.sum(axis=1)])
         pulled = prior * np.append(loadings.mean(axis=0), 0.0)
         solved = np.linalg.solve(normal + np.diag(prior), (right + pulled)[:, :, None])[:, :, 0]
         loadings, means = solved[:, :-1], solved[:, -1]
-        residuals = np.where(known, values - means[:, None], 0.0)
-        left = np.where(known, residuals - loadings @ item_means.T, 0.0) ** 2
-        left += weights * _spread(loadings, item_covariances)
-        noise = np.maximum(_pooled(left, counts, 0), least)
-    item_means, item_covariances = _factors(residuals, weights, loadings, noise)
+        residuals = values - means[:, None] * weights
+        left = residuals - weights * (loadings @ item_means.T)
+        open_squares = np.einsum("jf,jfg,jg->j", loadings, spread, loadings)
+        noise = np.maximum(_pooled(np.einsum("jn,jn->j", left, left) + open_squares, counts, 0), least)
+    item_means, item_covariances = _factors(residuals, alike, loadings, noise)
     return _Fit(means, loadings, noise, item_means, item_covariances)
 
 
@@ -274,12 +302,12 @@ def _first_loadings(residuals: Array, weights: Array, scale: float, factors: int
     return np.asarray(vectors[:, -factors:] * np.sqrt(np.maximum(values[-factors:], 0.01 * scale)))
 
 
-def _factors(residuals: Array, weights: Array, loadings: Array, noise: Array) -> tuple[Array, Array]:
+def _factors(residuals: Array, alike: _Alike, loadings: Array, noise: Array) -> tuple[Array, Array]:
     """Every item's factors given its answers: means (N x F) and covariances (N x F x F)."""
     scaled = loadings / noise[:, None]
     products = loadings[:, :, None] * scaled[:, None, :]
-    precisions = np.tensordot(weights.T, products, axes=1) + np.eye(loadings.shape[1])
-    covariances = np.asarray(np.linalg.inv(precisions), dtype=float)
+    precisions = np.tensordot(alike.weights, products, axes=1) + np.eye(loadings.shape[1])
+    covariances = np.asarray(np.linalg.inv(precisions), dtype=float)[alike.number]
     return np.einsum("nfg,ng->nf", covariances, residuals.T @ scaled), covariances
 
 
