@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,18 @@ class ModulePatterns:
     def __init__(self, patterns: Mapping[str, float]) -> None:
         self._rules = [(_parsed(pattern), value) for pattern, value in patterns.items()]
         self._work = _Work(_MOST_STEPS)
-        # Adapters of many ranks name every module, so names are looked up; a dot stands for a dot or its like.
-        self._named: dict[str, list[int]] = {}
+        # Adapters of many ranks name every module, so names are looked up: by their length, the places of dots, which
+        # stand for any letter, and what is around them.
+        self._named: dict[int, dict[tuple[int, ...], dict[str, list[int]]]] = {}
         self._expressions: list[int] = []
         for number, pattern in enumerate(patterns):
-            is_plain = _PLAIN.fullmatch(pattern) is not None
-            found = self._named.setdefault(_folded(pattern), []) if is_plain else self._expressions
-            found.append(number)
+            if _PLAIN.fullmatch(pattern) is None:
+                self._expressions.append(number)
+                continue
+            letters = re.findall(r"\\.|.", pattern)
+            dots = tuple(at for at, letter in enumerate(letters) if letter == ".")
+            text = "".join(letter[-1] for letter in letters)
+            self._named.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, []).append(number)
 
     def value(self, module: str, default: float) -> float:
         """What the patterns give a module."""
@@ -102,13 +107,21 @@ class ModulePatterns:
         if len(module) > _LONGEST:
             raise ValueError(f"the name of module {module[:40]!r}... is longer than {_LONGEST} characters")
         begins = [0, *(at + 1 for at, letter in enumerate(module) if letter == ".")]
-        named = [number for at in begins for number in self._named.get(_folded(module[at:]), ())]
+        named = [number for at in begins for number in self._of_name(module[at:])]
         name = _Name(module, self._work)
         for number in sorted((*named, *self._expressions)):
             node, value = self._rules[number]
             if node(name, sum(1 << at for at in begins)) >> len(module):
                 return value
         return default
+
+    def _of_name(self, name: str) -> Iterator[int]:
+        """The numbers of the patterns that are names, and this one."""
+        for dots, names in self._named.get(len(name), {}).items():
+            letters = list(name)
+            for at in dots:
+                letters[at] = "."
+            yield from names.get("".join(letters), ())
 
 
 @dataclass
@@ -134,10 +147,6 @@ class _Name:
 
 _Node = Callable[[_Name, int], int]
 """Where a part of a pattern can end in a name, by where it can begin: one bit for each place."""
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"\\?\.|[_-]", ".", name)
 
 
 def _parsed(pattern: str) -> _Node:

@@ -19,7 +19,6 @@ from mergefront.adapters.checkpoints.live_names import Shape, live_names, model_
 from mergefront.adapters.evaluator import out_of_memory
 from mergefront.adapters.local.devices.spread import device_of, layer_map, place_of, spread_model
 from mergefront.adapters.local.devices.usable import Devices
-from mergefront.adapters.merging.offload.placement import device_name
 from mergefront.adapters.merging.output.files import generation_config, tokenizer_files, write_files
 from mergefront.adapters.merging.output.metadata import Description, write_metadata
 from mergefront.adapters.merging.vocabulary import Alignment
@@ -69,6 +68,8 @@ def live_bytes(
     path: Path, stored: Mapping[str, Shape], dtype: torch.dtype, for_text: bool, headless: bool, spread: Spread
 ) -> tuple[dict[str, int], dict[str, torch.device]]:
     """Of a model that is yet to be loaded: bytes by device, and under ``disk``; the device of each stored tensor."""
+    from mergefront.adapters.merging.offload.placement import device_name
+
     with _understood(path):
         kind, config = _class(path, for_text, headless)
         model = model_on_meta(kind, config)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mergefront.adapters.checkpoints.lora_settings import ModulePatterns
@@ -83,6 +83,9 @@ PARTS = st.recursive(
 )
 
 
+@example("..", "0l")
+@example("a.b", "axb")
+@example(r"a\.b", "axb")
 @given(PARTS, st.text("ab.0-", max_size=9).map(lambda text: text + "layers"[: len(text) % 7]))
 def test_patterns_match_what_peft_matches(pattern: str, module: str) -> None:
     """peft matches with Python's expressions; these patterns are short enough for them."""

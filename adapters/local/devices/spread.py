@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergefront.adapters.local.devices.usable import Devices
-from mergefront.adapters.merging.offload.memory import free_memory
-from mergefront.adapters.merging.offload.placement import device_name
 from mergefront.optimizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +30,9 @@ def layer_map(model: Any, devices: Devices, limits: Mapping[str, int], dtype: to
     Raises ``UserError`` where the devices cannot hold it and nothing else may, or without accelerate.
     """
     import torch
+
+    from mergefront.adapters.merging.offload.memory import free_memory
+    from mergefront.adapters.merging.offload.placement import device_name
 
     try:
         from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
