@@ -11,10 +11,10 @@ from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import local_pool
 
 
-def memory_and_time(definition: StudyDefinition) -> list[str]:
+def memory_and_time(definition: StudyDefinition, places: Preview) -> list[str]:
     """A line of what is held where and one of what a candidate's merge takes, measured in tenths of a second; none
-    where nothing is merged here. Only headers of models are read."""
-    if definition.evaluator.type != "local":
+    where nothing is merged in this process. Only headers of models are read, as ``places`` has them."""
+    if definition.evaluator.type != "local" or "engine" in definition.evaluator.backend:
         return []
     import torch
 
@@ -22,7 +22,6 @@ def memory_and_time(definition: StudyDefinition) -> list[str]:
     from mergefront.adapters.merging.offload.memory import free_memory
     from mergefront.adapters.merging.offload.placement import device_name
 
-    places = Preview(definition.root, definition.places.commits)
     try:
         pool, live = local_pool(definition, places)
     except UserError as error:  # another machine may have the device

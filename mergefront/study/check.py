@@ -73,6 +73,8 @@ class CheckReport:
     """The stored study that the file continues."""
     warnings: list[str] = field(default_factory=list)
     """Of ``notes`` what a run says as well."""
+    models: Preview | None = None
+    """The models as they were looked at."""
 
     def definition_or_raise(self) -> StudyDefinition:
         """The definition; raises ``StudyFileError`` when there is any problem."""
@@ -218,7 +220,8 @@ def check_study(path: str | Path) -> CheckReport:
         f"{budget} evaluations of {definition.sampler if record is None else record.definition['sampler']['name']}"
     )
     notes.extend(found.warnings)
-    return CheckReport(str(path), problems, notes, None if problems else definition, database, record, found.warnings)
+    sound = None if problems else definition
+    return CheckReport(str(path), problems, notes, sound, database, record, found.warnings, found.models)
 
 
 def _check_writing(found: Findings, definition: StudyDefinition) -> None:

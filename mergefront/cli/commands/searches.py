@@ -50,8 +50,8 @@ def check(context: click.Context, study_file: Path, as_json: bool) -> None:
 
     report = check_study(study_file)
     notes = report.notes
-    if not report.problems and report.definition is not None:
-        notes = [*notes, *memory_and_time(report.definition)]
+    if not report.problems and report.definition is not None and report.models is not None:
+        notes = [*notes, *memory_and_time(report.definition, report.models)]
     if as_json:
         sound = not report.problems
         print_json({"file": str(study_file), "ok": sound, "problems": report.problems, "notes": notes})
