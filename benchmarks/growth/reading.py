@@ -19,7 +19,7 @@ def report_page(url: str) -> Callable[[], object]:
     from mergefront.results.report.page import page
 
     study = mf.load_study(NAME, storage=url)
-    return lambda: page(contents(study))
+    return lambda: f"{len(page(contents(study))) // 1024:,} KB"
 
 
 def distinct(url: str) -> Callable[[], object]:
