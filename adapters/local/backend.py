@@ -17,15 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergefront.adapters.checkpoints.dtypes import FLOATING, main_dtype, one_dtype
+from mergefront.adapters.checkpoints.dtypes import FLOATING
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
 from mergefront.adapters.checkpoints.live_names import Assembly, live_names
 from mergefront.adapters.local.devices.usable import DeviceMap, Devices, usable_devices
-from mergefront.adapters.merging.modalities import Composition, compose
-from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
+from mergefront.adapters.merging.modalities import Composition
+from mergefront.adapters.merging.vocabulary import Alignment
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.stacks import Modalities
 
 if TYPE_CHECKING:
     import torch
@@ -383,19 +382,16 @@ def _weights(
     """See ``LocalBackend.from_checkpoints``; nothing but headers is read."""
     import torch
 
+    from mergefront.adapters.merging.sources import open_models
+
     devices = usable_devices(device, device_map)
-    opened = {name: Checkpoint(Path(path)) for name, path in {_BASE: base, **experts}.items()}
-    composition = compose(opened, _BASE, Modalities.read(scope, carry))
-    opened = dict(composition.models)
-    header = opened[_BASE].header
-    dtype = main_dtype(header) if dtype == "auto" else dtype
-    rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
-    written = _dtype("dtype", dtype)
+    opened = open_models(base, experts, dtype, tokenizer_source, scope, carry)
+    written = _dtype("dtype", opened.dtype)
     computing = written if compute == "auto" else _dtype("compute", compute)
     if compute == "auto" and devices.main.type == "cpu":
         computing = torch.float32
-    aligned = align(opened, _BASE, TokenizerChoice.read(tokenizer_source))
-    return _Weights(devices, composition, aligned, computing, "stored" if rounded is None else written)
+    rounding: torch.dtype | Literal["stored"] = written if opened.rounds_all else "stored"
+    return _Weights(devices, opened.composition, opened.aligned, computing, rounding)
 
 
 def planned_pool(

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mergefront.adapters.checkpoints.dtypes import main_dtype, one_dtype
-from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
+from mergefront.adapters.checkpoints.header import CheckpointHeader
 from mergefront.adapters.checkpoints.names import is_prediction_layer, is_unread
 from mergefront.adapters.checkpoints.tokenizers import token_axes
 from mergefront.adapters.merging.compression import TaskVectorForm
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.adapters.merging.modalities import compose
-from mergefront.adapters.merging.vocabulary import TokenizerChoice, align
+from mergefront.adapters.merging.sources import BASE, open_models
 from mergefront.optimizer.errors import EvaluationError
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.stacks import Modalities
-
-_BASE = ""
 
 
 @dataclass(frozen=True)
@@ -56,16 +50,13 @@ class CheckpointMerges:
     def __init__(
         self, models: MergedModels, device: str | torch.device = "cpu", max_memory: Mapping[str, int] | None = None
     ) -> None:
-        folders = {_BASE: models.base, **models.experts}
-        opened = {name: Checkpoint(Path(folder)) for name, folder in folders.items()}
-        opened = dict(compose(opened, _BASE, Modalities.read(models.scope, models.carry)).models)
-        header = opened[_BASE].header
-        dtype = main_dtype(header) if models.dtype == "auto" else models.dtype
-        rounded = one_dtype(header, [model.header for model in opened.values()], dtype)
-        aligned = align(opened, _BASE, TokenizerChoice.read(models.tokenizer_source)).models
-        self._dtype: torch.dtype | None = None if rounded is None else getattr(torch, dtype)
+        opened = open_models(
+            models.base, models.experts, models.dtype, models.tokenizer_source, models.scope, models.carry
+        )
+        aligned = opened.aligned.models
+        self._dtype: torch.dtype | None = getattr(torch, opened.dtype) if opened.rounds_all else None
         self._engine = MergeEngine(
-            aligned[_BASE],
+            aligned[BASE],
             {name: aligned[name] for name in models.experts},
             device,
             compat_mergekit=models.compat_mergekit,
@@ -73,8 +64,8 @@ class CheckpointMerges:
             allow=models.allow,
             max_memory=max_memory,
         )
-        self._base = aligned[_BASE]
-        self.header: CheckpointHeader = aligned[_BASE].header
+        self._base = aligned[BASE]
+        self.header: CheckpointHeader = aligned[BASE].header
         self._token_axes = token_axes(self.header.tensors)
         self.delta_l1 = 0.0
         """The L1 norm of the last merge minus the base, once all its tensors were taken."""

@@ -4,21 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from mergefront.adapters.checkpoints.compatibility import compare_models
+from mergefront.adapters.checkpoints.dtypes import main_dtype, one_dtype
 from mergefront.adapters.checkpoints.header import DTYPES, Checkpoint, CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.checkpoints.names import embedding_name, expert_names, head_name, is_unread
 from mergefront.adapters.checkpoints.quantised import refuse_quantised
+from mergefront.adapters.merging.modalities import Composition, compose
 from mergefront.adapters.merging.offload.memory import stretch
+from mergefront.adapters.merging.vocabulary import Alignment, TokenizerChoice, align
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.stacks import Modalities
 
 Source = str | Path | Checkpoint | Mapping[str, torch.Tensor]
 _STORED_NAMES = {f"torch.{torch_name}": name for name, (_, torch_name) in DTYPES.items()}
+
+
+BASE = ""
+"""The base's name among models that are opened together; no expert is called so."""
+
+
+class OpenedModels(NamedTuple):
+    """Base (``BASE``) and experts as far as they are merged, with one vocabulary, before a number is read.
+
+    ``dtype`` is torch's name of what merges are rounded to; ``rounds_all``, or else each tensor to the base's own.
+    """
+
+    composition: Composition
+    aligned: Alignment
+    dtype: str
+    rounds_all: bool
+
+
+def open_models(
+    base: str | PathLike[str],
+    experts: Mapping[str, str | PathLike[str]],
+    dtype: str,
+    tokenizer_source: str | Mapping[str, Any] | None,
+    scope: str | None,
+    carry: Mapping[str, str] | None,
+) -> OpenedModels:
+    """Read the headers of folders; ``dtype`` "auto" is what most of the base is stored in, the rest as a study file
+    says it. Raises ``UserError`` for what does not go together."""
+    opened = {name: Checkpoint(Path(path)) for name, path in {BASE: base, **experts}.items()}
+    composition = compose(opened, BASE, Modalities.read(scope, carry))
+    headers = {name: model.header for name, model in composition.models.items()}
+    dtype = main_dtype(headers[BASE]) if dtype == "auto" else dtype
+    rounds_all = one_dtype(headers[BASE], list(headers.values()), dtype) is not None
+    aligned = align(dict(composition.models), BASE, TokenizerChoice.read(tokenizer_source))
+    return OpenedModels(composition, aligned, dtype, rounds_all)
 
 
 class Entry(NamedTuple):

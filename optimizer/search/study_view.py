@@ -12,11 +12,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class _StudyView:
-    """Everything but the trials is the study itself."""
+    """Everything but the trials (``_get_trials``) is the study itself."""
 
-    def __init__(self, study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+    def __init__(self, study: Study) -> None:
         self._study = study
-        self._shown = shown
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
@@ -27,6 +26,19 @@ class _StudyView:
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
         return self._get_trials(deepcopy=deepcopy, states=states)
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        raise NotImplementedError
+
+
+class _RestatedStudy(_StudyView):
+    """Its trials as ``shown`` makes them."""
+
+    def __init__(self, study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> None:
+        super().__init__(study)
+        self._shown = shown
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
@@ -43,10 +55,10 @@ def study_view(study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None])
 
     ``shown`` must copy what it changes: storages hand out trials that others read too.
     """
-    return cast(Study, _StudyView(study, shown))
+    return cast(Study, _RestatedStudy(study, shown))
 
 
-class StudyAtOneMoment:
+class StudyAtOneMoment(_StudyView):
     """A study whose trials are those of one reading, while a sampler proposes the parameters of one of them.
 
     System attributes that are set on that trial are not stored but kept in ``attributes``, so that they can be stored
@@ -54,20 +66,10 @@ class StudyAtOneMoment:
     """
 
     def __init__(self, study: Study, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> None:
-        self._study = study
+        super().__init__(study)
         self._read = list(trials)
         self.attributes: dict[str, Any] = {}
         self._storage = _KeptBack(study._storage, trial._trial_id, self.attributes)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        return self.get_trials()
-
-    def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
-        return self._get_trials(deepcopy=deepcopy, states=states)
 
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False

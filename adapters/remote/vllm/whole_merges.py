@@ -58,10 +58,9 @@ class VllmMerges:
     """A ``Backend``: recipes become the weights of one vLLM server.
 
     ``frame`` is the folder of a model like all merges, with its tokenizer; a server that is started begins with it.
-    ``single`` is a recipe of one expert alone, by which the canary sees that weights change. ``computing`` is what a
-    started server computes in ("auto": ``models.dtype``, float32 on a CPU). ``merges_here``: some methods are known to
-    this process alone. Raises ``UserError`` where the server
-    cannot be used: before anything is scored.
+    ``single`` is a recipe of one expert alone, by which the canary sees that weights change. ``dtype`` is what merges
+    are rounded to; a started server computes in it, on a CPU in float32. ``merges_here``: some methods are known to
+    this process alone. Raises ``UserError`` where the server cannot be used: before anything is scored.
     """
 
     def __init__(
