@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -12,6 +13,7 @@ from mergefront.adapters.remote.http.breaker import BreakerPolicy
 from mergefront.adapters.remote.http.budget import Budget, Price
 from mergefront.adapters.remote.http.retry import RetryPolicy
 from mergefront.adapters.remote.openai.request_fields import request_problem
+from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.sections import Section
 
 MERGE_WORKER = "mergefront.adapters.remote.vllm.worker.MergeWorker"
@@ -95,6 +97,15 @@ class VllmEngineSection(Section):
     concurrency: int = Field(default=64, ge=1, le=1024, description="requests at once")
     timeout: float = Field(default=600.0, gt=0, description="seconds for one request, or for one merge")
     start_timeout: float = Field(default=900.0, gt=0, description="seconds until a server answers")
+
+    def at(self, root: Path) -> VllmEngineSection:
+        """The same with ``folder`` found from the study's. Raises ``UserError`` where there is none."""
+        if self.folder is None:
+            return self
+        folder = (root / self.folder).resolve()
+        if not folder.is_dir():
+            raise UserError(f"backend.vllm.folder {folder}: there is no such folder; the server has to read it")
+        return self.model_copy(update={"folder": str(folder)})
 
 
 class _EndpointSection(ConnectionSection):

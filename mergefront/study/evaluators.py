@@ -272,7 +272,7 @@ def _vllm_backend(definition: StudyDefinition) -> Iterator[Any]:
         dict(definition.modalities.carry) or None,
     )
     as_base, single, *_ = (anchor.recipe for anchor in anchors(definition.space))
-    section = VllmEngineSection.model_validate(definition.runtime.get("vllm", {}))
+    section = VllmEngineSection.model_validate(definition.runtime.get("vllm", {})).at(definition.root)
     with TemporaryDirectory() as folder:
         frame = base.resolve()
         if definition.tokenizer_source is not None or definition.modalities.scope is not None:

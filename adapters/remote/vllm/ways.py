@@ -88,8 +88,6 @@ class FromFile:
         self, client: HttpClient, models: MergedModels, run: str, folder: Path | None, server_folder: str | None
     ) -> None:
         self._client, self._wire, self._models, self._run = client, VllmWire(client), models, run
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"backend.vllm.folder {folder}: there is no such folder; the server has to read it")
         self._own = None if folder is not None else Path(tempfile.mkdtemp("", "mergefront-", _memory()))
         self._folder = self._own or folder or Path()
         self._there = server_folder or str(self._folder.resolve())

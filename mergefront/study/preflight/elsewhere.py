@@ -110,8 +110,10 @@ def check_engine(found: Findings) -> None:
     if isinstance(backend, LocalBackendSection) and backend.engine == "vllm":
         from mergefront.adapters.remote.vllm.whole_merges import engine_there
 
+        if backend.vllm.weights == "merge" and found.file.merge.method_files:
+            found.problems.append("backend.vllm.weights: methods of your own are merged here; use auto, file or reload")
         with found.catch():
-            found.notes.append(engine_there(backend.vllm))
+            found.notes.append(engine_there(backend.vllm.at(found.root)))
 
 
 def check_judges(found: Findings, anchors: Sequence[str], database: Database | None) -> None:

@@ -254,6 +254,15 @@ def test_weights_that_stay_behind_are_found_by_the_canary(erring: Callable[[Chan
         erring(sticky)
 
 
+def test_the_folder_of_merges_is_found_from_the_studys_and_missed_before_a_search(tmp_path: Path) -> None:
+    from mergefront.adapters.remote.settings import VllmEngineSection
+
+    (tmp_path / "shared").mkdir()
+    assert VllmEngineSection(folder="shared").at(tmp_path).folder == str(tmp_path / "shared")
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
+        VllmEngineSection(folder="nowhere").at(tmp_path)
+
+
 REAL = os.environ.get("MERGEFRONT_VLLM_PYTHON", "")
 
 
