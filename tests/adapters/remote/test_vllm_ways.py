@@ -18,7 +18,7 @@ from mergefront.adapters.remote.http.client import HttpClient
 from mergefront.adapters.remote.settings import VllmSection
 from mergefront.adapters.remote.vllm import launcher
 from mergefront.adapters.remote.vllm.ways import ByReload, FromFile
-from mergefront.optimizer.errors import EvaluationError, UserError
+from mergefront.optimizer.errors import EvaluationError
 
 sys.path.insert(0, str(Path(__file__).parent / "http"))
 from servers import as_json, serve
@@ -90,11 +90,6 @@ def test_vllm_s_own_means_get_the_tied_head_too(
     assert client.run(way.versions()) == ["run-0"]
     way.close()
     assert client.run(way.versions()) == [None]
-
-
-def test_a_folder_that_is_not_there_is_said_before_anything_is_merged(models: MergedModels, client: HttpClient) -> None:
-    with pytest.raises(UserError, match="there is no such folder"):
-        FromFile(client, models, "run", Path("not/there"), None)
 
 
 def test_loras_at_run_time_need_a_folder_and_whole_merges_are_somewhere_else() -> None:
