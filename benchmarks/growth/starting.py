@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +18,9 @@ def command(*arguments: str) -> Callable[[str], Callable[[], object]]:
     def ready(url: str) -> Callable[[], object]:
         code = "import sys; from mergefront.cli.application import cli; cli(sys.argv[1:])"
         given = [sys.executable, "-c", code, *arguments, NAME, "--storage", url]
+        # Installed packages are compiled: a first start does it here.
+        compiled = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+        subprocess.run(given, stdout=subprocess.DEVNULL, check=True, env=compiled)
         return lambda: subprocess.run(given, stdout=subprocess.DEVNULL, check=True)
 
     return ready

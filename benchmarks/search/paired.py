@@ -1,7 +1,7 @@
 """MM-MO in two or three ways on the same problems, seed by seed: does a change of how it is computed, or the number of
 workers, change what it finds?
 
-    python -m benchmarks.search.paired slopes                 # climbs by exact slopes, or by finite differences
+    python -m benchmarks.search.paired slopes                 # exact slopes or finite differences, each twice
     python -m benchmarks.search.paired workers [--seeds 10]   # one worker, 8 in turn, 8 that are blind to each other
 
 Prints a Markdown table: mean hypervolume of every way, and its mean difference from the first, seed by seed, with a
@@ -36,16 +36,40 @@ from mergefront.optimizer.search.study_view import study_view
 WORKERS = 8
 
 
-class _FeaturesByDifferences(MergeFeatures):
+class _ByDifferences(MergeFeatures):
+    """With gradients as up to 32 coefficients, however many there are."""
+
+    step = 1e-6
+
     def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
-        return self(point[None, :])[0], lambda in_features: in_features @ self._differences(point)
+        around = self(point + self.step * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
+        return around[0], lambda in_features: (around[1:] - around[0]) @ in_features / self.step
+
+
+class _ByShorterDifferences(_ByDifferences):
+    step = 1e-7
+
+
+class _ExactBeside(MergeFeatures):
+    """With the exact gradient at a point that is half a step of the differences off."""
+
+    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        return self(point[None, :])[0], self.with_exact_gradient(point + 0.5 * _ByDifferences.step)[1]
 
 
 class ByDifferences(MMMOSampler):
-    """With gradients as up to 32 coefficients, however many there are."""
+    _seen_by: type[MergeFeatures] = _ByDifferences
 
     def _features(self, encoder: Encoder) -> MergeFeatures:
-        return _FeaturesByDifferences(encoder, self._rule, self._merge_features)
+        return self._seen_by(encoder, self._rule, self._merge_features)
+
+
+class ByShorterDifferences(ByDifferences):
+    _seen_by = _ByShorterDifferences
+
+
+class ExactBeside(ByDifferences):
+    _seen_by = _ExactBeside
 
 
 class Blind(MMMOSampler):
@@ -81,8 +105,13 @@ _TIES_40 = TrainedNetworks(
 COMPARISONS: Mapping[str, Comparison] = {
     "slopes": Comparison(
         {"residual ties 40-d": partial(_TIES_40.made, "residual ties 40-d")},
-        {"finite differences": (ByDifferences, 1), "exact slopes": (MMMOSampler, 1)},
-        evaluations=63,
+        {
+            "finite differences": (ByDifferences, 1),
+            "of a tenth of the step": (ByShorterDifferences, 1),
+            "exact slopes": (MMMOSampler, 1),
+            "half a step off": (ExactBeside, 1),
+        },
+        evaluations=43,
     ),
     "workers": Comparison(
         {name: PROBLEMS[name] for name in ("residual ties 6-d", "residual ties 10-d", "DTLZ2 6-d")},

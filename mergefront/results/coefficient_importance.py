@@ -46,11 +46,7 @@ def importances(study: Study, most: int = MOST_TRIALS) -> Importances:
     ``most`` trials so many are drawn, the same at each call. Trials outside the space take no part. No shares
     while there are fewer than ``FEWEST_TRIALS``, and none of an objective that all trials agree on.
     """
-    inside = [
-        trial
-        for trial in study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not is_outside_space(trial) and trial.params
-    ]
+    inside = [trial for trial in study.trials(TrialState.COMPLETE) if not is_outside_space(trial) and trial.params]
     count = len(inside)
     if count < FEWEST_TRIALS:
         return Importances({}, count, count)

@@ -262,7 +262,7 @@ def _detectable(
 
 def _failed(study: Study, merges: Sequence[Published], reasons: Mapping[int, str]) -> dict[str, str]:
     """Why merges over all experts could not be scored, by their labels."""
-    trials = study.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    trials = study.trials(TrialState.FAIL)
     of_digest = {trial.user_attrs.get(RECIPE): reasons[trial.number] for trial in trials if trial.number in reasons}
     return {
         one.label: of_digest[one.recipe.digest]

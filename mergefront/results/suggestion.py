@@ -139,7 +139,7 @@ class Choice:
         if self.trial is not None:
             return evaluated_trial(study, self.trial)
         if self.start_point is not None:
-            trials = study.optuna.get_trials(deepcopy=False)
+            trials = study.trials()
             of_name = {one.user_attrs[SEED]: one.number for one in trials if SEED in one.user_attrs}
             if self.start_point not in of_name:
                 known = [one.name for one in study.plan.warm_start_recipes]

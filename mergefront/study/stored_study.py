@@ -272,15 +272,22 @@ class Study:
 
         ask_tell.tell_failed(self.plan, self.optuna, self.ledger, trial, reason)
 
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """The trials in these states, or all of them, by number; not to be changed."""
+        return self.optuna.get_trials(deepcopy=False, states=states or None)
+
+    def _evaluation_count(self) -> int:
+        return self.ledger.evaluation_count()
+
     def candidates(self) -> list[Candidate]:
         """Every evaluated candidate by trial number, anchors included, each recipe once.
 
         The scores of a racing study are estimated from what all its candidates answered, anew as more is known;
         the trials keep what was told when they finished.
         """
-        trials = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        trials = self.trials(TrialState.COMPLETE)
         # Both only grow while a study lives, so that equal counts mean equal contents.
-        counted = (len(trials), self.ledger.evaluation_count())
+        counted = (len(trials), self._evaluation_count())
         if self._known is None or self._known[0] != counted:
             self._known = (counted, self._candidates_of(trials))
         return list(self._known[1])
@@ -320,7 +327,7 @@ class Study:
         """The failed trials with their reasons."""
         return [
             Failure(trial.number, str(trial.user_attrs.get(FAILURE, "no reason was kept")))
-            for trial in self.optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            for trial in self.trials(TrialState.FAIL)
         ]
 
     def normaliser(self) -> Normaliser:
@@ -430,7 +437,7 @@ class Study:
 
     def _found(self, split: str, digests: Sequence[str]) -> Mapping[str, Evaluation | None]:
         """The evaluations of recipes on a split; what is asked for again is read once while nothing new is there."""
-        counted = self.ledger.evaluation_count()
+        counted = self._evaluation_count()
         if self._read is None or self._read[0] != counted:
             self._read = (counted, {name: {} for name in SPLITS})
         known = self._read[1][split]
@@ -606,7 +613,7 @@ class Study:
         on_front = {candidate.digest for candidate in self.front()}
         names = [objective.name for objective in self.objectives]
         rows: dict[int, dict[str, Any]] = {}
-        for trial in self.optuna.get_trials(deepcopy=False):
+        for trial in self.trials():
             digest = trial.user_attrs.get(RECIPE)
             found = known.get(str(digest)) if trial.state == TrialState.COMPLETE else None
             rows[trial.number] = {
@@ -655,7 +662,7 @@ class Study:
 
     def finished_count(self) -> int:
         """How many trials of the budget are spent: scored or failed."""
-        finished = self.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+        finished = self.trials(TrialState.COMPLETE, TrialState.FAIL)
         return sum(1 for trial in finished if WARM_START not in trial.user_attrs)
 
     def _row(self, candidate: Candidate) -> list[float]:
@@ -686,6 +693,10 @@ class Study:
     def _feasible(candidates: list[Candidate]) -> list[Candidate]:
         return [candidate for candidate in candidates if candidate.feasible]
 
+    def snapshot(self) -> Snapshot:
+        """This study as it is now."""
+        return Snapshot(self.database, self.record, self._given_root)
+
     def copy(self, target: Database, new_name: str | None = None) -> Study:
         """Copy the study within its database or to another one; raises ``UserError`` when the name is taken."""
         asks_a_server = EvaluatorDefinition.from_json(self.record.definition["evaluator"]).type == "server"
@@ -695,6 +706,24 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {self.database.url})"
+
+
+class Snapshot(Study):
+    """A study as it is when it is first read: what is said of it is of one moment, and its trials are read once."""
+
+    @cached_property
+    def _trials(self) -> list[FrozenTrial]:
+        return super().trials()
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if not states or trial.state in states]
+
+    @cached_property
+    def _evaluations(self) -> int:
+        return super()._evaluation_count()
+
+    def _evaluation_count(self) -> int:
+        return self._evaluations
 
 
 def rounded(scores: Mapping[str, float]) -> dict[str, float]:

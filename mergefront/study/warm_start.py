@@ -91,7 +91,7 @@ def begin(study: Study, definition: StudyDefinition) -> None:
     if not definition.warm_start or WARM_START_RECIPES in study.optuna.user_attrs:
         return
     found = read_warm_start(definition)
-    told = {trial.user_attrs.get(RECIPE) for trial in study.optuna.get_trials(deepcopy=False)}
+    told = {trial.user_attrs.get(RECIPE) for trial in study.trials()}
     for origin, recipe, evaluation in found.known:
         if study.ledger.find(recipe) is None:
             study.ledger.record(recipe, evaluation, "search")

@@ -42,9 +42,7 @@ class Difference:
         if self.mean == 0:
             return 1.0
         if self.discordant is not None:
-            from scipy.special import bdtr
-
-            return min(2.0 * float(bdtr(min(self.discordant), sum(self.discordant), 0.5)), 1.0)
+            return min(2.0 * _at_most(min(self.discordant), sum(self.discordant)), 1.0)
         floor = 0.0 if self.pairs is None else 2.0 ** (1 - self.pairs)
         if self.standard_error == 0:
             return min(floor, 1.0)
@@ -109,6 +107,18 @@ def holm(p_values: Sequence[float], comparisons: int | None = None) -> list[floa
         largest = max(largest, min(1.0, (count - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+def _at_most(heads: int, throws: int) -> float:
+    """P(at most so many heads in so many throws of a coin), for at most half of them."""
+    ways = math.lgamma(throws + 1) - math.lgamma(heads + 1) - math.lgamma(throws - heads + 1)
+    exactly = math.exp(ways - throws * math.log(2.0))
+    total = 0.0
+    while exactly > 1e-17 * total:
+        total += exactly
+        exactly *= heads / (throws - heads + 1)
+        heads -= 1
+    return total
 
 
 def _two_sided(ratio: float, degrees_of_freedom: float) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 
-from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.scores.differences import LEVEL
 
 POWER = 0.8
@@ -23,18 +24,17 @@ def detectable_by_mcnemar(items: int, discordance: float, level: float = LEVEL) 
     analogue with R controls, Biometrics 40 (1984): the number of discordant items is binomial, and given that number
     those which the better one gets right are binomial too.
     """
-    from scipy.special import bdtr
-
     counts = np.arange(items + 1)
-    most = _largest_losing_side(items, level)
+    most = _largest_losing_sides(items, level)
+    log_factorials = np.concatenate([[0.0], np.cumsum(np.log(counts[1:]))])
 
     def power(difference: float) -> float:
         share = max(discordance, difference)
         right = (share + difference) / (2.0 * share)
-        chances = np.exp(_log_binomial(counts.astype(float), items, share))
+        chances = _binomial(log_factorials, counts, np.full(items + 1, items), share)
         # Found: the losing side is small enough, whichever side that is.
-        found = bdtr(most, counts, 1.0 - right) + bdtr(most, counts, right)
-        return float(chances[most >= 0] @ found[most >= 0])
+        found = _at_most(log_factorials, most, 1.0 - right) + _at_most(log_factorials, most, right)
+        return float(chances @ found)
 
     return _smallest(power, 1.0)
 
@@ -45,33 +45,48 @@ def detectable_by_t(standard_error: float, degrees_of_freedom: float, level: flo
     The non-centrality at which the test has that power (Cohen, Statistical Power Analysis for the Behavioral Sciences,
     1988, chapter 2), times the standard error of the difference; the wrong tail adds nothing to it.
     """
-    from scipy.special import nctdtrinc, ndtri, stdtrit
-
     if math.isinf(degrees_of_freedom):
-        return standard_error * float(ndtri(1.0 - level / 2.0) + ndtri(POWER))
+        normal = NormalDist()
+        return standard_error * (normal.inv_cdf(1.0 - level / 2.0) + normal.inv_cdf(POWER))
+    from scipy.special import nctdtrinc, stdtrit
+
     critical = stdtrit(degrees_of_freedom, 1.0 - level / 2.0)
     return standard_error * float(nctdtrinc(degrees_of_freedom, 1.0 - POWER, critical))
 
 
-def _largest_losing_side(items: int, level: float) -> Array:
+def _largest_losing_sides(items: int, level: float) -> Integers:
     """For 0 to ``items`` discordant items the most that the losing side may have with p < ``level``; -1: none."""
-    from scipy.special import bdtr
-
     most = np.full(items + 1, -1)
-    losing = -1
-    for count in range(items + 1):
-        # One more discordant item lets the losing side have at most one more.
-        while 2 * (losing + 1) < count and 2.0 * bdtr(losing + 1, count, 0.5) < level:
-            losing += 1
-        most[count] = losing
+    # Of ``side`` losing ones among ``count`` items, each lost with chance 1/2: the chance of just so many, of no more.
+    side, exactly, at_most = 0, 1.0, 1.0
+    for count in range(1, items + 1):
+        at_most -= exactly / 2.0
+        exactly *= count / (2.0 * (count - side))
+        most[count] = most[count - 1]
+        if 2 * side < count and 2.0 * at_most < level:
+            # One more discordant item lets the losing side have at most one more.
+            most[count] = side
+            exactly *= (count - side) / (side + 1)
+            side, at_most = side + 1, at_most + exactly
     return most
 
 
-def _log_binomial(counts: Array, of: int, share: float) -> Array:
-    from scipy.special import gammaln, xlog1py, xlogy
+def _at_most(log_factorials: Array, most: Integers, chance: float) -> Array:
+    """P(at most ``most[n]`` of n events that each have this chance) for every n, where ``most`` grows by steps of 1."""
+    trials = np.arange(len(most))
+    lost = chance * _binomial(log_factorials, most[:-1], trials[:-1], chance)
+    gained = _binomial(log_factorials, most[1:], trials[1:], chance) * np.diff(most)
+    return np.cumsum(np.concatenate([[0.0], gained - lost]))
 
-    chances = xlogy(counts, share) + xlog1py(of - counts, -share)
-    return np.asarray(gammaln(of + 1) - gammaln(counts + 1) - gammaln(of - counts + 1) + chances)
+
+def _binomial(log_factorials: Array, events: Integers, trials: Integers, chance: float) -> Array:
+    """P(so many events in so many trials); 0 for -1 events."""
+    others = trials - events
+    with np.errstate(divide="ignore", invalid="ignore"):
+        happened = np.where(events == 0, 0.0, events * np.log(chance))
+        did_not = np.where(others == 0, 0.0, others * np.log1p(-chance))
+    ways = log_factorials[trials] - log_factorials[events] - log_factorials[np.minimum(others, trials)]
+    return np.where(events < 0, 0.0, np.exp(ways + happened + did_not))
 
 
 def _smallest(power: Callable[[float], float], largest: float) -> float | None:

@@ -52,11 +52,14 @@ def test_a_copy_in_another_database_is_the_same_study_and_goes_on(tmp_path: Path
     assert original.finished_count() == 7
 
 
-def test_a_study_that_is_looked_at_shows_what_others_add(database_url: str) -> None:
+def test_a_study_that_is_looked_at_shows_what_others_add_and_a_snapshot_does_not(database_url: str) -> None:
     watched = small_study(database_url)
-    assert [candidate.number for candidate in watched.candidates()] == [0, 2, 3, 4, 5, 6]
+    snapshot = watched.snapshot()
+    for seen in (watched, snapshot):
+        assert [candidate.number for candidate in seen.candidates()] == [0, 2, 3, 4, 5, 6]
     small_study(database_url, evaluations=9)
     assert [candidate.number for candidate in watched.candidates()] == [0, 2, 3, 4, 5, 6, 7, 8]
+    assert (len(snapshot.candidates()), snapshot.finished_count(), len(snapshot.failures())) == (6, 7, 1)
     candidate = watched.best("score")
     assert candidate.recipe.digest == candidate.digest and score(candidate.recipe).scores == candidate.scores
 

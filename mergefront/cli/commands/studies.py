@@ -73,7 +73,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     from mergefront.optimizer.scores.pareto import Hypervolume
     from mergefront.study.stored_study import load_study
 
-    study = load_study(name, storage=storage)
+    study = load_study(name, storage=storage).snapshot()
     facts = _status(study)
     if as_json:
         print_json(facts)
@@ -190,7 +190,7 @@ def front(
     from mergefront.formatting import console, trial
     from mergefront.study.stored_study import load_study
 
-    study = load_study(name, storage=storage)
+    study = load_study(name, storage=storage).snapshot()
     mixtures = _mixtures(study) if mixture else None
     if plot is not None:
         from mergefront.results.plots.front import save_front
@@ -307,10 +307,10 @@ def _status(study: Study) -> dict[str, Any]:
     for failure in failures:
         by_reason.setdefault(failure.reason, []).append(failure.number)
     done, budget = study.finished_count(), study.record.evaluations
-    running = study.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    running = study.trials(TrialState.RUNNING)
     following = "ask" if study.definition.evaluator.type == "external" else "resume"
     command = f"mergefront {following} {shlex.quote(study.name)}{storage_argument(study.database.url)}"
-    finished = study.optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
+    finished = study.trials(TrialState.COMPLETE, TrialState.FAIL)
     speed = throughput(
         [(t.datetime_start, t.datetime_complete) for t in finished if t.datetime_start and t.datetime_complete],
         [candidate.evaluation.cost for candidate in candidates],

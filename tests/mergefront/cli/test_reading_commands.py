@@ -43,7 +43,10 @@ def test_reading_and_telling_import_what_they_need_and_no_more(tmp_path: Path) -
         asked = study.ask()
         assert asked is not None
         if place:
-            study.tell(asked.trial, {"maths": place / 10, "french": 1 - place / 9})
+            # Right-or-wrong items, and scores with a standard error: both are compared with the anchors.
+            maths = {str(item): float(item < 4 * place) for item in range(40)}
+            error = {"french": 0.01}
+            study.tell(asked.trial, {"french": 1 - place / 9}, standard_errors=error, items={"maths": maths})
     out = tmp_path / "loaded.json"
     subprocess.run([sys.executable, "-c", PROGRAM, url, str(out)], check=True, stdout=subprocess.DEVNULL)
     loaded: dict[str, str] = json.loads(out.read_text())
