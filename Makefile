@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
-.PHONY: demo test test-long test-models test-vllm lint types setup setup-tests clean
+.PHONY: demo test test-long test-models test-vllm lint types docs layout setup setup-tests clean
 
 setup: $(VENV)/.ready
 
@@ -33,7 +33,7 @@ test: setup-tests
 test-long: setup-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
 
-# Every architecture of docs/models.md; a few kinds of them are part of make test.
+# Every architecture of docs/reference/models.md; a few kinds of them are part of make test.
 test-models: setup-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m every_architecture tests/architectures
 
@@ -54,11 +54,18 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mdformat --check README.md CHANGELOG.md docs examples
 
-# mypy does not follow editable installs whose folders are mapped, so it gets the package laid out with links.
-types: setup-tests
+# The site, in build/site; strict: a broken link is an error.
+docs: setup layout
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# mypy and mkdocstrings do not follow editable installs whose folders are mapped: the package laid out with links.
+layout:
 	rm -rf $(TYPED) && mkdir -p $(TYPED)/mergefront
 	ln -sfn $(CURDIR)/mergefront/* $(TYPED)/mergefront/
 	ln -sfn $(CURDIR)/optimizer $(CURDIR)/adapters $(CURDIR)/storage $(TYPED)/mergefront/
+
+types: setup-tests layout
 	cd $(TYPED) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p mergefront
 
 clean:

@@ -1,4 +1,4 @@
-"""The house stays a house: no import cycles, and every room only knows the rooms below it (docs/architecture.md)."""
+"""The house stays a house: no import cycles, and every room knows those below it (docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 

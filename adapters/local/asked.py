@@ -36,7 +36,7 @@ class SilentModel(TextReader):
     def _refused(self) -> UserError:
         return UserError(
             f"{type(self.model).__name__} continues no text; score it with a task of type classify, embed or python "
-            "(docs/evaluation.md)"
+            "(docs/how-to/functions.md)"
         )
 
 

@@ -1,7 +1,7 @@
 """Linear layers in float32 on a CPU by oneDNN, where torch itself would take another library.
 
 For float32 torch multiplies matrices with the BLAS that it was built with: on x86 MKL, which takes twice as long as
-oneDNN on AMD's processors (docs/benchmarks-evaluation.md). Torch holds both. oneDNN reads the weights in place, so
+oneDNN on AMD's processors (docs/benchmarks/evaluation.md). Torch holds both. oneDNN reads the weights in place, so
 a merge that changes them needs no further step.
 """
 

@@ -121,7 +121,7 @@ def run(name: str, items: int, seed: int, cache: Path) -> Run:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The table of docs/benchmarks-evaluation.md; an interval is two standard errors between runs."""
+    """The table of docs/benchmarks/racing.md; an interval is two standard errors between runs."""
     lines = [
         "| items | problem | runs | asked | error of the plain mean | error | mean stated error | stated / made | "
         "within two stated errors |",

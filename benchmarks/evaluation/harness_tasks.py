@@ -1,6 +1,6 @@
 """Whether tasks of the LM evaluation harness give here what the harness itself gives: prompt by prompt, item by item.
 
-    python -m benchmarks.evaluation.harness_tasks          prints the table of docs/benchmarks-evaluation.md
+    python -m benchmarks.evaluation.harness_tasks          prints the table of docs/benchmarks/evaluation.md
 
 The tasks are the harness' own YAML files, with made-up items that have the fields of its data sets.
 One tiny random model is asked by the harness (its Hugging Face model, ``simple_evaluate``) and by mergefront's engine.

@@ -33,7 +33,7 @@ from mergefront.optimizer.scores.evaluation import RACED, Evaluation, Evaluation
 from mergefront.optimizer.scores.objectives import Normaliser, objectives_from
 from mergefront.optimizer.scores.pareto import hypervolume
 
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evaluation.md"
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks" / "racing.md"
 CANDIDATES = 30
 SHARE = 0.2
 FIXED = "fixed part"
@@ -130,7 +130,7 @@ def _baseline(name: str, built: Built, cache: Path) -> list[list[float]]:
 
 
 def table(runs: list[Run]) -> str:
-    """The table of docs/benchmarks-evaluation.md."""
+    """The table of docs/benchmarks/racing.md."""
     lines = [
         "| problem | items asked | seeds | hypervolume, mean (worst) | against full (± standard error) | of all "
         "tried | front | items paid |",

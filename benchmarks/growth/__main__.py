@@ -1,4 +1,4 @@
-"""``python -m benchmarks.growth [--only ROW] [--size N] [--document docs/operations.md]``
+"""``python -m benchmarks.growth [--only ROW] [--size N] [--document docs/benchmarks/operations.md]``
 
 Prints a Markdown table: CPU seconds of one core, without imports and without making the study, and peak memory. "plain"
 is the same work by Optuna or optuna-dashboard alone, on the same study. With ``--document`` the table and a plot over

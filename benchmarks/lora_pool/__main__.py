@@ -1,7 +1,7 @@
 """Evo-Merging against its relatives on a pool of LoRAs:  python -m benchmarks.lora_pool
 
 Trains the pool (a minute), runs every procedure with every seed, keeps each finished run in the cache (so that an
-interrupted benchmark continues), and writes docs/benchmarks-evo.md. ``--table`` only writes what is there.
+interrupted benchmark continues), and writes docs/benchmarks/lora-pools.md. ``--table`` only writes what is there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.lora_pool.pool import PoolPlan, load_pool
 from benchmarks.lora_pool.procedures import PROCEDURES, Run, run
 from benchmarks.lora_pool.report import write_report
 
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks-evo.md"
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks" / "lora-pools.md"
 
 
 def main() -> None:

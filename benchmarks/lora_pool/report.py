@@ -15,7 +15,7 @@ from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import PoolPlan
 from benchmarks.lora_pool.procedures import OURS, PROCEDURES, RELEASED, Run
 
-PLOT = "benchmarks-evo.png"
+PLOT = "lora-pools.png"
 BOOTSTRAP = 10_000
 WANTED_SEEDS = 10
 MARKS = (40, 100, 200, 300, 600, 1200)

@@ -1,5 +1,5 @@
-"""``python -m benchmarks.search run`` makes the runs that are missing, ``record`` keeps them, ``tables`` says in the
-document what they say.
+"""``python -m benchmarks.search run`` makes the runs that are missing, ``record`` keeps them, ``tables`` says in
+the documentation what they say.
 
 Runs go to a folder that is not committed, one line each as soon as it is finished; recorded ones count as made.
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("what", choices=["run", "tables", "record"])
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/search/results"))
-    parser.add_argument("--document", type=Path, default=Path("docs/benchmarks-search.md"), help="where tables go")
+    parser.add_argument("--pages", type=Path, default=Path("docs/benchmarks"), help="folder of the pages with tables")
     parser.add_argument("--problems", nargs="*", default=[], help="substrings of names; all without")
     parser.add_argument("--samplers", nargs="*", default=[], help="exact names; all without")
     parser.add_argument("--networks", nargs="*", type=int, default=[0], help="seeds of the networks; 0 is the tables'")
@@ -39,7 +39,7 @@ def main() -> None:
         from benchmarks.search.tables import write_tables
 
         fronts = {name: known(make(arguments.folder / "pools")) for name, make in PROBLEMS.items()}
-        write_tables(read_all(results), fronts, arguments.document)
+        write_tables(read_all(results), fronts, arguments.pages)
         return
     import torch
 

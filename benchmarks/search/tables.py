@@ -155,20 +155,24 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
-def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], document: Path) -> None:
-    """The tables between their marks in ``document``, and one picture of all problems beside it."""
+def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], pages: Path) -> None:
+    """The tables between their marks in the pages of a folder that hold them, and one picture of all problems."""
     found = grouped(runs)
     problems = {name: found[name] for name in fronts if name in found}
-    every = [f"### {problem}\n\n{problem_table(samplers, fronts[problem])}" for problem, samplers in problems.items()]
-    text = document.read_text(encoding="utf-8")
-    text = between_marks(text, "summary", summary_table(problems))
-    text = between_marks(text, "seed by seed", paired_table(problems))
+    every = [f"## {problem}\n\n{problem_table(samplers, fronts[problem])}" for problem, samplers in problems.items()]
     others = {name: found[name] for name in sorted(found) if NETWORK in name}
-    text = between_marks(text, "other networks", paired_table(others))
-    text = between_marks(text, "every problem", "\n\n".join(every))
-    document.write_text(text, encoding="utf-8")
-    plot(problems, document.with_suffix(".png"))
-    print(f"{document} and {document.with_suffix('.png')}")
+    tables = {
+        "search.md": {"summary": summary_table(problems), "seed by seed": paired_table(problems)},
+        "search-pieces.md": {"other networks": paired_table(others)},
+        "search-problems.md": {"every problem": "\n\n".join(every)},
+    }
+    for page, contents in tables.items():
+        text = (pages / page).read_text(encoding="utf-8")
+        for mark, content in contents.items():
+            text = between_marks(text, mark, content)
+        (pages / page).write_text(text, encoding="utf-8")
+    plot(problems, pages / "search.png")
+    print(f"{', '.join(tables)} and search.png in {pages}")
 
 
 def between_marks(text: str, name: str, content: str) -> str:

@@ -49,7 +49,7 @@ def drafted(models: Models, tasks: Sequence[TaskEntry], output: Path) -> str:
         lines.append(f"  tokenizer_source: {models.tokenizer_source}    # the models' vocabularies differ")
     count = len(models.references)
     lines += [
-        "  method: task_arithmetic    # base + weight x (expert - base), summed; ties, dare_ties ...: docs/methods.md",
+        "  method: task_arithmetic    # base + weight x (expert - base), summed; others: docs/reference/methods.md",
         "  space:",
         "    weight: [0, 1]    # searched, one for each expert",
         f"    granularity: global    # coefficients in all: {count}; with {{blocks: 4}}, by depth, {4 * count}",
@@ -111,7 +111,7 @@ def _hours(models: Models, machine: Machine, tasks: Sequence[TaskEntry], folder:
         f"  # about {duration(seconds * evaluations)} ({evaluations} evaluations x {duration(seconds)}): "
         f"{len(questions)} questions each, at {machine.operations / 1e12:.2g} TFLOP/s and "
         f"{machine.copied / 1e9:.2g} GB/s measured here",
-        "# racing: true    # asks about a fifth of the items, docs/evaluation.md",
+        "# racing: true    # asks about a fifth of the items, docs/how-to/racing.md",
     ]
 
 

@@ -137,7 +137,7 @@ _METRICS = {
     "loglikelihood": "every item has choices: the likeliest must be the right one",
     "code": "every item has tests, which a program of the model must pass",
     "numeric": "every answer is a number",
-    "exact_match": "answers are texts; f1, loss, judge and others: docs/evaluation.md",
+    "exact_match": "answers are texts; f1, loss, judge and others: docs/reference/metrics.md",
     "loss": "items are texts: nats per token, less is better",
 }
 """Metrics that items are tried with, in this order, and what it says of them that one fits."""
@@ -177,7 +177,7 @@ def told_metric(lines: Sequence[bytes]) -> Told:
     seen = ", ".join(name for name, _ in Counter(name for record in records for name in record).most_common(8))
     raise UserError(
         f"no metric fits items with the fields {seen or '(none)'}; name them prompt (or messages) and answer, or "
-        "prompt, choices and answer, or text, or give fields: {prompt: COLUMN, ...} in the entry (docs/evaluation.md)"
+        "prompt, choices and answer, or text, or give fields: {prompt: COLUMN, ...} in the entry (docs/how-to/tasks.md)"
     )
 
 

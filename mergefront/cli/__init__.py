@@ -1,4 +1,4 @@
-"""The command line. Results go to stdout, progress and log to stderr; see docs/cli.md.
+"""The command line. Results go to stdout, progress and log to stderr; see docs/reference/cli.
 
 Whatever is heavy (torch, optuna, SQL, rich) is imported inside the commands, so that ``mergefront --help``
 answers at once.
@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Entry point of ``mergefront``; exits with 0, 1, 2 or 130 (see docs/cli.md)."""
+    """Entry point of ``mergefront``; exits with 0, 1, 2 or 130 (see docs/reference/cli)."""
     from mergefront.cli.application import cli
 
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""docs/models.md says what can be done with each architecture: merged, searched, exported, or refused in one line.
+"""docs/reference/models.md says what each architecture can do: merged, searched, exported, or refused in one line.
 
 The table is made by ``python tests/support/architecture_row.py``; these tests hold it. A few kinds are part of every
 run of the suite, all of them of ``make test-models``.

@@ -236,9 +236,8 @@ def test_a_thinking_models_answer_is_what_a_script_finds_behind_its_thoughts(mod
 
 def test_the_study_in_the_documentation_runs(models: Path, tmp_path: Path) -> None:
     """As it is written there, with models and items in the places that it names."""
-    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    section = page.partition("### Conversations")[2]
-    (tmp_path / "study.yaml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "conversations.md").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
     (tmp_path / "models").mkdir()
     (tmp_path / "data").mkdir()
     for name, source in (("base", "base"), ("maths", "one"), ("french", "two")):

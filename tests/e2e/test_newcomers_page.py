@@ -1,4 +1,4 @@
-"""docs/first-study.md as a newcomer follows it: every command of the page, one after the other."""
+"""docs/tutorials/first-search.md as a newcomer follows it: every command of the page, one after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from local_study import write_local_study
 
 pytest.importorskip("transformers", reason="needs the extra 'local'")
 
-PAGE = Path(__file__).parents[2] / "docs" / "first-study.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "first-search.md"
 
 
 @pytest.mark.long

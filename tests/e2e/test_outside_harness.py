@@ -1,4 +1,4 @@
-"""The loop of docs/operations.md, as it stands there: create, ask, merge, an own harness, tell."""
+"""The loop of docs/tutorials/own-harness.md, as it stands there: create, ask, merge, an own harness, tell."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import mergefront as mf
 
-PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "own-harness.md"
 TARGET = "model.layers.0.mlp.up_proj"
 HARNESS = """\
 #!{python}

@@ -1,6 +1,6 @@
 """What becomes of one architecture when it is merged, searched, exported and adapted by a LoRA.
 
-    python tests/support/architecture_row.py             the table in docs/models.md, made anew
+    python tests/support/architecture_row.py             the table in docs/reference/models.md, made anew
     python tests/support/architecture_row.py llama t5    those rows, printed
 
 A cell is "yes", "no: " and the reason that a user is told before anything runs, or "WRONG: " and what was seen.
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tiny_models import CAUSAL, IMAGE_TEXT, SEQ2SEQ, TINY_MODELS, TinyModel, move
 
 COLUMNS = ("merge", "run", "layers", "export", "LoRA")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 BEGIN, END = "<!-- architectures -->", "<!-- end of architectures -->"
 WEIGHTS = {"first": 0.3, "second": 0.5}
 STUDY = """
@@ -230,14 +230,14 @@ def _compare(ours: Mapping[str, Any], theirs: Mapping[str, Any], what: str) -> N
 
 
 def markdown(rows: Mapping[str, Mapping[str, str]]) -> str:
-    """The table of docs/models.md."""
+    """The table of docs/reference/models.md."""
     lines = [f"| architecture | {' | '.join(COLUMNS)} |", "| -- " * (len(COLUMNS) + 1) + "|"]
     lines += [f"| `{name}` | {' | '.join(cells[column] for column in COLUMNS)} |" for name, cells in rows.items()]
     return "\n".join(lines)
 
 
 def documented() -> dict[str, dict[str, str]]:
-    """The table of docs/models.md: cells by column, by architecture."""
+    """The table of docs/reference/models.md: cells by column, by architecture."""
     table = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")

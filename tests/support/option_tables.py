@@ -1,6 +1,6 @@
-"""The tables of options in docs/evaluation.md, made of the registries of options and metrics.
+"""The tables of tasks' options in docs, made of the registries of options and metrics.
 
-python tests/support/option_tables.py        writes them into the page
+python tests/support/option_tables.py        writes them into their pages
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {
+    "jsonl": DOCS / "reference" / "metrics.md",
+    "lm_eval": DOCS / "how-to" / "lm-eval.md",
+    "classify": DOCS / "how-to" / "encoders.md",
+    "embed": DOCS / "how-to" / "encoders.md",
+    "python": DOCS / "how-to" / "functions.md",
+}
+"""Where the options of a type of task are documented."""
 
 
 def table(kind: str) -> list[str]:
@@ -61,4 +69,5 @@ def with_tables(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in set(PAGES.values()):
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a study's budget comes to before it is spent: memory and time of its processes, connections of its database.
 
-The numbers are of docs/operations.md ("Beyond one machine").
+The numbers are of docs/benchmarks/operations.md ("Beyond one machine").
 """
 
 from __future__ import annotations

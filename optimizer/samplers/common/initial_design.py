@@ -14,7 +14,7 @@ from mergefront.optimizer.seeding import derive_seed
 FEW_ANCHORS = 3
 STARTUP_BESIDE_ANCHORS = 2
 FULL_DESIGN = 12
-"""Two points beside a few anchors and none beside a full design were measured (docs/benchmarks-search.md)."""
+"""Two points beside a few anchors and none beside a full design were measured (docs/benchmarks/search-pieces.md)."""
 
 
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:

@@ -18,7 +18,7 @@ from mergefront.optimizer.samplers.common.history import History
 from mergefront.optimizer.search.attributes import is_anchor, is_feasible, is_outside_space
 
 MOST_OBSERVED = 320
-"""Chosen by hand for proposals within seconds; what it costs is measured in docs/operations.md."""
+"""Chosen by hand for proposals within seconds; what it costs is measured in docs/benchmarks/operations.md."""
 
 
 def limited(history: History, maximise: Sequence[bool], most: int = MOST_OBSERVED) -> History:

@@ -48,6 +48,6 @@ class Kernel:
 
 
 MATERN = Kernel(matern_and_slope, LogNormal(0.0, 1.0))
-"""For scores of merges over the whole space, which have plateaus and steps (docs/benchmarks-search.md)."""
+"""For scores of merges over the whole space, which have plateaus and steps (docs/benchmarks/search.md)."""
 SMOOTH = Kernel(squared_exponential_and_slope, LogNormal(math.sqrt(2.0), math.sqrt(3.0)))
 """For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""

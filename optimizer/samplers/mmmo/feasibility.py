@@ -25,7 +25,7 @@ from mergefront.optimizer.scores.evaluation import LARGEST
 
 FAILED = 4.0
 """How far a failure lies beyond 0, where a success lies 1 before it: a step over the edge costs an evaluation. With 4 a
-search along an edge failed less and found more than with 1 or 2 (docs/benchmarks-search.md)."""
+search along an edge failed less and found more than with 1 or 2 (docs/benchmarks/search-pieces.md)."""
 
 
 @dataclass(frozen=True)

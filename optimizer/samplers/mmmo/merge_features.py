@@ -12,7 +12,7 @@ So every weight w_m becomes w_m / max_k |w_k| where the weights are normalised (
 otherwise; every density becomes the weight's feature times the density. The features of a point determine its merge:
 two points with equal features are one candidate. Where more is known of the arithmetic (``MergeRule.additive``) and
 the coefficients do not say it themselves, the projections on the task vectors (``task_vector_projections``) are
-features too, and the coefficients' own count for less. What that is worth: ``docs/benchmarks-search.md``.
+features too, and the coefficients' own count for less. What that is worth: ``docs/benchmarks/search-pieces.md``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STEP = 1e-6
 """Of the finite differences, in the unit cube. Chosen by hand."""
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """Factors of the projections and, beside them, of the own features of weights and densities, which
-shorten and lengthen lengthscales. Chosen by hand; prediction errors with them are in docs/benchmarks-search.md."""
+shorten and lengthen lengthscales. Chosen by hand; prediction errors: docs/benchmarks/search-pieces.md."""
 
 
 Gradient = Callable[[Array], Array]

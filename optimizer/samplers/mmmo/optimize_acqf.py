@@ -40,12 +40,12 @@ BUDGETS: dict[Budget, SearchBudget] = {
     "quality": SearchBudget(samples=32, raw_points=1024, restarts=20, iterations=200),
     "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),
 }
-"""Climbs and iterations of "fast" are measured in docs/benchmarks-search.md ("The maximiser"), where 32 samples of the
-front were no better than 8; the others were chosen by hand."""
+"""Climbs and iterations of "fast" are measured in docs/benchmarks/search-pieces.md ("The maximiser"), where 32 samples
+of the front were no better than 8; the others were chosen by hand."""
 
 FAST_WITH_NOISE = replace(BUDGETS["fast"], samples=32, restarts=12)
 """With noise the front is uncertain, so that it takes more samples; a proposal of 12 parameters after 60 trials still
-takes less than half a second (docs/benchmarks-search.md)."""
+takes less than half a second (docs/benchmarks/search-pieces.md)."""
 
 
 def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget) -> tuple[Array, Array]:

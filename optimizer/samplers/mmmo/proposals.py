@@ -35,8 +35,8 @@ HYPERVOLUME_OBJECTIVES = 4
 """With more objectives the boxes become too many, and random scalarisations take over (ParEGO). Chosen by hand."""
 ELITES, NEAR_ELITES = 8, 64
 """So many starting points of the optimiser are small changes of so many elites. Such changes measured better than
-offspring of differential evolution ("Starting points of the optimiser", docs/benchmarks-search.md); the two numbers,
-like those of the changes below, were chosen by hand."""
+offspring of differential evolution ("Starting points of the optimiser", docs/benchmarks/search-pieces.md); the two
+numbers, like those of the changes below, were chosen by hand."""
 MOVE = 0.15
 """Standard deviation of a moved coordinate, as a share of its range."""
 MOVED_COORDINATES, MOVED_SHARE = 4, 0.2
@@ -47,7 +47,7 @@ DIGITS = 6
 """Features that agree in so many digits are of the same merge; points lie on a grid of 1e-4 (``unit_cube.GRID``)."""
 MOST_LEARNT_FROM = 150
 """Lengthscales and noise are learnt from so many points at most, since that takes a hundred factorisations; what it
-costs is measured in docs/operations.md."""
+costs is measured in docs/benchmarks/operations.md."""
 PAPER_ELITES, PAPER_CANDIDATES_PER_EVALUATION = 5, 2
 """Of the released program of arXiv 2407.00487."""
 

@@ -8,7 +8,7 @@ and densities d, the projections
 are a function of the coefficients that needs no model. They say most of what a score depends on: two recipes that go
 equally far along every task vector score alike, whatever mixture of weight, density and elected signs did it.
 Trained task vectors are neither normal nor independent; projections of the real ones were measured to predict scores
-little better than these (``docs/benchmarks-search.md``).
+little better than these (``docs/benchmarks/search-pieces.md``).
 
     n    points          e    experts of one scope          K    entries, the same for every point
 """

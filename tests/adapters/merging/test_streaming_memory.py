@@ -15,7 +15,7 @@ from mergefront.optimizer.recipes.methods import METHODS
 
 LAYERS, ROWS, COLUMNS = 10, 4096, 2048
 LARGEST = ROWS * COLUMNS * 4
-"""Bytes of the largest tensor in float32, the unit of what docs/methods.md states."""
+"""Bytes of the largest tensor in float32, the unit of what docs/explanation/memory.md states."""
 
 PROGRAM = """
 import json, sys, threading, time
@@ -84,7 +84,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_own_memory_is_a_stated_number_of_the_largest_tensor(
     checkpoints: Path, tmp_path: Path, method: str, parameters: dict[str, float], tensors: int
 ) -> None:
-    """``tensors`` is what docs/methods.md states for two experts; the three checkpoints take 15 of them in bfloat16."""
+    """``tensors`` is what docs/explanation/memory.md states for two experts; three checkpoints in bfloat16 take 15."""
     models = [{"model": name, "parameters": parameters} for name in ("one", "two")]
     content = {"merge_method": method, "models": models}
     if METHODS[method].needs_base:

@@ -19,7 +19,7 @@ from mergefront.formatting import coefficients
 from mergefront.optimizer.errors import MergefrontError, SearchStoppedError, UserError
 from mergefront.serving.dashboard import only_from_here
 
-DOCS = Path(__file__).parents[3] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "cli"
 
 
 def call(*arguments: object, env: dict[str, str] | None = None) -> Result:
@@ -332,7 +332,7 @@ def test_the_dashboard_answers_only_this_machine_and_its_own_pages(
 
 
 def test_every_command_and_option_is_in_the_documentation_and_has_help() -> None:
-    text = DOCS.read_text(encoding="utf-8")
+    text = "".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
     for name, command in cli.commands.items():
         assert f"## mergefront {name}" in text
         section = text.split(f"## mergefront {name}", 1)[1].split("\n## ", 1)[0]
@@ -340,7 +340,7 @@ def test_every_command_and_option_is_in_the_documentation_and_has_help() -> None
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, f"{name} {parameter.opts}"
-                assert max(parameter.opts, key=len) in section, f"docs/cli.md: {name} lacks {parameter.opts}"
+                assert max(parameter.opts, key=len) in section, f"docs/reference/cli: {name} lacks {parameter.opts}"
             else:
                 assert parameter.human_readable_name in section
         assert call(name, "--help").exit_code == 0

@@ -1,4 +1,4 @@
-"""docs/methods.md lists the registry as it is."""
+"""docs/reference/methods.md lists the registry as it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
 
 def methods_table(methods: Mapping[str, MergeMethod]) -> str:
-    """The registry as a Markdown table (docs/methods.md holds it, and a test compares)."""
+    """The registry as a Markdown table (docs/reference/methods.md holds it, and a test compares)."""
     lines = [
         "| method | what it does | base | models | parameters (default) | source |",
         "| -- | -- | -- | -- | -- | -- |",
@@ -29,6 +29,6 @@ def methods_table(methods: Mapping[str, MergeMethod]) -> str:
 
 
 def test_the_docs_hold_the_registry() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "reference" / "methods.md").read_text(encoding="utf-8")
     built_in = {name: method for name, method in METHODS.items() if method.source != "user-defined"}
-    assert methods_table(built_in) in text, "regenerate the table in docs/methods.md with methods_table()"
+    assert methods_table(built_in) in text, "regenerate the table in docs/reference/methods.md with methods_table()"

@@ -1,4 +1,4 @@
-"""docs/search.md lists the samplers and every option of each as the registry has them.
+"""docs/reference/samplers.md lists the samplers and every option of each as the registry has them.
 
 ``python tests/optimizer/samplers/test_options_doc.py`` prints both tables.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from mergefront.optimizer.samplers.registry import SAMPLERS, _sampler_class, check_sampler, resolved_options
 from mergefront.optimizer.sections import PlainSchema, words
 
-DOCS = Path(__file__).parents[3] / "docs" / "search.md"
+DOCS = Path(__file__).parents[3] / "docs" / "reference" / "samplers.md"
 
 
 def samplers_table() -> str:
@@ -48,7 +48,7 @@ def options_table() -> str:
 def test_the_docs_hold_the_registry() -> None:
     text = DOCS.read_text(encoding="utf-8")
     for table in (samplers_table(), options_table()):
-        assert table in text, f"docs/search.md is not what 'python {Path(__file__).name}' prints"
+        assert table in text, f"docs/reference/samplers.md is not what 'python {Path(__file__).name}' prints"
 
 
 def test_every_default_is_the_constructors_or_is_said() -> None:
