@@ -92,8 +92,8 @@ def search_file(
     from mergefront.study.check import check_study
     from mergefront.study.ready import ready_to_run
 
-    report = check_study(study_file)
-    with ready_to_run(report, evaluations=evaluations, with_evaluator=launcher.name is None) as ready:
+    report = check_study(study_file, evaluations)
+    with ready_to_run(report, with_evaluator=launcher.name is None) as ready:
         return show_search(session, ready, launcher, trackers)
 
 

@@ -23,7 +23,8 @@ from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.database import Database, normalised_url
 from mergefront.study.check import check_study
 from mergefront.study.definition import EvaluatorDefinition, StudyDefinition
-from mergefront.study.ready import ReadyStudy, begin, checked_budget, ready_to_resume, ready_to_run, store
+from mergefront.study.preflight.budget import checked_budget
+from mergefront.study.ready import ReadyStudy, begin, ready_to_resume, ready_to_run, store
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Study, as_study
 from mergefront.study.study_file import left_out_of_search
@@ -154,7 +155,8 @@ def search(
         left_out=left_out_of_search(options, given, RacingSettings.read(racing)),
     )
     where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
-    checked_budget(evaluations)
+    if evaluations is not None:
+        checked_budget(definition, evaluations)
     read_warm_start(definition)  # what does not fit is said before anything is written
     evaluator = evaluate if isinstance(evaluate, Evaluator) else FunctionEvaluator(evaluate)
     ready = begin(definition, Database(definition.storage), evaluator)
@@ -204,7 +206,7 @@ def run(
     Raises ``StudyFileError`` with every problem of the file before anything is written.
     """
     where, trackers = Launcher(launcher, workers), checked_trackers(log_to)
-    with ready_to_run(check_study(path), evaluations=evaluations, with_evaluator=launcher is None) as ready:
+    with ready_to_run(check_study(path, evaluations), with_evaluator=launcher is None) as ready:
         return _watched(ready, where, trackers, progress, on_trial_end, on_trial_start)
 
 
@@ -215,7 +217,7 @@ def create(path: str | Path, *, evaluations: int | None = None) -> Study:
     same definition is returned as it is. Raises ``StudyFileError`` with every problem of the file before anything is
     written.
     """
-    return store(check_study(path), evaluations=evaluations).study
+    return store(check_study(path, evaluations)).study
 
 
 def resume(

@@ -12,6 +12,7 @@ from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.loop import TrialOutcome, run_search
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.study.evaluators import make_evaluator
+from mergefront.study.preflight.budget import checked_budget
 from mergefront.study.stored_study import Study, as_study
 
 OnTrialEnd = Callable[["TrialOutcome"], None]
@@ -39,10 +40,11 @@ def work(
     Workers share the budget and never overshoot it; what a worker leaves unfinished when it dies is
     taken over by another, once. ``root`` is the folder of the study's files on this machine, ``device`` overrides the
     study's ("cuda:1"); ``evaluator`` scores for a study of a Python function, which no definition can name;
-    ``should_stop`` is asked between two trials.
+    ``should_stop`` is asked between two trials. Raises ``UserError`` where the study's trials fit into no memory here.
     """
     study = as_study(study, storage=storage, root=root)
     definition, database = study.definition, study.database
+    checked_budget(definition, study.record.evaluations)
     if device is not None:
         definition = replace(definition, runtime={**definition.runtime, "device": device})
     scoring: AbstractContextManager[Evaluator] = (

@@ -24,7 +24,7 @@ from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
-from mergefront.optimizer.samplers.registry import check_sampler, resolved_options, shown_to_sampler
+from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
@@ -33,7 +33,7 @@ from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
-from mergefront.study.preflight.budget import check_budget, connections
+from mergefront.study.preflight.budget import checked_budget, connections
 from mergefront.study.preflight.elsewhere import check_engine, check_external, check_judges, check_server
 from mergefront.study.preflight.evaluator import evaluator_definition
 from mergefront.study.preflight.findings import Findings
@@ -83,8 +83,8 @@ class CheckReport:
         return self.definition
 
 
-def check_study(path: str | Path) -> CheckReport:
-    """Check a study file and everything it names."""
+def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport:
+    """Check a study file and everything it names; ``evaluations`` overrides its budget."""
     path = Path(path)
     try:
         file, unknown_keys = read_study_file(path)
@@ -165,7 +165,7 @@ def check_study(path: str | Path) -> CheckReport:
         sampler_options=options,
         sampler_version=sampler_version(file.search.sampler),
         seed=file.seed,
-        evaluations=file.search.evaluations,
+        evaluations=file.search.evaluations if evaluations is None else evaluations,
         storage=storage,
         root=root,
         runtime=runtime,
@@ -204,11 +204,11 @@ def check_study(path: str | Path) -> CheckReport:
             warm = read_warm_start(definition)
             notes.extend(warm.notes)
             notes.append(f"warm start: {len(warm.known)} evaluations are known, {len(warm.seeds)} recipes come first")
-    budget = definition.evaluations or (DEFAULT_EVALUATIONS if record is None else record.evaluations)
-    limited = shown_to_sampler(definition.sampler, len(objectives), budget)
-    if limited is not None:
-        found.warnings.append(f"search: {limited}")
-    check_budget(found, space, budget)
+    budget = definition.evaluations
+    if budget is None:
+        budget = DEFAULT_EVALUATIONS if record is None else record.evaluations
+    with found.catch():
+        found.warnings.extend(checked_budget(definition, budget))
     # After the anchors comes the metric-weighted average, or where there is none the sampler's first proposal.
     begun = len(anchors(space)) + len(definition.anchors)
     if len(definition.anchors) > 1 and budget < begun:

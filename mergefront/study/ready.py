@@ -13,11 +13,12 @@ from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.scores.evaluation import Evaluator
 from mergefront.optimizer.search.attributes import write_search_space
 from mergefront.storage.database import Database
-from mergefront.storage.studies import COMPARISON, MOST_EVALUATIONS, create_or_load, find, update
+from mergefront.storage.studies import COMPARISON, create_or_load, find, update
 from mergefront.study.check import CheckReport
 from mergefront.study.continuation import check_continues, stored_root
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import make_evaluator, refuse_external
+from mergefront.study.preflight.budget import checked_budget
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since
 from mergefront.study.starting_points import with_start_points
 from mergefront.study.stored_study import Study, continued
@@ -39,14 +40,12 @@ class ReadyStudy:
 
 
 @contextmanager
-def ready_to_run(
-    report: CheckReport, *, evaluations: int | None = None, with_evaluator: bool = True
-) -> Iterator[ReadyStudy]:
+def ready_to_run(report: CheckReport, *, with_evaluator: bool = True) -> Iterator[ReadyStudy]:
     """A checked study file as a search that is ready to start.
 
     Raises ``StudyFileError`` if it is not sound, ``UserError`` if nothing here can score its recipes.
     """
-    definition = _with_budget(report, evaluations)
+    definition = report.definition_or_raise()
     refuse_external(definition)
 
     @cache
@@ -59,18 +58,13 @@ def ready_to_run(
         yield replace(ready, notes=(*report.warnings, *ready.notes))
 
 
-def store(report: CheckReport, *, evaluations: int | None = None) -> ReadyStudy:
+def store(report: CheckReport) -> ReadyStudy:
     """A checked study file as a stored study, nothing evaluated. Raises ``StudyFileError`` if it is not sound."""
-    definition = _with_budget(report, evaluations)
+    definition = report.definition_or_raise()
     database = report.database or Database(definition.storage)
     with database.checkpoint_at_end():
         ready = begin(definition, database, None)
     return replace(ready, notes=(*report.warnings, *ready.notes))
-
-
-def _with_budget(report: CheckReport, evaluations: int | None) -> StudyDefinition:
-    definition = report.definition_or_raise()
-    return definition if evaluations is None else replace(definition, evaluations=checked_budget(evaluations))
 
 
 @contextmanager
@@ -79,12 +73,12 @@ def ready_to_resume(
 ) -> Iterator[ReadyStudy | None]:
     """A stored study as a search that is ready to start; None when its budget is spent.
 
-    Raises ``UserError`` if nothing here can score its recipes.
+    Raises ``UserError`` if nothing here can score its recipes, and for a budget that does not fit here.
     """
     refuse_external(study.definition)
     notes = changes_since(study.name, study.record.definition, study.root)
     if evaluations is not None:
-        checked_budget(evaluations)
+        checked_budget(study.definition, evaluations)
         if study.definition.compares:
             raise UserError(
                 f"study {study.name!r} compares given merges, so it has no budget to raise; 'mergefront compare' with "
@@ -95,6 +89,7 @@ def ready_to_resume(
     if study.finished_count() >= study.record.evaluations:
         yield None
         return
+    notes.extend(checked_budget(study.definition, study.record.evaluations))
     with make_evaluator(study.definition, lambda: study.database) if with_evaluator else nullcontext() as evaluator:
         yield ReadyStudy(study, evaluator, tuple(notes))
 
@@ -130,13 +125,3 @@ def begin(definition: StudyDefinition, database: Database, evaluator: Evaluator 
     if definition.evaluations is not None and record.evaluations != definition.evaluations:
         study.record = update(database, record, evaluations=definition.evaluations)
     return ReadyStudy(study, evaluator, tuple(notes))
-
-
-def checked_budget(evaluations: int | None) -> int | None:
-    """The budget; raises ``UserError`` for one that is no whole number of at least 1."""
-    if evaluations is None:
-        return None
-    is_whole = isinstance(evaluations, int) and not isinstance(evaluations, bool)
-    if not is_whole or not 1 <= evaluations <= MOST_EVALUATIONS:
-        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of 1 to {MOST_EVALUATIONS}")
-    return evaluations

@@ -96,7 +96,7 @@ def create(session: Session, study_file: Path, evaluations: int | None) -> None:
     from mergefront.study.check import check_study
     from mergefront.study.ready import store
 
-    ready = store(check_study(study_file), evaluations=evaluations)
+    ready = store(check_study(study_file, evaluations))
     study = ready.study
     for note in ready.notes:
         session.say(note)

@@ -10,9 +10,11 @@ import os
 from sqlalchemy import text
 
 from mergefront.formatting import duration, size
-from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.samplers.registry import shown_to_sampler
 from mergefront.storage.database import Database
-from mergefront.study.preflight.findings import Findings
+from mergefront.storage.studies import MOST_EVALUATIONS
+from mergefront.study.definition import StudyDefinition
 
 BYTES_OF_TRIAL, BYTES_OF_COEFFICIENT = 12_000, 300
 """What a process holds of every trial as it proposes: 17 KB with 16 coefficients (MM-MO)."""
@@ -28,19 +30,30 @@ _MOST_CONNECTIONS = {
 }
 
 
-def check_budget(found: Findings, space: MergeSpace, budget: int) -> None:
-    """Every process that works on a study reads all its trials: refused where they fit into no memory here."""
-    held = budget * (BYTES_OF_TRIAL + BYTES_OF_COEFFICIENT * space.dimension)
+def checked_budget(definition: StudyDefinition, evaluations: int) -> list[str]:
+    """What to know of a budget.
+
+    Raises ``UserError`` for one that is no whole number of at least 1, and where its trials, which every process that
+    works on the study reads, fit into no memory here.
+    """
+    is_whole = isinstance(evaluations, int) and not isinstance(evaluations, bool)
+    if not is_whole or not 1 <= evaluations <= MOST_EVALUATIONS:
+        raise UserError(f"evaluations is {evaluations!r}; it must be a whole number of 1 to {MOST_EVALUATIONS}")
+    limited = shown_to_sampler(definition.sampler, len(definition.objectives), evaluations)
+    told = [] if limited is None else [f"search: {limited}"]
+    coefficients = definition.space.dimension
+    held = evaluations * (BYTES_OF_TRIAL + BYTES_OF_COEFFICIENT * coefficients)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     described = (
-        f"search.evaluations: {budget:,} trials of {space.dimension} coefficients are {size(held)} in every process"
+        f"search.evaluations: {evaluations:,} trials of {coefficients} coefficients are {size(held)} in every process"
     )
     remedy = "ask for fewer, and go on in a study of another name with warm_start, which takes over what was found"
     if held > memory:
-        found.problems.append(f"{described}, and this machine has {size(memory)}; {remedy}")
-    elif held > LARGE:
-        later = duration(budget * SECONDS_OF_TRIAL)
-        found.warnings.append(f"{described}, and a proposal takes {later} longer at the end; {remedy}")
+        raise UserError(f"{described}, and this machine has {size(memory)}; {remedy}")
+    if held > LARGE:
+        later = duration(evaluations * SECONDS_OF_TRIAL)
+        told.append(f"{described}, and a proposal takes {later} longer at the end; {remedy}")
+    return told
 
 
 def connections(database: Database) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mergefront as mf
 from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.running.worker import work
 from mergefront.study.check import check_study
 
 GOOD = """
@@ -188,6 +190,27 @@ def test_a_budget_that_no_memory_holds_is_refused_and_a_large_one_is_warned_of(t
         told = [line for line in [*report.problems, *report.warnings] if "search.evaluations" in line]
         assert [str(words) in line and "warm_start" in line for line in told] == ([] if words is None else [True])
         assert bool(report.problems) is (budget > 1_000_000)
+
+
+def test_a_budget_is_raised_no_further_than_memory_holds(tmp_path: Path) -> None:
+    """In whatever way it is raised; and a machine with little memory does not work on a large study."""
+    path, most = study_in(tmp_path), 1_000_000_000
+    study = mf.run(path)
+    raised: list[Callable[[], object]] = [
+        lambda: mf.run(path, evaluations=most),
+        lambda: mf.create(path, evaluations=most),
+        lambda: mf.resume(study, evaluations=most),
+    ]
+    for raise_budget in raised:
+        with pytest.raises(mf.UserError, match=r"trials of 4 coefficients are .* and this machine has .*warm_start"):
+            raise_budget()
+    assert study.refresh().record.evaluations == 8
+    study.database.write(
+        lambda connection: connection.exec_driver_sql(f"UPDATE mergefront_studies SET evaluations = {most}")
+    )
+    for go_on in (mf.resume, work):
+        with pytest.raises(mf.UserError, match="and this machine has"):
+            go_on(mf.load_study("skills", storage=study.database.url))
 
 
 def test_a_database_server_says_how_many_workers_it_takes(tmp_path: Path, database_url: str) -> None:
