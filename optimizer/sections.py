@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -75,13 +76,18 @@ class Problem:
 
 def problems_of(error: ValidationError, model: type[BaseModel], given: Any) -> list[Problem]:
     """What is wrong with ``given``: of nested forms the innermost that was tried."""
-    schema = model.model_json_schema(schema_generator=PlainSchema)
+    schema = _schema(model)
     found: dict[tuple[str | int, ...], Problem] = {}
     for entry in error.errors():
         where, value, forms = _located(entry, given, schema)
         found.setdefault(where, _problem(where, value, forms, entry))
     deepest = [where for where in found if not any(other[: len(where)] == where != other for other in found)]
     return [found[where] for where in deepest]
+
+
+@lru_cache(maxsize=32)
+def _schema(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema(schema_generator=PlainSchema)
 
 
 def _problem(where: tuple[str | int, ...], value: Any, forms: Sequence[Schema], entry: Mapping[str, Any]) -> Problem:

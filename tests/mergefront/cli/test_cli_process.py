@@ -32,24 +32,35 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+WAITING = """
+import itertools, pathlib, time
+numbers = itertools.count(1)
+
+def wait_in_the_fifth():
+    while next(numbers) == 5 and not pathlib.Path("goes on").exists():
+        time.sleep(120)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_finished_and_its_own_hint_continues_it(
     number: signal.Signals, tmp_path: Path, write_study
 ) -> None:
     study = write_study(tmp_path, evaluations=9)
-    slow = (tmp_path / "cli_scoring.py").read_text().replace("tasks = {}", "import time; time.sleep(0.5); tasks = {}")
-    (tmp_path / "cli_scoring.py").write_text(slow)
+    scoring = tmp_path / "cli_scoring.py"
+    scoring.write_text(scoring.read_text().replace("tasks = {}", "wait_in_the_fifth(); tasks = {}") + WAITING)
     environment = {key: value for key, value in os.environ.items() if key != "MERGEFRONT_STORAGE"}
     process = subprocess.Popen([*MERGEFRONT, "run", str(study)], cwd=tmp_path, env=environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("[3/9]"):
+        if line.startswith("[4/9]"):
             break
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors and "of 9 evaluations are kept" in errors
+    (tmp_path / "goes on").touch()
     hint = next(line.strip() for line in errors.splitlines() if line.strip().startswith("mergefront resume"))
     resumed = subprocess.run([*MERGEFRONT, *shlex.split(hint)[1:]], cwd=tmp_path, env=environment, capture_output=True,
                              text=True, timeout=120)  # fmt: skip

@@ -78,7 +78,7 @@ def test_what_llama_server_prints_is_a_study_that_runs(models: Path, donor: Path
         assert ran.exit_code == 0, ran.output
     finally:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=240)
     assert process.returncode == 0 and "Traceback" not in said, said
     assert f"--lora-scaled {files[1]}:0.0,{files[2]}:0.0" in said and "--cache-ram 0" in said
     study = mf.load_study("pasted", storage=f"sqlite:///{tmp_path}/mergefront.db")
