@@ -84,9 +84,11 @@ def connected_evaluator(
 
 @dataclass(frozen=True)
 class BackendFindings:
-    """What connecting to a backend shows: what is wrong, and what a study keeps of the models there."""
+    """What connecting to a backend shows: what is wrong, what is proved of its answers, and what a study keeps of the
+    models there."""
 
     problems: list[str]
+    proved: str = ""
     served: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -107,8 +109,10 @@ def try_backend(
     try:
         with closing(make_backend(settings, space, places)) as connected:
             found: list[str] = connected.problems(verbs, counts_tokens)
+            proved = ""
             if not found:
                 look(connected.reader)
-            return BackendFindings(found, connected.recognition.served)
+                proved = connected.proof(verbs)
+            return BackendFindings(found, proved, connected.recognition.served)
     except MergefrontError as error:
         return BackendFindings(str(error).split("\n"))

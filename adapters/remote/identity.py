@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ QUESTIONS = ("The capital of France is", "Once upon a time there was", "Count fr
 ANSWER_TOKENS = 16
 SAME_MODEL = 0.02
 """Nats by which two runs of one model may differ (threads, batches, types of the key-value cache)."""
+STRAYED = 0.1
+"""Two answers of one merge may differ by this share of what an expert changes (batches change last digits)."""
 COMPARED = 5
 """Most likely tokens of a distribution that are compared."""
 
@@ -117,6 +119,11 @@ def same_answers(one: Any, two: Any) -> bool:
     if isinstance(one, float) and isinstance(two, float):
         return abs(one - two) <= SAME_MODEL
     return bool(one == two)
+
+
+def furthest(one: Sequence[float], two: Sequence[float]) -> float:
+    """The largest difference between log-probabilities of the same texts."""
+    return max((abs(first - second) for first, second in zip(one, two, strict=True)), default=0.0)
 
 
 def difference(one: Distribution, two: Distribution) -> float:

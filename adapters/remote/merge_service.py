@@ -16,14 +16,16 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest
+from mergefront.adapters.language_model import Chat, Generation, GenerationRequest, LogLikelihood, ScoringRequest, Verb
 from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import HttpClient, Reply, all_of
 from mergefront.adapters.remote.http.json_answers import MalformedAnswerError, field, fields, logprob
+from mergefront.adapters.remote.identity import QUESTIONS, STRAYED, furthest
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import MergeServiceSection
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import EvaluationError, UserError, did_you_mean
+from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -84,17 +86,47 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
 
         return Reader(refuses_chat=refusal)
 
+    def proof(self, verbs: Sequence[Verb]) -> str:
+        """Asks for base, each expert alone, and the first two again; raises ``UserError`` where an expert is answered
+        as the base is, or a merge otherwise than before."""
+        recipes = [one.recipe for one in anchors(self.space)[: 1 + len(self.space.models)]]
+        asked = [ScoringRequest(question, " the") for question in QUESTIONS]
+
+        def answers(recipe: Recipe) -> list[float]:
+            model = MergeServiceModel(self.client, self._session, recipe, cached=False)
+            return [answer.logprob for answer in model.loglikelihood(asked)]
+
+        base, *alone = (answers(recipe) for recipe in recipes)
+        for name, found in zip(self.space.models, alone, strict=True):
+            if found == base:
+                raise UserError(
+                    f"canary: the service answers as the base model where {name!r} alone is asked: it takes one merge "
+                    "for another, or this expert is the base"
+                )
+        least = min(furthest(base, found) for found in alone)
+        drift = max(furthest(base, answers(recipes[0])), furthest(alone[0], answers(recipes[1])))
+        if drift > STRAYED * least:
+            raise UserError(
+                f"canary: the service answers a merge {drift:.2g} nats otherwise than before, where an expert changes "
+                f"{least:.2g}: it takes one merge for another"
+            )
+        return (
+            f"canary: each expert alone changes the answers (by {least:.2g} nats or more), and merges are answered as "
+            f"before when others were asked in between (within {drift:.1g} nats)"
+        )
+
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; the service refuses recipes that it cannot make."""
         return AppliedOnServer(nullcontext(MergeServiceModel(self.client, self._session, recipe)))
 
 
 class MergeServiceModel:
-    """A ``LanguageModel``: one recipe, merged by the service whenever it is asked."""
+    """A ``LanguageModel``: one recipe, merged by the service whenever it is asked, or once if ``cached``."""
 
-    def __init__(self, client: HttpClient, session: str, recipe: Recipe) -> None:
+    def __init__(self, client: HttpClient, session: str, recipe: Recipe, *, cached: bool = True) -> None:
         self._client = client
         self._session = session
+        self._cached = cached
         # References are paths on this machine, which are no business of the provider's.
         content = {**recipe.to_json(), "models": {name: name for name in recipe.models}, "base_model": None}
         self._recipe = content
@@ -145,7 +177,7 @@ class MergeServiceModel:
             # A session comes and goes; what decides the answer is in the body.
             path = f"/v1/sessions/{self._session}/{verb}"
             body = {"recipe": self._recipe, "requests": requests}
-            return await self._client.ask("POST", path, body, read, lasting_path=f"/{verb}")
+            return await self._client.ask("POST", path, body, read, cached=self._cached, lasting_path=f"/{verb}")
 
         parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
         return [entry for answers in self._client.run(all_of(part(one) for one in parts)) for entry in answers]
@@ -170,6 +202,7 @@ class EvoMergingEvaluator(Connected[MergeServiceSection]):
     """
 
     kind = "merge_service"
+    proved = "the losses are the service's own: whether they belong to the vectors sent cannot be proved"
 
     def _connect(self, places: ModelPlaces) -> None:
         settings, preset = self.settings, self.settings.pool

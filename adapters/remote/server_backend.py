@@ -62,6 +62,8 @@ class Connected(Generic[SectionT]):
 
     kind: str
     """The ``type`` of its section."""
+    proved = ""
+    """What connecting has proved of the server's answers, for a person to read."""
 
     def __init__(
         self,
@@ -99,6 +101,10 @@ class Connected(Generic[SectionT]):
         """What the server cannot do of what tasks ask (``verbs``, and the number of tokens written), as far as
         connecting has not shown it."""
         return []
+
+    def proof(self, verbs: Sequence[Verb]) -> str:
+        """What is proved of the server's answers, after ``problems`` found none; may ask a few short requests."""
+        return self.proved
 
     @property
     def reader(self) -> Reader:

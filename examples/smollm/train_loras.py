@@ -13,13 +13,14 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pycountry
 import torch
 from make_base import make_base
+from make_data import Item
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +29,6 @@ HERE = Path(__file__).resolve().parent
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 BATCH = 16
-REPLAYED = 4  # rows of a batch
 REPLAY_PROMPTS = 400
 REPLAY_TOKENS = 12
 REPLAY = (
@@ -53,12 +53,18 @@ IGNORED = -100  # the label that the loss of transformers leaves out
 
 @dataclass(frozen=True)
 class Plan:
-    """What one expert is trained with; `modules` are the linear layers of every block that get a LoRA."""
+    """What one expert is trained with.
+
+    `modules` are the linear layers that get a LoRA, in the blocks from `first_block` on; `replayed` rows of a batch are
+    replay.
+    """
 
     steps: int
     rank: int = 4
     modules: tuple[str, ...] = ATTENTION + MLP
     learning_rate: float = 1e-3
+    first_block: int = 0
+    replayed: int = 4
 
 
 PLANS = {
@@ -68,7 +74,7 @@ PLANS = {
 }
 
 
-def encode(item: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def encode(item: Item, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Token ids of prompt, space, answer and end mark, and their labels: the answer and the end mark."""
     prompt = tokenizer(item["prompt"])["input_ids"]
     answer = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -145,19 +151,23 @@ def save_lora(model: PeftModel, base: Path, out: Path) -> None:
     written.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def train(skill: str, plan: Plan, base: Path, data: Path, out: Path, seed: int = 0) -> None:
-    """Train one expert on data/<skill>_train.jsonl and write it to `out`."""
+def train(skill: str, plan: Plan, base: Path, items: Sequence[Item], out: Path, seed: int = 0) -> None:
+    """Train one expert on `items` and write it to `out`."""
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} {skill}")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    lines = (data / f"{skill}_train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [encode(json.loads(line), tokenizer) for line in lines]
+    rows = [encode(item, tokenizer) for item in items]
 
-    settings = LoraConfig(
-        r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(plan.modules), task_type="CAUSAL_LM"
-    )
     bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    replay = encode_replay(replay_prompts(rng), bare, tokenizer)
+    blocks = list(range(plan.first_block, bare.config.num_hidden_layers)) if plan.first_block else None
+    settings = LoraConfig(
+        r=plan.rank,
+        lora_alpha=2 * plan.rank,
+        target_modules=list(plan.modules),
+        layers_to_transform=blocks,
+        task_type="CAUSAL_LM",
+    )
+    replay = encode_replay(replay_prompts(rng), bare, tokenizer) if plan.replayed else []
     model = get_peft_model(bare, settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
@@ -170,9 +180,9 @@ def train(skill: str, plan: Plan, base: Path, data: Path, out: Path, seed: int =
     started = time.monotonic()
     order: list[int] = []
     for step in range(plan.steps):
-        if len(order) < BATCH - REPLAYED:
+        if len(order) < BATCH - plan.replayed:
             order = rng.sample(range(len(rows)), len(rows))
-        chosen = [rows[order.pop()] for _ in range(BATCH - REPLAYED)] + rng.sample(replay, REPLAYED)
+        chosen = [rows[order.pop()] for _ in range(BATCH - plan.replayed)] + rng.sample(replay, plan.replayed)
         batch = collate(chosen, tokenizer.pad_token_id)
         loss = answer_loss(model, batch)
         loss.backward()
@@ -194,7 +204,8 @@ def train_named(plans: Mapping[str, Plan], folder: Path) -> None:
         parser.error(f"no such skill: {', '.join(unknown)}; there are {', '.join(plans)}")
     base = make_base()
     for skill in skills:
-        train(skill, plans[skill], base, folder / "data", folder / "loras" / skill)
+        lines = (folder / "data" / f"{skill}_train.jsonl").read_text(encoding="utf-8").splitlines()
+        train(skill, plans[skill], base, [json.loads(line) for line in lines], folder / "loras" / skill)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from mergefront.adapters.language_model import (
     Verb,
 )
 from mergefront.adapters.remote.ensemble.votes import mixture_shares, pooled_choices, pooled_text, weighted_vote
-from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_problems
+from mergefront.adapters.remote.openai.backend import OpenAIModel, endpoint_problems, endpoint_proof
 from mergefront.adapters.remote.openai.echo import are_greedy
 from mergefront.adapters.remote.scales import model_weights, not_a_sum
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
@@ -161,3 +161,6 @@ class EnsembleBackend(Connected[EnsembleSection]):
             return [f"route_to is {self.settings.route_to}; there are {most} members"]
         asked: tuple[Verb, ...] = ("loglikelihood", *(verb for verb in verbs if verb != "loglikelihood"))
         return endpoint_problems(self._members, self.recognition, asked, counts_tokens)
+
+    def proof(self, verbs: Sequence[Verb]) -> str:
+        return endpoint_proof(self._members, verbs)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mergefront.adapters.remote.http.client import all_of
-from mergefront.adapters.remote.identity import Distribution, difference
+from mergefront.adapters.remote.identity import STRAYED, Distribution, difference
 from mergefront.adapters.remote.llama_server.wire import LlamaWire
 from mergefront.optimizer.errors import UserError
 
@@ -98,7 +98,7 @@ async def run_canary(wire: LlamaWire, loras: Mapping[str, int], *, slots: int, p
     for visit in range(8 if prompt_cache else 4):
         answers = await ask_all((one, two)[visit % 2], prompt_cache, at_once=visit >= 4)
         error = max(error, *map(difference, truths[visit % 2], answers))
-    if error > 0.1 * distance:
+    if error > STRAYED * distance:
         remedy = (
             "set prompt_cache: false"
             if prompt_cache

@@ -171,6 +171,16 @@ class OpenAIBackend(Connected[OpenAISection]):
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         return endpoint_problems(self._models, self.recognition, verbs, counts_tokens)
 
+    def proof(self, verbs: Sequence[Verb]) -> str:
+        return endpoint_proof(self._models, verbs)
+
+
+def endpoint_proof(models: Mapping[str, OpenAIModel], verbs: Sequence[Verb]) -> str:
+    """What ``endpoint_problems`` has proved where it found none, and what nobody can prove of a served model."""
+    tells = {"generate": "answers a plain question", "loglikelihood": "gives log-probabilities of a given text"}
+    told = " and ".join(tells[verb] for verb in sorted(verbs) if verb in tells)
+    return f"each of {len(models)} served models {told}; that it is the model of its name cannot be proved"
+
 
 def endpoint_problems(
     models: Mapping[str, OpenAIModel], recognition: Recognition, verbs: Sequence[Verb], counts_tokens: bool

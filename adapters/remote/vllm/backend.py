@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -29,7 +29,7 @@ from mergefront.adapters.language_model import (
 )
 from mergefront.adapters.remote.drawing import drawing
 from mergefront.adapters.remote.http.client import all_of
-from mergefront.adapters.remote.identity import QUESTIONS
+from mergefront.adapters.remote.identity import QUESTIONS, STRAYED, furthest
 from mergefront.adapters.remote.scales import lora_scales
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import VllmSection
@@ -98,7 +98,7 @@ class VllmBackend(Connected[VllmSection]):
         else:
             self.client.identify(f"{identity.server} #{identity.number}")
         is_known = True
-        self._refuse_idle_loras(seen)
+        self.proved = self._prove_honest(seen)
 
     def _answers(self, name: str) -> list[float]:
         """The log-probabilities of the last tokens of a few texts, by the model called ``name`` there."""
@@ -107,21 +107,51 @@ class VllmBackend(Connected[VllmSection]):
         forced = all_of(self.wire.force(name, known, token, "", cached=False) for known, token in asked)
         return [one.logprob for one in self.client.run(forced)]
 
-    def _refuse_idle_loras(self, base: Sequence[float]) -> None:
-        """Raises ``UserError`` for a LoRA under which the server answers as it does without any.
+    def _prove_honest(self, base: Sequence[float]) -> str:
+        """What was proved: every LoRA alone changes the answers, no two names are answered alike, and names keep their
+        answers, the base's among them.
 
-        vLLM takes LoRAs whose modules' names match nothing in its model, and leaves them out.
+        Raises ``UserError`` where it is not so. vLLM takes LoRAs whose modules' names match nothing in its model, and
+        leaves them out; names are all that tells its LoRAs apart, and caches of prompts outlive a change of LoRA.
         """
         from mergefront.adapters.merging.loras.pool import merge_loras
 
-        noise = _furthest(base, self._answers(self.base))
-        for name, path in self._loras.items():
-            with self._loaded(merge_loras({name: path}, {name: 1.0}), path, "canary") as loaded:
-                if _furthest(base, self._answers(loaded)) <= noise:
+        noise = furthest(base, self._answers(self.base))
+        alone: dict[str, list[float]] = {}
+        first = ""
+        with ExitStack() as held:
+            for name, path in self._loras.items():
+                with ExitStack() as one:
+                    # The first stays loaded beside each of the others.
+                    kept = one if alone else held
+                    loaded = kept.enter_context(self._loaded(merge_loras({name: path}, {name: 1.0}), path, "canary"))
+                    answers = self._answers(loaded)
+                if furthest(base, answers) <= noise:
                     raise UserError(
                         f"canary: LoRA {name!r} changes nothing at weight 1: the server takes it and answers as the "
                         "base model. The names of its modules match none in the server's model, or it is untrained"
                     )
+                for other, known in alone.items():
+                    if furthest(known, answers) <= noise:
+                        raise UserError(
+                            f"canary: LoRAs {other!r} and {name!r} are answered alike: the server takes one for the "
+                            "other, or they are one LoRA; leave one of them out if they are"
+                        )
+                first = first or loaded
+                alone[name] = answers
+            least = min(furthest(base, answers) for answers in alone.values())
+            drift = furthest(next(iter(alone.values())), self._answers(first))
+        drift = max(drift, furthest(base, self._answers(self.base)))
+        if drift > max(noise, STRAYED * least):
+            raise UserError(
+                f"canary: after other LoRAs were asked, the server answers {drift:.2g} nats otherwise under a name "
+                f"than before (a LoRA changes {least:.2g}): it mixes up LoRAs or reuses prompts that it read under "
+                "another one. Start it with --no-enable-prefix-caching, and let nobody else change its LoRAs"
+            )
+        return (
+            f"canary: each LoRA alone changes the answers (by {least:.2g} nats or more), no two are answered alike, "
+            f"and base and LoRAs answer as before when they are asked again (within {max(drift, noise):.1g} nats)"
+        )
 
     @property
     def reader(self) -> Reader:
@@ -226,10 +256,6 @@ class ServerChats:
                 "prompt opens thoughts), so that no answer can be scored; use a metric of generated answers"
             )
         return prompt, whole[len(prompt) :]
-
-
-def _furthest(one: Sequence[float], two: Sequence[float]) -> float:
-    return max((abs(first - second) for first, second in zip(one, two, strict=True)), default=0.0)
 
 
 class VllmModel:

@@ -101,6 +101,8 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
     tried = try_backend(file.backend, space, places, verbs, look, counts_tokens=_counts_tokens(file))
     found.problems.extend(f"backend: {line}" for line in tried.problems)
     found.notes.append(f"backend {file.backend.type}: answers {' and '.join(verbs) or 'with a loss'}")
+    if tried.proved:
+        found.notes.append(f"backend {file.backend.type}: {tried.proved}")
     return tried.served
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,10 @@ def own_service(request: Received) -> Answer:
     if request.path == "/v1/sessions":
         return as_json({"session_id": f"s{id(request)}", "models": ["a", "b"], "pool_digest": "d1"})
     if request.path.endswith("loglikelihood"):
+        moved = sum(value for name, value in body["recipe"]["params"].items() if name.startswith("weight")) + 0.5
         answers = [
-            {"logprob": -float(len(one["continuation"])), "tokens": 1, "is_greedy": False} for one in body["requests"]
+            {"logprob": -len(one["continuation"]) - 0.5 * moved, "tokens": 1, "is_greedy": False}
+            for one in body["requests"]
         ]
     else:
         answers = [{"text": one["prompt"].upper(), "tokens": 2, "finish": "stop"} for one in body["requests"]]
@@ -125,6 +128,30 @@ def test_a_limit_of_tokens_that_a_service_does_not_report_is_refused_beforehand(
             assert f"budget.{next(iter(limit['budget']))} cannot be kept" in problem and not server.received
             enough = read_settings({**content, "budget": {"requests": 9}})
             assert not try_backend(enough, SPACE, ModelPlaces(tmp_path), []).problems
+
+
+@pytest.mark.parametrize(
+    ("answered", "words"),
+    [("base", "as the base model where 'a' alone"), ("the one before", "takes one merge for another")],
+)
+def test_a_service_that_takes_one_merge_for_another_is_found_by_check(tmp_path: Path, answered: str, words: str):
+    recipes: list[Any] = []
+
+    def muddled(request: Received) -> Answer:
+        if not request.path.endswith("loglikelihood"):
+            return own_service(request)
+        body = request.json
+        recipes.append(body["recipe"])
+        body["recipe"] = recipes[0 if answered == "base" else max(len(recipes) - 2, 0) if len(recipes) > 3 else -1]
+        return own_service(replace(request, body=json.dumps(body).encode()))
+
+    content = {"type": "merge_service", "pool": "pool"}
+    with serve(own_service) as server:
+        tried = try_backend(read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), [])
+        assert not tried.problems and "each expert alone changes the answers (by 0.5 nats" in tried.proved
+    with serve(muddled) as server:
+        tried = try_backend(read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), [])
+    assert words in tried.problems[0] and not tried.proved
 
 
 def test_a_model_that_the_pool_lacks_is_named(tmp_path: Path):

@@ -83,7 +83,8 @@ class RecordedVllm:
         choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length", "logprobs": None}
         if "logit_bias" in body:
             (token,) = body["logit_bias"]
-            value = -0.01 * int(token) - 0.1 * len(body["prompt"]) - (name == BASE)
+            rank = 15 if name == BASE else self.seen[name]["config"]["r"]
+            value = -0.01 * int(token) - 0.1 * len(body["prompt"]) - 0.1 * (rank - 5)
             top = {f"token_id:{token}": value} if int(token) % 2 else {f"token_id:{token}": value, "token_id:3": -0.01}
             choice["logprobs"] = {"text_offset": [0], "token_logprobs": [value], "tokens": [f"token_id:{token}"],
                                   "top_logprobs": [top]}  # fmt: skip
@@ -283,20 +284,51 @@ def test_a_lora_under_which_the_server_answers_as_the_base_is_named_beforehand(
     ranks = {"a": 2, "b": 3}
 
     def deaf(request: Received) -> Answer:
-        answer = vllm(request)
         name = request.json["model"] if request.path == "/v1/completions" else BASE
         if name == BASE or vllm.seen[name]["config"]["r"] not in [ranks[one] for one in idle]:
-            return answer
-        content = json.loads(answer.body)
-        listed = content["choices"][0]["logprobs"]
-        listed["token_logprobs"] = [value - 1.0 for value in listed["token_logprobs"]]
-        return as_json(content)
+            return vllm(request)
+        return vllm._complete({**request.json, "model": BASE})
 
     with serve(deaf) as server:
         settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
         (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
     assert f"LoRA {idle[0]!r} changes nothing" in problem
     assert not vllm.loaded and not list((tmp_path / "served").iterdir())
+
+
+def test_what_connecting_proves_is_said(tmp_path: Path, loras: dict[str, Path]):
+    with serve(RecordedVllm()) as server, connected(server.url, tmp_path) as backend:
+        assert "each LoRA alone changes the answers (by 1.2 nats or more), no two are answered alike" in backend.proved
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("one name for another", "'a' and 'b' are answered alike"), ("the last LoRA stays", "otherwise under a name")],
+)
+def test_a_server_that_mixes_up_loras_is_found_before_anything_is_scored(
+    tmp_path: Path, loras: dict[str, Path], fault: str, words: str
+):
+    """Candidates would be scored as one another, or as what was asked before them."""
+    vllm = RecordedVllm()
+    shown: list[str] = []
+
+    def muddled(request: Received) -> Answer:
+        if request.path != "/v1/completions":
+            return vllm(request)
+        name = request.json["model"]
+        if name != BASE:
+            shown.append(name)
+        if fault == "one name for another" and name != BASE:
+            name = shown[0]
+        elif fault == "the last LoRA stays" and shown and len(set(shown)) == len(loras):
+            name = shown[-1] if name == BASE else name
+        vllm.loaded.setdefault(name, tmp_path)
+        return vllm._complete({**request.json, "model": name})
+
+    with serve(muddled) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
+        (problem,) = try_backend(settings, SPACE, ModelPlaces(tmp_path), ["loglikelihood"]).problems
+    assert words in problem and not list((tmp_path / "served").iterdir())
 
 
 def test_another_base_model_under_the_same_name_gets_no_old_answers(tmp_path: Path, loras: dict[str, Path]):
