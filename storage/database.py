@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import optuna
 import sqlalchemy
-from sqlalchemy import Table, event, inspect, select, text
+from sqlalchemy import ColumnElement, Select, Table, event, inspect, literal_column, null, select, text
 from sqlalchemy.engine import Connection, Engine
 
 from mergefront.optimizer.errors import StorageError, UserError
@@ -39,6 +39,14 @@ _EXTRAS = {"sqlite": "", "postgresql": "postgres", "mysql": "mysql"}
 _log = logging.getLogger("mergefront.storage")
 
 Result = TypeVar("Result")
+_CLOCKS: Mapping[str, tuple[ColumnElement[Any], ColumnElement[Any]]] = {
+    "postgresql": (
+        literal_column("extract(epoch FROM clock_timestamp())"),
+        literal_column("extract(epoch FROM pg_postmaster_start_time())"),
+    ),
+    "mysql": (literal_column("unix_timestamp(sysdate(6))"), null()),
+}
+"""What servers say of the time, and of when they began."""
 _SQLITE_REMEDIES = {
     sqlite3.SQLITE_FULL: "free some space, then resume",
     sqlite3.SQLITE_IOERR: "the disk is full or broken; free some space or check it, then resume",
@@ -106,7 +114,8 @@ class Database:
                 sqlite3.connect, str(sqlite_path(self.url)), timeout=_BUSY_SECONDS, check_same_thread=False
             )
         else:
-            kwargs |= {"pool_pre_ping": True, "connect_args": {"connect_timeout": 10}}
+            # No ping before each transaction: one on a connection that was lost is repeated (``retry_transient``).
+            kwargs["connect_args"] = {"connect_timeout": 10}
         engine = sqlalchemy.create_engine(self._opened_by, **kwargs)
         try:
             self.upgraded, is_current = self._checked(engine, create)
@@ -245,19 +254,19 @@ class Database:
         kind = TransientError if is_transient(error) else StorageError
         return kind(f"storage {_safe(self.url)}: {_with_remedy(error)}")
 
-    def now(self, connection: Connection) -> tuple[float, float]:
+    def now(self, connection: Connection, locking: Select[Any] | None = None) -> tuple[float, float]:
         """The time that all its users share and since when it runs, in seconds since the epoch.
 
-        A server's own clock, since those of two machines differ; this machine's for SQLite.
+        A server's own clock, since those of two machines differ; this machine's for SQLite. ``locking`` is a statement
+        that locks a row of a server's and is sent with the question; the time may be that before the wait for the lock.
         """
-        if connection.dialect.name == "postgresql":
-            query = "SELECT extract(epoch FROM clock_timestamp()), extract(epoch FROM pg_postmaster_start_time())"
-            now, since = connection.execute(text(query)).one()
-            return float(now), float(since)
-        if connection.dialect.name == "mysql":
-            now = float(connection.execute(text("SELECT unix_timestamp(sysdate(6))")).scalar_one())
-            return now, now - float(connection.execute(text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
-        return time.time(), 0.0
+        clock = _CLOCKS.get(connection.dialect.name)
+        if clock is None:
+            return time.time(), 0.0
+        now, since = connection.execute((select() if locking is None else locking).add_columns(*clock)).one()[-2:]
+        if since is None:
+            since = float(now) - float(connection.execute(text("SHOW GLOBAL STATUS LIKE 'Uptime'")).one()[1])
+        return float(now), float(since)
 
     @contextmanager
     def checkpoint_at_end(self) -> Iterator[None]:

@@ -89,13 +89,9 @@ class StudyLedger:
         return claim
 
     def _claim(self, connection: Connection, budget: int) -> Claim | None:
-        if not self.database.is_sqlite:  # where the transaction has the only lock for writing
-            connection.execute(
-                select(studies.c.study_id)
-                .where(studies.c.study_id == self.study_id)
-                .with_for_update(key_share=True)  # lets others insert rows that refer to it
-            )
-        now = self.database.now(connection)
+        # In SQLite the transaction has the only lock for writing; this one lets others insert rows that refer to it.
+        row_of_study = select(studies.c.study_id).where(studies.c.study_id == self.study_id)
+        now = self.database.now(connection, row_of_study.with_for_update(key_share=True))
         every = claims.c.study_id == self.study_id
         last = claims.c.slot == select(func.max(claims.c.slot)).where(every).scalar_subquery()
         rows = connection.execute(

@@ -216,7 +216,11 @@ class Study:
                     for name in definition.anchors
                     if name in definition.learned
                 ),
-                *warm_start_recipes(self.optuna, definition.space),
+                *(
+                    warm_start_recipes(self.optuna, definition.space)
+                    if definition.warm_start or definition.compares
+                    else ()
+                ),
             ),
             searches=not definition.compares,
             side_tasks=tuple(definition.evaluator.tasks) if definition.compares else (),

@@ -38,7 +38,9 @@ from mergefront.storage.optuna_tables.schema import (
 OPTUNA, REVISION = "5.0.0", "v3.2.0.a"
 """A version of Optuna and the revision of its tables, which are those that are read and written here."""
 _LONGEST_LIST = 500  # databases limit the number of values in a statement
-_KINDS = (FINITE, ABOVE, BELOW)
+_TYPES = (FINITE, ABOVE, BELOW)
+_PARAM, _USER, _SYSTEM = range(3, 6)
+"""Kinds of what a trial holds, beside values of the three types."""
 
 
 def are_current(connection: Connection) -> bool:
@@ -99,7 +101,7 @@ def read_trial(connection: Connection, trial_id: int) -> FrozenTrial:
 
 
 def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[FrozenTrial]:
-    """In three statements, and one more where a trial has intermediate values, which no search of ours writes."""
+    """In two statements, and one more where a trial has intermediate values, which no search of ours writes."""
     rows = connection.execute(
         select(
             TRIALS.c.trial_id,
@@ -132,53 +134,48 @@ def _read_trials(connection: Connection, chosen: ColumnElement[bool]) -> list[Fr
         )
         for row in rows
     }
-    _read_numbers(connection, ids, made)
-    _read_attributes(connection, ids, made)
+    _read_content(connection, ids, made)
     if any(row.has_steps for row in rows):
         _read_intermediate(connection, ids, made)
     return list(made.values())
 
 
-def _read_numbers(connection: Connection, ids: Select[Any], trials: dict[int, FrozenTrial]) -> None:
-    """Parameters and values, which have a number each; a row without a name is a value, of the kind of its type."""
-    kind = case(*((VALUES.c.value_type == one, place) for place, one in enumerate(_KINDS)))
+def _read_content(connection: Connection, ids: Select[Any], trials: dict[int, FrozenTrial]) -> None:
+    """Parameters, values and attributes: a row each, of the kind that it says."""
     params = select(
         PARAMS.c.trial_id,
+        literal(_PARAM).label("kind"),
         PARAMS.c.param_name.label("name"),
         PARAMS.c.param_id.label("place"),
         PARAMS.c.param_value.label("number"),
-        PARAMS.c.distribution_json.label("distribution"),
-        literal(0).label("kind"),
+        PARAMS.c.distribution_json.label("text"),
     ).where(PARAMS.c.trial_id.in_(ids))
-    values = select(VALUES.c.trial_id, null(), VALUES.c.objective, VALUES.c.value, null(), kind).where(
-        VALUES.c.trial_id.in_(ids)
-    )
+    its_type = case(*((VALUES.c.value_type == one, place) for place, one in enumerate(_TYPES)))
+    values = select(VALUES.c.trial_id, its_type, null(), VALUES.c.objective, VALUES.c.value, null())
+    attributes = [
+        select(table.c.trial_id, literal(kind), table.c.key, literal(0), null(), table.c.value_json).where(
+            table.c.trial_id.in_(ids)
+        )
+        for kind, table in ((_USER, ATTRIBUTES), (_SYSTEM, SYSTEM_ATTRIBUTES))
+    ]
     to_distribution = cache(json_to_distribution)  # most trials share their distributions
     told: dict[int, list[float]] = {}
-    rows = connection.execute(union_all(params, values)).all()
-    for trial_id, name, _, number, text, its_kind in sorted(rows, key=attrgetter("place")):
+    rows = connection.execute(union_all(params, values.where(VALUES.c.trial_id.in_(ids)), *attributes)).all()
+    for trial_id, kind, name, _, number, text in sorted(rows, key=attrgetter("place")):
         trial = trials.get(trial_id)
         if trial is None:
             continue  # made between two statements of a database that shows each its own moment
-        if name is None:
-            told.setdefault(trial_id, []).append(from_stored(number, _KINDS[its_kind]))
-            continue
-        distribution = trial._distributions[name] = to_distribution(text)
-        trial._params[name] = distribution.to_external_repr(number)
+        if kind == _PARAM:
+            distribution = trial._distributions[name] = to_distribution(text)
+            trial._params[name] = distribution.to_external_repr(number)
+        elif kind == _USER:
+            trial._user_attrs[name] = json.loads(text)
+        elif kind == _SYSTEM:
+            trial._system_attrs[name] = json.loads(text)
+        else:
+            told.setdefault(trial_id, []).append(from_stored(number, _TYPES[kind]))
     for trial_id, found in told.items():
         trials[trial_id].values = found
-
-
-def _read_attributes(connection: Connection, ids: Select[Any], trials: dict[int, FrozenTrial]) -> None:
-    tables = (ATTRIBUTES, SYSTEM_ATTRIBUTES)
-    each = [
-        select(table.c.trial_id, literal(place), table.c.key, table.c.value_json).where(table.c.trial_id.in_(ids))
-        for place, table in enumerate(tables)
-    ]
-    for trial_id, place, key, text in connection.execute(union_all(*each)):
-        trial = trials.get(trial_id)
-        if trial is not None:
-            (trial._user_attrs, trial._system_attrs)[place][key] = json.loads(text)
 
 
 def _read_intermediate(connection: Connection, ids: Select[Any], trials: dict[int, FrozenTrial]) -> None:

@@ -181,8 +181,8 @@ class JumpingClock(Database):
     running: float | None = None
     """For how many seconds its server runs, where that matters."""
 
-    def now(self, connection: object) -> tuple[float, float]:
-        time_now, since = super().now(connection)  # type: ignore[arg-type]
+    def now(self, connection: object, locking: object = None) -> tuple[float, float]:
+        time_now, since = super().now(connection, locking)  # type: ignore[arg-type]
         time_now += self.offset
         return time_now, since if self.running is None else time_now - self.running
 
