@@ -8,7 +8,7 @@ TYPED := build/typed
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt adapters/merging/task_vectors/fused_merge.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergefront needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[local,plots,dashboard,postgres,mysql,dev]'

@@ -105,8 +105,8 @@ class MergeEngine:
     (default: as stored). ``resident`` copies memory-mapped checkpoints into memory on ``device``; "auto": as far as
     ``max_memory`` goes (bytes by device, ``cpu`` for the host's; default: half of what is free), and streams the rest,
     with the same result. ``compile`` fuses the arithmetic: on a CPU by a kernel
-    that the machine's C compiler makes once, elsewhere by torch.compile ("auto": there for models worth the
-    seconds it takes). Without a compiler torch's operations give the same result. ``compat_mergekit`` computes as
+    in C, elsewhere by torch.compile ("auto": there for models worth the seconds it takes). Where mergefront was
+    installed without a C compiler torch's operations give the same result. ``compat_mergekit`` computes as
     mergekit does, in the tensors' own dtype; slower, for reproducing its merges bit for bit. ``task_vectors`` holds
     the experts as task vectors of eight bits ("int8") or of a rank (a number) where memory is
     short: approximations, whose errors are in ``task_vector_errors``. ``rounding`` is the dtype whose digits a merge
@@ -152,7 +152,7 @@ class MergeEngine:
         self._pool.load()
         self.experts = self._pool.experts
         self.names = self._pool.names
-        # The CPU's kernel is compiled once per machine, torch.compile's once per process and set of modes.
+        # torch.compile compiles once per process and set of modes.
         kinds = {self._pool.device_of(name).type for name in self.names}
         is_large = resident is not False and self._pool.size >= _WORTH_COMPILING
         wants_kernel, wants_compiler = (True, is_large) if compile == "auto" else (compile, compile)

@@ -14,6 +14,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* One library serves every processor of its architecture: the loader takes each function's clone for the vectors that
+   the processor has. On arm64 these are always NEON's. A call from clone to clone goes through a table, so that what is
+   called for every block is INLINE. */
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define CLONED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONED
+#endif
+
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { ALL, LARGEST, WINDOW, RANDOM, RANKED };
 enum { BLOCK = 512, LANES = 16, PIECE = 1 << 17, BLOCKS = PIECE / BLOCK, STRIP = 64 };
@@ -148,7 +157,7 @@ INLINE void multiply(const Factors *factors, const float *left, const float *rig
 
 /* The entries from `at` of a task vector that is a product of factors. Rows take turns at a strip of columns, so that
    the strip's part of the right factor stays in the first-level cache. */
-static void expand(const Factors *factors, float *restrict out, int64_t at, int64_t count) {
+CLONED static void expand(const Factors *factors, float *restrict out, int64_t at, int64_t count) {
     const int64_t columns = factors->columns, rank = factors->rank, end = at + count;
     for (int64_t column = 0; column < columns; column += STRIP) {
         const int64_t width = columns - column < STRIP ? columns - column : STRIP;
@@ -260,7 +269,7 @@ INLINE int weigh_mode(const Term *term, const float *restrict origin, float *res
     }
 }
 
-static int weigh(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
+INLINE int weigh(const Term *term, const float *restrict origin, float *restrict part, int64_t at, int count,
                  Range least, Range above) {
     switch (term->dtype * 2 + term->is_delta) {
     case FLOAT32 * 2: return weigh_mode(term, origin, part, at, count, FLOAT32, 0, least, above);
@@ -276,7 +285,7 @@ INLINE void read_entries(const void *entries, float *restrict values, int64_t at
     for (int i = 0; i < count; i++) values[i] = entry_at(entries, dtype, at + i);
 }
 
-static void read_floats(const void *entries, float *restrict values, int64_t at, int count, int dtype) {
+INLINE void read_floats(const void *entries, float *restrict values, int64_t at, int count, int dtype) {
     switch (dtype) {
     case FLOAT32: read_entries(entries, values, at, count, FLOAT32); break;
     case BFLOAT16: read_entries(entries, values, at, count, BFLOAT16); break;
@@ -285,7 +294,7 @@ static void read_floats(const void *entries, float *restrict values, int64_t at,
 }
 
 /* The bits of the magnitudes of a task vector's block. */
-static void magnitudes(const void *entries, int dtype, int is_delta, const float *restrict origin, float *restrict delta,
+INLINE void magnitudes(const void *entries, int dtype, int is_delta, const float *restrict origin, float *restrict delta,
                        uint32_t *restrict bits, int64_t at, int count) {
     read_floats(entries, delta, at, count, dtype);
     if (!is_delta)
@@ -294,7 +303,8 @@ static void magnitudes(const void *entries, int dtype, int is_delta, const float
 }
 
 /* Note the entries of a block that are inside a term's brackets. */
-static void collect(const Batch *batch, const Term *term, const float *restrict origin, int64_t at, int count) {
+CLONED static void collect(const Batch *batch, const Term *term, const float *restrict origin, int64_t at,
+                           int count) {
     float delta[BLOCK];
     uint32_t bits[BLOCK];
     magnitudes(term->entries, term->dtype, term->is_delta, origin, delta, bits, at, count);
@@ -319,7 +329,7 @@ static void collect(const Batch *batch, const Term *term, const float *restrict 
 
 /* total = sum of the parts; then, with consensus, of those alone whose sign is that sum's (zero counts as positive),
    over the sum of their weights where `normalize`. `divisor` is scratch. */
-static void mix(const Tensor *tensor, const Term *terms, const float *restrict parts, float *restrict total,
+INLINE void mix(const Tensor *tensor, const Term *terms, const float *restrict parts, float *restrict total,
                 float *restrict sum, float *restrict divisor, int count) {
     const int experts = tensor->terms;
     memcpy(sum, parts, sizeof(float) * (size_t)count);
@@ -366,7 +376,7 @@ INLINE void add(const Tensor *tensor, const float *restrict origin, float *restr
 }
 
 /* In lanes, so that the compiler may add many at once without changing the order of a sum. */
-static double sum_of(const float *restrict values, int count) {
+INLINE double sum_of(const float *restrict values, int count) {
     float lanes[LANES] = {0};
     int i = 0;
     for (; i + LANES <= count; i += LANES)
@@ -392,8 +402,8 @@ static const Term *expanded(const Batch *batch, const Tensor *tensor, const Room
     return room->terms;
 }
 
-static double merge_block(const Batch *batch, const Tensor *tensor, const Term *terms, float *restrict buffers,
-                          int64_t at, int count) {
+CLONED static double merge_block(const Batch *batch, const Tensor *tensor, const Term *terms, float *restrict buffers,
+                                 int64_t at, int count) {
     float *origin = buffers, *total = buffers + BLOCK, *sum = buffers + 2 * BLOCK, *divisor = buffers + 3 * BLOCK;
     float *parts = buffers + 4 * BLOCK;
     read_floats(tensor->base, origin, at, count, tensor->base_dtype);
@@ -434,7 +444,7 @@ static int make_room(const Batch *batch, Room *room) {
 
 /* Merge pieces until none is left. Threads share `next`, the first piece that nobody took. Returns 0, or 1 when
    there was no memory. */
-int merge_pieces(const Batch *batch, int64_t *next) {
+CLONED int merge_pieces(const Batch *batch, int64_t *next) {
     Room room;
     if (make_room(batch, &room)) return 1;
     for (;;) {
@@ -459,7 +469,7 @@ int merge_pieces(const Batch *batch, int64_t *next) {
     return 0;
 }
 
-static double norm_of(const float *restrict values, int count) {
+INLINE double norm_of(const float *restrict values, int count) {
     double lanes[LANES] = {0};
     int i = 0;
     for (; i + LANES <= count; i += LANES)
@@ -472,7 +482,7 @@ static double norm_of(const float *restrict values, int count) {
 
 /* Of tensors of one term each, whose factor is 1: the L1 norm of what the term keeps of a piece, into its `norm`, and
    that of the whole piece, into the first of its `norms`. Threads share `next`, as above. */
-int measure_pieces(const Batch *batch, int64_t *next) {
+CLONED int measure_pieces(const Batch *batch, int64_t *next) {
     const Range none = {0x80000000u, 0};
     Room room;
     if (make_room(batch, &room)) return 1;
@@ -483,23 +493,24 @@ int measure_pieces(const Batch *batch, int64_t *next) {
         Piece *piece = batch->pieces + mine;
         const Tensor *tensor = batch->tensors + piece->tensor;
         const int64_t span = tensor->factored ? room.span : PIECE;
-        double kept = 0.0, whole = 0.0;
+        double norms[] = {0.0, 0.0};
         for (int64_t from = piece->start; from < piece->end; from += span) {
             const int64_t to = from + span < piece->end ? from + span : piece->end;
             const Term *term = expanded(batch, tensor, &room, from, to - from);
-            Term all = *term;
-            all.mode = ALL;
+            Term whole = *term;
+            whole.mode = ALL;
+            const Term *measured[] = {term, &whole};
             for (int64_t at = from; at < to; at += BLOCK) {
                 const int count = to - at < BLOCK ? (int)(to - at) : BLOCK;
                 read_floats(tensor->base, origin, at, count, tensor->base_dtype);
-                weigh(&all, origin, part, at, count, none, none);
-                whole += norm_of(part, count);
-                weigh(term, origin, part, at, count, none, none);
-                kept += norm_of(part, count);
+                for (int i = 0; i < 2; i++) {
+                    weigh(measured[i], origin, part, at, count, none, none);
+                    norms[i] += norm_of(part, count);
+                }
             }
         }
-        piece->norm = kept;
-        batch->norms[mine * BLOCKS] = whole;
+        piece->norm = norms[0];
+        batch->norms[mine * BLOCKS] = norms[1];
     }
     free_room(&room);
     return 0;
@@ -546,7 +557,7 @@ static int settle(const Batch *batch, const Tensor *tensor, int32_t *number, flo
 
 /* Make the ranks of all tensors exact, once their pieces are merged. Threads share `next`. Returns 0, or 1 when there
    was no memory, or 2 when a task vector is not the one that was counted. */
-int settle_tensors(const Batch *batch, int64_t *next) {
+CLONED int settle_tensors(const Batch *batch, int64_t *next) {
     Room room;
     if (make_room(batch, &room)) return 1;
     int changed = 0;
@@ -579,7 +590,7 @@ int settle_tensors(const Batch *batch, int64_t *next) {
 }
 
 /* Count a task vector's entries between splitters. Threads share `next`, as above. */
-int count_entries(const Counting *counting, int64_t *next) {
+CLONED int count_entries(const Counting *counting, int64_t *next) {
     const int64_t *splitters = counting->splitters;
     const int number = counting->number;
     const uint32_t low = bits_of(splitters[0]) >> FINENESS, high = bits_of(splitters[number - 1]) >> FINENESS;
@@ -652,7 +663,7 @@ done:
 }
 
 /* The task vector that is a product of factors. Threads share `next`, as above. */
-int expand_factors(const Expansion *expansion, int64_t *next) {
+CLONED int expand_factors(const Expansion *expansion, int64_t *next) {
     for (;;) {
         const int64_t start = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED) * PIECE;
         if (start >= expansion->size) return 0;

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.checkpoints.stacks import depths
+from mergefront.adapters.merging.task_vectors.c_kernel import WITHOUT_KERNEL, library
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.adapters.remote.backend_types import models_read_here, try_backend
 from mergefront.adapters.remote.judge import judge_options, judge_problems, try_judge
@@ -107,8 +108,11 @@ def check_server(found: Findings, space: MergeSpace) -> Mapping[str, Mapping[str
 
 
 def check_engine(found: Findings) -> None:
-    """Whether the vLLM that is to compute merges is there, as far as that can be seen without starting it."""
+    """Whether the vLLM that is to compute merges is there, as far as that can be seen without starting it; and the
+    kernel that merges."""
     backend = found.file.backend
+    if library() is None:
+        found.notes.append(WITHOUT_KERNEL)
     if isinstance(backend, LocalBackendSection) and backend.engine == "vllm":
         from mergefront.adapters.remote.vllm.whole_merges import engine_there
 

@@ -76,7 +76,7 @@ def recipe(method: str, rescale: str | None) -> Recipe:
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_kernel_multiplies_factors_as_torch_does(pool: dict[str, Path], method: str) -> None:
     if load_kernel() is None:
-        pytest.skip("no C compiler")
+        pytest.skip("installed without a C compiler")
     for rescale in (None, "l1") if METHODS[method].parameter("rescale") is not None else (None,):
         made = recipe(method, rescale)
         loras = {name: pool[name] for name in made.models}
