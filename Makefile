@@ -52,7 +52,7 @@ test-vllm: setup-tests $(VLLM)/.ready
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mdformat --check README.md CHANGELOG.md docs examples
+	$(BIN)/mdformat --check README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs examples
 
 # The site, in build/site; strict: a broken link is an error.
 docs: setup layout
