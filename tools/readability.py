@@ -15,6 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 25
+BEGINNING = r"[A-Z\"'(▲◆●✗0-9]|code|mergefront|mergekit|vLLM|llama|config"
+"""What a sentence may begin with; some names are written small."""
 
 
 def pages() -> list[Path]:
@@ -42,7 +44,7 @@ def paragraphs(markdown: str) -> Iterator[str]:
 def sentences(paragraph: str) -> list[str]:
     """The sentences of a paragraph; full stops inside numbers, file names and abbreviations end none."""
     text = re.sub(r"\b(e\.g|i\.e|vs|cf|etc|al|Fig|Eq)\.", r"\1", paragraph)
-    return [one for one in re.split(r"(?<=[.!?])[)\"']*\s+(?=[A-Z\"'(▲◆●✗0-9]|code)", text) if one.strip()]
+    return [one for one in re.split(rf"(?<=[.!?])[)\"']*\s+(?={BEGINNING})", text) if one.strip()]
 
 
 def words(sentence: str) -> int:
