@@ -18,13 +18,19 @@ SUFFIX = ".gguf"
 
 
 def plan_files(
-    models: Sequence[str], output: Path, *, base: str | None, tokenizer_from: Path | None, dtype: FloatType
+    models: Sequence[str],
+    output: Path,
+    *,
+    base: str | None,
+    tokenizer_from: Path | None,
+    dtype: FloatType,
+    densities: Sequence[float] = (),
 ) -> dict[Path, GgufPlan]:
     """The file that each checkpoint or LoRA, a folder here or a name on the Hub, becomes.
 
     ``output`` is a file for one model that ends in .gguf, otherwise a folder, whose files are called after the models.
     ``base`` is the LoRAs' base model; by default the one checkpoint among ``models``, else the one that the LoRA itself
-    names. Raises ``UserError`` with every problem.
+    names. A LoRA is also written at each of ``densities``, as NAME@DENSITY. Raises ``UserError`` with every problem.
     """
     imported_gguf()
     places, problems = ModelPlaces(Path.cwd()), list[str]()
@@ -38,19 +44,22 @@ def plan_files(
     if base is None and len(checkpoints) == 1:
         base = checkpoints[0]
     as_file = output.suffix == SUFFIX
-    if as_file and len(models) > 1:
-        problems.append(f"{output}: one file holds one model; give a folder for {len(models)} of them")
+    if as_file and (len(models) > 1 or densities):
+        problems.append(f"{output}: one file holds one model at one density; give a folder for more")
     plans: dict[Path, GgufPlan] = {}
     names: Counter[str] = Counter()
     for model, header in headers.items():
         on_hub = places.hub_name(model)
         name = header.path.resolve().name if on_hub is None else Path(on_hub.repository, on_hub.folder).name
         names[name] += 1
-        out = output if as_file else output / f"{name}{SUFFIX}"
+        shares = (1.0, *densities) if header.kind == "lora" else (1.0,)
+        copies = {share: name if share == 1.0 else f"{name}@{share:g}" for share in shares}
         try:
-            plans[out] = _planned(header, base, tokenizer_from, dtype)
-            if out.exists():
-                raise UserError(f"{out} exists already; remove it, or choose another place")
+            for share, copy in copies.items():
+                out = output if as_file else output / f"{copy}{SUFFIX}"
+                plans[out] = _planned(header, base, tokenizer_from, dtype, share)
+                if out.exists():
+                    raise UserError(f"{out} exists already; remove it, or choose another place")
         except UserError as error:
             text = str(error)
             problems.append(text if text.startswith(str(header.path)) else f"{model}: {text}")
@@ -60,9 +69,11 @@ def plan_files(
     return plans
 
 
-def _planned(header: CheckpointHeader, base: str | None, tokenizer_from: Path | None, dtype: FloatType) -> GgufPlan:
+def _planned(
+    header: CheckpointHeader, base: str | None, tokenizer_from: Path | None, dtype: FloatType, density: float
+) -> GgufPlan:
     if header.kind == "lora":
-        return plan_lora(header, _base_config(header, base), dtype)
+        return plan_lora(header, _base_config(header, base), dtype, density)
     if tokenizer_from is None:
         raise UserError(
             "a checkpoint's tokenizer is taken from a GGUF file of the same vocabulary, such as a published "

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader, read_array
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, read_array
 from mergefront.adapters.checkpoints.lora import LoraModule, read_lora
 from mergefront.adapters.gguf.architectures import Architecture, Matrix, gguf_name
 from mergefront.adapters.gguf.file import FloatType, GgufPlan, PlannedTensor
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.methods import kept_count
 
 CONVERTER = "convert_lora_to_gguf.py"
 
 
-def plan_lora(header: CheckpointHeader, base_config: Mapping[str, Any], dtype: FloatType = "f16") -> GgufPlan:
-    """A LoRA of the model whose config.json is ``base_config``.
+def plan_lora(
+    header: CheckpointHeader, base_config: Mapping[str, Any], dtype: FloatType = "f16", density: float = 1.0
+) -> GgufPlan:
+    """A LoRA of the model whose config.json is ``base_config``, or what ``lora_cat`` takes of it at a ``density``.
 
     Raises ``UserError`` for a LoRA that llama.cpp cannot apply and for an architecture that is not written.
     """
@@ -46,11 +49,19 @@ def plan_lora(header: CheckpointHeader, base_config: Mapping[str, Any], dtype: F
         target = module.target.removesuffix(".weight")
         name = f"{gguf_name(target)}.weight"
         share = module.scaling * module.rank / alpha
-        reads = {"lora_a": (module.a, partial(read_array, header.tensors[module.a]))}
+        reads = {"lora_a": (module.a, partial(_largest, header.tensors[module.a], density))}
         reads["lora_b"] = (module.b, partial(b, module.b, target, share))
         for side, (stored, read) in reads.items():
             tensors.append(PlannedTensor(f"{name}.{side}", header.tensors[stored].shape, dtype, read))
     return GgufPlan(header.path, architecture.name, write_keys, tensors)
+
+
+def _largest(tensor: TensorInfo, density: float) -> Matrix:
+    """A matrix without its smallest entries; of equal ones the first are kept."""
+    matrix = read_array(tensor).copy()
+    dropped = np.argsort(-np.abs(matrix), axis=None, kind="stable")[kept_count(density, matrix.size) :]
+    matrix.flat[dropped] = 0
+    return matrix
 
 
 def _modules(header: CheckpointHeader) -> list[LoraModule]:

@@ -8,6 +8,7 @@ a scale can say and is refused.
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Mapping
 
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.grouping import CoefficientName
@@ -18,13 +19,13 @@ ADDING_METHODS = ("task_arithmetic", "linear", "dare_linear", "lora_cat")
 """Methods that can be a weighted sum of whole LoRAs (``dare_linear`` only at density 1)."""
 
 
-def lora_scales(recipe: Recipe) -> dict[str, float]:
-    """The scale of each model's LoRA.
+def lora_scales(recipe: Recipe, copies: Mapping[str, Container[float]] | None = None) -> dict[str, float]:
+    """The scale of each model's LoRA, or of the copy of it at the recipe's density; see ``not_a_sum``.
 
     Raises ``UserError`` for a method or granularity that is no weighted sum, ``EvaluationError`` (kind
     "weights") when a normalised recipe's weights cancel.
     """
-    problem = not_a_sum(recipe)
+    problem = not_a_sum(recipe, copies)
     if problem is not None:
         raise UserError(problem)
     weights = model_weights(recipe)
@@ -43,8 +44,19 @@ def model_weights(recipe: Recipe) -> dict[str, float]:
     return {name: float(recipe.coefficient("weight", name, "")) for name in recipe.models}
 
 
-def not_a_sum(recipe: Recipe) -> str | None:
-    """Why a recipe is no weighted sum of whole LoRAs, or None when it is one."""
+def densities(recipe: Recipe) -> dict[str, float]:
+    """The share of each model's task vector, or of its LoRA's A, that the recipe keeps."""
+    if METHODS[recipe.method].parameter("density") is None:
+        return dict.fromkeys(recipe.models, 1.0)
+    return {name: float(recipe.coefficient("density", name, "")) for name in recipe.models}
+
+
+def not_a_sum(recipe: Recipe, copies: Mapping[str, Container[float]] | None = None) -> str | None:
+    """Why a recipe is no weighted sum of whole LoRAs, or None when it is one.
+
+    ``copies`` are the densities at which a server holds a copy of a model's LoRA with the small entries of A dropped,
+    as ``lora_cat`` drops them.
+    """
     if recipe.method not in ADDING_METHODS:
         return (
             f"{recipe.method} cannot be done by scaling whole LoRAs, which is all that this server does; "
@@ -54,12 +66,12 @@ def not_a_sum(recipe: Recipe) -> str | None:
         parsed = CoefficientName.parse(name, recipe.models, recipe.grouping.split)
         if parsed.position is not None or parsed.module is not None:
             return f"{name}: the server has one scale for a whole LoRA; use granularity: global and no split"
-    if METHODS[recipe.method].parameter("density") is not None:
-        for name in recipe.models:
-            if float(recipe.coefficient("density", name, "")) != 1.0:
-                return (
-                    f"density[{name}] is not 1: a server cannot drop entries of a LoRA; fix density: 1 or leave it out"
-                )
+    for name, density in densities(recipe).items():
+        if density != 1.0 and not (recipe.method == "lora_cat" and density in (copies or {}).get(name, ())):
+            return (
+                f"density[{name}] is {density:g}: a server cannot drop entries of a LoRA; fix density: 1 or leave it "
+                "out, or for lora_cat on llama.cpp give it a copy (mergefront gguf --density)"
+            )
     if recipe.method == "linear" and not _value(recipe, "normalize", True):
         total = math.fsum(model_weights(recipe).values())
         if abs(total - 1.0) > 1e-9:

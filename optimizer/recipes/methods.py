@@ -524,3 +524,10 @@ def _same_function(first: object, second: object) -> bool:
 
 
 METHODS = MethodRegistry(_METHODS)
+
+
+def kept_count(density: float, size: int) -> int:
+    """floor(density * size) entries are kept, but at least one when density is positive (mergekit 0.1.5)."""
+    if density >= 1:
+        return size
+    return max(1, int(density * size)) if density > 0 and size else 0

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader, read_header
 from mergefront.adapters.checkpoints.lora import LoraModule, read_lora
 from mergefront.adapters.checkpoints.writer import complete_folder
-from mergefront.adapters.merging.task_vectors.ranks import kept_count
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.methods import METHODS, kept_count
 from mergefront.optimizer.recipes.recipe import Recipe
 
 if TYPE_CHECKING:

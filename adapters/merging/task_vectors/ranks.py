@@ -66,13 +66,6 @@ class Bracket(NamedTuple):
         return Rank.of_key(self.upper + (self.lower - self.upper) * self.wanted // self.inside)
 
 
-def kept_count(density: float, size: int) -> int:
-    """floor(density * size) entries are kept, but at least one when density is positive (mergekit 0.1.5)."""
-    if density >= 1:
-        return size
-    return max(1, int(density * size)) if density > 0 and size else 0
-
-
 class RankTable:
     """Where the k-th largest magnitude of a task vector (at most 2^33 entries) lies, for any k below their number."""
 

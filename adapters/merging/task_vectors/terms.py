@@ -27,7 +27,6 @@ from mergefront.adapters.merging.task_vectors.ranks import (
     Bracket,
     Rank,
     RankTable,
-    kept_count,
     rank_dtype,
     ranks_in_rows,
     select_rank,
@@ -35,7 +34,7 @@ from mergefront.adapters.merging.task_vectors.ranks import (
 from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.task_vectors.torch_kernel import Term, kept_norms
 from mergefront.adapters.merging.tensor_pool import TensorPool
-from mergefront.optimizer.recipes.methods import MergeMethod
+from mergefront.optimizer.recipes.methods import MergeMethod, kept_count
 
 Key = tuple[str, str]
 """Names of a tensor and of an expert."""

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from mergefront.adapters.chat_templates import TemplateReader
 from mergefront.adapters.hub.places import ModelPlaces
-from mergefront.adapters.language_model import LanguageModel
+from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.remote.http.json_answers import field
 from mergefront.adapters.remote.llama_server.canary import CanaryReport, run_canary
 from mergefront.adapters.remote.llama_server.model import LlamaServerModel
 from mergefront.adapters.remote.llama_server.wire import LlamaWire, Lora, last_part
-from mergefront.adapters.remote.scales import lora_scales
+from mergefront.adapters.remote.scales import densities, lora_scales
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import LlamaServerSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.recipes.grouping import parameter_of
 from mergefront.optimizer.recipes.recipe import Recipe
 
 _USUAL_SLOTS = 4
@@ -45,6 +46,7 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         listed = run(self._wire.loras())
         self.loras = resolve_loras(listed, self.space.models, self.settings.loras)
         self._all_ids = [lora.id for lora in listed]
+        self._copies = copies_by_density(listed, self.loras)
         self._context = int(field(props, "default_generation_settings", "n_ctx", kind=int))
         model = last_part(str(field(props, "model_path", kind=str)))
         identity = json.dumps(["llama_server", model, [lora.file for lora in listed]])
@@ -63,6 +65,17 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         tokenizer = self._tokenizer(props)
         self._tokenization = Tokenization(tokenizer, chats=TemplateReader(tokenizer))
         self._plain_token = run(self._wire.tokenize("a", False))[0]
+
+    def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
+        """Densities of the space at which the server holds no copy of a LoRA."""
+        held = [set(copies) for copies in self._copies.values()]
+        common = ", ".join(f"{density:g}" for density in sorted(set[float].intersection(*held)))
+        return [
+            f"{name} is searched where the server holds no copies of the LoRAs; it holds those of density {common}: "
+            "search density in steps or choices of these (mergefront gguf --density)"
+            for name, searched in self.space.searched.items()
+            if parameter_of(name) == "density" and not all(set(searched.values()) <= one for one in held)
+        ]
 
     @property
     def reader(self) -> Reader:
@@ -88,13 +101,14 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:
         """See ``Backend``; raises ``UserError`` for a method that is no weighted sum of LoRAs."""
-        by_name = lora_scales(recipe)
+        by_name = lora_scales(recipe, self._copies)
         missing = [name for name in by_name if name not in self.loras]
         if missing:
             raise UserError(f"the server's LoRAs do not include {missing[0]!r} {did_you_mean(missing[0], self.loras)}")
         scales = dict.fromkeys(self._all_ids, 0.0)
+        kept = densities(recipe)
         for name, scale in by_name.items():
-            scales[self.loras[name]] += scale
+            scales[self._copies[name][kept[name]]] += scale
         model = LlamaServerModel(
             self._wire,
             self._tokenization,
@@ -111,6 +125,19 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         self.client.run(self._wire.set_global(model.scales))
         yield model
         self.client.run(self._wire.check_global(model.scales))
+
+
+def copies_by_density(listed: Sequence[Lora], loras: Mapping[str, int]) -> dict[str, dict[float, int]]:
+    """The server's ids of each model's LoRA, by the density in the file's name (``NAME@0.5.gguf``; 1 is the LoRA)."""
+    stems = {lora.id: lora.file.rpartition(".")[0] for lora in listed}
+    found: dict[str, dict[float, int]] = {name: {1.0: whole} for name, whole in loras.items()}
+    for name, whole in loras.items():
+        for copy, stem in stems.items():
+            owner, _, density = stem.rpartition("@")
+            with suppress(ValueError):
+                if owner == stems[whole]:
+                    found[name][float(density)] = copy
+    return found
 
 
 def resolve_loras(

@@ -10,6 +10,7 @@ import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -93,12 +94,25 @@ def own_build(model: Path, loras: Sequence[Path], options: ServerOptions, port: 
 
 def study_lines(url: str, model: Path, loras: Sequence[Path], options: ServerOptions) -> str:
     """The lines of a study file that search the scales of the server's LoRAs."""
-    names = [path.stem for path in loras]
-    merge = {"method": "task_arithmetic", "base_model": model.stem, "models": names, "space": {"weight": [0, 1]}}
+    stems = [path.stem.partition("@") for path in loras]
+    densities = sorted({float(density) for _, mark, density in stems if mark})
+    merge: dict[str, object] = {
+        "method": "lora_cat" if densities else "task_arithmetic",
+        "base_model": model.stem,
+        "models": [name for name, mark, _ in stems if not mark],
+        "space": {"weight": [0, 1], **({"density": _steps([*densities, 1.0])} if densities else {})},
+    }
     backend = {"type": "llama_server", "url": url, "concurrency": options.slots}
     lines = ["merge:"]
     lines += [f"  {key}: {_in_a_line(value)}" for key, value in merge.items()]
     return "\n".join([*lines, f"backend: {_in_a_line(backend)}"])
+
+
+def _steps(values: Sequence[float]) -> dict[str, object]:
+    """A range in steps where ascending values are as far apart each, otherwise a choice among them."""
+    step = values[1] - values[0]
+    even = all(abs(after - before - step) < 1e-9 for before, after in pairwise(values))
+    return {"low": values[0], "high": values[-1], "step": step} if even else {"choices": list(values)}
 
 
 def _in_a_line(value: object) -> str:

@@ -32,7 +32,21 @@ from mergefront.optimizer.errors import UserError
 @click.option(
     "--dtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="What weights are kept in."
 )
-def gguf(models: tuple[str, ...], output: Path, base: str | None, tokenizer: Path | None, dtype: Any) -> None:
+@click.option(
+    "--density",
+    "densities",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    multiple=True,
+    help="Also write each LoRA with that share of A's entries, the largest, as NAME@DENSITY.gguf. Repeatable.",
+)
+def gguf(
+    models: tuple[str, ...],
+    output: Path,
+    base: str | None,
+    tokenizer: Path | None,
+    dtype: Any,
+    densities: tuple[float, ...],
+) -> None:
     """Write each of MODELS, checkpoints or PEFT LoRAs, as a GGUF file into the folder OUTPUT. Models are folders, or
     names on the Hub.
 
@@ -44,11 +58,12 @@ def gguf(models: tuple[str, ...], output: Path, base: str | None, tokenizer: Pat
     Examples:
       mergefront gguf loras/maths loras/french gguf --base models/base
       mergefront gguf merged merged.gguf --tokenizer base-Q4_K_M.gguf
+      mergefront gguf loras/* gguf --base models/base --density 0.25 --density 0.5
     """
     from mergefront.adapters.gguf.conversion import plan_files
     from mergefront.adapters.gguf.file import write_gguf
 
-    plans = plan_files(models, output, base=base, tokenizer_from=tokenizer, dtype=dtype)
+    plans = plan_files(models, output, base=base, tokenizer_from=tokenizer, dtype=dtype, densities=densities)
     for out, plan in plans.items():
         out.parent.mkdir(parents=True, exist_ok=True)
         echo(str(write_gguf(plan, out)))

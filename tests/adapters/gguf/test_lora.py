@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.gguf.architectures import Architecture, gguf_name, reorder_rotary_rows
 from mergefront.adapters.gguf.file import write_gguf
 from mergefront.adapters.gguf.lora import plan_lora
+from mergefront.adapters.merging.loras.pool import keep_largest
 from mergefront.optimizer.errors import UserError
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -55,6 +57,20 @@ def test_the_file_means_what_peft_means(tmp_path: Path, base: Path, config: dict
     assert alpha / 2 == pytest.approx(scale)
     assert (tensors["blk.0.attn_q.weight.lora_a"] == a.float().numpy()).all()
     assert (tensors["blk.0.attn_q.weight.lora_b"] == reorder_rotary_rows(b.numpy(), 2)).all()
+
+
+@given(density=st.sampled_from([0.2, 0.25, 0.5, 0.9]))
+def test_a_copy_at_a_density_is_what_lora_cat_takes_of_the_lora(density: float) -> None:
+    """Another choice of entries would be scored as the recipe that an export makes otherwise."""
+    gguf = pytest.importorskip("gguf")
+    a = torch.randint(-3, 4, (4, 5)).float()  # with equal magnitudes
+    with TemporaryDirectory() as name:
+        tensors = {key: a.numpy() if "lora_A" in key else np.ones((4, 4), dtype=np.float32) for key in FACTORS}
+        folder = write(Path(name) / "a", tensors, r=4)
+        base = {"model_type": "llama", "num_attention_heads": 2}
+        out = write_gguf(plan_lora(read_header(folder), base, "f32", density), Path(name) / "out.gguf")
+        written = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(out).tensors}
+    assert (written["blk.0.attn_q.weight.lora_a"] == keep_largest(a, density).numpy()).all()
 
 
 def converted(folder: Path, base: Path, out: Path) -> Path:

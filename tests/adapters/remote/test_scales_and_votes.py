@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergefront.adapters.remote.ensemble.votes import normalised_answer, pooled_choices, pooled_text, weighted_vote
+from mergefront.adapters.remote.llama_server.backend import copies_by_density
+from mergefront.adapters.remote.llama_server.wire import Lora
 from mergefront.adapters.remote.scales import lora_scales, single_model
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.anchors import anchors
@@ -59,6 +61,17 @@ def test_scales_that_vary_over_depth_and_dropped_entries_are_refused():
         lora_scales(blocks)
     with pytest.raises(UserError, match="density"):
         lora_scales(recipe("dare_linear", [1.0, 0.0, 0.0], **{"density[a]": 0.5}))
+
+
+def test_a_copy_of_a_lora_stands_for_the_density_it_was_written_at():
+    copied = recipe("lora_cat", [0.5, 1.0, 0.0], **{"density[a]": 0.5})
+    assert lora_scales(copied, {"a": {1.0: 0, 0.5: 3}}) == {"a": 0.5, "b": 1.0, "c": 0.0}
+    dropped_at_random = recipe("dare_linear", [1.0, 0.0, 0.0], **{"density[a]": 0.5})
+    for other, copies in ((copied, {"a": {1.0: 0}, "b": {0.5: 4}}), (dropped_at_random, {"a": {0.5: 3}})):
+        with pytest.raises(UserError, match="gguf --density"):
+            lora_scales(other, copies)
+    listed = [Lora(0, "a.gguf", 0.0), Lora(1, "b.gguf", 0.0), Lora(2, "a@0.5.gguf", 0.0), Lora(3, "b@x.gguf", 0.0)]
+    assert copies_by_density(listed, {"a": 0, "b": 1}) == {"a": {1.0: 0, 0.5: 2}, "b": {1.0: 1}}
 
 
 def test_every_anchor_of_a_space_of_loras_can_be_served():

@@ -56,9 +56,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_llama_server_prints_is_a_study_that_runs(models: Path, donor: Path, tmp_path: Path) -> None:
     loras = [models / name for name in NAMES]
-    made = call("gguf", models / "base", *loras, tmp_path / "gguf", "--tokenizer", donor)
+    made = call("gguf", models / "base", *loras, tmp_path / "gguf", "--tokenizer", donor, "--density", 0.5)
     assert made.exit_code == 0, made.output
-    files = [tmp_path / "gguf" / f"{name}.gguf" for name in ("base", *NAMES)]
+    stems = ["base", *(f"{name}{copy}" for name in NAMES for copy in ("", "@0.5"))]
+    files = [tmp_path / "gguf" / f"{stem}.gguf" for stem in stems]
     assert made.stdout.split() == [str(file) for file in files] and all(file.is_file() for file in files)
     again = call("gguf", models / "base", *loras, tmp_path / "gguf", "--tokenizer", donor)
     assert again.exit_code == 2 and again.stderr.count("exists already") == 3, "nothing is overwritten"
@@ -74,16 +75,22 @@ def test_what_llama_server_prints_is_a_study_that_runs(models: Path, donor: Path
         (tmp_path / "study.yaml").write_text(STUDY.format(lines="".join(lines)))
         items = [{"prompt": "The capital of", "answer": f" {word}"} for word in ("France", "Peru", "Chad")]
         (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, items)) + "\n")
+        wrong = "".join(lines).replace("low: 0.5", "low: 0.25")
+        (tmp_path / "wrong.yaml").write_text(STUDY.format(lines=wrong))
+        refused = call("check", tmp_path / "wrong.yaml")
+        assert refused.exit_code == 2 and "holds those of density 0.5, 1" in refused.stderr + refused.stdout
         ran = call("run", tmp_path / "study.yaml")
         assert ran.exit_code == 0, ran.output
     finally:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=240)
     assert process.returncode == 0 and "Traceback" not in said, said
-    assert f"--lora-scaled {files[1]}:0.0,{files[2]}:0.0" in said and "--cache-ram 0" in said
+    assert f"--lora-scaled {files[1]}:0.0,{files[2]}:0.0," in said and "--cache-ram 0" in said
     study = mf.load_study("pasted", storage=f"sqlite:///{tmp_path}/mergefront.db")
     scores = {candidate.scores["words"] for candidate in study.candidates()}
     assert study.space.models.keys() == set(NAMES) and len(scores) == 7, "every scale is another model"
+    kept = {value for one in study.candidates() for name, value in one.params.items() if name.startswith("density")}
+    assert kept == {0.5, 1.0}
 
 
 def test_what_is_missing_is_said_for_every_model_at_once(models: Path, tmp_path: Path) -> None:
