@@ -132,6 +132,7 @@ def search(
         stops_by_improvement=rule.improvement is not None,
         simplex=space.simplex,
     )
+    problems += space.unlike()
     if problems:
         raise UserError("; ".join(problems))
     options = resolved_options(sampler, given)

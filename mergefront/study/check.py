@@ -299,6 +299,7 @@ def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | No
             simplex=file.merge.space.simplex,
         )
         anchors(space)  # what no recipe can be made of is said here, not by the run
+        found.problems.extend(f"merge.{problem}" for problem in space.unlike())
         return space
     return None
 

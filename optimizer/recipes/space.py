@@ -229,6 +229,32 @@ class MergeSpace:
         if not self.searched and not problems:
             problems.append("space: nothing is searched; give at least one coefficient a range such as weight: [0, 1]")
 
+    def unlike(self) -> list[str]:
+        """Where methods of the space take a coefficient of one name for different things, a sentence each.
+
+        New studies are refused for it; a stored one goes on with the first method's range.
+        """
+        problems = []
+        for name in dict.fromkeys(map(parameter_of, {**self.searched, **self.fixed})):
+            takers = [(method.name, found) for method in self.methods if (found := method.parameter(name)) is not None]
+            per_expert = [method for method, parameter in takers if parameter.scope == "model"]
+            whole = [method for method, parameter in takers if parameter.scope == "recipe"]
+            remedy = f"search these methods in studies of their own, or leave {name} out"
+            if per_expert and whole:
+                problems.append(
+                    f"space: {name} is one number for the whole merge in {', '.join(whole)} and one per expert in "
+                    f"{', '.join(per_expert)}; {remedy}"
+                )
+                continue
+            given = [rule for key, rule in self.given.items() if parameter_of(str(key)) == name]
+            if not given and len({parameter.search for _, parameter in takers}) > 1:
+                ranges = ", ".join(f"{list(parameter.search)} in {method}" for method, parameter in takers)
+                problems.append(f"space: {name} has unlike ranges: {ranges}; give it one that is for all")
+            for value in {value for rule in given for value in _extremes(Range.parse(name, rule))}:
+                wrong = [(method, parameter.check(value)) for method, parameter in takers]
+                problems.extend(f"space: {said} in {method}; {remedy}" for method, said in wrong if said)
+        return problems
+
     def _no_simplex(self, rules: Mapping[str, Range | ParameterValue]) -> list[str]:
         """Why weights of these methods and with these rules cannot be proportions, a sentence each."""
         found = [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vectors import recipe_at, vector_of
 
+import mergefront as mf
 from mergefront.optimizer.errors import StudyFileError, UserError
+from mergefront.optimizer.recipes import merge_method as own
+from mergefront.optimizer.recipes.merge_method import merge_method
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace, Range
 
 EXPERTS = ["maths", "french"]
@@ -217,3 +220,45 @@ def test_what_one_method_can_do_without_is_searched_where_another_needs_it(metho
     middle = {name: searched.middle for name, searched in space.searched.items()}
     for method in methods:
         assert space.recipe({**middle, "method": method}).method == method
+
+
+@pytest.mark.parametrize(
+    ("methods", "given", "said"),
+    [
+        (
+            ["ram", "della"],
+            {"epsilon": [0, 0.3]},
+            ["one number for the whole merge in ram and one per expert in della"],
+        ),
+        (["della", "ram"], {"epsilon": 0.1}, ["one number for the whole merge in ram and one per expert in della"]),
+        (["pushing", "pulling"], {"pull": [0, 3]}, ["in [0, 1] in pulling"]),
+        (["pushing", "pulling"], {"weight": [0, 1]}, ["unlike ranges: [0, 4] in pushing, [0, 1] in pulling"]),
+        (["pulling", "pushing"], {"pull": [0, 0.5]}, []),
+        (["ram", "della"], {"weight": [0, 1]}, []),  # every method has its own default
+        (["della", "della_linear"], {"epsilon": [0, 0.3]}, []),
+    ],
+)
+def test_a_coefficient_that_methods_take_for_different_things_is_said(
+    methods: list[str], given: dict[str, Any], said: list[str]
+) -> None:
+    """Such as epsilon: a bound below which nothing changed for ram, a spread of dropping chances for della."""
+
+    @merge_method("pulling")
+    def pulling(tensors: Any, base: Any, *, weight: tuple[float, ...], pull: Annotated[float, own.Range(0, 1)]) -> Any:
+        return base
+
+    @merge_method("pushing")
+    def pushing(tensors: Any, base: Any, *, weight: tuple[float, ...], pull: Annotated[float, own.Range(0, 4)]) -> Any:
+        return base
+
+    found = MergeSpace(["a", "b"], method=methods, parameters=given).unlike()
+    assert len(found) == len(said) and all(part in line for part, line in zip(said, found, strict=True))
+    if said:
+        with pytest.raises(UserError, match="space: "):
+            mf.search(
+                space=MergeSpace(["a", "b"], method=methods, parameters=given),
+                evaluate=lambda recipe: {"score": 0.0},
+                objectives=["score"],
+                name="unlike",
+                storage="sqlite:////nowhere/unlike.db",
+            )
