@@ -40,8 +40,8 @@ class TensorPool:
     """One base model and a pool of experts that fit it (see ``MergeEngine`` for the arguments).
 
     ``devices`` has the device on which each tensor is merged, where not all are on ``device``. ``fold_loras`` puts
-    LoRAs on the base and rounds the sum to its dtype, as a saved checkpoint of it is; otherwise they stay task vectors
-    in float32. Nothing is read before it is asked for, or ``load`` is called.
+    LoRAs on the base and rounds the sum, or what takes the base's place, to its dtype, as a saved checkpoint of it is;
+    otherwise they stay task vectors in float32. Nothing is read before it is asked for, or ``load`` is called.
     ``names`` are the checkpoint's tensors, ``experts`` the experts' names. Raises ``UserError`` for
     experts that do not fit the base and, naming the tensor, for NaN.
     """
@@ -218,7 +218,7 @@ class TensorPool:
         held = self._find((name, expert))
         if held is None or isinstance(held, Entry):
             return held
-        return self._folded(name, Entry(held.expand(), True))
+        return self._folded(name, Entry(held.expand(), True), expert)
 
     def found(self, name: str, expert: str) -> Entry | FactoredDelta | None:
         """As ``entry``, with the factors of what is a product of factors."""
@@ -367,13 +367,14 @@ class TensorPool:
         if entry is None:
             return None
         self._check_finite(entry.tensor, f"expert {expert.name!r}", name)
-        return self._folded(name, entry)
+        return self._folded(name, entry, expert.name)
 
-    def _folded(self, name: str, entry: Entry) -> Entry:
-        if not entry.is_delta or not self._fold or self._base_source is None:
+    def _folded(self, name: str, entry: Entry, expert: str) -> Entry:
+        if not self._fold or self._base_source is None or not (entry.is_delta or self.is_lora(expert)):
             return entry
         origin = self._base_source[name]
-        return Entry((origin.float() + entry.tensor).to(origin.dtype), False)
+        whole = origin.float() + entry.tensor if entry.is_delta else entry.tensor
+        return Entry(whole.to(origin.dtype), False)
 
     def _check_finite(self, tensor: torch.Tensor, owner: str, name: str) -> None:
         if self._check and (owner, name) not in self._checked:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 5
+SCORING = 6
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
 
 
@@ -216,7 +216,29 @@ def _merges_stacked_experts_by_their_matrices(stored: Mapping[str, Any], root: P
     return any(len(tensor.shape) > 2 and matrices_of(name, tensor.shape) for name, tensor in base.tensors.items())
 
 
+def _puts_whole_tensors_of_loras_on_the_base_as_mergekit(stored: Mapping[str, Any], root: Path) -> bool:
+    """Whether a LoRA has a whole tensor in another dtype than the base's."""
+    base = _local_base(stored, root)
+    if base is None or stored["evaluator"].get("backend", {}).get("compat") != "mergekit":
+        return False
+    from mergefront.adapters.checkpoints.header import read_header
+    from mergefront.adapters.checkpoints.lora import read_lora
+
+    folders = [root / path for path in stored["space"]["models"].values()]
+    for lora in (read_header(folder) for folder in folders if (folder / "adapter_config.json").exists()):
+        whole = read_lora(lora, base).whole
+        if any(lora.tensors[key].dtype != base.tensors[name].dtype for name, key in whole.items()):
+            return True
+    return False
+
+
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        6,
+        "with compat: mergekit, biases and other whole tensors of LoRAs kept their own dtype, and now they are rounded "
+        "to the base's, as a LoRA is saved on its base",
+        _puts_whole_tensors_of_loras_on_the_base_as_mergekit,
+    ),
     ScoringChange(
         5,
         "tsv_m and wudi took the mean of tensors that hold all experts of a layer, and widen their rows as one, and"

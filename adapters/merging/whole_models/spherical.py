@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -114,6 +115,8 @@ def karcher(tensors: Sequence[torch.Tensor], base: torch.Tensor | None, *, max_i
     """Karcher mean of the directions by fixed-point iteration, at the mean norm; zero tensors lend no direction."""
     if len(tensors) == 1:
         return tensors[0]
+    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    tensors = [tensor.to(dtype) for tensor in tensors]
     # Norms are float32 in every dtype, directions and dot products in the tensors' own, as in mergekit.
     norms = [tensor.float().norm() for tensor in tensors]
     share = 1.0 / len(tensors)

@@ -75,6 +75,33 @@ def test_a_study_whose_loras_were_not_merged_as_peft_merges_them_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("compat", "dtype", "refused"),
+    [("mergekit", torch.bfloat16, True), (None, torch.bfloat16, False), ("mergekit", torch.float32, False)],
+)
+def test_a_study_that_kept_the_dtype_of_whole_tensors_of_loras_is_refused(
+    tmp_path: Path, compat: str | None, dtype: torch.dtype, refused: bool
+) -> None:
+    tensors = {"q_proj.weight": torch.ones(2, 2, dtype=dtype), "q_proj.bias": torch.ones(2, dtype=dtype)}
+    for folder, config, found in (("base", {}, tensors), ("x", {"r": 2}, {"q_proj.bias": torch.ones(2)})):
+        (tmp_path / folder).mkdir()
+        kind = "adapter_" if config else ""
+        (tmp_path / folder / f"{kind}config.json").write_text(json.dumps(config))
+        save_file(found, tmp_path / folder / f"{kind}model.safetensors")
+    stored = {
+        "scoring": 5,
+        "space": {"base_model": "base", "models": {"x": "x"}, "granularity": "global"},
+        "evaluator": {"type": "local", "backend": {"compat": compat}},
+        "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
+    }
+    if not refused:
+        assert changes_since("s", stored, tmp_path) == []
+        return
+    with pytest.raises(UserError, match="whole tensors of LoRAs"):
+        changes_since("s", stored, tmp_path)
+
+
+@pytest.mark.parametrize(
     ("tower", "granularity", "refused"),
     [
         ("visual.blocks.0", {"blocks": 1}, True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.checkpoints.lora import LoraTaskVector
 from mergefront.adapters.merging.engine import MergeEngine
 from mergefront.adapters.merging.loras.pool import Factors, Part, combine, merge_lora_recipe, write_lora
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import Grouping
+from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.recipe import Recipe
 
 LAYER = "model.layers.{}.{}"
@@ -235,3 +239,41 @@ def test_a_whole_model_is_in_no_lora(pool: dict[str, Path], tmp_path: Path) -> N
     save_file(base(), tmp_path / "whole" / "model.safetensors")
     with pytest.raises(UserError, match="'b' is a whole model"):
         merge_lora_recipe(SUMS["average"], {**pool, "b": tmp_path / "whole"})
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.lora is None])
+def test_a_float32_bias_of_a_lora_on_a_bfloat16_base_is_merged_as_its_saved_checkpoint(
+    name: str, tmp_path: Path
+) -> None:
+    """``compat: mergekit`` merges LoRAs as they are saved on their base, and no method may stumble over two dtypes."""
+    method, bias = METHODS[name], "model.layers.0.self_attn.q_proj.bias"
+    experts = ["a"] if method.max_models == 1 else ["a", "b"]
+    up = {LAYER.format(0, "mlp.up_proj"): 2}
+    loras = {expert: lora(tmp_path / expert, up, seed, bias if seed == 1 else None) for seed, expert in enumerate("ba")}
+    on_base = {key: tensor.bfloat16() for key, tensor in base().items()}
+    params: dict[str, Any] = {}
+    for parameter in method.parameters:
+        if parameter.default is None:
+            names = [f"{parameter.name}[{expert}]" for expert in experts]
+            value = 0.6 * parameter.search[1]
+            params |= dict.fromkeys(names if parameter.scope == "model" else [parameter.name], value)
+    recipe = Recipe(name, {expert: expert for expert in experts}, params, "base" if method.needs_base else None)
+    saved = {
+        expert: {
+            key: LoraTaskVector(Checkpoint(loras[expert])).on(key, tensor).bfloat16() for key, tensor in on_base.items()
+        }
+        for expert in experts
+    }
+    merged, wanted = (
+        dict(MergeEngine(on_base, pool, compat_mergekit=True, compile=False).iterate(recipe, [bias]))[bias]
+        for pool in ({expert: loras[expert] for expert in experts}, saved)
+    )
+    assert merged.dtype == torch.bfloat16 and torch.equal(merged, wanted)
+
+
+def test_karcher_takes_experts_of_several_dtypes(tmp_path: Path) -> None:
+    experts = {"a": base(), "b": {key: 2 * tensor.bfloat16() for key, tensor in base().items()}}
+    engine = MergeEngine(experts["b"], experts, compat_mergekit=True, compile=False)
+    recipe = Recipe("karcher", {"a": "a", "b": "b"})
+    for key, tensor in engine.iterate(recipe):
+        torch.testing.assert_close(tensor.float(), 1.5 * base()[key], atol=0.05, rtol=0.02)
