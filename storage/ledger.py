@@ -262,17 +262,28 @@ class StudyLedger:
     def find_all(self, digests: Sequence[str], split: str = "search") -> dict[str, Evaluation]:
         """The evaluations of those recipes that have one, with their items, by digest."""
 
-        def look(connection: Connection) -> dict[str, Evaluation]:
-            found: dict[str, Evaluation] = {}
-            sets: dict[str, tuple[str, ...]] = {}
-            for start in range(0, len(digests), _LONGEST_LIST):
-                few = evaluations.c.digest.in_(digests[start : start + _LONGEST_LIST])
-                for row in connection.execute(self._scored(split).where(few)).all():
-                    if row.digest not in found:
-                        found[row.digest] = read_evaluation(connection, row, sets)
-            return found
+        return self.database.read(lambda connection: self._found(connection, digests, split)) if digests else {}
 
-        return self.database.read(look) if digests else {}
+    def _found(self, connection: Connection, digests: Sequence[str], split: str) -> dict[str, Evaluation]:
+        found: dict[str, Evaluation] = {}
+        sets: dict[str, tuple[str, ...]] = {}
+        for start in range(0, len(digests), _LONGEST_LIST):
+            few = evaluations.c.digest.in_(digests[start : start + _LONGEST_LIST])
+            for row in connection.execute(self._scored(split).where(few)).all():
+                if row.digest not in found:
+                    found[row.digest] = read_evaluation(connection, row, sets)
+        return found
+
+    def evaluations_beside(self, known: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+        """See ``Ledger.evaluations_beside``."""
+
+        def look(connection: Connection) -> dict[str, Evaluation]:
+            query = self._scored("search").with_only_columns(evaluations.c.digest)
+            digests = dict.fromkeys(connection.execute(query).scalars())
+            new = self._found(connection, [one for one in digests if one not in known], "search")
+            return {digest: known[digest] if digest in known else new[digest] for digest in digests}
+
+        return self.database.read(look)
 
     def record(self, recipe: Recipe, evaluation: Evaluation, split: str) -> None:
         """Keep an evaluation that belongs to no trial, such as one on the report items."""

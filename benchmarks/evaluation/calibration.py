@@ -25,7 +25,8 @@ import torch
 
 import mergefront as mf
 from benchmarks.evaluation.problems import ITEM_PROBLEMS, Array, answered
-from mergefront.optimizer.racing.race import ItemRace, RacingSettings, standings
+from mergefront.optimizer.racing.race import ItemRace, RacingSettings
+from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
 from mergefront.optimizer.scores.objectives import objectives_from
 from mergefront.optimizer.seeding import derive_seed
@@ -103,14 +104,15 @@ def run(name: str, items: int, seed: int, cache: Path) -> Run:
     ids = {task: [str(place) for place in places] for task, places in drawn.items()}
     objectives = objectives_from(list(scores))
     finished: list[Evaluation] = []
+    standings = Standings()
     for row in range(len(next(iter(scores.values())))):
-        before, others = tuple(finished[: known.anchors]), tuple(finished[known.anchors :])
-        race = ItemRace(RacingSettings(), seed, objectives, before, others, is_anchor=row < known.anchors)
+        anchors = tuple(range(min(row, known.anchors)))
+        race = ItemRace(RacingSettings(), seed, objectives, tuple(finished), anchors, row < known.anchors, standings)
         own = ({task: table[row] for task, table in tables.items()} for tables in (scores, margins))
         finished.append(answered(EvaluationRequest(tuple(scores), race=race), ids, *own))
     rows = [
         (estimates[task].mean - truth, estimates[task].unasked_error, one.items[task].mean - truth)
-        for place, (one, estimates) in enumerate(zip(finished, standings(objectives, finished), strict=True))
+        for place, (one, estimates) in enumerate(zip(finished, standings.of(objectives, finished), strict=True))
         for task, table in scores.items()
         for truth in [table[place].mean()]
         if len(one.items[task].ids) < items

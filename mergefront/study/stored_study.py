@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from mergefront import formatting
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.racing.race import RacingSettings, raced_front, standings
+from mergefront.optimizer.racing.race import RacingSettings, raced_front
+from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.recipes.anchors import BASE, anchors, expert_anchor, start_point
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -194,6 +195,11 @@ class Study:
         _ = self.definition  # recipes of merge methods of the user's own cannot be read before these are known
         return StudyLedger(self.database, self.record.study_id, versions())
 
+    @cached_property
+    def standings(self) -> Standings:
+        """What its raced candidates score by all answers, as far as it was worked out."""
+        return Standings()
+
     @property
     def plan(self) -> SearchPlan:
         """What the search loop needs to know of the study."""
@@ -224,6 +230,7 @@ class Study:
             ),
             searches=not definition.compares,
             side_tasks=tuple(definition.evaluator.tasks) if definition.compares else (),
+            standings=self.standings,
         )
 
     def ask(self, lease: float | None = None) -> Asked | None:
@@ -301,8 +308,8 @@ class Study:
         recipes = self.ledger.recipes()
         estimates: dict[str, dict[str, Estimate]] = {}
         if self.racing is not None:
-            answered = self.ledger.evaluations(items=True)
-            estimates = dict(zip(answered, standings(self.objectives, list(answered.values())), strict=True))
+            answered = self.standings.read_from(self.ledger)
+            estimates = dict(zip(answered, self.standings.of(self.objectives, list(answered.values())), strict=True))
         made = []
         seen = set()
         for trial in trials:

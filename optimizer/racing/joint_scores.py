@@ -2,12 +2,11 @@
 
 Merges of the same experts answer alike, the more so the nearer they lie; so what one of them answered says
 something about what another one would have. Each answer is the candidate's mean, plus a candidate-specific weighted
-sum of a few factors of the item, plus noise (factor analysis with missing entries: Rubin and Thayer 1982; Little and
-Rubin, Statistical Analysis with Missing Data, chapter 11). Whatever was answered decides what is asked next, so that
-the rest is missing at random. Where items have margins whose sign is the answer, the margins are modelled, which say
-more than right and wrong: merges that lie near each other have nearly the same, and an item that was not asked is
-right as probably as its margin is positive. A candidate's mean over all items is that of its known and expected
-scores.
+sum of a few factors of the item, plus noise (``factor_analysis``; Little and Rubin, Statistical Analysis with Missing
+Data, chapter 11). Whatever was answered decides what is asked next, so that the rest is missing at random. Where items
+have margins whose sign is the answer, the margins are modelled, which say more than right and wrong: merges that lie
+near each other have nearly the same, and an item that was not asked is right as probably as its margin is positive. A
+candidate's mean over all items is that of its known and expected scores.
 
 The stated error has three parts. The unasked items are uncertain one by one, as the model says. The candidates' means
 are uncertain together: who answered the same items as its like knows nothing of the others (universal kriging:
@@ -17,6 +16,8 @@ parts, and a candidate's mean residual, as far as it is more than noise, correct
 (empirical Bayes). There items that few answered count most, as the unasked ones are such. No answer is surer than so
 many alike make it (``rule_of_succession``).
 
+A candidate that came after the fit is read with the items' factors as they are, which takes a fiftieth of a fit.
+
 Notation: J candidates, N items, F factors; ``scores`` and ``margins`` J x N with NaN where an item was not asked.
 """
 
@@ -24,294 +25,422 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from mergefront.optimizer.arrays import Array, Integers, Mask
+from mergefront.optimizer.racing.factor_analysis import (
+    PARTS,
+    PRIOR_ITEMS,
+    Candidates,
+    Cells,
+    Fit,
+    first_candidates,
+    fit,
+    pooled,
+    products,
+    regressions,
+)
 from mergefront.optimizer.scores.evaluation import Estimate, rule_of_succession
 
-FACTORS = 8
-"""At most, no more than one for two candidates, and as the square root of the answers of one allows. On 1,000 items of
-merges of four kinds of networks 4 are too few, 12 no better; of 16 answers 3 say more than 8."""
-ITERATIONS = 20
+ITERATIONS = 10
 """Errors of estimates no longer change after that, though the fit does."""
-HELD_OUT_ITERATIONS = 6
+HELD_OUT_ITERATIONS = 3
 """The same for errors of what was held out."""
-PRIOR_ITEMS = 4.0
-"""A candidate's variance is pulled towards that of all, as if so many items had said so."""
-PRIOR_LOADING_ITEMS = 3.0
-"""The same for its loadings."""
+WEIGHTED_TIMES = 2
+"""How often a candidate that came later is regressed, with weights by the time before."""
 SQUASH = 2.0
 """Margins m enter as asinh(SQUASH m) in units of their root mean square: what counts is how near to 0 they are."""
-ITEMS_AT_ONCE = 1024
-"""Of which an array of candidates by items by factors is held."""
-FOLDS = 4
-"""Parts of the answers that are held out in turn. Two states errors a tenth larger, eight a twentieth smaller."""
+ENTRIES_AT_ONCE = 2**20
+"""Of candidates by items, of which several arrays are held."""
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """Of factor analysis: ``means``, ``noise`` (variances) (J) and ``loadings`` (J x F) of the candidates; means
-    ``factors`` (N x F) and ``covariances`` (N x F x F) of the items' factors."""
+class _Answers:
+    """``known`` (J x N) says who answered what, ``scores`` are the answers (0 elsewhere), ``least`` (J) the variance of
+    an answer that so many leave possible where all of a candidate's agree. ``rest`` items more nobody was asked."""
 
-    means: Array
-    loadings: Array
-    noise: Array
-    factors: Array
-    covariances: Array
+    known: Mask
+    scores: Array
+    least: Array
+    rest: int
+    unit: float | None
+    """Of margins, where these are modelled."""
+
+    @property
+    def counts(self) -> Integers:
+        return np.asarray(self.known.sum(axis=1), dtype=np.int64)
+
+    @property
+    def items(self) -> int:
+        return int(self.known.shape[1]) + self.rest
 
 
 @dataclass(frozen=True)
-class _Predicted:
-    """Scores that the items were not asked for (J x N): expected ones, their variances, and by how much each changes
-    with the modelled value."""
+class _HeldOut:
+    """Every answer, by candidate: its ``rows`` (candidate), ``residuals`` of a model fitted without it, the variance
+    that this model ``said``, and how much it counts among its candidate's (``shares``, which sum to 1) for the items
+    that were not asked."""
+
+    rows: Integers
+    residuals: Array
+    said: Array
+    shares: Array
+
+    def summed(self, entries: Array) -> Array:
+        """By candidate."""
+        return np.asarray(np.bincount(self.rows, entries), dtype=float)
+
+    def biases(self, weights: Array, spreads: Array) -> tuple[Array, Array]:
+        """The candidates' mean residuals by ``weights``, and the variances of these means by chance."""
+        return self.summed(weights * self.residuals), self.summed(weights**2 * spreads)
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """What the errors of all fitted candidates say of those of one.
+
+    Squared residuals exceed what was said of them by ``excess``, which counts as ``prior``; mean residuals vary by
+    ``between`` beyond chance, and by ``between_unasked`` where they count as of unasked items.
+    """
+
+    excess: float
+    prior: float
+    between: float
+    between_unasked: float
+
+    @classmethod
+    def of(cls, held_out: _HeldOut, answers: _Answers) -> _Errors:
+        squares = held_out.summed(held_out.shares * held_out.residuals**2)
+        said = held_out.summed(held_out.shares * held_out.said)
+        found = cls(max(1.0, float(squares.sum() / said.sum())), PRIOR_ITEMS * float(said.mean()), 0.0, 0.0)
+        spreads = found.spreads(held_out, answers)
+        even = 1.0 / answers.counts[held_out.rows]
+        between, between_unasked = (
+            max(0.0, float(np.mean(biases**2 - chance)))
+            for biases, chance in (held_out.biases(weights, spreads) for weights in (even, held_out.shares))
+        )
+        # One standard error of this variance more: residuals that agree by chance are no model without error.
+        _, chance = held_out.biases(held_out.shares, spreads)
+        between_unasked += math.sqrt(2.0 / len(chance)) * float(chance.mean())
+        return cls(found.excess, found.prior, between, between_unasked)
+
+    def scale(self, held_out: _HeldOut) -> Array:
+        """By how much each candidate's squared residuals exceed the variances that were said (J), pulled towards that
+        of all, which is never below 1."""
+        squares = held_out.summed(held_out.shares * held_out.residuals**2)
+        said = held_out.summed(held_out.shares * held_out.said)
+        counts = 1.0 / held_out.summed(held_out.shares**2)
+        return np.asarray((counts * squares + self.prior * self.excess) / (counts * said + self.prior))
+
+    def spreads(self, held_out: _HeldOut, answers: _Answers) -> Array:
+        """The variance of every answer."""
+        rows = held_out.rows
+        return np.maximum(self.scale(held_out)[rows] * held_out.said, answers.least[rows])
+
+
+@dataclass(frozen=True)
+class _Unasked:
+    """Sums over the items that a candidate was not asked (J): expected scores, variances, and by how much scores change
+    with the modelled value, by cell (J x C) and of all (J)."""
 
     expected: Array
     variances: Array
     slopes: Array
+    all_slopes: Array
 
 
 @dataclass(frozen=True)
-class _Alike:
-    """Kinds of items: the same candidates answered those of a kind, whose factors are known equally well.
+class JointModel:
+    """A model of what some candidates answered; they are ``estimates``, in their order.
 
-    ``weights`` (K x J) has who answered each kind, ``counted`` (J x K) how many of it each answered, ``first`` (K) an
-    item of each kind, ``number`` (N) each item's kind.
+    ``places`` (N) are the columns that any of them answered, in the model's order; ``items`` is how many there are in
+    all, ``unit`` that of margins, None where scores are modelled.
     """
 
-    weights: Array
-    counted: Array
-    first: Integers
-    number: Integers
+    estimates: tuple[Estimate, ...]
+    places: Integers
+    items: int
+    unit: float | None
+    fit: Fit
+    cells: Cells
+    errors: _Errors
+    answers_variance: float
 
     @classmethod
-    def of(cls, known: Mask) -> _Alike:
-        packed = np.ascontiguousarray(np.packbits(known, axis=0).T)
-        whole = packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
-        _, first, number, counts = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
-        weights = known.T[first].astype(float)
-        return cls(weights, weights.T * counts, first, number)
+    def of(cls, scores: Array, margins: Array | None, items: int) -> JointModel | None:
+        """Of candidates (rows of ``scores``), each with at least one answer; None where there is nothing to model: of
+        fewer than two, or of answers that do not differ.
+
+        ``margins`` decide the scores: 1 above 0 and 0 below, for every answer.
+        """
+        if len(scores) < 2:
+            return None
+        places = np.flatnonzero((~np.isnan(scores)).any(axis=0))
+        order, cells = Cells.of(~np.isnan(scores[:, places]))
+        places = places[order]
+        scores = scores[:, places]
+        known = ~np.isnan(scores)
+        variance = _answers_variance(scores[known])
+        least = rule_of_succession(known.sum(axis=1)) * variance
+        found = np.where(known, scores, 0.0)
+        if not _squares(known, found).any():
+            return None
+        unit, values = None, found
+        if margins is not None:
+            values = np.where(known, margins[:, places], 0.0)
+            unit = math.sqrt(float((values**2).sum()) / float(known.sum())) or 1.0
+            values = _squashed(values, unit)
+        answers = _Answers(known, found, least, items - len(places), unit)
+        centres = values.sum(axis=1) / answers.counts
+        values = np.where(known, values - centres[:, None], 0.0)
+        fitted = fit(values, cells.asked, cells, ITERATIONS, first_candidates(values, cells.asked, cells))
+        held_out = _held_out(answers, values, centres, cells)
+        errors = _Errors.of(held_out, answers)
+        fitted = Fit(fitted.candidates.moved(centres), fitted.factors, fitted.covariances)
+        unasked = _unasked(answers, fitted, cells, errors.scale(held_out))
+        estimates = _estimates(answers, held_out, errors, unasked, _variances_of_means(fitted, cells, unasked))
+        return cls(tuple(estimates), places, items, unit, fitted, cells, errors, variance)
+
+    def read(self, places: Integers, scores: Array, margins: Array | None) -> Estimate:
+        """The estimate of another candidate, from its answers and their columns (n).
+
+        It learns from the candidates that were fitted, and they learn nothing from it.
+        """
+        columns = self._columns(places)
+        order = np.argsort(columns, kind="stable")
+        columns, scores, count = columns[order], scores[order], len(places)
+        new = int((columns == len(self.places)).sum())
+        fitted, cells = (self.fit.and_new(new), self.cells.and_new(new)) if new else (self.fit, self.cells)
+        columns[count - new :] += np.arange(new)
+        known = np.isin(np.arange(len(cells.number)), columns)[None]
+        answered = np.zeros(known.shape)
+        answered[0, columns] = scores
+        least = rule_of_succession(np.array([count])) * self.answers_variance
+        answers = _Answers(known, answered, least, self.items - known.shape[1], self.unit)
+        values = scores if margins is None or self.unit is None else _squashed(margins[order], self.unit)
+        read = self._regressed(values, columns, fitted, cells)
+
+        number = cells.number[columns]
+        parts = np.arange(count) % PARTS + 1
+        modelled = (read.loadings[parts] * fitted.factors[columns]).sum(axis=1) + read.means[parts]
+        spread = read.spread(fitted.covariances)
+        expected, said, _ = _expected(modelled, spread[parts, number], self.unit)
+        asked = cells.asked.sum(axis=0)[number] + 1.0
+        shares = (len(cells.asked) + 2.0 - asked) / asked
+        held_out = _HeldOut(np.zeros(count, dtype=np.int64), scores - expected, said, shares / shares.sum())
+        own = Fit(read[:1], fitted.factors, fitted.covariances)
+        unasked = _unasked(answers, own, cells, self.errors.scale(held_out))
+
+        # What it expects moves with the means of those that were fitted, and with its own, which moves with theirs.
+        share = unasked.all_slopes[0] / count
+        weights = share * np.bincount(number, minlength=len(cells.sizes)) - unasked.slopes[0]
+        explained = cells.asked @ (weights[:, None] * (fitted.covariances @ read.loadings[0]))
+        moves = (explained * fitted.candidates.loadings).sum(axis=1) / fitted.candidates.noise
+        variance = share**2 * spread[0, number].sum() + moves @ self._covariance_of_means @ moves
+        return _estimates(answers, held_out, self.errors, unasked, np.array([variance]))[0]
+
+    def _regressed(self, values: Array, columns: Integers, fitted: Fit, cells: Cells) -> Candidates:
+        """A candidate by its ``values`` of some columns (n), and by those that are left without each part of them.
+
+        Least squares on the items' expected factors, weighted by how well these are known.
+        """
+        count, number = len(values), cells.number[columns]
+        parts = np.arange(count) % PARTS
+        kept = np.vstack([np.ones(count), *(parts != part for part in range(PARTS))]).astype(float)
+        kept[~kept.any(axis=1)] = 1.0
+        extended = np.column_stack([fitted.factors[columns], np.ones(count)])
+        centre, weights = float(values.mean()), kept
+        for _ in range(WEIGHTED_TIMES):
+            weighted = weights * (values - centre)
+            solved, _ = regressions(weights @ products(extended), weighted @ extended, self._pull)
+            found = Candidates(solved[:, -1], solved[:, :-1], np.zeros(len(kept)))
+            explained = found.spread(fitted.covariances)[:, number]
+            squares = (values - centre - solved @ extended.T) ** 2
+            left = np.maximum((kept * (squares - explained)).sum(axis=1), 0.0)
+            noise = (left + PRIOR_ITEMS * self._noise) / (kept.sum(axis=1) + PRIOR_ITEMS)
+            weights = kept / (1.0 + explained / noise[:, None])
+        return Candidates(found.means + centre, found.loadings, noise)
+
+    def _columns(self, places: Integers) -> Integers:
+        """Where columns stand in the model; those that it does not know, behind its own."""
+        where = np.full(max(int(places.max()), int(self.places.max())) + 1, len(self.places))
+        where[self.places] = np.arange(len(self.places))
+        return where[places]
+
+    @cached_property
+    def _pull(self) -> Array:
+        return np.asarray(self.fit.candidates.loadings.mean(axis=0))
+
+    @cached_property
+    def _noise(self) -> float:
+        return float(np.average(self.fit.candidates.noise, weights=self.cells.asked @ self.cells.sizes))
+
+    @cached_property
+    def _covariance_of_means(self) -> Array:
+        return np.asarray(np.linalg.inv(_information(self.fit, self.cells)), dtype=float)
 
 
 def joint_estimates(scores: Array, margins: Array | None = None) -> list[Estimate]:
     """One estimate for each candidate (row of ``scores``, J x N); each must have answered at least one item.
 
-    ``margins`` are used where they decide the scores: 1 above 0 and 0 below, for every answer.
+    ``margins`` are used where they decide the scores.
     """
     scores = np.asarray(scores, dtype=float)
     known = ~np.isnan(scores)
-    counts = known.sum(axis=1)
-    if not counts.all():
+    if not known.any(axis=1).all():
         raise ValueError("every candidate must have answered at least one item")
-    items = scores.shape[1]
-    known_scores = np.where(known, scores, 0.0)
-    means = known_scores.sum(axis=1) / counts
-    squares = np.where(known, scores - means[:, None], 0.0) ** 2
-    sampled = 1.0 / counts - 1.0 / items
-    least = _least_variances(scores[known], counts)
-    variances = np.maximum(_pooled(squares.sum(axis=1), counts, 1), least) * sampled
-    if not known.all() and len(scores) >= 2 and squares.any():
-        means, variances = _modelled(known_scores, known, margins, least)
-        variances = np.maximum(variances, least * sampled)
-    own = np.maximum(squares.sum(axis=1) / np.maximum(counts - 1, 1), least)
+    if margins is not None and not decisive(scores[known], margins[known]):
+        margins = None
+    model = JointModel.of(scores, margins, scores.shape[1])
+    return plain_estimates(scores, scores.shape[1]) if model is None else list(model.estimates)
+
+
+def plain_estimates(scores: Array, items: int) -> list[Estimate]:
+    """The same from each candidate's own answers, of so many ``items`` in all."""
+    known = ~np.isnan(scores)
+    counts, squares = known.sum(axis=1), _squares(known, np.where(known, scores, 0.0))
+    least = rule_of_succession(counts) * _answers_variance(scores[known])
+    variances = np.maximum(pooled(squares, counts, 1), least) * (1.0 / counts - 1.0 / items)
+    return _with_samples(np.nansum(scores, axis=1) / counts, variances, squares, counts, least, items)
+
+
+def decisive(scores: Array, margins: Array) -> bool:
+    """Whether the margins of some answers are all there and their sign is the score; at 0 it may be either."""
+    right = np.where(margins == 0.0, scores, margins > 0.0)
+    return bool(np.isfinite(margins).all() and (right == scores).all())
+
+
+def _squares(known: Mask, scores: Array) -> Array:
+    """The sum of squares of each candidate's answers about their mean (J)."""
+    means = scores.sum(axis=1) / known.sum(axis=1)
+    return np.asarray((np.where(known, scores - means[:, None], 0.0) ** 2).sum(axis=1))
+
+
+def _answers_variance(answers: Array) -> float:
+    """What the rule of succession's variance of a right-or-wrong answer is multiplied by: 1, or for other scores the
+    variance of all candidates' answers together."""
+    right_or_wrong = bool(((answers == 0.0) | (answers == 1.0)).all())
+    return 1.0 if right_or_wrong else float(answers.var())
+
+
+def _held_out(answers: _Answers, values: Array, centres: Array, cells: Cells) -> _HeldOut:
+    """Every answer as a fit without it says; each candidate's are held out in ``PARTS`` parts.
+
+    An item that many answered is predicted better than one that few did, and those that were not asked are of these:
+    an answer's share is how often its item was not asked for each time that it was.
+    """
+    rows, columns = np.nonzero(answers.known)
+    turn = (cells.parts + np.arange(len(values))[:, None]) % PARTS
+    turns = turn[rows, cells.number[columns]]
+    expected, said = np.empty(len(rows)), np.empty(len(rows))
+    for part in range(PARTS):
+        kept = np.where(turn == part, 0.0, cells.asked)
+        alone = kept @ cells.sizes == 0.0
+        kept[alone] = cells.asked[alone]
+        left = values * kept[:, cells.number]
+        found = fit(left, kept, cells, HELD_OUT_ITERATIONS, first_candidates(left, kept, cells))
+        out = np.flatnonzero(turns == part)
+        row, column = rows[out], columns[out]
+        modelled = (found.candidates.loadings @ found.factors.T)[row, column] + found.candidates.means[row]
+        spread = found.candidates.spread(found.covariances)[row, cells.number[column]]
+        expected[out], said[out], _ = _expected(modelled + centres[row], spread, answers.unit)
+    asked = cells.asked.sum(axis=0)
+    odds = cells.asked * ((len(values) - asked + 1.0) / asked)
+    odds /= (odds @ cells.sizes)[:, None]
+    return _HeldOut(rows, answers.scores[rows, columns] - expected, said, odds[rows, cells.number[columns]])
+
+
+def _expected(modelled: Array, variances: Array, unit: float | None) -> tuple[Array, Array, Array]:
+    """Scores as expected of values ``modelled`` with ``variances``, their own variances, and by how much they change
+    with the values; where margins are modelled, how probably each is above 0."""
+    if unit is None:
+        return modelled, variances, np.ones(modelled.shape)
+    from scipy.special import ndtr
+
+    errors = np.sqrt(variances)
+    distances = modelled / errors
+    chances = ndtr(distances)
+    slopes = np.exp(distances**2 / -2.0) / (math.sqrt(2.0 * math.pi) * errors)
+    return chances, chances * (1.0 - chances), slopes
+
+
+def _unasked(answers: _Answers, fitted: Fit, cells: Cells, scale: Array) -> _Unasked:
+    """What a fit says of the items that each candidate was not asked; candidates are taken a few at a time."""
+    own, count = fitted.candidates, len(answers.known)
+    spread = own.spread(fitted.covariances)
+    nobody = (own.loadings**2).sum(axis=1) + own.noise
+    expected, variances, slopes = _expected(own.means, nobody, answers.unit)
+    variances = answers.rest * np.maximum(scale * variances, answers.least)
+    expected, rest_slopes = answers.rest * expected, answers.rest * slopes
+    by_cell = np.empty((count, len(cells.sizes)))
+    step = max(1, ENTRIES_AT_ONCE // len(cells.number))
+    for few in (slice(start, start + step) for start in range(0, count, step)):
+        modelled = own.means[few, None] + own.loadings[few] @ fitted.factors.T
+        open_ones = ~answers.known[few]
+        scores, said, changes = _expected(modelled, spread[few][:, cells.number], answers.unit)
+        expected[few] += (scores * open_ones).sum(axis=1)
+        said = np.maximum(scale[few, None] * said, answers.least[few, None])
+        variances[few] += (said * open_ones).sum(axis=1)
+        by_cell[few] = np.add.reduceat(changes * open_ones, cells.starts, axis=1)
+    return _Unasked(expected, variances, by_cell, by_cell.sum(axis=1) + rest_slopes)
+
+
+def _information(fitted: Fit, cells: Cells) -> Array:
+    """The inverse covariance of the candidates' means (J x J), estimated by generalised least squares from the answers,
+    whose items' factors are common to all who answered them."""
+    common = _explained(fitted.candidates.loadings / fitted.candidates.noise[:, None], fitted) * cells.asked[:, None]
+    counts, count = cells.asked @ cells.sizes, len(common)
+    sized = (common * cells.sizes).reshape(count, -1)
+    return np.asarray(np.diag(counts / fitted.candidates.noise) - sized @ common.reshape(count, -1).T)
+
+
+def _explained(loadings: Array, fitted: Fit) -> Array:
+    """Loadings (J x F) in units of what is open of the items' factors (J x F x C)."""
+    roots = np.linalg.cholesky(fitted.covariances).transpose(1, 2, 0)
+    size = loadings.shape[1]
+    return np.asarray((loadings @ roots.reshape(size, -1)).reshape(len(loadings), size, -1))
+
+
+def _variances_of_means(fitted: Fit, cells: Cells, unasked: _Unasked) -> Array:
+    """What not knowing the candidates' means adds to the variance of each one's sum of unasked scores (J): a prediction
+    moves with all of them."""
+    candidates, count = fitted.candidates, len(cells.asked)
+    moved = (_explained(candidates.loadings, fitted) * unasked.slopes[:, None]).reshape(count, -1)
+    common = _explained(candidates.loadings / candidates.noise[:, None], fitted) * cells.asked[:, None]
+    moves = np.diag(unasked.all_slopes) - moved @ common.reshape(count, -1).T
+    return np.asarray(np.einsum("jk,jk->j", moves, np.linalg.solve(_information(fitted, cells), moves.T).T))
+
+
+def _estimates(
+    answers: _Answers, held_out: _HeldOut, errors: _Errors, unasked: _Unasked, of_means: Array
+) -> list[Estimate]:
+    """Everything together; ``of_means`` (J) is what not knowing the means adds to the variances of the sums."""
+    counts, items = answers.counts, answers.items
+    spreads, open_share = errors.spreads(held_out, answers), 1.0 - counts / items
+    biases, chance = held_out.biases(1.0 / counts[held_out.rows], spreads)
+    means = (answers.scores.sum(axis=1) + unasked.expected) / items
+    means += open_share * biases * errors.between / (errors.between + chance)
+    _, chance = held_out.biases(held_out.shares, spreads)
+    variances = (unasked.variances + errors.scale(held_out) * of_means) / items**2
+    variances += open_share**2 * errors.between_unasked * chance / (errors.between_unasked + chance)
+    variances = np.maximum(variances, answers.least * (1.0 / counts - 1.0 / items))
+    squares = _squares(answers.known, answers.scores)
+    return _with_samples(means, variances, squares, counts, answers.least, items)
+
+
+def _with_samples(
+    means: Array, variances: Array, squares: Array, counts: Integers, least: Array, items: int
+) -> list[Estimate]:
+    """Estimates with these variances, and with those of the items as a sample added."""
+    own = np.maximum(squares / np.maximum(counts - 1, 1), least)
     return [
         Estimate(float(mean), math.sqrt(variance + spread / items), math.sqrt(variance))
         for mean, variance, spread in zip(means, variances, own, strict=True)
     ]
 
 
-def _least_variances(answers: Array, counts: Integers) -> Array:
-    """The variance of a candidate's answers (J) that so many of them leave possible where all of them agree.
-
-    For right-or-wrong items that of the rule of succession; for others as large a part of the variance of all
-    candidates' answers together.
-    """
-    right_or_wrong = bool(((answers == 0.0) | (answers == 1.0)).all())
-    return np.asarray(rule_of_succession(counts) * (1.0 if right_or_wrong else float(answers.var())))
-
-
-def _modelled(scores: Array, known: Mask, margins: Array | None, least: Array) -> tuple[Array, Array]:
-    """Every candidate's mean over all items and its variance (J and J), given the ``least`` variance of an answer."""
-    counts, items = known.sum(axis=1), scores.shape[1]
-    smooth = margins is not None and _decisive(scores, known, margins)
-    values = _squashed(margins, known) if margins is not None and smooth else scores
-    factors = max(min(FACTORS, (len(scores) - 1) // 2, math.isqrt(int(np.median(counts))) - 1), 1)
-    fit = _fit(values, known, factors)
-    all_items = _predicted(fit, smooth)
-    expected, said = _held_out(values, known, factors, smooth)
-    residuals = np.where(known, scores - expected, 0.0)
-    shares = _like_unasked(known)
-    scale = _scale(residuals, said, shares)
-    spreads = np.maximum(scale[:, None] * said, least[:, None])
-    biases, chance, between = _biases(residuals, spreads, known / counts[:, None])
-    means = np.where(known, scores, all_items.expected).mean(axis=1)
-    means += (1.0 - counts / items) * biases * between / (between + chance)
-    _, chance, between = _biases(residuals, spreads, shares)
-    # One standard error of this variance more: residuals that agree by chance are no model without error.
-    between += math.sqrt(2.0 / len(scores)) * float(chance.mean())
-    open_variances = np.where(known, 0.0, np.maximum(scale[:, None] * all_items.variances, least[:, None]))
-    variances = open_variances.sum(axis=1) / items**2
-    variances += scale * _variances_of_means(fit, known, np.where(known, 0.0, all_items.slopes) / items)
-    variances += (1.0 - counts / items) ** 2 * between * chance / (between + chance)
-    return means, variances
-
-
-def _like_unasked(known: Mask) -> Array:
-    """How much each answer (J x N) counts for its candidate's items that were not asked; each row sums to 1.
-
-    An item that many answered is predicted better than one that few did, and those that were not asked are of these:
-    an item counts as often as it was not asked for each time that it was.
-    """
-    asked = known.sum(axis=0)
-    odds = np.where(known, (len(known) - asked + 1.0) / np.maximum(asked, 1), 0.0)
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
-
-
-def _held_out(values: Array, known: Mask, factors: int, smooth: bool) -> tuple[Array, Array]:
-    """Every known score (J x N, 0 elsewhere) as expected by a fit without it, and its variance.
-
-    Each candidate's answers are held out in ``FOLDS`` parts. A single answer is predicted with itself.
-    """
-    expected, variances = np.zeros(values.shape), np.zeros(values.shape)
-    turn = (known.cumsum(axis=1) + np.arange(len(values))[:, None]) % FOLDS
-    single = known.sum(axis=1, keepdims=True) == 1
-    for fold in range(FOLDS):
-        out = known & (turn == fold)
-        kept = known & (~out | single)
-        found = _predicted(_fit(np.where(kept, values, 0.0), kept, factors, HELD_OUT_ITERATIONS), smooth)
-        expected[out], variances[out] = found.expected[out], found.variances[out]
-    return expected, variances
-
-
-def _scale(residuals: Array, said: Array, shares: Array) -> Array:
-    """By how much each candidate's squared ``residuals`` exceed the variances that the model ``said`` (J x N), weighted
-    by ``shares`` (J); pulled towards that of all, which is never below 1."""
-    squares, variances = ((shares * one).sum(axis=1) for one in (residuals**2, said))
-    counts = 1.0 / (shares**2).sum(axis=1)
-    of_all = max(1.0, float(squares.sum() / variances.sum()))
-    prior = PRIOR_ITEMS * float(variances.mean())
-    return np.asarray((counts * squares + prior * of_all) / (counts * variances + prior))
-
-
-def _biases(residuals: Array, variances: Array, shares: Array) -> tuple[Array, Array, float]:
-    """The candidates' mean ``residuals``, weighted by ``shares`` (J x N), the variances of these means by chance, and
-    the variance that is left between candidates (J, J and a number)."""
-    biases, chance = (shares * residuals).sum(axis=1), (shares**2 * variances).sum(axis=1)
-    return biases, chance, max(0.0, float(np.mean(biases**2 - chance)))
-
-
-def _variances_of_means(fit: _Fit, known: Mask, weights: Array) -> Array:
-    """What not knowing the candidates' means adds to the variance of each one's sum of unasked scores (J).
-
-    ``weights`` (J x N) say how much each unasked value counts. The means are estimated by generalised least squares
-    from the answers, whose items' factors are common to all who answered them; a prediction moves with all of them.
-    """
-    precise = fit.loadings / fit.noise[:, None]
-    information, moves = np.diag(known.sum(axis=1) / fit.noise), np.diag(weights.sum(axis=1))
-    for start in range(0, known.shape[1], ITEMS_AT_ONCE):
-        block = slice(start, start + ITEMS_AT_ONCE)
-        asked, covariances = known[:, block].astype(float), fit.covariances[block]
-        common = np.einsum("jf,nfg->jng", precise, np.linalg.cholesky(covariances)) * asked[:, :, None]
-        common = common.reshape(len(known), -1)
-        information -= common @ common.T
-        explained = np.einsum("nfg,jg->jnf", covariances, fit.loadings) * weights[:, block, None]
-        moves -= np.einsum("jnf,kn,kf->jk", explained, asked, precise, optimize=True)
-    return np.asarray(np.einsum("jk,jk->j", moves, np.linalg.solve(information, moves.T).T))
-
-
-def _predicted(fit: _Fit, smooth: bool) -> _Predicted:
-    """What a fit says of every entry; of ``smooth`` margins, how probably each is above 0."""
-    expected = fit.means[:, None] + fit.loadings @ fit.factors.T
-    variances = _spread(fit.loadings, fit.covariances) + fit.noise[:, None]
-    if not smooth:
-        return _Predicted(expected, variances, np.ones(expected.shape))
-    errors = np.sqrt(variances)
-    distances = expected / errors
-    from scipy.special import ndtr
-
-    chances = ndtr(distances)
-    slopes = np.exp(-(distances**2) / 2.0) / (math.sqrt(2.0 * math.pi) * errors)
-    return _Predicted(chances, chances * (1.0 - chances), slopes)
-
-
-def _squashed(margins: Array, known: Mask) -> Array:
-    """The margins as they are modelled, 0 where there are none."""
-    values = np.where(known, margins, 0.0)
-    unit = math.sqrt(float((values**2).sum()) / float(known.sum())) or 1.0
-    return np.asarray(np.arcsinh(SQUASH * values / unit) / SQUASH)
-
-
-def _decisive(scores: Array, known: Mask, margins: Array) -> bool:
-    """Whether the margins are all there and their sign is the score; at 0 it may be either."""
-    right = np.where(margins == 0.0, scores, margins > 0.0)
-    return bool(np.isfinite(margins[known]).all() and (right == scores)[known].all())
-
-
-def _pooled(sums: Array, counts: Integers, lost: int) -> Array:
-    """Each candidate's mean of squares of these ``sums`` (J; ``lost`` degrees of freedom less), pulled towards that of
-    all.
-
-    A few equal answers are no certainty.
-    """
-    pooled = float(sums.sum() / max(counts.sum() - lost * len(counts), 1))
-    return np.asarray((sums + PRIOR_ITEMS * pooled) / (counts - lost + PRIOR_ITEMS))
-
-
-def _fit(values: Array, known: Mask, factors: int, iterations: int = ITERATIONS) -> _Fit:
-    """Factor analysis of ``values`` (J x N, 0 where not known) by expectation maximisation.
-
-    An entry is its candidate's mean, plus its loadings (J x F) times the item's factors (N x F, standard normal), plus
-    noise of the candidate's variance. Loadings are pulled towards those of the mean candidate.
-    """
-    weights = known.astype(float)
-    alike = _Alike.of(known)
-    counts = known.sum(axis=1)
-    means = values.sum(axis=1) / counts
-    residuals = np.where(known, values - means[:, None], 0.0)
-    scale = float((residuals**2).sum() / counts.sum())
-    least = 1e-5 * scale or 1e-12
-    loadings = _first_loadings(residuals, weights, scale, factors)
-    noise = np.maximum((residuals**2).sum(axis=1) / counts - (loadings**2).sum(axis=1), max(0.1 * scale, least))
-    prior = np.append(np.full(factors, PRIOR_LOADING_ITEMS), 0.0)
-    for _ in range(iterations):
-        item_means, item_covariances = _factors(residuals, alike, loadings, noise)
-        spread = np.tensordot(alike.counted, item_covariances[alike.first], axes=1)
-        squares = (item_means[:, :, None] * item_means[:, None, :]).reshape(len(item_means), -1)
-        normal = np.empty((len(values), factors + 1, factors + 1))
-        normal[:, :-1, :-1] = spread + (weights @ squares).reshape(spread.shape)
-        normal[:, :-1, -1] = normal[:, -1, :-1] = weights @ item_means
-        normal[:, -1, -1] = counts
-        right = np.column_stack([values @ item_means, values.sum(axis=1)])
-        pulled = prior * np.append(loadings.mean(axis=0), 0.0)
-        solved = np.linalg.solve(normal + np.diag(prior), (right + pulled)[:, :, None])[:, :, 0]
-        loadings, means = solved[:, :-1], solved[:, -1]
-        residuals = values - means[:, None] * weights
-        left = residuals - weights * (loadings @ item_means.T)
-        open_squares = np.einsum("jf,jfg,jg->j", loadings, spread, loadings)
-        noise = np.maximum(_pooled(np.einsum("jn,jn->j", left, left) + open_squares, counts, 0), least)
-    item_means, item_covariances = _factors(residuals, alike, loadings, noise)
-    return _Fit(means, loadings, noise, item_means, item_covariances)
-
-
-def _first_loadings(residuals: Array, weights: Array, scale: float, factors: int) -> Array:
-    """Loadings (J x F) to start from: the main components of the covariance over the items that two both answered."""
-    both = weights @ weights.T
-    covariance = (residuals @ residuals.T + PRIOR_ITEMS * scale) / (both + PRIOR_ITEMS)
-    np.fill_diagonal(covariance, (residuals**2).sum(axis=1) / np.diag(both))
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors[:, -factors:] * np.sqrt(np.maximum(values[-factors:], 0.01 * scale)))
-
-
-def _factors(residuals: Array, alike: _Alike, loadings: Array, noise: Array) -> tuple[Array, Array]:
-    """Every item's factors given its answers: means (N x F) and covariances (N x F x F)."""
-    scaled = loadings / noise[:, None]
-    products = loadings[:, :, None] * scaled[:, None, :]
-    precisions = np.tensordot(alike.weights, products, axes=1) + np.eye(loadings.shape[1])
-    covariances = np.asarray(np.linalg.inv(precisions), dtype=float)[alike.number]
-    return np.einsum("nfg,ng->nf", covariances, residuals.T @ scaled), covariances
-
-
-def _spread(loadings: Array, covariances: Array) -> Array:
-    """Variance (J x N) of the part of each entry that its item's factors explain, as far as these are open."""
-    pairs = (loadings[:, :, None] * loadings[:, None, :]).reshape(len(loadings), -1)
-    return np.asarray(pairs @ covariances.reshape(len(covariances), -1).T)
+def _squashed(margins: Array, unit: float) -> Array:
+    """The margins as they are modelled."""
+    return np.asarray(np.arcsinh(SQUASH * margins / unit) / SQUASH)

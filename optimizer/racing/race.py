@@ -11,7 +11,7 @@ core, which everybody answers (a quarter of the fraction); then items of its own
   ``items`` of what full evaluation would have cost: what early stops saved is spent on the front.
 
 What all candidates answered goes into one model (``joint_scores``), which estimates every candidate's scores on all
-items. The estimate of the day is what a trial is told; ``standings`` estimates anew from everything that was answered,
+items. The estimate of the day is what a trial is told; ``Standings`` estimate anew from everything that was answered,
 and that is what the next proposal is made from (``restated_trials``). Nothing here depends on anything but the
 study, so that a resumed search asks the same.
 """
@@ -20,17 +20,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
-from mergefront.optimizer.arrays import Array
+from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.item_order import least_asked_first, random_order, stratified_order
-from mergefront.optimizer.racing.joint_scores import joint_estimates
 from mergefront.optimizer.racing.noisy_front import likely_front
+from mergefront.optimizer.racing.standings import AnsweredItems, Standings, TaskStandings, told
 from mergefront.optimizer.scores.comparison import Difference, paired_difference
 from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores, RaceResult
 from mergefront.optimizer.scores.objectives import Objective
@@ -85,22 +85,18 @@ class RacingSettings(Options):
 class ItemRace:
     """What one evaluation needs to know to race.
 
-    ``anchors`` and ``others`` are the evaluations that are finished (anchors in the study's order, others
-    without the anchors), with their items. ``is_anchor``: the candidate is an anchor itself and answers
-    the fraction ``settings.items``.
+    ``finished`` are the evaluations that are there, with their items, in the order in which they finished; ``anchors``
+    the places of the anchors among them. ``is_anchor``: the candidate is an anchor itself and answers the fraction
+    ``settings.items``. ``standings`` keep what one race found for the next.
     """
 
     settings: RacingSettings
     seed: int
     objectives: tuple[Objective, ...]
-    anchors: tuple[Evaluation, ...] = ()
-    others: tuple[Evaluation, ...] = ()
+    finished: tuple[Evaluation, ...] = ()
+    anchors: tuple[int, ...] = ()
     is_anchor: bool = False
-
-    @property
-    def finished(self) -> tuple[Evaluation, ...]:
-        """Everything that is finished, anchors first."""
-        return (*self.anchors, *self.others)
+    standings: Standings = field(default_factory=Standings, compare=False, repr=False)
 
     def start(self, items: Mapping[str, Sequence[str]], exact: Mapping[str, float]) -> ItemRaceRun:
         """The race over the items (ids) of each task; ``exact`` are objectives that no item decides."""
@@ -123,7 +119,7 @@ class ItemRaceRun:
         self.exact = dict(exact)
         self.fields = {name: TaskField.of(race, name, ids) for name, ids in items.items()}
         self._answers = {name: _Answers() for name in items}
-        self._estimates: dict[str, list[Estimate]] = {}
+        self._estimates: dict[str, Estimate] = {}
         self._round = 0
         self._stopped: str | None = None
 
@@ -148,7 +144,7 @@ class ItemRaceRun:
         estimates, items = {}, {}
         for name, known in self.fields.items():
             answers = self._answers[name]
-            estimates[name] = self._estimated(name)[-1]
+            estimates[name] = self._estimated(name)
             asked = sorted(answers.scores)
             items[name] = ItemScores(
                 tuple(known.ids[index] for index in asked),
@@ -162,10 +158,10 @@ class ItemRaceRun:
         }
         return RaceResult(estimates, items, {RACED: details})
 
-    def _estimated(self, name: str) -> list[Estimate]:
-        """Everybody's estimates of one task by now."""
+    def _estimated(self, name: str) -> Estimate:
+        """The candidate's estimate of one task by now."""
         if name not in self._estimates:
-            self._estimates[name] = self.fields[name].estimates(self._answers[name])
+            self._estimates[name] = self.fields[name].estimate(self._answers[name])
         return self._estimates[name]
 
     def _next(self, name: str) -> list[int]:
@@ -190,31 +186,38 @@ class ItemRaceRun:
                 self._stopped = "not on the front"
             elif not self._affordable():
                 self._stopped = "budget of items"
-        elif any(self._loses(rival) for rival in self.race.finished):
+        elif self._loses():
             self._stopped = "dominated"
 
-    def _loses(self, rival: Evaluation) -> bool:
-        """Whether ``rival`` is better in every objective, item by item, each with the stated confidence.
+    def _loses(self) -> bool:
+        """Whether a rival is better in every objective, item by item, each with the stated confidence.
 
         All objectives must say so: an intersection-union test, whose error is the stated one only in the worst case
         (hopeless in all objectives but one, equal in that) and far smaller for a candidate that matches its rival.
         """
-        strictly = False
+        finished, others = self.race.finished, np.ones(len(self.race.finished), dtype=bool)
+        better = np.zeros(len(finished), dtype=bool)
+        paired: dict[str, tuple[Array, Array]] = {}
         for objective in self.race.objectives:
-            name = objective.name
+            name, sign = objective.name, objective.sign
             if name in self.exact:
-                change = objective.sign * (self.exact[name] - float(rival.scores[name]))
-                if change > 0:
-                    return False
-                strictly = strictly or change < 0
-                continue
-            compared = self.fields[name].compare(self._answers[name].scores, rival, objective.sign)
-            if compared is None or compared.mean >= 0:
-                return False
-            if compared.p_value / 2.0 > 1.0 - self.race.settings.confidence:
-                return False
-            strictly = True
-        return strictly
+                change = sign * (self.exact[name] - np.array([float(one.scores[name]) for one in finished]))
+                others &= change <= 0
+                better |= change < 0
+            else:
+                paired[name] = self.fields[name].paired(self._answers[name].scores, sign)
+                ours, theirs = paired[name]
+                both = ~np.isnan(theirs)
+                others &= (both.sum(axis=1) >= 2) & (np.where(both, ours - theirs, 0.0).sum(axis=1) < 0)
+                better[:] = True
+        level = 1.0 - self.race.settings.confidence
+        return any(
+            all(
+                self.fields[name].compared(ours, theirs[rival]).p_value / 2.0 <= level
+                for name, (ours, theirs) in paired.items()
+            )
+            for rival in np.flatnonzero(others & better)
+        )
 
     def _on_the_front(self) -> bool:
         """Whether the candidate is on the front by everybody's estimates of now."""
@@ -222,13 +225,12 @@ class ItemRaceRun:
         rows: list[dict[str, Estimate]] = [{} for _ in (*finished, self)]
         for objective in self.race.objectives:
             name = objective.name
-            if name in self.fields:
-                column = self._estimated(name)
-            else:
-                column = [*(_told(name, one) for one in finished), Estimate(self.exact[name], 0.0)]
-            for row, one in zip(rows, column, strict=True):
-                row[name] = one
-        return raced_front(self.race.objectives, rows)[-1]
+            known = self.fields[name].estimates if name in self.fields else [None] * len(finished)
+            own = self._estimated(name) if name in self.fields else Estimate(self.exact[name], 0.0)
+            for row, one, estimate in zip(rows, finished, known, strict=False):
+                row[name] = told(name, one) if estimate is None else estimate
+            rows[-1][name] = own
+        return raced_front(self.race.objectives, rows, slice(-1, None))[0]
 
     def _affordable(self) -> bool:
         """Whether the next round keeps the search within its share of the items."""
@@ -246,25 +248,23 @@ class ItemRaceRun:
 class TaskField:
     """One task's items as a race sees them.
 
-    ``order`` holds the items' indices in the order of asking. ``rivals`` is what the finished evaluations answered, a
-    row each, the items in the task's order; ``told`` what they were told to score.
+    ``order`` holds the items' indices in the order of asking, ``columns`` their columns in the ``standings``.
     """
 
-    name: str
     ids: tuple[str, ...]
     order: tuple[int, ...]
-    rivals: _Answered
-    told: tuple[Estimate, ...]
+    columns: Integers
+    standings: TaskStandings
 
     @classmethod
     def of(cls, race: ItemRace, name: str, ids: Sequence[str]) -> TaskField:
-        rivals = _answered(name, ids, race.finished)
-        told = tuple(_told(name, one) for one in race.finished)
+        standings = race.standings.task(name, race.finished)
+        columns = standings.columns(ids)
         base = random_order(ids, race.seed)
         if race.is_anchor:
-            return cls(name, tuple(ids), tuple(base), rivals, told)
+            return cls(tuple(ids), tuple(base), columns, standings)
         core, size = race.settings.rounds(len(ids))[:2]
-        anchors = rivals.scores[: len(race.anchors)]
+        anchors = standings.scores(columns, race.anchors)
         known = [index for index in base if len(anchors) and not np.isnan(anchors[:, index]).any()]
         if len(anchors) >= 2 and len(known) >= core:
             first = [known[place] for place in stratified_order(anchors[:, known])][:core]
@@ -272,104 +272,40 @@ class TaskField:
             first = base[:core]
         everybody = set(first)
         rest = [index for index in base if index not in everybody]
-        asked = (~np.isnan(rivals.scores)).sum(axis=0)
+        asked = standings.times_asked()[columns]
         order = [*first, *least_asked_first(rest, asked, size, race.seed, len(race.finished))]
-        return cls(name, tuple(ids), tuple(order), rivals, told)
+        return cls(tuple(ids), tuple(order), columns, standings)
 
-    def estimates(self, answers: _Answers) -> list[Estimate]:
-        """The means over all items of every finished evaluation and, last, of the candidate with these answers."""
-        own = [np.full((1, len(self.ids)), np.nan) for _ in range(2)]
-        for row, given in zip(own, (answers.scores, answers.margins), strict=True):
-            row[0, list(given)] = list(given.values())
-        return _estimates(self.rivals.and_those_of(_Answered(*own)), [*self.told, Estimate(0.0, 0.0)])
+    @property
+    def estimates(self) -> list[Estimate | None]:
+        """The means over all items of every finished evaluation that has answers."""
+        return self.standings.estimates(len(self.ids))
 
-    def compare(self, scores: Mapping[int, float], rival: Evaluation, sign: float) -> Difference | None:
-        """Candidate minus rival over the items that both answered (positive: the candidate is better).
+    def estimate(self, answers: _Answers) -> Estimate:
+        """The candidate's with these answers."""
+        margins = np.array(list(answers.margins.values())) if len(answers.margins) == len(answers.scores) else None
+        own = AnsweredItems(self.columns[list(answers.scores)], np.array(list(answers.scores.values())), margins)
+        return self.standings.estimate(len(self.ids), own)
 
-        None when there are fewer than two. The standard error is that of a sample of the task's items.
-        """
-        items = rival.items.get(self.name)
-        if items is None:
-            return None
-        theirs = dict(zip(items.ids, items.scores, strict=True))
-        both = [index for index in self.order if index in scores and self.ids[index] in theirs]
-        if len(both) < 2:
-            return None
-        found = paired_difference([sign * scores[i] for i in both], [sign * theirs[self.ids[i]] for i in both])
-        finite = math.sqrt(1.0 - len(both) / len(self.ids))
-        return Difference(found.mean, found.standard_error * finite, found.degrees_of_freedom, found.pairs)
+    def paired(self, scores: Mapping[int, float], sign: float) -> tuple[Array, Array]:
+        """The candidate's scores (n), larger being better, and every rival's on the same items (k x n, NaN where it was
+        not asked)."""
+        asked = [index for index in self.order if index in scores]
+        theirs = self.standings.scores(self.columns[asked])
+        return sign * np.array([scores[index] for index in asked]), sign * theirs
 
-
-def standings(objectives: Sequence[Objective], evaluations: Sequence[Evaluation]) -> list[dict[str, Estimate]]:
-    """Every raced evaluation's objectives, estimated anew from what all of them answered.
-
-    What was not raced, or has no items, stays as it was told.
-    """
-    found: list[dict[str, Estimate]] = [{} for _ in evaluations]
-    for objective in objectives:
-        name = objective.name
-        raced = [one for one in evaluations if RACED in one.details]
-        ids = dict.fromkeys(item for one in evaluations if name in one.items for item in one.items[name].ids)
-        told = [_told(name, one) for one in evaluations]
-        total = max((int(one.details[RACED]["of"].get(name, 0)) for one in raced), default=0)
-        if total:
-            rows = _answered(name, tuple(ids), evaluations)
-            told = _estimates(rows.with_unasked(total - len(ids)), told)
-        for estimates, one in zip(found, told, strict=True):
-            estimates[name] = one
-    return found
+    def compared(self, ours: Array, theirs: Array) -> Difference:
+        """First minus second over the items that both answered; its error is that of a sample of the task's items."""
+        both = ~np.isnan(theirs)
+        found = paired_difference(ours[both], theirs[both])
+        finite = math.sqrt(1.0 - int(both.sum()) / len(self.ids))
+        return replace(found, standard_error=found.standard_error * finite, discordant=None)
 
 
-def raced_front(objectives: Sequence[Objective], estimates: Sequence[Mapping[str, Estimate]]) -> list[bool]:
-    """Which of the candidates are on the front as far as is known (``noisy_front``)."""
+def raced_front(
+    objectives: Sequence[Objective], estimates: Sequence[Mapping[str, Estimate]], of: slice = slice(None)
+) -> list[bool]:
+    """Which of the candidates, or of some, are on the front as far as is known (``noisy_front``)."""
     rows = [[row[objective.name] for objective in objectives] for row in estimates]
     means = [[objective.sign * one.mean for objective, one in zip(objectives, row, strict=True)] for row in rows]
-    return likely_front(means, [[one.unasked_error for one in row] for row in rows])
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """``scores`` and ``margins`` (k x n, NaN where there is none) of n items by k evaluations."""
-
-    scores: Array
-    margins: Array
-
-    def and_those_of(self, other: _Answered) -> _Answered:
-        """These evaluations, then the others."""
-        return _Answered(np.vstack([self.scores, other.scores]), np.vstack([self.margins, other.margins]))
-
-    def with_unasked(self, items: int) -> _Answered:
-        """The same with so many items more, which nobody answered."""
-        nobody = np.full((len(self.scores), max(items, 0)), np.nan)
-        return _Answered(np.hstack([self.scores, nobody]), np.hstack([self.margins, nobody]))
-
-
-def _answered(name: str, ids: Sequence[str], evaluations: Sequence[Evaluation]) -> _Answered:
-    """What the evaluations answered of the task's items ``ids``."""
-    place = {item: index for index, item in enumerate(ids)}
-    found = _Answered(*(np.full((len(evaluations), len(ids)), np.nan) for _ in range(2)))
-    for row, one in enumerate(evaluations):
-        items = one.items.get(name)
-        if items is None:
-            continue
-        known = [number for number, item in enumerate(items.ids) if item in place]
-        columns = [place[items.ids[number]] for number in known]
-        found.scores[row, columns] = [items.scores[number] for number in known]
-        if items.margins is not None:
-            found.margins[row, columns] = [items.margins[number] for number in known]
-    return found
-
-
-def _estimates(rows: _Answered, told: Sequence[Estimate]) -> list[Estimate]:
-    """``joint_estimates`` of the evaluations (rows) that have answers, and what was ``told`` of the others."""
-    places = np.flatnonzero((~np.isnan(rows.scores)).any(axis=1))
-    estimates = list(told)
-    for place, one in zip(places, joint_estimates(rows.scores[places], rows.margins[places]), strict=True):
-        estimates[place] = one
-    return estimates
-
-
-def _told(name: str, evaluation: Evaluation) -> Estimate:
-    """An objective's score as it stands in an evaluation."""
-    error = evaluation.standard_errors.get(name)
-    return Estimate(float(evaluation.scores[name]), 0.0 if error is None else float(error))
+    return likely_front(means, [[one.unasked_error for one in row] for row in rows], of)

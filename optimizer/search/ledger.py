@@ -119,5 +119,8 @@ class Ledger(Protocol):
     def find(self, recipe: Recipe) -> Evaluation | None:
         """The evaluation of an identical recipe, or None."""
 
-    def evaluations(self, *, items: bool = False) -> dict[str, Evaluation]:
-        """Every finished evaluation by its recipe's digest, in the order in which they finished; items if asked."""
+    def evaluations_beside(self, known: Mapping[str, Evaluation]) -> dict[str, Evaluation]:
+        """Every finished evaluation with its items by its recipe's digest, in the order in which they finished.
+
+        Those that are ``known`` are not read again: what has finished does not change.
+        """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import optuna
@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mergefront.optimizer.errors import REFUSED, SearchStoppedError
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings
+from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.recipes.anchors import (
     METRIC_WEIGHTED,
     Anchor,
@@ -106,6 +107,8 @@ class SearchPlan:
     """Asked as well, though nothing is optimised on them."""
     constraints: tuple[Constraint, ...] = ()
     """What a candidate has to satisfy; their numbers are asked for beside the objectives."""
+    standings: Standings = field(default_factory=Standings, compare=False, repr=False)
+    """What is known of raced candidates, kept from trial to trial."""
 
     @property
     def objective_names(self) -> tuple[str, ...]:
@@ -243,11 +246,18 @@ def _request(plan: SearchPlan, ledger: Ledger, proposal: Proposal) -> Evaluation
     """What to ask of the evaluator; in a racing search, with everything that was evaluated so far."""
     if plan.racing is None:
         return EvaluationRequest(plan.requested)
-    finished = ledger.evaluations(items=True)
-    order = [anchor.recipe.digest for anchor in plan.anchors]
-    anchors = tuple(finished[digest] for digest in dict.fromkeys(order) if digest in finished)
-    others = tuple(evaluation for digest, evaluation in finished.items() if digest not in order)
-    race = ItemRace(plan.racing, plan.seed, plan.objectives, anchors, others, proposal.anchor is not None)
+    finished = plan.standings.read_from(ledger)
+    places = {digest: place for place, digest in enumerate(finished)}
+    order = dict.fromkeys(anchor.recipe.digest for anchor in plan.anchors)
+    race = ItemRace(
+        plan.racing,
+        plan.seed,
+        plan.objectives,
+        tuple(finished.values()),
+        tuple(places[digest] for digest in order if digest in places),
+        proposal.anchor is not None,
+        plan.standings,
+    )
     return EvaluationRequest(plan.requested, race=race)
 
 
@@ -278,7 +288,7 @@ def propose(plan: SearchPlan, study: optuna.Study, ledger: Ledger, claim: Claim)
     else:
         if plan.racing is not None:
             # It proposes from what is known by now, not from what the trials were told in their day.
-            seen = restated(seen, plan.objectives, ledger.evaluations(items=True))
+            seen = restated(seen, plan.objectives, plan.standings.read_from(ledger), plan.standings)
         study.sampler.before_trial(seen, frozen)
         params = plan.space.settled(_sampled(seen, frozen, distributions))
         recipe = plan.space.recipe(params)

@@ -12,20 +12,22 @@ from collections.abc import Mapping, Sequence
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from mergefront.optimizer.racing.race import standings
+from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.attributes import RECIPE, STANDARD_ERRORS, standard_errors
 from mergefront.optimizer.search.study_view import study_view
 
 
-def restated(study: Study, objectives: Sequence[Objective], evaluations: Mapping[str, Evaluation]) -> Study:
+def restated(
+    study: Study, objectives: Sequence[Objective], evaluations: Mapping[str, Evaluation], standings: Standings
+) -> Study:
     """The study with the trials' values and standard errors restated from ``evaluations``, by their recipe's digest.
 
     Standard errors are those that unasked items leave: the error of the items as a sample is common to all candidates
     and does not tell one from another. Objectives that no item decides stay as they were told, with their errors.
     """
-    found = dict(zip(evaluations, standings(objectives, list(evaluations.values())), strict=True))
+    found = dict(zip(evaluations, standings.of(objectives, list(evaluations.values())), strict=True))
 
     def shown(trial: FrozenTrial) -> FrozenTrial:
         digest = str(trial.user_attrs.get(RECIPE))

@@ -13,6 +13,7 @@ import pytest
 import mergefront as mf
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings, raced_front
+from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -32,6 +33,11 @@ def answers(ability: float, task: str, salt: int) -> tuple[float, ...]:
     difficulty = np.random.default_rng(len(task)).random(ITEMS)
     noise = np.random.default_rng([salt, len(task)]).normal(0, 0.1, ITEMS)
     return tuple((ability + noise > difficulty).astype(float).tolist())
+
+
+def race_after(settings: RacingSettings, finished: tuple[Evaluation, ...]) -> ItemRace:
+    """The race of a candidate after these, of which the first four are anchors."""
+    return ItemRace(settings, 0, OBJECTIVES, finished, (0, 1, 2, 3))
 
 
 def run(race: ItemRace, abilities: Mapping[str, float], salt: int) -> Evaluation:
@@ -64,7 +70,7 @@ def field() -> tuple[RacingSettings, tuple[Evaluation, ...]]:
 
 def test_a_hopeless_candidate_costs_a_fraction_of_the_anchors_items(field: Any) -> None:
     settings, known = field
-    hopeless = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, 9)
+    hopeless = run(race_after(settings, known), {"maths": 0.2, "french": 0.2}, 9)
     assert hopeless.details[RACED]["stopped"] == "dominated"
     assert len(hopeless.items["maths"].ids) < settings.share(ITEMS)
     assert hopeless.standard_errors["maths"] > known[0].standard_errors["maths"]
@@ -73,14 +79,12 @@ def test_a_hopeless_candidate_costs_a_fraction_of_the_anchors_items(field: Any) 
 
 def test_a_winner_gets_all_items_once_early_stops_have_paid_for_them(field: Any) -> None:
     settings, known = field
-    losers = tuple(
-        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
-    )
-    winner = run(ItemRace(settings, 0, OBJECTIVES, known, losers), {"maths": 0.9, "french": 0.9}, 9)
+    losers = tuple(run(race_after(settings, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40))
+    winner = run(race_after(settings, (*known, *losers)), {"maths": 0.9, "french": 0.9}, 9)
     assert winner.details[RACED]["stopped"] == "all items"
     truth = answers(0.9, "maths", 9)
     assert winner.scores["maths"] == pytest.approx(np.mean(truth))
-    alone = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.9, "french": 0.9}, 9)
+    alone = run(race_after(settings, known), {"maths": 0.9, "french": 0.9}, 9)
     assert alone.details[RACED]["stopped"] == "budget of items"
 
 
@@ -89,8 +93,7 @@ def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(fiel
     known = field[1]
     settings = RacingSettings(items=0.25, confidence=0.95)
     dropped = sum(
-        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.7, "french": 0.7}, salt).details[RACED]["stopped"]
-        == "dominated"
+        run(race_after(settings, known), {"maths": 0.7, "french": 0.7}, salt).details[RACED]["stopped"] == "dominated"
         for salt in range(100, 300)
     )
     assert dropped <= 10
@@ -117,7 +120,7 @@ def test_of_few_items_candidates_answer_others_than_their_rivals() -> None:
     for salt in range(24):
         ability = {"maths": 0.5 + 0.01 * salt, "french": 0.5 - 0.01 * salt}
         truth = {name: answers(one, name, salt) for name, one in ability.items()}
-        race = ItemRace(RacingSettings(), 0, OBJECTIVES, tuple(known[:4]), tuple(known[4:]), salt < 4)
+        race = ItemRace(RacingSettings(), 0, OBJECTIVES, tuple(known), tuple(range(min(salt, 4))), salt < 4)
         racing = race.start(dict.fromkeys(NAMES, IDS[:60]), {})
         while (batch := racing.batch()) is not None:
             for name, indices in batch.items():
@@ -149,10 +152,8 @@ def test_who_is_smaller_is_not_dropped_however_little_it_knows(field: Any, size:
 def test_who_is_not_on_the_front_by_the_estimates_costs_its_share_and_no_more(field: Any) -> None:
     """The items that early stops saved are for the front; a candidate behind it would eat them up."""
     settings, known = field
-    losers = tuple(
-        run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40)
-    )
-    behind = run(ItemRace(settings, 0, OBJECTIVES, known, losers), {"maths": 0.62, "french": 0.62}, 12)
+    losers = tuple(run(race_after(settings, known), {"maths": 0.2, "french": 0.2}, salt) for salt in range(20, 40))
+    behind = run(race_after(settings, (*known, *losers)), {"maths": 0.62, "french": 0.62}, 12)
     assert behind.details[RACED]["stopped"] == "not on the front"
     assert behind.details[RACED]["asked"] == dict.fromkeys(NAMES, settings.share(ITEMS))
 
@@ -179,7 +180,7 @@ def asked_in_turn(race: ItemRace, abilities: Mapping[str, float], salt: int) -> 
 
 def test_every_candidate_is_asked_in_the_same_order(field: Any) -> None:
     settings, known = field
-    race = ItemRace(settings, 0, OBJECTIVES, known)
+    race = race_after(settings, known)
     short = asked_in_turn(race, {"maths": 0.2, "french": 0.2}, 9)
     longer = asked_in_turn(race, {"maths": 0.72, "french": 0.72}, 10)
     assert len(short) < len(longer) and longer[: len(short)] == short
@@ -187,9 +188,9 @@ def test_every_candidate_is_asked_in_the_same_order(field: Any) -> None:
 
 def test_a_later_candidate_answers_the_same_core_first_and_then_what_was_asked_least(field: Any) -> None:
     settings, known = field
-    earlier = run(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.72, "french": 0.72}, 10)
-    first = asked_in_turn(ItemRace(settings, 0, OBJECTIVES, known), {"maths": 0.72, "french": 0.72}, 10)
-    later = asked_in_turn(ItemRace(settings, 0, OBJECTIVES, known, (earlier,)), {"maths": 0.72, "french": 0.72}, 11)
+    earlier = run(race_after(settings, known), {"maths": 0.72, "french": 0.72}, 10)
+    first = asked_in_turn(race_after(settings, known), {"maths": 0.72, "french": 0.72}, 10)
+    later = asked_in_turn(race_after(settings, (*known, earlier)), {"maths": 0.72, "french": 0.72}, 11)
     assert later[0] == first[0]
     answered = [set(one.items["maths"].ids) for one in (*known, earlier)]
 
@@ -219,7 +220,7 @@ def test_the_stated_confidence_is_that_of_one_comparison() -> None:
     for trial in range(trials):
         luck = rng.normal(0.0, 1.0, count)
         own = {"maths": rival_scores["maths"] + luck - luck.mean(), "french": rival_scores["french"] - 10.0 + luck}
-        racing = ItemRace(settings, trial, OBJECTIVES, others=(rival,)).start(dict.fromkeys(NAMES, ids), {})
+        racing = ItemRace(settings, trial, OBJECTIVES, finished=(rival,)).start(dict.fromkeys(NAMES, ids), {})
         batch = racing.batch()
         assert batch is not None and {len(indices) for indices in batch.values()} == {16}
         for name, indices in batch.items():
@@ -345,7 +346,7 @@ def test_wrong_settings_say_what_would_be_right(given: Any, complaint: str) -> N
 def test_the_sampler_sees_what_is_known_by_now_and_the_trials_keep_what_they_were_told(tmp_path: Path) -> None:
     """Proposals would be made from estimates that later answers have shown to be wrong."""
     study = search(tmp_path, ItemEvaluator())
-    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True))
+    seen = restated(study.optuna, study.objectives, study.ledger.evaluations(items=True), Standings())
     shown = {trial.number: trial for trial in seen.get_trials(deepcopy=False)}
     open_errors: list[float] = []
     told_errors: list[float] = []
@@ -420,6 +421,6 @@ def test_what_no_item_decides_stays_as_it_was_told() -> None:
         details={RACED: {"of": {"maths": 8}}},
     )  # fmt: skip
     objectives = (Objective("maths"), Objective("latency", "minimize"))
-    (shown,) = restated(study, objectives, {"one": evaluation}).get_trials(deepcopy=False)
+    (shown,) = restated(study, objectives, {"one": evaluation}, Standings()).get_trials(deepcopy=False)
     assert shown.values == [0.75, 3.0]
     assert shown.user_attrs[STANDARD_ERRORS][1] == 0.2 and shown.user_attrs[STANDARD_ERRORS][0] > 0
