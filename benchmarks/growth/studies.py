@@ -9,11 +9,9 @@ import numpy as np
 
 import mergefront as mf
 from benchmarks.service.storage_cost import grow
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
 
 NAME = "growth"
-ASKED = 0.2
-"""Share of the items that a candidate of a raced study has answered."""
 
 
 class ItemModels:
@@ -47,17 +45,6 @@ class ItemModels:
         right = (self.difficulties < values[:, None]).astype(float)
         return answered(request, ids, dict(zip(self.objectives, right, strict=True)))
 
-    def partly(self, recipe: mf.Recipe) -> Evaluation:
-        """A random part of the items, as of a raced study."""
-        values, chosen = self.values(recipe), np.random.default_rng(int(recipe.digest[:8], 16))
-        items = {}
-        for name, value, difficulties in zip(self.objectives, values, self.difficulties, strict=True):
-            places = np.sort(chosen.choice(len(self.ids), int(ASKED * len(self.ids)), replace=False))
-            right = (difficulties[places] < value).astype(float)
-            items[name] = ItemScores(tuple(self.ids[place] for place in places), tuple(right.tolist()))
-        errors = {name: one.standard_error for name, one in items.items()}
-        return Evaluation({name: one.mean for name, one in items.items()}, errors, items)
-
 
 def growing_study(
     url: str,
@@ -71,9 +58,9 @@ def growing_study(
     evaluations: int | None = None,
     on_trial_end: Callable[[Any], None] = lambda outcome: None,
 ) -> mf.Study:
-    """A study of so many random trials: a weight and a density of each model, written as rows.
+    """A study of so many random trials: a weight and a density of each model, written as rows; a raced one is searched.
 
-    With ``evaluations`` it is searched that far beyond.
+    With ``evaluations`` it is searched that far.
     """
     scorer = ItemModels(models, objectives, items)
 
@@ -93,9 +80,12 @@ def growing_study(
 
     if evaluations is not None:
         return searched(evaluations)
-    study = searched(models + 3)  # the anchors: base, experts, two averages
+    anchors = models + 3  # base, experts, two averages
+    if racing:
+        return searched(anchors + trials)
+    study = searched(anchors)
     request = EvaluationRequest(tuple(scorer.objectives))
-    grow(study, trials, scorer.partly if racing else lambda recipe: scorer.evaluate(recipe, request))
+    grow(study, trials, lambda recipe: scorer.evaluate(recipe, request))
     return mf.load_study(name, storage=url)
 
 

@@ -6,7 +6,7 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 | --- | --- | --- |
 | ``SCORING`` | the same definition would be scored differently | goes on, or is refused (``SCORING_CHANGES``) |
 | ``SAMPLER_CHANGES`` | a sampler would propose other trials | goes on with the trials that are there |
-| ``RACING`` | a race would ask other items, or estimate otherwise | goes on with the answers that are there |
+| ``RACING_CHANGES`` | a race would ask other items, or estimate otherwise | goes on with the answers that are there |
 """
 
 from __future__ import annotations
@@ -290,8 +290,11 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ),
 )
 """The rules that old studies cannot be scored by any more. A study that no row touches goes on."""
-RACING = 3
-"""The rules of scoring before which a race asked other items. Its estimates are those of this version, always."""
+RACING_CHANGES = {
+    3: "candidates are asked a smaller core and more items of their own",
+    6: "scores and errors are estimated anew",
+}
+"""What a race does otherwise since some rules of scoring. Its estimates are those of this version, always."""
 
 
 @dataclass(frozen=True)
@@ -424,10 +427,11 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
             f"warm_start: [{{study: {name}}}]"
         )
     lines = []
-    if stored.get("racing") and scoring < RACING:
+    changes = [what for number, what in RACING_CHANGES.items() if scoring < number]
+    if stored.get("racing") and changes:
         lines.append(
-            f"racing has changed since study {name!r} was started: candidates are asked a smaller core and more items "
-            "of their own, and scores and errors are estimated anew; it goes on with the answers that are there"
+            f"racing has changed since study {name!r} was started: {', and '.join(changes)}; it goes on with the "
+            "answers that are there"
         )
     sampler = stored["sampler"]
     here, then = sampler_version(sampler["name"]), sampler.get("version", 1)
