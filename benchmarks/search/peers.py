@@ -250,6 +250,7 @@ PEERS: Mapping[str, Peer] = {
     "released MM-MO": Peer(ReleasedMMMO, constraints=False),
     "Optuna GP": Peer(_named("gp"), 60),
     "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
+    "MAP": Peer(_named("map"), 60, constraints=False, problems=("SmolLM2",)),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
     "MM-MO, roughness": Peer(_ours(unexplained="roughness")),
