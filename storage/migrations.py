@@ -1,5 +1,7 @@
 """Older tables of mergefront brought up to date, after a copy of them was put aside.
 
+Not by alembic: its table of versions would be Optuna's, which then refuses the database.
+
 A step is what changed from one version to the next. Steps are run in one transaction, so that an upgrade
 that is killed leaves the old version as it was.
 """

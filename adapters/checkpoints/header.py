@@ -1,5 +1,8 @@
 """Checkpoints on disk: what is in them (read without torch) and their tensors (memory-mapped).
 
+safetensors' own reader tells no offsets, maps every file that it looks at, and does not say what is wrong with which
+tensor; so headers are read here.
+
 A checkpoint is one of
 
     a folder with ``model.safetensors``, or with shards and ``model.safetensors.index.json``

@@ -1,5 +1,8 @@
 """What is refused before any route sees it, and before its body is read (ASGI middleware): requests without a token,
-requests that a web page made its reader's browser send, bodies that are too large or not JSON, and too much at once."""
+requests that a web page made its reader's browser send, bodies that are too large or not JSON, and too much at once.
+
+Of these starlette's own middleware refuses foreign hosts alone, in words without a remedy; fastapi's security comes
+after a body was read."""
 
 from __future__ import annotations
 

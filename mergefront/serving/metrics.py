@@ -1,4 +1,6 @@
-"""Numbers in Prometheus' text format (version 0.0.4)."""
+"""Numbers in Prometheus' text format (version 0.0.4).
+
+prometheus_client would take as many lines to name a registry's numbers, and one more package."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 _UNKNOWN = 1 << 62
@@ -21,20 +22,11 @@ def stretch(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that are free on a device, page cache included; a large number where the system does not say."""
+    """Bytes of memory that are free on a device, page cache included; a large number where torch does not say."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu":
-        return _UNKNOWN
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return _UNKNOWN
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else _UNKNOWN
 
 
 def peak_memory(device: torch.device) -> Callable[[], int | None]:

@@ -1,4 +1,4 @@
-"""One asynchronous HTTP client for every API backend.
+"""One asynchronous HTTP client for every API backend, on httpx, which itself repeats only what did not connect.
 
 ``HttpClient.ask`` sends one request until it is answered: bounded concurrency, a time limit over the
 whole exchange, retries with backoff, a circuit breaker, a limit on the response's size, a budget, and

@@ -5,8 +5,7 @@ The numbers are of docs/benchmarks/operations.md ("Beyond one machine").
 
 from __future__ import annotations
 
-import os
-
+import psutil
 from sqlalchemy import text
 
 from mergefront.formatting import duration, size
@@ -43,7 +42,7 @@ def checked_budget(definition: StudyDefinition, evaluations: int) -> list[str]:
     told = [] if limited is None else [f"search: {limited}"]
     coefficients = definition.space.dimension
     held = evaluations * (BYTES_OF_TRIAL + BYTES_OF_COEFFICIENT * coefficients)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = psutil.virtual_memory().total
     described = (
         f"search.evaluations: {evaluations:,} trials of {coefficients} coefficients are {size(held)} in every process"
     )
