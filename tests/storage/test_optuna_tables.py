@@ -15,9 +15,8 @@ from mergefront.storage.optuna_tables import schema
 from mergefront.storage.optuna_tables.reading import OPTUNA, REVISION
 
 REMEDY = (
-    f"Optuna {optuna.__version__} has other tables than {OPTUNA}, which storage/optuna_tables reads and writes: compare "
-    "schema.py, reading.py, tables.py and retrying_storage.py with Optuna's _rdb, then raise OPTUNA, REVISION and the pin "
-    "in pyproject.toml together"
+    f"Optuna {optuna.__version__} has other tables than {OPTUNA}, which storage/optuna_tables reads and writes: "
+    "compare its modules with Optuna's _rdb, then raise OPTUNA, REVISION and the pin in pyproject.toml together"
 )
 
 
