@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LONGEST = 25
-BEGINNING = r"[A-Z\"'(▲◆●✗0-9]|code|mergefront|mergekit|vLLM|llama|config"
+BEGINNING = r"[A-Z\"'(▲◆●✗0-9]|code|mergefront|mergekit|vLLM|llama|transformers|config"
 """What a sentence may begin with; some names are written small."""
 
 

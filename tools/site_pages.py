@@ -1,7 +1,7 @@
 """Hook of MkDocs: pages that are made of the program itself, and of files outside docs/.
 
-The study file's reference is made of docs/study.schema.json, the Python API's of ``mergefront.__all__``; commands are
-made from click by mkdocs-click where a page says ``::: mkdocs-click``. Examples and the changelog become pages.
+The study file's reference is made of docs/study.schema.json, the Python API's of ``mergefront.__all__``; usage and
+options of commands are made from click, below their headings. Examples and the changelog become pages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links from docs/ to files that are pages here lead to the pages."""
+    """Links from docs/ to files that are pages here lead to the pages; commands get their options from click."""
+    if page.file.src_uri.startswith("reference/cli/"):
+        markdown = re.sub(
+            r"^## mergefront (\S+)\n", lambda found: f"{found[0]}\n{command(found[1])}\n", markdown, flags=re.M
+        )
     return relinked(markdown, f"docs/{page.file.src_uri}", page.file.src_uri) if page.file.abs_src_path else markdown
 
 
@@ -62,6 +66,22 @@ def relinked(text: str, source: str, page: str) -> str:
 
     made = LINK.sub(one, text)
     return re.sub(r"\[([^\]]*)\) \(([^)]*)\)", r"\1", made)
+
+
+def command(name: str) -> str:
+    """Usage and options of a command as click has them."""
+    import click
+
+    from mergefront.cli.application import cli
+
+    with click.Context(cli, info_name="mergefront") as parent:
+        about = cli.commands[name]
+        with click.Context(about, info_name=name, parent=parent) as context:
+            lines = ["```", context.get_usage().removeprefix("Usage: "), "```", ""]
+            records = [one for one in (part.get_help_record(context) for part in about.get_params(context)) if one]
+    lines += ["| option | meaning |", "| -- | -- |"]
+    lines += [f"| `{option}` | {meaning} |".replace("[", "\\[") for option, meaning in records]
+    return "\n".join(lines) + "\n"
 
 
 def study_file() -> str:
