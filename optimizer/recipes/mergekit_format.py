@@ -140,13 +140,13 @@ def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
     method = METHODS[_required(content, "merge_method")]
     reader = _Reader(method, names)
     base = content.get("base_model")
-    if "slices" in content:
+    if content.get("slices"):
         bases = {made.get("base_model", base) for made in content["slices"]}
         if len(bases) > 1:
             raise UserError("mergekit configuration: a recipe has one base_model for all its slices")
         base = next(iter(bases), base)
         reader.read_slices(content["slices"], base)
-    elif "models" in content:
+    elif content.get("models"):
         _refuse_repeated(content["models"])
         for entry in content["models"]:
             reader.read_entry(entry, base, None)
@@ -207,8 +207,6 @@ class _Reader:
         self.layers = 0
 
     def read_entry(self, entry: Any, base: str | None, block: int | None) -> None:
-        if not isinstance(entry, Mapping) or "model" not in entry:
-            raise UserError(f"mergekit configuration: {entry!r} must be a mapping with the key 'model'")
         for key in entry:
             if key not in _PER_ENTRY_KEYS:
                 raise UserError(
@@ -233,7 +231,7 @@ class _Reader:
 
     def read_slices(self, slices: Any, base: str | None) -> None:
         for block, made in enumerate(slices):
-            ranges = {tuple(source.get("layer_range") or ()) for source in made.get("sources", ())}
+            ranges = {tuple(source.get("layer_range") or ()) for source in made.get("sources") or ()}
             if len(ranges) != 1 or len(next(iter(ranges))) != 2:
                 raise UserError(
                     f"mergekit configuration: slice {block}: a recipe needs one layer_range for all its sources"
@@ -260,7 +258,7 @@ class _Reader:
                 known = [known.name for known in self.method.parameters]
                 raise UserError(
                     f"mergekit configuration: {self.method.name} has no parameter {parameter!r} "
-                    f"{did_you_mean(parameter, known)}"
+                    f"{did_you_mean(str(parameter), known)}"
                 )
             if isinstance(value, Mapping):
                 value = [value]

@@ -5,16 +5,20 @@ What the parts mean is checked by those who read them; they may rely on the stru
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.methods import MethodParameter
+from mergefront.optimizer.sections import Section, read_section
 
 IGNORED_PARAMETERS = ("int8_mask", "normalize")
 """Parameters that mergekit-evolve writes for every method, and that change nothing where a method has no such one."""
-_SHOWN = 60
 
 
 def plain_value(value: Any, parameter: MethodParameter) -> Any:
@@ -27,31 +31,9 @@ def plain_value(value: Any, parameter: MethodParameter) -> Any:
 
 def check_structure(content: Mapping[str, Any]) -> None:
     """Raises ``UserError`` with every part of a configuration that has the wrong shape."""
-    problems = list(_problems(content))
+    problems = read_section(_Configuration, content)[1]
     if problems:
         raise UserError("mergekit configuration:\n" + "\n".join(f"  - {line}" for line in problems))
-
-
-def _problems(content: Mapping[str, Any]) -> Iterator[str]:
-    yield from _reference("merge_method", content.get("merge_method"))
-    yield from _reference("base_model", content.get("base_model"))
-    if "merge_method" in content and content["merge_method"] is None:
-        yield "merge_method is empty; it must be the name of a method"
-    seed = content.get("seed")
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
-        yield f"seed is {_short(seed)}; it must be a whole number of at least 0"
-    yield from _parameters("parameters", content.get("parameters"))
-    yield from _entries("models", content.get("models"), _model)
-    yield from _entries("slices", content.get("slices"), _slice)
-
-
-def _entries(where: str, entries: Any, problems: Callable[[str, Any], Iterator[str]]) -> Iterator[str]:
-    """Of a list, what is wrong with each of its entries; nothing where there is no list."""
-    if entries is not None and not isinstance(entries, list):
-        yield f"{where} is {_short(entries)}; it must be a list"
-        return
-    for number, entry in enumerate(entries or ()):
-        yield from problems(f"slice {number}" if where == "slices" else where, entry)
 
 
 def repeated_models(models: Iterable[str]) -> list[str]:
@@ -63,66 +45,50 @@ def repeated_models(models: Iterable[str]) -> list[str]:
     ]
 
 
-def _slice(where: str, made: Any) -> Iterator[str]:
-    if not isinstance(made, Mapping):
-        yield f"{where} is {_short(made)}; it must be a mapping"
-        return
-    yield from _entries(f"{where}: sources", made.get("sources"), _model)
-    yield from _parameters(f"{where}: parameters", made.get("parameters"))
-    yield from _reference(f"{where}: base_model", made.get("base_model"))
+def _could_be(reference: str) -> str:
+    """No system has longer names or paths, nor any with a NUL."""
+    parts = reference.split("/")
+    if not 0 < len(reference) <= 4000 or "\0" in reference or any(len(os.fsencode(part)) > 255 for part in parts):
+        raise PydanticCustomError("reference", "it must be a name or path")
+    return reference
 
 
-def _model(where: str, entry: Any) -> Iterator[str]:
-    if not isinstance(entry, Mapping) or "model" not in entry:
-        yield f"{where}: {_short(entry)} must be a mapping with the key 'model'"
-        return
-    model = entry["model"]
-    if not _is_reference(model):
-        yield f"{where}: the model {_short(model)} must be a name or path"
-    yield from _parameters(f"{where}: {_short(model)}", entry.get("parameters"))
-    layers = entry.get("layer_range")
-    if layers is not None and not isinstance(layers, list):
-        yield f"{where}: layer_range is {_short(layers)}; it must be [first, end)"
+_Reference = Annotated[str, AfterValidator(_could_be), Field(title="a name or path")]
+_Scalar = Annotated[bool | int | float | str, Field(title="a number or a word")]
+_Gradient = Annotated[list[_Scalar], Field(min_length=1, title="a gradient, a list of numbers")]
 
 
-def _parameters(where: str, parameters: Any) -> Iterator[str]:
-    if parameters is None:
-        return
-    if not isinstance(parameters, Mapping):
-        yield f"{where}: {_short(parameters)} must be a mapping of parameters"
-        return
-    for name, value in parameters.items():
-        if not isinstance(name, str):
-            yield f"{where}: the parameter {_short(name)} must be a word"
-        rules = value if isinstance(value, list) else [value]
-        if isinstance(value, list) and not value:
-            yield f"{where}: {name} is an empty list; it must be a number, a gradient or rules"
-        with_rules = any(isinstance(rule, Mapping) for rule in rules)
-        for rule in rules:
-            if isinstance(rule, Mapping):
-                inner = rule.get("value")
-                if inner is None or isinstance(inner, Mapping) or not set(rule) <= {"filter", "value"}:
-                    yield f"{where}: {name}: {_short(rule)} must be a rule, {{filter: ..., value: ...}}"
-                elif isinstance(inner, list) and (not inner or any(isinstance(k, (list, Mapping)) for k in inner)):
-                    yield f"{where}: {name}: {_short(inner)} must be a gradient, a list of numbers"
-                elif not isinstance(rule.get("filter"), (str, type(None))):
-                    yield f"{where}: {name}: the filter {_short(rule['filter'])} must be a word"
-            elif with_rules or isinstance(rule, list) or rule is None:
-                yield f"{where}: {name}: {_short(rule)} must be a number, or a rule {{filter: ..., value: ...}}"
+class _Part(Section):
+    """What its other keys may be is said by those who read them."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
-def _reference(where: str, value: Any) -> Iterator[str]:
-    if value is not None and not _is_reference(value):
-        yield f"{where} is {_short(value)}; it must be a name or path"
+class _Rule(Section):
+    value: _Scalar | _Gradient
+    filter: str | None = None
 
 
-def _is_reference(value: Any) -> bool:
-    """Whether it can be a name or path: no system has longer ones, nor any with a NUL."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    return all(len(part.encode("utf-8", "replace")) <= 255 for part in value.split("/")) and len(value) <= 4000
+_Rules = Annotated[list[_Rule], Field(min_length=1, title="a list of rules, {filter: ..., value: ...}")]
+_Parameters = dict[Any, _Scalar | _Gradient | _Rule | _Rules]
 
 
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+class _Model(_Part):
+    model: _Reference
+    parameters: _Parameters | None = None
+    layer_range: Annotated[list[Any], Field(title="[first, end)")] | None = None
+
+
+class _Slice(_Part):
+    sources: list[_Model] | None = None
+    parameters: _Parameters | None = None
+    base_model: _Reference | None = None
+
+
+class _Configuration(_Part):
+    merge_method: _Reference = ""
+    base_model: _Reference | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    parameters: _Parameters | None = None
+    models: list[_Model] | None = None
+    slices: list[_Slice] | None = None

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from mergefront.optimizer.errors import UserError, did_you_mean
-from mergefront.optimizer.recipes import mergekit_format
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack
 from mergefront.optimizer.recipes.methods import METHODS, ParameterValue
 
@@ -169,6 +168,8 @@ class Recipe:
         """
         if self.grouping.stacks and not self.grouping.starts:
             return self.in_full(references)
+        from mergefront.optimizer.recipes import mergekit_format
+
         return mergekit_format.dump(self, references or {})
 
     def in_full(self, references: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -190,6 +191,8 @@ class Recipe:
         ``names`` maps references to experts' names; without it an expert is called after the last
         part of its path. Raises ``UserError`` for what a recipe cannot say, naming it.
         """
+        from mergefront.optimizer.recipes import mergekit_format
+
         content = mergekit_format.parse(config)
         if "recipe" in content:
             return cls.from_json(content["recipe"])
