@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from mergefront.optimizer.search.ledger import Attributes
 from mergefront.running.worker import work
 from mergefront.storage.database import Database
 from mergefront.storage.ledger import StudyLedger
-from mergefront.storage.schema import claims
+from mergefront.storage.schema import claims, evaluations
 from mergefront.storage.studies import create_or_load, update
 from mergefront.storage.workers.processes import process_identity
 
@@ -264,3 +265,35 @@ def test_a_claim_whose_commit_was_not_heard_of_is_the_next_one_and_an_open_one_i
     assert [(claim.slot, claim.deaths) for claim in made if claim is not None] == [(0, 0), (1, 0), (2, 0)]
     theirs = ledger.claim(10)
     assert theirs is not None and (theirs.slot, theirs.deaths) == (3, 0)
+
+
+def test_an_evaluation_whose_commit_was_not_heard_of_is_kept_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    ledger = ledger_in(url)
+    deaf = StudyLedger(Deaf(url), ledger.study_id, {})
+    for weight in (0.1, 0.2):
+        deaf.record(recipe_at(weight), Evaluation({"maths": weight}), "report")
+    with ledger.database.transaction() as connection:
+        rows = connection.execute(evaluations.select().order_by(evaluations.c.id)).all()
+    assert [row.scores for row in rows] == [{"maths": 0.1}, {"maths": 0.2}]
+
+
+def test_items_are_read_of_those_evaluations_that_they_are_asked_of(tmp_path: Path) -> None:
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    first, second = recipe_at(0.1), recipe_at(0.2)
+    items = ItemScores(("a", "b"), (0.0, 1.0))
+    for recipe in (first, second):
+        ledger.record(recipe, Evaluation({"maths": 0.5}, {}, {"maths": items}), "search")
+    asked: tuple[bool | set[str], ...] = (False, True, {second.digest})
+    found = [[bool(one.items) for one in ledger.evaluations(items=of).values()] for of in asked]
+    assert found == [[False, False], [True, True], [False, True]]
+
+
+def test_a_worker_is_named_by_its_machine_and_process(tmp_path: Path) -> None:
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    leased = StudyLedger(ledger.database, ledger.study_id, {}, lease=60)
+    assert ledger.claim(10) is not None and leased.claim(10) is not None
+    mine, asked = ledger.workers()
+    assert mine.name == f"{socket.gethostname()}:{os.getpid()}" and asked.name == "asked"
+    assert (mine.trial, mine.abandoned) == (None, False)
+    assert mine.seconds is not None and 0 <= mine.seconds < 60
