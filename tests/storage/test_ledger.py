@@ -8,6 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from mergefront.optimizer.search.attributes import SEARCH_SPACE
 from mergefront.optimizer.search.ledger import Attributes
 from mergefront.running.worker import work
 from mergefront.storage.database import Database
-from mergefront.storage.ledger import StudyLedger
+from mergefront.storage.ledger import LEASE_SECONDS, StudyLedger
 from mergefront.storage.schema import claims, evaluations
 from mergefront.storage.studies import create_or_load, update
 from mergefront.storage.workers.processes import process_identity
@@ -297,3 +298,19 @@ def test_a_worker_is_named_by_its_machine_and_process(tmp_path: Path) -> None:
     assert mine.name == f"{socket.gethostname()}:{os.getpid()}" and asked.name == "asked"
     assert (mine.trial, mine.abandoned) == (None, False)
     assert mine.seconds is not None and 0 <= mine.seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("ago", "abandoned"), [(0.0, False), (0.5, False), (1.5, True), (-0.5, False), (-1.5, True)]
+)  # in leases
+def test_a_worker_elsewhere_is_given_up_after_a_lease_of_silence(tmp_path: Path, ago: float, abandoned: bool) -> None:
+    """So is one whose sign of life lies a lease in the future: the clock was set back since, and nobody would wait."""
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    assert ledger.claim(10) is not None
+    heard = time.time() - ago * LEASE_SECONDS
+    elsewhere = {"host": "another/boot/namespace", "process": "1/2/3", "heartbeat": heard}
+    with ledger.database.transaction() as connection:
+        connection.execute(claims.update().values(**elsewhere))
+    assert [worker.abandoned for worker in ledger.workers()] == [abandoned]
+    claim = ledger.claim(10)
+    assert claim is not None and claim.slot == (0 if abandoned else 1) and claim.deaths == int(abandoned)
