@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mergefront.adapters.language_model import Chat, Tokens
@@ -127,12 +128,16 @@ class ChatTemplate:
         """What the template writes behind an assistant's turn."""
         return self.render([*messages, {"role": "assistant", "content": _END}], options).rpartition(_END)[2]
 
-    def unread(self, options: Mapping[str, Any]) -> list[str]:
-        """The options that the template has no use for."""
+    @cached_property
+    def variables(self) -> set[str]:
+        """What the template reads."""
         from jinja2 import meta
 
-        read = meta.find_undeclared_variables(_environment().parse(self.text))
-        return [name for name in options if name not in read]
+        return meta.find_undeclared_variables(_environment().parse(self.text))
+
+    def unread(self, options: Mapping[str, Any]) -> list[str]:
+        """The options that the template has no use for."""
+        return [name for name in options if name not in self.variables]
 
 
 class ChatReader(Protocol):
@@ -145,7 +150,7 @@ class ChatReader(Protocol):
         """The tokens of each prompt, and those of an answer in the assistant's turn (none where there is no answer)."""
 
     def unread(self, chat: Chat) -> list[str]:
-        """The options that the template has no use for, as far as that is known."""
+        """The options that the template has no use for, each with a hint, as far as that is known."""
 
     def closing(self, chat: Chat) -> Tokens:
         """The tokens behind an assistant's turn, as far as they are known."""
@@ -193,7 +198,9 @@ class TemplateReader:
         return encoded_turns([self.rendered(chat, answer) for chat, answer in asked], self._encode)
 
     def unread(self, chat: Chat) -> list[str]:
-        return self.template(chat.template).unread(json.loads(chat.options))
+        template = self.template(chat.template)
+        known = (template.variables - RESERVED) | {"system", "template", "date"}
+        return [f"{name!r} {did_you_mean(name, known)}" for name in template.unread(json.loads(chat.options))]
 
     def closing(self, chat: Chat) -> Tokens:
         template, options, messages = self._read(chat)

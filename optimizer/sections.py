@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -28,6 +29,25 @@ class Options(Section):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
+
+class OpenSection(BaseModel):
+    """Keys of its own, and any others, which mean something elsewhere."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @property
+    def misspelt(self) -> dict[str, str]:
+        """The other keys that are nearly its own, each with a sentence that says so."""
+        own = type(self).model_fields
+        return {
+            key: f"unknown key {key!r} {did_you_mean(key, own)}"
+            for key in self.model_extra or ()
+            if get_close_matches(key, own, n=1, cutoff=_NEARLY)
+        }
+
+
+_NEARLY = 0.8
+"""How alike a key and a misspelling of it are (``difflib``); ``system_prompt`` is no ``system``."""
 
 Made = TypeVar("Made", bound=BaseModel)
 Schema = Mapping[str, Any]

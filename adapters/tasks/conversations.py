@@ -9,7 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mergefront.adapters.chat_templates import RESERVED, TODAY, check_template
 from mergefront.adapters.language_model import Chat, Message
@@ -17,13 +17,11 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.options import as_section
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.foreign_text import file_content
-from mergefront.optimizer.sections import Options
+from mergefront.optimizer.sections import OpenSection
 
 
-class ChatSection(Options):
+class ChatSection(OpenSection):
     """How items become conversations; every other key is a variable of the template."""
-
-    model_config = ConfigDict(extra="allow")
 
     system: str | None = Field(None, min_length=1, description="a system message before every item")
     template: str | None = Field(
@@ -48,7 +46,7 @@ class ChatSection(Options):
     @property
     def options(self) -> dict[str, Any]:
         """Variables of the template."""
-        return dict(self.model_extra or {})
+        return {key: value for key, value in (self.model_extra or {}).items() if key not in self.misspelt}
 
 
 Chats = Annotated[ChatSection | None, BeforeValidator(as_section, json_schema_input_type=bool | ChatSection | None)]

@@ -207,7 +207,8 @@ def _in_chat(options: JsonlOptions, folder: Path) -> tuple[JsonlOptions, list[st
         return options, []
     chat, problems = with_template(options.chat, folder)
     of_chat = {name: value for name, value in CHAT_DEFAULTS.items() if name not in options.model_fields_set}
-    return options.model_copy(update={**of_chat, "chat": chat}), problems
+    misspelt = [f"chat: {sentence}" for sentence in options.chat.misspelt.values()]
+    return options.model_copy(update={**of_chat, "chat": chat}), [*misspelt, *problems]
 
 
 def idle_options(config: Mapping[str, Any]) -> list[str]:

@@ -110,6 +110,8 @@ def chat_refusals(asked: Sequence[Question], reader: Reader) -> list[str]:
                 answers = question.answers if question.new_tokens is None else ()
                 reader.tokenization.pairs([(question.prompt, answer) for answer in answers])
                 reader.tokenization.texts([question.prompt])
+                unread = reader.tokenization.chats.unread(question.prompt)
+                why = f"the chat template does not read {', '.join(unread)}" if unread else ""
             except UserError as error:
                 why = str(error)
         if why:
@@ -182,9 +184,6 @@ def _conversations(chats: Sequence[Chat], reader: Reader) -> Iterator[str]:
     text = "" if told is None else reader.tokenization.chats.rendered(told, None)[0]
     if told is not None and text and told.messages[0].content.strip() not in text:
         yield "the chat template refuses system messages, and the task's description is left out, as the harness does"
-    unread = reader.tokenization.chats.unread(chats[0])
-    if unread:
-        yield f"the chat template has no use for {', '.join(unread)}"
     closing = reader.tokenization.chats.closing(chats[0])
     if reader.ends and closing and not reader.ends & set(closing):
         text = "".join(reader.tokenization.pieces(closing)).strip()

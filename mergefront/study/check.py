@@ -133,17 +133,15 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
     learned = {} if record is None else record.definition.get("learned", {})
     if space is not None and centres.keys() and {one["around"] for one in centres.values()} <= learned.keys():
         space = centred(space, centres, learned)
-    problems.extend(
-        f"search: {problem}"
-        for problem in check_sampler(
-            file.search.sampler,
-            file.search.options,
-            len(file.objectives),
-            constrained=bool(file.constraints),
-            stops_by_improvement=stop.improvement is not None,
-            simplex=file.merge.space.simplex,
-        )
+    of_sampler = check_sampler(
+        file.search.sampler,
+        file.search.options,
+        len(file.objectives),
+        constrained=bool(file.constraints),
+        stops_by_improvement=stop.improvement is not None,
+        simplex=file.merge.space.simplex,
     )
+    problems.extend(f"search: {problem}" for problem in (*file.search.misspelt.values(), *of_sampler))
     if racing is not None and not file.tasks and file.backend.type != "external":
         problems.append("racing: needs tasks, whose items it saves; remove 'racing', or score with tasks")
     served: Mapping[str, Mapping[str, Any]] = {}

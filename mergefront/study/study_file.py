@@ -19,7 +19,7 @@ from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.racing.race import RacingSettings
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.search.stopping import StopRule
-from mergefront.optimizer.sections import Problem, Section, problems_of
+from mergefront.optimizer.sections import OpenSection, Problem, Section, problems_of
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.studies import MOST_EVALUATIONS
@@ -190,10 +190,8 @@ class AlignedSection(Section):
     steps: int = Field(default=50, ge=1, le=10_000, description="steps of learning, each on a prompt of every expert")
 
 
-class SearchSection(BaseModel):
+class SearchSection(OpenSection):
     """Sampler and budget; every other key is an option of the sampler."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     sampler: str = "mm-mo"
     evaluations: int | None = Field(default=None, ge=1, le=MOST_EVALUATIONS)
@@ -208,7 +206,7 @@ class SearchSection(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """The options of the sampler."""
-        return dict(self.model_extra or {})
+        return {key: value for key, value in (self.model_extra or {}).items() if key not in self.misspelt}
 
 
 class StudyFile(Section):

@@ -278,7 +278,8 @@ class MergeSpace:
                 if parameter is None:
                     used = ", ".join(method.name for method in self.methods)
                     raise UserError(
-                        f"space: {name.parameter!r} is no parameter of {used} {did_you_mean(name.parameter, declared)}"
+                        f"space: {name.parameter!r} is no parameter of {used} "
+                        f"{did_you_mean(name.parameter, {*declared, 'granularity', 'split', 'simplex'})}"
                     )
                 if name.expert is not None and parameter.scope == "recipe":
                     raise UserError(

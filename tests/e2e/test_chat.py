@@ -170,11 +170,12 @@ def test_what_cannot_be_asked_in_chat_is_one_line_of_check(models: Path, tmp_pat
 
 
 def test_check_says_what_a_template_does_not_read_and_where_its_turns_do_not_end(models: Path, tmp_path: Path) -> None:
-    (tmp_path / "phi.jinja").write_text(FAMILIES["phi"])
-    report = check_study(study_in(tmp_path, models, list("abcd"), {"template": "phi.jinja", "thinking": True}))
-    assert report.problems == []
-    (line,) = [line for line in report.warnings if "no use for" in line]
-    assert line.startswith("tasks writing, liking: the chat template has no use for thinking")
+    for chat, said in (
+        ({"thinking": True}, "does not read 'thinking' (did you mean 'enable_thinking'?) (4 of 4 items)"),
+        ({"systm": "Be brief."}, "chat: unknown key 'systm' (did you mean 'system'?)"),
+    ):
+        told = check_study(study_in(tmp_path, models, list("abcd"), chat)).problems
+        assert [said in line and line.startswith("tasks.") for line in told] == [True, True], told
     (tmp_path / "gemma.jinja").write_text(FAMILIES["gemma"])
     (line,) = check_study(study_in(tmp_path, models, list("abcd"), {"template": "gemma.jinja"})).warnings
     assert "ends a turn with '<end_of_turn>', which ends no answer of this model; give the task stop" in line

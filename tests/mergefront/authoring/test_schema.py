@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+
+from mergefront.study.check import check_study
 
 ROOT = Path(__file__).parents[3]
 COMMITTED = {"study.schema.json": (), "pool.schema.json": ("--pool",)}
@@ -60,7 +65,7 @@ def test_every_example_begins_with_its_schema_and_is_valid(path: Path) -> None:
 
 BLOCKS = [
     pytest.param(page, block, id=f"{page.name} {number}")
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for number, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
@@ -140,6 +145,57 @@ def test_a_usual_fault_is_marked_in_the_editor(written: str, wrong: str) -> None
 )
 def test_less_usual_forms_are_no_faults(written: str, right: str) -> None:
     assert written in FRAME and problems(yaml.safe_load(FRAME.replace(written, right))) == []
+
+
+def forms(schema: Any) -> list[Any]:
+    """The forms that a value may have, besides null."""
+    if "$ref" in schema:
+        return forms(committed("study.schema.json").schema["$defs"][schema["$ref"].rpartition("/")[2]])
+    several = schema.get("anyOf", schema.get("oneOf"))
+    if several is None:
+        return [] if schema.get("type") == "null" else [schema]
+    return [form for one in several for form in forms(one)]
+
+
+def sample(schema: Any) -> Any:
+    """A value of the first form, no longer than it must be."""
+    form = next(iter(forms(schema)), {})
+    if "const" in form or "enum" in form:
+        return form.get("const", form.get("enum", [None])[0])
+    if form.get("type") == "object":
+        return {key: sample(form["properties"][key]) for key in form.get("required", ())}
+    if form.get("type") == "array":
+        return [sample(form.get("items", {}))]
+    return {"integer": max(1, form.get("minimum", 1)), "number": 0.5, "boolean": True}.get(form.get("type"), "x")
+
+
+def sections(schema: Any) -> Iterator[tuple[list[Any], list[str], Any]]:
+    """Every mapping of known keys in what a schema takes: where it is, its keys, and something that holds it."""
+    for form in forms(schema):
+        own = sample(form)
+        if form.get("properties"):
+            yield [], list(form["properties"]), own
+        inner = {**form.get("properties", {}), "a": form.get("additionalProperties")}
+        for key, schema_inside in inner.items():
+            for where, keys, content in sections(schema_inside) if isinstance(schema_inside, dict) else ():
+                yield [key, *where], keys, {**own, key: content}
+        for where, keys, content in sections(form.get("items", {})) if form.get("type") == "array" else ():
+            yield [0, *where], keys, [content]
+
+
+def test_a_misspelt_key_anywhere_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    """None is read as something that users are only warned of, and none is left out without a word."""
+    checked = 0
+    for where, keys, content in sections(committed("study.schema.json").schema):
+        written = copy.deepcopy(yaml.safe_load(FRAME) | {part: content[part] for part in where[:1]})
+        right = max(keys, key=len)
+        wrong = f"{right[:-1]}zz"
+        reduce(getitem, where, written)[wrong] = 1
+        (tmp_path / "study.yaml").write_text(json.dumps(written))
+        told = check_study(tmp_path / "study.yaml").problems
+        assert any(f"unknown key {wrong!r} (did you mean {right!r}?)" in line for line in told), (where, told)
+        checked += 1
+    assert checked > 30
 
 
 if __name__ == "__main__":
