@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 import mergefront as mf
-from benchmarks.evaluation.problems import ITEM_PROBLEMS, Array, answered
+from benchmarks.evaluation.answers import answered
+from benchmarks.evaluation.problems import ITEM_PROBLEMS, Array
 from mergefront.optimizer.racing.race import ItemRace, RacingSettings
 from mergefront.optimizer.racing.standings import Standings
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 import mergefront as mf
-from benchmarks.evaluation.problems import Array, answered
+from benchmarks.evaluation.answers import answered
+from benchmarks.evaluation.problems import Array
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest

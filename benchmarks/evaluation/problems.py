@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation.answers import answered
 from benchmarks.search.experts import PoolSpec, margins, trained_pool
 from benchmarks.search.problems import SMOLLM
 from benchmarks.search.recorded_landscape import RecordedLandscape
@@ -22,7 +23,7 @@ from mergefront.demo.experts import train_models
 from mergefront.demo.skills import SKILLS, item, questions
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
-from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator, ItemScores
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, Evaluator
 from mergefront.optimizer.seeding import derive_seed
 
 ITEMS = 1000
@@ -186,38 +187,6 @@ class NetworkEvaluator:
             name: np.concatenate([found[skill].double().numpy() for skill in self.groups[name]]) for name in self.ids
         }
         return answered(request, self.ids, {name: (one > 0).astype(float) for name, one in values.items()}, values)
-
-
-def answered(
-    request: EvaluationRequest,
-    ids: Mapping[str, Sequence[str]],
-    scores: Mapping[str, Array],
-    margins: Mapping[str, Array] | None = None,
-) -> Evaluation:
-    """The evaluation of a candidate whose score of every item is known: all items, or those that the race asks."""
-
-    def asked(name: str, indices: Sequence[int]) -> ItemScores:
-        chosen = list(indices)
-        smooth = tuple(margins[name][chosen].tolist()) if margins is not None and name in margins else None
-        return ItemScores(tuple(ids[name][index] for index in chosen), tuple(scores[name][chosen].tolist()), smooth)
-
-    details: Mapping[str, Any] = {}
-    if request.race is None:
-        items = {name: asked(name, range(len(ids[name]))) for name in request.objectives}
-        means = {name: one.mean for name, one in items.items()}
-        errors = {name: one.standard_error for name, one in items.items()}
-    else:
-        race = request.race.start({name: ids[name] for name in request.objectives}, {})
-        while (batch := race.batch()) is not None:
-            for name, indices in batch.items():
-                if indices:
-                    race.tell(name, indices, asked(name, indices))
-        result = race.result()
-        items, details = dict(result.items), result.details
-        means = {name: one.mean for name, one in result.estimates.items()}
-        errors = {name: one.standard_error for name, one in result.estimates.items()}
-    cost = {"items": float(sum(len(one.ids) for one in items.values()))}
-    return Evaluation(means, errors, items, cost=cost, details=details)
 
 
 def _write_data(folder: Path, seed: int) -> set[str]:

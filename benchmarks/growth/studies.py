@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import mergefront as mf
+from benchmarks.evaluation.answers import answered
 from benchmarks.service.storage_cost import grow
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest
 
@@ -35,8 +36,6 @@ class ItemModels:
 
     def evaluate(self, recipe: mf.Recipe, request: EvaluationRequest) -> Evaluation:
         """All items, or those that a race asks."""
-        from benchmarks.evaluation.problems import answered  # imports torch, which most work does not need
-
         values = self.values(recipe)
         if not self.ids:
             scores = dict(zip(self.objectives, values.tolist(), strict=True))

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from mergefront.optimizer.arrays import Array, Integers
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.racing.item_order import least_asked_first, random_order, stratified_order
+from mergefront.optimizer.racing.item_order import least_asked_first, stratified_order
 from mergefront.optimizer.racing.noisy_front import likely_front
 from mergefront.optimizer.racing.standings import AnsweredItems, Standings, TaskStandings, told
 from mergefront.optimizer.scores.comparison import Difference, paired_difference
@@ -258,23 +258,23 @@ class TaskField:
 
     @classmethod
     def of(cls, race: ItemRace, name: str, ids: Sequence[str]) -> TaskField:
-        standings = race.standings.task(name, race.finished)
-        columns = standings.columns(ids)
-        base = random_order(ids, race.seed)
+        ids, standings = tuple(ids), race.standings.task(name, race.finished)
+        columns, base = standings.order(ids, race.seed)
         if race.is_anchor:
-            return cls(tuple(ids), tuple(base), columns, standings)
+            return cls(ids, base, columns, standings)
         core, size = race.settings.rounds(len(ids))[:2]
         anchors = standings.scores(columns, race.anchors)
-        known = [index for index in base if len(anchors) and not np.isnan(anchors[:, index]).any()]
+        by_all = np.asarray((~np.isnan(anchors)).all(axis=0)) if len(anchors) else np.zeros(len(ids), dtype=bool)
+        known = [index for index, kept in zip(base, by_all[list(base)].tolist(), strict=True) if kept]
         if len(anchors) >= 2 and len(known) >= core:
             first = [known[place] for place in stratified_order(anchors[:, known])][:core]
         else:
-            first = base[:core]
+            first = list(base[:core])
         everybody = set(first)
         rest = [index for index in base if index not in everybody]
         asked = standings.times_asked()[columns]
         order = [*first, *least_asked_first(rest, asked, size, race.seed, len(race.finished))]
-        return cls(tuple(ids), tuple(order), columns, standings)
+        return cls(ids, tuple(order), columns, standings)
 
     @property
     def estimates(self) -> list[Estimate | None]:

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mergefront.optimizer.arrays import Array, Integers
+from mergefront.optimizer.racing.item_order import random_order
 from mergefront.optimizer.racing.joint_scores import JointModel, decisive, plain_estimates
 from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
@@ -55,6 +56,7 @@ class TaskStandings:
         self._columns: dict[str, int] = {}
         self._everybody: list[AnsweredItems] = []
         self._rows: list[AnsweredItems] = []
+        self._order: tuple[tuple[str, ...], int, Integers, tuple[int, ...]] | None = None
         self._model: JointModel | None = None
         self._model_of: tuple[int, int, bool] | None = None
         self._read: dict[int, Estimate] = {}
@@ -73,6 +75,12 @@ class TaskStandings:
         """Those of items, by their ids."""
         known = self._columns
         return np.array([known.setdefault(one, len(known)) for one in ids], dtype=np.int64)
+
+    def order(self, ids: tuple[str, ...], seed: int) -> tuple[Integers, tuple[int, ...]]:
+        """The columns of the task's items, and the items' random order: the same for every candidate."""
+        if self._order is None or self._order[:2] != (ids, seed):
+            self._order = (ids, seed, self.columns(ids), tuple(random_order(ids, seed)))
+        return self._order[2:]
 
     def scores(self, columns: Integers, candidates: Sequence[int] | None = None) -> Array:
         """What candidates, or some, scored on the items of some columns (k x n, NaN where they were not asked)."""

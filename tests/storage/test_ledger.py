@@ -314,3 +314,18 @@ def test_a_worker_elsewhere_is_given_up_after_a_lease_of_silence(tmp_path: Path,
     assert [worker.abandoned for worker in ledger.workers()] == [abandoned]
     claim = ledger.claim(10)
     assert claim is not None and claim.slot == (0 if abandoned else 1) and claim.deaths == int(abandoned)
+
+
+def test_what_was_read_is_not_read_again(database_url: str) -> None:
+    """A race reads all item scores before each candidate: that would grow with the study."""
+    ledger = ledger_in(database_url)
+    for number in range(4):
+        items = {"maths": ItemScores(("a", "b"), (0.0, number / 4))}
+        ledger.record(recipe_at(number / 10), Evaluation({"maths": number / 8}, items=items), "search")
+    ledger.record(recipe_at(0.9), Evaluation({"maths": 1.0}), "report")
+    order = [recipe_at(number / 10).digest for number in range(4)]
+    every = ledger.evaluations_beside({})
+    assert every == ledger.evaluations(items=True) and list(every) == order
+    kept = {digest: Evaluation({"maths": -1.0}) for digest in order[1:3]}
+    assert ledger.evaluations_beside(kept) == every | kept
+    assert list(ledger.evaluations_beside(kept)) == order
