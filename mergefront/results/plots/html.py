@@ -13,33 +13,33 @@ from mergefront import formatting
 from mergefront.formatting import html_text
 from mergefront.notebook import ANCHOR, FAINT, FRONT, SUGGESTED
 from mergefront.results.plots.picture import GRID, Axis, Picture, Point, Series, hypervolumes
+from mergefront.results.plots.web_page import web_page
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Study
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ font-family: sans-serif; margin: 1rem auto; max-width: 1250px; color: #212529; }}</style></head>
-<body><h1 style="font-size: 1.3rem">{title}</h1>
-{figures}
-</body></html>
-"""
+PALETTE = (FRONT, ANCHOR, "#009e73", "#cc79a7", "#56b4e9", SUGGESTED)
+"""For what has no colour of its own; Okabe and Ito's."""
+_NEAR = (0.06, 0.05)
+"""Labels nearer than this share of the panel, across and up, would overlap."""
 
 
 def write_html(shown: Picture, path: Path) -> None:
     """Draw ``shown`` into ``path``: plotly itself is inside the file, nothing is loaded from elsewhere."""
-    text = _PAGE.format(title=html_text(shown.title), figures=html_of(figures(shown), with_plotly=True))
-    path.write_text(text, encoding="utf-8")
+    drawn = html_of(figures(shown), with_plotly=True)
+    path.write_text(web_page(shown.title, f"<h1>{html_text(shown.title)}</h1>\n{drawn}"), encoding="utf-8")
 
 
 def html_of(drawn: Sequence[Any], *, with_plotly: bool = False) -> str:
-    """Figures as HTML; plotly itself has to be on the page once, before them or with them."""
+    """Figures as HTML; plotly itself has to be on the page once, before them or with them. On a narrow screen figures
+    of many panels scroll, and the page does not."""
     config = {"displaylogo": False, "responsive": True}
-    return "\n".join(
-        figure.to_html(full_html=False, include_plotlyjs=with_plotly and index == 0, config=config)
-        for index, figure in enumerate(drawn)
-    )
+    parts = []
+    for index, figure in enumerate(drawn):
+        part = figure.to_html(full_html=False, include_plotlyjs=with_plotly and index == 0, config=config)
+        many = figure.layout.dragmode == "select" or figure.data[0].type == "parcoords"
+        parts.append(f'<div class="wide"><div class="many">{part}</div></div>' if many else part)
+    return "\n".join(parts)
 
 
 def figures(shown: Picture) -> list[Any]:
@@ -67,7 +67,7 @@ def hypervolume_figure(study: Study) -> Any:
         )
     figure.update_xaxes(title="trial (yellow: anchors)")
     figure.update_yaxes(title="hypervolume, normalised by the anchors")
-    return figure.update_layout(template="plotly_white")
+    return styled(figure, 380)
 
 
 def _panel(shown: Picture) -> Any:
@@ -87,7 +87,7 @@ def _panel(shown: Picture) -> Any:
         figure.add_trace(_markers(shown, series, across, up, legend=True))
     figure.update_xaxes(title=_safe(across.title))
     figure.update_yaxes(title=_safe(up.title))
-    return _styled(figure, 620)
+    return styled(figure, 620)
 
 
 def _pairs(shown: Picture) -> Any:
@@ -106,8 +106,9 @@ def _pairs(shown: Picture) -> Any:
         if row != column:  # the mirrored panel stays empty
             figure.update_xaxes(visible=False, row=column, col=row)
             figure.update_yaxes(visible=False, row=column, col=row)
-    figure = _styled(figure, 260 + 240 * side)
-    return figure.update_layout(legend={"x": 1.0, "y": 1.0, "xanchor": "right", "bgcolor": "rgba(255,255,255,0.9)"})
+    figure = styled(figure, 260 + 240 * side)
+    corner = {"x": 1.0, "y": 1.0, "xanchor": "right", "orientation": "v"}
+    return figure.update_layout(dragmode="select", legend=corner)
 
 
 def _parallel(shown: Picture) -> Any:
@@ -116,7 +117,8 @@ def _parallel(shown: Picture) -> Any:
     for index, objective in enumerate(shown.objectives):
         values = [point.scores[index] for point in shown.points]
         low, high = min(values), max(values)
-        ends = [low, high] if low < high else [low - 0.5, high + 0.5]
+        beyond = 0.02 * (high - low) or 0.5
+        ends = [float(f"{low - beyond:.3g}"), float(f"{high + beyond:.3g}")]
         ends = ends if objective.direction == "maximize" else ends[::-1]
         dimensions.append({"label": _safe(formatting.heading(objective)), "values": values, "range": ends})
     kinds = [0.5 if point.anchor is not None else float(point.on_front) for point in shown.points]
@@ -124,13 +126,17 @@ def _parallel(shown: Picture) -> Any:
     figure = go.Figure(
         go.Parcoords(dimensions=dimensions, line={"color": kinds, "cmin": 0, "cmax": 1, "colorscale": scale})
     )
-    return _styled(figure, 420).update_layout(
+    return styled(figure, 440).update_layout(
         title={
             "text": "Every candidate, up is better: blue merges on the front, yellow anchors"
-            f"{', grey dominated merges' if shown.dominated else ''} (drag along an axis to select)",
+            f"{', grey dominated merges' if shown.dominated else ''}<br>Drag along an axis, or around points above, to "
+            "highlight candidates everywhere",
             "font": {"size": 14},
+            "y": 0.98,
+            "yanchor": "top",
         },
-        margin={"l": 70, "r": 70, "t": 90, "b": 40},
+        margin={"l": 70, "r": 70, "t": 110, "b": 40},
+        meta={"trials": [point.number for point in shown.points], "kinds": kinds},
     )
 
 
@@ -138,6 +144,7 @@ def _markers(shown: Picture, series: Series, across: Axis, up: Axis, *, legend: 
     points = series.points
     named = any(point.on_front and point.anchor is None for point in points) and not series.hollow
     look = {"color": series.color, "size": series.size, "symbol": series.symbol[1] + ("-open" if series.hollow else "")}
+    look["opacity"] = 0.6 if series.color == FAINT else 1.0
     return go.Scatter(
         x=across.values(points),
         y=up.values(points),
@@ -146,14 +153,30 @@ def _markers(shown: Picture, series: Series, across: Axis, up: Axis, *, legend: 
         legendgroup=_safe(series.name),
         showlegend=legend,
         marker={**look, "line": {"width": 2.5, "color": series.color}} if series.hollow else look,
-        text=[str(point.number) for point in points] if named else None,
+        text=_labels(shown, points, across, up) if named else None,
         textposition="top right",
-        textfont={"size": 10, "color": FRONT},
+        customdata=[point.number for point in points],
+        unselected={"marker": {"opacity": 0.12}, "textfont": {"color": "rgba(0,0,0,0)"}},
+        textfont={"size": 10},
         error_x=_errors(series, across),
         error_y=_errors(series, up),
         hoverinfo="skip" if series.hollow else "text",
         hovertext=[_hover(shown, point) for point in points],
     )
+
+
+def _labels(shown: Picture, points: list[Point], across: Axis, up: Axis) -> list[str]:
+    """The trials' numbers, without those that would overlap another one; the suggested and the best come first."""
+    xs, ys = across.values(points), up.values(points)
+    every = (axis.values(list(shown.points)) for axis in (across, up))
+    width, height = (max(values) - min(values) or 1.0 for values in every)
+    labels, placed = [""] * len(points), list[tuple[float, float]]()
+    for index in sorted(range(len(points)), key=lambda one: (not points[one].suggested, points[one].number)):
+        x, y = xs[index] / width, ys[index] / height
+        if all(abs(x - a) > _NEAR[0] or abs(y - b) > _NEAR[1] for a, b in placed):
+            labels[index] = str(points[index].number)
+            placed.append((x, y))
+    return labels
 
 
 def _errors(series: Series, axis: Axis) -> dict[str, Any] | None:
@@ -178,12 +201,15 @@ def _safe(text: str) -> str:
     return html_text(text, quote=False)
 
 
-def _styled(figure: Any, height: int) -> Any:
+def styled(figure: Any, height: int) -> Any:
+    """The look of every figure; colours of text and lines are the page's (``web_page``)."""
     figure.update_layout(
         template="simple_white",
         height=height,
         margin={"l": 70, "r": 30, "t": 30, "b": 60},
         hoverlabel={"align": "left"},
+        colorway=PALETTE,
+        legend={"orientation": "h", "y": -0.15, "yanchor": "top"},
     )
     figure.update_xaxes(showgrid=True, gridcolor=GRID)
     figure.update_yaxes(showgrid=True, gridcolor=GRID)

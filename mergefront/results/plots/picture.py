@@ -17,8 +17,9 @@ from mergefront.optimizer.scores.pareto import HypervolumeSoFar, nondominated
 from mergefront.study.stored_study import Study, rounded
 
 GRID = "#e9ecef"
-# Okabe and Ito's colours without the front's blue and the suggestion's vermilion: told apart by everyone.
-_ANCHOR_COLOURS = ("#000000", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
+# Okabe and Ito's colours without the front's blue and the suggestion's vermilion, told apart by everyone; grey in the
+# place of black, since pages may be dark.
+_ANCHOR_COLOURS = ("#6c757d", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c6d31")
 _CIRCLE = ("o", "circle")
 _ANCHOR_SYMBOLS = (
     ("s", "square"),

@@ -7,6 +7,7 @@ that it uses the items that the search optimised on.
 from __future__ import annotations
 
 import base64
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from mergefront.optimizer.scores.power import POWER
 from mergefront.results import verdict_text
 from mergefront.results.coefficient_importance import importances
 from mergefront.results.plots.front import checked_path, save_picture
+from mergefront.results.plots.web_page import web_page
 from mergefront.results.report.contents import Contents, contents
 from mergefront.results.report.detectable import detectable_differences, measured_tasks
 from mergefront.results.suggestion import export_command, suggestion_lines
@@ -79,8 +81,15 @@ def page(shown: Contents) -> str:
         "What happened to items": _outcomes(study),
         "Cost": _cost(study),
     }
-    body = "\n".join(f"<section><h2>{name}</h2>\n{part}\n</section>" for name, part in sections.items() if part)
-    return _PAGE.format(title=html_text(f"{study.name}: report"), heading=html_text(study.name), body=body)
+    written = {name: part for name, part in sections.items() if part}
+    links = " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in written)
+    parts = [f'<section id="{_anchor(name)}"><h2>{name}</h2>\n{part}\n</section>' for name, part in written.items()]
+    body = "\n".join((f"<h1>{html_text(study.name)}</h1>\n<nav>{links}</nav>", *parts))
+    return web_page(f"{study.name}: report", body)
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
 
 
 def _result(shown: Contents) -> str:
@@ -151,7 +160,7 @@ def _drawn(shown: Picture) -> str:
 
 
 def _hypervolume(shown: Contents) -> str:
-    from mergefront.results.plots.html import hypervolume_figure
+    from mergefront.results.plots.html import html_of, hypervolume_figure
 
     study = shown.study
     of_anchors = study.hypervolume(list(shown.anchors)) if shown.anchors else 0.0
@@ -160,7 +169,7 @@ def _hypervolume(shown: Contents) -> str:
         f"merges on the front, hypervolume {formatting.hypervolume(study.measured_hypervolume())} (anchors alone "
         f"{formatting.number(of_anchors)}; objectives normalised by the anchors, reference point −0.1).</p>"
     )
-    return note + _figure(hypervolume_figure(study), 380)
+    return note + html_of([hypervolume_figure(study)])
 
 
 def _scores(shown: Contents) -> str:
@@ -168,17 +177,28 @@ def _scores(shown: Contents) -> str:
     several = not study.has_one_objective
     headings = ["", *(formatting.heading(objective) for objective in study.objectives)]
     headings += ["mean, normalised", "weakest, normalised"] if several else []
-    table = []
     suggested = study.suggested()
-    for candidate, row in _rows(shown):
-        cells = [_score(row, objective) for objective in study.objectives]
+    winner = None if suggested is None else suggested.number
+    means = {number: sum(shares) / len(shares) for number, shares in shown.normalised.items()}
+    rows = []
+    for candidate, row in sorted(_rows(shown), key=lambda one: (one[0].number != winner, -means[one[0].number])):
         shares = shown.normalised[candidate.number]
-        cells += [formatting.number(sum(shares) / len(shares)), formatting.number(min(shares))] if several else []
-        mark = " (suggested)" if suggested is not None and candidate.number == suggested.number else ""
-        table.append([_who(candidate) + mark, *cells])
+        cells = [re.sub(r"(\(.*\))", r"<small>\1</small>", _score(row, one)) for one in study.objectives]
+        cells += [formatting.number(means[candidate.number]), formatting.number(min(shares))] if several else []
+        lengths = [*shares, means[candidate.number], min(shares)][: len(cells)]
+        name = _who(candidate) + (" (suggested)" if candidate.number == winner else "")
+        bars = "".join(
+            f'<td class="share" style="--share: {min(max(share, 0.0), 1.0):.2f}">{cell}</td>'
+            for share, cell in zip(lengths, cells, strict=True)
+        )
+        kind = ' class="winner"' if candidate.number == winner else ""
+        rows.append(f"<tr{kind}><td>{html_text(name)}</td>{bars}</tr>")
     normalised = " Normalised: 0 is the worst anchor of an objective, 1 the best." if several else ""
-    note = f"<p>On the {shown.split} items: mean, and its 95 % confidence interval.{normalised}</p>"
-    return note + _table(headings, table)
+    note = (
+        f"<p>On the {shown.split} items: mean, and its 95 % confidence interval. The suggested merge comes first, then "
+        f"the best mean. Bars go from the worst anchor to the best.{normalised}</p>"
+    )
+    return note + _framed(headings, rows)
 
 
 def _rows(shown: Contents) -> list[tuple[Candidate, Evaluation]]:
@@ -300,16 +320,23 @@ def _recipes(shown: Contents) -> str:
     from mergefront.study.evaluators import mergekit_config, written_dtype
 
     parts = []
-    definition = shown.study.definition
+    study = shown.study
+    definition = study.definition
     space = definition.space
-    suggested = shown.study.suggested()  # an average that anybody can make is none of the front's own merges
+    suggested = study.suggested()  # an average that anybody can make is none of the front's own merges
     wanted = {one.number: one for one in (*shown.front, *([] if suggested is None else [suggested]))}.values()
     dtype = next((written_dtype(definition, one.recipe) for one in wanted), None)
     for candidate in wanted:
         config = yaml_text(mergekit_config(definition, candidate.recipe, dtype))
         said = formatting.coefficients(candidate.params, space.models, list(space.searched))
         title = html_text(f"{_who(candidate).capitalize()}: {candidate.recipe.method}, {said}")
-        parts.append(f"<details><summary>{title}</summary><pre>{html_text(config)}</pre></details>")
+        file = f"{study.name}-{candidate.number}.yaml".replace("/", "-")
+        encoded = base64.b64encode(config.encode()).decode("ascii")
+        parts.append(
+            f"<details><summary>{title}</summary>"
+            f'<a class="button" download="{html_text(file)}" href="data:text/yaml;base64,{encoded}">Download</a>'
+            f"<pre>{html_text(config)}</pre></details>"
+        )
     return "\n".join(parts)
 
 
@@ -372,38 +399,22 @@ def _who(candidate: Candidate) -> str:
 
 
 def _figure(figure: Any, height: int) -> str:
-    from mergefront.results.plots.html import html_of
+    from mergefront.results.plots.html import html_of, styled
 
-    figure.update_layout(template="plotly_white", height=height, margin={"l": 60, "r": 30, "t": 20, "b": 50})
-    return html_of([figure])
+    return html_of([styled(figure, height)])
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:
     """A table; cells are text unless ``raw``, where all but the first two columns are HTML."""
-    head = "".join(f"<th>{html_text(heading)}</th>" for heading in headings)
-    top = f"<thead><tr>{head}</tr></thead>" if headings else ""
     body = []
     for row in rows:
         cells = [cell if raw and index >= 2 else html_text(cell) for index, cell in enumerate(row)]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f'<div class="wide"><table>{top}<tbody>{"".join(body)}</tbody></table></div>'
+    return _framed(headings, body)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font-family: system-ui, sans-serif; margin: 1.5rem auto; padding: 0 1rem; max-width: 1200px; color: #212529; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #dee2e6; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; }} td, th {{ padding: 0.3rem 0.7rem; text-align: left;
-border-bottom: 1px solid #e9ecef; vertical-align: top; }} th {{ background: #f8f9fa; }}
-.wide {{ overflow-x: auto; }} small {{ color: #6c757d; }} pre {{ background: #f8f9fa; padding: 0.7rem; }}
-.verdict {{ font-size: 1.05rem; padding: 0.7rem; border-left: 4px solid #adb5bd; background: #f8f9fa; }}
-.worse {{ color: #b02a37; }} .beats {{ border-color: #009e73; }} .line {{ margin: 0.15rem 0; }}
-.warning {{ padding: 0.6rem; background: #fff3cd; border-left: 4px solid #e69f00; }}
-details {{ margin: 0.4rem 0; }} summary {{ cursor: pointer; }}
-</style></head>
-<body><h1>{heading}</h1>
-{body}
-</body></html>
-"""
+def _framed(headings: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of rows that are HTML; on a narrow screen it scrolls by itself."""
+    head = "".join(f"<th>{html_text(heading)}</th>" for heading in headings)
+    top = f"<thead><tr>{head}</tr></thead>" if headings else ""
+    return f'<div class="wide"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'

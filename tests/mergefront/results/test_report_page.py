@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -65,7 +66,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> mf.Study:
 def test_the_page_needs_nothing_else_and_names_are_text(study: mf.Study, tmp_path: Path) -> None:
     text = write_report(study, tmp_path / "report.html").read_text(encoding="utf-8")
     without_plotly = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
-    assert not re.search(r'(src|href)="(?!data:)', without_plotly)
+    assert not re.search(r'(src|href)="(?!data:|#)', without_plotly)
     assert "<b>page</b>" not in without_plotly and "&lt;b&gt;page&lt;/b&gt;" in without_plotly
     for heading in ("Result", "The front", "Scores", "Against the baselines", "Recipes", "Cost", "Hypervolume"):
         assert heading in without_plotly
@@ -79,9 +80,23 @@ def test_every_front_member_has_its_recipe_and_its_comparisons(study: mf.Study) 
     for candidate in shown.front:
         assert f"Trial {candidate.number}: task_arithmetic" in text
     assert text.count("merge_method: task_arithmetic") == len(shown.front)
+    for file, encoded in re.findall(r'download="(.*?)" href="data:text/yaml;base64,(.*?)"', text):
+        assert "merge_method" in base64.b64decode(encoded).decode() and file.endswith(".yaml")
     for baseline in ("uniform average", "task arithmetic 0.3", "(best expert)"):
         assert text.count(f"<td>{baseline}") + text.count(f"{baseline}</td>") >= len(shown.front)
     assert "These" not in shown.warnings and any("optimised on" in line for line in shown.warnings)
+
+
+def test_the_suggested_merge_comes_first_then_the_best_mean(study: mf.Study) -> None:
+    """Twenty rows in the order of their numbers hide the one that matters."""
+    shown = contents(study)
+    rows = cells_of(page(shown), "Scores")
+    suggested = study.suggested()
+    assert suggested is not None and rows[0][0] == f"trial {suggested.number} (suggested)"
+    means = [float(row[-2]) for row in rows[1:]]
+    assert means == sorted(means, reverse=True) and len(rows) == len(shown.rows)
+    shares = [float(share) for share in re.findall(r"--share: ([0-9.]+)", page(shown))]
+    assert shares and all(0 <= share <= 1 for share in shares)
 
 
 def test_hypervolume_never_falls_and_ends_at_the_studys(study: mf.Study) -> None:
@@ -126,7 +141,7 @@ def test_intervals_keep_a_width_where_all_items_agree() -> None:
 def cells_of(text: str, section: str) -> list[list[str]]:
     """The table rows of a section, cell by cell, as HTML."""
     part = text.split(f"<h2>{section}</h2>", 1)[1].split("</section>", 1)[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", part, flags=re.DOTALL)
+    rows = re.findall(r"<tr.*?>(.*?)</tr>", part, flags=re.DOTALL)
     return [found for row in rows if (found := re.findall(r"<td.*?>(.*?)</td>", row, flags=re.DOTALL))]
 
 
