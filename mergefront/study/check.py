@@ -33,7 +33,7 @@ from mergefront.study.continuation import check_continues
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import merge_plan
 from mergefront.study.method_files import load_method_files
-from mergefront.study.preflight.budget import checked_budget, connections
+from mergefront.study.preflight.budget import checked_budget, checked_item_scores, connections
 from mergefront.study.preflight.elsewhere import check_engine, check_external, check_judges, check_server
 from mergefront.study.preflight.evaluator import evaluator_definition
 from mergefront.study.preflight.findings import Findings
@@ -207,6 +207,7 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
         budget = DEFAULT_EVALUATIONS if record is None else record.evaluations
     with found.catch():
         found.warnings.extend(checked_budget(definition, budget))
+        found.warnings.extend(checked_item_scores(definition, budget, found.items))
     # After the anchors comes the metric-weighted average, or where there is none the sampler's first proposal.
     begun = len(anchors(space)) + len(definition.anchors)
     if len(definition.anchors) > 1 and budget < begun:

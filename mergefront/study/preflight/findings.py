@@ -31,6 +31,8 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
     """What a run says as well."""
     modalities: Modalities = field(default_factory=Modalities)
+    items: dict[str, int] = field(default_factory=dict)
+    """How many search items each task has."""
     frame: Path | None = None
     """The model whose class and configuration the merges have, where that is not the base."""
     reader: Reader = field(default_factory=Reader)

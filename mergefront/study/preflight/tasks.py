@@ -70,6 +70,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
         found.notes.append(f"task {name}: {search} search items, {report} report items")
         for reference in hub_references(config):
             found.notes.append(f"task {name}: {reference} is at commit {found.models.commit(reference)}, fetched")
+        found.items[name] = search
         if search < FEWEST_TO_RACE:
             too_few.append(f"{name} ({search})")
     if file.racing and too_few:

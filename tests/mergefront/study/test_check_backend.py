@@ -18,6 +18,7 @@ from mergefront.storage.database import Database
 from mergefront.study.check import check_study
 from mergefront.study.content import is_unchanged
 from mergefront.study.evaluators import make_evaluator, tasks_of
+from mergefront.study.preflight.budget import checked_item_scores
 from mergefront.study.ready import begin
 from mergefront.study.rules import changes_since
 
@@ -93,6 +94,26 @@ def test_a_sound_study_is_sound_and_its_objectives_know_their_directions(study: 
     definition = check_study(study).definition_or_raise()
     assert [objective.direction for objective in definition.objectives] == ["maximize", "minimize", "minimize"]
     assert any(" tensors, 1 kB" in note for note in check_study(study).notes), "a tiny model is not 0 MB"
+
+
+@pytest.mark.parametrize("racing", [False, True])
+def test_item_scores_that_take_much_memory_are_warned_of_and_a_race_that_has_too_little_is_refused(
+    study: Path, racing: bool
+) -> None:
+    """Every process of a race reads them all: without a word the machine would be out of memory after days."""
+    lines = [json.dumps({"prompt": f"question {i} =", "answer": str(i)}) for i in range(400)]
+    (study.parent / "data/maths.jsonl").write_text("\n".join(lines) + "\n")
+    study.write_text(STUDY + ("racing: {items: 0.5}\n" if racing else ""))
+    assert not [line for line in check_study(study).warnings if "item scores" in line]
+    (line,) = [line for line in check_study(study, evaluations=100_000).warnings if "item scores" in line]
+    assert "100,000 evaluations of 205 search items are" in line
+    assert ("in every process" in line) == racing
+    definition = check_study(study).definition_or_raise()
+    if racing:
+        with pytest.raises(UserError, match=r"and this machine has .* fewer items"):
+            checked_item_scores(definition, 10**9, {"maths": 200})
+    else:
+        assert checked_item_scores(definition, 10**9, {"maths": 200})
 
 
 def test_blocks_are_counted_in_the_checkpoint(study: Path) -> None:
