@@ -76,7 +76,7 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                    None, None, f"the key {key!r} is here twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)

@@ -75,7 +75,7 @@ class Recognition:
         except (EvaluationError, SearchStoppedError) as error:
             if known is None:
                 raise
-            _log.warning("whether %s is the model that the study began with cannot be told: %s", name, error)
+            _log.warning("it is not known whether %s is the model that the study began with: %s", name, error)
         else:
             if known is None:
                 known = {"server": server, "answers": seen}

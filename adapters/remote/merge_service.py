@@ -100,7 +100,7 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
         for name, found in zip(self.space.models, alone, strict=True):
             if found == base:
                 raise UserError(
-                    f"canary: the service answers as the base model where {name!r} alone is asked: it takes one merge "
+                    f"canary: the service answers as the base model when it is asked for {name!r} alone: it takes one merge "
                     "for another, or this expert is the base"
                 )
         least = min(furthest(base, found) for found in alone)
@@ -112,7 +112,7 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
             )
         return (
             f"canary: each expert alone changes the answers (by {least:.2g} nats or more), and merges are answered as "
-            f"before when others were asked in between (within {drift:.1g} nats)"
+            f"before once it was asked for others in between (within {drift:.1g} nats)"
         )
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:

@@ -324,7 +324,7 @@ _OF_QUESTIONS: Sequence[tuple[Callable[[Question], bool], str]] = (
             question.answers != ()
             and all(any(stop in answer.strip() for stop in question.stop) for answer in question.answers)
         ),
-        "accepted answers hold a stop string, at which no model's answer goes on; change stop",
+        "accepted answers hold a stop string, where every model's answer ends; change stop",
     ),
 )
 """Mistakes that a question shows by itself, and what is said of the number of them."""

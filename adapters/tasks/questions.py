@@ -49,7 +49,7 @@ def shown_answers(items: Sequence[Item]) -> list[str | None]:
     parts = [_parts(text) for text in said]
     known = Counter(question for _, question in parts)
     return [
-        "its own question stands in its prompt, answered; leave an item out of its own examples"
+        "its prompt has its own question, answered; leave an item out of its own examples"
         if question and known[question] == 1 and any(_is_answered(before, question, one) for one in item.answers)
         else None
         for item, (before, question) in zip(items, parts, strict=True)

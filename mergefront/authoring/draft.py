@@ -92,7 +92,7 @@ def _backend(models: Models, machine: Machine, dtype: str) -> list[str]:
         "  type: local",
         f"  device: {device}    # here {machine.device if device == 'auto' else 'the GPU is too small'}",
         f"  dtype: auto    # merges are rounded to it: {dtype}, the base's",
-        f"  # memory: {size(needs.live)} for the model that is asked, {size(needs.exact)} for base and experts; "
+        f"  # memory: {size(needs.live)} for the live model, {size(needs.exact)} for base and experts; "
         f"{size(machine.free)} are free{room}",
     ]
     if compressed:

@@ -103,7 +103,7 @@ class Chat:
         if not prompt and before:
             prompt, before = before[-2]["content"], before[:-2]
         if not merges or not prompt:
-            what = "nothing was asked yet" if merges else "it names no merge"
+            what = "there is no question yet" if merges else "it names no merge"
             raise UserError(f"/compare {rest}: {what}; write trials, base or experts and a prompt, as /help shows")
         turns = [*before, {"role": "user", "content": prompt}]
         self.output.side_by_side([(merge.label, self._asking(merge, turns)) for merge in merges])

@@ -42,7 +42,7 @@ def print_comparison(found: Comparison, study: Study) -> None:
         )
     lines = [f"{label} failed: {reason}" for label, reason in found.failed.items()]
     lines += [f"Not for this study: {'; '.join(found.left_out.values())}"] if found.left_out else []
-    lines += [f"{found.unfinished} evaluations are left; the same command goes on"] if found.unfinished else []
+    lines += [f"{found.unfinished} evaluations are left; the same command continues"] if found.unfinished else []
     if lines:
         screen.print()
     for line in lines:

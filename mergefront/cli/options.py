@@ -79,7 +79,7 @@ log_to_option = click.option(
     "--log-to",
     type=click.Choice(["mlflow", "wandb"]),
     multiple=True,
-    help="Also write trials and the front to this tracker as they come; resuming goes on with the same run.",
+    help="Also write trials and the front to this tracker as they come; resuming continues the same run.",
 )
 
 

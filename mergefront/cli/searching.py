@@ -61,7 +61,7 @@ def report_estimate(study: Study, plan: ReportPlan, whole_front: bool) -> Iterat
         total = searched.seconds.get("total")
         line += f", about {duration(plan.seconds * count)}"
         line += "" if total is None else f" (the search: {duration(total)})"
-        line += f"; task {', '.join(plan.untimed)} not counted, as nobody was asked it yet" if plan.untimed else ""
+        line += f"; task {', '.join(plan.untimed)} not counted, because it has no timing yet" if plan.untimed else ""
     yield line + "."
     if whole_front and count - anchors > 1:
         yield "Fewer: --distinct, --trials 3,7 or --prefer NAME=WEIGHT,... of 'mergefront report'."

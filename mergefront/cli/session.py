@@ -37,7 +37,7 @@ class Session:
     def resume_hint(self) -> str | None:
         """What is kept and the command that continues, or None when nothing was under way."""
         if self.reported is not None:
-            return "{} of {} candidates are scored and kept. The same command goes on.".format(*self.reported)
+            return "{} of {} candidates are scored and kept. The same command continues.".format(*self.reported)
         if self.study is None:
             return None
         name, storage = self.study

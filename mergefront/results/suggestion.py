@@ -45,7 +45,7 @@ def alike_lines(study: Study) -> list[str]:
     first = candidates[0].scores
     return [
         f"Warning: all {len(candidates)} merges and anchors score {number(first[objective.name])} in {objective.name}, "
-        "which tells none of them apart. See what is asked (mergefront check) and what they answer (mergefront chat)."
+        "so they cannot be compared. See the prompts (mergefront check) and the answers (mergefront chat)."
         for objective in study.objectives
         if all(candidate.scores[objective.name] == first[objective.name] for candidate in candidates)
     ]

@@ -151,7 +151,7 @@ def _refused(definition: StudyDefinition, merge: Published) -> str | None:
     if described.type == "server":
         kind = described.backend["type"]
         if described.backend.get("protocol") == "evo-merging" and recipe.method != "lora_factor":
-            return f"this service merges by lora_factor, whatever it is asked for; leave {recipe.method} out"
+            return f"this service always merges by lora_factor; leave {recipe.method} out"
         if kind in _ADDS_LORAS or (kind == "vllm" and method.lora is None):
             return not_a_sum(recipe)
     if described.type == "function" and method.lora is not None:

@@ -122,7 +122,7 @@ routes = APIRouter(
             401: "no valid token",
             403: "a web page, or another machine without a token",
             404: "no such study or trial",
-            409: "the trial was told something else already",
+            409: "the trial has other scores already",
             413: "the body is too large",
             415: "the body is not application/json",
             422: "a field is wrong",

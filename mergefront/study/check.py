@@ -185,7 +185,7 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
         _check_writing(found, definition)
     if evaluator.type == "external":
         told = ", ".join(f"{objective.name} ({objective.direction})" for objective in objectives)
-        notes.append(f"an outside harness tells: {told}")
+        notes.append(f"an outside harness reports: {told}")
         if space.grouping.stacks and not space.grouping.starts:
             notes.append("mergekit cannot say blocks per stack: take the recipe from 'mergefront ask --json'")
     if record is not None:

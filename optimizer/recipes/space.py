@@ -58,7 +58,7 @@ class Range:
                 )
             if "choices" in given:
                 if len(given) > 1 or not given["choices"]:
-                    raise UserError(f"{name}: 'choices' takes a list of values and stands alone")
+                    raise UserError(f"{name}: 'choices' takes a list of values, and no other key beside it")
                 return cls(choices=tuple(given["choices"]))
             if not {"low", "high"} <= set(given):
                 raise UserError(f"{name}: a range needs 'low' and 'high'")

@@ -65,7 +65,7 @@ def tell(plan: SearchPlan, study: optuna.Study, ledger: Ledger, trial: int, eval
     values = _values(study, trial)  # perhaps told before, or by somebody else at the same moment
     if values != [evaluation.scores.get(name) for name in plan.objective_names]:
         raise ConflictError(
-            f"trial {trial} of study {study.study_name!r} was told already, with other scores: {values}"
+            f"trial {trial} of study {study.study_name!r} has other scores already: {values}"
         )
 
 
@@ -100,7 +100,7 @@ def told_evaluation(
     for name, found in by_item.items():
         if name in told and not math.isclose(told[name], found.mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
             raise UserError(
-                f"{name!r} is told as {told[name]:g}, and the mean of its {len(found.ids)} items is {found.mean:g}; "
+                f"{name!r} is given as {told[name]:g}, and the mean of its {len(found.ids)} items is {found.mean:g}; "
                 "leave the score out, or tell items in its unit"
             )
     errors = {name: found.standard_error for name, found in by_item.items() if len(found.ids) > 1}

@@ -144,7 +144,7 @@ class VllmBackend(Connected[VllmSection]):
         drift = max(drift, furthest(base, self._answers(self.base)))
         if drift > max(noise, STRAYED * least):
             raise UserError(
-                f"canary: after other LoRAs were asked, the server answers {drift:.2g} nats otherwise under a name "
+                f"canary: after requests for other LoRAs, the server answers {drift:.2g} nats otherwise under a name "
                 f"than before (a LoRA changes {least:.2g}): it mixes up LoRAs or reuses prompts that it read under "
                 "another one. Start it with --no-enable-prefix-caching, and let nobody else change its LoRAs"
             )

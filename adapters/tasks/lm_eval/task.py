@@ -74,7 +74,7 @@ class LmEvalOptions(SplitOptions):
     fewshot_as_multiturn: bool | None = Field(
         None, description="with a template each example is a turn of its own (true); false: all are one message"
     )
-    system_instruction: Text | None = Field(None, description="what stands before everything else")
+    system_instruction: Text | None = Field(None, description="text before everything else")
     gen_kwargs: dict[Text, Any] | None = Field(
         None, description="settings of generation: `until`, `max_gen_toks` (as the task says)"
     )

@@ -51,7 +51,7 @@ class MetricOptions(Options):
     delimiter: str | None = Field(
         None,
         title="a text (it may be empty), or null: as the data says",
-        description="what stands between a prompt and a scored answer; null: nothing where either has white space "
+        description="text between a prompt and a scored answer; null: nothing where either has white space "
         "there, otherwise one space",
     )
     length_normalised: bool = Field(

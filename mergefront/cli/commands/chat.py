@@ -97,7 +97,7 @@ def chat(
             raise UserError("--system: without a chat template there are no messages; name one with --template FILE")
         speaker.turn_to(start.recipe)
         if not speaker.has_template:
-            echo("No chat template: your text is continued as it stands, each line by itself.", err=True)
+            echo("No chat template: your text is continued as it is, each line by itself.", err=True)
         elif not template and _asks_without_template(study):
             echo(
                 "The study's tasks ask without this chat template; --template none continues lines as they do.",

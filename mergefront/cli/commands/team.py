@@ -117,7 +117,7 @@ def create(session: Session, study_file: Path, evaluations: int | None) -> None:
     default=24 * 3600.0,
     show_default=True,
     metavar="SECONDS",
-    help="When nothing was told by then, the same trial is handed out again.",
+    help="Without scores by then, the same trial is handed out again.",
 )
 @json_option
 def ask(name: str, storage: str, root: Path | None, lease: float, as_json: bool) -> None:
@@ -213,7 +213,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} is there twice")
     return found
 
 

@@ -122,7 +122,7 @@ def _result(shown: Contents) -> str:
 def _front(shown: Contents) -> str:
     from mergefront.results.plots.picture import picture
 
-    raced = ", estimated from those that were asked" if shown.study.racing is not None else ""
+    raced = ", estimated from the ones that were answered" if shown.study.racing is not None else ""
     where = "report items" if shown.split == "report" else f"search items{raced}"
     return f"<p>On the {where}; bars are one standard error.</p>" + _drawn(
         picture(shown.study, shown.rows if shown.split == "report" else None)

@@ -68,7 +68,7 @@ def check_external(found: Findings) -> dict[str, int] | None:
     unknown = [name for name in methods if name in METHODS and name not in OF_MERGEKIT]
     unknown += ["transplants"] if choice.transplant is not None else []
     if unknown:
-        found.notes.append(f"mergekit has no {', '.join(unknown)}; 'mergefront merge' reads what is asked")
+        found.notes.append(f"mergekit has no {', '.join(unknown)}; 'mergefront merge' reads the recipes")
     if file.merge.space.granularity == "global" or "base_model" not in here:
         return {}
     with found.catch("merge.base_model: "):

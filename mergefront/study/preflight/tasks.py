@@ -75,7 +75,7 @@ def check_tasks(found: Findings) -> dict[str, str]:
             too_few.append(f"{name} ({search})")
     if file.racing and too_few:
         found.warnings.append(
-            f"racing: every candidate is asked all search items of {', '.join(too_few)}, since fewer than "
+            f"racing: every candidate answers all search items of {', '.join(too_few)}, since fewer than "
             f"{FEWEST_TO_RACE} items are too few to race"
         )
     if drawn and file.racing:

@@ -131,7 +131,7 @@ def test_a_study_that_goes_on_keeps_its_answers_and_says_that_the_model_is_anoth
         caplog.clear()
         endpoint.is_down = True
         assert mf.resume("closed", storage=storage(tmp_path), evaluations=9).finished_count() == 9
-        assert "cannot be told" in caplog.text
+        assert "it is not known whether" in caplog.text
 
 
 def test_a_study_of_an_earlier_version_keeps_the_key_of_its_answers(tmp_path: Path) -> None:

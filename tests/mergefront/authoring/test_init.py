@@ -118,7 +118,7 @@ def test_the_file_says_why_each_line_is_so(models: Path, tmp_path: Path, monkeyp
         r"# LlamaForCausalLM: .* parameters, 2 layers, float32, .*, no chat template",
         r"maths: .*# a LoRA of rank 2 on 2 matrices",
         r"metric: numeric .*# every answer is a number",
-        r"# memory: .* for the model that is asked, .* for base and experts; .* free",
+        r"# memory: .* for the live model, .* for base and experts; .* free",
         r"# about .* \(30 evaluations x .*\): 6 questions each, at .* measured here",
     ):
         assert re.search(line, text), line

@@ -156,7 +156,7 @@ def test_a_long_conversation_loses_its_beginning_and_says_so(folder: Path) -> No
         ("/trial best", "write the number of a trial"),
         ("/expert onne", "no expert 'onne' (did you mean 'one'?)"),
         ("/trail 3", "no command /trail (did you mean 'trial'?)"),
-        ("/compare 1 base", "nothing was asked yet"),
+        ("/compare 1 base", "there is no question yet"),
         ("/compare What is two?", "it names no merge"),
         ("/temperature hot", "must be a number from 0 to 100"),
         ("/max-new-tokens 0", "a whole number above 0"),

@@ -154,7 +154,7 @@ WRONG_TELLS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
     (("loss=1",), {"math": {"a": 1}}, "no objective 'math'"),
     (("loss=1",), [1], "it must be a mapping"),
     (("loss=1",), {"maths": [1]}, "it must be a mapping"),
-    (("loss=1",), '{"maths": {"a": 1, "a": 0}}', "'a' stands there twice"),
+    (("loss=1",), '{"maths": {"a": 1, "a": 0}}', "'a' is there twice"),
     (("loss=1",), '{"maths": {"a": NaN}}', "not a finite number"),
     (("loss=1",), "{", "not readable as JSON"),
     (("maths=1", "loss=1", "--standard-error", "loss=-1"), None, "must be at least 0"),

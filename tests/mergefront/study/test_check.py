@@ -121,7 +121,7 @@ search: {sampler: mmmo, evaluations: 8, batch: 0}
         (("scorer:score", "nowhere:score"), ["no module 'nowhere'"]),
         (("search: {sampler: random", "search: {sampler: cma-es"), ["'cma-es'", "one objective", "2 are asked for"]),
         (("sampler: random", "sampler: mm-mo, bacth: 3"), ["'bacth'", "did you mean 'batch'"]),
-        (("study: skills", "study: skills\nstudy: again"), ["line 3", "'study' stands here twice"]),
+        (("study: skills", "study: skills\nstudy: again"), ["line 3", "'study' is here twice"]),
         (("study: skills", "study: &a skills\nstorage: *a"), ["line 3", "aliases"]),
         (("study: skills", "study: [skills"), ["line", "not valid YAML"]),
         (("study: skills", "study: skills\nstorage: nowhere"), ["'nowhere'", "database URL"]),

@@ -519,5 +519,5 @@ def test_tasks_of_too_few_items_to_race_are_named(study: Path) -> None:
     study.write_text(text + "racing: true\n")
     report = check_study(study)
     (note,) = [note for note in report.notes if note.startswith("racing")]
-    assert "every candidate is asked all search items of " in note and "fewer than 32 items are too few" in note
+    assert "every candidate answers all search items of " in note and "fewer than 32 items are too few" in note
     assert note in report.warnings and report.problems == []
