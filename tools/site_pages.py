@@ -1,7 +1,8 @@
 """Hook of MkDocs: pages that are made of the program itself, and of files outside docs/.
 
 The study file's reference is made of docs/study.schema.json, the Python API's of ``mergefront.__all__``; usage and
-options of commands are made from click, below their headings. Examples and the changelog become pages.
+options of commands are made from click, below their headings. Examples, notebooks and the changelog become
+pages.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in OUTSIDE.items():
         if (ROOT / source).is_file():
             made[page] = relinked((ROOT / source).read_text(encoding="utf-8"), source, page)
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        made[f"notebooks/{path.stem}.md"] = notebook(json.loads(path.read_text(encoding="utf-8")))
     for page, content in made.items():
         files.append(File.generated(config, page, content=content))
     return files
@@ -66,6 +69,24 @@ def relinked(text: str, source: str, page: str) -> str:
 
     made = LINK.sub(one, text)
     return re.sub(r"\[([^\]]*)\) \(([^)]*)\)", r"\1", made)
+
+
+def notebook(book: dict[str, Any]) -> str:
+    """A notebook as a page: its texts, its code, and what the code printed and drew."""
+    parts = []
+    for cell in book["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                parts.append(f'<img alt="" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">')
+            elif "text/html" in data:
+                parts.append("\n".join(line for line in "".join(data["text/html"]).splitlines() if line.strip()))
+            else:
+                shown = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{shown.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def command(name: str) -> str:

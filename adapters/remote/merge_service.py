@@ -100,7 +100,7 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
         for name, found in zip(self.space.models, alone, strict=True):
             if found == base:
                 raise UserError(
-                    f"canary: the service answers as the base model when it is asked for {name!r} alone: it takes one merge "
+                    f"canary: the service answers as the base model when asked for {name!r} alone: it takes one merge "
                     "for another, or this expert is the base"
                 )
         least = min(furthest(base, found) for found in alone)

@@ -64,9 +64,7 @@ def tell(plan: SearchPlan, study: optuna.Study, ledger: Ledger, trial: int, eval
             return
     values = _values(study, trial)  # perhaps told before, or by somebody else at the same moment
     if values != [evaluation.scores.get(name) for name in plan.objective_names]:
-        raise ConflictError(
-            f"trial {trial} of study {study.study_name!r} has other scores already: {values}"
-        )
+        raise ConflictError(f"trial {trial} of study {study.study_name!r} has other scores already: {values}")
 
 
 def tell_failed(plan: SearchPlan, study: optuna.Study, ledger: Ledger, trial: int, reason: str) -> None:

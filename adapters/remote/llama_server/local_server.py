@@ -71,9 +71,7 @@ def start(model: Path, loras: Sequence[Path], options: ServerOptions, port: int)
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
-        raise UserError(
-            f"llama.cpp does not serve {model} with these LoRAs ({error}); its reason is above"
-        ) from None
+        raise UserError(f"llama.cpp does not serve {model} with these LoRAs ({error}); its reason is above") from None
     return server, str(server.listening_address).rstrip("/")
 
 

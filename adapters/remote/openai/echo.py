@@ -106,7 +106,7 @@ def _places(pieces: Sequence[str], text: bytes) -> tuple[int, list[int]]:
             if ends is not None:
                 return before, [end - len(prefix) for end in ends]
     raise NoLogProbabilitiesError(
-        "the tokens that the endpoint lists do not spell the text that was sent, so that none can be distinguished from another "
+        "the tokens that the endpoint lists do not spell the text that was sent, so they cannot be matched to it "
         "(it does not echo, changes the text, or shows its tokens otherwise)"
     )
 
