@@ -4,7 +4,7 @@
 # Not built where it was written: there was no Docker daemon there.
 ARG BASE=python:3.11-slim
 FROM ${BASE}
-# The task-vector kernel is compiled on first use.
+# The task-vector kernel is built at installation.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ARG EXTRAS=local,plots,dashboard,postgres,serve
 WORKDIR /opt/mergefront
