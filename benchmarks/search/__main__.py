@@ -1,5 +1,5 @@
 """``python -m benchmarks.search run`` makes the runs that are missing, ``record`` keeps them, ``tables`` says in
-the documentation what they say.
+the documentation what they say, ``all`` does the three one after the other.
 
 Runs go to a folder that is not committed, one line each as soon as it is finished; recorded ones count as made.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
+from benchmarks.search.language_models.record import pack
 from benchmarks.search.peers import PEERS
 from benchmarks.search.problems import PROBLEMS, on_other_networks
 from benchmarks.search.runs import append, read, read_all, record, run
@@ -17,10 +19,10 @@ from benchmarks.search.runs import append, read, read_all, record, run
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
-    parser.add_argument("what", choices=["run", "tables", "record"])
+    parser.add_argument("what", choices=["all", "run", "record", "tables"])
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/search/results"))
     parser.add_argument("--pages", type=Path, default=Path("docs/benchmarks"), help="folder of the pages with tables")
-    parser.add_argument("--problems", nargs="*", default=[], help="substrings of names; all without")
+    parser.add_argument("--problems", nargs="*", default=[], help="names, or substrings of names; all without")
     parser.add_argument("--samplers", nargs="*", default=[], help="exact names; all without")
     parser.add_argument("--networks", nargs="*", type=int, default=[0], help="seeds of the networks; 0 is the tables'")
     parser.add_argument("--seeds", type=int, default=10)
@@ -31,16 +33,23 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     results = arguments.folder / "runs.jsonl"
-    if arguments.what == "record":
+    if arguments.what in ("all", "run"):
+        make_runs(arguments, results)
+    if arguments.what in ("all", "record"):
         record(read_all(results))
-        return
-    if arguments.what == "tables":
+        pack(arguments.folder / "live")
+    if arguments.what in ("all", "tables"):
         from benchmarks.search.known_front import known
         from benchmarks.search.tables import write_tables
 
-        fronts = {name: known(make(arguments.folder / "pools")) for name, make in PROBLEMS.items()}
-        write_tables(read_all(results), fronts, arguments.pages)
-        return
+        runs = read_all(results)
+        shown = [name for name in PROBLEMS if name in {finished.problem for finished in runs}]
+        fronts = {name: known(name, partial(PROBLEMS[name], arguments.folder / "pools")) for name in shown}
+        write_tables(runs, fronts, arguments.pages)
+
+
+def make_runs(arguments: argparse.Namespace, results: Path) -> None:
+    """Those that are missing, appended to ``results``."""
     import torch
 
     torch.set_num_threads(1)
@@ -50,7 +59,8 @@ def main() -> None:
         for seed in arguments.networks
         for name, make in (on_other_networks(seed) if seed else PROBLEMS).items()
     }
-    problems = [name for name in offered if not arguments.problems or any(p in name for p in arguments.problems)]
+    asked = arguments.problems or [""]
+    problems = [name for name in offered if any(name == p or (p not in offered and p in name) for p in asked)]
     samplers = arguments.samplers or list(PEERS)
     made = {name: offered[name](arguments.folder / "pools") for name in problems}
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):

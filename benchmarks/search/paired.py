@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t
 
 from benchmarks.search.experts import PoolSpec
-from benchmarks.search.problems import PROBLEMS, Array, Problem, TrainedNetworks
+from benchmarks.search.problem import Problem
+from benchmarks.search.problems import PROBLEMS, Array, TrainedNetworks
 from benchmarks.search.runs import Run, append, read, run
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import Suggestion

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.search.problems import Problem
+from benchmarks.search.problem import Problem
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
 from mergefront.optimizer.samplers.common.variation import binomial_crossover, mutants
@@ -117,6 +117,24 @@ class PlainBoTorch(_Relative):
         return np.asarray(found[0].numpy())
 
 
+class AxDefault(_Relative):
+    """Ax's Client with its defaults (``ax_peer``)."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        super().__init__(problem, seed)
+        from benchmarks.search.ax_peer import AxClient
+
+        self.client = AxClient(self.encoder.dimension, len(problem.objectives), seed)
+        self.known = 0
+
+    def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        x, y, _ = self.data(told)
+        for point, values in zip(x[self.known :], y[self.known :], strict=True):
+            self.client.tell(point, values.tolist())
+        self.known = len(x)
+        return self.client.ask()
+
+
 class ReleasedMMMO(_Relative):
     """What the released MM-MO program does: its reference point lies in raw units under standardised scores, so the
     improvement is zero everywhere and its candidates are random; then differential evolution and variance screening."""
@@ -196,6 +214,16 @@ def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
     return make
 
 
+def _kernel(name: str) -> Callable[[Problem, int], BaseSampler]:
+    def make(problem: Problem, seed: int) -> BaseSampler:
+        from benchmarks.search.ablation import OtherKernel
+
+        given: dict[str, Any] = {"search_space": problem.space.distributions(), "ranges": problem.ranges}
+        return OtherKernel(name, seed=seed, rule=problem.space.merge_rule, **given)
+
+    return make
+
+
 def _named(name: str, **options: Any) -> Callable[[Problem, int], BaseSampler]:
     def make(problem: Problem, seed: int) -> BaseSampler:
         return make_sampler(
@@ -237,7 +265,8 @@ class WeightedSumCmaEs(_Relative):
 
 
 CONSTRAINED = ("at least",)
-SCREENED = ("residual ties 6-d", "residual layers 24-d", "residual 16 experts")
+LANGUAGE_MODELS = ("SmolLM2",)
+SCREENED = (*LANGUAGE_MODELS, "residual ties 6-d", "residual layers 24-d", "residual 16 experts")
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -250,13 +279,18 @@ PEERS: Mapping[str, Peer] = {
     "released MM-MO": Peer(ReleasedMMMO, constraints=False),
     "Optuna GP": Peer(_named("gp"), 60),
     "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
-    "MAP": Peer(_named("map"), 60, constraints=False, problems=("SmolLM2",)),
+    "MAP": Peer(_named("map"), 60, constraints=False, problems=LANGUAGE_MODELS),
+    "Ax": Peer(AxDefault, 60, constraints=False, problems=LANGUAGE_MODELS),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
     "MM-MO, roughness": Peer(_ours(unexplained="roughness")),
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
+    **{
+        f"MM-MO, {name}": Peer(_kernel(name.removeprefix("kernel ")), 60, problems=LANGUAGE_MODELS)
+        for name in ("squared exponential", "kernel by evidence")
+    },
     **{
         f"MM-MO, 4 workers, screen {screen}": Peer(_ours(fisher_screen=screen), 60, workers=4, problems=SCREENED)
         for screen in ("low", "high", "off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,68 +15,18 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.search.experts import Pool, PoolSpec, margins, trained_pool
+from benchmarks.search.language_models.problems import LANGUAGE_MODEL_PROBLEMS
+from benchmarks.search.problem import Problem, Scored, constrained
 from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.merging.engine import MergeEngine
-from mergefront.optimizer.recipes.anchors import GivenRecipe, anchors
+from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
-from mergefront.optimizer.scores.objectives import REFERENCE, Normaliser, Objective
-from mergefront.optimizer.scores.pareto import hypervolume
+from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What a sampler is told of one recipe, and what is true of it (the two differ when items are drawn)."""
-
-    told: Evaluation
-    true: tuple[float, ...]
-
-
-@dataclass
-class Problem:
-    """One landscape: ``evaluate(recipe, seed of the run, number of the trial)``.
-
-    ``least`` bounds scores that are no objective: at least so much of each name; what violates it adds no hypervolume.
-    """
-
-    name: str
-    space: MergeSpace
-    objectives: tuple[Objective, ...]
-    anchors: tuple[GivenRecipe, ...]
-    evaluate: Callable[[Recipe, int, int], Scored]
-    ranges: tuple[tuple[float, float], ...] | None = None
-    least: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.ranges is None:
-            known = [self.evaluate(anchor.recipe, 0, i).true for i, anchor in enumerate(self.anchors)]
-            self.normaliser = Normaliser.from_anchors(self.objectives, known)
-        else:
-            fixed = [Objective(o.name, o.direction, r) for o, r in zip(self.objectives, self.ranges, strict=True)]
-            self.normaliser = Normaliser.from_anchors(fixed, [])
-
-    def hypervolume(self, values: Sequence[Sequence[float]]) -> float:
-        """Of true values (``n x m``), normalised by the anchors."""
-        normalised = [self.normaliser.normalise(row) for row in values]
-        return hypervolume(normalised, [REFERENCE] * len(self.objectives))
-
-
-def constrained(problem: Problem, name: str, least: float) -> Problem:
-    """The problem with its last objective as a constraint instead: at least ``least`` of its normalised value."""
-    *kept, bound = problem.objectives
-    worst, scale = problem.normaliser.lows[-1], problem.normaliser.scales[-1]
-
-    def evaluate(recipe: Recipe, seed: int, number: int) -> Scored:
-        scored = problem.evaluate(recipe, seed, number)
-        return Scored(scored.told, scored.true[:-1])
-
-    return replace(
-        problem, name=name, objectives=tuple(kept), evaluate=evaluate, least={bound.name: worst + least * scale}
-    )
 
 
 class _Merges:
@@ -240,6 +190,7 @@ NETWORKS: Mapping[str, TrainedNetworks] = {
 PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
     **{name: partial(networks.made, name) for name, networks in NETWORKS.items()},
     **{name: partial(loras.made, name) for name, loras in SMOLLM.items()},
+    **LANGUAGE_MODEL_PROBLEMS,
     "DTLZ2 6-d": partial(_analytic, "DTLZ2 6-d", 6, 3, dtlz2),
     "ZDT1 6-d": partial(_analytic, "ZDT1 6-d", 6, 2, zdt1),
     "residual ties 6-d, third skill at least 0.6": lambda folder: constrained(

@@ -15,7 +15,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from benchmarks.search.problems import Problem, Scored
+from benchmarks.search.problem import Problem, Scored
 from mergefront.optimizer.recipes.anchors import Anchor, GivenRecipe, expert_anchor, metric_weighted
 from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, SEED, STANDARD_ERRORS, write_search_space
 

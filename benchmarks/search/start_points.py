@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from benchmarks.search.problems import SMOLLM, Problem
+from benchmarks.search.problem import Problem
+from benchmarks.search.problems import SMOLLM
 from benchmarks.search.record_smollm import BASE, ITEMS
 from benchmarks.search.runs import run
 from mergefront.adapters.language_model import GenerationRequest

@@ -17,6 +17,10 @@ DRAWN = (OURS, "MM-MO paper")
 BEFORE = "MM-MO, roughness"
 """The default before."""
 STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", BEFORE)
+LANGUAGE_MODELS = "SmolLM2"
+"""What the names of problems of language models begin with."""
+PEERS_SHOWN = ("BoTorch qLogNEHVI", "Ax", "Optuna GP", "TPE multivariate", "random")
+"""On the first page."""
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
 RESAMPLES = 2000
@@ -155,14 +159,51 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
     return "\n".join(lines)
 
 
+def front_table(problems: Grouped, evaluations: int) -> str:
+    """Medians of ours and of the peers of the first page, with the seeds of each where they are fewer than ours; ours
+    against the best of them run by run; and our worst seed against that peer's median."""
+    names = [OURS, *PEERS_SHOWN]
+    lines = [
+        f"| at {evaluations} evaluations | " + " | ".join(names) + " | against the best peer | worst seed |",
+        "| --- " * (len(names) + 3) + "|",
+    ]
+    for problem, samplers in problems.items():
+        ours = at(samplers.get(OURS, []), evaluations)
+        values = {name: found for name in names if (found := at(samplers.get(name, []), evaluations))}
+        if not ours or len(values) < 2:
+            continue
+        medians = {name: float(np.median(found)) for name, found in values.items()}
+        cells = []
+        for name in names:
+            shown = f"{medians[name]:.3f}" if name in medians else ""
+            seeds = f" ({len(values[name])})" if name in medians and len(values[name]) != len(ours) else ""
+            cells.append(f"**{shown}**{seeds}" if shown and medians[name] == max(medians.values()) else shown + seeds)
+        best = max((name for name in medians if name != OURS), key=lambda name: medians[name])
+        changes = differences(samplers, best, evaluations)
+        error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
+        against = f"{np.mean(changes):+.1f}%{error}" if changes else ""
+        worst = f"{100 * (min(ours) / medians[best] - 1):+.1f}%"
+        lines.append(f"| {problem} ({len(ours)} seeds) | " + " | ".join([*cells, against, worst]) + " |")
+    return "\n".join(lines)
+
+
+def differences(samplers: Mapping[str, Sequence[Run]], peer: str, evaluations: int) -> list[float]:
+    """By how many percent ours is above a peer, seed by seed."""
+    ours, theirs = ({run.seed: run for run in samplers.get(name, [])} for name in (OURS, peer))
+    pairs = [(at([ours[seed]], evaluations), at([theirs[seed]], evaluations)) for seed in sorted(ours.keys() & theirs)]
+    return [100 * (mine[0] / other[0] - 1) for mine, other in pairs if mine and other and other[0] > 0]
+
+
 def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], pages: Path) -> None:
     """The tables between their marks in the pages of a folder that hold them, and one picture of all problems."""
     found = grouped(runs)
     problems = {name: found[name] for name in fronts if name in found}
     every = [f"## {problem}\n\n{problem_table(samplers, fronts[problem])}" for problem, samplers in problems.items()]
     others = {name: found[name] for name in sorted(found) if NETWORK in name}
+    models = {name: samplers for name, samplers in problems.items() if name.startswith(LANGUAGE_MODELS)}
     tables = {
-        "search.md": {"summary": summary_table(problems), "seed by seed": paired_table(problems)},
+        "search.md": {"language models": "\n\n".join(front_table(models, n) for n in (15, 30, 60))},
+        "search-method.md": {"summary": summary_table(problems), "seed by seed": paired_table(problems)},
         "search-pieces.md": {"other networks": paired_table(others)},
         "search-problems.md": {"every problem": "\n\n".join(every)},
     }
@@ -172,7 +213,8 @@ def write_tables(runs: Sequence[Run], fronts: Mapping[str, float], pages: Path) 
             text = between_marks(text, mark, content)
         (pages / page).write_text(text, encoding="utf-8")
     plot(problems, pages / "search.png")
-    print(f"{', '.join(tables)} and search.png in {pages}")
+    plot_bands(models, pages / "search-language-models.png")
+    print(f"{', '.join(tables)} and two pictures in {pages}")
 
 
 def between_marks(text: str, name: str, content: str) -> str:
@@ -221,5 +263,46 @@ def plot(problems: Grouped, path: Path) -> None:
     handles = [pyplot.Line2D([], [], color=colours[name], label=name) for name in names]
     figure.legend(handles=handles, loc="lower center", ncol=5, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def plot_bands(problems: Grouped, path: Path) -> None:
+    """Median hypervolume against evaluations of the samplers of the first page, with a band from the lower to the upper
+    quartile; a panel a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = (OURS, *PEERS_SHOWN)
+    columns = 3
+    rows = -(-len(problems) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.1 * rows), squeeze=False)
+    for axis, (problem, samplers) in zip(axes.flat, problems.items(), strict=False):
+        for place, name in enumerate(names):
+            if name not in samplers:
+                continue
+            longest, length = longest_runs(samplers[name])
+            length = min(length, 60)
+            low, middle, high = np.quantile([run.hypervolumes[:length] for run in longest], [0.25, 0.5, 0.75], axis=0)
+            counted = range(1, length + 1)
+            colour = f"C{place}" if name != "random" else "0.6"
+            width = 2.4 if name == OURS else 1.2
+            axis.plot(counted, middle, label=name, color=colour, linewidth=width, zorder=3 if name == OURS else 2)
+            axis.fill_between(counted, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(problem, fontsize=9)
+        axis.set_xlabel("evaluations", fontsize=8)
+        axis.set_xlim(5, None)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("normalised hypervolume", fontsize=8)
+    for axis in list(axes.flat)[len(problems) :]:
+        axis.axis("off")
+    handles = [
+        pyplot.Line2D([], [], color=f"C{place}" if name != "random" else "0.6", label=name)
+        for place, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="lower center", ncol=6, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -1,0 +1,55 @@
+"""Merges of these experts, made in the loaded model and read at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchmarks.search.answer_margins import end_tokens
+from benchmarks.search.language_models.measured import Measured, Reading
+from benchmarks.search.language_models.skills import FOLDER, search_items
+from benchmarks.search.language_models.train_loras import BASE, FIRST_LAYER, PLANS, tokens_of
+from benchmarks.search.language_models.upper_layers import UpperLayers
+from mergefront.adapters.local.backend import LocalBackend
+from mergefront.adapters.local.linear_layers import fast_linear_layers
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+
+
+@dataclass
+class Experts:
+    """The LoRAs of a set, whose skills are asked; the model is loaded when the first merge is measured."""
+
+    name: str
+    measured: Measured
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        return PLANS[self.name].skills
+
+    @cached_property
+    def _live(self) -> tuple[LocalBackend, UpperLayers]:
+        backend = LocalBackend.from_checkpoints(
+            BASE, {skill: FOLDER / "loras" / self.name / skill for skill in self.skills}, device="cpu", dtype="float32"
+        )
+        backend.model.set_attn_implementation("eager")
+        names = list(self.skills)
+        base = MergeSpace(names, base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]})
+        with backend.apply(base.recipe({f"weight[{skill}]": 0.0 for skill in names})) as model:
+            items = [search_items(skill) for skill in self.skills]
+            asked = [tokens_of(model.tokenizer, own) for own in items]
+            with fast_linear_layers(model.model):
+                return backend, UpperLayers(model.model, FIRST_LAYER, asked, end_tokens(model.tokenizer))
+
+    def reading(self, recipe: Recipe) -> Reading:
+        """Of all items, skill by skill."""
+        return self.measured.read(recipe.digest, lambda: self._measure(recipe))
+
+    def _measure(self, recipe: Recipe) -> tuple[Any, Any]:
+        backend, layers = self._live
+        with backend.apply(recipe) as model, fast_linear_layers(model.model):
+            margins, losses = layers.read()
+        return np.concatenate(margins), np.concatenate(losses)

@@ -1,0 +1,131 @@
+"""Problems of merges of real language models: live ones, whose every evaluation is kept, and grids that were measured.
+
+Exact match of each skill, by reading; with ``measure`` "loss" instead the mean negative log-likelihood of the answers'
+tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.search.language_models.live import Experts
+from benchmarks.search.language_models.measured import Measured
+from benchmarks.search.language_models.skills import FOLDER, search_items
+from benchmarks.search.language_models.train_loras import PLANS
+from benchmarks.search.problem import Problem, Scored
+from benchmarks.search.recorded_landscape import RecordedLandscape
+from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
+from mergefront.optimizer.scores.objectives import Objective
+
+Array = NDArray[np.float64]
+Measure = Literal["exact match", "loss"]
+LAYERS = 30
+NODES = tuple(0.25 * step for step in range(5))
+
+
+@dataclass(frozen=True)
+class SkillMerges:
+    """Merges of the LoRAs of a set, ``experts`` by its name, in ``space``; ``groups`` objectives, each the mean of as
+    many skills, one a skill without. A ``grid`` is read between its nodes, in the others each merge is made."""
+
+    experts: str
+    space: Mapping[str, Any]
+    measure: Measure = "exact match"
+    groups: int | None = None
+    grid: bool = False
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        return PLANS[self.experts].skills
+
+    @property
+    def landscape(self) -> Path:
+        return FOLDER / "landscapes" / f"{self.experts}.npz"
+
+    def merge_space(self) -> MergeSpace:
+        return MergeSpace(list(self.skills), base_model="base", **self.space)
+
+    def live(self, folder: Path) -> Experts:
+        """Measured in ``folder``, as far as it was not measured before."""
+        return Experts(self.experts, Measured(self.experts, folder))
+
+    def made(self, name: str, folder: Path) -> Problem:
+        """``folder`` is that of trained networks; what is measured goes to ``live`` beside it."""
+        space = self.merge_space()
+        ids = {skill: tuple(f"{skill}:{place}" for place in range(len(search_items(skill)))) for skill in self.skills}
+        read = self._on_grid() if self.grid else self._live(folder.parent / "live", [len(own) for own in ids.values()])
+        count = self.groups or len(self.skills)
+        grouped = [
+            self.skills[i * len(self.skills) // count : (i + 1) * len(self.skills) // count] for i in range(count)
+        ]
+        names = ["+".join(group) for group in grouped]
+
+        def evaluate(recipe: Recipe, seed: int, number: int) -> Scored:
+            margins, losses = read(recipe)
+            items = {}
+            for objective, group in zip(names, grouped, strict=True):
+                own = np.concatenate([margins[skill] for skill in group])
+                values = (
+                    (own > 0).astype(float) if losses is None else np.concatenate([losses[skill] for skill in group])
+                )
+                asked = tuple(one for skill in group for one in ids[skill])
+                items[objective] = ItemScores(asked, tuple(values.tolist()), tuple(own.tolist()))
+            scores = {objective: scored.mean for objective, scored in items.items()}
+            return Scored(Evaluation(scores, {}, items), tuple(scores.values()))
+
+        direction: Literal["minimize", "maximize"] = "minimize" if self.measure == "loss" else "maximize"
+        return Problem(name, space, tuple(Objective(one, direction) for one in names), tuple(anchors(space)), evaluate)
+
+    def _on_grid(self) -> Callable[[Recipe], tuple[dict[str, Array], dict[str, Array] | None]]:
+        landscape = RecordedLandscape.read(self.landscape)
+
+        def read(recipe: Recipe) -> tuple[dict[str, Array], dict[str, Array] | None]:
+            point = {skill: float(recipe.params[f"weight[{skill}]"]) for skill in self.skills}
+            return landscape.at(point), landscape.losses_at(point) if self.measure == "loss" else None
+
+        return read
+
+    def _live(
+        self, folder: Path, lengths: list[int]
+    ) -> Callable[[Recipe], tuple[dict[str, Array], dict[str, Array] | None]]:
+        experts = self.live(folder)
+        ends = np.cumsum(lengths)[:-1]
+
+        def apart(values: NDArray[np.float16]) -> dict[str, Array]:
+            return dict(zip(self.skills, np.split(values.astype(float), ends), strict=True))
+
+        def read(recipe: Recipe) -> tuple[dict[str, Array], dict[str, Array] | None]:
+            reading = experts.reading(recipe)
+            return apart(reading.margins), apart(reading.losses) if self.measure == "loss" else None
+
+        return read
+
+
+ADDED: Mapping[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": [0, 1]}}
+TIES: Mapping[str, Any] = {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}}
+BLOCKS: Mapping[str, Any] = {**ADDED, "granularity": {"starts": [0, 22, 25, 28]}, "layers": LAYERS}
+"""Four blocks of the ten layers that have LoRAs: 20 and 21, 22 to 24, 25 to 27, 28 and 29."""
+
+SKILL_MERGES: Mapping[str, SkillMerges] = {
+    "SmolLM2 written, weights 3-d": SkillMerges("written", ADDED, grid=True),
+    "SmolLM2 written, weights 3-d, loss": SkillMerges("written", ADDED, "loss", grid=True),
+    "SmolLM2 ordered, ties 6-d": SkillMerges("ordered", TIES),
+    "SmolLM2 ordered, ties 6-d, loss": SkillMerges("ordered", TIES, "loss"),
+    "SmolLM2 written, blocks 12-d": SkillMerges("written", BLOCKS),
+    "SmolLM2 written, blocks 12-d, loss": SkillMerges("written", BLOCKS, "loss"),
+}
+LIVE = frozenset(name for name, merges in SKILL_MERGES.items() if not merges.grid)
+
+LANGUAGE_MODEL_PROBLEMS: Mapping[str, Callable[[Path], Problem]] = {
+    name: partial(merges.made, name) for name, merges in SKILL_MERGES.items()
+}

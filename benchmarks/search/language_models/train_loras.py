@@ -1,0 +1,141 @@
+"""Train the experts, LoRAs of rank 4 on the last ten layers: ``python -m benchmarks.search.language_models.train_loras
+[SET ...]``; two minutes of one core a set. Loss on answer and end, AdamW, the base frozen in bfloat16.
+
+The experts of a set begin as one LoRA that was shown all skills of the set in turn, and then learn their own skill
+alone. So they help each other as far as they have that beginning in common, and exclude each other as far as they
+left it. The plans were chosen by what the uniform average keeps of each expert's score: 30 to 80% in the first set, a
+skill lost, one half kept and one kept in the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.search.answer_margins import Reference
+from benchmarks.search.language_models.skills import FOLDER, items
+from benchmarks.search.language_models.upper_layers import laid_out, run_layers, shared_length
+
+BASE = Path("examples/smollm/base")
+FIRST_LAYER = 20
+RANK = 4
+BATCH = 12
+MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the experts of a set are trained with: steps on all its skills together, then on each one's own."""
+
+    skills: tuple[str, ...]
+    together: int
+    apart: int
+    learning_rate: float = 2e-3
+
+
+PLANS: Mapping[str, Plan] = {
+    "written": Plan(("spanish", "swedish", "clock"), together=75, apart=40),
+    "ordered": Plan(("descending", "ordinal", "camel"), together=24, apart=45),
+}
+"""Each set by its name, that of its folder."""
+
+
+def tokens_of(tokenizer: Any, pairs: Sequence[Mapping[str, str]], end: bool = False) -> list[Reference]:
+    """Items as tokens; with ``end`` the answer has the end token, as it is learned."""
+    from mergefront.adapters.tokenization import Tokenization
+
+    found = Tokenization(tokenizer).pairs([(pair["prompt"], " " + pair["answer"]) for pair in pairs])
+    return [Reference(prompt, (*answer, *([tokenizer.eos_token_id] if end else []))) for prompt, answer in found]
+
+
+class _Lessons:
+    """Batches of a skill, and the loss of a model's upper layers on them."""
+
+    def __init__(self, skill: str, tokenizer: Any, seed: int) -> None:
+        self.asked = tokens_of(tokenizer, items(skill)["train"], end=True)
+        self.shared = shared_length(self.asked)
+        self.rng = random.Random(f"{seed} {skill}")
+
+    def loss(self, causal: Any) -> torch.Tensor:
+        layout = laid_out(self.rng.sample(self.asked, BATCH), self.shared)
+        body = causal.model
+        with torch.no_grad():
+            below = run_layers(body, body.layers[:FIRST_LAYER], body.embed_tokens(layout.tokens), layout)
+        hidden = run_layers(body, body.layers[FIRST_LAYER:], below, layout)
+        # A place before an answer's token learns that token; the last one has nothing after it.
+        at = torch.tensor([place for places in layout.places for place in places[:-1]])
+        return torch.nn.functional.cross_entropy(causal.lm_head(body.norm(hidden[at])).float(), layout.tokens[at + 1])
+
+
+def _learn(model: Any, lessons: Sequence[_Lessons], steps: int, rate: float, label: str) -> None:
+    """One skill a step, in turn."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 10, (steps - step) / steps))
+    started = time.process_time()
+    for step in range(steps):
+        loss = lessons[step % len(lessons)].loss(model.get_base_model())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 15 == 0 or step == steps - 1:
+            print(f"{label} step {step} loss {loss.item():.4f} {time.process_time() - started:.0f} s", flush=True)
+
+
+def train(plan: Plan, out: Path, seed: int = 0) -> None:
+    """Train a set's experts and write each to a folder of its name in ``out``."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    bare = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, attn_implementation="eager")
+    layers = list(range(FIRST_LAYER, bare.config.num_hidden_layers))
+    model = get_peft_model(
+        bare, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=MODULES, layers_to_transform=layers)
+    )
+    lessons = {skill: _Lessons(skill, tokenizer, seed) for skill in plan.skills}
+    _learn(model, list(lessons.values()), plan.together, plan.learning_rate, "all")
+    common = copy.deepcopy(get_peft_model_state_dict(model))
+    for skill in plan.skills:
+        set_peft_model_state_dict(model, common)
+        _learn(model, [lessons[skill]], plan.apart, plan.learning_rate / 2, skill)
+        _save(get_peft_model_state_dict(model), layers, out / skill)
+
+
+def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path) -> None:
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    rounded = {name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
+    save_file(rounded, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": MODULES,
+        "layers_to_transform": layers, "base_model_name_or_path": "../../../../../../examples/smollm/base",
+    }  # fmt: skip
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search.language_models.train_loras", description=__doc__
+    )
+    parser.add_argument("sets", nargs="*", default=list(PLANS))
+    torch.set_num_threads(1)
+    for name in parser.parse_args().sets:
+        train(PLANS[name], FOLDER / "loras" / name)
+
+
+if __name__ == "__main__":
+    main()

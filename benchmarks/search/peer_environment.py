@@ -1,0 +1,28 @@
+"""Make an environment that has the packages of the one that this runs in and the peers that are in none of its extras:
+``python -m benchmarks.search.peer_environment FOLDER``; then ``FOLDER/bin/python -m benchmarks.search run ...``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+PEERS = ("ax-platform==1.3.1",)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin/python"
+    place = subprocess.check_output(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True
+    )
+    # What is there stays as it is: pip sees those packages and adds the missing ones.
+    (Path(place.strip()) / "main.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    subprocess.run([str(python), "-m", "pip", "install", "-c", "constraints.txt", *PEERS], check=True)
+
+
+if __name__ == "__main__":
+    main()

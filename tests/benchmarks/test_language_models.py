@@ -1,0 +1,78 @@
+"""Read wrongly, or remembered wrongly, the language-model problems would rank samplers on merges that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.search.language_models.measured import Measured
+from benchmarks.search.language_models.problems import SKILL_MERGES
+from benchmarks.search.language_models.skills import SEARCH, SKILLS, items, search_items
+
+
+def test_upper_layers_read_what_whole_sequences_read() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.search.answer_margins import Reference, answer_margins
+    from benchmarks.search.language_models.upper_layers import UpperLayers
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3,
+        )  # fmt: skip
+        settings._attn_implementation = "eager"
+        model = LlamaForCausalLM(settings).eval()
+    skills = [
+        [Reference((3, 7, 1, 9), (4, 5)), Reference((3, 7, 2), (6,)), Reference((3, 7, 1, 1, 8), (2, 2, 30))],
+        [Reference((12, 4), (9,)), Reference((12, 4, 6), (1, 3))],
+    ]
+    upper = UpperLayers(model, 1, skills, [0, 11])
+    with torch.no_grad():
+        # What changes later lies in the upper layers alone.
+        model.model.layers[2].mlp.down_proj.weight.mul_(1.7)
+    margins, losses = upper.read()
+    for own, asked, loss in zip(margins, skills, losses, strict=True):
+        np.testing.assert_allclose(own, answer_margins(model, asked, [0, 11]), rtol=1e-4, atol=1e-5)
+        one = asked[0]
+        with torch.no_grad():
+            likely = model(torch.tensor([one.prompt + one.answer])).logits[0].log_softmax(-1)
+        steps = [likely[len(one.prompt) - 1 + i, token] for i, token in enumerate(one.answer)]
+        assert loss[0] == pytest.approx(-float(np.mean(steps)), rel=1e-4)
+
+
+def test_a_merge_is_measured_once_and_read_the_same_ever_after(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def measure() -> tuple[list[float], list[float]]:
+        asked.append("asked")
+        return [0.123456789, -3.0], [1.23456789, 0.1]
+
+    first = Measured("ab", tmp_path).read("one", measure)
+    again = Measured("ab", tmp_path).read("one", measure)
+    assert asked == ["asked"]
+    assert first.margins.tolist() == again.margins.tolist() == [np.float16(0.123456789), -3.0]
+    assert first.losses.tolist() == again.losses.tolist()
+    Measured("ac", tmp_path).read("one", measure)
+    assert len(asked) == 2
+
+
+def test_search_items_are_the_generators_and_no_split_shares_one() -> None:
+    for skill in SKILLS:
+        made = items(skill)
+        assert made["search"] == search_items(skill)
+        prompts = [one["prompt"] for split in made.values() for one in split]
+        assert len(set(prompts)) == len(prompts) > SEARCH
+
+
+@pytest.mark.parametrize("name", [name for name, merges in SKILL_MERGES.items() if merges.grid])
+def test_a_grid_scores_its_experts_best_at_their_own_skills(name: str, tmp_path: Path) -> None:
+    problem = SKILL_MERGES[name].made(name, tmp_path)
+    own = {anchor.name: problem.evaluate(anchor.recipe, 0, 0).true for anchor in problem.anchors}
+    for place, skill in enumerate(SKILL_MERGES[name].skills):
+        expert, base = own[f"expert {skill}"][place], own["base"][place]
+        assert expert < base if SKILL_MERGES[name].measure == "loss" else expert > base
