@@ -429,8 +429,7 @@ class Study:
 
     def own_evaluations(self) -> list[Evaluation]:
         """Those of the search's own candidates; the ledger may know others, such as a comparison's."""
-        own = {candidate.digest for candidate in self.candidates()}
-        return [row for digest, row in self.ledger.evaluations().items() if digest in own]
+        return list({candidate.digest: candidate.evaluation for candidate in self.candidates()}.values())
 
     def evaluations_on(self, split: str, candidates: Iterable[Candidate]) -> dict[int, Evaluation]:
         """The evaluations of those of ``candidates`` that were scored on a split, by trial number, with their items."""
