@@ -99,7 +99,8 @@ def command(name: str) -> str:
         about = cli.commands[name]
         with click.Context(about, info_name=name, parent=parent) as context:
             lines = ["```", context.get_usage().removeprefix("Usage: "), "```", ""]
-            records = [one for one in (part.get_help_record(context) for part in about.get_params(context)) if one]
+            found = (part.get_help_record(context) for part in about.get_params(context))
+            records = [one for one in found if one and one[1]]
     lines += ["| option | meaning |", "| -- | -- |"]
     lines += [f"| `{option}` | {meaning} |".replace("[", "\\[") for option, meaning in records]
     return "\n".join(lines) + "\n"
