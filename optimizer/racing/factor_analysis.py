@@ -22,7 +22,8 @@ FACTORS = 8
 merges of four kinds of networks 4 are too few, 12 no better; of 16 answers 3 say more than 8."""
 STEP = 1.8
 """Each step goes so many times as far as the maximum that it found (over-relaxation, Salakhutdinov and Roweis 2003):
-ten such steps reach what twenty plain ones do."""
+ten such steps reach what twenty plain ones do. The last is a plain one, since the others swing about what plain ones
+reach at once."""
 PRIOR_ITEMS = 4.0
 """A candidate's variance is pulled towards that of all, as if so many items had said so."""
 PRIOR_LOADING_ITEMS = 3.0
@@ -112,7 +113,7 @@ def fit(values: Array, asked: Array, cells: Cells, iterations: int, start: Candi
     squares = np.einsum("jn,jn->j", values, values)
     least = 1e-5 * float(squares.sum() / counts.sum()) or 1e-12
     found = start
-    for _ in range(iterations):
+    for step in [*[STEP] * (iterations - 1), 1.0]:
         factors, covariances = _factors(values, asked, cells, found)
         extended = np.column_stack([factors, np.ones(len(factors))])
         moments = np.add.reduceat(products(extended), cells.starts, axis=0)
@@ -122,9 +123,9 @@ def fit(values: Array, asked: Array, cells: Cells, iterations: int, start: Candi
         left = squares - 2.0 * (solved * right).sum(axis=1) + np.einsum("jf,jfg,jg->j", solved, normal, solved)
         noise = np.maximum(pooled(left, counts, 0), least)
         found = Candidates(
-            found.means + STEP * (solved[:, -1] - found.means),
-            found.loadings + STEP * (solved[:, :-1] - found.loadings),
-            found.noise * (noise / found.noise) ** STEP,
+            found.means + step * (solved[:, -1] - found.means),
+            found.loadings + step * (solved[:, :-1] - found.loadings),
+            np.maximum(found.noise * (noise / found.noise) ** step, least),
         )
     return Fit(found, *_factors(values, asked, cells, found))
 

@@ -52,6 +52,8 @@ WEIGHTED_TIMES = 2
 """How often a candidate that came later is regressed, with weights by the time before."""
 SQUASH = 2.0
 """Margins m enter as asinh(SQUASH m) in units of their root mean square: what counts is how near to 0 they are."""
+LEAST_VARIANCE = 1e-9
+"""Of a right-or-wrong answer: margins far from 0 would leave none, and errors be measured by nothing."""
 ENTRIES_AT_ONCE = 2**20
 """Of candidates by items, of which several arrays are held."""
 
@@ -363,7 +365,7 @@ def _expected(modelled: Array, variances: Array, unit: float | None) -> tuple[Ar
     distances = modelled / errors
     chances = ndtr(distances)
     slopes = np.exp(distances**2 / -2.0) / (math.sqrt(2.0 * math.pi) * errors)
-    return chances, chances * (1.0 - chances), slopes
+    return chances, np.maximum(chances * (1.0 - chances), LEAST_VARIANCE), slopes
 
 
 def _unasked(answers: _Answers, fitted: Fit, cells: Cells, scale: Array) -> _Unasked:

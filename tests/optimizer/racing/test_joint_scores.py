@@ -179,6 +179,14 @@ def test_margins_that_are_all_zero_are_no_certainty_either_way() -> None:
         assert one.unasked_error > 0
 
 
+def test_margins_that_are_the_same_for_all_are_no_certainty_either() -> None:
+    """Nothing is left to measure errors by; the estimates would be no numbers."""
+    margins = np.repeat([[1.0, -1.0, 1.0, np.nan]], 11, axis=0)
+    answers = np.where(np.isnan(margins), np.nan, margins > 0)
+    for one in joint_estimates(answers, margins):
+        assert 0.0 <= one.mean <= 1.0 and one.unasked_error > 0.1
+
+
 @pytest.mark.parametrize("margins", [True, False])
 @pytest.mark.parametrize(
     ("made", "least", "most"),
