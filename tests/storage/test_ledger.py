@@ -314,6 +314,8 @@ def test_a_worker_elsewhere_is_given_up_after_a_lease_of_silence(tmp_path: Path,
     assert [worker.abandoned for worker in ledger.workers()] == [abandoned]
     claim = ledger.claim(10)
     assert claim is not None and claim.slot == (0 if abandoned else 1) and claim.deaths == int(abandoned)
+    worked = next(worker.seconds for worker in reversed(ledger.workers()) if not worker.abandoned)
+    assert worked is not None and worked < 60, "who takes over begins now"
 
 
 def test_what_was_read_is_not_read_again(database_url: str) -> None:
@@ -329,3 +331,17 @@ def test_what_was_read_is_not_read_again(database_url: str) -> None:
     kept = {digest: Evaluation({"maths": -1.0}) for digest in order[1:3]}
     assert ledger.evaluations_beside(kept) == every | kept
     assert list(ledger.evaluations_beside(kept)) == order
+
+
+def test_who_gives_a_slot_back_gives_back_its_own_alone(tmp_path: Path) -> None:
+    """Others would wait for a slot that nobody works on, or take one from somebody who does."""
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    leased = StudyLedger(ledger.database, ledger.study_id, {}, lease=60)
+    given_back = leased.claim(10)
+    assert given_back is not None
+    leased.release(given_back)
+    taken = ledger.claim(10)
+    assert taken is not None and (taken.slot, taken.deaths) == (given_back.slot, 0)
+    leased.release(given_back)
+    after = leased.claim(10)
+    assert after is not None and after.slot != taken.slot
