@@ -70,7 +70,7 @@ def forecast(pool: TensorPool, recipes: Iterable[Recipe], live: int, has_files: 
 
 def _arithmetic(pool: TensorPool, method: MergeMethod, recipe: Recipe) -> float | None:
     """Seconds of a later candidate whose tensors are all held."""
-    if method.of_matrices or method.matrix_wise or method.prepare is not None or method.lora is not None:
+    if method.of_matrices or method.matrix_wise or method.lora is not None:
         return None
     if pool.device.type != "cpu":
         return sum(pool.placement.on(tier) for tier in TIERS) / copy_speed(pool.device)

@@ -213,6 +213,10 @@ class TensorPool:
         assert isinstance(held, Entry)
         return held.tensor
 
+    def changes(self, name: str, expert: str) -> bool:
+        """Whether an expert has a tensor of its own, or a part of one, without looking at it."""
+        return (name, expert) in self.placement.tiers
+
     def entry(self, name: str, expert: str) -> Entry | None:
         """An expert's tensor, or None where it leaves the base as it is; what is held in less memory is made anew."""
         held = self._find((name, expert))

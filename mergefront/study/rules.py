@@ -20,7 +20,6 @@ from unicodedata import is_normalized
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import DEFAULT_ANCHORS
-from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.stacks import texts_of
 from mergefront.study.method_files import load_known_method_files
 
@@ -207,13 +206,21 @@ def _names_the_longest_answer_otherwise(stored: Mapping[str, Any], root: Path) -
 
 
 def _merges_stacked_experts_by_their_matrices(stored: Mapping[str, Any], root: Path) -> bool:
-    base, methods = _local_base(stored, root), stored["space"].get("method", ())
-    methods = {methods} if isinstance(methods, str) else set(methods)
-    if base is None or not any(name in METHODS and METHODS[name].matrix_wise for name in methods):
+    base = _local_base(stored, root)
+    if base is None or not _methods(stored) & {"tsv_m", "wudi", "widen"}:
         return False
     from mergefront.adapters.checkpoints.names import matrices_of
 
     return any(len(tensor.shape) > 2 and matrices_of(name, tensor.shape) for name, tensor in base.tensors.items())
+
+
+def _merges_singular_vectors(stored: Mapping[str, Any], root: Path) -> bool:
+    return _local_base(stored, root) is not None and bool(_methods(stored) & {"tsv_m", "wudi"})
+
+
+def _methods(stored: Mapping[str, Any]) -> set[str]:
+    methods = stored["space"].get("method", ())
+    return {methods} if isinstance(methods, str) else set(methods)
 
 
 def _puts_whole_tensors_of_loras_on_the_base_as_mergekit(stored: Mapping[str, Any], root: Path) -> bool:
@@ -238,6 +245,12 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
         "with compat: mergekit, biases and other whole tensors of LoRAs kept their own dtype, and now they are rounded "
         "to the base's, as a LoRA is saved on its base",
         _puts_whole_tensors_of_loras_on_the_base_as_mergekit,
+    ),
+    ScoringChange(
+        6,
+        "tsv_m counted arbitrary directions that LoRAs did not train, wudi solved in single precision, and both merged "
+        "LoRAs by their products",
+        _merges_singular_vectors,
     ),
     ScoringChange(
         5,

@@ -68,9 +68,10 @@ class MergeMethod:
     that holds the matrices of several experts is merged matrix by matrix. A method ``of_matrices`` has a
     ``lambda`` and may have a ``weight``, and its kernel is called with the weighted task vectors of one matrix and the
     other parameters: ``kernel(deltas, **parameters)`` returns the merged task vector, which is multiplied by lambda;
-    what is no matrix takes the mean of the weighted task vectors. ``prepare`` does
-    what depends on no numbers, once per tensor, pool and switches: ``prepare(tensors, base, **switches)``, of matrices
-    ``prepare(deltas, shape, **switches)``, whose result the kernel gets as ``prepared``.
+    what is no matrix takes the mean of the weighted task vectors. ``of_tables``: embeddings and heads are matrices too.
+    ``weighs``: the task vectors come as they are, and the kernel gets their ``weight``. ``prepare`` does what depends
+    on no numbers, once per matrix, pool and switches: the kernel gets what ``prepare(deltas, shape, **switches)``
+    returns as ``prepared``. Where all task vectors are of LoRAs, and no switch is on, these may be their cores.
     """
 
     name: str
@@ -88,6 +89,8 @@ class MergeMethod:
     elementwise: bool = False
     matrix_wise: bool = False
     of_matrices: bool = False
+    of_tables: bool = False
+    weighs: bool = False
     lora: Literal["cat", "svd", "factor"] | None = None
 
     @property
@@ -402,7 +405,9 @@ _METHODS = (
             option("adaptive_rank", "keep fewer directions of a sparse task vector"),
         ),
         prepare=f"{_KERNELS}.spectral:leading_singular_vectors",
-        matrix_wise=True,
+        of_matrices=True,
+        of_tables=True,
+        weighs=True,
     ),
     _of_kernel(
         "wudi",
@@ -411,7 +416,8 @@ _METHODS = (
         "spectral:wudi",
         (LAMBDA,),
         prepare=f"{_KERNELS}.spectral:least_interference",
-        matrix_wise=True,
+        of_matrices=True,
+        of_tables=True,
     ),
     _of_kernel(
         "optmerge",

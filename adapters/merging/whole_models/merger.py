@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, TypeAlias
 
@@ -16,11 +16,13 @@ from mergefront.adapters.merging.task_vectors.task_vector import TaskVector
 from mergefront.adapters.merging.tensor_pool import TensorPool
 from mergefront.adapters.merging.whole_models.linear import merge_as_mergekit
 from mergefront.adapters.merging.whole_models.spectral import Core
-from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.methods import METHODS, MergeMethod
 
-_IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "tsv_m", "wudi", "widen"})
+_IN_FLOAT32 = frozenset({"linear", "slerp", "metrics_weighted", "widen"})
 """Methods whose kernels run in float32 with ``compat: mergekit`` too: mergekit's own do, or it has none."""
 
+Scales: TypeAlias = tuple[tuple[str, float], ...]
+"""Every expert with a number."""
 _Piece: TypeAlias = slice | int | EllipsisType
 """A stretch of a tensor's entries, one matrix of a stack, or the whole."""
 
@@ -40,7 +42,8 @@ class KernelMerger:
         """See ``engine.Merger``. Matrices of LoRAs may be merged by their factors."""
         if not METHODS[coefficients.method].of_matrices:
             return coefficients.models
-        return [model for model, weight in _weights(coefficients) if weight != 0 and not self._pool.is_lora(model)]
+        scales = _scales(METHODS[coefficients.method], coefficients)
+        return [model for model, scale in scales if scale != 0 and not self._pool.is_lora(model)]
 
     def merge(self, wanted: TensorMerge, out: torch.Tensor, batch: FusedBatch) -> torch.Tensor:
         """Merge one tensor into ``out`` (see ``engine.Merger``)."""
@@ -51,7 +54,6 @@ class KernelMerger:
         if "lambda" in arguments:
             arguments["lambda_"] = arguments.pop("lambda")
         kernel = merge_as_mergekit if self._compat and method.name == "linear" else method.load_kernel()
-        prepare = method.load_prepare()
         entries = [self._pool.entry(wanted.name, model) for model in coefficients.models]
         own_dtype = self._compat and method.name not in _IN_FLOAT32
         norm = torch.zeros((), dtype=torch.float64)
@@ -68,8 +70,6 @@ class KernelMerger:
                 tensor = _cut(entry.tensor, piece)
                 tensor = tensor if own_dtype else tensor.float()
                 tensors.append(tensor + origin if entry.is_delta and origin is not None else tensor)
-            if prepare is not None:
-                arguments["prepared"] = self._prepare(wanted, piece, prepare, tensors, origin)
             merged = kernel(tensors, origin if coefficients.with_base else None, **arguments)
             _cut(out, piece).copy_(merged)
             if origin is None:
@@ -90,13 +90,18 @@ class KernelMerger:
 
     def _merge_matrices(self, wanted: TensorMerge, out: torch.Tensor) -> torch.Tensor:
         """Merge the matrices of one tensor, or the mean where it is none (see ``MergeMethod.of_matrices``)."""
-        origin, scale = wanted.origin.float(), float(wanted.coefficients.of_recipe("lambda"))
-        matrices = matrices_of(wanted.name, origin.shape)
-        core = self._core(wanted) if matrices == 1 else None
+        method, origin, scale = wanted.method, wanted.origin.float(), float(wanted.coefficients.of_recipe("lambda"))
+        is_matrix = method.of_tables and origin.dim() == 2
+        matrices = 1 if is_matrix else matrices_of(wanted.name, origin.shape)
+        scales = _scales(method, wanted.coefficients) if matrices else _weights(wanted.coefficients)
+        if not any(weight and self._pool.changes(wanted.name, model) for model, weight in scales):
+            out.copy_(wanted.origin)
+            return torch.zeros((), dtype=torch.float64)
+        core = self._core(wanted, scales) if matrices == 1 and not any(_switches(wanted).values()) else None
         if core is not None:
             merged = core.left @ self._merge_matrix(wanted, 0, core.deltas) @ core.right.T
         else:
-            deltas = self._task_vectors(wanted, origin.shape)
+            deltas = self._task_vectors(wanted, origin.shape, scales)
             if matrices == 0:
                 merged = torch.stack(deltas).mean(dim=0)
             elif origin.dim() == 2:
@@ -114,16 +119,18 @@ class KernelMerger:
         """The merged task vector of one matrix of a tensor."""
         method, arguments = wanted.method, dict[str, Any](wanted.coefficients.shared)
         del arguments["lambda"]
+        if method.weighs:
+            arguments["weight"] = dict(wanted.coefficients.per_model)["weight"]
         prepare = method.load_prepare()
         if prepare is not None:
             arguments["prepared"] = self._prepare(wanted, index, prepare, deltas, wanted.origin.shape[-2:])
         merged: torch.Tensor = method.load_kernel()(deltas, **arguments)
         return merged
 
-    def _task_vectors(self, wanted: TensorMerge, shape: torch.Size) -> list[torch.Tensor]:
-        """The weighted task vector of every expert, in float32."""
+    def _task_vectors(self, wanted: TensorMerge, shape: torch.Size, scales: Scales) -> list[torch.Tensor]:
+        """Every expert's task vector by its scale, in float32."""
         made = []
-        for model, weight in _weights(wanted.coefficients):
+        for model, weight in scales:
             entry = self._pool.entry(wanted.name, model) if weight != 0 else None
             if entry is None:
                 made.append(torch.zeros(shape, device=wanted.origin.device))
@@ -131,14 +138,14 @@ class KernelMerger:
                 made.append(weight * TaskVector(entry, wanted.origin).part(0, entry.tensor.numel()).view(shape))
         return made
 
-    def _core(self, wanted: TensorMerge) -> Core | None:
-        """The weighted task vectors in the space of their factors, where all are of LoRAs and their ranks are few.
+    def _core(self, wanted: TensorMerge, scales: Scales) -> Core | None:
+        """The task vectors in the space of their factors, where all are of LoRAs and their ranks are few.
 
         The products are never made, and a decomposition costs what their ranks cost (Core Space, arXiv 2509.17786).
         """
         none = wanted.origin.float().flatten(1)[:, :0], wanted.origin.float()[:0]
         factors = []
-        for model, weight in _weights(wanted.coefficients):
+        for model, weight in scales:
             if weight == 0:
                 factors.append(none)
                 continue
@@ -159,21 +166,26 @@ class KernelMerger:
     def _prepare(
         self,
         wanted: TensorMerge,
-        piece: _Piece,
+        index: int,
         prepare: Callable[..., Any],
-        tensors: Sequence[torch.Tensor],
-        beside: torch.Tensor | torch.Size | None,
+        deltas: Sequence[torch.Tensor],
+        shape: torch.Size,
     ) -> Any:
-        """What a method computes once per piece of a tensor and pool, kept where there is room."""
-        switches = {p.name for p in wanted.method.parameters if p.choices}
-        given = {name: value for name, value in wanted.coefficients.shared if name in switches}
-        place = (wanted.method.name, wanted.name, wanted.coefficients.models, f"{piece} {given}")
+        """What a method computes once per matrix and pool, kept where there is room."""
+        given = _switches(wanted)
+        place = (wanted.method.name, wanted.name, wanted.coefficients.models, f"{index} {given}")
         if place in self._prepared:
             return self._prepared[place]
-        made = prepare(tensors, beside, **given)
+        made = prepare(deltas, shape, **given)
         if self._pool.keeps(self._pool.device_of(wanted.name), _bytes(made)):
             self._prepared[place] = made
         return made
+
+
+def _switches(wanted: TensorMerge) -> dict[str, Any]:
+    """The method's parameters that are chosen; the one who looks at entries says what is no core's."""
+    chosen = {parameter.name for parameter in wanted.method.parameters if parameter.choices}
+    return {name: value for name, value in wanted.coefficients.shared if name in chosen}
 
 
 def _bytes(prepared: Any) -> int:
@@ -187,7 +199,12 @@ def _cut(tensor: torch.Tensor, piece: _Piece) -> torch.Tensor:
     return tensor.view(-1)[piece] if isinstance(piece, slice) else tensor[piece]
 
 
-def _weights(coefficients: Coefficients) -> Iterator[tuple[str, float]]:
+def _weights(coefficients: Coefficients) -> Scales:
     """Every expert's weight, 1 under a method without weights."""
     weights = dict(coefficients.per_model).get("weight", (1.0,) * len(coefficients.models))
-    return zip(coefficients.models, map(float, weights), strict=True)
+    return tuple(zip(coefficients.models, map(float, weights), strict=True))
+
+
+def _scales(method: MergeMethod, coefficients: Coefficients) -> Scales:
+    """What task vectors are multiplied by before a method sees them: 1 where it weighs them itself."""
+    return tuple((model, 1.0) for model in coefficients.models) if method.weighs else _weights(coefficients)

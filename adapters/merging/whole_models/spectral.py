@@ -20,24 +20,22 @@ class SingularVectors(NamedTuple):
 
 
 def leading_singular_vectors(
-    tensors: Sequence[torch.Tensor], base: torch.Tensor, *, outlier_aware: bool, adaptive_rank: bool
-) -> SingularVectors | None:
+    deltas: Sequence[torch.Tensor], shape: torch.Size, *, outlier_aware: bool, adaptive_rank: bool
+) -> SingularVectors:
     """The rank / T leading singular triples of every task vector (TSV-M, arXiv 2412.00081, section 4).
 
     Concatenated U and V are replaced by their nearest matrices with orthonormal columns (Procrustes:
-    U = P S Q^T gives P Q^T). None for tensors that are not matrices. ``outlier_aware`` multiplies an expert's singular
-    values by its share in all experts' outliers, ``adaptive_rank`` keeps less of a sparse task vector: both after what
-    the abstract of R-TSVM says (arXiv 2502.06876); the formulas are ours.
+    U = P S Q^T gives P Q^T). ``shape`` is the merged matrix', of which the task vectors may be the core. Directions
+    that an expert did not train are left out: their vectors are arbitrary, and would turn the others. ``outlier_aware``
+    multiplies an expert's singular values by its share in all experts' outliers, ``adaptive_rank`` keeps less of a
+    sparse task vector: both after what the abstract of R-TSVM says (arXiv 2502.06876); the formulas are ours.
     """
-    if base.dim() != 2:
-        return None
-    keep = max(1, min(base.shape) // len(tensors))
-    deltas = [tensor - base for tensor in tensors]
+    keep = max(1, min(shape) // len(deltas))
     kept = [max(1, round(keep * _density(delta))) if adaptive_rank else keep for delta in deltas]
-    parts = [torch.linalg.svd(delta, full_matrices=False) for delta in deltas]
-    left = torch.cat([u[:, :most] for (u, _, _), most in zip(parts, kept, strict=True)], dim=1)
-    right = torch.cat([v[:most] for (_, _, v), most in zip(parts, kept, strict=True)], dim=0)
-    values = [s[:most] for (_, s, _), most in zip(parts, kept, strict=True)]
+    parts = [spectrum(delta) for delta in deltas]
+    left = torch.cat([part.left[:, :most] for part, most in zip(parts, kept, strict=True)], dim=1)
+    right = torch.cat([part.right[:most] for part, most in zip(parts, kept, strict=True)], dim=0)
+    values = [part.values[:most] for part, most in zip(parts, kept, strict=True)]
     if outlier_aware:
         outliers = torch.stack([_outliers(delta) for delta in deltas])
         shares = len(deltas) * outliers / outliers.sum() if outliers.sum() > 0 else torch.ones_like(outliers)
@@ -64,54 +62,44 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def tsv_m(
-    tensors: Sequence[torch.Tensor],
-    base: torch.Tensor,
-    *,
-    weight: Sequence[float],
-    lambda_: float,
-    prepared: SingularVectors | None,
-    **of_preparation: bool,
+    _deltas: Sequence[torch.Tensor], *, weight: Sequence[float], prepared: SingularVectors, **_of_preparation: bool
 ) -> torch.Tensor:
-    """base + lambda U diag(w_m S_m) V^T; vectors and scalars take the mean of the weighted task vectors."""
-    if prepared is None:
-        deltas = sum(factor * (tensor - base) for tensor, factor in zip(tensors, weight, strict=True))
-        return base + lambda_ * deltas / len(tensors)
+    """U diag(w_m S_m) V^T."""
     values = torch.cat([factor * part for part, factor in zip(prepared.values, weight, strict=True)])
-    return base + lambda_ * (prepared.left * values) @ prepared.right
+    merged: torch.Tensor = (prepared.left * values) @ prepared.right
+    return merged
 
 
-def least_interference(tensors: Sequence[torch.Tensor], base: torch.Tensor) -> torch.Tensor:
+def least_interference(deltas: Sequence[torch.Tensor], shape: torch.Size) -> torch.Tensor:
     """The task vector D that minimises sum_m |(D - d_m) d_m^T|^2 / |d_m|^2 (WUDI, arXiv 2503.08099, eq. 10).
 
     The paper descends by Adam from the sum of task vectors; the objective is quadratic, so its minimum
-    nearest to that start is solved for here, with a ridge of 1e-6 of the mean eigenvalue. Tensors
-    that are no matrices take the mean.
+    nearest to that start is solved for here, with a ridge of 1e-6 of the mean eigenvalue of a matrix of ``shape``, of
+    which the task vectors may be the core. In double precision: errors of single precision are as large as the ridge,
+    and would fill the directions that no expert trained.
     """
-    deltas = [tensor - base for tensor in tensors]
-    if base.dim() != 2:
-        return sum(deltas, torch.zeros_like(base)) / len(deltas)
-    start = sum(deltas, torch.zeros_like(base))
-    gram = torch.zeros(base.shape[1], base.shape[1], dtype=torch.float64, device=base.device)
-    target = torch.zeros(base.shape, dtype=torch.float64, device=base.device)
+    start = torch.zeros_like(deltas[0], dtype=torch.float64)
+    for delta in deltas:
+        start += delta
+    gram = torch.zeros(start.shape[1], start.shape[1], dtype=start.dtype, device=start.device)
+    target = torch.zeros_like(start)
     for delta in deltas:
         norm = float(delta.square().sum())
         if norm > 0:
-            own = (delta.T @ delta).double() / norm
+            wide = delta.double()
+            own = wide.T @ wide / norm
             gram += own
-            target += (delta - start).double() @ own
-    ridge = _RIDGE * float(gram.diagonal().mean())
-    if ridge == 0:
-        return start
-    gram.diagonal().add_(ridge)
-    solved: torch.Tensor = torch.linalg.solve(gram, target.T)
-    return start + solved.T.float()
+            target += (wide - start) @ own
+    ridge = _RIDGE * float(gram.diagonal().sum()) / shape[1]
+    if ridge > 0:
+        gram.diagonal().add_(ridge)
+        start += torch.linalg.solve(gram, target.T).T
+    return start.float()
 
 
-def wudi(
-    tensors: Sequence[torch.Tensor], base: torch.Tensor, *, lambda_: float, prepared: torch.Tensor
-) -> torch.Tensor:
-    """base + lambda D, with D from ``least_interference``."""
-    return base + lambda_ * prepared
+def wudi(_deltas: Sequence[torch.Tensor], *, prepared: torch.Tensor) -> torch.Tensor:
+    """D of ``least_interference``."""
+    return prepared
 
 
 class Core(NamedTuple):

@@ -204,7 +204,7 @@ def test_what_multiplies_no_activations_takes_the_scaled_mean(method: str, name:
     assert torch.allclose(made, base[name] + 0.5 * mean, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "wudi"])
 def test_low_rank_experts_are_merged_within_their_own_directions(method: str) -> None:
     """Vectors of zero singular values are arbitrary: raising them would add noise that no expert trained."""
     base, generator = model(0)[MATRIX], torch.Generator().manual_seed(5)
@@ -242,11 +242,11 @@ def lora_experts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch
     return base, deltas
 
 
-@pytest.mark.parametrize("method", [*METHODS, "optmerge"])
+@pytest.mark.parametrize("method", [*METHODS, "optmerge", "tsv_m", "wudi"])
 def test_loras_are_merged_as_the_models_that_they_make(tmp_path: Path, method: str) -> None:
     """By their factors, without their products; the rank of their sum is what its spectrum is over."""
     base, deltas = lora_experts(tmp_path)
-    weights = {} if method == "optmerge" else {"weight[a]": 0.5}
+    weights = {} if method in ("optmerge", "wudi") else {"weight[a]": 0.5}
     recipe = Recipe(method, {"a": "a", "b": "b"}, {**weights, "lambda": 0.8}, "base")
     made = dict(MergeEngine(base, {name: tmp_path / name for name in deltas}).iterate(recipe))
     whole = {name: {MATRIX: base[MATRIX] + delta, OTHER: base[OTHER]} for name, delta in deltas.items()}
