@@ -55,4 +55,4 @@ class OtherKernel(MMMOSampler):
 
     def _model_point(self, data: Observations, history: History) -> Proposed | None:
         seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
-        return propose(data, self._fit(data), self._budget, self._fisher_screen, seed)
+        return propose(data, self._fit(data), self._budget, seed)

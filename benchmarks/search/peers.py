@@ -266,7 +266,6 @@ class WeightedSumCmaEs(_Relative):
 
 CONSTRAINED = ("at least",)
 LANGUAGE_MODELS = ("SmolLM2",)
-SCREENED = (*LANGUAGE_MODELS, "residual ties 6-d", "residual layers 24-d", "residual 16 experts")
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -290,9 +289,5 @@ PEERS: Mapping[str, Peer] = {
     **{
         f"MM-MO, {name}": Peer(_kernel(name.removeprefix("kernel ")), 60, problems=LANGUAGE_MODELS)
         for name in ("squared exponential", "kernel by evidence")
-    },
-    **{
-        f"MM-MO, 4 workers, screen {screen}": Peer(_ours(fisher_screen=screen), 60, workers=4, problems=SCREENED)
-        for screen in ("low", "high", "off")
     },
 }

@@ -328,6 +328,11 @@ def _has_exact_slopes(stored: Mapping[str, Any], root: Path) -> bool:
     return Encoder(MergeSpace.from_json(stored["space"]).distributions()).dimension > MOST_BY_DIFFERENCES
 
 
+def _was_screened(stored: Mapping[str, Any], root: Path) -> bool:
+    options = stored["sampler"]["options"]
+    return bool(options.get("variant", "default") == "default" and options.get("fisher_screen", "low") != "off")
+
+
 SAMPLER_CHANGES: tuple[SamplerChange, ...] = (
     # Failed trials teach.
     *(SamplerChange(sampler, 2) for sampler in ("mm-mo", "map", "cma-es", "tpe", "tpe-multivariate")),
@@ -335,6 +340,8 @@ SAMPLER_CHANGES: tuple[SamplerChange, ...] = (
     SamplerChange("gp", 2),
     # Slopes are written out: since 3, and in fewer steps since 4.
     SamplerChange("mm-mo", 4, _has_exact_slopes),
+    # Only the published variant has a Fisher screen.
+    SamplerChange("mm-mo", 5, _was_screened),
 )
 
 _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {

@@ -47,7 +47,9 @@ class MMMOOptions(SamplerOptions):
         None, ge=1, description="trials proposed from the same knowledge (by default 1; 5 in variant paper)"
     )
     fisher_screen: FisherScreen = Field(
-        "low", description="among near ties, prefer where models know least (low) or most (high)"
+        "low",
+        description="which candidates a round keeps: where models know least (low) or most (high), or the first (off); "
+        "variant paper only",
     )
     budget: Budget = Field("fast", description="work per proposal; botorch takes seconds")
     unexplained: Unexplained = Field(

@@ -41,8 +41,6 @@ MOVE = 0.15
 """Standard deviation of a moved coordinate, as a share of its range."""
 MOVED_COORDINATES, MOVED_SHARE = 4, 0.2
 """Near an elite about so many coordinates are moved, but not less than that share of all."""
-SHORTLIST_TOLERANCE = 0.05
-"""Candidates whose log acquisition lies this close to the best (5% of the improvement) are equally good. By hand."""
 DIGITS = 6
 """Features that agree in so many digits are of the same merge; points lie on a grid of 1e-4 (``unit_cube.GRID``)."""
 MOST_LEARNT_FROM = 150
@@ -102,13 +100,11 @@ def propose(
     data: Observations,
     surrogate: Surrogate,
     budget: SearchBudget,
-    fisher_screen: FisherScreen,
     seed: int,
 ) -> Proposed | None:
     """The default variant's next point; None when every candidate is taken.
 
-    The acquisition is climbed from the best of Sobol points and of points near the elites. Among candidates that are
-    as good as the best, and while others are pending, the Fisher screen picks the least known.
+    The acquisition is climbed from the best of Sobol points and of points near the elites.
     """
     rng = np.random.default_rng(seed)
     objectives = data.y.shape[1]
@@ -125,14 +121,9 @@ def propose(
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
-    order = np.argsort(-values, kind="stable")
-    shortlist = candidates[order[values[order] >= values.max() - SHORTLIST_TOLERANCE]]
     measured = objectives <= HYPERVOLUME_OBJECTIVES and _front_is_known(data)
     improvement = float(np.exp(values.max())) if measured else None
-    if not len(data.pending):
-        return Proposed(np.asarray(shortlist[0]), improvement)
-    information = _information(data, surrogate, shortlist)
-    return Proposed(np.asarray(shortlist[screen(information, 1, fisher_screen)[0]]), improvement)
+    return Proposed(np.asarray(candidates[np.argmax(values)]), improvement)
 
 
 def propose_paper_round(

@@ -87,8 +87,7 @@ class MMMOSampler(ReplayableSampler):
        improvement; more than four objectives are scalarised at random.
     5. It is climbed from the best of Sobol points and of small changes of the elites (``optimize_acqf``); merges that
        were proposed before are left out.
-    6. The best candidate is proposed; while other trials are pending, among candidates as good as the best, the one
-       that the Fisher screen prefers.
+    6. The best candidate is proposed.
 
     The variant "paper" takes steps 1 to 4, acquires twice as many candidates as a round has members, crosses each with
     a mutant of the elites, and keeps those that the Fisher screen prefers.
@@ -107,8 +106,8 @@ class MMMOSampler(ReplayableSampler):
             anchors' range below the worst anchor.
         task_objectives: indexes of the task scores among the objectives; by their sum the paper variant ranks its
             elites. All by default. Of no effect in the default variant.
-        fisher_screen: "low" prefers what the surrogate knows least about, "high" most, "off" does without. The paper
-            variant screens a round's candidates, the default one breaks near ties while trials are pending.
+        fisher_screen: which of a round's candidates the paper variant keeps: "low" what the surrogate knows least
+            about, "high" most, "off" the first. Of no effect in the default variant.
         budget: how much work one proposal may be: "fast", "quality", or "botorch" for the same loop on BoTorch's
             own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
         unexplained: what the kernel does not explain of values without standard errors: "noise", or "roughness" of the
@@ -207,7 +206,7 @@ class MMMOSampler(ReplayableSampler):
         surrogate = self._last_surrogate.of(seen, lambda: fit(data))
         if self._variant == "default":
             seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
-            return propose(data, surrogate, self._budget, self._fisher_screen, seed)
+            return propose(data, surrogate, self._budget, seed)
         seed = derive_seed(self._seed, history.round_start, "round")
         points = self._paper_round(data, surrogate, history, seed)
         return Proposed(points[history.slot]) if history.slot < len(points) else None

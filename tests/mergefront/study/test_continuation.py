@@ -171,18 +171,29 @@ def test_a_newer_sampler_goes_on_and_says_so(study_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "experts,version,is_told", [(16, 3, False), (16, 2, False), (16, 1, True), (17, 3, True), (17, 4, False)]
+    "experts,version,options,is_told",
+    [
+        (16, 3, {"fisher_screen": "off"}, False),
+        (16, 2, {"fisher_screen": "off"}, False),
+        (16, 1, {"fisher_screen": "off"}, True),
+        (17, 3, {"fisher_screen": "off"}, True),
+        (17, 4, {"fisher_screen": "off"}, False),
+        (16, 4, {}, True),
+        (16, 4, {"variant": "paper"}, False),
+        (16, 5, {}, False),
+    ],
 )
 def test_a_change_of_a_sampler_is_told_to_the_studies_that_it_touches(
-    tmp_path: Path, experts: int, version: int, is_told: bool
+    tmp_path: Path, experts: int, version: int, options: dict[str, str], is_told: bool
 ) -> None:
-    """mm-mo climbs by exact slopes above 32 coefficients only: others would look for a change that is none."""
+    """mm-mo climbs by exact slopes above 32 coefficients only, and its default variant had a Fisher screen until 5:
+    others would look for a change that is none."""
     from mergefront.optimizer.recipes.space import MergeSpace
     from mergefront.study.rules import changes_since
 
     parameters = {"weight": [0, 1], "density": [0.1, 1]}
     space = MergeSpace([f"e{i}" for i in range(experts)], method="ties", base_model="b", parameters=parameters)
-    sampler = {"name": "mm-mo", "version": version, "options": {}}
+    sampler = {"name": "mm-mo", "version": version, "options": options}
     definition = {"scoring": SCORING, "sampler": sampler, "objectives": [{"name": "x"}], "space": space.to_json()}
     lines = changes_since("s", definition, tmp_path)
     assert ["sampler mm-mo has changed since" in line for line in lines] == [True] * is_told
