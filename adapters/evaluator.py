@@ -24,6 +24,7 @@ from mergefront.adapters.tasks.user_code import described
 from mergefront.optimizer.errors import REFUSED, EvaluationError, MergefrontError, UserError, did_you_mean
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import (
+    MONEY,
     Evaluation,
     EvaluationRequest,
     Evaluator,
@@ -52,7 +53,8 @@ class TaskEvaluator:
     An objective is a task's name, or ``delta_l1``. The merge is made once per evaluation; its scores
     are the means of the tasks' item scores, with the standard errors of those means. ``watch`` starts to measure the
     memory that making a merge takes (see ``peak_memory``); ``details`` have the bytes under ``PEAK_BYTES``.
-    ``before`` is called before each merge with the backend, the wanted tasks and the split.
+    ``before`` is called before each merge with the backend, the wanted tasks and the split. ``paid`` tells what was
+    paid for answers so far, in the money of the backend's prices.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class TaskEvaluator:
         before: Before = nothing,
         *,
         writes_all: bool = False,
+        paid: Callable[[], float] | None = None,
     ) -> None:
         self.backend = backend
+        self._paid = paid
         self._watch = watch
         self._before = before
         named = tasks if isinstance(tasks, Mapping) else {task.name: task for task in tasks}
@@ -75,10 +79,10 @@ class TaskEvaluator:
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         """One evaluation on the items of ``request.split``.
 
-        ``seconds`` has "merge", "score", "total" and one entry per task; ``cost`` counts "items",
-        "requests", "scored_tokens" and "generated_tokens". Raises ``UserError`` for an objective that is no
-        task, ``EvaluationError`` when merging or scoring fails, a score is not finite, or a larger share of a task's
-        items than its ``max_unanswered`` has no usable answer.
+        ``seconds`` has "merge", "score", "total" and one entry per task; ``cost`` counts "items", "requests",
+        "scored_tokens" and "generated_tokens", and "money" where answers have a price. Raises ``UserError`` for an
+        objective that is no task, ``EvaluationError`` when merging or scoring fails, a score is not finite, or a larger
+        share of a task's items than its ``max_unanswered`` has no usable answer.
         """
         wanted = [name for name in request.objectives if name != DELTA_L1]
         for name in wanted:
@@ -87,6 +91,7 @@ class TaskEvaluator:
                 raise UserError(f"objective {name!r} is neither a task nor {DELTA_L1} {did_you_mean(name, known)}")
         items_of = {name: self.tasks[name].items(request.split) for name in wanted}
         started = time.perf_counter()
+        paid_before = 0.0 if self._paid is None else self._paid()
         details: dict[str, Any] = {}
         with _failures("what comes before the merge"):
             self._before(self.backend, wanted, request.split)
@@ -126,6 +131,7 @@ class TaskEvaluator:
             "requests": float(asked.model.requests),
             "scored_tokens": float(asked.model.scored_tokens),
             "generated_tokens": float(asked.model.generated_tokens),
+            **({} if self._paid is None else {MONEY: self._paid() - paid_before}),
         }
         if wanted:
             details[OUTCOMES] = {name: dict(counts) for name, counts in asked.outcomes.items()}

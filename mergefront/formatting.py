@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mergefront.optimizer.foreign_text import visible
 from mergefront.optimizer.recipes.grouping import CoefficientName
 from mergefront.optimizer.scores.comparison import Difference
+from mergefront.optimizer.scores.evaluation import MONEY
 from mergefront.optimizer.scores.objectives import Objective
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ def html_text(text: str, quote: bool = True) -> str:
 def size(count: int) -> str:
     """``269 MB``, or ``412 kB`` of less than a megabyte; ``count`` is in bytes."""
     return f"{count / 1e6:,.0f} MB" if count >= 999_500 else f"{max(count / 1e3, 1):.0f} kB"
+
+
+def amount(kind: str, value: float) -> str:
+    """A cost of an evaluation: how many of a kind, or money."""
+    return f"{value:,.4g} {kind}" if kind == MONEY else f"{value:,.0f} {kind.replace('_', ' ')}"
 
 
 def duration(seconds: float) -> str:

@@ -77,9 +77,10 @@ def connected_evaluator(
 ) -> Iterator[Evaluator]:
     """The evaluator of a study on a server, while the block lasts: its tasks on the backend, or the service's loss."""
     with closing(make_backend(settings, space, places, cache, known)) as connected:
-        yield (
-            connected if isinstance(connected, EvoMergingEvaluator) else TaskEvaluator(connected, tasks, before=before)
-        )
+        if isinstance(connected, EvoMergingEvaluator):
+            yield connected
+        else:
+            yield TaskEvaluator(connected, tasks, before=before, paid=connected.paid if connected.has_prices else None)
 
 
 @dataclass(frozen=True)

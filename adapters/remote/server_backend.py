@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import LanguageModel, Verb
 from mergefront.adapters.remote.http.breaker import BreakerPolicy
+from mergefront.adapters.remote.http.budget import Price
 from mergefront.adapters.remote.http.cache import ResponseCache
 from mergefront.adapters.remote.http.client import ClientPolicy, HttpClient
 from mergefront.adapters.remote.http.endpoint import ApiKey
@@ -96,6 +97,14 @@ class Connected(Generic[SectionT]):
         client = client_of(settings, self._cache, self.space.seed, server)
         self._clients.append(client)
         return client
+
+    @property
+    def has_prices(self) -> bool:
+        return any(client.policy.price != Price() for client in self._clients)
+
+    def paid(self) -> float:
+        """What the answers to this connection's requests cost; those that were kept cost nothing."""
+        return sum(client.policy.price.of(client.usage) for client in self._clients)
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
         """What the server cannot do of what tasks ask (``verbs``, and the number of tokens written), as far as

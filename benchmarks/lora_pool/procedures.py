@@ -7,7 +7,7 @@ here); seeds are derived as the samplers derive them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from optuna.distributions import FloatDistribution
 
 from benchmarks.lora_pool.merged_model import MergedModel, Operator
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
-from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
+from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
-from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, StagedEvolution
+from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, EvolutionOptions, Stage, StagedEvolution
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -30,12 +30,13 @@ PAPER = Penalties(0.05, 0.05)
 
 @dataclass(frozen=True)
 class Procedure:
-    """A row of the table: what proposes, with which operator, for how many evaluations."""
+    """A row of the table: what proposes, with which operator, for how many evaluations, and the least weight."""
 
     name: str
     operator: Operator
     evaluations: int
     make: Callable[[], Propose]
+    lowest: float = -1.5
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Run:
         return asdict(self)
 
 
-def _evolution(variant: str) -> Callable[[], Propose]:
+def evolution(stages: Sequence[Stage], first_stage: int = 400) -> Callable[[], Propose]:
+    """The published settings of CMA-ES on these stages."""
+
     def make() -> Propose:
-        options = EvolutionOptions(population=20, sigma=0.05, first_stage=400, patience=0, separable=False)
-        search = StagedEvolution(STAGES[variant], options, PAPER)
+        options = EvolutionOptions(population=20, sigma=0.05, first_stage=first_stage, patience=0, separable=False)
+        search = StagedEvolution(stages, options, PAPER)
         return lambda coefficients, trials, seed, number: search.propose(
             coefficients, coefficients.loras, trials, derive_seed(seed, number, "evolution")
         )
@@ -63,31 +66,38 @@ def _evolution(variant: str) -> Callable[[], Propose]:
     return make
 
 
-def _default() -> Propose:
-    search = PoolSearch(Penalties(0.0, 0.0))
+def default(densities: bool = True, top: int | None = None) -> Callable[[], Propose]:
+    """Our default search, with weights alone or on the ``top`` LoRAs by their own loss."""
 
-    def propose(coefficients: Coefficients, trials: list[PoolTrial], seed: int, number: int) -> tuple[str, Array]:
-        return search.propose(PoolState(coefficients, tuple(trials), coefficients.loras, False, seed, number))
+    def make() -> Propose:
+        search = PoolSearch(Penalties(0.0, 0.0), densities=densities)
 
-    return propose
+        def propose(coefficients: Coefficients, trials: list[PoolTrial], seed: int, number: int) -> tuple[str, Array]:
+            # The LoRAs' own losses come first, whatever is kept.
+            kept = prefilter(coefficients, trials, None if number <= len(coefficients.loras) else top)
+            return search.propose(PoolState(coefficients, tuple(trials), kept, False, seed, number))
+
+        return propose
+
+    return make
 
 
 OURS = "evo-merging (default)"
 RELEASED = "released two stages"
 PROCEDURES = (
-    Procedure(OURS, "cat", 300, _default),
-    Procedure(RELEASED, "cat", 1200, _evolution("paper")),
-    Procedure("joint CMA-ES", "cat", 1200, _evolution("joint")),
-    Procedure("LoRAHub's setting", "cat", 1200, _evolution("lorahub")),
-    Procedure("LoRAHub's setting, factor", "factor", 40, _evolution("lorahub")),
-    Procedure("released two stages, factor", "factor", 1200, _evolution("paper")),
+    Procedure(OURS, "cat", 300, default()),
+    Procedure(RELEASED, "cat", 1200, evolution(STAGES["paper"])),
+    Procedure("joint CMA-ES", "cat", 1200, evolution(STAGES["joint"])),
+    Procedure("LoRAHub's setting", "cat", 1200, evolution(STAGES["lorahub"])),
+    Procedure("LoRAHub's setting, factor", "factor", 40, evolution(STAGES["lorahub"])),
+    Procedure("released two stages, factor", "factor", 1200, evolution(STAGES["paper"])),
 )
 
 
 def run(procedure: Procedure, model: MergedModel, seed: int) -> Run:
     """One search of ``procedure.evaluations`` evaluations on the model's pool."""
     densities = {f"density[{name}]": FloatDistribution(0.0, 1.0) for name in model.names}
-    weights = {f"weight[{name}]": FloatDistribution(-1.5, 1.5) for name in model.names}
+    weights = {f"weight[{name}]": FloatDistribution(procedure.lowest, 1.5) for name in model.names}
     coefficients = read_coefficients({**densities, **weights})
     propose = procedure.make()
     count = len(model.names)

@@ -118,6 +118,6 @@ def report_progress(session: Session, study: Study, plan: ReportPlan) -> Iterato
             screen = shown.enter_context(on_screen(lambda: bar(len(ends), total, "candidates", time_left())))
         yield on_scored
     took = spent(scored)
-    costs = "".join(f", {value:,.0f} {kind.replace('_', ' ')}" for kind, value in took.cost.items() if value)
+    costs = "".join(f", {formatting.amount(kind, value)}" for kind, value in took.cost.items() if value)
     session.say(f"Scored {len(scored)} candidates in {formatting.duration(time.monotonic() - started)}{costs}.")
     session.reported = None

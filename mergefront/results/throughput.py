@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.adapters.remote.settings import joined_settings
+from mergefront.optimizer.scores.evaluation import MONEY, Evaluation
+from mergefront.study.definition import StudyDefinition
 
 RECENT = 30
 """So many of the last evaluations tell the present speed."""
@@ -48,6 +50,21 @@ def spent(rows: Iterable[Evaluation]) -> Spent:
     return Spent(count, seconds, cost)
 
 
+def budget_lines(definition: StudyDefinition) -> list[str]:
+    """The limits of every server that has some, and its prices, as the study file has them."""
+    content = joined_settings(dict(definition.evaluator.backend), dict(definition.runtime))
+    sections = {f"members.{name}": one for name, one in content.get("members", {}).items()} or {"backend": content}
+    lines = []
+    for where, section in sections.items():
+        limits = {kind: limit for kind, limit in (section.get("budget") or {}).items() if limit is not None}
+        prices = {kind: price for kind, price in (section.get("price") or {}).items() if price}
+        if limits or prices:
+            parts = [f"at most {limit:,g} {kind}" for kind, limit in limits.items()]
+            parts += [f"{kind} at {price:g}" for kind, price in prices.items()]
+            lines.append(f"{where}: {', '.join(parts)}")
+    return lines
+
+
 def throughput(
     spans: Sequence[tuple[datetime, datetime]], costs: Iterable[Mapping[str, float]], left: int
 ) -> Throughput:
@@ -64,7 +81,7 @@ def throughput(
     for cost in costs:
         spent.update(cost)
         counts.update(cost.keys())
-    cost_left = {kind: left * total / counts[kind] for kind, total in spent.items()} if left else {}
+    cost_left = {kind: left * total / counts[kind] for kind, total in spent.items() if kind != MONEY} if left else {}
     return Throughput(per_hour, None if per_hour is None else 3600.0 * left / per_hour, spent, cost_left)
 
 

@@ -139,6 +139,10 @@ class EvaluationRequest:
     race: Race | None = None
 
 
+MONEY = "money"
+"""What a cost in the currency of a backend's prices is called."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of one recipe.

@@ -68,7 +68,7 @@ def status(name: str, storage: str, as_json: bool) -> None:
     Example:
       mergefront status skills
     """
-    from mergefront.formatting import duration, heading, hypervolume, number, trial, trials, with_interval
+    from mergefront.formatting import amount, duration, heading, hypervolume, number, trial, trials, with_interval
     from mergefront.optimizer.scores.outcomes import outcome_lines
     from mergefront.optimizer.scores.pareto import Hypervolume
     from mergefront.study.stored_study import load_study
@@ -94,12 +94,13 @@ def status(name: str, storage: str, as_json: bool) -> None:
         more = f", about {duration(facts['seconds_left'])} left" if facts["seconds_left"] else ""
         lines.append(f"  throughput    {number(facts['per_hour'])} evaluations per hour{more}")
     if any(facts["spent"].values()):
-        spent = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["spent"].items())
-        rest = ", ".join(f"{value:,.0f} {kind}" for kind, value in facts["cost_left"].items())
+        spent = ", ".join(amount(kind, value) for kind, value in facts["spent"].items())
+        rest = ", ".join(amount(kind, value) for kind, value in facts["cost_left"].items())
         lines.append(f"  spent         {spent}" + (f"; about {rest} to come" if rest else ""))
+    lines += [f"  budget        {line}" for line in facts["budgets"]]
     if facts["report"] is not None and facts["report"]["scored"]:
         reported = facts["report"]
-        costs = "".join(f", {value:,.0f} {kind}" for kind, value in reported["spent"].items() if value)
+        costs = "".join(f", {amount(kind, value)}" for kind, value in reported["spent"].items() if value)
         more = f", {reported['left']} left" if reported["left"] else ""
         lines.append(
             f"  report items  {reported['scored']} candidates scored in {duration(reported['seconds'])}{costs}{more}"
@@ -284,7 +285,7 @@ def _status(study: Study) -> dict[str, Any]:
     from optuna.trial import TrialState
 
     from mergefront.optimizer.scores.outcomes import total_outcomes
-    from mergefront.results.throughput import throughput
+    from mergefront.results.throughput import budget_lines, throughput
     from mergefront.study.stored_study import rounded
 
     candidates = study.candidates()
@@ -327,6 +328,7 @@ def _status(study: Study) -> dict[str, Any]:
         "seconds_left": speed.seconds_left,
         "spent": dict(speed.spent),
         "cost_left": dict(speed.cost_left),
+        "budgets": budget_lines(study.definition),
         "report": _report(study) if study.definition.evaluator.tasks else None,
         "outcomes": total_outcomes(study.own_evaluations()),
         "workers": [asdict(worker) for worker in study.ledger.workers()],

@@ -38,7 +38,7 @@ from mergefront.results.plots.web_page import web_page
 from mergefront.results.report.contents import Contents, contents
 from mergefront.results.report.detectable import detectable_differences, measured_tasks
 from mergefront.results.suggestion import export_command, suggestion_lines
-from mergefront.results.throughput import spent
+from mergefront.results.throughput import budget_lines, spent
 from mergefront.results.verdict import Compared
 
 if TYPE_CHECKING:
@@ -387,7 +387,9 @@ def _cost(study: Study) -> str:
         counts = [f"{asked:,.0f} of {sum(of):,.0f} ({100 * asked / sum(of):.0f} %)"]
         table.append(["items answered", *counts, *(f"{one.cost.get('items', 0):,.0f}" for one in took[1:])])
     for kind in sorted({kind for one in took for kind, value in one.cost.items() if value} - {"items"}):
-        table.append([kind.replace("_", " "), *(f"{one.cost.get(kind, 0):,.0f}" for one in took)])
+        counted = (formatting.amount(kind, one.cost.get(kind, 0)).removesuffix(kind.replace("_", " ")) for one in took)
+        table.append([kind.replace("_", " "), *counted])
+    table += [["budget", line] for line in budget_lines(study.definition)]
     for phase in ("merge", "score", "total"):
         if phase in took[0].seconds:
             table.append([f"time, {phase}", *(formatting.duration(one.seconds.get(phase, 0.0)) for one in took)])

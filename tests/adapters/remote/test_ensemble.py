@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import mergefront as mf
 from mergefront.adapters.evaluator import TaskEvaluator
@@ -20,6 +22,7 @@ from mergefront.adapters.remote.openai.backend import OpenAIBackend
 from mergefront.adapters.remote.settings import OpenAISection, joined_settings, split_settings
 from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.adapters.tasks.prompt_findings import Reader
+from mergefront.cli.application import cli
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
@@ -88,6 +91,40 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
     assert scores["base"] == 0.0 and scores["expert west"] == 0.5 and scores["expert liar"] == 0.0
     assert study.best("capitals").scores["capitals"] >= 0.5
     database.close()
+
+
+@pytest.mark.slow
+def test_chat_models_of_a_real_server_are_paid_once_and_status_says_what(tmp_path: Path, url: str):
+    """llama.cpp's chat route, whose LoRAs are the members; weights are searched at no further cost."""
+    member = {"url": f"{url}/v1", "model": "tiny", "mode": "chat", "system": "Be brief.", "price": {"request": 0.5}}
+    members = {
+        name: {**member, "budget": {"money": 50}, "request": {"lora": [{"id": place, "scale": 1.0}]}}
+        for place, name in enumerate(("plain", "patterned"))
+    }
+    content = {
+        "study": "closed",
+        "merge": {
+            "method": "task_arithmetic",
+            "base_model": "none",
+            "models": list(members),
+            "space": {"weight": [0, 1]},
+        },
+        "backend": {"type": "ensemble", "members": members},
+        "tasks": {
+            "words": {"type": "jsonl", "path": "items.jsonl", "metric": "f1", "max_new_tokens": 6, "report_fraction": 0}
+        },
+        "objectives": ["words"],
+        "search": {"sampler": "random", "evaluations": 9},
+    }
+    lines = [json.dumps({"prompt": f"Say {word}", "answer": word}) for word in ("yes", "no", "two")]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    (tmp_path / "study.yaml").write_text(json.dumps(content))
+    study = mf.run(tmp_path / "study.yaml", progress=False)
+    paid = [one.evaluation.cost["money"] for one in study.candidates()]
+    assert len(paid) == 9 and paid[0] >= 0.5 * 2 * 3 and not any(paid[1:])
+    said = CliRunner().invoke(cli, ["status", "closed", "--storage", study.database.url])
+    assert f"{paid[0]:,.4g} money" in said.output
+    assert "members.plain: at most 50 money, request at 0.5" in said.output
 
 
 def test_log_probabilities_by_echo_split_at_the_seam():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,39 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     assert f"mergefront_serve_merges_total {len(RECIPES)}" in metrics
     remote.close()
     client.close()
+
+
+def test_no_completion_is_of_another_sessions_merge(pool_file: Callable[..., Path], start: Callable[..., Any]):
+    """One live model serves all sessions: a client would get what another one's merge says."""
+    served = start(pool_file(clients=CLIENTS), **TOKENS)
+    weights = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    sessions = {}
+    for place, weight in enumerate(weights):
+        token = (ALICE, BOB)[place % 2]
+        session = ask(served, "POST", "/v1/sessions", token, json={"pool": "tiny"}).json()["session_id"]
+        recipe = wire_recipe(SPACE.recipe({"weight[whole]": weight, "weight[lora]": 1.0 - weight}))
+        ask(served, "PUT", f"/v1/sessions/{session}/merge", token, json={"recipe": recipe})
+        sessions[session] = token
+
+    def completed(session: str) -> list[float]:
+        body = {
+            "model": session,
+            "prompt": "Sort 23 43 12:",
+            "max_tokens": 0,
+            "temperature": 0,
+            "echo": True,
+            "logprobs": 1,
+        }
+        answer = ask(served, "POST", "/v1/completions", sessions[session], json=body)
+        assert answer.status_code == 200, answer.text
+        return list(answer.json()["choices"][0]["logprobs"]["token_logprobs"][1:])
+
+    known = {session: completed(session) for session in sessions}
+    assert len({round(sum(values), 4) for values in known.values()}) == len(weights), "the merges answer alike"
+    order = [session for place in range(8) for session in [*sessions][place % 3 :: 2]]
+    with ThreadPoolExecutor(len(order)) as clients:
+        for session, values in zip(order, clients.map(completed, order), strict=True):
+            assert values == pytest.approx(known[session], abs=1e-4)
 
 
 def test_a_restart_in_the_middle_of_a_search_loses_nothing(

@@ -1,0 +1,146 @@
+"""What the search owes to its pool, and to each part of the method:  python -m benchmarks.lora_pool.controls
+
+Two controls on the pool of ``python -m benchmarks.lora_pool``: the same search on random LoRAs of the same norms, and a
+LoRA trained on the search items instead of a search. And the paper's claims one by one, at equal budget: both stages,
+one alone, weights of at least 0, no denoising, a prefilter. Finished runs are kept; the table goes to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, get_peft_model
+from scipy.stats import ttest_rel
+
+from benchmarks.lora_pool.merged_model import MergedModel
+from benchmarks.lora_pool.pool import MODULES, Lora, Pool, PoolPlan, load_pool
+from benchmarks.lora_pool.procedures import Procedure, Run, default, evolution, run
+from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, Stage
+
+BUDGET = 300
+DENOISING = (Stage("denoise", True, False, last=True),)
+FULL = Procedure("both stages (default)", "cat", BUDGET, default())
+ABLATIONS = (
+    FULL,
+    Procedure("weights alone (no denoising)", "cat", BUDGET, default(densities=False)),
+    Procedure("weights of at least 0", "cat", BUDGET, default(), lowest=0.0),
+    Procedure("best 10 of 20 LoRAs kept", "cat", BUDGET, default(top=10)),
+    Procedure("densities alone, by CMA-ES", "cat", BUDGET, evolution(DENOISING)),
+    Procedure("weights alone, by CMA-ES (LoRAHub)", "cat", BUDGET, evolution(STAGES["lorahub"])),
+    Procedure("both stages, by CMA-ES (released)", "cat", BUDGET, evolution(STAGES["paper"], first_stage=BUDGET // 3)),
+)
+ON_RANDOM = (FULL, ABLATIONS[5])
+FRESH = "a LoRA trained on the search items"
+HELD_BACK = 16
+"""Search items that say when training has gone on long enough; it is done again on all for as many steps."""
+
+
+def random_pool(pool: Pool, seed: int) -> Pool:
+    """The pool with every factor of every LoRA replaced by normal noise of the same Frobenius norm."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def like(tensor: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(tensor.shape, generator=generator)
+        return drawn * (tensor.norm() / drawn.norm())
+
+    loras = tuple(
+        Lora(lora.name, lora.scaling, {name: (like(a), like(b)) for name, (a, b) in lora.factors.items()})
+        for lora in pool.loras
+    )
+    return replace(pool, loras=loras)
+
+
+def fresh_lora(pool: Pool, seed: int, most: int = 150) -> float:
+    """The report loss of a LoRA of rank 4 trained on the search items, for as many steps as held back items gain."""
+    items = pool.search_items
+
+    def losses(chosen: torch.Tensor, steps: int, watched: torch.Tensor) -> list[float]:
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=list(MODULES), task_type="CAUSAL_LM")
+        adapted = get_peft_model(pool.model, config)
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=4e-3, weight_decay=0.0)
+        seen = []
+        for _ in range(steps):
+            rows = chosen[torch.randint(len(chosen), (32,))]
+            optimizer.zero_grad()
+            adapted(input_ids=rows, labels=rows).loss.backward()
+            optimizer.step()
+            with torch.no_grad():
+                seen.append(float(adapted(input_ids=watched, labels=watched).loss))
+        adapted.unload()
+        return seen
+
+    steps = int(np.argmin(losses(items[HELD_BACK:], most, items[:HELD_BACK]))) + 1
+    return losses(items, steps, pool.report_items)[-1]
+
+
+def table(runs: Sequence[tuple[str, Run]]) -> list[str]:
+    """Report losses of every row, and their differences from the default on the trained pool, seed by seed."""
+    ours = {one.seed: one.report for pool, one in runs if pool == "trained" and one.procedure == FULL.name}
+    lines = [
+        "| pool | procedure | seeds | search items | report items | minus the default | better in | p |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for pool, name in dict.fromkeys((pool, one.procedure) for pool, one in runs):
+        rows = [one for there, one in runs if (there, one.procedure) == (pool, name) and one.seed in ours]
+        reports = np.array([one.report for one in rows])
+        theirs: NDArray[np.float64] = reports - np.array([ours[one.seed] for one in rows])
+        searched = f"{np.median([one.best[-1] for one in rows]):.4f}" if rows[0].best else ""
+        p = f"{ttest_rel(theirs, np.zeros(len(theirs))).pvalue:.1g}" if theirs.any() else ""
+        better = f"{int((theirs < 0).sum())} of {len(rows)}" if theirs.any() else ""
+        gap = f"{theirs.mean():+.4f}" if theirs.any() else ""
+        lines.append(
+            f"| {pool} | {name} | {len(rows)} | {searched} | {np.median(reports):.4f} | {gap} | {better} | {p} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lora_pool.controls", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lora_pool")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    trained = load_pool(PoolPlan(seed=0), given.cache)
+    kept = given.cache / "controls.jsonl"
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    runs = [(line.pop("pool"), Run(**line)) for line in lines]
+
+    def keep(pool: str, finished: Run) -> None:
+        runs.append((pool, finished))
+        with kept.open("a") as file:
+            file.write(json.dumps({"pool": pool, **finished.to_json()}) + "\n")
+        print(f"{pool:8} seed {finished.seed}  {finished.procedure:36} {finished.report:.4f}", flush=True)
+
+    for seed in range(given.seeds):
+        pools = {"trained": (trained, ABLATIONS), "random": (random_pool(trained, seed), ON_RANDOM)}
+        for name, (pool, procedures) in pools.items():
+            done = {(one.procedure, one.seed) for there, one in runs if there == name}
+            wanted = [one for one in procedures if (one.name, seed) not in done]
+            model = MergedModel(pool) if wanted else None
+            for procedure in wanted:
+                assert model is not None
+                keep(name, run(procedure, model, seed))
+            if model is not None:
+                ones = np.ones(len(model.names))
+                model.loss(ones, 0 * ones)  # leaves the base in the shared model
+        if not any(one.procedure == FRESH and one.seed == seed for _, one in runs):
+            started = time.perf_counter()
+            keep("none", Run(FRESH, seed, [], fresh_lora(trained, seed), time.perf_counter() - started))
+    print("\n".join(table(runs)))
+
+
+if __name__ == "__main__":
+    main()
