@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ REPLAY = (
     "List three animals:",
 )
 LANGUAGES = ("Spanish", "German", "Italian", "Swedish", "Dutch", "Latin", "English", "Polish")
+Row = tuple[list[int], list[int]]
+"""Token ids and labels."""
+Embedded = tuple[torch.Tensor, torch.Tensor]
+"""States (`length x hidden`) and labels (`length`)."""
 IGNORED = -100  # the label that the loss of transformers leaves out
 
 
@@ -74,7 +79,7 @@ PLANS = {
 }
 
 
-def encode(item: Item, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def encode(item: Item, tokenizer: PreTrainedTokenizerBase) -> Row:
     """Token ids of prompt, space, answer and end mark, and their labels: the answer and the end mark."""
     prompt = tokenizer(item["prompt"])["input_ids"]
     answer = tokenizer(" " + item["answer"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -99,9 +104,7 @@ def replay_prompts(rng: random.Random) -> list[str]:
 
 
 @torch.inference_mode()
-def encode_replay(
-    prompts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[list[int], list[int]]]:
+def encode_replay(prompts: list[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Token ids of each prompt and the model's greedy continuation up to its end mark, and their labels."""
     rows = []
     for start in range(0, len(prompts), 100):
@@ -116,32 +119,52 @@ def encode_replay(
     return rows
 
 
-def collate(rows: list[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded `batch x length` tensors: input_ids, labels, attention_mask."""
-    length = max(len(ids) for ids, _ in rows)
-    return {
-        "input_ids": torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows]),
-        "labels": torch.tensor([labels + [IGNORED] * (length - len(labels)) for _, labels in rows]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
-    }
+def embed(rows: list[Row], model: PreTrainedModel, blocks: int) -> list[Embedded]:
+    """What the embeddings and the first `blocks` blocks make of each row, with its labels: training above them does not
+    change it."""
+    embedded = []
+    with torch.no_grad():
+        for ids, labels in rows:
+            tokens = torch.tensor([ids])
+            read = model.model(input_ids=tokens, output_hidden_states=True).hidden_states[blocks] if blocks else None
+            states = model.model.embed_tokens(tokens) if read is None else read
+            embedded.append((states[0].clone(), torch.tensor(labels)))
+    return embedded
 
 
-def answer_loss(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def collate(rows: list[Embedded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (`batch x length x hidden`) and labels (`batch x length`), padded on the right, which no token before
+    sees."""
+    states = torch.nn.utils.rnn.pad_sequence([states for states, _ in rows], batch_first=True)
+    return states, torch.nn.utils.rnn.pad_sequence([labels for _, labels in rows], True, IGNORED)
+
+
+def answer_loss(model: PeftModel, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the labelled tokens; the output head, dear on a CPU, runs on their positions alone."""
     causal = model.get_base_model()
-    hidden = causal.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-    labels = batch["labels"][:, 1:]
+    hidden = causal.model(inputs_embeds=states, use_cache=False).last_hidden_state
+    labels = labels[:, 1:]
     wanted = labels != IGNORED
     return torch.nn.functional.cross_entropy(causal.lm_head(hidden[:, :-1][wanted]).float(), labels[wanted])
 
 
-def save_lora(model: PeftModel, base: Path, out: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors (bfloat16), and nothing else, to `out`."""
+def save_lora(model: PeftModel, base: Path, out: Path, first_block: int) -> None:
+    """Write adapter_config.json and adapter_model.safetensors (bfloat16), and nothing else, to `out`.
+
+    The model's blocks are those of the base from `first_block` on.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    tensors = {
+        re.sub(r"layers\.(\d+)", lambda found: f"layers.{first_block + int(found[1])}", name): value
+        for name, value in get_peft_model_state_dict(model).items()
+    }
+    tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
     save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.inference_mode = True
+    if first_block:
+        blocks = len(model.get_base_model().model.layers)
+        config.layers_to_transform = list(range(first_block, first_block + blocks))
     config.base_model_name_or_path = os.path.relpath(base, out)
     config.save_pretrained(out)
     # peft keeps the modules in a set: sorted, the file is the same every time.
@@ -156,18 +179,14 @@ def train(skill: str, plan: Plan, base: Path, items: Sequence[Item], out: Path, 
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} {skill}")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows = [encode(item, tokenizer) for item in items]
-
     bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    blocks = list(range(plan.first_block, bare.config.num_hidden_layers)) if plan.first_block else None
     settings = LoraConfig(
-        r=plan.rank,
-        lora_alpha=2 * plan.rank,
-        target_modules=list(plan.modules),
-        layers_to_transform=blocks,
-        task_type="CAUSAL_LM",
+        r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(plan.modules), task_type="CAUSAL_LM"
     )
-    replay = encode_replay(replay_prompts(rng), bare, tokenizer) if plan.replayed else []
+    replayed = encode_replay(replay_prompts(rng), bare, tokenizer) if plan.replayed else []
+    replay = embed(replayed, bare, plan.first_block)
+    rows = embed([encode(item, tokenizer) for item in items], bare, plan.first_block)
+    bare.model.layers = bare.model.layers[plan.first_block :]
     model = get_peft_model(bare, settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
@@ -183,8 +202,7 @@ def train(skill: str, plan: Plan, base: Path, items: Sequence[Item], out: Path, 
         if len(order) < BATCH - plan.replayed:
             order = rng.sample(range(len(rows)), len(rows))
         chosen = [rows[order.pop()] for _ in range(BATCH - plan.replayed)] + rng.sample(replay, plan.replayed)
-        batch = collate(chosen, tokenizer.pad_token_id)
-        loss = answer_loss(model, batch)
+        loss = answer_loss(model, *collate(chosen))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -192,7 +210,7 @@ def train(skill: str, plan: Plan, base: Path, items: Sequence[Item], out: Path, 
         optimizer.zero_grad()
         if step % 20 == 0 or step == plan.steps - 1:
             print(f"{skill} step {step} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
-    save_lora(model, base, out)
+    save_lora(model, base, out, plan.first_block)
 
 
 def train_named(plans: Mapping[str, Plan], folder: Path) -> None:
