@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from mergefront.adapters.remote.settings import joined_settings
 from mergefront.optimizer.scores.evaluation import MONEY, Evaluation
 from mergefront.study.definition import StudyDefinition
 
@@ -52,8 +51,8 @@ def spent(rows: Iterable[Evaluation]) -> Spent:
 
 def budget_lines(definition: StudyDefinition) -> list[str]:
     """The limits of every server that has some, and its prices, as the study file has them."""
-    content = joined_settings(dict(definition.evaluator.backend), dict(definition.runtime))
-    sections = {f"members.{name}": one for name, one in content.get("members", {}).items()} or {"backend": content}
+    reached = definition.runtime
+    sections = {f"members.{name}": one for name, one in reached.get("members", {}).items()} or {"backend": reached}
     lines = []
     for where, section in sections.items():
         limits = {kind: limit for kind, limit in (section.get("budget") or {}).items() if limit is not None}
