@@ -248,8 +248,8 @@ SCORING_CHANGES: tuple[ScoringChange, ...] = (
     ),
     ScoringChange(
         6,
-        "tsv_m counted arbitrary directions that LoRAs did not train, wudi solved in single precision, and both merged "
-        "LoRAs by their products",
+        "tsv_m took arbitrary directions for those that LoRAs did not train, wudi solved in single precision, and both "
+        "merged LoRAs by their products",
         _merges_singular_vectors,
     ),
     ScoringChange(

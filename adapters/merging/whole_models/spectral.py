@@ -25,22 +25,41 @@ def leading_singular_vectors(
     """The rank / T leading singular triples of every task vector (TSV-M, arXiv 2412.00081, section 4).
 
     Concatenated U and V are replaced by their nearest matrices with orthonormal columns (Procrustes:
-    U = P S Q^T gives P Q^T). ``shape`` is the merged matrix', of which the task vectors may be the core. Directions
-    that an expert did not train are left out: their vectors are arbitrary, and would turn the others. ``outlier_aware``
+    U = P S Q^T gives P Q^T). ``shape`` is the merged matrix', of which the task vectors may be the core. Where an
+    expert trained fewer directions, as a LoRA does, the others are arbitrary (see ``_decorrelated``). ``outlier_aware``
     multiplies an expert's singular values by its share in all experts' outliers, ``adaptive_rank`` keeps less of a
     sparse task vector: both after what the abstract of R-TSVM says (arXiv 2502.06876); the formulas are ours.
     """
     keep = max(1, min(shape) // len(deltas))
     kept = [max(1, round(keep * _density(delta))) if adaptive_rank else keep for delta in deltas]
     parts = [spectrum(delta) for delta in deltas]
-    left = torch.cat([part.left[:, :most] for part, most in zip(parts, kept, strict=True)], dim=1)
-    right = torch.cat([part.right[:most] for part, most in zip(parts, kept, strict=True)], dim=0)
+    left = [part.left[:, :most] for part, most in zip(parts, kept, strict=True)]
+    right = [part.right[:most].T for part, most in zip(parts, kept, strict=True)]
     values = [part.values[:most] for part, most in zip(parts, kept, strict=True)]
     if outlier_aware:
         outliers = torch.stack([_outliers(delta) for delta in deltas])
         shares = len(deltas) * outliers / outliers.sum() if outliers.sum() > 0 else torch.ones_like(outliers)
         values = [share * part for share, part in zip(shares, values, strict=True)]
-    return SingularVectors(_orthogonal(left), tuple(values), _orthogonal(right))
+    return SingularVectors(_decorrelated(left, kept, shape[0]), tuple(values), _decorrelated(right, kept, shape[1]).T)
+
+
+def _decorrelated(vectors: Sequence[torch.Tensor], kept: Sequence[int], size: int) -> torch.Tensor:
+    """All experts' vectors side by side (of a space of ``size`` dimensions), made orthogonal to each other.
+
+    The nearest matrix with orthonormal columns is (U U^T)^(-1/2) U. An expert with fewer vectors than it may keep has
+    arbitrary others in U, orthogonal to its own; here U U^T has their expectation over all ways to draw them, so that
+    no drawn ones decide what a merge is.
+    """
+    every = torch.cat(list(vectors), dim=1)
+    ranks = [part.shape[1] for part in vectors]
+    shares = [(most - rank) / (size - rank) if most > rank else 0.0 for most, rank in zip(kept, ranks, strict=True)]
+    if not any(shares):
+        return _orthogonal(every)
+    second = sum(shares) * torch.eye(len(every), dtype=torch.float64, device=every.device)
+    for part, share in zip(vectors, shares, strict=True):
+        second += (1 - share) * (part @ part.T).double()
+    found, directions = torch.linalg.eigh(second)
+    return ((directions * found.rsqrt()) @ (directions.T @ every.double())).to(every.dtype)
 
 
 def _density(delta: torch.Tensor) -> float:

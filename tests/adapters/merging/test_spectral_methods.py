@@ -172,6 +172,35 @@ def test_tsv_m_weighs_experts_by_outliers_and_cuts_sparse_ones_where_it_is_told_
     assert np.allclose(numbers(made - base[MATRIX]), expected, atol=1e-4)
 
 
+def test_directions_that_no_expert_trained_count_in_tsv_m_by_their_expectation() -> None:
+    """Any decomposition gives other ones, so that with those at hand two machines would score two merges."""
+    draw, keep = np.random.default_rng(0), 24
+    deltas = [draw.normal(size=(60, rank)) @ draw.normal(size=(rank, 48)) for rank in (2, 3)]
+    deltas[1] += 0.5 * deltas[0]
+    parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+
+    def decorrelated(own: list[np.ndarray]) -> np.ndarray:
+        """U by the inverse root of U U^T, the mean over ways to draw the directions beside its own."""
+        second = np.zeros((len(own[0]), len(own[0])))
+        for vectors in own:
+            second += vectors @ vectors.T
+            for _ in range(200):
+                other = draw.normal(size=(len(vectors), keep - vectors.shape[1]))
+                beside = np.linalg.qr(other - vectors @ vectors.T @ other)[0]
+                second += beside @ beside.T / 200
+        values, directions = np.linalg.eigh(second)
+        return directions @ np.diag(values**-0.5) @ directions.T @ np.concatenate(own, axis=1)
+
+    left = decorrelated([u[:, :rank] for (u, _, _), rank in zip(parts, (2, 5), strict=True)])
+    right = decorrelated([v[:rank].T for (_, _, v), rank in zip(parts, (2, 5), strict=True)])
+    values = np.concatenate([s[:rank] for (_, s, _), rank in zip(parts, (2, 5), strict=True)])
+    expected = left @ np.diag(values) @ right.T
+    experts = {f"e{i}": {MATRIX: torch.from_numpy(delta).float()} for i, delta in enumerate(deltas)}
+    engine = MergeEngine({MATRIX: torch.zeros(60, 48)}, experts)
+    made = numbers(dict(engine.iterate(Recipe("tsv_m", dict.fromkeys(experts, "m"), {}, "base")))[MATRIX])
+    assert np.linalg.norm(made - expected) < 0.03 * np.linalg.norm(expected)
+
+
 def test_optmerge_prepares_a_pool_once_and_each_rank_is_its_own_merge() -> None:
     experts = {"a": model(1), "b": model(2)}
     engine = MergeEngine(model(0), experts)
