@@ -59,7 +59,8 @@ def _decorrelated(vectors: Sequence[torch.Tensor], kept: Sequence[int], size: in
     for part, share in zip(vectors, shares, strict=True):
         second += (1 - share) * (part @ part.T).double()
     found, directions = torch.linalg.eigh(second)
-    return ((directions * found.rsqrt()) @ (directions.T @ every.double())).to(every.dtype)
+    made: torch.Tensor = (directions * found.rsqrt()) @ (directions.T @ every.double())
+    return made.to(every.dtype)
 
 
 def _density(delta: torch.Tensor) -> float:
