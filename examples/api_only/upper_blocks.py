@@ -1,0 +1,99 @@
+"""An evaluator of the pool's merges on this machine that computes the upper blocks alone.
+
+The LoRAs change blocks 18 to 29. What the blocks below make of an item is the same under every merge: it is computed
+once. Scores are those of the whole model in float32 (`compare.py --agree 20` holds them against the server's).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mergefront.adapters.local.linear_layers import fast_linear_layers
+from mergefront.adapters.merging.loras.pool import merge_lora_recipe
+from mergefront.adapters.tasks.jsonl import JsonlTask
+from mergefront.adapters.tasks.task import SPLITS
+from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
+
+LOSS, EXACT = "french", "french_exact"
+
+
+@dataclass(frozen=True)
+class Items:
+    """One split: what the lower blocks make of prompts and answers (`items x length x hidden`), the tokens of answer
+    and end mark, and where they stand."""
+
+    ids: tuple[str, ...]
+    states: torch.Tensor
+    answers: list[list[int]]
+    starts: list[int]
+
+
+class UpperBlocks:
+    """Loss (nats per token of the answer) and exact match of recipes; exact where every token is the likeliest one."""
+
+    def __init__(self, base: Path, loras: Mapping[str, Path], task: JsonlTask, first_block: int) -> None:
+        torch.set_num_threads(1)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
+        self._items = {}
+        for split in SPLITS:
+            items = task.items(split)
+            prompts = [tokenizer(item.prompt)["input_ids"] for item in items]
+            answers = [
+                [*tokenizer(" " + item.answers[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                for item in items
+            ]
+            length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+            rows = [(p + a + [0] * length)[:length] for p, a in zip(prompts, answers, strict=True)]
+            # Padding stands on the right, where no token before it sees it.
+            seen = model.model(torch.tensor(rows), output_hidden_states=True).hidden_states[first_block]
+            ids, starts = tuple(item.id for item in items), [len(prompt) for prompt in prompts]
+            self._items[split] = Items(ids, seen.clone(), answers, starts)
+        weights = dict(model.named_parameters())
+        self._loras = dict(loras)
+        whole = dict.fromkeys(loras, 1.0)
+        everything = Recipe("lora_cat", {n: n for n in loras}, {f"weight[{n}]": w for n, w in whole.items()}, None)
+        targets = merge_lora_recipe(everything, self._loras)
+        self._weights = {name: (weights[name], weights[name].clone()) for name in targets}
+        model.model.layers = model.model.layers[first_block:]
+        self._model = model
+        self._known: dict[tuple[str, str], Evaluation] = {}
+
+    def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
+        key = (recipe.digest, request.split)
+        if key not in self._known:
+            self._known[key] = self._scored(recipe, request.split)
+        found = self._known[key]
+        return Evaluation(
+            {name: found.items[name].mean for name in request.objectives}, items=found.items, cost=found.cost
+        )
+
+    @torch.inference_mode()
+    def _scored(self, recipe: Recipe, split: str) -> Evaluation:
+        started = time.process_time()
+        merged = merge_lora_recipe(recipe, self._loras)
+        for name, (weight, base) in self._weights.items():
+            weight.copy_(base + merged[name].b @ merged[name].a if name in merged else base)
+        items = self._items[split]
+        with fast_linear_layers(self._model):
+            hidden = self._model.model(inputs_embeds=items.states, use_cache=False).last_hidden_state
+            # The head, the dearest matrix, is read once for all answers.
+            ends = zip(hidden, items.starts, items.answers, strict=True)
+            told = torch.cat([row[start - 1 : start - 1 + len(answer)] for row, start, answer in ends])
+            logits = self._model.lm_head(told)
+        losses, exact = [], []
+        for logprobs, answer in zip(
+            logits.log_softmax(-1).split([len(answer) for answer in items.answers]), items.answers, strict=True
+        ):
+            right = logprobs[torch.arange(len(answer)), torch.tensor(answer)][:-1]
+            losses.append(-float(right.mean()))
+            exact.append(float(logprobs.argmax(-1).tolist() == answer))
+        scores = {LOSS: ItemScores(items.ids, tuple(losses)), EXACT: ItemScores(items.ids, tuple(exact))}
+        return Evaluation({}, items=scores, cost={"processor seconds": time.process_time() - started})
