@@ -1,7 +1,8 @@
 """Evo-Merging against its relatives on a pool of LoRAs:  python -m benchmarks.lora_pool
 
 Trains the pool (a minute), runs every procedure with every seed, keeps each finished run in the cache (so that an
-interrupted benchmark continues), and writes docs/benchmarks/lora-pools.md. ``--table`` only writes what is there.
+interrupted benchmark continues), and writes its part of docs/benchmarks/lora-pools.md. ``--table`` only writes what
+is there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import PoolPlan, load_pool
 from benchmarks.lora_pool.procedures import PROCEDURES, Run, run
-from benchmarks.lora_pool.report import write_report
-
-DOCS = Path(__file__).parents[2] / "docs" / "benchmarks" / "lora-pools.md"
+from benchmarks.lora_pool.report import DOCS, write_report
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=20, help="LoRAs in the pool")
     parser.add_argument("--pool-seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "lora_pool")
-    parser.add_argument("--out", type=Path, default=DOCS)
+    parser.add_argument("--out", type=Path, default=DOCS, help="a page that has the marks of this part")
     parser.add_argument("--table", action="store_true", help="write the table of the finished runs only")
     arguments = parser.parse_args()
     plan = PoolPlan(seed=arguments.pool_seed, size=arguments.size)

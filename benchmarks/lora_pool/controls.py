@@ -2,7 +2,8 @@
 
 Two controls on the pool of ``python -m benchmarks.lora_pool``: the same search on random LoRAs of the same norms, and a
 LoRA trained on the search items instead of a search. And the paper's claims one by one, at equal budget: both stages,
-one alone, weights of at least 0, no denoising, a prefilter. Finished runs are kept; the table goes to stdout.
+one alone, weights of at least 0, no denoising, a prefilter. Finished runs are kept; the table goes into
+docs/benchmarks/lora-pools.md (``--seeds 0``: that of the runs that are there).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from scipy.stats import ttest_rel
 from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import MODULES, Lora, Pool, PoolPlan, load_pool
 from benchmarks.lora_pool.procedures import Procedure, Run, default, evolution, run
+from benchmarks.lora_pool.report import DOCS
+from benchmarks.search.tables import between_marks
 from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, Stage
 
 BUDGET = 300
@@ -98,7 +101,7 @@ def table(runs: Sequence[tuple[str, Run]]) -> list[str]:
         reports = np.array([one.report for one in rows])
         theirs: NDArray[np.float64] = reports - np.array([ours[one.seed] for one in rows])
         searched = f"{np.median([one.best[-1] for one in rows]):.4f}" if rows[0].best else ""
-        p = f"{ttest_rel(theirs, np.zeros(len(theirs))).pvalue:.1g}" if theirs.any() else ""
+        p = f"{ttest_rel(theirs, np.zeros(len(theirs))).pvalue:.1g}" if theirs.any() and len(theirs) > 1 else ""
         better = f"{int((theirs < 0).sum())} of {len(rows)}" if theirs.any() else ""
         gap = f"{theirs.mean():+.4f}" if theirs.any() else ""
         lines.append(
@@ -139,7 +142,7 @@ def main() -> None:
         if not any(one.procedure == FRESH and one.seed == seed for _, one in runs):
             started = time.perf_counter()
             keep("none", Run(FRESH, seed, [], fresh_lora(trained, seed), time.perf_counter() - started))
-    print("\n".join(table(runs)))
+    DOCS.write_text(between_marks(DOCS.read_text(), "controls", "\n".join(table(runs))))
 
 
 if __name__ == "__main__":

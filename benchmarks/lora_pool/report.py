@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from benchmarks.lora_pool.merged_model import MergedModel
 from benchmarks.lora_pool.pool import PoolPlan
 from benchmarks.lora_pool.procedures import OURS, PROCEDURES, RELEASED, Run
+from benchmarks.search.tables import between_marks
 
+DOCS = Path(__file__).parents[2] / "docs" / "benchmarks" / "lora-pools.md"
 PLOT = "lora-pools.png"
 BOOTSTRAP = 10_000
 WANTED_SEEDS = 10
@@ -22,8 +24,9 @@ MARKS = (40, 100, 200, 300, 600, 1200)
 
 
 def write_report(path: Path, plan: PoolPlan, model: MergedModel, runs: Sequence[Run]) -> None:
-    """Writes the page about the finished ``runs``."""
-    path.write_text("\n".join(_page(plan, model, runs, path.with_name(PLOT).name)) + "\n")
+    """Writes the part of the page that is about the finished ``runs``."""
+    written = "\n".join(_page(plan, model, runs, path.with_name(PLOT).name))
+    path.write_text(between_marks(path.read_text(), "relatives", written))
     _plot(path.with_name(PLOT), runs)
 
 
@@ -32,10 +35,6 @@ def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run], plot: str) ->
     whole = np.ones(count)
     alone = min(model.loss(whole, row) for row in np.eye(count))
     lines = [
-        "# Merging a pool of LoRAs: evo-merging against its relatives",
-        "",
-        "Written by `python -m benchmarks.lora_pool`; do not edit.",
-        "",
         f"A pool of {count} LoRAs on a tiny Llama (2 layers, hidden size 48), all trained by the benchmark itself. "
         f"{plan.relevant} of them have to do with the target, a mixture of {plan.target_dialects} dialects; "
         f"the other {count - plan.relevant} were trained on other tasks or are noise. Loss: nats per symbol on the "
