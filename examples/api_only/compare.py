@@ -162,7 +162,7 @@ def row(evaluation: Evaluation, best: Evaluation) -> dict[str, float]:
     return {
         "loss": float(losses.mean()),
         "exact": float(right.mean()),
-        "loss p": float(ttest_rel(our_losses, losses).pvalue) if evaluation is not best else 1.0,
+        "loss p": float(ttest_rel(our_losses, losses).pvalue) if (our_losses != losses).any() else 1.0,
         "exact p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
     }
 
