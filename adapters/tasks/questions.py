@@ -39,7 +39,7 @@ def following(prompt: str | Chat, answer: str, delimiter: str | None) -> str:
 
 
 def shown_answers(items: Sequence[Item]) -> list[str | None]:
-    """Why an item measures nothing, for each of ``items``: its own question stands in its prompt, answered, as when
+    """Why an item measures nothing, for each of ``items``: its prompt has its own question, answered, as when
     examples were drawn from the items themselves. None for all others.
 
     An item's question is the last paragraph of its prompt, or the last line of a prompt of one paragraph, where no

@@ -132,7 +132,7 @@ def test_a_limit_of_tokens_that_a_service_does_not_report_is_refused_beforehand(
 
 @pytest.mark.parametrize(
     ("answered", "words"),
-    [("base", "as the base model where 'a' alone"), ("the one before", "takes one merge for another")],
+    [("base", "as the base model when asked for 'a' alone"), ("the one before", "takes one merge for another")],
 )
 def test_a_service_that_takes_one_merge_for_another_is_found_by_check(tmp_path: Path, answered: str, words: str):
     recipes: list[Any] = []
@@ -147,10 +147,14 @@ def test_a_service_that_takes_one_merge_for_another_is_found_by_check(tmp_path: 
 
     content = {"type": "merge_service", "pool": "pool"}
     with serve(own_service) as server:
-        tried = try_backend(read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), [])
+        tried = try_backend(
+            read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), ["loglikelihood"]
+        )
         assert not tried.problems and "each expert alone changes the answers (by 0.5 nats" in tried.proved
     with serve(muddled) as server:
-        tried = try_backend(read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), [])
+        tried = try_backend(
+            read_settings({**content, "url": server.url}), SPACE, ModelPlaces(tmp_path), ["loglikelihood"]
+        )
     assert words in tried.problems[0] and not tried.proved
 
 

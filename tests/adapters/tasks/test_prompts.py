@@ -204,7 +204,9 @@ def test_an_item_that_stands_answered_in_its_own_prompt_is_refused(
     rows = [{"prompt": "Q: 9+9?\nA:", "answer": "18"}, {"prompt": prompt, "answer": answer}]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     problems = problems_of({"type": "jsonl", "path": "rows.jsonl", "metric": "exact_match"}, tmp_path)
-    assert [problem.startswith("rows.jsonl:2: its own question stands") for problem in problems] == [True] * refused
+    assert [problem.startswith("rows.jsonl:2: its prompt has its own question, answered") for problem in problems] == [
+        True
+    ] * refused
 
 
 def test_a_last_paragraph_that_items_share_is_no_question(tmp_path: Path) -> None:
