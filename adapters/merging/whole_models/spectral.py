@@ -48,7 +48,7 @@ def _decorrelated(vectors: Sequence[torch.Tensor], kept: Sequence[int], size: in
 
     The nearest matrix with orthonormal columns is (U U^T)^(-1/2) U. An expert with fewer vectors than it may keep has
     arbitrary others in U, orthogonal to its own; here U U^T has their expectation over all ways to draw them, so that
-    no drawn ones decide what a merge is.
+    no drawn ones decide what a merge is, and vectors that meet no other expert's keep their length.
     """
     every = torch.cat(list(vectors), dim=1)
     ranks = [part.shape[1] for part in vectors]
@@ -59,7 +59,8 @@ def _decorrelated(vectors: Sequence[torch.Tensor], kept: Sequence[int], size: in
     for part, share in zip(vectors, shares, strict=True):
         second += (1 - share) * (part @ part.T).double()
     found, directions = torch.linalg.eigh(second)
-    made: torch.Tensor = (directions * found.rsqrt()) @ (directions.T @ every.double())
+    lengths = torch.cat([every.new_full((n,), sum(shares) + 1 - one) for n, one in zip(ranks, shares, strict=True)])
+    made: torch.Tensor = (directions * found.rsqrt()) @ (directions.T @ (every * lengths.sqrt()).double())
     return made.to(every.dtype)
 
 

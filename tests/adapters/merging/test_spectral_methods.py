@@ -180,7 +180,7 @@ def test_directions_that_no_expert_trained_count_in_tsv_m_by_their_expectation()
     parts = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
 
     def decorrelated(own: list[np.ndarray]) -> np.ndarray:
-        """U by the inverse root of U U^T, the mean over ways to draw the directions beside its own."""
+        """U by the inverse root of U U^T, the mean over ways to draw directions beside; what meets no other is kept."""
         second = np.zeros((len(own[0]), len(own[0])))
         for vectors in own:
             second += vectors @ vectors.T
@@ -189,7 +189,9 @@ def test_directions_that_no_expert_trained_count_in_tsv_m_by_their_expectation()
                 beside = np.linalg.qr(other - vectors @ vectors.T @ other)[0]
                 second += beside @ beside.T / 200
         values, directions = np.linalg.eigh(second)
-        return directions @ np.diag(values**-0.5) @ directions.T @ np.concatenate(own, axis=1)
+        shares = [(keep - one.shape[1]) / (len(one) - one.shape[1]) for one in own]
+        alone = [one * (sum(shares) + 1 - share) ** 0.5 for one, share in zip(own, shares, strict=True)]
+        return directions @ np.diag(values**-0.5) @ directions.T @ np.concatenate(alone, axis=1)
 
     left = decorrelated([u[:, :rank] for (u, _, _), rank in zip(parts, (2, 5), strict=True)])
     right = decorrelated([v[:rank].T for (_, _, v), rank in zip(parts, (2, 5), strict=True)])
