@@ -117,7 +117,7 @@ def test_its_cost_is_counted_beside_the_searchs(study: mf.Study) -> None:
     assert f"report items  {len(rows)} candidates scored in" in call(study, "status").stdout
     cost = page(contents(study))
     assert f"<td>items answered</td><td>77 of 77 (100 %)</td><td>{13 * len(rows)}</td>" in cost
-    assert f"<td>{tokens:,.0f}</td></tr>" in cost[cost.index("<td>scored tokens</td>") :].split("\n")[0]
+    assert f"<td>{tokens:,.0f} </td></tr>" in cost[cost.index("<td>scored tokens</td>") :].split("\n")[0]
 
 
 class Terminal(io.StringIO):
