@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from mergefront.adapters.backend import Backend
 from mergefront.adapters.evaluator import Before, TaskEvaluator, nothing
 from mergefront.adapters.hub.places import ModelPlaces
 from mergefront.adapters.language_model import Verb
@@ -21,7 +22,8 @@ from mergefront.adapters.remote.settings import MergeServiceSection, ServerSecti
 from mergefront.adapters.remote.vllm.backend import VllmBackend
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tasks.task import Task
-from mergefront.optimizer.errors import MergefrontError
+from mergefront.optimizer.errors import EvaluationError, MergefrontError, UserError
+from mergefront.optimizer.recipes.anchors import one_of_each_method
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.evaluation import Evaluator
 
@@ -110,6 +112,8 @@ def try_backend(
     try:
         with closing(make_backend(settings, space, places)) as connected:
             found: list[str] = connected.problems(verbs, counts_tokens)
+            if not found and not isinstance(connected, EvoMergingEvaluator):
+                found = refused_recipes(connected, space)
             proved = ""
             if not found:
                 look(connected.reader)
@@ -117,3 +121,16 @@ def try_backend(
             return BackendFindings(found, proved, connected.recognition.served)
     except MergefrontError as error:
         return BackendFindings(str(error).split("\n"))
+
+
+def refused_recipes(backend: Backend[Any], space: MergeSpace) -> list[str]:
+    """Why a backend makes no recipes of a method of the space, a sentence each; nothing is merged."""
+    found: dict[str, None] = {}
+    for recipe in one_of_each_method(space):
+        try:
+            backend.apply(recipe)
+        except UserError as error:
+            found[str(error)] = None
+        except EvaluationError:
+            pass  # these numbers alone make no model
+    return list(found)

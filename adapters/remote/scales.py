@@ -45,10 +45,11 @@ def model_weights(recipe: Recipe) -> dict[str, float]:
 
 
 def densities(recipe: Recipe) -> dict[str, float]:
-    """The share of each model's task vector, or of its LoRA's A, that the recipe keeps."""
+    """The share of each model's task vector, or of its LoRA's A, that the recipe keeps; steps of 0.1 end in 0.3, not in
+    0.30000000000000004."""
     if METHODS[recipe.method].parameter("density") is None:
         return dict.fromkeys(recipe.models, 1.0)
-    return {name: float(recipe.coefficient("density", name, "")) for name in recipe.models}
+    return {name: round(float(recipe.coefficient("density", name, "")), 9) for name in recipe.models}
 
 
 def not_a_sum(recipe: Recipe, copies: Mapping[str, Container[float]] | None = None) -> str | None:

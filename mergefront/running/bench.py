@@ -11,8 +11,8 @@ from mergefront.adapters.language_model import LanguageModel
 from mergefront.adapters.merging.offload.memory import peak_memory
 from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError
-from mergefront.optimizer.recipes.anchors import anchors
-from mergefront.study.check import CheckReport, one_of_each_method
+from mergefront.optimizer.recipes.anchors import anchors, one_of_each_method
+from mergefront.study.check import CheckReport
 from mergefront.study.evaluators import local_backend, tasks_of
 from mergefront.study.rules import DEFAULT_EVALUATIONS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from mergefront.adapters.hub.places import Preview
 from mergefront.formatting import duration, size
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.anchors import one_of_each_method
 from mergefront.optimizer.recipes.methods import METHODS
-from mergefront.study.check import one_of_each_method
 from mergefront.study.definition import StudyDefinition
 from mergefront.study.evaluators import local_pool
 

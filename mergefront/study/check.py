@@ -5,7 +5,7 @@ Reads the study file, headers of checkpoints and data files; lists every problem
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,9 +21,8 @@ from mergefront.adapters.starting.training_run import checkpoint_folders, traine
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.racing.race import RacingSettings
-from mergefront.optimizer.recipes.anchors import anchors
-from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.space import METHOD, MergeSpace
+from mergefront.optimizer.recipes.anchors import anchors, one_of_each_method
+from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
 from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
@@ -232,13 +231,6 @@ def _check_writing(found: Findings, definition: StudyDefinition) -> None:
         part = plan.parts[0]
         for recipe in (*(anchor.recipe for anchor in anchors(space)), *one_of_each_method(space)):
             replace(part, recipe=recipe)
-
-
-def one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
-    """A recipe of every method of the space, its searched coefficients in the middle."""
-    for method in space.methods:
-        middle = {name: searched.middle for name, searched in space.searched.items() if name != METHOD}
-        yield space.recipe({**middle, METHOD: method.name} if METHOD in space.searched else middle)
 
 
 def _trained(given: TrainingRunSection | str, root: Path) -> str:

@@ -8,7 +8,7 @@ space whose weights something else than an evaluation recommends.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergefront.optimizer.errors import UserError
@@ -192,3 +192,10 @@ def _projected(space: MergeSpace, weights: Mapping[str, float], method: str) -> 
         else:
             params[name] = searched.middle
     return params
+
+
+def one_of_each_method(space: MergeSpace) -> Iterator[Recipe]:
+    """A recipe of every method of the space, its searched coefficients in the middle."""
+    for method in space.methods:
+        middle = {name: searched.middle for name, searched in space.searched.items() if name != METHOD}
+        yield space.recipe({**middle, METHOD: method.name} if METHOD in space.searched else middle)

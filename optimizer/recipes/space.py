@@ -106,10 +106,10 @@ class Range:
         steps = (float(value) - self.low) / self.step
         return abs(steps - round(steps)) < 1e-9
 
-    def values(self) -> Sequence[ParameterValue]:
-        """Every point of a range in steps or of choices; without either the two ends and the middle."""
+    def points(self) -> Sequence[ParameterValue] | None:
+        """Every point of a range in steps or of choices; None for a range without steps."""
         if self.choices or self.step is None:
-            return self.choices or (self.low, 0.5 * (self.low + self.high), self.high)
+            return self.choices or None
         count = int((self.high - self.low) / self.step + 1e-9) + 1
         return [round(self.low + place * self.step, 12) for place in range(count)]
 

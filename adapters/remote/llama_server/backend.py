@@ -23,6 +23,7 @@ from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.recipes.grouping import parameter_of
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.optimizer.recipes.space import MergeSpace
 
 _USUAL_SLOTS = 4
 """Slots of a server that does not say how many it has."""
@@ -67,15 +68,7 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         self._plain_token = run(self._wire.tokenize("a", False))[0]
 
     def problems(self, verbs: Sequence[Verb], counts_tokens: bool) -> list[str]:
-        """Densities of the space at which the server holds no copy of a LoRA."""
-        held = [set(copies) for copies in self._copies.values()]
-        common = ", ".join(f"{density:g}" for density in sorted(set[float].intersection(*held)))
-        return [
-            f"{name} is searched where the server holds no copies of the LoRAs; it holds those of density {common}: "
-            "search density in steps or choices of these (mergefront gguf --density)"
-            for name, searched in self.space.searched.items()
-            if parameter_of(name) == "density" and not all(set(searched.values()) <= one for one in held)
-        ]
+        return densities_without_copies(self.space, self._copies)
 
     @property
     def reader(self) -> Reader:
@@ -136,8 +129,26 @@ def copies_by_density(listed: Sequence[Lora], loras: Mapping[str, int]) -> dict[
             owner, _, density = stem.rpartition("@")
             with suppress(ValueError):
                 if owner == stems[whole]:
-                    found[name][float(density)] = copy
+                    found[name][round(float(density), 9)] = copy
     return found
+
+
+def densities_without_copies(space: MergeSpace, copies: Mapping[str, Mapping[float, int]]) -> list[str]:
+    """The coefficients of a space, where its method could use copies, that reach densities of which there are none."""
+    if not any(method.name == "lora_cat" for method in space.methods):
+        return []
+    held = set[float].intersection(*(set(one) for one in copies.values()))
+    points = {
+        **{name: searched.points() for name, searched in space.searched.items()},
+        **{name: [value] for name, value in space.fixed.items()},
+    }
+    shown = ", ".join(f"{density:g}" for density in sorted(held))
+    return [
+        f"{name} is also where the server holds no copies of the LoRAs; it holds those of density {shown}: give "
+        "density steps or choices of these (mergefront gguf --density)"
+        for name, reached in points.items()
+        if parameter_of(name) == "density" and not (reached is not None and set(reached) <= held)
+    ]
 
 
 def resolve_loras(

@@ -160,6 +160,19 @@ def test_an_endpoint_without_log_probabilities_is_found_out_before_the_search(tm
         assert try_backend(completions, space, ModelPlaces(tmp_path), ["loglikelihood"]).problems
 
 
+@pytest.mark.parametrize("method", ["ties", ["task_arithmetic", "ties"]])
+def test_a_method_that_the_backend_cannot_do_is_found_out_before_the_search(tmp_path: Path, method: str | list[str]):
+    """Anchors are sums that every backend does, so that a search would end after them."""
+    space = MergeSpace(list(KNOWS), method=method, base_model="base", parameters={"weight": [0, 1]})
+
+    def capital(request: Received) -> Answer:
+        return as_json({"choices": [{"message": {"content": "Paris"}, "finish_reason": "stop"}]})
+
+    with serve(capital) as server:
+        (problem,) = try_backend(ensemble(server.url), space, ModelPlaces(tmp_path), ["generate"]).problems
+    assert problem.startswith("an ensemble needs one weight for each model: ties cannot be done")
+
+
 def test_members_and_models_must_be_the_same(tmp_path: Path):
     space = MergeSpace(["west", "esat"], method="task_arithmetic", parameters={"weight": [0, 1]})
     with pytest.raises(UserError) as raised:

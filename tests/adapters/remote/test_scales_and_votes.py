@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mergefront.adapters.remote.ensemble.votes import normalised_answer, pooled_choices, pooled_text, weighted_vote
-from mergefront.adapters.remote.llama_server.backend import copies_by_density
+from mergefront.adapters.remote.llama_server.backend import copies_by_density, densities_without_copies
 from mergefront.adapters.remote.llama_server.wire import Lora
-from mergefront.adapters.remote.scales import lora_scales, single_model
+from mergefront.adapters.remote.scales import densities, lora_scales, single_model
 from mergefront.optimizer.errors import EvaluationError, UserError
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.grouping import Grouping
@@ -72,6 +73,33 @@ def test_a_copy_of_a_lora_stands_for_the_density_it_was_written_at():
             lora_scales(other, copies)
     listed = [Lora(0, "a.gguf", 0.0), Lora(1, "b.gguf", 0.0), Lora(2, "a@0.5.gguf", 0.0), Lora(3, "b@x.gguf", 0.0)]
     assert copies_by_density(listed, {"a": 0, "b": 1}) == {"a": {1.0: 0, 0.5: 2}, "b": {1.0: 1}}
+
+
+@pytest.mark.parametrize(
+    ("method", "density", "sound"),
+    [
+        ("lora_cat", {"low": 0.1, "high": 1.0, "step": 0.1}, True),
+        ("lora_cat", {"choices": [0.3, 1.0]}, True),
+        ("lora_cat", 0.3, True),
+        ("lora_cat", [0.5, 1.0], False),  # its ends and its middle are held
+        ("lora_cat", {"choices": [0.25, 1.0]}, False),
+        ("lora_cat", 0.25, False),
+        ("dare_linear", [0.5, 1.0], True),  # refused for its method
+    ],
+)
+def test_densities_that_a_search_would_reach_are_held(method: str, density: Any, sound: bool):
+    listed = [Lora(0, "a.gguf", 0.0), *(Lora(n, f"a@{n / 10:g}.gguf", 0.0) for n in range(1, 10))]
+    copies = copies_by_density(listed, {"a": 0})
+    space = MergeSpace(["a"], method=method, base_model="base", parameters={"weight": [0, 1], "density": density})
+    problems = densities_without_copies(space, copies)
+    assert (problems == []) is sound and all("density[a]" in problem for problem in problems)
+
+
+def test_steps_are_found_among_copies_whatever_their_last_digit():
+    """Optuna's third step of 0.1 is 0.30000000000000004: such a trial ended the search."""
+    third = recipe("lora_cat", [1.0, 0.0, 0.0], **{"density[a]": 0.1 + 2 * 0.1})
+    copies = copies_by_density([Lora(0, "a.gguf", 0.0), Lora(1, "a@0.3.gguf", 0.0)], {"a": 0})
+    assert lora_scales(third, copies)["a"] == 1.0 and copies["a"][densities(third)["a"]] == 1
 
 
 def test_every_anchor_of_a_space_of_loras_can_be_served():

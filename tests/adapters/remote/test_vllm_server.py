@@ -196,6 +196,15 @@ def test_a_resumed_search_asks_nothing_again_though_the_names_differ(tmp_path: P
     assert counts == [8, 8, 0, 0]
 
 
+def test_a_method_that_the_backend_cannot_do_is_found_out_before_the_search(tmp_path: Path, loras: dict[str, Path]):
+    models = {name: str(path) for name, path in SPACE.models.items()}
+    space = MergeSpace(models, method=["lora_cat", "ties"], base_model=SPACE.base_model, parameters={"weight": [0, 1]})
+    with serve(RecordedVllm()) as server:
+        settings = read_settings({"type": "vllm", "url": server.url, "lora_folder": "served"})
+        (problem,) = try_backend(settings, space, ModelPlaces(tmp_path), ["loglikelihood"]).problems
+    assert problem.startswith("ties cannot be done by scaling whole LoRAs")
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
