@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,8 @@ def build(loras: Sequence[str]) -> list[Path]:
 def server(files: Sequence[Path]) -> Iterator[None]:
     """llama.cpp's server on the files, while the block lasts."""
     command = [sys.executable, "-m", "mergefront", "llama-server", *map(str, files), "--port", str(PORT), "--exact"]
+    # Otherwise a terminated comparison would leave its server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
