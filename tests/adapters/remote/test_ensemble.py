@@ -170,7 +170,10 @@ def test_a_method_that_the_backend_cannot_do_is_found_out_before_the_search(tmp_
 
     with serve(capital) as server:
         (problem,) = try_backend(ensemble(server.url), space, ModelPlaces(tmp_path), ["generate"]).problems
+        endpoint = OpenAISection(type="openai", url=server.url, mode="chat")
+        (nothing_merged,) = try_backend(endpoint, space, ModelPlaces(tmp_path), ["generate"]).problems
     assert problem.startswith("an ensemble needs one weight for each model: ties cannot be done")
+    assert "cannot merge" in nothing_merged
 
 
 def test_members_and_models_must_be_the_same(tmp_path: Path):

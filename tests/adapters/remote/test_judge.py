@@ -385,14 +385,20 @@ def test_a_study_on_a_server_has_a_judge_too(tmp_path: Path) -> None:
     with judge(writes) as server:
         content = {
             "study": "remote",
-            "merge": {"method": "task_arithmetic", "base_model": "small", "models": {"one": "m1", "two": "m2"}},
-            "backend": {"type": "openai", "url": server.url, "mode": "chat"},
+            "merge": {"method": "linear", "models": {"one": "m1", "two": "m2"}},
+            "backend": {
+                "type": "ensemble",
+                "members": {
+                    name: {"url": server.url, "model": model, "mode": "chat"}
+                    for name, model in [("one", "m1"), ("two", "m2")]
+                },
+            },
             "tasks": {"graded": task},
             "judges": {"critic": {"url": server.url, "model": "critic-1"}},
             "objectives": ["graded"],
-            "search": {"evaluations": 1},
+            "search": {"evaluations": 2},
         }
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(content))))
         study = mf.run(tmp_path / "study.yaml")
-    assert study.candidates()[0].scores["graded"] == 1.0
-    assert server_settings(study.definition).url == server.url
+    assert [one.scores["graded"] for one in study.candidates()] == [0.0, 1.0]  # without weights nobody votes
+    assert {member.url for member in server_settings(study.definition).members.values()} == {server.url}
