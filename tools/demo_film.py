@@ -22,11 +22,13 @@ LINE, TRAINED, STEP, READ = 0.05, 0.7, 0.12, 6.0
 """Seconds: between lines of a table, between stages of training, of a redrawn bar, and to read a result."""
 PAUSES = ("expert most", "1 best anchor).", "dashboard --storage")
 """After lines with these texts the picture rests, the last time that each appears."""
+SHOW_CURSOR = "\x1b[?25h"
+"""What a bar's last drawing has: the cursor, shown again below it."""
 MOST_BYTES = 1_000_000
 
 
-def film(events: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """The recorded output (seconds, text) with its time cut."""
+def film(text: str) -> list[tuple[float, str]]:
+    """The recorded output as pieces, each at the second when the picture shows it."""
     shown, now = [(0.4, "\x1b[1;32m$\x1b[0m ")], 1.0
     for letter in "mergefront demo":
         shown.append((now, letter))
@@ -34,12 +36,12 @@ def film(events: list[tuple[float, str]]) -> list[tuple[float, str]]:
     shown.append((now + 0.4, "\r\n"))
     now += 0.6
     last = ""
-    pieces = [part for _, text in events for part in _pieces(text)]
-    rests = {max((i for i, part in enumerate(pieces) if text in part), default=-1) for text in PAUSES}
+    pieces = _pieces(text)
+    rests = {max((i for i, part in enumerate(pieces) if one in part), default=-1) for one in PAUSES}
     for number, piece in enumerate(pieces):
         bar = re.search(r"(\d+)/\d+ evaluations", piece)
-        if bar and bar[0] == last:
-            continue  # the same count, drawn anew for its clock
+        if bar and bar[0] == last and SHOW_CURSOR not in piece:
+            continue  # the same count, drawn anew for its clock; the drawing that ends the bar's line stays
         last = bar[0] if bar else ""
         shown.append((now, piece))
         now += STEP if bar else TRAINED if piece.startswith(("training", "writing", "A tiny")) else LINE
@@ -48,8 +50,10 @@ def film(events: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _pieces(text: str) -> list[str]:
-    """A piece of output line by line, redrawn bars whole."""
-    return [text] if "evaluations\x1b" in text or "\x1b[2K" in text else re.findall(r"[^\n]*\n|[^\n]+$", text)
+    """The output line by line, each drawing of a bar whole; the recording may have cut it anywhere."""
+    parts = re.split(r"(?=\r\x1b\[2K|\x1b\[\?25l)|(?<=\x1b\[\?25h)", text)
+    drawn = re.compile(r"evaluations\x1b|\x1b\[2K")
+    return [one for part in parts for one in ([part] if drawn.search(part) else re.findall(r"[^\n]*\n|[^\n]+$", part))]
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def main() -> None:
     parser.add_argument("--svg-term", default="svg-term")
     arguments = parser.parse_args()
     header, *lines = arguments.cast.read_text(encoding="utf-8").splitlines()
-    recorded = [(at, text) for at, kind, text in map(json.loads, filter(None, lines)) if kind == "o"]
+    recorded = "".join(text for _, kind, text in map(json.loads, filter(None, lines)) if kind == "o")
     with tempfile.NamedTemporaryFile("w", suffix=".cast", encoding="utf-8") as cut:
         about = {key: json.loads(header)[key] for key in ("version", "width", "height")}
         cut.write(json.dumps(about) + "\n")

@@ -30,7 +30,7 @@ def run_demo(session: Session, directory: Path, seed: int) -> None:
         score_report(session, study)
     written = _write_results(study, directory)
     finish(study)
-    say(f"\nWritten: {', '.join(str(path) for path in written)}. The study file is {study_file}.")
+    say(f"\nWritten: {', '.join(str(path) for path in written)}.\nThe study file is {study_file}.")
 
 
 def _write_results(study: Study, directory: Path) -> list[Path]:
