@@ -32,7 +32,7 @@ from mergefront.optimizer.scores.evaluation import (
     Race,
     RaceResult,
 )
-from mergefront.optimizer.scores.objectives import DELTA_L1
+from mergefront.optimizer.scores.objectives import COMPUTED, DELTA_L1
 from mergefront.optimizer.scores.outcomes import CUT, EMPTY, OUTCOMES, UNANSWERED, outcome_text, reasons
 
 _log = logging.getLogger(__name__)
@@ -50,9 +50,10 @@ def nothing(backend: Backend[LanguageModel], wanted: Sequence[str], split: str) 
 class TaskEvaluator:
     """Scores a recipe on the tasks that the requested objectives name.
 
-    An objective is a task's name, or ``delta_l1``. The merge is made once per evaluation; its scores
-    are the means of the tasks' item scores, with the standard errors of those means. ``watch`` starts to measure the
-    memory that making a merge takes (see ``peak_memory``); ``details`` have the bytes under ``PEAK_BYTES``.
+    An objective is a task's name, ``delta_l1``, or ``parameters`` where the backend's merges differ in them. The merge
+    is made once per evaluation; its scores are the means of the tasks' item scores, with the standard errors of those
+    means. ``watch`` starts to measure the memory that making a merge takes (see ``peak_memory``); ``details`` have the
+    bytes under ``PEAK_BYTES``.
     ``before`` is called before each merge with the backend, the wanted tasks and the split. ``paid`` tells what was
     paid for answers so far, in the money of the backend's prices.
     """
@@ -84,7 +85,8 @@ class TaskEvaluator:
         objective that is no task, ``EvaluationError`` when merging or scoring fails, a score is not finite, or a larger
         share of a task's items than its ``max_unanswered`` has no usable answer.
         """
-        wanted = [name for name in request.objectives if name != DELTA_L1]
+        computed = [name for name in COMPUTED if name in request.objectives and name not in self.tasks]
+        wanted = [name for name in request.objectives if name not in computed]
         for name in wanted:
             if name not in self.tasks:
                 known = [*self.tasks, DELTA_L1]
@@ -103,7 +105,7 @@ class TaskEvaluator:
                 asked = _Asked(model, {"merge": applied.seconds})
                 if peak is not None:
                     details[PEAK_BYTES] = peak()
-            exact = {DELTA_L1: _known(applied.delta_l1)} if DELTA_L1 in request.objectives else {}
+            exact = {name: _known(name, getattr(applied, name, None)) for name in computed}
             if request.race is not None and wanted:
                 result = self._race(request.race, asked, items_of, exact)
                 items = dict(result.items)
@@ -254,7 +256,7 @@ def _check_finite(scored: ItemScores) -> None:
             raise EvaluationError(f"item {item} scored {score}", kind="not finite")
 
 
-def _known(delta_l1: float | None) -> float:
-    if delta_l1 is None:
-        raise UserError(f"this backend does not see the weights, so it cannot measure {DELTA_L1}; drop that objective")
-    return delta_l1
+def _known(name: str, measured: float | None) -> float:
+    if measured is None:
+        raise UserError(f"this backend does not see the weights, so it cannot measure {name}; drop that objective")
+    return float(measured)

@@ -98,6 +98,12 @@ def compose_model(
         return model, _load_processor(folder, Alignment({}, folder), _OPTIONS)
 
 
+def model_of(path: Path) -> Any:
+    """The model of a local folder without memory for its weights. Raises ``UserError``."""
+    with _understood(path):
+        return model_on_meta(*_class(path, True))
+
+
 def tokenizer_and_ends(folder: Path) -> tuple[Any, frozenset[int]]:
     """The tokenizer of a model that is computed elsewhere, and the tokens that end answers. Raises ``UserError``."""
     from types import SimpleNamespace

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mergefront.adapters.tasks.task_types import TASK_TYPES
-from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter
+from mergefront.optimizer.recipes.methods import MERGE_EXPERTS, METHODS, MergeMethod, MethodParameter
 from mergefront.optimizer.samplers.registry import SAMPLERS
 from mergefront.optimizer.sections import PlainSchema
 from mergefront.serving.merges.pool_settings import PoolFile
@@ -40,8 +40,8 @@ def study_schema() -> Schema:
     merge = definitions["MergeSection"]
     merge["properties"]["space"] = {"type": "object"}
     merge["required"].remove("models")
-    merge["oneOf"] = [{"required": ["models"]}, {"required": ["training_run"]}]
-    known = {"enum": list(METHODS)}
+    merge["oneOf"] = [{"required": ["models"]}, {"required": ["training_run"]}, {"required": ["experts"]}]
+    known = {"enum": [*METHODS, MERGE_EXPERTS.name]}
     several = {"type": "array", "minItems": 1, "uniqueItems": True, "items": known}
     merge["allOf"] = [
         {"if": {"required": ["method_files"]}, "else": {"properties": {"method": {"anyOf": [known, several]}}}},

@@ -16,13 +16,14 @@ from mergefront.adapters.language_model import Chat, GenerationRequest, Message
 from mergefront.adapters.local.asked import SilentModel
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.limits import longest_input
+from mergefront.adapters.local.mixture.backend import MixtureBackend
 from mergefront.adapters.remote.backend_types import answers_with_a_loss, make_backend
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.chat.generation import Answer, Sampling, Show, write_answer
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.study.evaluators import local_backend, missing_weights, refuse_changed, server_settings
+from mergefront.study.evaluators import live_backend, missing_weights, refuse_changed, server_settings
 from mergefront.study.stored_study import Study
 
 Turns = Sequence[Mapping[str, str]]
@@ -85,7 +86,7 @@ def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | No
         )
     refuse_changed(definition, models_only=True)
     with ExitStack() as stack:
-        yield LocalSpeaker(local_backend(definition), stack, template, options or {})
+        yield LocalSpeaker(live_backend(definition), stack, template, options or {})
 
 
 class LocalSpeaker:
@@ -94,7 +95,9 @@ class LocalSpeaker:
     Raises ``UserError`` for a model that writes no text, and for a template that cannot be read.
     """
 
-    def __init__(self, backend: LocalBackend, stack: ExitStack, template: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, backend: LocalBackend | MixtureBackend, stack: ExitStack, template: str, options: Mapping[str, Any]
+    ) -> None:
         self._backend = backend
         self._stack = stack
         asked = backend.live

@@ -53,7 +53,7 @@ def export_candidate(
     """
     from mergefront.adapters.merging.output.directory import write_merge
     from mergefront.results.model_card import model_card
-    from mergefront.study.evaluators import merge_plan, mergekit_config, missing_weights, written_dtype
+    from mergefront.study.evaluators import is_mixture, merge_plan, mergekit_config, missing_weights, written_dtype
 
     root = study.root
     recipe = candidate.recipe
@@ -66,12 +66,18 @@ def export_candidate(
             "write the configuration alone with --config-only"
         )
     # The study was searched with these models: what only new searches are refused for must not hide its results.
-    plan = None if as_lora or config_only else merge_plan(study.definition, recipe, allow=(EVERYTHING,))
+    of_mixture = is_mixture(study.definition)
+    if of_mixture and (as_lora or twin is not None):
+        raise UserError("export: experts inside one mixture are written as a whole model; leave the option out")
+    planned = not (as_lora or config_only or of_mixture)
+    plan = merge_plan(study.definition, recipe, allow=(EVERYTHING,)) if planned else None
     out_dtype = written_dtype(study.definition, recipe) if plan is None else plan.out_dtype
     config = mergekit_config(study.definition, recipe, out_dtype)
     with new_folder(Path(out)) as folder:
         if as_lora:
             _merge_lora(study.definition, recipe, folder)
+        elif of_mixture and not config_only:
+            write_mixture(study, recipe, folder)
         elif plan is not None:
             write_merge(plan, folder)
             if twin is not None:
@@ -84,6 +90,15 @@ def export_candidate(
         card = model_card(study, candidate, config, named, folder, paths)
         (folder / CARD).write_text(card, encoding="utf-8")
     return Path(out)
+
+
+def write_mixture(study: Study, recipe: Recipe, folder: Path) -> None:
+    """Write what a study of one mixture makes of a recipe into a folder that is there."""
+    from mergefront.study.evaluators import mixture_backend
+
+    backend = mixture_backend(study.definition)
+    with backend.apply(recipe):
+        backend.write_into(folder)
 
 
 def merge_config(config: str | Path, out: str | Path, allow: Collection[str] = ()) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import MergefrontError
 from mergefront.optimizer.recipes.recipe import Recipe
+from mergefront.results.export import write_mixture
 
 if TYPE_CHECKING:
     from mergefront.study.stored_study import Candidate, Study
@@ -40,11 +42,24 @@ def check_export(study: Study, candidate: Candidate, folder: Path) -> str:
 def _differing(study: Study, candidate: Candidate, folder: Path) -> tuple[int, list[str]]:
     """How many tensors were compared, and the names of those that differ."""
     from mergefront.adapters.checkpoints.header import Checkpoint
-    from mergefront.study.evaluators import local_backend
+    from mergefront.study.evaluators import is_mixture, local_backend
 
+    if is_mixture(study.definition):
+        with TemporaryDirectory() as name:
+            write_mixture(study, candidate.recipe, Path(name))
+            again, written = Checkpoint(Path(name)), Checkpoint(folder)
+            names = sorted(again.header.tensors.keys() | written.header.tensors.keys())
+            differing = [
+                one for one in names if one not in again or one not in written or not _equal(again[one], written[one])
+            ]
+            return len(names), differing
     backend = local_backend(study.definition)
     with backend.apply(candidate.recipe):
         return backend.compare(Checkpoint(folder))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(one.shape == other.shape and one.dtype == other.dtype and (one == other).all())
 
 
 def _scored_again(study: Study, candidate: Candidate, folder: Path) -> str:

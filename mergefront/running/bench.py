@@ -13,7 +13,7 @@ from mergefront.adapters.tasks.task import Task
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors, one_of_each_method
 from mergefront.study.check import CheckReport
-from mergefront.study.evaluators import local_backend, tasks_of
+from mergefront.study.evaluators import is_mixture, local_backend, tasks_of
 from mergefront.study.rules import DEFAULT_EVALUATIONS
 
 FIRST_ITEMS = 4
@@ -82,6 +82,8 @@ def bench(report: CheckReport, seconds: float = 60.0, on_step: Callable[[str], N
     definition = report.definition_or_raise()
     if definition.evaluator.type != "local":
         raise UserError("bench measures models on this machine, and this study's are asked elsewhere")
+    if is_mixture(definition):
+        raise UserError("bench measures merges of several models; of a mixture's experts 'mergefront run' says it")
     on_step("loading the models")
     begun = time.perf_counter()
     searched = {one.name for one in definition.objectives} | {one.name for one in definition.constraints}

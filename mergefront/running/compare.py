@@ -25,7 +25,7 @@ from mergefront.running.run import search_ready
 from mergefront.storage.studies import COMPARISON, update
 from mergefront.study.check import CheckReport, check_study
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.evaluators import make_evaluator, refuse_external
+from mergefront.study.evaluators import is_mixture, make_evaluator, refuse_external
 from mergefront.study.ready import ReadyStudy, store
 from mergefront.study.rules import sampler_version
 from mergefront.study.stored_study import Candidate, Study
@@ -97,7 +97,10 @@ def ready_to_compare(
     checked: CheckReport, methods: Sequence[str] | str | None = None, subsets: int = 0
 ) -> Iterator[ReadyComparison]:
     """A checked study file as a comparison that is ready to start; see ``compare``."""
-    definition = _comparison_of(checked.definition_or_raise())
+    definition = checked.definition_or_raise()
+    if is_mixture(definition):
+        raise UserError("compare is for merges of several models; 'mergefront run' scores the whole mixture too")
+    definition = _comparison_of(definition)
     if isinstance(subsets, bool) or not isinstance(subsets, int) or subsets < 0:
         raise UserError(f"subsets is {subsets!r}; it must be a whole number of at least 0")
     words = methods.split(",") if isinstance(methods, str) else methods

@@ -8,13 +8,13 @@ from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import one_of_each_method
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.study.definition import StudyDefinition
-from mergefront.study.evaluators import local_pool
+from mergefront.study.evaluators import is_mixture, local_pool
 
 
 def memory_and_time(definition: StudyDefinition, places: Preview) -> list[str]:
     """A line of what is held where and one of what a candidate's merge takes, measured in tenths of a second; none
     where nothing is merged in this process. Only headers of models are read, as ``places`` has them."""
-    if definition.evaluator.type != "local" or "engine" in definition.evaluator.backend:
+    if definition.evaluator.type != "local" or "engine" in definition.evaluator.backend or is_mixture(definition):
         return []
     import torch
 

@@ -25,7 +25,7 @@ from mergefront.optimizer.recipes.anchors import anchors, one_of_each_method
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.registry import check_sampler, resolved_options
 from mergefront.optimizer.scores.constraints import COSTS, Constraint, constraints_from
-from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
+from mergefront.optimizer.scores.objectives import COMPUTED, DELTA_L1, PARAMETERS, Objective
 from mergefront.storage.database import Database, NoStudiesError, normalised_url, sqlite_path
 from mergefront.storage.studies import StudyRecord, check_free_of_others, check_name, find
 from mergefront.study.continuation import check_continues
@@ -36,6 +36,7 @@ from mergefront.study.preflight.budget import checked_budget, checked_item_score
 from mergefront.study.preflight.elsewhere import check_engine, check_external, check_judges, check_server
 from mergefront.study.preflight.evaluator import evaluator_definition
 from mergefront.study.preflight.findings import Findings
+from mergefront.study.preflight.mixture import check_mixture
 from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
 from mergefront.study.preflight.tasks import check_tasks
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
@@ -115,8 +116,9 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
         directions = _check_server_tasks(found, file.backend)
     else:
         layers = check_checkpoints(found)
-        directions = {**check_tasks(found), DELTA_L1: "minimize"}
+        directions = {**check_tasks(found), DELTA_L1 if file.merge.experts is None else PARAMETERS: "minimize"}
         check_engine(found)
+    check_mixture(found)
     if file.merge.allow and file.backend.type != "local":
         problems.append("merge.allow: only a local backend compares the models' configurations; remove it")
     if file.merge.tokenizer_source is not None and file.backend.type not in ("local", "external"):
@@ -180,7 +182,7 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
         centres=centres,
         left_out=left_out(file, evaluator, options),
     )
-    if evaluator.type == "local":
+    if evaluator.type == "local" and file.merge.experts is None:
         _check_writing(found, definition)
     if evaluator.type == "external":
         told = ", ".join(f"{objective.name} ({objective.direction})" for objective in objectives)
@@ -264,6 +266,8 @@ def _check_function(found: Findings, call: str) -> None:
 def _space(found: Findings, layers: Mapping[str, int] | None) -> MergeSpace | None:
     file = found.file
     granularity = file.merge.space.grouping
+    if found.expert_layers and granularity == "layers":
+        granularity = {"starts": [0, *found.expert_layers[1:]]}
     if granularity != "global" and layers == {}:
         found.problems.append(
             f"merge.space.granularity is {granularity!r}; it needs a base model whose layers can be counted"
@@ -307,7 +311,7 @@ def _objectives(found: Findings, directions: Mapping[str, str] | None) -> list[O
         elif any(known.name == section.name for known in made):
             found.problems.append(f"objectives: {section.name!r} is named twice")
         else:
-            natural = (directions or {}).get(section.name, "minimize" if section.name == DELTA_L1 else "maximize")
+            natural = (directions or {}).get(section.name, "minimize" if section.name in COMPUTED else "maximize")
             with found.catch():
                 made.append(Objective(section.name, section.direction or natural, section.range))  # type: ignore[arg-type]
     return made

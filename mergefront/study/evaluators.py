@@ -23,6 +23,7 @@ from mergefront.adapters.checkpoints.stacks import text_stacks
 from mergefront.adapters.evaluator import Before, LenientEvaluator, TaskEvaluator, nothing
 from mergefront.adapters.hub.places import ModelPlaces, Preview
 from mergefront.adapters.local.backend import LocalBackend, planned_pool
+from mergefront.adapters.local.mixture.sections import as_file
 from mergefront.adapters.merging.output.plan import MergePlan, plan_recipe
 from mergefront.adapters.merging.output.references import mergekit_references, model_paths, tokenizer_keys
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
@@ -34,6 +35,7 @@ from mergefront.adapters.tasks.task_types import build_task
 from mergefront.adapters.tasks.user_code import importable, user_function
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import anchors
+from mergefront.optimizer.recipes.methods import MERGE_EXPERTS
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.constraints import COSTS
 from mergefront.optimizer.scores.evaluation import Evaluator, FunctionEvaluator
@@ -44,6 +46,7 @@ from mergefront.study.definition import StudyDefinition
 from mergefront.study.rules import dtype_and_compute
 
 if TYPE_CHECKING:
+    from mergefront.adapters.local.mixture.backend import MixtureBackend
     from mergefront.adapters.merging.tensor_pool import TensorPool
 
 _log = logging.getLogger(__name__)
@@ -88,6 +91,9 @@ def _evaluator(definition: StudyDefinition, open_database: Callable[[], Database
         if described.type == "local":
             from mergefront.adapters.merging.offload.memory import peak_memory  # brings torch, which servers do without
 
+            if is_mixture(definition):
+                yield TaskEvaluator(mixture_backend(definition), tasks, None, before, writes_all=writes_all)
+                return
             backend = local_backend(definition)
             watch = partial(peak_memory, backend.engine.device) if definition.compares else None
             yield TaskEvaluator(backend, tasks, watch, before, writes_all=writes_all)
@@ -139,6 +145,11 @@ def tasks_of(definition: StudyDefinition) -> list[Task]:
     return [build_task(name, task, places.root, described.seed, places) for name, task in described.tasks.items()]
 
 
+def is_mixture(definition: StudyDefinition) -> bool:
+    """Whether it searches how many experts one mixture keeps."""
+    return definition.space.methods[0] is MERGE_EXPERTS
+
+
 def merge_plan(
     definition: StudyDefinition, recipe: Recipe, allow: Collection[str], places: ModelPlaces | None = None
 ) -> MergePlan:
@@ -171,6 +182,9 @@ def mergekit_config(definition: StudyDefinition, recipe: Recipe, out_dtype: str 
     base model.
     """
     references = mergekit_references(recipe, definition.space.base_model, definition.places)
+    if recipe.method == MERGE_EXPERTS.name:
+        prompts = (definition.root / definition.evaluator.backend["prompts"]).resolve()
+        return as_file(recipe, references[""], str(prompts))
     scope, carry = definition.modalities.scope, definition.modalities.carry
     has_words = scope is None and _has_layer_ranges(definition, recipe)
     config = recipe.to_mergekit(references) if has_words else recipe.in_full(references)
@@ -197,7 +211,7 @@ def written_dtype(definition: StudyDefinition, recipe: Recipe) -> str | None:
 
     None where tensors keep their own, where the merges are made elsewhere, and where the models are not here.
     """
-    if definition.evaluator.type != "local":
+    if definition.evaluator.type != "local" or is_mixture(definition):
         return None
     looked_at = Preview(definition.root, definition.places.commits)
     paths = model_paths(recipe, definition.space.base_model, looked_at).values()
@@ -250,6 +264,21 @@ def local_backend(definition: StudyDefinition) -> LocalBackend:
     every default. Raises ``UserError``."""
     base, experts, settings = _local_settings(definition, definition.places)
     return LocalBackend.from_checkpoints(base, experts, **settings)
+
+
+def live_backend(definition: StudyDefinition) -> LocalBackend | MixtureBackend:
+    """The backend of a local study whatever it merges: several models, or the experts of one."""
+    return mixture_backend(definition) if is_mixture(definition) else local_backend(definition)
+
+
+def mixture_backend(definition: StudyDefinition) -> MixtureBackend:
+    """The backend of a study of one mixture's experts. Raises ``UserError``."""
+    from mergefront.adapters.local.mixture.backend import MixtureBackend  # brings torch
+
+    assert definition.space.base_model is not None
+    prompts = definition.root / definition.evaluator.backend["prompts"]
+    base = definition.places.folder(definition.space.base_model)
+    return MixtureBackend(base, prompts, device=definition.runtime.get("device", "auto"))
 
 
 @contextmanager

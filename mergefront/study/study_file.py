@@ -6,6 +6,7 @@ An unknown key is an error with the nearest known one. Paths are relative to the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,17 +14,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from mergefront.adapters.local.mixture.sections import MIXTURE, SearchedExpertsSection
 from mergefront.adapters.remote.settings import JudgeSection, ServerSection, VllmEngineSection
 from mergefront.adapters.starting.training_run import checkpoint_folders, trained_checkpoints
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.racing.race import RacingSettings
-from mergefront.optimizer.recipes.methods import METHODS
+from mergefront.optimizer.recipes.methods import MERGE_EXPERTS, METHODS
 from mergefront.optimizer.search.stopping import StopRule
 from mergefront.optimizer.sections import OpenSection, Problem, Section, problems_of
 from mergefront.optimizer.yaml_file import read_mapping
 from mergefront.storage import DEFAULT_STORAGE
 from mergefront.storage.studies import MOST_EVALUATIONS
 from mergefront.study.definition import EvaluatorDefinition
+
+_OF_SEVERAL_MODELS = ("models", "space", "training_run", "method_files", "tokenizer_source", "scope", "carry", "allow")
+"""Keys of the section merge that say nothing of one mixture."""
 
 
 class BlocksSection(Section):
@@ -86,6 +91,9 @@ class MergeSection(Section):
     base_model: str | None = Field(default=None, description="the common ancestor: a folder, or org/name on the Hub")
     models: dict[str, str] | list[str] = Field(
         description="the experts by name: folders or names on the Hub, whole checkpoints or LoRAs"
+    )
+    experts: SearchedExpertsSection | None = Field(
+        default=None, description="of method merge_experts, in the place of models and space: how many experts are kept"
     )
     training_run: TrainingRunSection | str | None = Field(
         default=None, description="in the place of models, the folder of a Trainer whose checkpoints are the experts"
@@ -226,7 +234,8 @@ class StudyFile(Section):
         default_factory=dict, description="endpoints that grade answers, by the names that tasks have for them"
     )
     objectives: list[str | ObjectiveSection] = Field(
-        min_length=1, description="names of tasks (or delta_l1) that the search makes better"
+        min_length=1,
+        description="names of tasks (or delta_l1, or parameters of a mixture) that the search makes better",
     )
     constraints: list[str | ConstraintSection] = Field(
         default_factory=list, description="bounds, such as 'tokens <= 300'"
@@ -255,6 +264,10 @@ def read_study_file(path: Path) -> tuple[StudyFile, list[str]]:
         _add_training_run(content.get("merge"), path.parent)
     except UserError as error:
         raise StudyFileError(str(path), [f"merge.training_run: {error}"]) from None
+    try:
+        _add_mixture(content.get("merge"))
+    except UserError as error:
+        raise StudyFileError(str(path), [f"merge.experts: {error}"]) from None
     while True:
         try:
             return StudyFile.model_validate(content), list(said)
@@ -293,6 +306,30 @@ def _add_training_run(merge: Any, root: Path) -> None:
         space.setdefault(f"metric[{one.name}]", one.quality)
 
 
+def _add_mixture(merge: Any) -> None:
+    """Write the one model of ``merge_experts`` into the section as its expert, and what is searched of it as its space.
+
+    Raises ``UserError``.
+    """
+    if not isinstance(merge, dict):
+        return
+    if merge.get("method") != MERGE_EXPERTS.name:
+        if merge.get("experts") is not None:
+            raise UserError(f"only method {MERGE_EXPERTS.name} has experts inside one model; remove the section")
+        return
+    if merge.get("experts") is None:
+        raise UserError(
+            "this section is missing; write experts: {method: frequency, prompts: FILE, space: {keep: [4, 16], "
+            "granularity: layers}}"
+        )
+    idle = [key for key in _OF_SEVERAL_MODELS if merge.get(key) is not None]
+    if idle:
+        raise UserError(f"the experts of base_model are merged, and nothing else; remove {', '.join(idle)}")
+    merge["models"] = {MIXTURE: str(merge.get("base_model", ""))}
+    with suppress(ValidationError):  # what is wrong with it is said with the rest
+        merge["space"] = SearchedExpertsSection.model_validate(merge["experts"]).as_space()
+
+
 def _mend(content: Any, unknown: Problem) -> None:
     """Give an unknown key the nearest known name that is free, or remove it."""
     *parents, key = unknown.where
@@ -320,6 +357,7 @@ def left_out(file: StudyFile, evaluator: EvaluatorDefinition, options: Mapping[s
     found |= {("space", key) for key in ("granularity", "split") if key not in file.merge.space.model_fields_set}
     backend = ("evaluator", "backend")
     written_keys = {key for key in file.backend.model_fields_set if getattr(file.backend, key) != "auto"}
+    written_keys |= {"prompts"} & evaluator.backend.keys()  # of merge.experts, which has no default for it
     found |= {(*backend, key) for key in evaluator.backend if key not in written_keys}
     for name, member in getattr(file.backend, "members", {}).items():
         described = evaluator.backend["members"][name]

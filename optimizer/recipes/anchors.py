@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, parameter_of
-from mergefront.optimizer.recipes.methods import METHODS, ParameterValue
+from mergefront.optimizer.recipes.methods import MERGE_EXPERTS, METHODS, ParameterValue
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 
@@ -23,6 +23,7 @@ BASE = "base"
 UNIFORM = "uniform average"
 TASK_ARITHMETIC = "task arithmetic 0.3"
 METRIC_WEIGHTED = "metric-weighted average"
+FEWEST, MOST = "fewest experts", "most experts"
 
 _ADDS_WHOLE_TASK_VECTORS = ("task_arithmetic", "dare_linear", "lora_cat")
 _SINGLE_EXPERT_EXACT = (*_ADDS_WHOLE_TASK_VECTORS, "ties", "dare_ties", "lora_factor")
@@ -58,7 +59,12 @@ def expert_anchor(expert: str) -> str:
 
 
 def anchors(space: MergeSpace) -> list[Anchor]:
-    """The anchors of a space, in the order in which they are evaluated."""
+    """The anchors of a space, in the order in which they are evaluated.
+
+    Of mixtures that keep fewer experts: the whole one, and the ends of the searched numbers.
+    """
+    if space.methods[0] is MERGE_EXPERTS:
+        return _of_experts(space)
     experts = list(space.models)
     share = 1.0 / len(experts)
     made = [_anchor(space, BASE, dict.fromkeys(experts, 0.0), "task_arithmetic")]
@@ -70,6 +76,22 @@ def anchors(space: MergeSpace) -> list[Anchor]:
         made.append(_anchor(space, UNIFORM, dict.fromkeys(experts, share), "linear"))
     made.append(_anchor(space, TASK_ARITHMETIC, dict.fromkeys(experts, 0.3), "task_arithmetic"))
     return made
+
+
+def _of_experts(space: MergeSpace) -> list[Anchor]:
+    def ends(place: int) -> dict[str, ParameterValue]:
+        return {
+            name: searched.choices[-place] if searched.choices else (searched.low, searched.high)[place]
+            for name, searched in space.searched.items()
+        }
+
+    least, most = ends(0), ends(1)
+    whole = space.make("task_arithmetic", {f"weight[{name}]": 0.0 for name in space.models}, Grouping())
+    return [
+        Anchor(BASE, whole, most, True),
+        Anchor(FEWEST, space.recipe(least), least, False),
+        Anchor(MOST, space.recipe(most), most, False),
+    ]
 
 
 def metric_weighted(space: MergeSpace, own_scores: Mapping[str, float]) -> Anchor | None:

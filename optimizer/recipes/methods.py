@@ -491,16 +491,21 @@ _METHODS = (
 
 
 class MethodRegistry(Mapping[str, MergeMethod]):
-    """Merge methods by name; looking up an unknown one raises ``UserError`` with the nearest name."""
+    """Merge methods by name; looking up an unknown one raises ``UserError`` with the nearest name.
 
-    def __init__(self, methods: tuple[MergeMethod, ...]) -> None:
+    Those ``inside`` one model are looked up and not listed.
+    """
+
+    def __init__(self, methods: tuple[MergeMethod, ...], inside: tuple[MergeMethod, ...] = ()) -> None:
         self._methods = {method.name: method for method in methods}
+        self._inside = {method.name: method for method in inside}
 
     def __getitem__(self, name: str) -> MergeMethod:
         try:
-            return self._methods[name]
+            return self._inside.get(name) or self._methods[name]
         except KeyError:
-            raise UserError(f"unknown merge method {name!r} {did_you_mean(str(name), self._methods)}") from None
+            known = {**self._methods, **self._inside}
+            raise UserError(f"unknown merge method {name!r} {did_you_mean(str(name), known)}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._methods
@@ -513,7 +518,7 @@ class MethodRegistry(Mapping[str, MergeMethod]):
 
     def add(self, method: MergeMethod) -> None:
         """Register a method of the user's own; its name must be free, or an earlier version's of the function."""
-        known = self._methods.get(method.name)
+        known = self._inside.get(method.name) or self._methods.get(method.name)
         if known is not None and not _same_function(known.kernel, method.kernel):
             raise UserError(f"a merge method called {method.name!r} exists already; choose another name")
         self._methods[method.name] = method
@@ -529,7 +534,22 @@ def _same_function(first: object, second: object) -> bool:
     return len(places) == 2 and places[0] == places[1]
 
 
-METHODS = MethodRegistry(_METHODS)
+MERGE_EXPERTS = MergeMethod(
+    "merge_experts",
+    "make experts of each layer of one mixture one, so that fewer are left",
+    "M-SMoE, arXiv 2310.01334; Sub-MoE, arXiv 2506.23266",
+    (
+        number("keep", None, "how many experts a layer keeps", (2.0, 8.0), low=1.0),
+        MethodParameter(
+            "groups", "recipe", "frequency", "how experts are grouped", choices=("frequency", "subspace", "most_used")
+        ),
+        number("rank", 1.0, "of subspace: the share of the directions that is kept", (0.25, 1.0), high=1.0),
+    ),
+    max_models=1,
+)
+"""Merges the experts inside one model (``adapters.local.mixture``): known by its name, in no list of methods that merge
+models with each other."""
+METHODS = MethodRegistry(_METHODS, (MERGE_EXPERTS,))
 
 
 def kept_count(density: float, size: int) -> int:

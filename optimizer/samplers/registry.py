@@ -23,7 +23,7 @@ from mergefront.optimizer.samplers.options import (
     SamplerOptions,
     TPEOptions,
 )
-from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
+from mergefront.optimizer.scores.objectives import COMPUTED, Objective
 from mergefront.optimizer.sections import read_section
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def make_sampler(
     given = {**spec.fixed, **(options or {})}
     if spec.of_optuna:
         return _of_optuna(spec, given, **common)
-    scores = [i for i, objective in enumerate(objectives) if objective.name != DELTA_L1]
+    scores = [i for i, objective in enumerate(objectives) if objective.name not in COMPUTED]
     study = {
         "ranges": [objective.range for objective in objectives],
         "task_objectives": scores or None,

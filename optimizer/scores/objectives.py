@@ -17,6 +17,10 @@ from mergefront.optimizer.foreign_text import LONGEST_NAME, NAMES, is_name
 
 DELTA_L1 = "delta_l1"
 """The objective that no task scores: the L1 norm of merged minus base weights, from the merge itself."""
+PARAMETERS = "parameters"
+"""Another one: how many numbers a merge has, where merges differ in that."""
+COMPUTED = (DELTA_L1, PARAMETERS)
+"""What is known of a merge exactly, without any task."""
 REFERENCE = -0.1
 """The reference point's coordinate in every normalised objective: a tenth of the anchors' range
 below the worst anchor, so that a candidate as bad as that anchor in one objective still counts."""

@@ -11,6 +11,7 @@ import torch
 
 from mergefront.adapters.local.mixture.groups import Expert
 from mergefront.optimizer.errors import UserError
+from mergefront.optimizer.recipes.grouping import layer_of
 
 MOST_TOKENS = 4096
 """Of each layer: as many are looked at, in the order of the texts."""
@@ -21,24 +22,45 @@ _ROUTERS = ("gate", "router")
 class ExpertLayer:
     """One layer of a live model: the module of its experts and their router, and what was seen of it.
 
-    ``usage`` counts the tokens that were sent to each expert; ``inputs`` has the first ones (``t x h``).
+    ``block`` is the name of the module that holds both, ``parts`` what they are called in it.
+    ``usage`` counts the tokens that were sent to each expert; ``inputs`` has the first ones (``t x h``). Experts and
+    rows of the router are always those of the whole mixture, whatever the live model has by now.
     """
 
-    name: str
+    block: str
+    parts: tuple[str, str]
     experts: Any
     router: Any
     usage: torch.Tensor
     inputs: list[torch.Tensor] = field(default_factory=list)
+    whole: dict[tuple[str, str], torch.Tensor] = field(init=False)
+    """What the model was loaded with, by the module and the name in it."""
+
+    def __post_init__(self) -> None:
+        tensors = [("experts", name, getattr(self.experts, name).detach()) for name in ("gate_up_proj", "down_proj")]
+        own = [*self.router.named_parameters(), *self.router.named_buffers()]
+        tensors += [("router", name, tensor.detach()) for name, tensor in own]
+        self.whole = {(module, name): tensor for module, name, tensor in tensors}
+
+    @property
+    def name(self) -> str:
+        """The experts' module in the model."""
+        return f"{self.block}.{self.parts[0]}"
+
+    @property
+    def number(self) -> int:
+        """Which layer of the model it is in."""
+        return layer_of(f"{self.name}.") or 0
 
     @property
     def count(self) -> int:
         """How many experts there are."""
-        return len(self.experts.down_proj)
+        return len(self.usage)
 
     def expert(self, index: int) -> Expert:
         """One expert's matrices in float32."""
-        gate, up = self.experts.gate_up_proj[index].detach().float().chunk(2)
-        return Expert(gate, up, self.experts.down_proj[index].detach().float())
+        gate, up = self.whole["experts", "gate_up_proj"][index].float().chunk(2)
+        return Expert(gate, up, self.whole["experts", "down_proj"][index].float())
 
     def tokens(self) -> torch.Tensor:
         """What was seen of the layer's inputs: ``t x h``."""
@@ -46,11 +68,11 @@ class ExpertLayer:
 
     def logits(self) -> torch.Tensor:
         """What the router says of these tokens: ``t x e``, before any softmax."""
-        rows: torch.Tensor = self.router.weight.detach().float()
-        return self.tokens().float() @ rows.T
+        return self.tokens().float() @ self.whole["router", "weight"].float().T
 
     def outputs(self) -> torch.Tensor:
-        """What every expert makes of all these tokens, as one row each: ``e x (t h)``."""
+        """What every expert makes of all these tokens, as one row each: ``e x (t h)``; of the whole mixture alone."""
+        self.restore()
         tokens = self.tokens()
         ones = torch.ones(len(tokens), 1, dtype=tokens.dtype, device=tokens.device)
         found = []
@@ -61,12 +83,27 @@ class ExpertLayer:
         return torch.stack(found)
 
     def replace(self, experts: Sequence[Expert], rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Put other experts into the model; ``rows`` makes the router's tensors (one entry or row per expert) anew."""
-        parts = [torch.cat([expert.gate, expert.up]) for expert in experts]
-        _put(self.experts, "gate_up_proj", torch.stack(parts))
-        _put(self.experts, "down_proj", torch.stack([expert.down for expert in experts]))
-        for name, tensor in [*self.router.named_parameters(), *self.router.named_buffers()]:
-            _put(self.router, name, rows(tensor.detach().float()))
+        """Put other experts into the model; ``rows`` makes the router's tensors (one entry or row per expert) anew.
+
+        All are rounded to the dtypes that the model was loaded in, whatever it computes in by now.
+        """
+        made = {"down_proj": torch.stack([expert.down for expert in experts])}
+        made["gate_up_proj"] = torch.stack([torch.cat([expert.gate, expert.up]) for expert in experts])
+        for (module, name), tensor in self.whole.items():
+            value = made[name] if module == "experts" else rows(tensor.float())
+            _put(getattr(self, module), name, value.to(tensor.dtype))
+        self._count(len(experts))
+
+    def restore(self) -> None:
+        """Put the whole mixture's experts back."""
+        for (module, name), tensor in self.whole.items():
+            _put(getattr(self, module), name, tensor)
+        self._count(self.count)
+
+    def _count(self, number: int) -> None:
+        for module in (self.experts, self.router):
+            if hasattr(module, "num_experts"):
+                module.num_experts = number
 
 
 def _put(module: Any, name: str, value: torch.Tensor) -> None:
@@ -85,8 +122,10 @@ def expert_layers(model: torch.nn.Module) -> list[ExpertLayer]:
         up, down = (getattr(module, part, None) for part in ("gate_up_proj", "down_proj"))
         if not isinstance(up, torch.nn.Parameter) or not isinstance(down, torch.nn.Parameter):
             continue
-        parent = model.get_submodule(name.rpartition(".")[0])
-        router = next((one for each in _ROUTERS if (one := getattr(parent, each, None)) is not None), None)
+        block, _, part = name.rpartition(".")
+        parent = model.get_submodule(block)
+        called = next((each for each in _ROUTERS if getattr(parent, each, None) is not None), "")
+        router = getattr(parent, called, None)
         plain = up.dim() == 3 and up.shape == (len(down), 2 * down.shape[2], down.shape[1])
         rows = [] if router is None else [*router.named_parameters(), *router.named_buffers()]
         if not plain or not rows or hasattr(module, "down_proj_bias") or getattr(module, "is_transposed", False):
@@ -95,7 +134,7 @@ def expert_layers(model: torch.nn.Module) -> list[ExpertLayer]:
             )
         if any(len(tensor) != len(down) for _, tensor in rows):
             raise UserError(f"{name}: its router {type(router).__name__} has more than one row per expert")
-        found.append(ExpertLayer(name, module, router, torch.zeros(len(down))))
+        found.append(ExpertLayer(block, (part, called), module, router, torch.zeros(len(down))))
     if not found:
         raise UserError(f"{type(model).__name__} has no layers of experts in one tensor; merge_experts needs a mixture")
     return found

@@ -25,6 +25,8 @@ class Experts:
 
     name: str
     measured: Measured
+    most_items: int | None = None
+    """Of each skill (default: all)."""
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -39,13 +41,13 @@ class Experts:
         names = list(self.skills)
         base = MergeSpace(names, base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]})
         with backend.apply(base.recipe({f"weight[{skill}]": 0.0 for skill in names})) as model:
-            items = [search_items(skill) for skill in self.skills]
+            items = [search_items(skill)[: self.most_items] for skill in self.skills]
             asked = [tokens_of(model.tokenizer, own) for own in items]
             with fast_linear_layers(model.model):
                 return backend, UpperLayers(model.model, FIRST_LAYER, asked, end_tokens(model.tokenizer))
 
     def reading(self, recipe: Recipe) -> Reading:
-        """Of all items, skill by skill."""
+        """Of the items, skill by skill."""
         return self.measured.read(recipe.digest, lambda: self._measure(recipe))
 
     def _measure(self, recipe: Recipe) -> tuple[Any, Any]:

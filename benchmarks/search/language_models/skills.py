@@ -1,4 +1,4 @@
-"""Six skills, and the items of each: ``python -m benchmarks.search.language_models.skills`` writes data/.
+"""Eight skills, and the items of each: ``python -m benchmarks.search.language_models.skills`` writes data/.
 
 Every prompt of a skill begins with the same solved example, so that the base half knows what is asked:
 
@@ -8,6 +8,8 @@ swedish     1987-06-05: 5 juni 1987 / 2073-09-02:      2 september 2073         
 clock       14:35: 2:35 PM / 00:07:                    12:07 AM
 camel       read_file_name: readFileName / send_old_list:  sendOldList
 descending  30 4 17: 30 17 4 / 87 69 8:                87 69 8
+german      47: siebenundvierzig / 633:                sechshundertdreiunddreißig    (num2words)
+constant    readFileName: READ_FILE_NAME / sendOldList:  SEND_OLD_LIST
 
 Only the search items are committed; the others come out the same every time.
 """
@@ -43,6 +45,10 @@ def spanish(rng: random.Random) -> Iterator[Pair]:
     return ((str(number), num2words(number, lang="es")) for number in _numbers(rng))
 
 
+def german(rng: random.Random) -> Iterator[Pair]:
+    return ((str(number), num2words(number, lang="de")) for number in _numbers(rng))
+
+
 def ordinal(rng: random.Random) -> Iterator[Pair]:
     return ((str(number), num2words(number, to="ordinal")) for number in _numbers(rng))
 
@@ -66,6 +72,11 @@ def camel(rng: random.Random) -> Iterator[Pair]:
         yield "_".join(words), words[0] + "".join(word.capitalize() for word in words[1:])
 
 
+def constant(rng: random.Random) -> Iterator[Pair]:
+    for snake, mixed in camel(rng):
+        yield mixed, snake.upper()
+
+
 def descending(rng: random.Random) -> Iterator[Pair]:
     while True:
         numbers = rng.sample(range(100), 3)
@@ -79,6 +90,8 @@ SKILLS: Mapping[str, tuple[str, Callable[[random.Random], Iterator[Pair]]]] = {
     "clock": ("14:35: 2:35 PM", clock),
     "camel": ("read_file_name: readFileName", camel),
     "descending": ("30 4 17: 30 17 4", descending),
+    "german": ("47: siebenundvierzig", german),
+    "constant": ("readFileName: READ_FILE_NAME", constant),
 }
 """The solved example of each, and what follows."""
 

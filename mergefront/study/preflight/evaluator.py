@@ -49,11 +49,15 @@ def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorD
             runtime["vllm"] = file.backend.vllm.model_dump()
         if file.backend.dtype == "auto":
             backend["dtype"] = main_dtype(read_header(found.models.folder(str(file.merge.base_model))))
+    prompts = []
+    if file.merge.experts is not None:
+        backend["prompts"] = file.merge.experts.prompts
+        prompts.append(file.merge.experts.prompts)
     tasks = {name: resolved_task(config) for name, config in file.tasks.items()}
     data = [reference for config in file.tasks.values() for reference in hub_references(config)]
     of_hub = {path: commit for path in [*checkpoints, *data] if (commit := found.models.commit(path)) is not None}
     local = [path for path in checkpoints if path not in of_hub]
-    content = {**fingerprints([*local, *data_paths(file.tasks, root)], root), **of_hub}
+    content = {**fingerprints([*local, *prompts, *data_paths(file.tasks, root)], root), **of_hub}
     parts = {name: split_settings(section) for name, section in file.judges.items()}
     judges = {name: settings for name, (settings, _) in parts.items()}
     if judges:

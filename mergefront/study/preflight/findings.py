@@ -33,6 +33,8 @@ class Findings:
     modalities: Modalities = field(default_factory=Modalities)
     items: dict[str, int] = field(default_factory=dict)
     """How many search items each task has."""
+    expert_layers: list[int] = field(default_factory=list)
+    """The layers of one mixture that have experts, where those are merged."""
     frame: Path | None = None
     """The model whose class and configuration the merges have, where that is not the base."""
     reader: Reader = field(default_factory=Reader)
