@@ -8,7 +8,9 @@ import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import optuna
 import pytest
 from click.testing import CliRunner
 from hub_server import hub_of_this_process
@@ -55,10 +57,20 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     harness.__dict__["score"] = lambda recipe: {
         "maths": recipe.params.get("weight[chat]", 0.0), "facts": recipe.params.get("weight[code]", 0.0)
     }  # fmt: skip
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        chat, code = trial.suggest_float("chat", 0, 1), trial.suggest_float("code", 0, 1)
+        return chat * (1 - code / 2), code * (1 - chat / 2)
+
+    harness.__dict__["objective"] = objective
     monkeypatch.setitem(sys.modules, "my_harness", harness)
-    (program,) = blocks("README.md", "python")
-    exec(compile(program.replace("evaluations=30", "evaluations=7"), "README.md", "exec"), {})
+    search, sampler = blocks("README.md", "python")
+    exec(compile(search.replace("evaluations=30", "evaluations=7"), "README.md", "exec"), {})
     assert "'maths'" in capsys.readouterr().out
+    assert "n_trials=30" in sampler
+    names: dict[str, Any] = {}
+    exec(compile(sampler.replace("n_trials=30", "n_trials=7"), "README.md", "exec"), names)
+    assert [trial.params for trial in names["study"].trials][:2] == [{"chat": 1, "code": 0}, {"chat": 0, "code": 1}]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])

@@ -154,6 +154,16 @@ class MMMOSampler(ReplayableSampler):
         self._last_surrogate = LastResult[Surrogate]()
         self._last_paper_round = LastResult[Array]()
 
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Until a finished trial shows the space, anchors are proposed parameter by parameter."""
+        if trial.number < len(self._anchors) and not finished_before(study, trial):
+            anchor, encoder = self._anchors[trial.number], Encoder({param_name: param_distribution})
+            if encoder.contains(anchor):
+                return encoder.decode(encoder.encode(anchor))[param_name]
+        return super().sample_independent(study, trial, param_name, param_distribution)
+
     def _propose(self, study: Study, trial: FrozenTrial, encoder: Encoder) -> Suggestion:
         earlier = earlier_trials(study, trial.number)
         initial = len(self._anchors) + self._startup(earlier, encoder)
