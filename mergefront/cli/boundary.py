@@ -43,6 +43,8 @@ def guarded(action: Callable[[], Any], session: Session) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (Exception, SystemExit) as error:  # code of a user's own that ends the process is an error like others
+        if isinstance(error.__context__, BrokenPipeError):
+            return 1  # so does rich, which has silenced stdout by then
         message = f"Error: {_refused_place(error) or _unexpected(error)}"
         if session.debug:
             _print_traceback()

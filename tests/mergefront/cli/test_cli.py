@@ -284,6 +284,19 @@ def test_a_file_that_the_system_refuses_is_named_with_the_remedy(capsys: pytest.
     assert said.startswith("Error: study.yaml: Permission denied; name a place") and "--debug" not in said
 
 
+def test_a_reader_that_goes_away_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in "mergefront front NAME | head": rich ends the process from within its handler."""
+
+    def printed() -> None:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904
+
+    assert guarded(printed, Session()) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_no_password_reaches_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     url = "postgresql://ada:s3cret@db.example/merges"
 
