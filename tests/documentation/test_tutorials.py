@@ -1,4 +1,4 @@
-"""Every shell and Python block of the tutorials runs as it stands; blocks without a language are only shown.
+"""Every shell and Python block of the tutorials runs as it stands, or says why it was not run.
 
 docs/tutorials/first-search.md and own-harness.md have end-to-end tests of their own for their commands.
 """
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from local_study import write_local_study
 from page_blocks import ROOT, blocks
 
 import mergefront as mf
+from mergefront.cli.application import cli
 
 pytest.importorskip("transformers", reason="needs the extra 'local'")
 
@@ -48,10 +50,14 @@ def test_the_loop_in_python_of_an_own_harness_runs(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     page = "docs/tutorials/own-harness.md"
     content = yaml.safe_load(blocks(page, "yaml")[0])
-    content["search"]["evaluations"] = 4
+    content["search"]["evaluations"] = 5
     content["merge"]["models"] = {"maths": "lab/maths", "french": "lab/french"}
     content["merge"]["base_model"] = "lab/base"
     Path("study.yaml").write_text(yaml.safe_dump(content))
+    tell = blocks(page, "bash")[1]
+    for line in ("mergefront create study.yaml", "mergefront ask skills", tell.replace(" 7 ", " 0 ")):
+        done = CliRunner().invoke(cli, line.split()[1:])
+        assert done.exit_code == 0, done.output
     told = []
 
     def my_scores(recipe: mf.Recipe) -> dict[str, float]:
@@ -65,7 +71,8 @@ def test_the_loop_in_python_of_an_own_harness_runs(tmp_path: Path, monkeypatch: 
     exec(compile(program, page, "exec"), {"my_scores": my_scores})
     study = mf.load_study("skills")
     assert [failure.reason for failure in study.failures()] == ["reported: out of disk"]
-    assert len(study.candidates()) == len(told) - 1 == 3
+    assert len(study.candidates()) == len(told) == 4
+    assert study.candidates()[0].scores == {"maths": 0.61, "french_loss": 2.31}
 
 
 @pytest.mark.long

@@ -211,6 +211,8 @@ def _leaks(tasks: Mapping[str, Task]) -> list[str]:
     """Report items of one task that the search optimises on in another: their report would be no report."""
 
     def contents(task: Task, split: str) -> set[str]:
+        if task.verb == "python":
+            return set()  # only its function knows the items, and says them when it scores
         # What several tasks of a group ask has the name of the task behind its hash.
         return {item.id.partition(":")[0] for item in items_of(task, split)}
 
