@@ -1,8 +1,9 @@
-"""MM-MO in two or three ways on the same problems, seed by seed: does a change of how it is computed, or the number of
-workers, change what it finds?
+"""MM-MO in several ways on the same problems, seed by seed: does a change of how it is computed, the number of workers,
+or a piece of the published loop change what it finds?
 
     python -m benchmarks.search.paired slopes                 # exact slopes or finite differences, each twice
     python -m benchmarks.search.paired workers [--seeds 10]   # one worker, 8 in turn, 8 that are blind to each other
+    python -m benchmarks.search.paired paper                  # the published loop without each of its pieces
 
 Prints a Markdown table: mean hypervolume of every way, and its mean difference from the first, seed by seed, with a
 95 % interval.
@@ -89,12 +90,18 @@ def _without_point(trial: FrozenTrial) -> FrozenTrial:
     return shown
 
 
+class WithoutCrossover(MMMOSampler):
+    """The published loop, whose candidates are evaluated as they are acquired."""
+
+    _crossover = staticmethod(lambda elites, targets, rng: targets)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Ways by name, the first the one that others are compared with; each is a sampler and a number of workers."""
 
     problems: Mapping[str, Callable[[Path], Problem]]
-    ways: Mapping[str, tuple[type[MMMOSampler], int]]
+    ways: Mapping[str, tuple[Callable[..., MMMOSampler], int]]
     evaluations: int
 
 
@@ -103,6 +110,7 @@ _TIES_40 = TrainedNetworks(
     {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}},
     groups=4,
 )
+_PAPER = partial(MMMOSampler, variant="paper")
 COMPARISONS: Mapping[str, Comparison] = {
     "slopes": Comparison(
         {"residual ties 40-d": partial(_TIES_40.made, "residual ties 40-d")},
@@ -117,6 +125,20 @@ COMPARISONS: Mapping[str, Comparison] = {
     "workers": Comparison(
         {name: PROBLEMS[name] for name in ("residual ties 6-d", "residual ties 10-d", "DTLZ2 6-d")},
         {"one": (MMMOSampler, 1), "8 in turn": (MMMOSampler, WORKERS), "8 blind": (Blind, WORKERS)},
+        evaluations=60,
+    ),
+    "paper": Comparison(
+        {name: PROBLEMS[name] for name in ("SmolLM2-135M, three LoRAs", "SmolLM2-135M, three other LoRAs")},
+        {
+            "paper": (_PAPER, 1),
+            "screen off": (partial(_PAPER, fisher_screen="off"), 1),
+            "screen high": (partial(_PAPER, fisher_screen="high"), 1),
+            "no crossover": (partial(WithoutCrossover, variant="paper"), 1),
+            "neither": (partial(WithoutCrossover, variant="paper", fisher_screen="off"), 1),
+            "one at a time": (partial(_PAPER, batch=1), 1),
+            "2 Sobol points": (partial(_PAPER, n_startup=2), 1),
+            "default": (MMMOSampler, 1),
+        },
         evaluations=60,
     ),
 }

@@ -64,6 +64,7 @@ class MixtureBackend:
         self.model, self._base = model.eval().requires_grad_(False), base
         _watch(model, getattr(self._processor, "tokenizer", self._processor), self._layers, texts)
         self.live: Any = asked_model(model, self._processor, base)
+        self._groups: dict[tuple[str, str, int], Groups] = {}
         self._lock = threading.Lock()
 
     @property
@@ -112,7 +113,10 @@ class MixtureBackend:
         refuse_counts(keeps, self._layers[0].count, sent)
         groups, rank = str(recipe.coefficient("groups", None, "")), float(recipe.coefficient("rank", None, ""))
         for layer, keep in zip(self._layers, keeps, strict=True):
-            _merge(layer, groups, keep, rank)
+            key = (layer.block, groups, keep)
+            if key not in self._groups:
+                self._groups[key] = _groups(layer, groups, keep)
+            _merge(layer, self._groups[key], rank if groups == "subspace" else None)
 
 
 class MixtureMerge:
@@ -207,14 +211,16 @@ def _watch(model: Any, tokenizer: Any, layers: list[ExpertLayer], texts: list[st
                 model(ids.to(model.device))
 
 
-def _merge(layer: ExpertLayer, method: str, keep: int, rank: float) -> None:
-    groups = _groups(layer, method, keep)
+def _merge(layer: ExpertLayer, groups: Groups, rank: float | None) -> None:
+    """Each group becomes one expert: with a ``rank`` in its subspace, without one the average."""
     merged = []
     for group in groups:
         core, weights = layer.expert(group[0]), shares(layer.usage, group)
         members = [core, *(aligned(layer.expert(index), core) for index in group[1:])]
-        is_cut = method == "subspace" and len(members) > 1
-        merged.append(in_subspace(members, weights, rank) if is_cut else average(members, weights))
+        if rank is None or len(members) == 1:
+            merged.append(average(members, weights))
+        else:
+            merged.append(in_subspace(members, weights, rank))
 
     def rows(of_experts: torch.Tensor) -> torch.Tensor:
         of_groups = [

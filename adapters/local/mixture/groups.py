@@ -51,7 +51,7 @@ def by_outputs(usage: torch.Tensor, outputs: torch.Tensor, keep: int) -> Groups:
     Sub-MoE (arXiv 2506.23266). The first centre is the most used expert, each next one the expert that is least like
     all before; a cluster that loses its last member gets the expert that is least like its centre.
     """
-    points = torch.nn.functional.normalize(outputs.double(), dim=1)
+    points = torch.nn.functional.normalize(outputs.double(), dim=1).cpu()
     chosen = [int(usage.argmax())]
     while len(chosen) < keep:
         nearest = (points @ points[chosen].T).amax(dim=1)

@@ -34,7 +34,7 @@ class ExpertLayer:
     usage: torch.Tensor
     inputs: list[torch.Tensor] = field(default_factory=list)
     whole: dict[tuple[str, str], torch.Tensor] = field(init=False)
-    """What the model was loaded with, by the module and the name in it."""
+    """What the model was loaded with, by the module and the name in it; it stays where it was then."""
 
     def __post_init__(self) -> None:
         tensors = [("experts", name, getattr(self.experts, name).detach()) for name in ("gate_up_proj", "down_proj")]
@@ -59,8 +59,12 @@ class ExpertLayer:
 
     def expert(self, index: int) -> Expert:
         """One expert's matrices in float32."""
-        gate, up = self.whole["experts", "gate_up_proj"][index].float().chunk(2)
-        return Expert(gate, up, self.whole["experts", "down_proj"][index].float())
+        both, down = (
+            self.whole["experts", name][index].to(self.experts.down_proj.device).float()
+            for name in ("gate_up_proj", "down_proj")
+        )
+        gate, up = both.chunk(2)
+        return Expert(gate, up, down)
 
     def tokens(self) -> torch.Tensor:
         """What was seen of the layer's inputs: ``t x h``."""
@@ -68,7 +72,8 @@ class ExpertLayer:
 
     def logits(self) -> torch.Tensor:
         """What the router says of these tokens: ``t x e``, before any softmax."""
-        return self.tokens().float() @ self.whole["router", "weight"].float().T
+        tokens = self.tokens().float()
+        return tokens @ self.whole["router", "weight"].to(tokens.device).float().T
 
     def outputs(self) -> torch.Tensor:
         """What every expert makes of all these tokens, as one row each: ``e x (t h)``; of the whole mixture alone."""
@@ -90,7 +95,7 @@ class ExpertLayer:
         made = {"down_proj": torch.stack([expert.down for expert in experts])}
         made["gate_up_proj"] = torch.stack([torch.cat([expert.gate, expert.up]) for expert in experts])
         for (module, name), tensor in self.whole.items():
-            value = made[name] if module == "experts" else rows(tensor.float())
+            value = made[name] if module == "experts" else rows(tensor.to(made["down_proj"].device).float())
             _put(getattr(self, module), name, value.to(tensor.dtype))
         self._count(len(experts))
 
@@ -108,7 +113,7 @@ class ExpertLayer:
 
 def _put(module: Any, name: str, value: torch.Tensor) -> None:
     held = getattr(module, name)
-    value = value.to(held.dtype)
+    value = value.to(held)
     setattr(module, name, torch.nn.Parameter(value, requires_grad=False) if name in module._parameters else value)
 
 

@@ -46,6 +46,8 @@ DIGITS = 6
 MOST_LEARNT_FROM = 150
 """Lengthscales and noise are learnt from so many points at most, since that takes a hundred factorisations; what it
 costs is measured in docs/benchmarks/operations.md."""
+Crossover = Callable[[Array, Array, np.random.Generator], Array]
+"""What becomes of targets (``n x d``) beside elites."""
 PAPER_ELITES, PAPER_CANDIDATES_PER_EVALUATION = 5, 2
 """Of the released program of arXiv 2407.00487."""
 
@@ -134,6 +136,7 @@ def propose_paper_round(
     seed: int,
     batch: int,
     task_objectives: Sequence[int],
+    cross: Crossover,
 ) -> Array:
     """A round of the published loop (arXiv 2407.00487, algorithm 1), best first: at most ``batch x d`` points.
 
@@ -153,7 +156,7 @@ def propose_paper_round(
     weak = np.stack(acquired)
     tasks = data.y[:, list(task_objectives)]
     elites = _elites(data, PAPER_ELITES, lambda rows: elites_by_sum(tasks[rows], PAPER_ELITES))
-    strong = data.encoder.snap(_crossed(elites, weak, rng))
+    strong = data.encoder.snap(cross(elites, weak, rng))
     candidates = _untaken(strong, data)
     if not len(candidates):
         return candidates
@@ -276,7 +279,8 @@ def _elites(data: Observations, count: int, ranked: Callable[[Integers], Integer
     return np.asarray(data.x[np.concatenate([order, likeliest])[:count]])
 
 
-def _crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
+def crossed(elites: Array, targets: Array, rng: np.random.Generator) -> Array:
+    """Each target (``n x d``) crossed with a mutant of the elites, as in differential evolution."""
     if len(elites) < 3:
         return targets
     return binomial_crossover(mutants(elites, len(targets), rng), targets, rng)

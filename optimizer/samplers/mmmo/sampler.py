@@ -35,8 +35,10 @@ from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violatio
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, FAST_WITH_NOISE
 from mergefront.optimizer.samplers.mmmo.proposals import (
+    Crossover,
     Observations,
     Proposed,
+    crossed,
     fit,
     fresh_point,
     propose,
@@ -119,6 +121,9 @@ class MMMOSampler(ReplayableSampler):
     Raises:
         UserError: an argument out of its range.
     """
+
+    _crossover: Crossover = staticmethod(crossed)
+    """Of the paper variant; an ablation does without."""
 
     def __init__(
         self,
@@ -230,7 +235,9 @@ class MMMOSampler(ReplayableSampler):
         tasks = list(range(data.y.shape[1]) if self._task_objectives is None else self._task_objectives)
         return self._last_paper_round.of(
             (seed, _digest(shared.x, shared.y, shared.noise_variance, shared.reference, before, taken)),
-            lambda: propose_paper_round(shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, tasks),
+            lambda: propose_paper_round(
+                shared, surrogate, self._budget, self._fisher_screen, seed, self._batch, tasks, self._crossover
+            ),
         )
 
     def _observations(self, study: Study, history: History, encoder: Encoder) -> Observations:
