@@ -16,31 +16,35 @@ from mergefront.optimizer.recipes.grouping import layer_of
 MOST_TOKENS = 4096
 """Of each layer: as many are looked at, in the order of the texts."""
 _ROUTERS = ("gate", "router")
+_MATRICES = ("gate_up_proj", "down_proj")
 
 
 @dataclass
 class ExpertLayer:
-    """One layer of a live model: the module of its experts and their router, and what was seen of it.
+    """One layer of a live model: the module that holds its experts and their router, and what was seen of it.
 
-    ``block`` is the name of the module that holds both, ``parts`` what they are called in it.
-    ``usage`` counts the tokens that were sent to each expert; ``inputs`` has the first ones (``t x h``). Experts and
-    rows of the router are always those of the whole mixture, whatever the live model has by now.
+    ``block`` is its name in the model, ``parts`` are the experts' and the router's in it. ``tensors`` have an entry or
+    a row for each expert, by their names in it; ``usage`` counts the tokens that were sent to each expert; ``inputs``
+    has the first ones (``t x h``). Experts and rows are always those of the whole mixture, whatever the live model has
+    by now.
     """
 
     block: str
+    module: Any
     parts: tuple[str, str]
-    experts: Any
-    router: Any
+    tensors: tuple[str, ...]
     usage: torch.Tensor
     inputs: list[torch.Tensor] = field(default_factory=list)
-    whole: dict[tuple[str, str], torch.Tensor] = field(init=False)
-    """What the model was loaded with, by the module and the name in it; it stays where it was then."""
+    whole: dict[str, torch.Tensor] = field(init=False)
+    """What the model was loaded with; it stays where it was then."""
 
     def __post_init__(self) -> None:
-        tensors = [("experts", name, getattr(self.experts, name).detach()) for name in ("gate_up_proj", "down_proj")]
-        own = [*self.router.named_parameters(), *self.router.named_buffers()]
-        tensors += [("router", name, tensor.detach()) for name, tensor in own]
-        self.whole = {(module, name): tensor for module, name, tensor in tensors}
+        self.whole = {name: _held(self.module, name).detach() for name in self.tensors}
+
+    @property
+    def experts(self) -> Any:
+        """The experts' module."""
+        return getattr(self.module, self.parts[0])
 
     @property
     def name(self) -> str:
@@ -60,8 +64,7 @@ class ExpertLayer:
     def expert(self, index: int) -> Expert:
         """One expert's matrices in float32."""
         both, down = (
-            self.whole["experts", name][index].to(self.experts.down_proj.device).float()
-            for name in ("gate_up_proj", "down_proj")
+            self.whole[f"{self.parts[0]}.{name}"][index].to(self.experts.down_proj.device).float() for name in _MATRICES
         )
         gate, up = both.chunk(2)
         return Expert(gate, up, down)
@@ -73,7 +76,10 @@ class ExpertLayer:
     def logits(self) -> torch.Tensor:
         """What the router says of these tokens: ``t x e``, before any softmax."""
         tokens = self.tokens().float()
-        return tokens @ self.whole["router", "weight"].to(tokens.device).float().T
+        (rows,) = (
+            tensor for name, tensor in self.whole.items() if name.startswith(f"{self.parts[1]}.") and tensor.dim() == 2
+        )
+        return tokens @ rows.to(tokens.device).float().T
 
     def outputs(self) -> torch.Tensor:
         """What every expert makes of all these tokens, as one row each: ``e x (t h)``; of the whole mixture alone."""
@@ -92,29 +98,38 @@ class ExpertLayer:
 
         All are rounded to the dtypes that the model was loaded in, whatever it computes in by now.
         """
-        made = {"down_proj": torch.stack([expert.down for expert in experts])}
-        made["gate_up_proj"] = torch.stack([torch.cat([expert.gate, expert.up]) for expert in experts])
-        for (module, name), tensor in self.whole.items():
-            value = made[name] if module == "experts" else rows(tensor.to(made["down_proj"].device).float())
-            _put(getattr(self, module), name, value.to(tensor.dtype))
+        made = {
+            "gate_up_proj": torch.stack([torch.cat([expert.gate, expert.up]) for expert in experts]),
+            "down_proj": torch.stack([expert.down for expert in experts]),
+        }
+        here = made["down_proj"].device
+        for name, tensor in self.whole.items():
+            part, _, own = name.rpartition(".")
+            value = made[own] if part == self.parts[0] else rows(tensor.to(here).float())
+            _put(self.module, name, value.to(tensor.dtype))
         self._count(len(experts))
 
     def restore(self) -> None:
         """Put the whole mixture's experts back."""
-        for (module, name), tensor in self.whole.items():
-            _put(getattr(self, module), name, tensor)
+        for name, tensor in self.whole.items():
+            _put(self.module, name, tensor)
         self._count(self.count)
 
     def _count(self, number: int) -> None:
-        for module in (self.experts, self.router):
+        for module in self.module.modules():
             if hasattr(module, "num_experts"):
                 module.num_experts = number
 
 
-def _put(module: Any, name: str, value: torch.Tensor) -> None:
-    held = getattr(module, name)
-    value = value.to(held)
-    setattr(module, name, torch.nn.Parameter(value, requires_grad=False) if name in module._parameters else value)
+def _held(block: Any, name: str) -> torch.Tensor:
+    tensor: torch.Tensor = getattr(block.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+    return tensor
+
+
+def _put(block: Any, name: str, value: torch.Tensor) -> None:
+    owner, own = block.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    value = value.to(getattr(owner, own))
+    setattr(owner, own, torch.nn.Parameter(value, requires_grad=False) if own in owner._parameters else value)
 
 
 def expert_layers(model: torch.nn.Module) -> list[ExpertLayer]:
@@ -128,18 +143,23 @@ def expert_layers(model: torch.nn.Module) -> list[ExpertLayer]:
         if not isinstance(up, torch.nn.Parameter) or not isinstance(down, torch.nn.Parameter):
             continue
         block, _, part = name.rpartition(".")
-        parent = model.get_submodule(block)
+        parent, kind = model.get_submodule(block), type(module).__name__
         called = next((each for each in _ROUTERS if getattr(parent, each, None) is not None), "")
-        router = getattr(parent, called, None)
         plain = up.dim() == 3 and up.shape == (len(down), 2 * down.shape[2], down.shape[1])
-        rows = [] if router is None else [*router.named_parameters(), *router.named_buffers()]
-        if not plain or not rows or hasattr(module, "down_proj_bias") or getattr(module, "is_transposed", False):
+        around = {
+            other: tensor
+            for other, tensor in [*parent.named_parameters(), *parent.named_buffers()]
+            if other.partition(".")[0] == called or ("." not in other and len(tensor) == len(down))
+        }
+        rows = [tensor for other, tensor in around.items() if tensor.dim() == 2]
+        if not plain or not called or hasattr(module, "down_proj_bias") or getattr(module, "is_transposed", False):
+            raise UserError(f"{name}: experts of {kind} are not merged: only gate, up and down alone are")
+        if len(rows) != 1 or any(len(tensor) != len(down) for tensor in around.values()):
             raise UserError(
-                f"{name}: experts of {type(module).__name__} are not merged: only gate, up and down alone are"
+                f"{name}: its router {type(getattr(parent, called)).__name__} has more than one row per expert"
             )
-        if any(len(tensor) != len(down) for _, tensor in rows):
-            raise UserError(f"{name}: its router {type(router).__name__} has more than one row per expert")
-        found.append(ExpertLayer(block, (part, called), module, router, torch.zeros(len(down))))
+        own = (*(f"{part}.{matrix}" for matrix in _MATRICES), *around)
+        found.append(ExpertLayer(block, parent, (part, called), own, torch.zeros(len(down))))
     if not found:
         raise UserError(f"{type(model).__name__} has no layers of experts in one tensor; merge_experts needs a mixture")
     return found

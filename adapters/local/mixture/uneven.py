@@ -24,21 +24,23 @@ from transformers import {name}
 class {cls}({name}):
     def __init__(self, config):
         super().__init__(config)
-        for block, (parts, count) in config.{key}.items():
-            for part in parts:
-                module = self.get_submodule(f"{{block}}.{{part}}")
-                module.num_experts = count
-                for tensors in (module._parameters, module._buffers):
-                    for own, tensor in tensors.items():
-                        kept = tensor.detach()[:count].clone()
-                        tensors[own] = torch.nn.Parameter(kept) if tensors is module._parameters else kept
+        for name, (tensors, count) in config.{key}.items():
+            block = self.get_submodule(name)
+            for path in tensors:
+                part, _, own = path.rpartition(".")
+                module = block.get_submodule(part)
+                kept = getattr(module, own).detach()[:count].clone()
+                setattr(module, own, torch.nn.Parameter(kept) if own in module._parameters else kept)
+            for module in block.modules():
+                if hasattr(module, "num_experts"):
+                    module.num_experts = count
 '''
 
 
 def write_class(folder: Path, name: str, layers: Sequence[ExpertLayer]) -> None:
     """Add the class to a written model of transformers' class ``name``."""
     (folder / _FILE).write_text(_CODE.format(name=name, cls=_CLASS, key=_KEY), encoding="utf-8")
-    counts = {layer.block: [layer.parts, len(layer.experts.down_proj)] for layer in layers}
+    counts = {layer.block: [layer.tensors, len(layer.experts.down_proj)] for layer in layers}
     auto = {"AutoModelForCausalLM": f"{_FILE.removesuffix('.py')}.{_CLASS}"}
     add_to_config(folder, {_KEY: counts, "auto_map": auto})
 

@@ -86,7 +86,8 @@ def check_checkpoints(found: Findings) -> dict[str, int] | None:
     problems.extend(f"merge.{problem}" for problem in unknown)
     problems.extend(_repeated({name: model.path for name, model in opened.items() if name}))
     problems.extend(_idle_kinds(file.merge.space.split, base))
-    found.notes.append(f"base model: {len(base.tensors)} tensors, {size(base.bytes)}; {len(models)} experts")
+    beside = "" if file.merge.experts is not None else f"; {len(models)} experts"
+    found.notes.append(f"base model: {len(base.tensors)} tensors, {size(base.bytes)}{beside}")
     _say_downloads(found)
     stacks = depths(base)
     if len(stacks) > 1:

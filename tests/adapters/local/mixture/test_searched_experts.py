@@ -46,7 +46,9 @@ def keeps(candidate: Any) -> list[int]:
     return [int(value) for name, value in sorted(candidate.params.items()) if name.startswith("keep[")]
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("mixtral", torch.float32), ("deepseek_v3", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("mixtral", torch.float32), ("deepseek_v3", torch.bfloat16), ("lfm2_moe", torch.float32)]
+)
 def test_a_searched_mixture_is_written_as_it_was_scored_and_loads(
     tmp_path: Path, kind: str, dtype: torch.dtype
 ) -> None:
