@@ -38,7 +38,8 @@ def html_of(drawn: Sequence[Any], *, with_plotly: bool = False) -> str:
     for index, figure in enumerate(drawn):
         part = figure.to_html(full_html=False, include_plotlyjs=with_plotly and index == 0, config=config)
         many = figure.layout.dragmode == "select" or figure.data[0].type == "parcoords"
-        parts.append(f'<div class="wide"><div class="many">{part}</div></div>' if many else part)
+        caption = f"<p>{figure.layout.meta['caption']}</p>\n" if figure.layout.meta else ""
+        parts.append(f'{caption}<div class="wide"><div class="many">{part}</div></div>' if many else part)
     return "\n".join(parts)
 
 
@@ -62,9 +63,9 @@ def hypervolume_figure(study: Study) -> Any:
         name="all so far",
     )
     if anchors:
-        figure.add_hline(
-            y=study.hypervolume(anchors), line={"dash": "dash", "color": SUGGESTED}, annotation_text="the anchors alone"
-        )
+        # The template draws shapes without a line, unless it has a width.
+        line = {"dash": "dash", "color": SUGGESTED, "width": 1.5}
+        figure.add_hline(y=study.hypervolume(anchors), line=line, opacity=1, annotation_text="the anchors alone")
     figure.update_xaxes(title="trial (yellow: anchors)")
     figure.update_yaxes(title="hypervolume, normalised by the anchors")
     return styled(figure, 380)
@@ -126,17 +127,14 @@ def _parallel(shown: Picture) -> Any:
     figure = go.Figure(
         go.Parcoords(dimensions=dimensions, line={"color": kinds, "cmin": 0, "cmax": 1, "colorscale": scale})
     )
-    return styled(figure, 440).update_layout(
-        title={
-            "text": "Every candidate, up is better: blue merges on the front, yellow anchors"
-            f"{', grey dominated merges' if shown.dominated else ''}<br>Drag along an axis, or around points above, to "
-            "highlight candidates everywhere",
-            "font": {"size": 14},
-            "y": 0.98,
-            "yanchor": "top",
-        },
-        margin={"l": 70, "r": 70, "t": 110, "b": 40},
-        meta={"trials": [point.number for point in shown.points], "kinds": kinds},
+    dominated = ", grey dominated merges" if shown.dominated else ""
+    caption = (
+        f"Every candidate, up is better: blue merges on the front, yellow anchors{dominated}. Drag along an axis, or "
+        "around points above, to highlight candidates everywhere."
+    )
+    trials = [point.number for point in shown.points]
+    return styled(figure, 380).update_layout(
+        margin={"l": 70, "r": 70, "t": 60, "b": 40}, meta={"trials": trials, "kinds": kinds, "caption": caption}
     )
 
 

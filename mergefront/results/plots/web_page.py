@@ -21,18 +21,27 @@ td.share { white-space: nowrap; padding-bottom: 0.55rem;
   no-repeat; }
 .wide { overflow-x: auto; } .many { min-width: 44rem; } small { color: var(--faint); font-weight: 400; }
 pre { background: var(--panel); padding: 0.7rem; overflow-x: auto; }
-code { overflow-wrap: anywhere; } img { background: #fff; }
+code { overflow-wrap: anywhere; } img { background: #fff; max-width: 100%; }
 .verdict { font-size: 1.05rem; padding: 0.7rem; border-left: 4px solid var(--line); background: var(--panel); }
 .worse { color: var(--bad); } .beats { border-color: #009e73; } .line { margin: 0.15rem 0; }
 .warning { padding: 0.6rem; background: var(--warn); border-left: 4px solid #e69f00; }
 details { margin: 0.4rem 0; } summary { cursor: pointer; }
 .button { display: inline-block; margin: 0.4rem 0; padding: 0.2rem 0.8rem; border: 1px solid var(--line);
   border-radius: 0.4rem; text-decoration: none; background: var(--panel); }
-@media (max-width: 600px) { td.share small { display: block; } td, th { padding: 0.3rem 0.45rem; } }
-@media print { nav, .button, .modebar { display: none !important; } body { margin: 0; max-width: none; }
-  .wide { overflow: visible; } .many { min-width: 0; } table { font-size: 0.7rem; } td, th { padding: 0.15rem 0.35rem; }
-  tr, .plotly-graph-div { break-inside: avoid; } h2 { break-after: avoid; }
-  td.share, th, .verdict { print-color-adjust: exact; } }
+@media (max-width: 600px) { td small { display: block; } td, th { padding: 0.3rem 0.45rem; }
+  td:nth-child(n+3) { white-space: nowrap; } }
+@media print { @page { margin: 12mm; } nav, .button, .modebar, .screen { display: none !important; }
+  body { margin: 0; padding: 0; max-width: none; font-size: 0.8rem; } h2 { margin-top: 1.1rem; break-after: avoid; }
+  p { margin: 0.4rem 0; } .verdict { font-size: inherit; padding: 0.4rem; print-color-adjust: exact; }
+  .wide { overflow: visible; } .many { min-width: 0; } table { font-size: 0.58rem; }
+  td, th { padding: 0.1rem 0.3rem; } td.share, th { print-color-adjust: exact; } td.share { padding-bottom: 0.45rem; }
+  td:nth-child(n+3) { white-space: nowrap; } tr, .plotly-graph-div { break-inside: avoid; }
+  .picture summary { display: none; } .picture img { max-height: var(--tall); }
+  #recipes { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 0 0.6rem; }
+  #recipes h2 { grid-column: 1 / -1; }
+  #recipes details { break-inside: avoid; font-size: 0.65rem; margin: 0 0 0.6rem; }
+  #recipes pre { margin: 0.2rem 0; padding: 0.3rem; font-size: 0.55rem; white-space: pre-wrap;
+    overflow-wrap: anywhere; } }
 """
 
 SCRIPT = """

@@ -153,9 +153,10 @@ def _drawn(shown: Picture) -> str:
             encoded = base64.b64encode(path.read_bytes()).decode("ascii")
     except UserError:
         return drawn
+    tall = 4.5 * max(len(shown.objectives) - 1, 2)
     return (
-        f"{drawn}<details><summary>The same as a PNG</summary>"
-        f'<img alt="the same as a picture" src="data:image/png;base64,{encoded}" style="max-width:100%"></details>'
+        f'<div class="screen">{drawn}</div><details class="picture"><summary>The same as a PNG, for paper</summary>'
+        f'<img alt="the same as a picture" src="data:image/png;base64,{encoded}" style="--tall: {tall:g}cm"></details>'
     )
 
 
@@ -403,7 +404,8 @@ def _who(candidate: Candidate) -> str:
 def _figure(figure: Any, height: int) -> str:
     from mergefront.results.plots.html import html_of, styled
 
-    return html_of([styled(figure, height)])
+    # The legend is above: below, a figure of few rows has its axis title there.
+    return html_of([styled(figure, height).update_layout(legend={"y": 1.0, "yanchor": "bottom"})])
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], raw: bool = False) -> str:

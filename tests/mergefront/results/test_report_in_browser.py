@@ -27,6 +27,8 @@ frame.onload = () => setTimeout(async () => {
   found.ink = run('pairs.layout.font.color');
   found.labels = run(`[...pairs.querySelectorAll('.textpoint text')].map(one => {
     const box = one.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom]; })`);
+  found.anchors = run(`[...document.querySelectorAll('.shapelayer path')]
+    .map(one => getComputedStyle(one).strokeWidth)`);
   found.trials = run('lines.layout.meta.trials');
   run(`pairs.emit('plotly_selected', {points: [{customdata: ${found.trials[1]}}]})`);
   found.highlighted = run('pairs.data.map(trace => trace.selectedpoints.map(k => trace.customdata[k]))');
@@ -81,6 +83,7 @@ def test_a_phone_with_a_dark_screen_shows_all_and_a_selection_is_shown_everywher
     for index, (left, top, right, bottom) in enumerate(boxes):
         for a, b, c, d in boxes[:index]:
             assert right <= a + 1 or c <= left + 1 or bottom <= b + 1 or d <= top + 1, "two labels overlap"
+    assert len(found["anchors"]) == 1 and float(found["anchors"][0].removesuffix("px")) > 0, "the anchors' hypervolume"
     chosen = found["trials"][1]
     assert {trial for trials in found["highlighted"] for trial in trials} == {chosen}
     assert [trial for trial, kind in zip(found["trials"], found["coloured"], strict=True) if kind] == [chosen]
@@ -99,3 +102,10 @@ def test_the_page_is_light_by_day_and_dark_by_night(folder: Path) -> None:
         low, high = picture.getextrema()
         assert high - low > 150, "text and page differ"
     assert corners[0] > 240 and corners[1] < 40
+
+
+@pytest.mark.long
+def test_a_printed_report_shows_the_front_once_and_recipes_side_by_side(folder: Path) -> None:
+    browser(folder, f"--print-to-pdf={folder / 'report.pdf'}", (folder / "report.html").as_uri())
+    pages = re.findall(rb"/Type /Page\b", (folder / "report.pdf").read_bytes())
+    assert 2 < len(pages) < 8
