@@ -71,8 +71,8 @@ def chat(
 ) -> None:
     """Talk to a merge of study NAME, held in memory; without a choice, to the one that `front` suggests.
 
-    Lines are prompts, put through the chat template of the tokenizer. Commands begin with a slash: /trial 14, /base and
-    /expert NAME say who answers, /compare 14 base [PROMPT] shows answers side by side, /help lists the rest. Ctrl-C
+    Lines are prompts, put through the chat template of the tokenizer. Commands begin with a slash. /trial 14, /base and
+    /expert NAME say who answers. /compare 14 base [PROMPT] shows answers side by side. /help lists the rest. Ctrl-C
     ends an answer, Ctrl-D the program. From a pipe each line is answered on stdout.
 
     \b

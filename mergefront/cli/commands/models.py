@@ -53,8 +53,8 @@ def export(
 ) -> None:
     """Write one merge of study NAME to a folder, with a model card that says how it was found.
 
-    Without a choice it is the merge that `front` suggests: the best weakest objective among the members of the front
-    that no anchor beats and that lose to the base in nothing beyond noise.
+    Without a choice it is the merge that `front` suggests. That one has the best weakest objective of those members of
+    the front that no anchor beats and that lose to the base in nothing beyond noise.
 
     The merge is then made once more as it was scored, and compared with the folder tensor by tensor.
 

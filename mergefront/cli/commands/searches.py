@@ -118,7 +118,7 @@ def compare(
     """Score the base, each expert and every merge method of STUDY_FILE's models at published coefficients.
 
     Nothing is searched. The evaluations are trials of the study NAME/compare in the same database: what is finished is
-    kept, the same command goes on, and 'mergefront run' of the study evaluates none of them again.
+    kept, and the same command goes on. 'mergefront run' of the study evaluates none of them again.
 
     \b
     Examples:
@@ -228,8 +228,8 @@ def report(
     """Score the front of study NAME and its anchors on the report items, and show both sets of scores.
 
     The report items are those that the tasks keep apart (report, report_fraction). There may be more of them than the
-    search asked: what that takes is said first, and --trials, --distinct and --prefer (any of them together) choose
-    whom of the front to score. The anchors are scored always, since merges are compared with them. What is scored
+    search asked, and what that takes is said first. --trials, --distinct and --prefer, alone or together, choose which
+    merges of the front are scored. The anchors are always scored, since merges are compared with them. What is scored
     already is not scored again; the sampler never sees these scores.
 
     \b

@@ -85,7 +85,7 @@ def draining(session: Session) -> Iterator[Callable[[], bool]]:
 def create(session: Session, study_file: Path, evaluations: int | None) -> None:
     """Check STUDY_FILE and store its study; nothing is evaluated. Prints the study's name.
 
-    A stored study of the same definition stays as it is, with the budget that the file or --evaluations says; another
+    A stored study of the same definition stays as it is, with the budget that the file or --evaluations says. Another
     one of this name is refused.
 
     \b
@@ -181,8 +181,8 @@ def tell(
 ) -> None:
     """Tell what TRIAL of study NAME scored, one SCORES argument OBJECTIVE=NUMBER per objective.
 
-    An objective whose items are told needs no score: it is their mean. Telling the same twice changes nothing; other
-    scores than those told before are refused.
+    An objective with --items needs no score: it is their mean. The same scores twice change nothing. Other scores for a
+    finished trial are refused.
     """
     from mergefront.study.stored_study import load_study
 
@@ -261,7 +261,7 @@ def copy(name: str, new_name: str | None, to: str | None, storage: str) -> None:
 def upgrade(storage: str) -> None:
     """Bring the tables of an older version up to date, after a copy of them was put aside.
 
-    An SQLite file is upgraded whenever it is opened; on a server it takes this command, when no worker of the
+    An SQLite file is upgraded whenever it is opened. On a server it takes this command. Run it when no worker of the
     older version is at work any more.
 
     \b
