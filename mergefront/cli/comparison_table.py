@@ -23,6 +23,8 @@ _BETTER, _WORSE = "▲", "▼"
 _VIOLATES = "✗"
 _UNKNOWN = "–"
 _COSTS_WIDTH = 20
+_SHARES_WIDTH, _SIZE_WIDTH = 72, 9
+"""Characters of the table of subsets, and of each number of experts in it."""
 
 
 def print_comparison(found: Comparison, study: Study) -> None:
@@ -36,10 +38,9 @@ def print_comparison(found: Comparison, study: Study) -> None:
     if found.shares:
         screen.print()
         screen.print("Over random subsets of the experts", style="bold")
-        screen.print(_subset_table(found))
-        _say(
-            screen, "wins: subsets on which the mean is above the base's, with the 95 % interval of their share", "dim"
-        )
+        screen.print(_subset_table(found, screen.width))
+        said = "wins: subsets on which the mean is above the base's, with the 95 % interval of their share"
+        _say(screen, f"{said} · of 2: the mean where two experts are merged", "dim")
     lines = [f"{label} failed: {reason}" for label, reason in found.failed.items()]
     lines += [f"Not for this study: {'; '.join(found.left_out.values())}"] if found.left_out else []
     lines += [f"{found.unfinished} evaluations are left; the same command continues"] if found.unfinished else []
@@ -127,14 +128,19 @@ def _legend(found: Comparison, hidden: list[str]) -> str:
     return " · ".join(said)
 
 
-def _subset_table(found: Comparison) -> Table:
+def _subset_table(found: Comparison, width: int) -> Table:
     table = frameless()
-    for heading in ("method", "wins", "95 %", "above the best expert"):
+    sizes = sorted({size for one in found.shares for size in one.by_size})
+    room = max(2, (width - _SHARES_WIDTH) // _SIZE_WIDTH)
+    if len(sizes) > room:  # the ends and what lies evenly between them; all are in the JSON
+        sizes = [sizes[place * (len(sizes) - 1) // (room - 1)] for place in range(room)]
+    for heading in ("method", "wins", "95 %", "above the best expert", *(f"of {size}" for size in sizes)):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for one in found.shares:
         low, high = one.interval
         beaten = f"{one.beats_best_expert} of {one.subsets}"
-        table.add_row(one.label, f"{one.beats_base} of {one.subsets}", f"{low:.2f} to {high:.2f}", beaten)
+        means = [formatting.number(one.by_size[size]) if size in one.by_size else _UNKNOWN for size in sizes]
+        table.add_row(one.label, f"{one.beats_base} of {one.subsets}", f"{low:.2f} to {high:.2f}", beaten, *means)
     return table
 
 

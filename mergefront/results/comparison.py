@@ -71,7 +71,8 @@ class Row:
 class SubsetShare:
     """On how many of the random subsets a method beats the base, and the best of the subset's experts, in the mean.
 
-    ``interval`` is the 95 % interval of the first share (Wilson).
+    ``interval`` is the 95 % interval of the first share (Wilson), ``by_size`` the mean of the subsets' scores as shares
+    of the experts', by how many experts were merged.
     """
 
     label: str
@@ -79,6 +80,7 @@ class SubsetShare:
     beats_base: int
     beats_best_expert: int
     interval: tuple[float, float]
+    by_size: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,11 @@ def _subset_shares(
     for label, scored in by_label.items():
         above = [float(mean > of_base) for mean, _ in scored]
         best = [mean > max(of_experts.get(expert_anchor(name), 0.0) for name in chosen) for mean, chosen in scored]
-        found.append(SubsetShare(label, len(scored), int(sum(above)), sum(best), mean_interval(above)))
+        of_size: dict[int, list[float]] = {}
+        for mean, chosen in sorted(scored, key=lambda one: len(one[1])):
+            of_size.setdefault(len(chosen), []).append(mean)
+        by_size = {size: fsum(means) / len(means) for size, means in of_size.items()}
+        found.append(SubsetShare(label, len(scored), int(sum(above)), sum(best), mean_interval(above), by_size))
     return sorted(found, key=lambda one: -one.beats_base / one.subsets)
 
 

@@ -115,6 +115,9 @@ def test_subsets_count_how_often_a_method_beats_the_base(study_file: Path) -> No
     assert shares["task arithmetic 1"].beats_best_expert == 2
     low, high = shares["task arithmetic 0.3"].interval
     assert low < 0.25 < high
+    whole = next(row for row in found.rows if row.label == "task arithmetic 1")
+    by_size = shares["task arithmetic 1"].by_size
+    assert list(by_size) == [2, 3] and by_size[3] == whole.mean, "all three are one subset, the pairs the rest"
     assert compare(study_file, ["task_arithmetic"], subsets=4) == found
     assert max(calls(study_file).values()) == 1, "a subset of all experts is the merge of all experts"
 
