@@ -37,22 +37,22 @@ def _page(plan: PoolPlan, model: MergedModel, runs: Sequence[Run], plot: str) ->
     lines = [
         f"A pool of {count} LoRAs on a tiny Llama (2 layers, hidden size 48), all trained by the benchmark itself. "
         f"{plan.relevant} of them have to do with the target, a mixture of {plan.target_dialects} dialects; "
-        f"the other {count - plan.relevant} were trained on other tasks or are noise. Loss: nats per symbol on the "
-        f"target's {plan.search_items} search items, lower is better; the last column is the loss of the run's best "
-        f"merge on {plan.report_items} items that no search saw.",
+        f"the other {count - plan.relevant} were trained on other tasks or are noise. Loss is in nats per symbol on "
+        f"the target's {plan.search_items} search items; lower is better. The last column is the loss of the run's "
+        f"best merge on {plan.report_items} items that no search saw.",
         "",
         f"For orientation: base {model.loss(whole, 0 * whole):.3f}, best single LoRA {alone:.3f}, "
         f"uniform mix {model.loss(whole, whole / count):.3f}.",
         "",
         "Every procedure is scored by the lowest plain loss that it has evaluated so far, penalties left out. "
-        "`cat` is the exact sum of LoRAs with their scalings; `factor` is the released code's operator, which adds "
+        "`cat` is the exact sum of LoRAs with their scalings. `factor` is the released code's operator, which adds "
         "A and B matrices apart and ignores scalings. The CMA-ES rows have the published settings: "
         "population 20, sigma 0.05, penalties 0.05, in two stages 400 + 800 evaluations. LoRAHub's setting is "
         "weights only; its own budget is 40. Our row counts the evaluations of the base, each LoRA alone and the "
         "uniform mix with which it begins.",
         "",
         f"Median over the seeds, in brackets the middle half. {platform.machine()}, {os.cpu_count()} cores, one "
-        "thread; the machine was busy with other work, so seconds per proposal are an upper bound.",
+        "thread. The machine was busy with other work, so seconds per proposal are an upper bound.",
         "",
         "| procedure | seeds | " + " | ".join(f"at {mark}" for mark in MARKS) + " | report items | s per ask |",
         "| --- | --- | " + " | ".join("---" for _ in MARKS) + " | --- | --- |",
@@ -116,12 +116,13 @@ def _evaluations_needed(runs: Sequence[Run], ours: Sequence[Run], budget: int) -
     low, high = _interval(counted) if counted else (0.0, 0.0)
     return [
         f"- The released first stage, 400 evaluations of densities at equal weights, takes the loss from "
-        f"{before:.4f} to {after:.4f} (medians): what denoising before scaling is worth here.",
+        f"{before:.4f} to {after:.4f} (medians). That is what denoising before scaling is worth "
+        "here.",
         f"- The released procedure's median final loss, {aim:.4f} after 1200 evaluations, was reached by ours in "
         f"{len(counted)} of {len(reached)} seeds within {budget} evaluations"
         + (
-            f", after {int(np.median(counted))} in the median (mean {np.mean(counted):.0f}, 95% interval {low:.0f} to "
-            f"{high:.0f}; at most {counted[-1]}). A quarter of its evaluations are 300."
+            f". It took {int(np.median(counted))} in the median (mean {np.mean(counted):.0f}, 95% interval {low:.0f} "
+            f"to {high:.0f}; at most {counted[-1]}). A quarter of its evaluations are 300."
             if counted
             else "."
         ),

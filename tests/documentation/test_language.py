@@ -20,18 +20,16 @@ def readability() -> ModuleType:
     return module
 
 
-def test_sentences_are_short_outside_the_benchmarks(readability: ModuleType) -> None:
-    """The records of benchmarks are read by those who repeat them; everything else by everybody."""
-    pages = [path for path in readability.pages() if "benchmarks" not in path.parts]
+def test_sentences_are_short(readability: ModuleType) -> None:
     found = [
         one
-        for path in pages
+        for path in readability.pages()
         for text in readability.paragraphs(path.read_text())
         for one in readability.sentences(text)
     ]
     long = [one for one in found if readability.words(one) > readability.LONGEST]
-    assert len(found) > 1000 and len(long) < 0.03 * len(found), "python tools/readability.py --long lists them"
-    assert max(map(readability.words, found)) <= 45
+    assert len(found) > 1000 and len(long) < 0.005 * len(found), "python tools/readability.py --long lists them"
+    assert max(map(readability.words, found)) <= 40
 
 
 def test_the_documentation_is_plain_english(readability: ModuleType) -> None:
