@@ -14,6 +14,7 @@ from tiny_models import TINY_MODELS, move
 
 import mergefront as mf
 from mergefront.adapters.checkpoints.header import Checkpoint
+from mergefront.adapters.local.mixture.backend import MixtureBackend
 from mergefront.cli.application import cli
 
 EXPERTS: dict[str, Any] = {
@@ -86,7 +87,13 @@ def test_a_searched_mixture_is_written_as_it_was_scored_and_loads(
             likely = loaded.float()(whole_text).logits[0].log_softmax(-1)
         places = range(len(asked), whole_text.shape[1])
         losses.append(-sum(float(likely[at - 1, whole_text[0, at]]) for at in places) / len(places))
-    assert uneven.scores["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-3)
+    assert uneven.scores["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    backend = MixtureBackend(tmp_path / "mixture", tmp_path / "prompts.jsonl", device="cpu")
+    with backend.apply(uneven.recipe):
+        experts = {name: tensor for name, tensor in backend.model.state_dict().items() if ".experts." in name}
+        assert experts and all(torch.equal(tensor, tensor.to(dtype).float()) for tensor in experts.values())
+    with backend.apply(by_name["base"].recipe):
+        assert backend.parameters == whole
     # The configuration beside it makes the same model once more.
     again = CliRunner().invoke(cli, ["merge", str(tmp_path / "out" / "mergekit_config.yml"), str(tmp_path / "again")])
     assert again.exit_code == 0, again.output
