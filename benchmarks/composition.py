@@ -8,6 +8,7 @@ Each way to merge the two is searched over their weights in 20 evaluations, and 
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import sys
@@ -79,4 +80,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    main(parser.parse_args().folder.resolve())
