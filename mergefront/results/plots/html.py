@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PALETTE = (FRONT, ANCHOR, "#009e73", "#cc79a7", "#56b4e9", SUGGESTED)
 """For what has no colour of its own; Okabe and Ito's."""
-_NEAR = (0.06, 0.05)
+_NEAR = (0.075, 0.05)
 """Labels nearer than this share of the panel, across and up, would overlap."""
 
 

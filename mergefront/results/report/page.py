@@ -124,7 +124,8 @@ def _front(shown: Contents) -> str:
 
     raced = ", estimated from the ones that were answered" if shown.study.racing is not None else ""
     where = "report items" if shown.split == "report" else f"search items{raced}"
-    return f"<p>On the {where}; bars are one standard error.</p>" + _drawn(
+    bars = "; bars are one standard error" if any(row.standard_errors for row in shown.rows.values()) else ""
+    return f"<p>On the {where}{bars}.</p>" + _drawn(
         picture(shown.study, shown.rows if shown.split == "report" else None)
     )
 
