@@ -271,7 +271,7 @@ def _compare_lora(base: CheckpointHeader, lora: CheckpointHeader, name: str) -> 
     shared = shared_embedding_name(base.tensors)
     if shared in contents.whole:
         problems.append(
-            f"expert {name!r} (a LoRA) saved {shared} whole, and in peft the embeddings of encoder and decoder stay as "
+            f"expert {name!r} (a LoRA) saved {shared} whole. In peft the embeddings of encoder and decoder stay as "
             "they are, but the base stores them as one tensor; give a LoRA without it in modules_to_save"
         )
     computed = [target for target in absent if target in base.live]

@@ -113,8 +113,8 @@ class MergeServiceBackend(Connected[MergeServiceSection]):
                 f"{least:.2g}: it takes one merge for another"
             )
         return (
-            f"canary: each expert alone changes the answers (by {least:.2g} nats or more), and merges are answered as "
-            f"before once it was asked for others in between (within {drift:.1g} nats)"
+            f"canary: each expert alone changes the answers (by {least:.2g} nats or more). Merges are answered as "
+            f"before, with requests for others in between (within {drift:.1g} nats)"
         )
 
     def apply(self, recipe: Recipe) -> AppliedOnServer:

@@ -39,8 +39,8 @@ _FRESH_SECONDS = 5.0
 _MOST_NOTES = 100
 """The dashboard looks through all notes for every trial; every trial's recipe is a file as well."""
 _RACED = (
-    "This study is raced: a trial's values are those of the moment when it ended. The front and the hypervolume here "
-    "and in the plots, and the scores in the trials' notes, are estimated from everything that was answered by now."
+    "This study is raced: a trial's values are those of the moment when it ended. Front and hypervolume, here and "
+    "in the plots, are estimated from everything that was answered by now. So are the scores in the trials' notes."
 )
 
 

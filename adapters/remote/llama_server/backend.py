@@ -57,8 +57,8 @@ class LlamaServerBackend(Connected[LlamaServerSection]):
         canary = run_canary(self._wire, self.loras, slots=slots, prompt_cache=self.settings.prompt_cache)
         self.canary: CanaryReport = run(canary)
         self.proved = (
-            f"canary: each LoRA alone changes the answers, and after changes of scales they are those of the scales "
-            f"sent (within {self.canary.error:.1g} nats, where two merges differ by {self.canary.distance:.2g})"
+            f"canary: each LoRA alone changes the answers. After changes of scales they are those of the scales sent "
+            f"(within {self.canary.error:.1g} nats, where two merges differ by {self.canary.distance:.2g})"
         )
         seen = [{str(token): value for token, value in one.items()} for one in self.canary.fingerprint]
         found = self.recognition.identify("", identity, self.client.cache, lambda: list(seen), always=True)

@@ -106,8 +106,8 @@ def _places(pieces: Sequence[str], text: bytes) -> tuple[int, list[int]]:
             if ends is not None:
                 return before, [end - len(prefix) for end in ends]
     raise NoLogProbabilitiesError(
-        "the tokens that the endpoint lists do not spell the text that was sent, so they cannot be matched to it "
-        "(it does not echo, changes the text, or shows its tokens otherwise)"
+        "the tokens that the endpoint lists do not spell the text that was sent. So they cannot be matched to it: "
+        "it does not echo, changes the text, or shows its tokens otherwise"
     )
 
 

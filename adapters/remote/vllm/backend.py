@@ -149,8 +149,8 @@ class VllmBackend(Connected[VllmSection]):
                 "another one. Start it with --no-enable-prefix-caching, and let nobody else change its LoRAs"
             )
         return (
-            f"canary: each LoRA alone changes the answers (by {least:.2g} nats or more), no two are answered alike, "
-            f"and base and LoRAs answer as before when they are asked again (within {max(drift, noise):.1g} nats)"
+            f"canary: each LoRA alone changes the answers (by {least:.2g} nats or more), no two are answered alike. "
+            f"Base and LoRAs answer as before when they are asked again (within {max(drift, noise):.1g} nats)"
         )
 
     @property
@@ -252,8 +252,8 @@ class ServerChats:
         whole = tuple(await self._wire.tokenize_chat(self._model, chat, answer))
         if whole[: len(prompt)] != prompt:
             raise UserError(
-                "the server's chat template begins an assistant's turn otherwise than its prompt ends (as where a "
-                "prompt opens thoughts), so that no answer can be scored; use a metric of generated answers"
+                "the server's chat template begins an assistant's turn otherwise than its prompt ends, as where a "
+                "prompt opens thoughts. So no answer can be scored; use a metric of generated answers"
             )
         return prompt, whole[len(prompt) :]
 
