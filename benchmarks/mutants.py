@@ -1,11 +1,17 @@
 """Whether the tests notice faults: a seeded sample of small changes to the code, each with the tests that should fail.
 
-    python benchmarks/mutants.py [search racing mmmo ledger merging] [--mutants 60] [--seed 0] [--results FILE]
+    python benchmarks/mutants.py [ledger merging racing search mmmo] [--mutants 60] [--seed 0] [--again]
 
 A mutant is one change of the syntax tree: a comparison, a sum or product, "and" for "or", a condition turned round, a
-number, a truth value, a call left out. It is killed when one of the area's tests fails or takes ten times as long as
-all do otherwise. Everything happens in a copy of the repository. Libraries are imported once: every run of tests is a
-fork. A mutation tool from a package index sees none of it, because folders are mapped to packages (pyproject.toml).
+number, a truth value, a call left out. It is killed when a test of its area fails or takes ten times as long as before.
+Only tests that execute the changed statement are run, the quickest first: which these are is traced once for an area. A
+statement that runs in another process or as a module is imported is not traced: the former may make a mutant survive
+that a test would kill, the latter has every test of the area run. The sample is drawn by the text of the changed lines,
+so that other lines may come and go. Mutants that change nothing that anybody sees are named with the reason in
+equivalent_mutants.yaml. Every verdict is a line of the file of results: an interrupted run goes on, and ``--again``
+looks at the survivors once more. Everything happens in a copy of the repository. Libraries are imported once: every run
+of tests is a fork. A mutation tool from a package index sees none of it, because folders are mapped to packages
+(pyproject.toml).
 """
 
 from __future__ import annotations
@@ -14,20 +20,27 @@ import argparse
 import ast
 import copy
 import glob
+import hashlib
 import importlib
+import inspect
 import json
 import os
-import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PRELOADED = (
@@ -41,23 +54,28 @@ PRELOADED = (
     "hypothesis",
     "botorch",
 )
-LONGER = 10
-"""Times what all tests take otherwise, after which a mutant is killed as one that hangs."""
+LONGER, AT_LEAST = 10, 20
+"""A mutant hangs whose test takes so many times as long as before, and so many seconds more."""
+IMPORTED = ""
+"""In the place of a test's name: statements of modules and classes, which run as they are imported."""
+
+
+LEFT_OUT = ("-k", "not mysql and not postgresql and not compiler")
+"""Tests of servers and of what the compiler makes."""
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 
 
 @dataclass(frozen=True)
 class Area:
-    """Source files, and what pytest is told of the tests that cover them."""
+    """Source files, and the folders or files of tests that cover them."""
 
     sources: tuple[str, ...]
     tests: tuple[str, ...]
 
 
+_MERGING = "tests/adapters/merging"
 AREAS = {
-    "search": Area(("optimizer/search/*.py",), ("tests/optimizer/search",)),
-    "racing": Area(("optimizer/racing/*.py",), ("tests/optimizer/racing",)),
-    "mmmo": Area(("optimizer/samplers/mmmo/*.py",), ("tests/optimizer/samplers/mmmo",)),
-    "ledger": Area(("storage/ledger.py",), ("tests/storage/test_ledger.py", "-k", "not mysql and not postgresql")),
+    "ledger": Area(("storage/ledger.py",), ("tests/storage/test_ledger.py", "tests/optimizer/search/test_turns.py")),
     "merging": Area(
         (
             "adapters/merging/task_vectors/[mrt]*.py",
@@ -65,14 +83,15 @@ AREAS = {
             "adapters/merging/coefficients.py",
         ),
         (
-            "tests/adapters/merging/test_reference.py",
-            "tests/adapters/merging/test_goldens.py",
-            "tests/adapters/merging/test_spectral_methods.py",
-            "tests/adapters/merging/test_compiled.py",
-            "-k",
-            "not compiler",
+            f"{_MERGING}/test_reference.py",
+            f"{_MERGING}/test_goldens.py",
+            f"{_MERGING}/test_spectral_methods.py",
+            f"{_MERGING}/test_compiled.py",
         ),
     ),
+    "racing": Area(("optimizer/racing/*.py",), ("tests/optimizer/racing",)),
+    "search": Area(("optimizer/search/*.py",), ("tests/optimizer/search",)),
+    "mmmo": Area(("optimizer/samplers/mmmo/*.py",), ("tests/optimizer/samplers/mmmo",)),
 }
 
 _COMPARED: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -87,35 +106,56 @@ _COMPUTED: dict[type[ast.operator], type[ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a file: its line, what stood there, what stands there now, and the whole mutated source."""
+    """One change of a file: the first and last line of its statement, what stood there and stands there now."""
 
     path: str
-    line: int
+    lines: tuple[int, int]
     before: str
     after: str
+    nth: int
+    """Of the mutants that read the same, because the line is in the file more than once."""
     source: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}: {self.before!r} -> {self.after!r}" + f" ({self.nth})" * (self.nth > 1)
 
 
 def mutants_of(path: str, source: str) -> Iterator[Mutant]:
     """Every mutant of a file."""
-    tree = ast.parse(source)
-    for node in _nodes(tree):
+    tree, seen = ast.parse(source), Counter[tuple[str, str]]()
+    original = ast.unparse(tree)
+    for statement, node in _nodes(tree, tree):
         for field, value in _changes(node):
-            held, before = getattr(node, field), ast.unparse(node)
+            held = getattr(node, field)
             setattr(node, field, value)
-            yield Mutant(path, getattr(node, "lineno", 0), before, ast.unparse(node), ast.unparse(tree))
+            changed = ast.unparse(tree)
             setattr(node, field, held)
+            both = zip(original.splitlines(), changed.splitlines(), strict=False)
+            before, after = next((one.strip(), other.strip()) for one, other in both if one != other)
+            seen[before, after] += 1
+            yield Mutant(path, _extent(statement), before, after, seen[before, after], changed)
 
 
-def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and what is below it, but annotations, which say nothing at run time."""
-    yield node
+def _extent(statement: Any) -> tuple[int, int]:
+    """Lines of a statement, of one that holds others (a loop, a function) those of its head."""
+    body = getattr(statement, "body", None) or getattr(statement, "cases", None)
+    if not body:
+        return statement.lineno, statement.end_lineno
+    first = getattr(body[0], "lineno", None) or body[0].pattern.lineno
+    return statement.lineno, max(statement.lineno, first - 1)
+
+
+def _nodes(node: ast.AST, statement: ast.AST) -> Iterator[tuple[ast.AST, ast.AST]]:
+    """A node and what is below it, each after its statement, but annotations, which say nothing at run time."""
+    statement = node if isinstance(node, ast.stmt) else statement
+    yield statement, node
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _nodes(child)
+                yield from _nodes(child, statement)
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Any]]:
@@ -157,19 +197,18 @@ class Copy:
         ]:
             (package / path.name).symlink_to(path)
 
-    def tested(self, tests: tuple[str, ...], limit: float) -> tuple[bool, float]:
-        """Whether tests pass within ``limit`` seconds, and the seconds of processor time that they took."""
+    def run(self, tests: Sequence[str], plugin: object) -> tuple[bool, float]:
+        """Whether tests pass, and the seconds of processor time that they took."""
         child = os.fork()
         if child == 0:
-            self._run(tests, limit)
+            self._run(tests, plugin)  # never returns
         _, status, usage = os.wait4(child, 0)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(status) == 0, usage.ru_utime + usage.ru_stime
 
-    def _run(self, tests: tuple[str, ...], limit: float) -> None:
-        """Never returns."""
+    def _run(self, tests: Sequence[str], plugin: object) -> None:
         os.setsid()
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGKILL))
-        signal.alarm(int(limit) + 1)
         os.chdir(self.root)
         output = os.open(os.devnull, os.O_WRONLY)
         os.dup2(output, 1)
@@ -177,32 +216,127 @@ class Copy:
         sys.path[:0] = [str(self._layout), str(self.root)]
         sys.dont_write_bytecode = True
         os.environ |= {"PYTHONPATH": f"{self._layout}:{self.root}", "PYTHONDONTWRITEBYTECODE": "1"}
-        import pytest
-
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *LEFT_OUT, *tests], plugins=[plugin])))
 
 
-def measure(area: Area, count: int, seed: int, place: Copy) -> dict[str, Any]:
-    """Sample mutants of an area and run its tests on each."""
+class Traced:
+    """Watches which lines of some files each test executes."""
+
+    def __init__(self, folder: Path, files: Sequence[str], result: Path) -> None:
+        self._names = {os.path.realpath(folder / name): name for name in files}
+        self._known: dict[str, str | None] = {}
+        self._lines: dict[str, dict[str, set[int]]] = {}
+        self._test, self._result = IMPORTED, result
+
+    def pytest_sessionstart(self) -> None:
+        threading.settrace(self._called)
+        sys.settrace(self._called)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._test = nodeid
+        sys.settrace(self._called)  # a test may have set another
+        self._lines.setdefault(nodeid, {})
+
+    def pytest_sessionfinish(self) -> None:
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        of = {test: {name: sorted(lines) for name, lines in found.items()} for test, found in self._lines.items()}
+        self._result.write_text(json.dumps(of))
+
+    def _called(self, frame: Any, event: str, argument: Any) -> Callable[..., Any] | None:
+        path = frame.f_code.co_filename
+        if path not in self._known:
+            self._known[path] = self._names.get(os.path.realpath(path))
+        name = self._known[path]
+        if name is None:
+            return None
+        test = self._test if frame.f_code.co_flags & inspect.CO_OPTIMIZED else IMPORTED
+        lines = self._lines.setdefault(test, {}).setdefault(name, set())
+        lines.add(frame.f_lineno)
+
+        def line(frame: Any, event: str, argument: Any) -> Callable[..., Any]:
+            lines.add(frame.f_lineno)
+            return line
+
+        return line
+
+
+class Ordered:
+    """Runs some tests of those that there are, in order; writes the seconds that each took, or ends one that hangs."""
+
+    def __init__(self, tests: Sequence[str], seconds: dict[str, float], result: Path | None = None) -> None:
+        self._place = {test: place for place, test in enumerate(tests)}
+        self._seconds, self._result, self._took = seconds, result, Counter[str]()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self._place), key=lambda item: self._place[item.nodeid]
+        )
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if nodeid in self._seconds:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(int(LONGER * self._seconds[nodeid]) + AT_LEAST)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._took[report.nodeid] += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        signal.alarm(0)
+        if self._result is not None:
+            self._result.write_text(json.dumps(self._took))
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The tests of an area: the lines that each executes, by file, and its seconds."""
+
+    lines: dict[str, dict[str, set[int]]]
+    seconds: dict[str, float]
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """Those that execute the statement of a mutant, the quickest first."""
+        changed = set(range(mutant.lines[0], mutant.lines[1] + 1))
+        runs = {test for test, lines in self.lines.items() if changed & lines.get(mutant.path, set())}
+        return [test for test in sorted(self.seconds, key=self.seconds.__getitem__) if test in runs or IMPORTED in runs]
+
+
+def trace(area: Area, files: Sequence[str], place: Copy) -> Tests:
+    """Run the tests of an area twice: watched, and in any other order, as they are on mutants, which must pass too."""
+    result = place.root.parent / "result.json"
+    passed, _ = place.run(area.tests, Traced(place.root, files, result))
+    found = json.loads(result.read_text()) if passed else {}
+    lines = {test: {name: set(of) for name, of in held.items()} for test, held in found.items()}
+    tests = sorted({*lines} - {IMPORTED}, key=lambda test: hashlib.sha256(test.encode()).digest())
+    if not passed or not place.run(area.tests, Ordered(tests, {}, result))[0]:
+        raise SystemExit(f"these tests fail without any mutant: {' '.join(area.tests)}")
+    return Tests(lines, json.loads(result.read_text()))
+
+
+def sample_of(area: Area, count: int, seed: int) -> tuple[int, list[Mutant]]:
+    """How many mutants an area has, and a sample of them."""
     files = sorted(name for pattern in area.sources for name in glob.glob(pattern, root_dir=ROOT))
     every = [mutant for name in files for mutant in mutants_of(name, (ROOT / name).read_text())]
-    sample = random.Random(seed).sample(every, min(count, len(every)))
-    started = time.monotonic()
-    passed, cost = place.tested(area.tests, 3600)
-    if not passed:
-        raise SystemExit(f"these tests fail without any mutant: {' '.join(area.tests)}")
-    limit, survivors = LONGER * (time.monotonic() - started), []
+    drawn = sorted(every, key=lambda mutant: hashlib.sha256(f"{seed} {mutant.name}".encode()).digest())
+    return len(every), drawn[:count]
+
+
+def measure(area: Area, sample: Sequence[Mutant], place: Copy) -> Iterator[tuple[Mutant, str, float]]:
+    """Mutants with what became of them, and the seconds of processor time that it took."""
+    tests = trace(area, sorted({mutant.path for mutant in sample}), place)
     for mutant in sample:
+        chosen = tests.of(mutant)
+        if not chosen:
+            yield mutant, "survived: no test executes it", 0.0
+            continue
         path = place.root / mutant.path
         path.write_text(mutant.source)
-        survived, seconds = place.tested(area.tests, limit)
+        passed, seconds = place.run(
+            [*dict.fromkeys(test.partition("::")[0] for test in chosen)], Ordered(chosen, tests.seconds)
+        )
         shutil.copy(ROOT / mutant.path, path)
-        cost += seconds
-        said = f"{mutant.path}:{mutant.line}: {mutant.before[:150]!r} -> {mutant.after[:150]!r}"
-        print("survived" if survived else "killed", said, f"{seconds:.0f} s", flush=True)
-        if survived:
-            survivors.append(said)
-    return {"of": len(every), "mutants": len(sample), "survivors": survivors, "processor_seconds": round(cost)}
+        yield mutant, "survived" if passed else "killed", seconds
 
 
 def main() -> None:
@@ -210,21 +344,35 @@ def main() -> None:
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"of {', '.join(AREAS)}; default: all")
     parser.add_argument("--mutants", type=int, default=60, help="of every area")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path)
+    parser.add_argument("--results", type=Path, default=ROOT / "mutants.jsonl", help="default: %(default)s")
+    parser.add_argument("--again", action="store_true", help="run survivors once more")
     arguments = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
-    made = {}
-    with tempfile.TemporaryDirectory() as folder:
+    lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
+    known: dict[str, str] = {row["mutant"]: row["verdict"] for row in map(json.loads, lines)}
+    equivalent: dict[str, str] = yaml.safe_load(EQUIVALENT.read_text())
+    with tempfile.TemporaryDirectory() as folder, arguments.results.open("a") as results:
         place = Copy(Path(folder))
         for area in arguments.areas or AREAS:
-            made[area] = measure(AREAS[area], arguments.mutants, arguments.seed, place)
-            killed = made[area]["mutants"] - len(made[area]["survivors"])
-            print(
-                f"{area}: {killed} of {made[area]['mutants']} killed, {made[area]['processor_seconds']} s", flush=True
-            )
-    if arguments.results:
-        arguments.results.write_text(json.dumps(made, indent=1) + "\n")
+            count, sample = sample_of(AREAS[area], arguments.mutants, arguments.seed)
+            left = [
+                mutant
+                for mutant in sample
+                if mutant.name not in equivalent
+                and (mutant.name not in known or (arguments.again and known[mutant.name] != "killed"))
+            ]
+            for mutant, verdict, seconds in measure(AREAS[area], left, place) if left else ():
+                known[mutant.name] = verdict
+                print(verdict, f"{mutant.name} (line {mutant.lines[0]}) {seconds:.0f} s", flush=True)
+                row = {"area": area, "mutant": mutant.name, "verdict": verdict, "seconds": round(seconds, 1)}
+                results.write(json.dumps(row) + "\n")
+                results.flush()
+            named = sum(mutant.name in equivalent for mutant in sample)
+            killed = sum(known.get(mutant.name) == "killed" and mutant.name not in equivalent for mutant in sample)
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            print(f"{area}: {killed} of {len(sample) - named} killed, and {named} change nothing; of {count} mutants")
+            print(f"processor seconds until here: {usage.ru_utime + usage.ru_stime:.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -345,3 +345,67 @@ def test_who_gives_a_slot_back_gives_back_its_own_alone(tmp_path: Path) -> None:
     leased.release(given_back)
     after = leased.claim(10)
     assert after is not None and after.slot != taken.slot
+
+
+@pytest.mark.parametrize("lease", [60.0, 3600.0])
+@pytest.mark.parametrize(("part", "free"), [(0.0, False), (0.9, False), (1.1, True)])
+def test_a_claim_that_was_asked_for_is_free_when_its_lease_has_passed(
+    tmp_path: Path, lease: float, part: float, free: bool
+) -> None:
+    """Sooner, two would evaluate one trial; never, the budget would not be spent."""
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    leased = StudyLedger(ledger.database, ledger.study_id, {}, lease=lease)
+    assert leased.claim(10) is not None
+    with ledger.database.transaction() as connection:
+        connection.execute(claims.update().values(heartbeat=claims.c.heartbeat - part * lease))
+    assert [worker.abandoned for worker in ledger.workers()] == [free]
+    assert ledger.others_at_work() is not free
+    claim = ledger.claim(10)
+    assert claim is not None and (claim.slot, claim.fresh) == ((0, False) if free else (1, True))
+
+
+class Noted(Database):
+    """Says of each transaction whether it was to outlast a power cut."""
+
+    def __init__(self, url: str) -> None:
+        self.durable: list[bool] = []
+        super().__init__(url)
+
+    def transaction(self, *, durable: bool = False) -> AbstractContextManager[Connection]:
+        self.durable.append(durable)
+        return super().transaction(durable=durable)
+
+
+def test_what_was_paid_for_outlasts_a_power_cut(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    ledger = ledger_in(url)
+    noted = Noted(url)
+    paid = StudyLedger(noted, ledger.study_id, {})
+    claim = paid.claim(10)
+    assert claim is not None
+    evaluation, trial = Evaluation({"maths": 0.5}), create_trial(state=TrialState.RUNNING)
+    noted.durable.clear()
+    paid.finish(claim, trial, recipe_at(0.5), evaluation, [0.5], Attributes(), keep=True)
+    paid.record(recipe_at(0.5), evaluation, "report")
+    assert noted.durable == [True, True]
+
+
+def test_studies_of_one_database_know_nothing_of_each_other(tmp_path: Path) -> None:
+    """A shared database would spend one study's budget on another's slots, and score merges of other models."""
+    ledger = ledger_in(f"sqlite:///{tmp_path}/study.db")
+    record = create_or_load(
+        ledger.database, "another", {"space": 1}, [Objective("maths")], root=".", evaluations=10, versions={}
+    )
+    other = StudyLedger(ledger.database, record.study_id, {})
+    claim = ledger.claim(1)
+    assert claim is not None and ledger.claim(1) is None
+    ledger.record(recipe_at(0.5), Evaluation({"maths": 0.5}), "search")
+    assert not other.others_at_work() and not other.workers() and other.claim_of(0) is None
+    assert (other.finished_count(), other.evaluation_count()) == (0, 0)
+    assert other.find(recipe_at(0.5)) is None and not other.evaluations() and not other.recipes()
+    theirs = other.claim(1)
+    assert theirs is not None and (theirs.slot, theirs.in_line) == (0, False)
+    ledger.finish(
+        claim, create_trial(state=TrialState.RUNNING), recipe_at(0.5), Evaluation({}), [0.5], Attributes(), keep=False
+    )
+    assert (ledger.finished_count(), other.finished_count()) == (1, 0)
