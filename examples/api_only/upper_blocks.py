@@ -21,7 +21,7 @@ from mergefront.adapters.tasks.task import SPLITS
 from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.scores.evaluation import Evaluation, EvaluationRequest, ItemScores
 
-LOSS, EXACT = "french", "french_exact"
+LOSS, EXACT = "loss", "exact"
 
 
 @dataclass(frozen=True)
