@@ -122,7 +122,7 @@ def _object(line: bytes) -> Mapping[str, Any]:
     except RecursionError:
         raise ValueError("is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError(f'is a JSON {_kind(content)}; an object such as {{"prompt": ..., "answer": ...}} is needed')
+        raise ValueError(f'is {_kind(content)} in JSON; an object such as {{"prompt": ..., "answer": ...}} is needed')
     return content
 
 
@@ -158,7 +158,7 @@ def _image(given: Any, folder: Path) -> tuple[str, str]:
     if not given:
         return "", ""
     if not isinstance(given, str):
-        raise ValueError(f"'image' is a {_kind(given)}; it must be the path of a file")
+        raise ValueError(f"'image' is {_kind(given)}; it must be the path of a file")
     path = folder / given
     try:
         return str(path), hashlib.sha256(file_content(path)).hexdigest()
@@ -189,7 +189,7 @@ def _parsed(content: Mapping[str, Any], required: tuple[tuple[str, ...], ...]) -
         return Item(digest, "", (_text("text", content["text"]),))
     prompt = messages[-1].content if messages else content.get("prompt", "")
     if not isinstance(prompt, str):
-        raise ValueError(f"'prompt' is a {_kind(prompt)}; it must be a string")
+        raise ValueError(f"'prompt' is {_kind(prompt)}; it must be a string")
     if "choices" in content:
         return replace(_choices_item(digest, prompt, content["choices"], content.get("answer")), messages=messages)
     tests = _text("tests", content["tests"]) if "tests" in content else ""
@@ -237,7 +237,7 @@ def _choices_item(digest: str, prompt: str, choices: Any, answer: Any) -> Item:
                 raise ValueError(f"'answer' is {one}; with {len(texts)} choices it must lie in [0, {len(texts) - 1}]")
             right.append(one)
         else:
-            raise ValueError(f"'answer' is a {_kind(one)}; it must be the index or the text of the right choice")
+            raise ValueError(f"'answer' is {_kind(one)}; it must be the index or the text of the right choice")
     if not right or len(set(right)) == len(texts):
         raise ValueError("'answer' must name at least one choice, and not all of them")
     return Item(digest, prompt, tuple(texts[index] for index in right), texts, tuple(dict.fromkeys(right)))
@@ -247,7 +247,7 @@ def _text(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{key!r} is a {_kind(value)}; it must be a string")
+        raise ValueError(f"{key!r} is {_kind(value)}; it must be a string")
     if not value.strip():
         raise ValueError(f"{key!r} is empty")
     try:
@@ -259,12 +259,12 @@ def _text(key: str, value: Any) -> str:
 
 def _kind(value: Any) -> str:
     kinds = {
-        dict: "object",
-        list: "list",
-        str: "string",
-        bool: "switch",
-        int: "number",
-        float: "number",
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a switch",
+        int: "a number",
+        float: "a number",
         type(None): "null",
     }
     return kinds.get(type(value), type(value).__name__)

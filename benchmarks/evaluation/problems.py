@@ -1,4 +1,5 @@
-"""Merge problems with at least 1,000 items a task: tiny language models, and networks that answer in milliseconds."""
+"""Merge problems with many items a task: tiny language models and networks that answer in milliseconds (1,000 items at
+least), and recorded answers of a real language model (400)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from benchmarks.evaluation.answers import answered
 from benchmarks.search.experts import PoolSpec, margins, trained_pool
+from benchmarks.search.language_models.problems import SKILL_MERGES
 from benchmarks.search.problems import SMOLLM
 from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.adapters.evaluator import TaskEvaluator
@@ -108,36 +110,38 @@ class Networks:
 
 @dataclass(frozen=True)
 class RecordedAnswers:
-    """Recorded answers of a real language model with three LoRAs (``benchmarks.search``), 120 items: two tasks of 60
-    items each."""
+    """Recorded answers of a real language model with three LoRAs (``benchmarks.search``): every skill is a task, or all
+    skills' items are two tasks of as many ``items``."""
 
-    name: str
-    items: int = 60
+    landscape: Path
+    items: int
+    halves: bool = False
 
     def build(self, cache: Path) -> Built:
-        recorded = RecordedLandscape.read(SMOLLM[self.name].landscape)
+        recorded = RecordedLandscape.read(self.landscape)
         space = MergeSpace(
             list(recorded.axes), base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]}
         )
-        return Built(space, RecordedEvaluator(recorded), ("first", "second"))
+        every = [item for items in recorded.items.values() for item in items]
+        halves = {"first": every[: len(every) // 2], "second": every[len(every) // 2 :]}
+        tasks = halves if self.halves else recorded.items
+        return Built(space, RecordedEvaluator(recorded, tasks), tuple(tasks))
 
 
 class RecordedEvaluator:
-    """Answers from a recorded landscape: the first half of all skills' items, and the second."""
+    """Answers from a recorded landscape; ``ids`` are the items of each task, in its order."""
 
-    def __init__(self, recorded: RecordedLandscape) -> None:
-        self.recorded = recorded
-        every = [item for items in recorded.items.values() for item in items]
-        self.ids = {"first": every[: len(every) // 2], "second": every[len(every) // 2 :]}
+    def __init__(self, recorded: RecordedLandscape, ids: Mapping[str, Sequence[str]]) -> None:
+        self.recorded, self.ids = recorded, ids
 
     def evaluate(self, recipe: Recipe, request: EvaluationRequest) -> Evaluation:
         found = self.recorded.at({expert: float(recipe.params[f"weight[{expert}]"]) for expert in self.recorded.axes})
-        halves = np.array_split(np.concatenate(list(found.values())), 2)
-        values = dict(zip(self.ids, halves, strict=True))
+        margins = np.array_split(np.concatenate(list(found.values())), len(self.ids))
+        values = dict(zip(self.ids, margins, strict=True))
         return answered(request, self.ids, {name: (one > 0).astype(float) for name, one in values.items()}, values)
 
 
-Problem = LanguageModels | Networks
+Problem = LanguageModels | Networks | RecordedAnswers
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _WEIGHT_DENSITY = {"weight": [0, 1], "density": [0.1, 1]}
@@ -159,11 +163,17 @@ PROBLEMS: dict[str, Problem] = {
     "residual networks, layer by layer, 24 weights": Networks(
         PoolSpec("residual", 3, 8, ITEMS, (60, 200)), "task_arithmetic", {"weight": [0, 1]}, 3, "layers"
     ),
+    **{
+        f"SmolLM2-135M, `{experts}`, 3 weights": RecordedAnswers(
+            SKILL_MERGES[f"SmolLM2 {experts}, weights 3-d, 400 items"].landscape, 400
+        )
+        for experts in ("written", "ordered")
+    },
 }
 
-ITEM_PROBLEMS: Mapping[str, Problem | RecordedAnswers] = {
+ITEM_PROBLEMS: Mapping[str, Problem] = {
     **PROBLEMS,
-    **{f"{name}, recorded": RecordedAnswers(name) for name in SMOLLM},
+    **{f"{name}, recorded": RecordedAnswers(loras.landscape, 60, halves=True) for name, loras in SMOLLM.items()},
 }
 """Those and recorded ones, which have fewer items."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.search.answer_margins import end_tokens
 from benchmarks.search.language_models.measured import Measured, Reading
-from benchmarks.search.language_models.skills import FOLDER, search_items
+from benchmarks.search.language_models.skills import FOLDER, SEARCH, Split, asked_items
 from benchmarks.search.language_models.train_loras import BASE, FIRST_LAYER, PLANS, tokens_of
 from benchmarks.search.language_models.upper_layers import UpperLayers
 from mergefront.adapters.local.backend import LocalBackend
@@ -25,6 +25,7 @@ class Experts:
 
     name: str
     measured: Measured
+    split: Split = "search"
     most_items: int | None = None
     """Of each skill (default: all)."""
 
@@ -41,8 +42,12 @@ class Experts:
         names = list(self.skills)
         base = MergeSpace(names, base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]})
         with backend.apply(base.recipe({f"weight[{skill}]": 0.0 for skill in names})) as model:
-            items = [search_items(skill)[: self.most_items] for skill in self.skills]
-            asked = [tokens_of(model.tokenizer, own) for own in items]
+            items = [asked_items(skill, self.split)[: self.most_items] for skill in self.skills]
+            asked = [
+                tokens_of(model.tokenizer, own[first : first + SEARCH])
+                for own in items
+                for first in range(0, len(own), SEARCH)
+            ]
             with fast_linear_layers(model.model):
                 return backend, UpperLayers(model.model, FIRST_LAYER, asked, end_tokens(model.tokenizer))
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.search.language_models.live import Experts
 from benchmarks.search.language_models.measured import Measured
-from benchmarks.search.language_models.skills import FOLDER, search_items
+from benchmarks.search.language_models.skills import FOLDER, Split, asked_items
 from benchmarks.search.language_models.train_loras import PLANS
 from benchmarks.search.problem import Problem, Scored
 from benchmarks.search.recorded_landscape import RecordedLandscape
@@ -30,19 +30,25 @@ from mergefront.optimizer.scores.objectives import Objective
 Array = NDArray[np.float64]
 Measure = Literal["exact match", "loss"]
 LAYERS = 30
-NODES = tuple(0.25 * step for step in range(5))
+NODES: Mapping[Split, tuple[float, ...]] = {
+    "search": tuple(0.25 * step for step in range(5)),
+    "report": (0.0, 1 / 3, 2 / 3, 1.0),
+}
+"""Of a grid's weights; ten times the items take ten times as long at each."""
 
 
 @dataclass(frozen=True)
 class SkillMerges:
     """Merges of the LoRAs of a set, ``experts`` by its name, in ``space``; ``groups`` objectives, each the mean of as
-    many skills, one a skill without. A ``grid`` is read between its nodes, in the others each merge is made."""
+    many skills, one a skill without. A ``grid`` is read between its nodes, in the others each merge is made. Of each
+    skill 40 items are asked, or the 400 of the ``split`` "report"."""
 
     experts: str
     space: Mapping[str, Any]
     measure: Measure = "exact match"
     groups: int | None = None
     grid: bool = False
+    split: Split = "search"
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -50,19 +56,36 @@ class SkillMerges:
 
     @property
     def landscape(self) -> Path:
-        return FOLDER / "landscapes" / f"{self.experts}.npz"
+        return FOLDER / "landscapes" / f"{self._measured}.npz"
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """Of every weight of a grid."""
+        return NODES[self.split]
+
+    @property
+    def items(self) -> dict[str, tuple[str, ...]]:
+        """Ids of each skill's items."""
+        return {
+            skill: tuple(f"{skill}:{place}" for place in range(len(asked_items(skill, self.split))))
+            for skill in self.skills
+        }
+
+    @property
+    def _measured(self) -> str:
+        return self.experts if self.split == "search" else f"{self.experts}-{self.split}"
 
     def merge_space(self) -> MergeSpace:
         return MergeSpace(list(self.skills), base_model="base", **self.space)
 
     def live(self, folder: Path) -> Experts:
         """Measured in ``folder``, as far as it was not measured before."""
-        return Experts(self.experts, Measured(self.experts, folder))
+        return Experts(self.experts, Measured(self._measured, folder), self.split)
 
     def made(self, name: str, folder: Path) -> Problem:
         """``folder`` is that of trained networks; what is measured goes to ``live`` beside it."""
         space = self.merge_space()
-        ids = {skill: tuple(f"{skill}:{place}" for place in range(len(search_items(skill)))) for skill in self.skills}
+        ids = self.items
         read = self._on_grid() if self.grid else self._live(folder.parent / "live", [len(own) for own in ids.values()])
         count = self.groups or len(self.skills)
         grouped = [
@@ -119,6 +142,8 @@ BLOCKS: Mapping[str, Any] = {**ADDED, "granularity": {"starts": [0, 22, 25, 28]}
 SKILL_MERGES: Mapping[str, SkillMerges] = {
     "SmolLM2 written, weights 3-d": SkillMerges("written", ADDED, grid=True),
     "SmolLM2 written, weights 3-d, loss": SkillMerges("written", ADDED, "loss", grid=True),
+    "SmolLM2 written, weights 3-d, 400 items": SkillMerges("written", ADDED, grid=True, split="report"),
+    "SmolLM2 ordered, weights 3-d, 400 items": SkillMerges("ordered", ADDED, grid=True, split="report"),
     "SmolLM2 ordered, ties 6-d": SkillMerges("ordered", TIES),
     "SmolLM2 ordered, ties 6-d, loss": SkillMerges("ordered", TIES, "loss"),
     "SmolLM2 written, blocks 12-d": SkillMerges("written", BLOCKS),

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.search.language_models.measured import Measured
-from benchmarks.search.language_models.problems import ADDED, NODES, SKILL_MERGES, SkillMerges
-from benchmarks.search.language_models.skills import search_items
+from benchmarks.search.language_models.problems import ADDED, SKILL_MERGES, SkillMerges
 from benchmarks.search.recorded_landscape import RecordedLandscape
 
 HERE = Path("benchmarks/search/results/live")
@@ -50,23 +49,25 @@ def grid(name: str) -> None:
     merges = SKILL_MERGES[name]
     experts, space = merges.live(HERE), merges.merge_space()
     found = []
-    for weights in product(NODES, repeat=len(merges.skills)):
+    for weights in product(merges.nodes, repeat=len(merges.skills)):
         started = time.process_time()
         found.append(experts.reading(space.recipe(_weights(merges, weights))))
         right = (found[-1].margins.reshape(len(merges.skills), -1) > 0).mean(1)
         print(*weights, "|", *right.round(2), f"| {time.process_time() - started:.1f} s", flush=True)
-    shape = (*[len(NODES)] * len(merges.skills), -1)
+    shape = (*[len(merges.nodes)] * len(merges.skills), -1)
     header = {
-        "what": "margins in logits of the skills' search items (above 0: exact match) and losses of their answers",
+        "what": "margins in logits of the skills' items (above 0: exact match) and losses of their answers",
+        "items": f"the {merges.split} items",
         "model": f"SmolLM2-135M-Instruct (GGUF Q4_1, dequantised) with the LoRAs {', '.join(merges.skills)}, float32",
         "made by": f"python -m benchmarks.search.language_models.record grid '{name}'",
         "date": datetime.date.today().isoformat(),
         "versions": {package: version(package) for package in ("torch", "transformers")},
     }
-    items = {skill: tuple(f"{skill}:{i}" for i in range(len(search_items(skill)))) for skill in merges.skills}
     margins, losses = (np.array([getattr(one, what) for one in found]).reshape(shape) for what in ("margins", "losses"))
     merges.landscape.parent.mkdir(exist_ok=True)
-    RecordedLandscape(dict.fromkeys(merges.skills, NODES), items, margins, header, losses).save(merges.landscape)
+    RecordedLandscape(dict.fromkeys(merges.skills, merges.nodes), merges.items, margins, header, losses).save(
+        merges.landscape
+    )
 
 
 def check(name: str, points: int) -> None:
@@ -74,7 +75,7 @@ def check(name: str, points: int) -> None:
     experts, space = merges.live(HERE), merges.merge_space()
     landscape = RecordedLandscape.read(merges.landscape)
     away = []
-    for weights in np.random.default_rng(0).uniform(NODES[0], NODES[-1], (points, len(merges.skills))):
+    for weights in np.random.default_rng(0).uniform(0, 1, (points, len(merges.skills))):
         reading = experts.reading(space.recipe(_weights(merges, tuple(map(float, weights)))))
         measured = (reading.margins.reshape(len(merges.skills), -1) > 0).mean(1)
         between = np.array(list(landscape.scores(dict(zip(merges.skills, map(float, weights), strict=True))).values()))

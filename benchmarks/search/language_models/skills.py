@@ -22,6 +22,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from babel.dates import format_date
 from num2words import num2words
@@ -29,6 +30,7 @@ from num2words import num2words
 FOLDER = Path(__file__).parent
 SEARCH, REPORT, TRAIN = 40, 400, 500
 Pair = tuple[str, str]
+Split = Literal["search", "report"]
 WORDS = (
     "add all big box call cell check clean close code copy count data day file find first free get group head key "
     "last left list load long main map mark name new next node old open page part path plan point read right row save "
@@ -115,6 +117,11 @@ def search_items(skill: str) -> list[dict[str, str]]:
     """The committed ones, which recorded evaluations were asked."""
     lines = (FOLDER / "data" / f"{skill}_search.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def asked_items(skill: str, split: Split) -> list[dict[str, str]]:
+    """The 40 committed search items, or the 400 report items."""
+    return search_items(skill) if split == "search" else items(skill)["report"]
 
 
 def main() -> None:

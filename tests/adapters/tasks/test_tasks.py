@@ -136,7 +136,7 @@ BROKEN: list[tuple[str, str, str]] = [
     ("exact_match", '{"prompt": "a"}', "the key 'answer' is missing"),
     ("exact_match", '{"prompt": "a", "anwser": "b"}', "is 'anwser' meant?"),
     ("exact_match", '{"prompt": "a", "answer": "b"', "not valid JSON"),
-    ("exact_match", '["a", "b"]', "is a JSON list"),
+    ("exact_match", '["a", "b"]', "is a list in JSON"),
     ("exact_match", '{"prompt": "a", "answer": "  "}', "'answer' is empty"),
     ("exact_match", '{"prompt": 3, "answer": "b"}', "'prompt' is a number"),
     ("exact_match", '{"prompt": "a", "answer": 1.5}', "'answer' is a number; it must be a string"),
