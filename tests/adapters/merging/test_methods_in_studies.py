@@ -266,12 +266,14 @@ def merge(tensors, base, *, weight: tuple[float, ...], pull: Annotated[float, Ra
 
 
 def test_a_method_of_the_users_own_runs_from_its_file(workspace: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(METHOD_FILE.format(name="part_way"))
-    path = write_study(workspace, tmp_path, "part_way", 7, method_files=["own.py"])
+    (tmp_path / "own.py").write_text(METHOD_FILE.format(name="halfway_there"))
+    path = write_study(workspace, tmp_path, "halfway_there", 7, method_files=["own.py"])
     study = mf.run(path)
-    assert study.failures() == [] and {c.recipe.method for c in study.candidates() if c.anchor is None} == {"part_way"}
+    assert study.failures() == [] and {c.recipe.method for c in study.candidates() if c.anchor is None} == {
+        "halfway_there"
+    }
     export_candidate(study, study.candidates()[-1], tmp_path / "out")
-    (tmp_path / "own.py").write_text(METHOD_FILE.format(name="part_way") + "# changed\n")
+    (tmp_path / "own.py").write_text(METHOD_FILE.format(name="halfway_there") + "# changed\n")
     with pytest.raises(UserError, match=r"own.py.*changed since the study was begun"):
         _ = mf.load_study("one", storage=f"sqlite:///{tmp_path / 'mergefront.db'}").space
 
