@@ -19,7 +19,7 @@ from mergefront.optimizer.recipes.published import NOT_HERE, Published
 from mergefront.optimizer.scores.comparison import holm, mean_interval
 from mergefront.optimizer.scores.differences import LEVEL, beats, scored_difference
 from mergefront.optimizer.scores.evaluation import Evaluation
-from mergefront.optimizer.scores.objectives import DELTA_L1, Objective
+from mergefront.optimizer.scores.objectives import COMPUTED, Objective
 from mergefront.optimizer.search.attributes import RECIPE
 from mergefront.results.report.detectable import Detectable, detectable_difference
 from mergefront.study.evaluators import tasks_of
@@ -176,7 +176,7 @@ def compared(study: Study, merges: Sequence[Published], left_out: Mapping[str, s
 
 def _tasks(study: Study) -> tuple[Objective, ...]:
     """The objectives that somebody scores, and the tasks beside them."""
-    objectives = [one for one in study.objectives if one.name != DELTA_L1]
+    objectives = [one for one in study.objectives if one.name not in COMPUTED]
     named = {one.name for one in objectives}
     side = [Objective(task.name, task.direction) for task in tasks_of(study.definition) if task.name not in named]
     return (*objectives, *side)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EVALUATIONS = 30
 """The budget of a study whose owner names none."""
-SCORING = 6
+SCORING = 7
 """Rules of scoring: merging, prompts, metrics, estimates of a race's own candidate."""
 
 
@@ -218,6 +218,10 @@ def _merges_singular_vectors(stored: Mapping[str, Any], root: Path) -> bool:
     return _local_base(stored, root) is not None and bool(_methods(stored) & {"tsv_m", "wudi"})
 
 
+def _merges_by_tsv_m(stored: Mapping[str, Any], root: Path) -> bool:
+    return _local_base(stored, root) is not None and "tsv_m" in _methods(stored)
+
+
 def _methods(stored: Mapping[str, Any]) -> set[str]:
     methods = stored["space"].get("method", ())
     return {methods} if isinstance(methods, str) else set(methods)
@@ -240,6 +244,11 @@ def _puts_whole_tensors_of_loras_on_the_base_as_mergekit(stored: Mapping[str, An
 
 
 SCORING_CHANGES: tuple[ScoringChange, ...] = (
+    ScoringChange(
+        7,
+        "tsv_m shortened singular vectors of LoRAs that meet no other expert's, and now they keep their length",
+        _merges_by_tsv_m,
+    ),
     ScoringChange(
         6,
         "with compat: mergekit, biases and other whole tensors of LoRAs kept their own dtype, and now they are rounded "

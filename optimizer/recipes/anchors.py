@@ -79,13 +79,12 @@ def anchors(space: MergeSpace) -> list[Anchor]:
 
 
 def _of_experts(space: MergeSpace) -> list[Anchor]:
-    def ends(place: int) -> dict[str, ParameterValue]:
-        return {
-            name: searched.choices[-place] if searched.choices else (searched.low, searched.high)[place]
-            for name, searched in space.searched.items()
-        }
-
-    least, most = ends(0), ends(1)
+    ends = {
+        name: sorted(map(float, searched.choices or (searched.low, searched.high)))
+        for name, searched in space.searched.items()
+    }
+    least: dict[str, ParameterValue] = {name: int(counts[0]) for name, counts in ends.items()}
+    most: dict[str, ParameterValue] = {name: int(counts[-1]) for name, counts in ends.items()}
     whole = space.make("task_arithmetic", {f"weight[{name}]": 0.0 for name in space.models}, Grouping())
     return [
         Anchor(BASE, whole, most, True),

@@ -211,3 +211,21 @@ def test_a_study_whose_sampler_cannot_take_its_objectives_is_refused(tmp_path: P
     stored = {"scoring": SCORING, "sampler": {"name": "gp"}, "objectives": [{"name": name} for name in "abcd"]}
     with pytest.raises(UserError, match=r"cannot go on: sampler 'gp' does up to 3 objectives.*mm-mo.*warm_start"):
         changes_since("s", stored, tmp_path)
+
+
+@pytest.mark.parametrize(("method", "refused"), [("tsv_m", True), ("wudi", False)])
+def test_a_study_whose_singular_vectors_were_shortened_is_refused(tmp_path: Path, method: str, refused: bool) -> None:
+    (tmp_path / "base").mkdir()
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 4)}, tmp_path / "base" / "model.safetensors")
+    stored = {
+        "scoring": 6,
+        "space": {"base_model": "base", "models": {"x": "x"}, "method": [method], "granularity": "global"},
+        "evaluator": {"type": "local"},
+        "sampler": {"name": "sobol"},
+        "objectives": [{"name": "maths"}],
+    }
+    if not refused:
+        assert changes_since("s", stored, tmp_path) == []
+        return
+    with pytest.raises(UserError, match="keep their length"):
+        changes_since("s", stored, tmp_path)

@@ -65,3 +65,11 @@ def test_a_score_below_zero_counts_nothing_and_the_weights_stay_shares() -> None
     weights = [anchor.recipe.params[f"weight[{name}]"] for name in EXPERTS]
     assert weights == pytest.approx([0.75, 0.25, 0.0]) and sum(weights) == pytest.approx(1.0)
     assert anchor.params == {f"weight[{name}]": weight for name, weight in zip(EXPERTS, weights, strict=True)}
+
+
+def test_the_ends_of_searched_experts_are_the_least_and_the_most_in_whatever_order_they_are_written() -> None:
+    space = MergeSpace(
+        ["mixture"], method="merge_experts", base_model="base", parameters={"keep": {"choices": [6, 2, 4]}}
+    )
+    kept = {anchor.name: anchor.recipe.params.get("keep") for anchor in anchors(space)}
+    assert kept == {"base": None, "fewest experts": 2, "most experts": 6}
