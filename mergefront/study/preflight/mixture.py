@@ -32,7 +32,7 @@ def check_mixture(found: Findings) -> None:
         read_texts(found.root / experts.prompts, experts.prompts)
     if file.merge.base_model is None:
         return  # said already
-    with found.catch("merge."):
+    with found.catch("merge: "):
         found.expert_layers, count, sent = mixture_layers(read_header(found.models.folder(file.merge.base_model)))
         searched = experts.as_space()["keep"]
         refuse_counts(searched.get("choices") or [searched["low"], searched["high"]], count, sent)
