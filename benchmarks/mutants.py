@@ -9,9 +9,10 @@ statement that runs in another process or as a module is imported is not traced:
 that a test would kill, the latter has every test of the area run. The sample is drawn by the text of the changed lines,
 so that other lines may come and go. Mutants that change nothing that anybody sees are named with the reason in
 equivalent_mutants.yaml. Every verdict is a line of the file of results: an interrupted run goes on, and ``--again``
-looks at the survivors once more. Everything happens in a copy of the repository. Libraries are imported once: every run
-of tests is a fork. A mutation tool from a package index sees none of it, because folders are mapped to packages
-(pyproject.toml).
+looks at the survivors once more. Everything happens in a copy of the repository. Every run of tests is a fork of a
+process that has imported libraries, code and tests: it exchanges the changed function's code, so that nothing is
+imported again unless the change is outside functions. A mutation tool from a package index sees none of it, because
+folders are mapped to packages (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import gc
 import glob
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import os
 import resource
@@ -34,9 +37,10 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -60,17 +64,21 @@ IMPORTED = ""
 """In the place of a test's name: statements of modules and classes, which run as they are imported."""
 
 
-LEFT_OUT = ("-k", "not mysql and not postgresql and not compiler")
+LEFT_OUT = "not mysql and not postgresql and not compiler"
 """Tests of servers and of what the compiler makes."""
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 
 
 @dataclass(frozen=True)
 class Area:
-    """Source files, and the folders or files of tests that cover them."""
+    """Source files, the folders or files of tests that cover them, and words in names of slow tests.
+
+    Slow tests are not run: what only they notice counts as survived.
+    """
 
     sources: tuple[str, ...]
     tests: tuple[str, ...]
+    slow: tuple[str, ...] = ()
 
 
 _MERGING = "tests/adapters/merging"
@@ -87,10 +95,21 @@ AREAS = {
             f"{_MERGING}/test_goldens.py",
             f"{_MERGING}/test_spectral_methods.py",
             f"{_MERGING}/test_compiled.py",
+            f"{_MERGING}/test_properties.py",
+            f"{_MERGING}/test_by_hand.py",
         ),
+        ("both_kernels", "optmerge_is_where"),
     ),
-    "racing": Area(("optimizer/racing/*.py",), ("tests/optimizer/racing",)),
-    "search": Area(("optimizer/search/*.py",), ("tests/optimizer/search",)),
+    "racing": Area(
+        ("optimizer/racing/*.py",),
+        ("tests/optimizer/racing",),
+        ("every_sampler", "interrupted_race", "search_pays", "as_good_as_a_rival", "stated_confidence"),
+    ),
+    "search": Area(
+        ("optimizer/search/*.py",),
+        ("tests/optimizer/search", "tests/mergefront/running/test_ask_tell.py"),
+        ("simplex", "corner_that_cannot"),
+    ),
     "mmmo": Area(("optimizer/samplers/mmmo/*.py",), ("tests/optimizer/samplers/mmmo",)),
 }
 
@@ -179,6 +198,33 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Any]]:
             yield "value", ast.Constant(None)
 
 
+_SETTINGS = ("-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+
+
+def _codes(source: str | CodeType) -> Iterator[CodeType]:
+    """A module's code and that of all functions and classes in it, outer ones first."""
+    code = compile(source, "", "exec") if isinstance(source, str) else source
+    yield code
+    for held in code.co_consts:
+        if isinstance(held, CodeType):
+            yield from _codes(held)
+
+
+def is_exchangeable(mutant: Mutant, original: str) -> bool:
+    """Whether only code of functions changes, not what runs as modules and classes are imported."""
+    both = zip(_codes(ast.unparse(ast.parse(original))), _codes(mutant.source), strict=True)
+    return all(_own(one) == _own(other) for one, other in both if not one.co_flags & inspect.CO_OPTIMIZED)
+
+
+def _own(code: CodeType) -> tuple[object, ...]:
+    """What a module or class executes itself."""
+    return code.co_code, code.co_names, [repr(held) for held in code.co_consts if not isinstance(held, CodeType)]
+
+
+def _place_of(code: CodeType) -> tuple[object, ...]:
+    return code.co_qualname, *code.co_positions()
+
+
 class Copy:
     """The repository in a folder of its own, laid out as the package, where one file after another is changed."""
 
@@ -196,27 +242,52 @@ class Copy:
             *map(self.root.joinpath, ("optimizer", "adapters", "storage")),
         ]:
             (package / path.name).symlink_to(path)
+        self._functions: dict[str, list[FunctionType]] = {}
 
-    def run(self, tests: Sequence[str], plugin: object) -> tuple[bool, float]:
-        """Whether tests pass, and the seconds of processor time that they took."""
+    def enter(self) -> None:
+        """Makes this process import the copy, and what it starts."""
+        os.chdir(self.root)
+        sys.path[:0] = [str(self._layout), str(self.root)]
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONPATH": f"{self._layout}:{self.root}", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def import_all(self, tests: Sequence[str]) -> None:
+        """Imports tests and the code that they test."""
+        with redirect_stdout(io.StringIO()):
+            pytest.main(["--collect-only", *_SETTINGS, *tests])
+        for function in (found for found in gc.get_objects() if type(found) is FunctionType):
+            self._functions.setdefault(os.path.realpath(function.__code__.co_filename), []).append(function)
+        gc.freeze()  # a collection in a fork would look at all of it
+
+    def exchange(self, mutant: Mutant) -> None:
+        """Gives the functions of a file that is imported the code of a mutant."""
+        path = self.root / mutant.path
+        both = zip(_codes((ROOT / mutant.path).read_text()), _codes(mutant.source), strict=True)
+        new = {_place_of(code): changed for code, changed in both}
+        for function in self._functions[os.path.realpath(path)]:
+            function.__code__ = new[_place_of(function.__code__)]
+
+    def run(
+        self, tests: Sequence[str], plugin: object, slow: Sequence[str] = (), exchanged: Mutant | None = None
+    ) -> tuple[bool, float]:
+        """Whether tests pass but slow ones, and the seconds of processor time that they took."""
         child = os.fork()
         if child == 0:
-            self._run(tests, plugin)  # never returns
+            self._run(tests, plugin, slow, exchanged)  # never returns
         _, status, usage = os.wait4(child, 0)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         return os.waitstatus_to_exitcode(status) == 0, usage.ru_utime + usage.ru_stime
 
-    def _run(self, tests: Sequence[str], plugin: object) -> None:
+    def _run(self, tests: Sequence[str], plugin: object, slow: Sequence[str], exchanged: Mutant | None) -> None:
         os.setsid()
-        os.chdir(self.root)
         output = os.open(os.devnull, os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.path[:0] = [str(self._layout), str(self.root)]
-        sys.dont_write_bytecode = True
-        os.environ |= {"PYTHONPATH": f"{self._layout}:{self.root}", "PYTHONDONTWRITEBYTECODE": "1"}
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *LEFT_OUT, *tests], plugins=[plugin])))
+        if exchanged is not None:
+            self.exchange(exchanged)
+        kept = " and not ".join((LEFT_OUT, *slow))
+        os._exit(int(pytest.main(["-x", "-k", kept, *_SETTINGS, *tests], plugins=[plugin])))
 
 
 class Traced:
@@ -226,7 +297,7 @@ class Traced:
         self._names = {os.path.realpath(folder / name): name for name in files}
         self._known: dict[str, str | None] = {}
         self._lines: dict[str, dict[str, set[int]]] = {}
-        self._test, self._result = IMPORTED, result
+        self._test, self._result, self._took = IMPORTED, result, Counter[str]()
 
     def pytest_sessionstart(self) -> None:
         threading.settrace(self._called)
@@ -237,11 +308,14 @@ class Traced:
         sys.settrace(self._called)  # a test may have set another
         self._lines.setdefault(nodeid, {})
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._took[report.nodeid] += report.duration
+
     def pytest_sessionfinish(self) -> None:
         sys.settrace(None)
         threading.settrace(None)  # type: ignore[arg-type]
         of = {test: {name: sorted(lines) for name, lines in found.items()} for test, found in self._lines.items()}
-        self._result.write_text(json.dumps(of))
+        self._result.write_text(json.dumps([of, self._took]))
 
     def _called(self, frame: Any, event: str, argument: Any) -> Callable[..., Any] | None:
         path = frame.f_code.co_filename
@@ -296,22 +370,29 @@ class Tests:
     seconds: dict[str, float]
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Those that execute the statement of a mutant, the quickest first."""
+        """Those that execute the statement of a mutant, the quickest first; all for what is executed by an import."""
         changed = set(range(mutant.lines[0], mutant.lines[1] + 1))
         runs = {test for test, lines in self.lines.items() if changed & lines.get(mutant.path, set())}
         return [test for test in sorted(self.seconds, key=self.seconds.__getitem__) if test in runs or IMPORTED in runs]
 
 
 def trace(area: Area, files: Sequence[str], place: Copy) -> Tests:
-    """Run the tests of an area twice: watched, and in any other order, as they are on mutants, which must pass too."""
+    """Run the tests of an area, watched."""
     result = place.root.parent / "result.json"
-    passed, _ = place.run(area.tests, Traced(place.root, files, result))
-    found = json.loads(result.read_text()) if passed else {}
-    lines = {test: {name: set(of) for name, of in held.items()} for test, held in found.items()}
-    tests = sorted({*lines} - {IMPORTED}, key=lambda test: hashlib.sha256(test.encode()).digest())
-    if not passed or not place.run(area.tests, Ordered(tests, {}, result))[0]:
+    passed, _ = place.run(area.tests, Traced(place.root, files, result), area.slow)
+    if not passed:
         raise SystemExit(f"these tests fail without any mutant: {' '.join(area.tests)}")
-    return Tests(lines, json.loads(result.read_text()))
+    found, seconds = json.loads(result.read_text())
+    return Tests({test: {name: set(of) for name, of in held.items()} for test, held in found.items()}, seconds)
+
+
+def timed(area: Area, tests: Tests, place: Copy) -> Tests:
+    """Run them as they are on mutants, in any other order: they must pass too."""
+    result = place.root.parent / "result.json"
+    shuffled = sorted(tests.seconds, key=lambda test: hashlib.sha256(test.encode()).digest())
+    if not place.run(area.tests, Ordered(shuffled, {}, result))[0]:
+        raise SystemExit(f"these tests fail without any mutant, in another order: {' '.join(area.tests)}")
+    return Tests(tests.lines, json.loads(result.read_text()))
 
 
 def sample_of(area: Area, count: int, seed: int) -> tuple[int, list[Mutant]]:
@@ -323,20 +404,31 @@ def sample_of(area: Area, count: int, seed: int) -> tuple[int, list[Mutant]]:
 
 
 def measure(area: Area, sample: Sequence[Mutant], place: Copy) -> Iterator[tuple[Mutant, str, float]]:
-    """Mutants with what became of them, and the seconds of processor time that it took."""
+    """Mutants with what became of them, and the seconds of processor time that it took.
+
+    Imports the code in this process after those that change what is imported.
+    """
     tests = trace(area, sorted({mutant.path for mutant in sample}), place)
+    imported = [mutant for mutant in sample if not is_exchangeable(mutant, (ROOT / mutant.path).read_text())]
+    for mutant in imported:
+        yield mutant, *_verdict(mutant, tests, place, None)
+    place.import_all(area.tests)
+    tests = timed(area, tests, place)
     for mutant in sample:
-        chosen = tests.of(mutant)
-        if not chosen:
-            yield mutant, "survived: no test executes it", 0.0
-            continue
-        path = place.root / mutant.path
-        path.write_text(mutant.source)
-        passed, seconds = place.run(
-            [*dict.fromkeys(test.partition("::")[0] for test in chosen)], Ordered(chosen, tests.seconds)
-        )
-        shutil.copy(ROOT / mutant.path, path)
-        yield mutant, "survived" if passed else "killed", seconds
+        if mutant not in imported:
+            yield mutant, *_verdict(mutant, tests, place, mutant)
+
+
+def _verdict(mutant: Mutant, tests: Tests, place: Copy, exchanged: Mutant | None) -> tuple[str, float]:
+    chosen = tests.of(mutant)
+    if not chosen:
+        return "survived: no test executes it", 0.0
+    path = place.root / mutant.path
+    path.write_text(mutant.source)  # for the processes that tests start
+    files = [*dict.fromkeys(test.partition("::")[0] for test in chosen)]
+    passed, seconds = place.run(files, Ordered(chosen, tests.seconds), exchanged=exchanged)
+    shutil.copy(ROOT / mutant.path, path)
+    return "survived" if passed else "killed", seconds
 
 
 def main() -> None:
@@ -349,30 +441,40 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
+    arguments.results = arguments.results.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Copy(Path(folder))
+        place.enter()
+        for area in arguments.areas or AREAS:
+            child = os.fork()  # an area imports what the next one changes
+            if child == 0:
+                run_area(area, place, arguments)
+                os._exit(0)
+            if os.waitpid(child, 0)[1]:
+                raise SystemExit(f"{area}: not measured")
+
+
+def run_area(area: str, place: Copy, arguments: argparse.Namespace) -> None:
+    """Measure one area, print and keep every verdict."""
     lines = arguments.results.read_text().splitlines() if arguments.results.exists() else []
     known: dict[str, str] = {row["mutant"]: row["verdict"] for row in map(json.loads, lines)}
     equivalent: dict[str, str] = yaml.safe_load(EQUIVALENT.read_text())
-    with tempfile.TemporaryDirectory() as folder, arguments.results.open("a") as results:
-        place = Copy(Path(folder))
-        for area in arguments.areas or AREAS:
-            count, sample = sample_of(AREAS[area], arguments.mutants, arguments.seed)
-            left = [
-                mutant
-                for mutant in sample
-                if mutant.name not in equivalent
-                and (mutant.name not in known or (arguments.again and known[mutant.name] != "killed"))
-            ]
-            for mutant, verdict, seconds in measure(AREAS[area], left, place) if left else ():
-                known[mutant.name] = verdict
-                print(verdict, f"{mutant.name} (line {mutant.lines[0]}) {seconds:.0f} s", flush=True)
-                row = {"area": area, "mutant": mutant.name, "verdict": verdict, "seconds": round(seconds, 1)}
-                results.write(json.dumps(row) + "\n")
-                results.flush()
-            named = sum(mutant.name in equivalent for mutant in sample)
-            killed = sum(known.get(mutant.name) == "killed" and mutant.name not in equivalent for mutant in sample)
-            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-            print(f"{area}: {killed} of {len(sample) - named} killed, and {named} change nothing; of {count} mutants")
-            print(f"processor seconds until here: {usage.ru_utime + usage.ru_stime:.0f}", flush=True)
+    count, sample = sample_of(AREAS[area], arguments.mutants, arguments.seed)
+    counted = [mutant for mutant in sample if mutant.name not in equivalent]
+    wanted = (None, "survived", "survived: no test executes it") if arguments.again else (None,)
+    left = [one for one in counted if known.get(one.name) in wanted]
+    with arguments.results.open("a") as results:
+        for mutant, verdict, seconds in measure(AREAS[area], left, place) if left else ():
+            known[mutant.name] = verdict
+            print(verdict, f"{mutant.name} (line {mutant.lines[0]}) {seconds:.1f} s", flush=True)
+            row = {"area": area, "mutant": mutant.name, "verdict": verdict, "seconds": round(seconds, 1)}
+            results.write(json.dumps(row) + "\n")
+            results.flush()
+    killed = sum(known.get(mutant.name) == "killed" for mutant in counted)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    named = len(sample) - len(counted)
+    print(f"{area}: {killed} of {len(counted)} killed, and {named} change nothing; of {count} mutants")
+    print(f"processor seconds: {usage.ru_utime + usage.ru_stime:.0f}", flush=True)
 
 
 if __name__ == "__main__":

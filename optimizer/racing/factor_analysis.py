@@ -181,7 +181,7 @@ def pooled(sums: Array, counts: Array, lost: int) -> Array:
 
 def inverse(matrices: Array) -> Array:
     """Of symmetric positive definite matrices (n x F x F), all at once (Gauss-Jordan): LAPACK takes one at a time."""
-    left = np.ascontiguousarray(matrices.transpose(1, 2, 0))
+    left = matrices.transpose(1, 2, 0).copy()
     for place in range(len(left)):
         pivot = 1.0 / left[place, place]
         row = left[place] * pivot

@@ -202,6 +202,35 @@ def test_a_later_candidate_answers_the_same_core_first_and_then_what_was_asked_l
     assert max(times(index) for index in later[1]) <= max(times(index) for index in rest)
 
 
+def test_between_two_that_answered_every_item_no_doubt_is_left() -> None:
+    """The task's items are all there are: half of them leave a half of the variance that a sample has."""
+    ids, rng = IDS[:40], np.random.default_rng(0)
+    theirs, ours = rng.normal(0.0, 1.0, 40), rng.normal(0.2, 1.0, 40)
+    rival = Evaluation({"maths": 0.0}, items={"maths": ItemScores(ids, tuple(theirs.tolist()))})
+    race = ItemRace(RacingSettings(), 0, OBJECTIVES[:1], finished=(rival,))
+    task = race.start({"maths": ids}, {}).fields["maths"]
+    assert task.compared(ours, theirs).standard_error == 0.0
+    half = task.compared(ours[:20], theirs[:20])
+    assert half.standard_error == pytest.approx(np.std((ours - theirs)[:20], ddof=1) / np.sqrt(20) * np.sqrt(0.5))
+
+
+@pytest.mark.parametrize(("common", "dropped"), [(1, False), (2, True)])
+def test_two_items_in_common_are_the_fewest_that_tell_candidates_apart(common: int, dropped: bool) -> None:
+    ids = IDS[:64]
+    settings, exact = RacingSettings(items=1.0, confidence=0.5), {"size": 3.0}
+    objectives = (Objective("maths"), Objective("size", "minimize"))
+    race = ItemRace(settings, 0, objectives)
+    asked = (race.start({"maths": ids}, exact).batch() or {})["maths"]
+    rival = Evaluation(
+        {"maths": 1.0, "size": 1.0}, items={"maths": ItemScores(tuple(ids[i] for i in asked[:common]), (1.0,) * common)}
+    )
+    racing = ItemRace(settings, 0, objectives, finished=(rival,)).start({"maths": ids}, exact)
+    batch = (racing.batch() or {})["maths"]
+    assert set(asked[:common]) <= set(batch)
+    racing.tell("maths", batch, ItemScores(tuple(ids[i] for i in batch), tuple(0.1 * (i % 3) for i in batch)))
+    assert (racing.batch() is None) is dropped
+
+
 def test_the_stated_confidence_is_that_of_one_comparison() -> None:
     """A bolder test would drop good candidates more often than stated; a shyer one would ask far more items.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mergefront.optimizer.racing.joint_scores import JointModel
-from mergefront.optimizer.racing.standings import Standings, fitted
+from mergefront.optimizer.racing.standings import AnsweredItems, Standings, TaskStandings, fitted
 from mergefront.optimizer.scores.evaluation import RACED, Estimate, Evaluation, ItemScores
 from mergefront.optimizer.scores.objectives import Objective
 
@@ -109,3 +109,35 @@ def test_a_later_candidate_that_was_asked_everything_is_known_exactly() -> None:
     assert found.mean == pytest.approx((margins[30] > 0).mean()) and found.unasked_error == 0.0
     one = model.read(np.array([ITEMS - 1]), np.array([1.0]), None)
     assert 0.0 <= one.mean <= 1.0 and one.unasked_error > 0.1
+
+
+def standings_of(*answered: dict[str, float] | None) -> TaskStandings:
+    task = TaskStandings()
+    for scores in answered:
+        task.add(None if scores is None else ItemScores(tuple(scores), tuple(scores.values())))
+    return task
+
+
+def test_how_often_items_were_asked_is_counted_exactly() -> None:
+    """The next candidate answers what was asked least."""
+    assert standings_of().times_asked().tolist() == []
+    task = standings_of({"a": 1.0, "b": 0.0}, None, {"b": 1.0, "c": 1.0})
+    task.columns(["d"])
+    assert task.times_asked().tolist() == [1, 2, 1, 0]
+
+
+def test_who_was_asked_everything_has_its_own_mean_and_who_has_no_items_has_none() -> None:
+    """A front without races is that of the plain scores."""
+    task = standings_of({"a": 1.0, "b": 0.5}, None, {"a": 0.0, "b": 0.25})
+    found = task.estimates(2)
+    assert [one if one is None else (one.mean, one.unasked_error) for one in found] == [(0.75, 0.0), None, (0.125, 0.0)]
+    own = AnsweredItems(task.columns(["a", "b"]), np.array([0.25, 0.75]), None)
+    assert task.estimate(2, own).mean == 0.5
+    assert standings_of().estimates(2) == []
+
+
+def test_a_task_that_lost_items_is_estimated_on_those_that_were_answered() -> None:
+    """Its file was shortened between two runs of a study: what was paid for still counts."""
+    task = standings_of({"a": 1.0, "b": 0.0, "c": 1.0})
+    (found,) = task.estimates(2)
+    assert found is not None and found.mean == 2 / 3 and found.unasked_error == 0.0

@@ -79,3 +79,12 @@ def test_failures_where_others_worked_are_a_common_cause(worked: int) -> None:
         assert has_common_cause(failed[:5], done)
     anchors_alone: list[np.ndarray | None] = [None] * 8
     assert has_common_cause(anchors_alone, done)
+
+
+@pytest.mark.parametrize(("worked", "stops"), [(8, False), (15, True)])
+def test_a_failure_right_where_another_candidate_worked_is_as_rare_as_one_of_all_that_worked(
+    worked: int, stops: bool
+) -> None:
+    """Five in a row after a few successes may be chance; the search would end with its budget unspent."""
+    done = list(np.linspace(0.0, 1.0, worked)[:, None].repeat(2, axis=1))
+    assert has_common_cause([point + 1e-4 for point in done[:5]], done) is stops
