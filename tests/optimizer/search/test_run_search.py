@@ -104,6 +104,21 @@ def test_a_run_ends_at_the_first_moment_at_which_nothing_can_be_evaluated(run: R
     assert len(run.asked) == CONSECUTIVE_FAILURES == 5
 
 
+class InACorner(Noted):
+    """Proposes points near one corner, one beside the other."""
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        return {f"weight[{name}]": 0.9 + 0.01 * (trial.number % 9) for name in SPACE.models}
+
+
+def test_failures_of_one_corner_are_no_reason_to_stop(run: Run) -> None:
+    """The sampler learns from them; the rest of the budget would be lost."""
+    run.study.sampler = run.sampler = InACorner()
+    run.search(run.plan(16), lambda recipe: {} if min(scores(recipe).values()) > 0.8 else scores(recipe))
+    assert len(run.asked) > len(ANCHORS) + 1 + CONSECUTIVE_FAILURES
+    assert [state for _, state in run.sampler.ended][-CONSECUTIVE_FAILURES:] == [TrialState.FAIL] * CONSECUTIVE_FAILURES
+
+
 def test_an_average_among_candidates_of_another_method_is_no_point_of_the_space(run: Run) -> None:
     """A surrogate would learn from parameters that do not make this merge."""
     run.search(run.plan(8))

@@ -116,3 +116,9 @@ def test_a_pending_point_takes_the_worth_out_of_its_neighbourhood() -> None:
     best = grid[np.argmax(values)]
     after = acquisition(surrogate, best[None, :], 16, 2).values(best[None, :])
     assert after[0] < values.max() - 1.0
+
+
+def test_of_no_points_there_are_no_values() -> None:
+    x, y = told(6, 2, 2)
+    function = acquisition(fit_surrogate(x, y, np.full(y.shape, np.nan)), np.zeros((0, 2)), 4, 2)
+    assert function.values(np.zeros((0, 2))).shape == (0,)

@@ -225,3 +225,33 @@ def test_a_density_counts_only_where_the_chosen_method_uses_it() -> None:
 
     np.testing.assert_array_equal(at("task_arithmetic", 0.2), at("task_arithmetic", 0.9))
     assert np.abs(at("ties", 0.2) - at("ties", 0.9)).max() > 0.05
+
+
+@pytest.mark.parametrize("rule", [MergeRule(), MergeRule(proportions=True)])
+def test_a_density_counts_as_its_weight_does_also_where_weights_do_not_begin_at_zero(rule: MergeRule) -> None:
+    """The lowest weight of a range is still a weight: the density of its expert is not without effect."""
+    space = {name: FloatDistribution(0.5, 2.0) for name in ("weight[a]", "weight[b]")}
+    encoder = Encoder({**space, "density[a]": FloatDistribution(0.0, 1.0)})
+    made = MergeFeatures(encoder, rule)
+
+    def density(weight: float) -> float:
+        point = encoder.encode({"weight[a]": weight, "weight[b]": 2.0, "density[a]": 0.6})
+        return float(made(point[None, :])[0, encoder.numeric_columns["density[a]"][0]])
+
+    assert [density(0.5), density(1.0), density(2.0)] == pytest.approx([0.6 * 0.25, 0.6 * 0.5, 0.6])
+
+
+def test_a_density_without_a_weight_that_could_scale_it_is_left_as_it_is() -> None:
+    negative = {"weight[a]": FloatDistribution(-1.0, 1.0), "density[a]": FloatDistribution(0.0, 1.0)}
+    for space in (negative, {"density[a]": FloatDistribution(0.0, 1.0)}):
+        assert MergeFeatures(Encoder(space), MergeRule()).identity
+
+
+@pytest.mark.parametrize("rule", [*PLAIN, *ADDITIVE])
+def test_finite_differences_and_written_slopes_are_one_gradient(rule: MergeRule) -> None:
+    """The former serve few coordinates, the latter many: a search must not depend on their number."""
+    made, point = MergeFeatures(ENCODER, rule), np.array([0.31, 0.74, 0.52, 0.63, 0.4])
+    (value, by_differences), (exact, written) = made.with_gradient(point), made.with_exact_gradient(point)
+    np.testing.assert_allclose(value, exact, atol=1e-12)
+    for row in np.eye(len(value)):
+        np.testing.assert_allclose(by_differences(row), written(row), atol=2e-3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.optimizer.recipes.merge_rule import MergeRule
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.samplers.mmmo.task_vector_projections import projections
 
@@ -45,3 +46,10 @@ def test_an_expert_without_weight_is_not_followed_and_no_weight_at_all_is_the_ba
     found = projections(rule, np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[0.5, 1.0], [1.0, 1.0]]))
     assert abs(found[0, 0]) < 0.1 and found[0, 1] > 0.9
     np.testing.assert_allclose(found[1], 0.0, atol=1e-12)
+
+
+def test_an_average_of_whole_task_vectors_follows_each_by_its_share() -> None:
+    found = projections(
+        MergeRule(proportions=True, additive=True), np.array([[1.0, 1.0], [1.0, 0.25]]), np.ones((2, 2))
+    )
+    np.testing.assert_allclose(found, [[0.5, 0.5], [0.8, 0.2]], atol=0.02)
