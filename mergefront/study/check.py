@@ -40,14 +40,7 @@ from mergefront.study.preflight.mixture import check_mixture
 from mergefront.study.preflight.models import check_checkpoints, starts_by_importance
 from mergefront.study.preflight.tasks import check_tasks
 from mergefront.study.rules import DEFAULT_EVALUATIONS, changes_since, sampler_version
-from mergefront.study.starting_points import (
-    ALIGNED,
-    centred,
-    centres_of,
-    check_start_points,
-    names_of,
-    uncentred,
-)
+from mergefront.study.starting_points import ALIGNED, centred, centres_of, check_start_points, names_of, uncentred
 from mergefront.study.study_file import (
     ExternalBackendSection,
     FunctionBackendSection,
@@ -90,6 +83,9 @@ def check_study(path: str | Path, evaluations: int | None = None) -> CheckReport
         file, unknown_keys = read_study_file(path)
     except StudyFileError as error:
         return CheckReport(str(path), list(error.problems))
+    if file.merge.experts is not None and file.backend.type != "local":
+        refusal = f"backend: {file.backend.type} cannot merge the experts of a mixture; use backend: {{type: local}}"
+        return CheckReport(str(path), [*unknown_keys, refusal])
     root = path.resolve().parent
     found = Findings(file, root, Preview(root))
     problems, notes = found.problems, found.notes

@@ -12,9 +12,7 @@ def check_mixture(found: Findings) -> None:
     file, experts = found.file, found.file.merge.experts
     if experts is None:
         return
-    if not isinstance(file.backend, LocalBackendSection):
-        found.problems.append(f"backend: only a local backend merges the experts of a mixture, not {file.backend.type}")
-        return
+    assert isinstance(file.backend, LocalBackendSection)  # others are refused before
     # The others are of merges that are planned tensor by tensor.
     defaults = LocalBackendSection().model_dump(exclude={"type", "device"})
     unlike = [key for key, value in defaults.items() if file.backend.model_dump()[key] != value]

@@ -16,6 +16,7 @@ import mergefront as mf
 from mergefront.adapters.checkpoints.header import Checkpoint
 from mergefront.adapters.local.mixture.backend import MixtureBackend
 from mergefront.cli.application import cli
+from mergefront.study.check import check_study
 
 EXPERTS: dict[str, Any] = {
     "method": "subspace", "prompts": "prompts.jsonl", "space": {"keep": [2, 4], "granularity": "layers"},
@@ -121,3 +122,15 @@ def test_what_no_mixture_can_keep_is_refused_before_anything_runs(
     checked = CliRunner().invoke(cli, ["check", str(path)])
     assert checked.exit_code == 2 and message in checked.output, checked.output
     assert not (tmp_path / "mergefront.db").exists()
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [{"type": "openai", "url": "http://127.0.0.1:9/v1"}, {"type": "external"}, {"type": "function", "call": "x:f"}],
+)
+def test_another_backend_is_refused_in_one_line(tmp_path: Path, backend: dict[str, Any]) -> None:
+    path = study(tmp_path, "mixtral")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backend": backend}))
+    assert check_study(path).problems == [
+        f"backend: {backend['type']} cannot merge the experts of a mixture; use backend: {{type: local}}"
+    ]
