@@ -121,19 +121,10 @@ def _write_items(folder: Path, rng: random.Random) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.identical", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--sampler", default="random")
-    parser.add_argument("--racing", action="store_true", help="a fifth of the search items")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0])
-    arguments = parser.parse_args()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    several = []
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        several.append(claims(seed, arguments.sampler, arguments.racing, arguments.method))
-        print(seed, several[-1], flush=True)
-    print_claims(several)
+    print_claims(parser, claims)
 
 
 if __name__ == "__main__":

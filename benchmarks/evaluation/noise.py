@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class PureNoise:
         return np.asarray((coins < chances).astype(float))
 
 
-def claims(seed: int, sampler: str = "random", racing: bool = False) -> Claims:
+def claims(seed: int, sampler: str, racing: bool) -> Claims:
     """What one study claims."""
     evaluator = PureNoise(seed)
     space = MergeSpace(OBJECTIVES, method="task_arithmetic", parameters={"weight": [0, 1]})
@@ -85,29 +85,27 @@ def claims_of(study: mf.Study) -> Claims:
     said = []
     for split in ("search", "report"):
         found = verdict(study, split)
-        said += [False, False] if found is None else [found.overall.beats, any(one.beats for one in found.matches)]
+        if found is None:
+            said += [False, False]
+        else:
+            said += [found.match(found.picked, found.best_anchor).beats, any(one.beats for one in found.matches)]
     return Claims(*said)
 
 
-def print_claims(several: Sequence[Claims]) -> None:
-    """How many studies claim a winner, by kind of claim."""
-    for name in ("search_best", "search_any", "report_best", "report_any"):
-        print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation.noise", description=__doc__)
+def print_claims(parser: argparse.ArgumentParser, claims: Callable[..., Claims]) -> None:
+    """How many studies claim a winner, by kind of claim; ``claims`` takes the seed and the parser's other options."""
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--racing", action="store_true", help="a fifth of the search items")
-    arguments = parser.parse_args()
-    several = []
-    for seed in range(arguments.first, arguments.first + arguments.seeds):
-        several.append(claims(seed, arguments.sampler, arguments.racing))
+    options = vars(parser.parse_args())
+    first, several = options.pop("first"), []
+    for seed in range(first, first + options.pop("seeds")):
+        several.append(claims(seed, **options))
         print(seed, several[-1], flush=True)
-    print_claims(several)
+    for name in ("search_best", "search_any", "report_best", "report_any"):
+        print(f"{name:12}  {sum(getattr(one, name) for one in several)} of {len(several)} studies claim a winner")
 
 
 if __name__ == "__main__":
-    main()
+    print_claims(argparse.ArgumentParser(prog="python -m benchmarks.evaluation.noise", description=__doc__), claims)

@@ -59,13 +59,6 @@ class Noted:
         return self.answers
 
 
-def _was_written(said: Generation, score: float) -> bool:
-    """Whether an answer was written to its end without a draft, given its score."""
-    if not score:
-        return said.finish != "settled"
-    return said.margins is None or said.margins.shortfall is not None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Exact match by reading against exact match by writing.")
     parser.add_argument("study", type=Path)
