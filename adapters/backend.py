@@ -6,8 +6,7 @@ live model that the next ``apply`` overwrites, so a model must not be used after
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mergefront.optimizer.recipes.recipe import Recipe
 
@@ -29,9 +28,7 @@ class AppliedMerge(Protocol[Model]):
 
     def __enter__(self) -> Model: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None: ...
+    def __exit__(self, *raised: Any) -> bool | None: ...
 
 
 class Backend(Protocol[Model]):

@@ -28,12 +28,7 @@ from mergefront.storage.optuna_tables.reading import read_trial
 from mergefront.storage.optuna_tables.tables import finish_trial, write_attributes, write_params
 from mergefront.storage.schema import claims, evaluations, studies, utc_now
 from mergefront.storage.workers.heartbeat import Heartbeat
-from mergefront.storage.workers.processes import (
-    is_alive,
-    is_previous_boot,
-    machine_identity,
-    process_identity,
-)
+from mergefront.storage.workers.processes import is_alive, is_previous_boot, machine_identity, process_identity
 
 _LEASED = "leased"
 _RELEASE_SECONDS = 1.0

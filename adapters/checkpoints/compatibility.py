@@ -6,12 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergefront.adapters.checkpoints.configurations import (
-    compare_configurations,
-    compare_texts,
-    is_allowed,
-    known_keys,
-)
+from mergefront.adapters.checkpoints.configurations import compare_configurations, compare_texts, is_allowed, known_keys
 from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo
 from mergefront.adapters.checkpoints.lora import LoraContents, read_lora
 from mergefront.adapters.checkpoints.names import (

@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING
@@ -245,9 +244,7 @@ class LocalMerge:
         self._report = self._backend._enter(self._recipe)
         return self._backend._asked
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._backend._leave()
 
     @property

@@ -39,21 +39,13 @@ class EncoderDecoderModel:
     """
 
     heeds_wanted = True
+    max_rows = 64
+    max_tokens = 16384
 
-    def __init__(
-        self,
-        model: Any,
-        processor: Any,
-        *,
-        max_rows: int = 64,
-        max_tokens: int = 16384,
-        max_length: int | None = None,
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, *, max_length: int | None = None) -> None:
         self.model = model
         self.processor = processor
         self.tokenizer = tokenizer = getattr(processor, "tokenizer", processor)
-        self.max_rows = max_rows
-        self.max_tokens = max_tokens
         self.max_length = max_length or longest_input(model, tokenizer)
         self._tokenization = Tokenization(tokenizer)
         self._ends = end_tokens(model, tokenizer)

@@ -26,13 +26,7 @@ from mergefront.adapters.tasks.options import (
     Text,
 )
 from mergefront.adapters.tasks.questions import Question, following, shown_answers
-from mergefront.adapters.tasks.task import (
-    Splits,
-    items_of,
-    limited,
-    seeded_order,
-    split_items,
-)
+from mergefront.adapters.tasks.task import Splits, items_of, limited, seeded_order, split_items
 from mergefront.optimizer.errors import UserError, did_you_mean
 from mergefront.optimizer.scores.evaluation import ItemScores
 from mergefront.optimizer.sections import read_section

@@ -89,8 +89,27 @@ def speaker_of(study: Study, template: str = "", options: Mapping[str, Any] | No
         yield LocalSpeaker(live_backend(definition), stack, template, options or {})
 
 
-class LocalSpeaker:
-    """Merges in place in one live model of transformers; ``stack`` leaves the last one at its end.
+class _Turning:
+    """What applies one merge of ``backend`` after another; ``stack`` leaves the last one at its end."""
+
+    def __init__(self, backend: Any, stack: ExitStack) -> None:
+        self._backend = backend
+        self._stack = stack
+        self._recipe: Recipe | None = None
+        self._applied: Any = None
+
+    def turn_to(self, recipe: Recipe) -> float:
+        started = perf_counter()
+        if recipe != self._recipe:
+            self._recipe = None
+            self._stack.close()
+            self._applied = self._stack.enter_context(self._backend.apply(recipe))
+            self._recipe = recipe
+        return perf_counter() - started
+
+
+class LocalSpeaker(_Turning):
+    """Merges in place in one live model of transformers.
 
     Raises ``UserError`` for a model that writes no text, and for a template that cannot be read.
     """
@@ -98,8 +117,7 @@ class LocalSpeaker:
     def __init__(
         self, backend: LocalBackend | MixtureBackend, stack: ExitStack, template: str, options: Mapping[str, Any]
     ) -> None:
-        self._backend = backend
-        self._stack = stack
+        super().__init__(backend, stack)
         asked = backend.live
         if isinstance(asked, SilentModel):
             raise UserError(f"chat: {type(asked.model).__name__} writes no text, so there is nobody to talk to")
@@ -115,20 +133,10 @@ class LocalSpeaker:
         if unread:
             why = "there is no chat template" if self._template is None else "the chat template has no such variable"
             raise UserError(f"--template-option {unread[0]}: {why}; leave it out")
-        self._recipe: Recipe | None = None
 
     @property
     def has_template(self) -> bool:
         return self._template is not None
-
-    def turn_to(self, recipe: Recipe) -> float:
-        started = perf_counter()
-        if recipe != self._recipe:
-            self._recipe = None
-            self._stack.close()
-            self._stack.enter_context(self._backend.apply(recipe))
-            self._recipe = recipe
-        return perf_counter() - started
 
     def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
         kept, prompt = list(turns), self._tokens(turns)
@@ -155,25 +163,13 @@ class LocalSpeaker:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-class ServerSpeaker:
+class ServerSpeaker(_Turning):
     """Merges that a server makes, read by its own chat template where it has one; whole answers."""
 
     def __init__(self, backend: Any, stack: ExitStack, options: Mapping[str, Any]) -> None:
-        self._backend = backend
-        self._stack = stack
-        self._recipe: Recipe | None = None
-        self._model: Any = None
+        super().__init__(backend, stack)
         self._options = json.dumps(options)
         self.has_template = _reads_conversations(backend.reader)
-
-    def turn_to(self, recipe: Recipe) -> float:
-        started = perf_counter()
-        if recipe != self._recipe:
-            self._recipe = None
-            self._stack.close()
-            self._model = self._stack.enter_context(self._backend.apply(recipe))
-            self._recipe = recipe
-        return perf_counter() - started
 
     def answer(self, turns: Turns, sampling: Sampling, show: Show) -> tuple[Answer, str]:
         started = perf_counter()
@@ -181,7 +177,7 @@ class ServerSpeaker:
         request = GenerationRequest(
             prompt, sampling.max_new_tokens, temperature=sampling.temperature, seed=secrets.randbits(31)
         )
-        (said,) = self._model.generate([request])
+        (said,) = self._applied.generate([request])
         show(f"(no answer: {said.unanswered})" if said.unanswered else said.text)
         note = "the server reads no more at once: the beginning was left out" if said.shortened else ""
         return Answer(said.text, said.tokens, perf_counter() - started, said.finish), note

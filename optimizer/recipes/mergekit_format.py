@@ -137,7 +137,9 @@ def _parameters(recipe: Mergeable, method: MergeMethod, expert: str | None, bloc
 def load(config: str | Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of a ``Recipe`` that says what a mergekit configuration says."""
     content = parse(config)
-    method = METHODS[_required(content, "merge_method")]
+    if "merge_method" not in content:
+        raise UserError("mergekit configuration: the key 'merge_method' is missing")
+    method = METHODS[content["merge_method"]]
     reader = _Reader(method, names)
     base = content.get("base_model")
     if content.get("slices"):
@@ -186,12 +188,6 @@ def _refuse_repeated(entries: Any) -> None:
     repeated = repeated_models(str(entry["model"]) for entry in entries)
     if repeated:
         raise UserError(f"mergekit configuration: {repeated[0]}")
-
-
-def _required(content: Mapping[str, Any], key: str) -> Any:
-    if key not in content:
-        raise UserError(f"mergekit configuration: the key {key!r} is missing")
-    return content[key]
 
 
 class _Reader:

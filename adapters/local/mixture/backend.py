@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -144,11 +143,8 @@ class MixtureMerge:
         self.seconds = time.perf_counter() - started
         return self._backend.live
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None:
+    def __exit__(self, *_: object) -> None:
         self._backend._lock.release()
-        return None
 
 
 def read_texts(prompts: Path, label: str) -> list[str]:

@@ -34,7 +34,7 @@ from mergefront.adapters.remote.scales import lora_scales
 from mergefront.adapters.remote.server_backend import AppliedOnServer, Connected
 from mergefront.adapters.remote.settings import VllmSection
 from mergefront.adapters.remote.tokenizer import ServerTokenizer
-from mergefront.adapters.remote.vllm.wire import VllmWire
+from mergefront.adapters.remote.vllm.wire import VllmWire, check_room
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.thoughts import answer_of
 from mergefront.adapters.tokenization import Tokenization
@@ -277,7 +277,7 @@ class VllmModel:
         return self._wire.client.run(all_of(self._score(context, tokens) for context, tokens in pairs))
 
     async def _score(self, context: tuple[int, ...], tokens: tuple[int, ...]) -> LogLikelihood:
-        self._check_room(len(tokens))
+        check_room(self._context, len(tokens))
         known = context[-(self._context - len(tokens)) :]
         steps = await all_of(
             self._wire.force(self._name, known + tokens[:place], token, self._state)
@@ -292,17 +292,9 @@ class VllmModel:
         return self._wire.client.run(all_of(work))
 
     async def _continue(self, tokens: tuple[int, ...], request: GenerationRequest) -> Generation:
-        self._check_room(request.most_tokens)
+        check_room(self._context, request.most_tokens)
         known = tokens[-(self._context - request.most_tokens) :]
         stop = request.stop if request.thinking is None else ()
         answer = await self._wire.generate(self._name, known, request.most_tokens, stop, self._state, drawing(request))
         said = replace(answer, shortened=len(known) < len(tokens))
         return answer_of(said, request, is_open=self._tokenization.opens_thoughts(request))
-
-    def _check_room(self, more: int) -> None:
-        if more >= self._context:
-            raise EvaluationError(
-                f"{more} tokens are to follow the prompt, but the server reads {self._context} in all; start it with a "
-                "larger --max-model-len",
-                kind="too long",
-            )

@@ -16,7 +16,6 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
-from types import TracebackType
 from typing import Any, TypeVar
 
 from mergefront.adapters.chat_templates import TemplateReader
@@ -33,7 +32,7 @@ from mergefront.adapters.remote.settings import MERGE_WORKER, VllmEngineSection
 from mergefront.adapters.remote.vllm.canary import Step, exchange
 from mergefront.adapters.remote.vllm.process import VllmInstallation, VllmProcess
 from mergefront.adapters.remote.vllm.ways import ByReload, FromFile, InWorkers, Pairs, Way, raise_first
-from mergefront.adapters.remote.vllm.wire import VllmWire
+from mergefront.adapters.remote.vllm.wire import VllmWire, check_room
 from mergefront.adapters.tokenization import Tokenization
 from mergefront.optimizer.errors import EvaluationError, SearchStoppedError, UserError
 from mergefront.optimizer.recipes.recipe import Recipe
@@ -357,7 +356,7 @@ class VllmMerges:
         return LogLikelihood(logprob, len(tokens), is_greedy, shortened=len(text) - 1 > longest)
 
     async def _written(self, prompt: Sequence[int], request: GenerationRequest) -> Generation:
-        self._check_room(request.most_tokens)
+        check_room(self._context, request.most_tokens)
         known = prompt[-(self._context - request.most_tokens) :]
         more = dict(drawing(request))
         if request.stop and request.thinking is None:
@@ -371,14 +370,6 @@ class VllmMerges:
             state.append(token)
         said = state.generation()
         return replace(said, shortened=len(known) < len(prompt))
-
-    def _check_room(self, more: int) -> None:
-        if more >= self._context:
-            raise EvaluationError(
-                f"{more} tokens are to follow the prompt, but the server reads {self._context} in all; start it with a "
-                "larger --max-model-len",
-                kind="too long",
-            )
 
     def _ask(self, work: Coroutine[Any, Any, T]) -> T:
         assert self._client is not None
@@ -400,9 +391,7 @@ class VllmMerge:
         self.seconds, self.delta_l1 = time.perf_counter() - started, self._engine.delta_l1
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._engine.leave()
 
     def loglikelihood(self, requests: Sequence[ScoringRequest]) -> list[LogLikelihood]:

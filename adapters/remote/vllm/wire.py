@@ -243,6 +243,16 @@ class VllmWire:
         )
 
 
+def check_room(context: int, more: int) -> None:
+    """Raises ``EvaluationError`` where a server that reads ``context`` tokens has no room for a prompt before them."""
+    if more >= context:
+        raise EvaluationError(
+            f"{more} tokens are to follow the prompt, but the server reads {context} in all; start it with a larger "
+            "--max-model-len",
+            kind="too long",
+        )
+
+
 def _read_done(answer: Any) -> Reply[None]:
     if not isinstance(answer, str) or not answer.startswith("Success"):
         raise EvaluationError(f"the server did not take the LoRA: {str(answer)[:200]!r}", kind="lora")

@@ -60,8 +60,6 @@ class ClassifyTask(TextTask):
     splits: Splits = field(repr=False)
     examples: Mapping[str, Example] = field(repr=False)
     verb: Verb = "classify"
-    direction: Literal["maximize", "minimize"] = "maximize"
-    max_unanswered: float = 0.0
     remedy: ClassVar[str] = "a file 'report' or a 'report_fraction' above 0"
 
     @property

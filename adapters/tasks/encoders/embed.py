@@ -18,18 +18,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from mergefront.adapters.language_model import LanguageModel, Verb, text_model
+from mergefront.adapters.language_model import LanguageModel, text_model
 from mergefront.adapters.tasks.encoders.rows import content_hash, number_of, read_rows, text_of
 from mergefront.adapters.tasks.encoders.text_task import TextTask
 from mergefront.adapters.tasks.encoders.whole_scores import ndcg, spearman_items
 from mergefront.adapters.tasks.items import Item
-from mergefront.adapters.tasks.options import (
-    DEFAULT_REPORT_FRACTION,
-    Count,
-    Fraction,
-    ItemOptions,
-    PathText,
-)
+from mergefront.adapters.tasks.options import DEFAULT_REPORT_FRACTION, Count, Fraction, ItemOptions, PathText
 from mergefront.adapters.tasks.task import Splits, limited, split_items
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.scores.evaluation import ItemScores
@@ -69,9 +63,6 @@ class RetrievalTask(TextTask):
     queries: Mapping[str, str] = field(repr=False)
     corpus: Mapping[str, str] = field(repr=False)
     relevant: Mapping[str, Mapping[str, float]] = field(repr=False)
-    verb: Verb = "embed"
-    direction: Literal["maximize", "minimize"] = "maximize"
-    max_unanswered: float = 0.0
     whole: str = ""
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:
@@ -98,9 +89,6 @@ class SimilarityTask(TextTask):
     name: str
     splits: Splits = field(repr=False)
     pairs: Mapping[str, tuple[str, str, float]] = field(repr=False)
-    verb: Verb = "embed"
-    direction: Literal["maximize", "minimize"] = "maximize"
-    max_unanswered: float = 0.0
     whole: str = "spearman is a score of all pairs together"
 
     def score(self, model: LanguageModel, items: Sequence[Item]) -> ItemScores:

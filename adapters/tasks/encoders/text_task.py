@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from mergefront.adapters.language_model import Verb
 from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Splits, items_of
@@ -15,6 +16,9 @@ class TextTask:
 
     name: str
     splits: Splits
+    verb: Verb = "embed"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    max_unanswered = 0.0
     remedy: ClassVar[str] = "a 'report_fraction' above 0"
 
     def items(self, split: str) -> Sequence[Item]:

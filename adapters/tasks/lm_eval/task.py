@@ -21,21 +21,9 @@ from mergefront.adapters.tasks.items import Item
 from mergefront.adapters.tasks.lm_eval.generation import longest_answer, merged_settings, not_greedy, stop_strings
 from mergefront.adapters.tasks.lm_eval.group import GroupMeasure, group_measure
 from mergefront.adapters.tasks.lm_eval.loading import Loaded, load, loaded
-from mergefront.adapters.tasks.lm_eval.member import (
-    Direction,
-    Member,
-    Prompting,
-    chosen_measure,
-    listed_measures,
-)
+from mergefront.adapters.tasks.lm_eval.member import Direction, Member, Prompting, chosen_measure, listed_measures
 from mergefront.adapters.tasks.lm_eval.splits import MemberSplits, equal_tasks
-from mergefront.adapters.tasks.options import (
-    DEFAULT_MAX_UNANSWERED,
-    FileBySplit,
-    PathText,
-    SplitOptions,
-    Text,
-)
+from mergefront.adapters.tasks.options import DEFAULT_MAX_UNANSWERED, FileBySplit, PathText, SplitOptions, Text
 from mergefront.adapters.tasks.questions import Question
 from mergefront.adapters.tasks.task import Splits, items_of, limited
 from mergefront.optimizer.errors import EvaluationError, UserError

@@ -15,9 +15,7 @@ from mergefront.adapters.remote.judge import judge_options, judge_problems, try_
 from mergefront.adapters.remote.settings import BackendSection
 from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.adapters.tasks.prompt_findings import Reader
-from mergefront.adapters.tasks.task_types import (
-    build_task,
-)
+from mergefront.adapters.tasks.task_types import build_task
 from mergefront.optimizer.errors import did_you_mean
 from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
@@ -26,10 +24,7 @@ from mergefront.storage.database import Database
 from mergefront.storage.responses import DatabaseResponses
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.prompts import show_prompts
-from mergefront.study.study_file import (
-    LocalBackendSection,
-    StudyFile,
-)
+from mergefront.study.study_file import LocalBackendSection, StudyFile
 
 
 def check_external(found: Findings) -> dict[str, int] | None:

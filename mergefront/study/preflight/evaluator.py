@@ -9,18 +9,12 @@ from mergefront.adapters.checkpoints.dtypes import main_dtype
 from mergefront.adapters.checkpoints.header import read_header
 from mergefront.adapters.remote.backend_types import models_read_here
 from mergefront.adapters.remote.settings import BackendSection, split_settings
-from mergefront.adapters.tasks.task_types import (
-    hub_references,
-    resolved_task,
-)
+from mergefront.adapters.tasks.task_types import hub_references, resolved_task
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.study.content import data_paths, fingerprints
 from mergefront.study.definition import EvaluatorDefinition
 from mergefront.study.preflight.findings import Findings
-from mergefront.study.study_file import (
-    ExternalBackendSection,
-    FunctionBackendSection,
-)
+from mergefront.study.study_file import ExternalBackendSection, FunctionBackendSection
 
 
 def evaluator_definition(found: Findings, space: MergeSpace) -> tuple[EvaluatorDefinition, dict[str, Any]]:

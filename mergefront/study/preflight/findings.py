@@ -13,9 +13,7 @@ from mergefront.adapters.hub.places import Preview
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes.stacks import Modalities
-from mergefront.study.study_file import (
-    StudyFile,
-)
+from mergefront.study.study_file import StudyFile
 
 
 @dataclass

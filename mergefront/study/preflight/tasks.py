@@ -13,20 +13,12 @@ from mergefront.adapters.local.reading.findings import described, labels_of, poo
 from mergefront.adapters.remote.settings import BackendSection
 from mergefront.adapters.tasks.encoders.classify import ClassifyTask
 from mergefront.adapters.tasks.task import Task
-from mergefront.adapters.tasks.task_types import (
-    hub_references,
-    idle_options_of,
-    read_task,
-    resolved_task,
-)
+from mergefront.adapters.tasks.task_types import hub_references, idle_options_of, read_task, resolved_task
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.racing.race import FEWEST_TO_RACE
 from mergefront.study.preflight.findings import Findings
 from mergefront.study.preflight.prompts import items_of, show_prompts
-from mergefront.study.study_file import (
-    LocalBackendSection,
-    StudyFile,
-)
+from mergefront.study.study_file import LocalBackendSection, StudyFile
 
 
 def check_tasks(found: Findings) -> dict[str, str]:
