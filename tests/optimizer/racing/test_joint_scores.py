@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mergefront.optimizer.racing.joint_scores import joint_estimates
+from mergefront.optimizer.racing.joint_scores import JointModel, joint_estimates
 
 
 def merge_margins(items: int, seed: int, count: int = 12) -> np.ndarray:
@@ -236,6 +236,35 @@ def test_who_answered_the_same_items_as_its_like_knows_nothing_of_the_others() -
         errors += [one.mean - row.mean() for one, row in zip(found, truth, strict=True)]
         stated += [one.unasked_error for one in found]
     assert np.mean(np.abs(errors) <= 2 * np.array(stated)) >= 0.93
+
+
+def test_the_more_items_nobody_answered_the_less_is_known_of_the_sum() -> None:
+    """A task of thousands of items, of which a race has asked a few: their sum is the score's error."""
+    scores = raced(merge_margins(120, 0, 30), 16, 0)
+    sums = []
+    for more in (0, 20, 60, 200):
+        model = JointModel.of(scores, None, 120 + more)
+        assert model is not None
+        sums.append([one.unasked_error * (120 + more) for one in model.estimates])
+    assert (np.diff(sums, axis=0) > 0.0).all()
+
+
+@pytest.mark.parametrize("with_margins", [True, False])
+def test_a_later_candidate_is_as_unsure_of_what_nobody_answered_as_its_twin_that_was_fitted(with_margins: bool) -> None:
+    """It predicts from the others' means, which are as unsure: a race would keep or drop it by a wrong error."""
+    ratios = []
+    for seed in range(12):
+        margins = copies(60, seed, 40)
+        asked = np.random.default_rng(seed).permutation(60)[:16]
+        seen = np.full(margins.shape, np.nan)
+        seen[:, asked] = margins[:, asked]
+        scores = np.where(np.isnan(seen), np.nan, seen > 0)
+        model = JointModel.of(scores, seen if with_margins else None, 60)
+        assert model is not None
+        for row in range(0, 40, 7):
+            later = model.read(asked, scores[row, asked], seen[row, asked] if with_margins else None)
+            ratios.append(later.unasked_error / model.estimates[row].unasked_error)
+    assert 0.85 < np.mean(ratios) < 1.2
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -141,3 +141,11 @@ def test_a_task_that_lost_items_is_estimated_on_those_that_were_answered() -> No
     task = standings_of({"a": 1.0, "b": 0.0, "c": 1.0})
     (found,) = task.estimates(2)
     assert found is not None and found.mean == 2 / 3 and found.unasked_error == 0.0
+
+
+def test_scores_on_some_items_are_those_of_these_items() -> None:
+    """A race compares a candidate with its rivals on the items that it has answered."""
+    task = standings_of({"a": 1.0, "b": 0.25, "c": 0.5}, {"c": 0.75, "d": 0.0})
+    found = task.scores(task.columns(["c", "b"]))
+    np.testing.assert_array_equal(found, [[0.5, 0.25], [0.75, np.nan]])
+    np.testing.assert_array_equal(task.scores(task.columns(["d", "a"]), [1]), [[0.0, np.nan]])
