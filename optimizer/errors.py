@@ -12,7 +12,7 @@ The command line prints a ``MergefrontError`` as one message and never as a trac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -68,3 +68,8 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     if near:
         return f"(did you mean {near[0]!r}?)"
     return f"(known: {', '.join(known)})"
+
+
+def unsupported_keys(given: Iterable[object], known: Collection[str]) -> list[str]:
+    """A line for each key that is ``given`` and not ``known``."""
+    return [f"the key {key!r} is not supported {did_you_mean(key, known)}" for key in given if key not in known]

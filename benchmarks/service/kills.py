@@ -30,7 +30,7 @@ import yaml
 
 import mergefront as mf
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "adapters" / "remote" / "http"))
+sys.path[:0] = [str(Path(__file__).parents[2] / "tests" / place) for place in ("support", "adapters/remote/http")]
 
 SCORER = """
 import os, time
@@ -105,26 +105,15 @@ def write_study(folder: Path, kind: str, url: str | None) -> None:
 
 def write_weights(folder: Path) -> None:
     """A tiny Llama and two perturbed copies of it."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from small_tokenizer import make_tokenizer
+    from tiny_models import TINY_MODELS, move
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    sentences = [f"Capital of {country} {city}" for country, city in COUNTRIES.items()]
-    bpe.train_from_iterator(sentences, trainers.BpeTrainer(vocab_size=120, special_tokens=["<end>"]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>")
-    torch.manual_seed(0)
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **size))
-    for name in ("base", "a", "b"):
-        if name != "base":
-            with torch.no_grad():
-                for tensor in model.parameters():
-                    tensor.add_(0.05 * torch.randn_like(tensor))
+    model = TINY_MODELS["llama"].make()
+    for seed, name in enumerate(("base", "a", "b")):
+        if seed:
+            move(model, seed)
         model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
 
 
 @contextmanager

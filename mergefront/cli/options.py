@@ -83,6 +83,11 @@ log_to_option = click.option(
 )
 
 
+def numbers_option(name: str, metavar: str, help: str) -> Callable[[Command], Command]:
+    """An option such as ``--prefer maths=0.7,french=0.3``."""
+    return click.option(name, metavar=metavar, callback=named_numbers, help=help)
+
+
 def choice_options(command: Command) -> Command:
     """``--trial``, ``--suggested``, ``--knee``, ``--start-point`` and ``--prefer``: a merge of a study, passed as
     ``choice``."""
@@ -101,12 +106,7 @@ def choice_options(command: Command) -> Command:
         return command(choice=Choice(trial, suggested, knee, prefer, start_point), **others)
 
     for option in (
-        click.option(
-            "--prefer",
-            metavar="NAME=WEIGHT,...",
-            callback=named_numbers,
-            help="The front member for these weights of the objectives.",
-        ),
+        numbers_option("--prefer", "NAME=WEIGHT,...", "The front member for these weights of the objectives."),
         click.option("--start-point", metavar="NAME", help="What a search began with, such as aligned."),
         click.option(
             "--knee",

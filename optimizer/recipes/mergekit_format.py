@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.errors import UserError, did_you_mean, unsupported_keys
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, knots_of
 from mergefront.optimizer.recipes.mergekit_structure import (
     IGNORED_PARAMETERS,
@@ -29,22 +29,9 @@ OF_MERGEKIT = frozenset(
 )  # fmt: skip
 """The methods that mergekit 0.1.5 has."""
 _KNOWN_KEYS = (
-    "merge_method",
-    "base_model",
-    "models",
-    "slices",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "name",
-    "chat_template",
-    "recipe",
-    "compat",
-    "tokenizer",
-    "scope",
-    "carry",
-)
+    "merge_method", "base_model", "models", "slices", "parameters", "dtype", "out_dtype", "tokenizer_source", "name",
+    "chat_template", "recipe", "compat", "tokenizer", "scope", "carry",
+)  # fmt: skip
 _RESCALE_SWITCH = {"l1": True, "none": False}
 _PER_ENTRY_KEYS = ("model", "parameters", "layer_range")
 
@@ -175,11 +162,8 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         config = load_yaml(config, "mergekit configuration")
     if not isinstance(config, Mapping):
         raise UserError("mergekit configuration: it must be a mapping with 'merge_method' and 'models'")
-    for key in config:
-        if key not in _KNOWN_KEYS:
-            raise UserError(
-                f"mergekit configuration: the key {key!r} is not supported {did_you_mean(str(key), _KNOWN_KEYS)}"
-            )
+    for line in unsupported_keys(config, _KNOWN_KEYS):
+        raise UserError(f"mergekit configuration: {line}")
     check_structure(config)
     return config
 

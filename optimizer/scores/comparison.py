@@ -130,7 +130,7 @@ def _two_sided(ratio: float, degrees_of_freedom: float) -> float:
 
 
 def mean_interval(scores: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the mean of item scores.
+    """Confidence interval of the mean of item scores; scipy.stats has them too, and takes a second to import.
 
     Wilson's (1927) for items that are right or wrong, which stays inside [0, 1] and has a width when all
     agree; Student's otherwise. Raises ``ValueError`` for no items.

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class _StudyView:
-    """Everything but the trials (``_get_trials``) is the study itself."""
+    """Everything but the trials (``_seen``) is the study itself."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -30,6 +30,11 @@ class _StudyView:
     def _get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
+        found = [trial for trial in self._seen() if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def _seen(self) -> list[FrozenTrial]:
+        """All trials that there are to be seen."""
         raise NotImplementedError
 
 
@@ -40,14 +45,11 @@ class _RestatedStudy(_StudyView):
         super().__init__(study)
         self._shown = shown
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
+    def _seen(self) -> list[FrozenTrial]:
         # Optuna's cache is refreshed by study.ask(), which the search loop goes round: a sampler that reads trials
         # from it (TPE) would see those of the first proposal for ever.
-        trials = self._study._get_trials(deepcopy=deepcopy, use_cache=False)
-        seen = [shown for trial in trials if (shown := self._shown(trial)) is not None]
-        return [trial for trial in seen if states is None or trial.state in states]
+        trials = self._study._get_trials(deepcopy=False, use_cache=False)
+        return [shown for trial in trials if (shown := self._shown(trial)) is not None]
 
 
 def study_view(study: Study, shown: Callable[[FrozenTrial], FrozenTrial | None]) -> Study:
@@ -71,11 +73,8 @@ class StudyAtOneMoment(_StudyView):
         self.attributes: dict[str, Any] = {}
         self._storage = _KeptBack(study._storage, trial._trial_id, self.attributes)
 
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        found = [trial for trial in self._read if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
+    def _seen(self) -> list[FrozenTrial]:
+        return self._read
 
 
 class _KeptBack:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
-from mergefront.optimizer.errors import UserError, did_you_mean
+from mergefront.optimizer.errors import UserError, did_you_mean, unsupported_keys
 from mergefront.optimizer.recipes.mergekit_structure import (
     IGNORED_PARAMETERS,
     check_structure,
@@ -90,11 +90,7 @@ class MergekitConfig:
 
 def read_config(content: Mapping[str, Any]) -> MergekitConfig:
     """Check a configuration; everything that is wrong or unsupported is named in one ``UserError``."""
-    problems = [
-        f"the key {key!r} is not supported {did_you_mean(str(key), _SUPPORTED)}"
-        for key in content
-        if key not in _SUPPORTED
-    ]
+    problems = unsupported_keys(content, _SUPPORTED)
     if "merge_method" not in content:
         raise UserError("mergekit configuration: the key 'merge_method' is missing")
     check_structure(content)
@@ -163,10 +159,7 @@ def _from_models(models: Any, base: str | None, problems: list[str]) -> OutputSl
         if not isinstance(entry, Mapping) or "model" not in entry:
             problems.append(f"models: {entry!r} must be a mapping with the key 'model'")
             continue
-        problems.extend(
-            f"models: the key {key!r} is not supported {did_you_mean(str(key), ('model', 'parameters'))}"
-            for key in entry if key not in ("model", "parameters")
-        )  # fmt: skip
+        problems.extend(f"models: {line}" for line in unsupported_keys(entry, ("model", "parameters")))
         sources.append(SourceSlice(str(entry["model"]), None, entry.get("parameters") or {}))
     if not sources:
         problems.append("models: at least one model is needed")
@@ -181,11 +174,7 @@ def _read_slice(made: Any, number: int, base: str | None, problems: list[str]) -
     if not isinstance(made, Mapping) or not made.get("sources"):
         problems.append(f"slice {number}: it must be a mapping with 'sources'")
         return OutputSlice((), {}, base)
-    problems.extend(
-        f"slice {number}: the key {key!r} is not supported {did_you_mean(str(key), known)}"
-        for key in made
-        if key not in known
-    )
+    problems.extend(f"slice {number}: {line}" for line in unsupported_keys(made, known))
     sources = []
     for source in made["sources"]:
         layers = source.get("layer_range")

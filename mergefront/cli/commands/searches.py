@@ -15,7 +15,7 @@ from mergefront.cli.options import (
     json_option,
     launcher_options,
     log_to_option,
-    named_numbers,
+    numbers_option,
     print_json,
     root_option,
     storage_option,
@@ -193,12 +193,7 @@ def resume(
 @root_option
 @click.option("--trials", metavar="N,N,...", callback=whole_numbers, help="Only these members of the front.")
 @click.option("--distinct", is_flag=True, help="Only members that are better than each other one beyond noise.")
-@click.option(
-    "--prefer",
-    metavar="NAME=WEIGHT,...",
-    callback=named_numbers,
-    help="Only the member for these weights of the objectives.",
-)
+@numbers_option("--prefer", "NAME=WEIGHT,...", "Only the member for these weights of the objectives.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergefront.cli.logs import echo
-from mergefront.cli.options import json_option, named_numbers, print_json, storage_option, study_argument
+from mergefront.cli.options import json_option, numbers_option, print_json, storage_option, study_argument
 from mergefront.cli.session import shown_storage, storage_argument
 
 if TYPE_CHECKING:
@@ -154,18 +154,8 @@ def _mixtures(study: Study) -> dict[int, dict[str, float]]:
 )
 @click.option("--distinct", is_flag=True, help="Which merges are better than each other one in something beyond noise.")
 @click.option("--epsilon", type=float, metavar="E", help="The same, by more than E of the anchors' range.")
-@click.option(
-    "--prefer",
-    metavar="NAME=WEIGHT,...",
-    callback=named_numbers,
-    help="The member for these weights of the objectives.",
-)
-@click.option(
-    "--direction",
-    metavar="NAME=SHARE,...",
-    callback=named_numbers,
-    help="The member farthest from the worst values this way.",
-)
+@numbers_option("--prefer", "NAME=WEIGHT,...", "The member for these weights of the objectives.")
+@numbers_option("--direction", "NAME=SHARE,...", "The member farthest from the worst values this way.")
 @click.option("--mixture", is_flag=True, help="The weights as proportions of the experts' data, in percent.")
 def front(
     name: str,
