@@ -368,13 +368,13 @@ class _Weights:
 def _weights(
     base: str | PathLike[str],
     experts: Mapping[str, str | PathLike[str]],
-    device: str,
-    device_map: DeviceMap,
-    dtype: str,
-    compute: str,
-    tokenizer_source: str | Mapping[str, Any] | None,
-    scope: str | None,
-    carry: Mapping[str, str] | None,
+    device: str = "auto",
+    device_map: DeviceMap = None,
+    dtype: str = "auto",
+    compute: str = "auto",
+    tokenizer_source: str | Mapping[str, Any] | None = None,
+    scope: str | None = None,
+    carry: Mapping[str, str] | None = None,
 ) -> _Weights:
     """See ``LocalBackend.from_checkpoints``; nothing but headers is read."""
     import torch
@@ -395,28 +395,22 @@ def planned_pool(
     base: str | PathLike[str],
     experts: Mapping[str, str | PathLike[str]],
     *,
-    device: str = "auto",
-    device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
-    dtype: str = "auto",
-    compute: str = "auto",
     compat_mergekit: bool = False,
     task_vectors: TaskVectorForm = "exact",
     allow: Collection[str] = (),
-    tokenizer_source: str | Mapping[str, Any] | None = None,
-    scope: str | None = None,
-    carry: Mapping[str, str] | None = None,
     for_text: bool = True,
     headless: bool = False,
+    **told: Any,
 ) -> tuple[TensorPool, dict[str, int]]:
     """The pool of ``LocalBackend.from_checkpoints`` before anything is loaded, and the bytes of the live model by
-    device, and under ``disk``."""
+    device, and under ``disk``. ``told`` are the options of ``_weights``."""
     from mergefront.adapters.local.loading import live_bytes
     from mergefront.adapters.merging.offload.memory import free_memory
     from mergefront.adapters.merging.offload.placement import device_name, memory_limits
     from mergefront.adapters.merging.tensor_pool import TensorPool
 
-    weights = _weights(base, experts, device, device_map, dtype, compute, tokenizer_source, scope, carry)
+    weights = _weights(base, experts, **told)
     models, used = weights.aligned.models, weights.devices
     stored = {name: info.shape for name, info in models[_BASE].header.tensors.items()}
     spread = weights.spread(max_memory)
@@ -432,17 +426,7 @@ def planned_pool(
         limits[name] = max(0, limits[name] - taken) if name in limits else max(0, free_memory(where) - taken) // 2
     of_experts = {expert: models[expert] for expert in experts}
     pool = TensorPool(
-        models[_BASE],
-        of_experts,
-        used.main,
-        None,
-        "auto",
-        False,
-        task_vectors,
-        allow,
-        compat_mergekit,
-        limits,
-        devices,
+        models[_BASE], of_experts, used.main, None, "auto", False, task_vectors, allow, compat_mergekit, limits, devices
     )
     return pool, live
 

@@ -29,23 +29,9 @@ from mergefront.adapters.language_model import GenerationRequest, ScoringRequest
 from mergefront.adapters.local.model import HuggingFaceModel
 
 WORDS = (
-    "river",
-    "stone",
-    "garden",
-    "engine",
-    "window",
-    "paper",
-    "silver",
-    "morning",
-    "letter",
-    "bridge",
-    "forest",
-    "winter",
-    "candle",
-    "market",
-    "harbour",
-    "copper",
-)
+    "river", "stone", "garden", "engine", "window", "paper", "silver", "morning", "letter", "bridge", "forest",
+    "winter", "candle", "market", "harbour", "copper",
+)  # fmt: skip
 BATCHES = (1, 16)
 MOST_TOKENS = 32
 
@@ -125,21 +111,13 @@ def _calls(
     """What is timed, by name."""
     if generate:
         requests = [GenerationRequest(text, MOST_TOKENS, ("\n",)) for text, _ in asked]
-        own = partial(ours.generate, requests)
-        others = {size: partial(_generate, model, asked) for size, model in theirs.items()}
+        own, instances = partial(ours.generate, requests), _generations(asked)
+        others = {size: partial(model.generate_until, instances, disable_tqdm=True) for size, model in theirs.items()}
     else:
         scoring = [ScoringRequest(text, one) for text, several in asked for one in several]
-        own = partial(ours.loglikelihood, scoring)
-        others = {size: partial(_score, model, asked) for size, model in theirs.items()}
+        own, instances = partial(ours.loglikelihood, scoring), _choices(asked)
+        others = {size: partial(model.loglikelihood, instances, disable_tqdm=True) for size, model in theirs.items()}
     return {"ours": own, **{f"harness, batch {size}": call for size, call in others.items()}}
-
-
-def _score(model: HFLM, asked: list[tuple[str, list[str]]]) -> Any:
-    return model.loglikelihood(_choices(asked), disable_tqdm=True)
-
-
-def _generate(model: HFLM, asked: list[tuple[str, list[str]]]) -> Any:
-    return model.generate_until(_generations(asked), disable_tqdm=True)
 
 
 def _choices(asked: list[tuple[str, list[str]]]) -> list[Instance]:

@@ -32,9 +32,6 @@ class ConnectionLimits:
     in_all: int = 256
 
 
-DEFAULT_LIMITS = ConnectionLimits()
-
-
 class BoundedConfig(uvicorn.Config):
     """uvicorn's settings, with connections bounded by ``limits``."""
 

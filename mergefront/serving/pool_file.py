@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ def read_pool_file(path: Path) -> PoolFile:
         raise StudyFileError(str(path), list(map(str, problems_of(error, PoolFile, content)))) from None
 
 
-def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os.environ) -> MergeService:
+def load_service(file: PoolFile, root: Path) -> MergeService:
     """Load the pool's models and open its state; raises ``UserError`` before anything heavy is loaded where it can."""
     from mergefront.adapters.checkpoints.compatibility import compare_models, unknown_keys
     from mergefront.adapters.checkpoints.header import read_header
@@ -37,7 +36,7 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     from mergefront.serving.merges.service import MergeService
     from mergefront.serving.merges.state import ServiceState
 
-    tokens = Tokens({name: _token(name, client, root, environment) for name, client in file.clients.items()})
+    tokens = Tokens({name: _token(name, client, root) for name, client in file.clients.items()})
     tokens.check_host(file.host, "declare clients with tokens under clients")
     places = ModelPlaces(root)
     base = read_header(places.folder(file.base_model))
@@ -58,9 +57,9 @@ def load_service(file: PoolFile, root: Path, environment: Mapping[str, str] = os
     return MergeService(file, pool, state, tokens)
 
 
-def _token(name: str, client: ClientSection, root: Path, environment: Mapping[str, str]) -> str:
+def _token(name: str, client: ClientSection, root: Path) -> str:
     if client.token_file is not None:
         return token_in_file(root / client.token_file, f"clients.{name}.token_file")
     variable = str(client.token_env)
     source = f"clients.{name}: the environment variable {variable}"
-    return checked_token(environment.get(variable, ""), source)
+    return checked_token(os.environ.get(variable, ""), source)

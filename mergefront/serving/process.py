@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from mergefront.optimizer.errors import UserError
-from mergefront.serving.connections import DEFAULT_LIMITS, BoundedConfig, ConnectionLimits
+from mergefront.serving.connections import BoundedConfig, ConnectionLimits
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -38,20 +38,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 def run_application(
-    app: FastAPI,
-    bound: socket.socket,
-    ready: Callable[[str], None],
-    *,
-    closing: Callable[[], None],
-    limits: ConnectionLimits = DEFAULT_LIMITS,
+    app: FastAPI, bound: socket.socket, ready: Callable[[str], None], *, closing: Callable[[], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT: ``ready`` gets the URL, ``closing`` is called when the end begins, and what
-    runs then is answered. ``limits`` bound the connections of strangers and of slow clients."""
+    runs then is answered. Connections of strangers and of slow clients are bounded."""
     host, port = bound.getsockname()[:2]
     _raise_open_files()
     config = BoundedConfig(
         app,
-        limits,
+        ConnectionLimits(),
         log_config=None,
         access_log=False,
         server_header=False,

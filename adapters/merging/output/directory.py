@@ -31,17 +31,15 @@ def merge_to_directory(
     *,
     device: str = "cpu",
     shard_bytes: int = SHARD_BYTES,
-    names: Mapping[str, str] | None = None,
     allow: Collection[str] = (),
 ) -> Path:
     """Merge as a mergekit configuration says and write a Hugging Face folder; returns the folder.
 
     ``config`` is a path to YAML or its content. Paths of models are relative to ``root`` (default: the
-    configuration's folder, or the working directory). ``names`` maps references of experts to the names
-    that random masks are drawn by (default: the folders' names). ``allow`` names what may differ between the models
-    (see ``compare_models``). Tensors stream: memory holds one tensor of every model. Nothing is left under ``out``
-    when the merge fails. Raises ``UserError`` for everything
-    that is wrong or not supported, before anything is written.
+    configuration's folder, or the working directory). Random masks are drawn by the names of the experts' folders.
+    ``allow`` names what may differ between the models (see ``compare_models``). Tensors stream: memory holds one
+    tensor of every model. Nothing is left under ``out`` when the merge fails. Raises ``UserError`` for everything that
+    is wrong or not supported, before anything is written.
     """
     out = Path(out)
     content, folder = _content(config)
@@ -49,7 +47,7 @@ def merge_to_directory(
     if "recipe" in content:
         plan = plan_written(content, start, allow)
     else:
-        plan = plan_config(read_config(content), start, names or {}, allow)
+        plan = plan_config(read_config(content), start, allow)
     with complete_folder(out) as partial:
         write_merge(plan, partial, device=device, shard_bytes=shard_bytes)
         (partial / "mergekit_config.yml").write_text(_yaml(content), encoding="utf-8")

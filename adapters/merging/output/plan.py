@@ -184,18 +184,17 @@ def _plan_by_name(
     )
 
 
-def plan_config(config: MergekitConfig, root: Path, names: Mapping[str, str], allow: Collection[str] = ()) -> MergePlan:
+def plan_config(config: MergekitConfig, root: Path, allow: Collection[str] = ()) -> MergePlan:
     """The plan of a mergekit configuration, whose relative paths start from ``root``.
 
-    ``names`` maps references to the names that random masks are drawn by. Raises ``UserError`` with everything that
-    does not fit, is not there or is not said.
+    Raises ``UserError`` with everything that does not fit, is not there or is not said.
     """
     found = {text: _open(text, root) for text in config.models}
     opened, composition, aligned = _aligned(found, config.tokenizer, config.modalities)
     reference = opened[config.models[0]]
     sliced = any(source.layers is not None for made in config.slices for source in made.sources)
     notes = _compared(reference, opened.values(), allow, sliced=sliced, has_base=config.base_model is not None)
-    chosen = [_models_of(config, made, opened, names) for made in config.slices]
+    chosen = [_models_of(config, made, opened) for made in config.slices]
     if sliced:
         every = _places_of_slices(config.slices, reference, chosen)
         depth = len(text_stack(reference.header)[1])
@@ -291,12 +290,10 @@ def _compared(
     return notes
 
 
-def _models_of(
-    config: MergekitConfig, made: OutputSlice, opened: Mapping[str, Model], names: Mapping[str, str]
-) -> dict[str, Model]:
+def _models_of(config: MergekitConfig, made: OutputSlice, opened: Mapping[str, Model]) -> dict[str, Model]:
     """The models of a slice by the names that masks are drawn by, under ``BASE`` the one that is kept apart."""
     merged = merged_models(config, made)
-    short = [names.get(text, text.rstrip("/").rsplit("/", 1)[-1]) for text in merged]
+    short = [text.rstrip("/").rsplit("/", 1)[-1] for text in merged]
     models = {}
     if made.base_model is not None and (config.method.needs_base or config.method.optional_base):
         models[BASE] = opened[made.base_model]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,11 +25,10 @@ class Client:
 
 
 class Quotas:
-    """Books what clients use. ``now`` tells the time (UTC)."""
+    """Books what clients use; days are UTC's."""
 
-    def __init__(self, state: ServiceState, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, state: ServiceState) -> None:
         self._state = state
-        self._now = now
 
     def take(self, client: Client, items: int) -> str:
         """Book one message of ``items`` before it is worked on; returns the period: a day, or "ever".
@@ -38,7 +36,8 @@ class Quotas:
         Raises ``QuotaSpentError`` when it does not fit. Tokens are known afterwards, so that messages under
         way together may exceed that quota.
         """
-        period = f"{self._now():%Y-%m-%d}" if client.quota.per == "day" else "ever"
+        now = datetime.now(UTC)
+        period = f"{now:%Y-%m-%d}" if client.quota.per == "day" else "ever"
         used = self._state.used(client.name, period)
         quota = client.quota
         wanted = (
@@ -48,7 +47,6 @@ class Quotas:
         )
         for name, limit, after in wanted:
             if limit is not None and after > limit:
-                now = self._now()
                 wait = None if period == "ever" else 86400 - (now.hour * 3600 + now.minute * 60 + now.second)
                 when = "" if wait is None else "; it begins anew at midnight UTC"
                 raise QuotaSpentError(f"the quota of {limit} {name} is used up{when}", wait)
