@@ -98,7 +98,7 @@ AREAS = {
             f"{_MERGING}/test_properties.py",
             f"{_MERGING}/test_by_hand.py",
         ),
-        ("both_kernels", "optmerge_is_where"),
+        ("both_kernels", "optmerge_is_where", "streamed", "compressed_task", "lora_folders", "permuting"),
     ),
     "racing": Area(
         ("optimizer/racing/*.py",),
@@ -113,7 +113,13 @@ AREAS = {
     "mmmo": Area(
         ("optimizer/samplers/mmmo/*.py",),
         ("tests/optimizer/samplers/mmmo",),
-        ("hypervolume_grows", "new_process_continues", "search_on_botorch"),
+        (
+            "hypervolume_grows",
+            "new_process_continues",
+            "search_on_botorch",
+            "same_seed_gives",
+            "order_in_which_a_round",
+        ),
     ),
 }
 
@@ -138,6 +144,7 @@ class Mutant:
     nth: int
     """Of the mutants that read the same, because the line is in the file more than once."""
     source: str
+    original: str
 
     @property
     def name(self) -> str:
@@ -157,7 +164,7 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
             both = zip(original.splitlines(), changed.splitlines(), strict=False)
             before, after = next((one.strip(), other.strip()) for one, other in both if one != other)
             seen[before, after] += 1
-            yield Mutant(path, _extent(statement), before, after, seen[before, after], changed)
+            yield Mutant(path, _extent(statement), before, after, seen[before, after], changed, source)
 
 
 def _extent(statement: Any) -> tuple[int, int]:
@@ -202,6 +209,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Any]]:
             yield "value", ast.Constant(None)
 
 
+_BROKEN = 70
 _SETTINGS = ("-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 
 
@@ -214,9 +222,9 @@ def _codes(source: str | CodeType) -> Iterator[CodeType]:
             yield from _codes(held)
 
 
-def is_exchangeable(mutant: Mutant, original: str) -> bool:
+def is_exchangeable(mutant: Mutant) -> bool:
     """Whether only code of functions changes, not what runs as modules and classes are imported."""
-    both = zip(_codes(ast.unparse(ast.parse(original))), _codes(mutant.source), strict=True)
+    both = zip(_codes(ast.unparse(ast.parse(mutant.original))), _codes(mutant.source), strict=True)
     return all(_own(one) == _own(other) for one, other in both if not one.co_flags & inspect.CO_OPTIMIZED)
 
 
@@ -266,7 +274,7 @@ class Copy:
     def exchange(self, mutant: Mutant) -> None:
         """Gives the functions of a file that is imported the code of a mutant."""
         path = self.root / mutant.path
-        both = zip(_codes((ROOT / mutant.path).read_text()), _codes(mutant.source), strict=True)
+        both = zip(_codes(mutant.original), _codes(mutant.source), strict=True)
         new = {_place_of(code): changed for code, changed in both}
         for function in self._functions[os.path.realpath(path)]:
             function.__code__ = new[_place_of(function.__code__)]
@@ -277,10 +285,15 @@ class Copy:
         """Whether tests pass but slow ones, and the seconds of processor time that they took."""
         child = os.fork()
         if child == 0:
-            self._run(tests, plugin, slow, exchanged)  # never returns
+            try:
+                self._run(tests, plugin, slow, exchanged)  # never returns
+            finally:  # nor may an error of ours, which would tidy up what the parent needs
+                os._exit(_BROKEN)
         _, status, usage = os.wait4(child, 0)
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(status) == _BROKEN:
+            raise RuntimeError("a run of tests could not begin")
         return os.waitstatus_to_exitcode(status) == 0, usage.ru_utime + usage.ru_stime
 
     def _run(self, tests: Sequence[str], plugin: object, slow: Sequence[str], exchanged: Mutant | None) -> None:
@@ -413,7 +426,7 @@ def measure(area: Area, sample: Sequence[Mutant], place: Copy) -> Iterator[tuple
     Imports the code in this process after those that change what is imported.
     """
     tests = trace(area, sorted({mutant.path for mutant in sample}), place)
-    imported = [mutant for mutant in sample if not is_exchangeable(mutant, (ROOT / mutant.path).read_text())]
+    imported = [mutant for mutant in sample if not is_exchangeable(mutant)]
     for mutant in imported:
         yield mutant, *_verdict(mutant, tests, place, None)
     place.import_all(area.tests)
@@ -431,7 +444,7 @@ def _verdict(mutant: Mutant, tests: Tests, place: Copy, exchanged: Mutant | None
     path.write_text(mutant.source)  # for the processes that tests start
     files = [*dict.fromkeys(test.partition("::")[0] for test in chosen)]
     passed, seconds = place.run(files, Ordered(chosen, tests.seconds), exchanged=exchanged)
-    shutil.copy(ROOT / mutant.path, path)
+    path.write_text(mutant.original)
     return "survived" if passed else "killed", seconds
 
 
