@@ -2,9 +2,9 @@
 
 Starts llama.cpp's server on the pool, searches by Evo-Merging and by LoRAHub's setting (weights alone by CMA-ES) with
 the same number of evaluations, and compares the best of each with base, uniform mix and best single LoRA by paired
-tests. `--target german` merges for German dates. `--backend local` computes here instead (`upper_blocks.py`);
-`--agree 20` scores 20 recipes of such a search on the server too and prints how far they differ. What the server
-answered is kept in built/TARGET.db.
+tests. `--case` names another pool or target. `--backend local` computes here instead (`upper_blocks.py`); `--agree 20`
+scores 20 recipes of such a search on the server too and prints how far they differ. What the server answered is kept in
+built/CASE.db.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,33 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
     OURS: {"sampler": "evo-merging"},
     "LoRAHub's setting": {"sampler": "evo-merging", "variant": "lorahub"},
 }
-LORAS = tuple(yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))["merge"]["models"])
-TARGETS = ("french", "german")
 
 
-def items(target: str, split: str) -> str:
-    """The file with a target's search or report items."""
-    return str(HERE / "data" / f"{target}_{split}.jsonl")
+@dataclass(frozen=True)
+class Case:
+    """A pool, and the target that it is merged for."""
+
+    name: str
+    target: str
+    loras: tuple[str, ...]
+
+    def items(self, split: str) -> str:
+        """The file with the target's search or report items."""
+        return str(HERE / "data" / f"{self.target}_{split}.jsonl")
+
+
+DATES = tuple(yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))["merge"]["models"])
+NEW = ("english_digits", "french_digits", "length_units", "mass_units", "time_units", "units_in_full")
+CASES = {
+    case.name: case
+    for case in (
+        Case("french", "french", DATES),
+        Case("german", "german", DATES),
+        Case("units", "units", (*NEW, *DATES[6:])),
+        Case("eighteen-french", "french", (*DATES, *NEW)),
+        Case("eighteen-german", "german", (*DATES, *NEW)),
+    )
+}
 
 
 def build(loras: Sequence[str]) -> list[Path]:
@@ -87,29 +108,30 @@ def server(files: Sequence[Path]) -> Iterator[None]:
         process.wait()
 
 
-def study_file(target: str, name: str, seed: int, search: Mapping[str, Any], evaluations: int) -> Path:
-    """study.yaml with another target, name, seed and search, and absolute paths."""
+def study_file(case: Case, name: str, seed: int, search: Mapping[str, Any], evaluations: int) -> Path:
+    """study.yaml with another pool, target, name, seed and search, and absolute paths."""
     content = yaml.safe_load((HERE / "study.yaml").read_text(encoding="utf-8"))
     for task in content["tasks"].values():
-        task |= {"path": items(target, "search"), "report": items(target, "report")}
-    content |= {"study": f"{name} {seed}", "seed": seed, "storage": f"sqlite:///{BUILT}/{target}.db"}
+        task |= {"path": case.items("search"), "report": case.items("report")}
+    content |= {"study": f"{name} {seed}", "seed": seed, "storage": f"sqlite:///{BUILT}/{case.name}.db"}
+    content["merge"]["models"] = list(case.loras)
     content["search"] = {**search, "evaluations": evaluations}
-    path = BUILT / f"{name.replace(' ', '_')}-{seed}.yaml"
+    path = BUILT / f"{case.name}-{name.replace(' ', '_')}-{seed}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
-def upper_blocks(target: str) -> UpperBlocks:
-    task = JsonlTask.read(LOSS, items(target, "search"), "loss", report=items(target, "report"))
-    return UpperBlocks(BASE_MODEL, {name: HERE / "loras" / name for name in LORAS}, task, FIRST_BLOCK)
+def upper_blocks(case: Case) -> UpperBlocks:
+    task = JsonlTask.read(LOSS, case.items("search"), "loss", report=case.items("report"))
+    return UpperBlocks(BASE_MODEL, {name: HERE / "loras" / name for name in case.loras}, task, FIRST_BLOCK)
 
 
 @contextmanager
 def searched(
-    target: str, name: str, seed: int, evaluations: int, local: UpperBlocks | None
+    case: Case, name: str, seed: int, evaluations: int, local: UpperBlocks | None
 ) -> Iterator[tuple[mf.Study, Evaluator]]:
     """A finished search, and what scores its recipes."""
-    path = study_file(target, name, seed, SEARCHES[name], evaluations)
+    path = study_file(case, name, seed, SEARCHES[name], evaluations)
     if local is None:
         study = mf.run(path)
         with make_evaluator(study.definition, lambda: study.database) as evaluator:
@@ -128,18 +150,18 @@ def searched(
         sampler_options=options,
         evaluations=evaluations,
         seed=seed,
-        storage=f"sqlite:///{BUILT}/local-{target}.db",
+        storage=f"sqlite:///{BUILT}/local-{case.name}.db",
         progress=False,
     )
     yield study, local
 
 
-def compare(target: str, seed: int, evaluations: int, local: UpperBlocks | None) -> dict[str, Any]:
+def compare(case: Case, seed: int, evaluations: int, local: UpperBlocks | None) -> dict[str, Any]:
     """One row of every merge that is compared, with p-values against the best found by Evo-Merging."""
     spent, scored = {}, {}
     for name in SEARCHES:
         started = time.monotonic()
-        with searched(target, name, seed, evaluations, local) as (study, evaluator):
+        with searched(case, name, seed, evaluations, local) as (study, evaluator):
             spent[name] = {"seconds": round(time.monotonic() - started)}
             for evaluation in study.own_evaluations():
                 for kind, number in evaluation.cost.items():
@@ -152,7 +174,7 @@ def compare(target: str, seed: int, evaluations: int, local: UpperBlocks | None)
                     (anchors[expert_anchor(expert)] for expert in study.space.models), key=lambda one: one.scores[LOSS]
                 )
                 chosen |= {"base": anchors[BASE].recipe, "uniform mix": anchors[UNIFORM].recipe}
-                if local is not None and seed == 0:
+                if local is not None:
                     chosen |= {expert: anchors[expert_anchor(expert)].recipe for expert in study.space.models}
                 chosen["best single LoRA"] = single.recipe
                 weights = {
@@ -179,12 +201,12 @@ def row(evaluation: Evaluation, best: Evaluation) -> dict[str, float]:
     }
 
 
-def agreement(target: str, count: int, local: UpperBlocks) -> float:
+def agreement(case: Case, count: int, local: UpperBlocks) -> float:
     """How far, in nats per token of any item, the server is from what is computed here, on a local search's recipes."""
-    study = mf.load_study(f"{OURS} 0", storage=f"sqlite:///{BUILT}/local-{target}.db")
+    study = mf.load_study(f"{OURS} 0", storage=f"sqlite:///{BUILT}/local-{case.name}.db")
     candidates = study.candidates()
     furthest = 0.0
-    over_http = mf.create(study_file(target, "agreement", 0, SEARCHES[OURS], count))
+    over_http = mf.create(study_file(case, "agreement", 0, SEARCHES[OURS], count))
     with make_evaluator(over_http.definition, lambda: over_http.database) as evaluator:
         for place in np.linspace(0, len(candidates) - 1, count).astype(int):
             recipe = candidates[place].recipe
@@ -198,9 +220,7 @@ def agreement(target: str, count: int, local: UpperBlocks) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--target", choices=TARGETS, default="french", help="dates of which language (default: %(default)s)"
-    )
+    parser.add_argument("--case", choices=list(CASES), default="french", help="pool and target (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--backend", choices=["http", "local"], default="http")
@@ -208,16 +228,17 @@ def main() -> None:
     parser.add_argument("--agree", type=int, metavar="N", help="only compare N recipes of a local search on the server")
     given = parser.parse_args()
     BUILT.mkdir(exist_ok=True)
-    local = upper_blocks(given.target) if given.agree or given.backend == "local" else None
+    case = CASES[given.case]
+    local = upper_blocks(case) if given.agree or given.backend == "local" else None
     with ExitStack() as stack:
         if given.agree or local is None:
-            stack.enter_context(server(build(LORAS)))
+            stack.enter_context(server(build(case.loras)))
         if given.agree and local is not None:
-            print(f"largest difference: {agreement(given.target, given.agree, local):.1e} nats")
+            print(f"largest difference: {agreement(case, given.agree, local):.1e} nats")
             return
         for seed in range(given.first_seed, given.first_seed + given.seeds):
-            result = compare(given.target, seed, given.evaluations, local)
-            with (BUILT / f"results-{given.backend}-{given.target}.jsonl").open("a", encoding="utf-8") as file:
+            result = compare(case, seed, given.evaluations, local)
+            with (BUILT / f"results-{given.backend}-{case.name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result) + "\n")
             print(f"seed {seed}, {result['single']}; {result['spent']}")
             for name, found in result["rows"].items():

@@ -1,13 +1,14 @@
 """An evaluator of the pool's merges on this machine that computes the upper blocks alone.
 
 The LoRAs change blocks 18 to 29. What the blocks below make of an item is the same under every merge: it is computed
-once. Scores are those of the whole model in float32 (`compare.py --agree 20` holds them against the server's).
+once. Items that begin alike share what is computed for their beginning: a split is one tree of tokens. Scores are those
+of the whole model in float32 (`compare.py --agree 20` holds them against the server's).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +27,26 @@ LOSS, EXACT = "loss", "exact"
 
 @dataclass(frozen=True)
 class Items:
-    """One split: what the lower blocks make of prompts and answers (`items x length x hidden`), the tokens of answer
-    and end mark, and where they stand."""
+    """One split: what the lower blocks make of every node of the tree (`1 x nodes x hidden`), the tokens of answer and
+    end mark, and the nodes that they follow. A node sees those above it (`1 x 1 x nodes x nodes`)."""
 
     ids: tuple[str, ...]
     states: torch.Tensor
+    sees: torch.Tensor
+    depths: torch.Tensor
     answers: list[list[int]]
-    starts: list[int]
+    before: torch.Tensor
+
+
+def tree(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], torch.Tensor, list[list[int]]]:
+    """Rows of tokens as one tree: each node's token and depth, which nodes each sees, and each row's nodes."""
+    nodes: dict[tuple[int, ...], int] = {}
+    paths = [[nodes.setdefault(tuple(row[:end]), len(nodes)) for end in range(1, len(row) + 1)] for row in rows]
+    sees = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
+    for path in paths:
+        for depth, node in enumerate(path):
+            sees[node, path[: depth + 1]] = True
+    return [node[-1] for node in nodes], [len(node) - 1 for node in nodes], sees, paths
 
 
 class UpperBlocks:
@@ -50,12 +64,19 @@ class UpperBlocks:
                 [*tokenizer(" " + item.answers[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 for item in items
             ]
-            length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-            rows = [(p + a + [0] * length)[:length] for p, a in zip(prompts, answers, strict=True)]
-            # Padding stands on the right, where no token before it sees it.
-            seen = model.model(torch.tensor(rows), output_hidden_states=True).hidden_states[first_block]
-            ids, starts = tuple(item.id for item in items), [len(prompt) for prompt in prompts]
-            self._items[split] = Items(ids, seen.clone(), answers, starts)
+            tokens, depths, sees, paths = tree([p + a[:-1] for p, a in zip(prompts, answers, strict=True)])
+            given = {"attention_mask": sees[None, None], "position_ids": torch.tensor([depths])}
+            with torch.inference_mode(), fast_linear_layers(model):
+                seen = model.model(torch.tensor([tokens]), **given, output_hidden_states=True, use_cache=False)
+            before = [node for path, prompt in zip(paths, prompts, strict=True) for node in path[len(prompt) - 1 :]]
+            self._items[split] = Items(
+                tuple(item.id for item in items),
+                seen.hidden_states[first_block].clone(),
+                given["attention_mask"],
+                given["position_ids"],
+                answers,
+                torch.tensor(before),
+            )
         weights = dict(model.named_parameters())
         self._loras = dict(loras)
         whole = dict.fromkeys(loras, 1.0)
@@ -83,11 +104,11 @@ class UpperBlocks:
             weight.copy_(base + merged[name].b @ merged[name].a if name in merged else base)
         items = self._items[split]
         with fast_linear_layers(self._model):
-            hidden = self._model.model(inputs_embeds=items.states, use_cache=False).last_hidden_state
+            hidden = self._model.model(
+                inputs_embeds=items.states, attention_mask=items.sees, position_ids=items.depths, use_cache=False
+            ).last_hidden_state
             # The head, the dearest matrix, is read once for all answers.
-            ends = zip(hidden, items.starts, items.answers, strict=True)
-            told = torch.cat([row[start - 1 : start - 1 + len(answer)] for row, start, answer in ends])
-            logits = self._model.lm_head(told)
+            logits = self._model.lm_head(hidden[0, items.before])
         losses, exact = [], []
         for logprobs, answer in zip(
             logits.log_softmax(-1).split([len(answer) for answer in items.answers]), items.answers, strict=True

@@ -1,8 +1,9 @@
 """Train the experts as LoRAs on the CPU and write loras/<skill>/: `python train_loras.py [SKILL ...]`.
 
-Loss on the answer alone, AdamW with a linear warm-up and a cosine decay, base frozen in bfloat16, LoRA in float32.
-A quarter of every batch is replay: prompts of no skill here, with the base's own greedy continuation as the answer.
-Without it an expert learns to answer everything in its own way, and no merge of such experts keeps two skills.
+Loss on the answer alone, AdamW with a linear warm-up and a cosine decay, base frozen and LoRA in float32. The base is
+in bfloat16 unless a plan says otherwise. A quarter of every batch is replay: prompts of no skill here, with the base's
+own greedy continuation as the answer. Without it an expert learns to answer everything in its own way, and no merge of
+such experts keeps two skills.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Plan:
     """What one expert is trained with.
 
     `modules` are the linear layers that get a LoRA, in the blocks from `first_block` on; `replayed` rows of a batch are
-    replay.
+    replay. The base is read in `dtype`: float32 is many times faster on processors that do not compute in bfloat16.
     """
 
     steps: int
@@ -70,6 +71,7 @@ class Plan:
     learning_rate: float = 1e-3
     first_block: int = 0
     replayed: int = 4
+    dtype: torch.dtype = torch.bfloat16
 
 
 PLANS = {
@@ -179,7 +181,7 @@ def train(skill: str, plan: Plan, base: Path, items: Sequence[Item], out: Path, 
     torch.manual_seed(seed)
     rng = random.Random(f"{seed} {skill}")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    bare = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    bare = AutoModelForCausalLM.from_pretrained(base, dtype=plan.dtype)
     settings = LoraConfig(
         r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(plan.modules), task_type="CAUSAL_LM"
     )
