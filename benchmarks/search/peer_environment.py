@@ -19,8 +19,10 @@ def main() -> None:
     place = subprocess.check_output(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], text=True
     )
-    # What is there stays as it is: pip sees those packages and adds the missing ones.
-    (Path(place.strip()) / "main.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    # What is there stays as it is: pip sees those packages and adds the missing ones. A plain path would leave out
+    # packages that are installed editable, as mergefront is: their own .pth files would not be read.
+    packages = sysconfig.get_paths()["purelib"]
+    (Path(place.strip()) / "main.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
     subprocess.run([str(python), "-m", "pip", "install", "-c", "constraints.txt", *PEERS], check=True)
 
 

@@ -298,9 +298,11 @@ def plot_bands(problems: Grouped, path: Path) -> None:
     axes[0][0].set_ylabel("normalised hypervolume", fontsize=8)
     for axis in list(axes.flat)[len(problems) :]:
         axis.axis("off")
+    # A name in the legend has a line somewhere.
     handles = [
         pyplot.Line2D([], [], color=f"C{place}" if name != "random" else "0.6", label=name)
         for place, name in enumerate(names)
+        if any(name in samplers for samplers in problems.values())
     ]
     figure.legend(handles=handles, loc="lower center", ncol=6, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
