@@ -276,7 +276,7 @@ class Copy:
         path = self.root / mutant.path
         both = zip(_codes(mutant.original), _codes(mutant.source), strict=True)
         new = {_place_of(code): changed for code, changed in both}
-        for function in self._functions[os.path.realpath(path)]:
+        for function in self._functions.get(os.path.realpath(path), ()):  # none of what tests import later
             function.__code__ = new[_place_of(function.__code__)]
 
     def run(
