@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.search.ablation import KERNELS, OtherKernel
 from benchmarks.search.problem import Problem
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
@@ -216,20 +217,8 @@ def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
 
 def _kernel(name: str) -> Callable[[Problem, int], BaseSampler]:
     def make(problem: Problem, seed: int) -> BaseSampler:
-        from benchmarks.search.ablation import OtherKernel
-
         given: dict[str, Any] = {"search_space": problem.space.distributions(), "ranges": problem.ranges}
         return OtherKernel(name, seed=seed, rule=problem.space.merge_rule, **given)
-
-    return make
-
-
-def _trend(by_evidence: bool) -> Callable[[Problem, int], BaseSampler]:
-    def make(problem: Problem, seed: int) -> BaseSampler:
-        from benchmarks.search.ablation import QuadraticTrend
-
-        given: dict[str, Any] = {"search_space": problem.space.distributions(), "ranges": problem.ranges}
-        return QuadraticTrend(by_evidence=by_evidence, seed=seed, rule=problem.space.merge_rule, **given)
 
     return make
 
@@ -276,7 +265,6 @@ class WeightedSumCmaEs(_Relative):
 
 CONSTRAINED = ("at least",)
 LANGUAGE_MODELS = ("SmolLM2",)
-ADDED_WEIGHTS = ("LoRAs", "weights 3-d")
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -297,10 +285,6 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
-    "MM-MO, quadratic trend": Peer(_trend(by_evidence=False), 30, problems=ADDED_WEIGHTS),
-    "MM-MO, quadratic trend by evidence": Peer(_trend(by_evidence=True), 30, problems=ADDED_WEIGHTS),
-    **{
-        f"MM-MO, {name}": Peer(_kernel(name.removeprefix("kernel ")), 60, problems=LANGUAGE_MODELS)
-        for name in ("squared exponential", "kernel by evidence")
-    },
+    "MM-MO, trend quadratic": Peer(_ours(trend="quadratic"), 60, problems=(*LANGUAGE_MODELS, "residual", "attention")),
+    **{f"MM-MO, {name}": Peer(_kernel(name), 60, problems=LANGUAGE_MODELS) for name in KERNELS},
 }

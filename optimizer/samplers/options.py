@@ -19,6 +19,7 @@ MMMOVariant = Literal["default", "paper"]
 FisherScreen = Literal["low", "high", "off"]
 Budget = Literal["fast", "quality", "botorch"]
 Unexplained = Literal["noise", "roughness"]
+Trend = Literal["none", "quadratic"]
 EvoMergingVariant = Literal["default", "paper", "lorahub", "joint"]
 CovarianceShape = Literal["auto", "full", "separable"]
 
@@ -55,6 +56,7 @@ class MMMOOptions(SamplerOptions):
     unexplained: Unexplained = Field(
         "noise", description="what the kernel does not explain of values without standard errors"
     )
+    trend: Trend = Field("none", description="what scores follow in the large; quadratic: for few weights of LoRAs")
 
 
 _PENALTY = "(by default 0; 0.05 in the other variants)"

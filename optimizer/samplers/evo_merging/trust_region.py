@@ -108,7 +108,7 @@ def nearest(points: Array, best: Array, count: int = NEAREST) -> Integers:
 def region_bounds(model: GaussianProcess, best: Array, half: float, free: Mask) -> Array:
     """The box (``d x 2``) around the best point (``d``), its sides in proportion to the lengthscales; columns that
     are not ``free`` (``d``) have no width."""
-    relative = model.lengthscales / math.exp(float(np.log(model.lengthscales[free]).mean()))
+    relative = model.covariance.lengthscales / math.exp(float(np.log(model.covariance.lengthscales[free]).mean()))
     sides = np.where(free, half * np.clip(relative, 1.0 / SIDE_RATIO, SIDE_RATIO), 0.0)
     return np.stack([np.maximum(best - sides, 0.0), np.minimum(best + sides, 1.0)], axis=1)
 
@@ -130,9 +130,9 @@ def minimise(
     inverse = cho_solve((model.cholesky, True), np.eye(len(model.x))) if optimism > 0.0 else None
 
     def value_and_gradient(x: Array) -> tuple[float, Array]:
-        difference = (x - model.x) / model.lengthscales
+        difference = (x - model.x) / model.covariance.lengthscales
         k = np.exp(-0.5 * (difference**2).sum(axis=1))
-        slope = -(difference / model.lengthscales) * k[:, None]
+        slope = -(difference / model.covariance.lengthscales) * k[:, None]
         value, gradient = float(k @ model.weights), slope.T @ model.weights
         if inverse is not None:
             solved = inverse @ k

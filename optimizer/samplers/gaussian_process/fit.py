@@ -28,7 +28,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from mergefront.optimizer.arrays import Array, Integers
-from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Covariance, Kernel, quadratic_trend
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
 from mergefront.optimizer.samplers.gaussian_process.prior import NOISE
 from mergefront.optimizer.samplers.options import Unexplained
@@ -36,6 +36,7 @@ from mergefront.optimizer.samplers.options import Unexplained
 LENGTHSCALE_BOUNDS = (0.025, 1e3)
 NOISE_BOUNDS = (1e-4, 10.0)
 """The lower bounds are those of BoTorch 0.18's ``SingleTaskGP``; the upper ones only keep numbers finite."""
+TREND_BOUNDS = (1e-4, 10.0)
 KNOWN_NOISE_FLOOR = 1e-6
 """In standardised units; an observation is never taken for exact, which would make K singular."""
 KNOWN_NOISE_SHARE = 0.25
@@ -49,6 +50,7 @@ def fit_surrogate(
     noise_variance: Array,
     learn_from: Integers | slice = slice(None),
     unexplained: Unexplained = "roughness",
+    kernel: Kernel = MATERN,
 ) -> Surrogate:
     """One process per column of ``y`` (``n x m``); ``noise_variance`` (``n x m``) is NaN where unknown.
 
@@ -56,10 +58,7 @@ def fit_surrogate(
     """
     columns: Sequence[int] = range(y.shape[1])
     return Surrogate(
-        tuple(
-            fit_gaussian_process(x, y[:, j], noise_variance[:, j], learn_from=learn_from, unexplained=unexplained)
-            for j in columns
-        )
+        tuple(fit_gaussian_process(x, y[:, j], noise_variance[:, j], kernel, learn_from, unexplained) for j in columns)
     )
 
 
@@ -85,17 +84,14 @@ def fit_gaussian_process(
         # Nothing to learn: the prior's typical lengthscales and the smallest noise.
         lengthscales = np.full(x.shape[1], math.exp(kernel.lengthscales.in_dimension(x.shape[1]).log_median))
         noise = np.where(np.isnan(known), NOISE_BOUNDS[0], known)
-        return GaussianProcess(x, standardised, noise, lengthscales, 0.0, mean, scale, kernel)
-    log_lengthscales, log_noise = _maximum_a_posteriori(
-        x[learn_from], standardised[learn_from], known[learn_from], kernel
-    )
-    lengthscales = np.exp(log_lengthscales)
+        return GaussianProcess(x, standardised, noise, Covariance(kernel, lengthscales), 0.0, mean, scale)
+    covariance, log_noise = _maximum_a_posteriori(x[learn_from], standardised[learn_from], known[learn_from], kernel)
     noise = np.where(np.isnan(known), math.exp(log_noise), known)
-    factor = cho_factor(kernel(x, x, lengthscales) + np.diag(noise), lower=True)
+    factor = cho_factor(covariance(x, x) + np.diag(noise), lower=True)
     constant = _best_constant(factor, standardised)
     is_rough = unexplained == "roughness" and np.isnan(known).all() and not _repeats_differ(x, standardised)
     nugget = math.exp(log_noise) if is_rough else 0.0
-    return GaussianProcess(x, standardised, noise, lengthscales, constant, mean, scale, kernel, nugget)
+    return GaussianProcess(x, standardised, noise, covariance, constant, mean, scale, nugget)
 
 
 def condition(process: GaussianProcess, x: Array, y: Array) -> GaussianProcess:
@@ -103,9 +99,9 @@ def condition(process: GaussianProcess, x: Array, y: Array) -> GaussianProcess:
     mean, scale = _location_and_scale(y)
     standardised = (y - mean) / scale
     noise = np.full(len(y), float(np.median(process.noise)))
-    factor = cho_factor(process.kernel(x, x, process.lengthscales) + np.diag(noise), lower=True)
+    factor = cho_factor(process.covariance(x, x) + np.diag(noise), lower=True)
     constant = _best_constant(factor, standardised)
-    return GaussianProcess(x, standardised, noise, process.lengthscales, constant, mean, scale, process.kernel)
+    return GaussianProcess(x, standardised, noise, process.covariance, constant, mean, scale)
 
 
 def log_posterior(
@@ -115,8 +111,10 @@ def log_posterior(
     standardised: Array,
     known_noise: Array,
     kernel: Kernel = MATERN,
-) -> tuple[float, Array, float]:
-    """Log marginal likelihood plus log priors, with its gradient in the log lengthscales (``d``) and the log noise.
+    log_trend: float = -math.inf,
+) -> tuple[float, Array, float, float]:
+    """Log marginal likelihood plus log priors, and its gradient in the log lengthscales (``d``), the log noise and the
+    log variance of a trend (0 without one).
 
     The prior mean is the constant of highest likelihood. ``known_noise`` (``n``) is NaN where the common
     noise applies; when it applies nowhere, the noise has no part in the value.
@@ -125,6 +123,11 @@ def log_posterior(
     lengthscales, unknown = np.exp(log_lengthscales), np.isnan(known_noise)
     noise = np.where(unknown, math.exp(log_noise), known_noise)
     correlation, slope = kernel.with_slope(x, x, lengthscales)
+    trend = 0.0
+    if kernel.trend is not None:
+        trend = math.exp(log_trend)
+        quadratic = trend * quadratic_trend(x, x)
+        correlation = correlation + quadratic
     factor = cho_factor(correlation + np.diag(noise), lower=True)
     residual = standardised - _best_constant(factor, standardised)
     inverse = cho_solve(factor, np.eye(n))
@@ -147,7 +150,12 @@ def log_posterior(
         value += -log_noise - 0.5 * z_noise**2 - NOISE.log_normalisation()
         noise_gradient = 0.5 * float(np.diag(outer)[unknown].sum()) * math.exp(log_noise)
         noise_gradient += -1.0 - z_noise / NOISE.log_sd
-    return float(value), gradient, noise_gradient
+    trend_gradient = 0.0
+    if kernel.trend is not None:
+        z_trend = kernel.trend.z(log_trend)
+        value -= 0.5 * z_trend**2 + kernel.trend.log_normalisation()
+        trend_gradient = 0.5 * float((outer * quadratic).sum()) - z_trend / kernel.trend.log_sd
+    return float(value), gradient, noise_gradient, trend_gradient
 
 
 def _repeats_differ(x: Array, values: Array) -> bool:
@@ -181,25 +189,35 @@ def _best_constant(factor: tuple[Array, bool], standardised: Array) -> float:
     return float(ones @ standardised / ones.sum())
 
 
-def _maximum_a_posteriori(x: Array, standardised: Array, known: Array, kernel: Kernel) -> tuple[Array, float]:
+def _maximum_a_posteriori(x: Array, standardised: Array, known: Array, kernel: Kernel) -> tuple[Covariance, float]:
     d = x.shape[1]
+    with_trend = kernel.trend is not None
 
     def negative(theta: Array) -> tuple[float, Array]:
+        log_trend = float(theta[d + 1]) if with_trend else -math.inf
         try:
-            value, gradient, noise_gradient = log_posterior(theta[:d], float(theta[d]), x, standardised, known, kernel)
+            value, *slopes = log_posterior(theta[:d], float(theta[d]), x, standardised, known, kernel, log_trend)
         except np.linalg.LinAlgError:
-            return 1e10, np.zeros(d + 1)
-        return -value, -np.append(gradient, noise_gradient)
+            return 1e10, np.zeros(len(theta))
+        return -value, -np.concatenate([slopes[0], slopes[1 : len(theta) - d + 1]])
 
     prior = kernel.lengthscales.in_dimension(d)
     bounds = [tuple(np.log(LENGTHSCALE_BOUNDS))] * d + [tuple(np.log(NOISE_BOUNDS))]
-    best_value, best_theta = math.inf, np.zeros(d + 1)
     # The posterior can have a wiggly mode and a smooth one: start near both.
-    for start in (prior.log_median - prior.log_sd**2, prior.log_median + 0.5 * prior.log_sd):
-        theta = np.append(np.full(d, start), NOISE.log_median)
-        found = minimize(negative, theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200})
+    starts = [
+        np.append(np.full(d, start), NOISE.log_median)
+        for start in (prior.log_median - prior.log_sd**2, prior.log_median + 0.5 * prior.log_sd)
+    ]
+    if kernel.trend is not None:
+        bounds.append(tuple(np.log(TREND_BOUNDS)))
+        around = (kernel.trend.log_median - kernel.trend.log_sd, kernel.trend.log_median + kernel.trend.log_sd)
+        starts = [np.append(start, log_trend) for start, log_trend in zip(starts, around, strict=True)]
+    best_value, best_theta = math.inf, starts[0]
+    for start in starts:
+        found = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 200})
         if found.fun < best_value:
             best_value, best_theta = float(found.fun), np.asarray(found.x)
     if best_value >= 1e10:
         raise np.linalg.LinAlgError("no lengthscales give a positive definite covariance")
-    return best_theta[:d], float(best_theta[d])
+    trend = math.exp(best_theta[d + 1]) if with_trend else 0.0
+    return Covariance(kernel, np.exp(best_theta[:d]), trend), float(best_theta[d])

@@ -1,4 +1,5 @@
-"""Kernels with one lengthscale per dimension: k(x, x') as a function of r^2 = sum_i ((x_i - x'_i) / l_i)^2."""
+"""Kernels with one lengthscale per dimension, k(x, x') as a function of r^2 = sum_i ((x_i - x'_i) / l_i)^2, and the
+covariance of a process that adds a quadratic trend to one."""
 
 from __future__ import annotations
 
@@ -41,13 +42,67 @@ class Kernel:
 
     with_slope: Callable[[Array, Array, Array], tuple[Array, Array]]
     lengthscales: LogNormal
-
-    def __call__(self, a: Array, b: Array, lengthscales: Array) -> Array:
-        """k of every row of ``a`` (``p x d``) with every row of ``b`` (``q x d``): ``p x q``."""
-        return self.with_slope(a, b, lengthscales)[0]
+    trend: LogNormal | None = None
+    """Of a quadratic trend's mean variance over the cube, by its logarithm's density; None is no trend."""
 
 
 MATERN = Kernel(matern_and_slope, LogNormal(0.0, 1.0))
 """For scores of merges over the whole space, which have plateaus and steps (docs/benchmarks/search.md)."""
 SMOOTH = Kernel(squared_exponential_and_slope, LogNormal(math.sqrt(2.0), math.sqrt(3.0)))
 """For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""
+MATERN_WITH_TREND = Kernel(matern_and_slope, MATERN.lengthscales, trend=LogNormal(math.log(0.5), 1.5))
+"""For a few weights of LoRAs: a stationary process returns to the mean between points, so that it misses what lies in
+the middle of a front (docs/benchmarks/search-method.md)."""
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """That of a process: ``kernel`` with its lengthscales (``d``), and ``trend`` times ``quadratic_trend``."""
+
+    kernel: Kernel
+    lengthscales: Array
+    trend: float = 0.0
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """Of every row of ``a`` (``p x d``) with every row of ``b`` (``q x d``): ``p x q``."""
+        value = self.kernel.with_slope(a, b, self.lengthscales)[0]
+        return value + self.trend * quadratic_trend(a, b) if self.trend else value
+
+    @property
+    def _factor(self) -> float:
+        return self.trend / mean_trend_variance(len(self.lengthscales))
+
+    def variance(self, points: Array) -> Array:
+        """Of the value at each of ``points`` (``n x d``): ``n``."""
+        squares = (2.0 * points - 1.0) ** 2
+        inner = squares.sum(axis=1)
+        return np.asarray(1.0 + self._factor * (inner + 0.5 * (inner**2 + (squares**2).sum(axis=1))))
+
+    def slope(self, point: Array, others: Array, weights: Array) -> Array:
+        """Of sum_j weights_j k(x, others_j) in x (``d``), at ``point`` (``d``)."""
+        pull = weights * self.kernel.with_slope(point[None, :], others, self.lengthscales)[1][0]
+        found = (pull @ others - pull.sum() * point) / self.lengthscales**2
+        if self.trend:
+            own, centred = 2.0 * point - 1.0, 2.0 * others - 1.0
+            inner = weights * (1.0 + centred @ own)
+            found = found + 2.0 * self._factor * (inner @ centred + (weights @ centred**2) * own)
+        return np.asarray(found)
+
+    def variance_slope(self, point: Array) -> Array:
+        """Of ``variance`` at ``point`` (``d``): ``d``."""
+        own = 2.0 * point - 1.0
+        return np.asarray(4.0 * self._factor * (own * (1.0 + own @ own) + own**3))
+
+
+def quadratic_trend(a: Array, b: Array) -> Array:
+    """Covariance (``p x q``) of sum_i beta_i u_i + sum_(i <= j) gamma_ij u_i u_j, where u = 2 x - 1 goes from -1 to 1
+    over the unit cube, with normal coefficients of one variance, by which the sum's is 1 in the mean over the cube: in
+    proportion to u.v + ((u.v)^2 + sum_i u_i^2 v_i^2) / 2."""
+    u, v = 2.0 * a - 1.0, 2.0 * b - 1.0
+    inner = u @ v.T
+    return np.asarray((inner + 0.5 * (inner**2 + u**2 @ (v**2).T)) / mean_trend_variance(a.shape[1]))
+
+
+def mean_trend_variance(d: int) -> float:
+    """Mean over the cube of u.u + ((u.u)^2 + sum_i u_i^4) / 2: u_i^2 is 1/3 in the mean, u_i^4 is 1/5."""
+    return d / 3.0 + 0.5 * (d**2 / 9.0 + 4.0 * d / 45.0 + d / 5.0)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
 from mergefront.optimizer.arrays import Array
-from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
+from mergefront.optimizer.samplers.gaussian_process.kernel import Covariance
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,17 @@ class GaussianProcess:
     x: Array
     standardised: Array
     noise: Array
-    lengthscales: Array
+    covariance: Covariance
     constant: float
     mean: float
     scale: float
-    kernel: Kernel = MATERN
     nugget: float = 0.0
     """Variance, in standardised units, of what the kernel does not explain but is taken for a part of the value."""
 
     @cached_property
     def cholesky(self) -> Array:
         """Lower factor of K + noise (``n x n``)."""
-        return np.asarray(np.linalg.cholesky(self.kernel(self.x, self.x, self.lengthscales) + np.diag(self.noise)))
+        return np.asarray(np.linalg.cholesky(self.covariance(self.x, self.x) + np.diag(self.noise)))
 
     @cached_property
     def weights(self) -> Array:
@@ -39,17 +38,17 @@ class GaussianProcess:
 
     def posterior(self, points: Array) -> tuple[Array, Array]:
         """Mean and variance of the latent value at ``points`` (``q x d``), each ``q``, in the objective's unit."""
-        cross = self.kernel(points, self.x, self.lengthscales)
+        cross = self.covariance(points, self.x)
         mean = self.constant + cross @ self.weights
         half = solve_triangular(self.cholesky, cross.T, lower=True)
-        variance = np.maximum(1.0 - (half**2).sum(0), 1e-12)
+        variance = np.maximum(self.covariance.variance(points) - (half**2).sum(0), 1e-12)
         return self.mean + self.scale * mean, self.scale**2 * variance
 
     def with_pending(self, pending: Array) -> GaussianProcess:
         """The process as if ``pending`` (``p x d``) had their expected values: only variances shrink."""
         if not len(pending):
             return self
-        expected = self.constant + self.kernel(pending, self.x, self.lengthscales) @ self.weights
+        expected = self.constant + self.covariance(pending, self.x) @ self.weights
         return replace(
             self,
             x=np.concatenate([self.x, pending]),

@@ -29,7 +29,7 @@ from scipy.special import erfcx
 
 from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
-from mergefront.optimizer.samplers.gaussian_process.kernel import Kernel
+from mergefront.optimizer.samplers.gaussian_process.kernel import Covariance
 from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
@@ -44,15 +44,15 @@ CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class _Conditional:
-    """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (1 - k Q k)."""
+    """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (v + nugget - k Q k) where
+    v = k(x, x) and k = k(x, z)."""
 
-    kernel: Kernel
-    lengthscales: Array
+    covariance: Covariance
     weights: Array  # N x S, in the objective's unit
     quadratic: Array  # Q, N x N
     offset: float
     scale: float
-    prior: float
+    nugget: float
 
 
 class HypervolumeImprovement:
@@ -113,9 +113,11 @@ class HypervolumeImprovement:
             mean_gradient = np.add.reduceat(share * per_mean, self._first_box)  # S
             deviation_gradient = float(share @ per_deviation)
             by_kernel = conditional.weights @ mean_gradient
-            by_kernel -= deviation_gradient * conditional.scale**2 / terms.deviation[0] * terms.product[0]
-            pull = by_kernel * terms.slope[0]
-            gradient += (pull @ self._z - pull.sum() * point) / conditional.lengthscales**2
+            # Where the floor acts the deviation no longer depends on x.
+            per_variance = 0.0 if terms.floored[0] else deviation_gradient * conditional.scale**2 / terms.deviation[0]
+            by_kernel -= per_variance * terms.product[0]
+            gradient += conditional.covariance.slope(point, self._z, by_kernel)
+            gradient += 0.5 * per_variance * conditional.covariance.variance_slope(point)
         return float(forward.total[0]), gradient
 
     def _log_improvement(self, points: Array) -> _Forward:
@@ -129,17 +131,15 @@ class HypervolumeImprovement:
         return _Forward(total, log_area, tuple(terms))
 
     def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
-        cross, slope = conditional.kernel.with_slope(points, self._z, conditional.lengthscales)
+        cross = conditional.covariance(points, self._z)
         product = cross @ conditional.quadratic
-        variance = conditional.prior - (product * cross).sum(axis=1)
-        # Where the floor acts the deviation no longer depends on x.
-        product[variance < MINIMUM_VARIANCE] = 0.0
+        variance = conditional.covariance.variance(points) + conditional.nugget - (product * cross).sum(axis=1)
         deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
         mean = conditional.offset + cross @ conditional.weights  # b x S
         z = (mean[:, edges.sample] - edges.value) / deviation[:, None]
         log_gain, log_cdf, log_density = _gaussian_terms(z)
         log_width = np.log(deviation)[:, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
-        return _Terms(slope, product, deviation, log_cdf, log_density, log_width)
+        return _Terms(product, variance < MINIMUM_VARIANCE, deviation, log_cdf, log_density, log_width)
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class _Edges:
 class _Terms:
     """One objective at ``b`` points: what its boxes' expected widths and their gradients are made of."""
 
-    slope: Array  # b x N, of the kernel
     product: Array  # b x N, k(x, z) @ Q
+    floored: Mask  # b, whether the variance is below its floor
     deviation: Array  # b
     log_cdf: Array  # b x E
     log_density: Array  # b x E
@@ -189,13 +189,12 @@ def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple
     condition = _given_values if process.nugget else _given_noisy_values
     sampled, weights, quadratic = condition(process, z, base_samples)
     conditional = _Conditional(
-        process.kernel,
-        process.lengthscales,
+        process.covariance,
         process.scale * weights,
         quadratic,
         process.mean + process.scale * process.constant,
         process.scale,
-        1.0 + process.nugget,
+        process.nugget,
     )
     return conditional, process.mean + process.scale * sampled
 
@@ -203,9 +202,9 @@ def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple
 def _given_noisy_values(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[Array, Array, Array]:
     """Standardised samples (``S x N``), weights (``N x S``) and quadratic form (``N x N``) of ``_Conditional``."""
     n, total = len(process.x), len(z)
-    cross = process.kernel(z, process.x, process.lengthscales)  # N x n
+    cross = process.covariance(z, process.x)  # N x n
     half = solve_triangular(process.cholesky, cross.T, lower=True)  # n x N
-    covariance = process.kernel(z, z, process.lengthscales) - half.T @ half
+    covariance = process.covariance(z, z) - half.T @ half
     covariance = _stable_cholesky(covariance)
     # Cov(f(z), f(x) | data) = (I - k(z, X) (K + noise)^-1 R) k(z, x), R selecting the observed points.
     projection = np.eye(total)
@@ -223,7 +222,7 @@ def _given_noisy_values(process: GaussianProcess, z: Array, base_samples: Array)
 def _given_values(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[Array, Array, Array]:
     """As ``_given_noisy_values`` where the observed values are the values themselves, the nugget included."""
     n, total = len(process.x), len(z)
-    covariance = process.kernel(z, z, process.lengthscales) + process.nugget * np.eye(total)
+    covariance = process.covariance(z, z) + process.nugget * np.eye(total)
     factor = _stable_cholesky(covariance)
     values = np.repeat((process.standardised - process.constant)[:, None], base_samples.shape[1], axis=1)  # n x S
     observed = solve_triangular(factor[:n, :n], values, lower=True)

@@ -120,17 +120,19 @@ def log_probability(processes: Sequence[GaussianProcess], points: Array) -> Arra
 
 
 def _log_probability_and_gradient(process: GaussianProcess, point: Array) -> tuple[float, Array]:
-    cross, slope = process.kernel.with_slope(point[None, :], process.x, process.lengthscales)
-    to_observed = slope[0][:, None] * (process.x - point) / process.lengthscales**2  # n x d: d cross / d point
-    solved = cho_solve((process.cholesky, True), cross[0])
-    variance = 1.0 - float(cross[0] @ solved)
-    mean = process.mean + process.scale * (process.constant + float(cross[0] @ process.weights))
+    covariance = process.covariance
+    cross = covariance(point[None, :], process.x)[0]
+    solved = cho_solve((process.cholesky, True), cross)
+    variance = float(covariance.variance(point[None, :])[0] - cross @ solved)
+    mean = process.mean + process.scale * (process.constant + float(cross @ process.weights))
     floored = max(variance, 1e-12)
     deviation = process.scale * np.sqrt(floored)
     z = -mean / deviation
-    mean_gradient = process.scale * process.weights @ to_observed
+    mean_gradient = process.scale * covariance.slope(point, process.x, process.weights)
     # Where the floor acts the deviation no longer depends on the point.
-    variance_gradient = np.zeros_like(point) if variance < floored else -2.0 * solved @ to_observed
+    variance_gradient = np.zeros_like(point)
+    if variance >= floored:
+        variance_gradient = covariance.variance_slope(point) - 2.0 * covariance.slope(point, process.x, solved)
     deviation_gradient = process.scale * variance_gradient / (2.0 * np.sqrt(floored))
     z_gradient = -(mean_gradient + z * deviation_gradient) / deviation
     log_cdf = float(log_ndtr(z))

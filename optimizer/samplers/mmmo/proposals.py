@@ -22,6 +22,7 @@ from mergefront.optimizer.samplers.common.variation import (
     mutants,
 )
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, FeasibilityWeighted
@@ -75,6 +76,8 @@ class Observations:
     """Reference point, ``m``."""
     unexplained: Unexplained = "noise"
     """What the kernel does not explain of values whose noise is unknown."""
+    kernel: Kernel = MATERN
+    """Of the processes of values."""
     feasibility: Feasibility | None = None
     """What is known of the constraints; None where there are none."""
 
@@ -82,12 +85,12 @@ class Observations:
 def fit(data: Observations) -> Surrogate:
     """The surrogate of the observed values, collapsed ones pulled in."""
     seen, y = data.features(data.x), compress_tail(data.y, data.reference)
-    if len(seen) <= MOST_LEARNT_FROM:
-        return fit_surrogate(seen, y, data.noise_variance, unexplained=data.unexplained)
-    feasibility = data.feasibility
-    feasible = np.ones(len(y), dtype=bool) if feasibility is None else feasibility.feasible
-    learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
-    return fit_surrogate(seen, y, data.noise_variance, learn_from, data.unexplained)
+    learn_from: Integers | slice = slice(None)
+    if len(seen) > MOST_LEARNT_FROM:
+        feasibility = data.feasibility
+        feasible = np.ones(len(y), dtype=bool) if feasibility is None else feasibility.feasible
+        learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
+    return fit_surrogate(seen, y, data.noise_variance, learn_from, data.unexplained, data.kernel)
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,9 @@ def _scalarised(data: Observations, surrogate: Surrogate, rng: np.random.Generat
         reference=np.array([min(float(y.min()), -1.0) - 1.0]),
     )
     seen = single.features(single.x)
-    return single, fit_surrogate(seen, single.y, single.noise_variance, unexplained=data.unexplained)
+    return single, fit_surrogate(
+        seen, single.y, single.noise_variance, unexplained=data.unexplained, kernel=data.kernel
+    )
 
 
 def _near_elites(data: Observations, rng: np.random.Generator) -> Array:

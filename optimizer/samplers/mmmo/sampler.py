@@ -30,6 +30,7 @@ from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.observed_space import conditional_space
 from mergefront.optimizer.samplers.common.representatives import limited
 from mergefront.optimizer.samplers.common.units import normalise, values_of
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, evaluability, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
@@ -49,6 +50,7 @@ from mergefront.optimizer.samplers.options import (
     FisherScreen,
     MMMOOptions,
     MMMOVariant,
+    Trend,
     Unexplained,
     check_arguments,
 )
@@ -114,6 +116,9 @@ class MMMOSampler(ReplayableSampler):
             own model and Monte Carlo acquisition (seconds per proposal instead of tenths).
         unexplained: what the kernel does not explain of values without standard errors: "noise", or "roughness" of the
             landscape, which a new point has too. The paper variant takes it for roughness.
+        trend: "quadratic": scores are a quadratic of what the surrogate sees plus a process, in place of a process
+            alone. It pays for a few weights of LoRAs (docs/benchmarks/search-method.md). Of no effect in the paper
+            variant and with the budget "botorch".
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -140,6 +145,7 @@ class MMMOSampler(ReplayableSampler):
         fisher_screen: FisherScreen = "low",
         budget: Budget = "fast",
         unexplained: Unexplained = "noise",
+        trend: Trend = "none",
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
@@ -154,6 +160,7 @@ class MMMOSampler(ReplayableSampler):
         self._fisher_screen = fisher_screen
         self._unexplained: Unexplained = unexplained if variant == "default" else "roughness"
         self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
+        self._kernel = MATERN_WITH_TREND if trend == "quadratic" and variant == "default" else MATERN
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
         self._last_surrogate = LastResult[Surrogate]()
@@ -263,6 +270,7 @@ class MMMOSampler(ReplayableSampler):
             taken=points_of(history.earlier, encoder),
             reference=reference,
             unexplained=self._unexplained,
+            kernel=self._kernel,
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:

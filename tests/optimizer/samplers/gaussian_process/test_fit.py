@@ -11,6 +11,7 @@ from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate, log_posterior
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND, Covariance, quadratic_trend
 from mergefront.optimizer.samplers.mmmo.botorch_engine import matern
 
 UNKNOWN = np.nan
@@ -35,7 +36,7 @@ def test_log_posterior_equals_botorchs(known: bool) -> None:
     model = botorch_model(x, y, variance if known else None)
     lengthscales, noise = np.array([0.4, 0.9, 2.5]), 0.02
     noises = variance / y.var(ddof=1) if known else np.full(14, UNKNOWN)
-    value, _, _ = log_posterior(np.log(lengthscales), math.log(noise), x, standardised, noises)
+    value, *_ = log_posterior(np.log(lengthscales), math.log(noise), x, standardised, noises)
 
     model.covar_module.lengthscale = torch.tensor(lengthscales)
     if not known:
@@ -56,21 +57,66 @@ def test_gradient_of_the_log_posterior_is_exact() -> None:
     x, y = problem(12, 4)
     standardised = (y - y.mean()) / y.std(ddof=1)
     noises = np.where(np.arange(12) % 3 == 0, 0.05, UNKNOWN)
-    theta = np.array([-0.4, 0.2, 0.9, 0.1, -3.0])
+    theta = np.array([-0.4, 0.2, 0.9, 0.1, -3.0, -1.0])
 
-    def value(at: np.ndarray) -> float:
-        return log_posterior(at[:4], at[4], x, standardised, noises)[0]
+    def posterior(at: np.ndarray) -> tuple[float, np.ndarray, float, float]:
+        return log_posterior(at[:4], at[4], x, standardised, noises, MATERN_WITH_TREND, at[5])
 
-    _, gradient, noise_gradient = log_posterior(theta[:4], theta[4], x, standardised, noises)
-    numeric = [(value(theta + 1e-6 * e) - value(theta - 1e-6 * e)) / 2e-6 for e in np.eye(5)]
-    np.testing.assert_allclose([*gradient, noise_gradient], numeric, rtol=1e-5, atol=1e-6)
+    _, gradient, noise_gradient, trend_gradient = posterior(theta)
+    steps = 1e-6 * np.eye(6)
+    numeric = [(posterior(theta + step)[0] - posterior(theta - step)[0]) / 2e-6 for step in steps]
+    np.testing.assert_allclose([*gradient, noise_gradient, trend_gradient], numeric, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trend_is_a_quadratic_with_normal_coefficients_and_a_mean_variance_of_1() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((5, 3)), rng.random((4, 3))
+    first, second = np.triu_indices(3)
+
+    def terms(x: np.ndarray) -> np.ndarray:
+        u = 2.0 * x - 1.0
+        return np.concatenate([u, u[:, first] * u[:, second]], axis=1)
+
+    ratios = quadratic_trend(a, b) / (terms(a) @ terms(b).T)
+    np.testing.assert_allclose(ratios, ratios[0, 0])
+    variances = [Covariance(MATERN_WITH_TREND, np.ones(d), 1.0).variance(rng.random((40_000, d))) for d in (1, 3, 9)]
+    np.testing.assert_allclose([variance.mean() - 1.0 for variance in variances], 1.0, rtol=0.02)
+
+
+def test_slopes_of_a_covariance_are_exact() -> None:
+    rng = np.random.default_rng(0)
+    covariance = Covariance(MATERN_WITH_TREND, np.array([0.4, 0.8, 2.0]), 0.3)
+    point, others, weights, steps = rng.random(3), rng.random((6, 3)), rng.standard_normal(6), 1e-6 * np.eye(3)
+    above, below = (covariance(point + sign * steps, others) @ weights for sign in (1, -1))
+    np.testing.assert_allclose(covariance.slope(point, others, weights), (above - below) / 2e-6, rtol=1e-6)
+    above, below = (covariance.variance(point + sign * steps) for sign in (1, -1))
+    np.testing.assert_allclose(covariance.variance_slope(point), (above - below) / 2e-6, rtol=1e-6)
+    np.testing.assert_allclose(covariance.variance(others), np.diag(covariance(others, others)))
+
+
+def test_a_trend_shows_between_points_where_nothing_was_tried() -> None:
+    """Merges in the middle of a front would never be tried: a process without a trend returns to the mean there."""
+    anchors = np.concatenate([np.zeros((1, 3)), np.eye(3), np.full((1, 3), 1.0 / 3.0)])
+
+    def score(x: np.ndarray) -> np.ndarray:
+        return 1.0 - ((x - 0.5) ** 2).sum(axis=1) + 0.5 * x[:, 0] * x[:, 1]
+
+    errors = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        tried, middle = np.concatenate([anchors, rng.random((6, 3))]), 0.25 + 0.5 * rng.random((50, 3))
+        unknown = np.full(len(tried), UNKNOWN)
+        fitted = [fit_gaussian_process(tried, score(tried), unknown, kernel) for kernel in (MATERN_WITH_TREND, MATERN)]
+        errors.append([np.abs(process.posterior(middle)[0] - score(middle)).mean() for process in fitted])
+    with_trend, without = np.mean(errors, axis=0)
+    assert with_trend < 0.3 * without
 
 
 def test_posterior_equals_botorchs_with_the_same_hyper_parameters() -> None:
     x, y = problem(20, 3)
     process = fit_gaussian_process(x, y, np.full(20, UNKNOWN))
     model = botorch_model(x, y)
-    model.covar_module.lengthscale = torch.tensor(process.lengthscales)
+    model.covar_module.lengthscale = torch.tensor(process.covariance.lengthscales)
     model.likelihood.noise = torch.tensor(process.noise[:1])
     model.mean_module.initialize(constant=process.constant)
     model.eval()
@@ -84,7 +130,7 @@ def test_posterior_equals_botorchs_with_the_same_hyper_parameters() -> None:
 def test_a_fit_finds_which_parameters_matter_and_predicts() -> None:
     x, y = problem(40, 5)
     process = fit_gaussian_process(x, y, np.full(40, UNKNOWN))
-    assert process.lengthscales[:2].max() < process.lengthscales[2:].min()
+    assert process.covariance.lengthscales[:2].max() < process.covariance.lengthscales[2:].min()
     new_x, new_y = problem(200, 5, seed=1)
     assert np.corrcoef(process.posterior(new_x)[0], new_y)[0, 1] > 0.99
 

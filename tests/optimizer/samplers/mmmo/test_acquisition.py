@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate
-from mergefront.optimizer.samplers.gaussian_process.kernel import SMOOTH
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND, SMOOTH, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
 from mergefront.optimizer.scores.pareto import hypervolume
@@ -33,10 +33,10 @@ def joint_samples(surrogate: Surrogate, points: np.ndarray, count: int) -> np.nd
     """
     rng, draws = np.random.default_rng(3), []
     for process in surrogate.processes:
-        gram = process.kernel(process.x, process.x, process.lengthscales) + np.diag(process.noise)
-        cross = process.kernel(points, process.x, process.lengthscales)
+        gram = process.covariance(process.x, process.x) + np.diag(process.noise)
+        cross = process.covariance(points, process.x)
         mean = process.constant + cross @ np.linalg.solve(gram, process.standardised - process.constant)
-        covariance = process.kernel(points, points, process.lengthscales) - cross @ np.linalg.solve(gram, cross.T)
+        covariance = process.covariance(points, points) - cross @ np.linalg.solve(gram, cross.T)
         if process.nugget:
             told_points = len(process.x)
             covariance += process.nugget * np.eye(len(points))
@@ -62,9 +62,10 @@ def test_the_value_is_the_expected_hypervolume_gain_with_pending_points(m: int, 
         assert np.exp(value) == pytest.approx(np.mean(gains), abs=5 * spread + 0.05 * np.mean(gains) + 1e-4)
 
 
-def test_the_kernel_is_that_of_the_process() -> None:
+@pytest.mark.parametrize("kernel", [SMOOTH, MATERN_WITH_TREND])
+def test_the_kernel_is_that_of_the_process(kernel: Kernel) -> None:
     x, y = told(7, 2, 2)
-    processes = [fit_gaussian_process(x, column, np.full(7, np.nan), SMOOTH) for column in y.T]
+    processes = [fit_gaussian_process(x, column, np.full(7, np.nan), kernel) for column in y.T]
     function = acquisition(Surrogate(tuple(processes)), np.zeros((0, 2)), 600, 2)
     point = np.array([0.5, 0.5])
     samples = joint_samples(Surrogate(tuple(processes)), np.vstack([x, point]), 1500)
@@ -76,10 +77,14 @@ def test_the_kernel_is_that_of_the_process() -> None:
     np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4 * abs(gradient).max())
 
 
+@pytest.mark.parametrize("noise", [np.nan, 0.01])
+@pytest.mark.parametrize("kernel", [MATERN, MATERN_WITH_TREND])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_the_gradient_is_exact(m: int) -> None:
+def test_the_gradient_is_exact(m: int, kernel: Kernel, noise: float) -> None:
     x, y = told(12, 4, m)
-    function = acquisition(fit_surrogate(x, y, np.full(y.shape, np.nan)), np.array([[0.2] * 4]), 8, m)
+    y = y + 0.3 * np.sin(9 * x[:, :1])
+    surrogate = fit_surrogate(x, y, np.full(y.shape, noise), kernel=kernel)
+    function = acquisition(surrogate, np.array([[0.2] * 4]), 8, m)
     for point in (np.full(4, 0.45), np.array([0.9, 0.1, 0.3, 0.8])):
         value, gradient = function.value_and_gradient(point)
         assert value == pytest.approx(function.values(point[None, :])[0])
