@@ -285,6 +285,6 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
-    "MM-MO, trend quadratic": Peer(_ours(trend="quadratic"), 60, problems=(*LANGUAGE_MODELS, "residual", "attention")),
+    "MM-MO, quadratic trend": Peer(_ours(trend="quadratic"), 60, problems=(*LANGUAGE_MODELS, "residual", "attention")),
     **{f"MM-MO, {name}": Peer(_kernel(name), 60, problems=LANGUAGE_MODELS) for name in KERNELS},
 }

@@ -44,8 +44,8 @@ CHUNK = 2_000_000
 
 @dataclass(frozen=True)
 class _Conditional:
-    """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (v + nugget - k Q k) where
-    v = k(x, x) and k = k(x, z)."""
+    """One objective given samples at z: mean = offset + k(x, z) @ weights, variance = scale^2 (v + nugget - k Q k),
+    where v = k(x, x) and k = k(x, z)."""
 
     covariance: Covariance
     weights: Array  # N x S, in the objective's unit
