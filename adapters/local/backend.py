@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from mergefront.adapters.checkpoints.dtypes import FLOATING
 from mergefront.adapters.checkpoints.header import Checkpoint, CheckpointHeader
@@ -365,6 +365,18 @@ class _Weights:
         return Spread(self.devices, memory_limits(max_memory, self.devices.all))
 
 
+class _WeightOptions(TypedDict, total=False):
+    """Those of ``LocalBackend.from_checkpoints`` that say which weights there are, and where."""
+
+    device: str
+    device_map: DeviceMap
+    dtype: str
+    compute: str
+    tokenizer_source: str | Mapping[str, Any] | None
+    scope: str | None
+    carry: Mapping[str, str] | None
+
+
 def _weights(
     base: str | PathLike[str],
     experts: Mapping[str, str | PathLike[str]],
@@ -401,10 +413,10 @@ def planned_pool(
     allow: Collection[str] = (),
     for_text: bool = True,
     headless: bool = False,
-    **told: Any,
+    **told: Unpack[_WeightOptions],
 ) -> tuple[TensorPool, dict[str, int]]:
     """The pool of ``LocalBackend.from_checkpoints`` before anything is loaded, and the bytes of the live model by
-    device, and under ``disk``. ``told`` are the options of ``_weights``."""
+    device, and under ``disk``."""
     from mergefront.adapters.local.loading import live_bytes
     from mergefront.adapters.merging.offload.memory import free_memory
     from mergefront.adapters.merging.offload.placement import device_name, memory_limits

@@ -136,8 +136,10 @@ class MergeEngine:
     ) -> None:
         self._rounding = rounding
         self.device = torch.device(device)
-        given = (base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit)
-        self._pool = TensorPool(*given, max_memory, devices)
+        self._pool = TensorPool(
+            base, experts, self.device, dtype, resident, check, task_vectors, allow, compat_mergekit,
+            max_memory, devices,
+        )  # fmt: skip
         self._pool.load()
         self.experts = self._pool.experts
         self.names = self._pool.names

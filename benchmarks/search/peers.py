@@ -13,7 +13,6 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from benchmarks.search.ablation import KERNELS, OtherKernel
 from benchmarks.search.problem import Problem
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
@@ -215,14 +214,6 @@ def _ours(**options: Any) -> Callable[[Problem, int], BaseSampler]:
     return make
 
 
-def _kernel(name: str) -> Callable[[Problem, int], BaseSampler]:
-    def make(problem: Problem, seed: int) -> BaseSampler:
-        given: dict[str, Any] = {"search_space": problem.space.distributions(), "ranges": problem.ranges}
-        return OtherKernel(name, seed=seed, rule=problem.space.merge_rule, **given)
-
-    return make
-
-
 def _named(name: str, **options: Any) -> Callable[[Problem, int], BaseSampler]:
     def make(problem: Problem, seed: int) -> BaseSampler:
         return make_sampler(
@@ -286,5 +277,4 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
     "MM-MO, quadratic trend": Peer(_ours(trend="quadratic"), 60, problems=(*LANGUAGE_MODELS, "residual", "attention")),
-    **{f"MM-MO, {name}": Peer(_kernel(name), 60, problems=LANGUAGE_MODELS) for name in KERNELS},
 }

@@ -162,8 +162,8 @@ def parse(config: str | Mapping[str, Any]) -> Mapping[str, Any]:
         config = load_yaml(config, "mergekit configuration")
     if not isinstance(config, Mapping):
         raise UserError("mergekit configuration: it must be a mapping with 'merge_method' and 'models'")
-    for line in unsupported_keys(config, _KNOWN_KEYS):
-        raise UserError(f"mergekit configuration: {line}")
+    if lines := unsupported_keys(config, _KNOWN_KEYS):
+        raise UserError(f"mergekit configuration: {lines[0]}")
     check_structure(config)
     return config
 

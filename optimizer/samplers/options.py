@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.sections import Options, read_section
@@ -56,7 +57,20 @@ class MMMOOptions(SamplerOptions):
     unexplained: Unexplained = Field(
         "noise", description="what the kernel does not explain of values without standard errors"
     )
-    trend: Trend = Field("none", description="what scores follow in the large; quadratic: for few weights of LoRAs")
+    trend: Trend = Field(
+        "none",
+        description="what scores follow in the large; quadratic: for few weights of LoRAs, not in variant paper nor "
+        "with budget botorch",
+    )
+
+    @field_validator("trend")
+    @classmethod
+    def _is_modelled(cls, trend: Trend, info: ValidationInfo) -> Trend:
+        if trend == "quadratic" and (info.data.get("variant") == "paper" or info.data.get("budget") == "botorch"):
+            raise PydanticCustomError(
+                "trend", "the models of variant paper and of budget botorch have no trend; leave one of the two out"
+            )
+        return trend
 
 
 _PENALTY = "(by default 0; 0.05 in the other variants)"

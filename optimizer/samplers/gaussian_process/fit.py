@@ -7,7 +7,8 @@ Notation (shapes):
     noise    n        variance of each observation in the same unit; known from the items' standard errors, or one
                       variance for all observations of which nothing is known, estimated with the kernel
     K        n x n    k(x, x') = (1 + sqrt 5 r + 5/3 r^2) exp(-sqrt 5 r), r^2 = sum_i ((x_i - x'_i) / l_i)^2:
-                      Matern 5/2 with one lengthscale per dimension
+                      Matern 5/2 with one lengthscale per dimension; with a kernel that has a trend, the covariance of
+                      a quadratic is added, whose variance is learnt too (``kernel.quadratic_trend``)
 
 The model is that of BoTorch 0.18's ``SingleTaskGP``: constant mean, no output scale, lengthscales with a log-normal
 prior whose median grows with sqrt(d) (Hvarfner, Hellsten, Nardi, "Vanilla Bayesian Optimization Performs Great
@@ -37,6 +38,7 @@ LENGTHSCALE_BOUNDS = (0.025, 1e3)
 NOISE_BOUNDS = (1e-4, 10.0)
 """The lower bounds are those of BoTorch 0.18's ``SingleTaskGP``; the upper ones only keep numbers finite."""
 TREND_BOUNDS = (1e-4, 10.0)
+"""Of a trend's mean variance: from nothing that shows to what is as good as free. Chosen by hand."""
 KNOWN_NOISE_FLOOR = 1e-6
 """In standardised units; an observation is never taken for exact, which would make K singular."""
 KNOWN_NOISE_SHARE = 0.25
@@ -123,10 +125,8 @@ def log_posterior(
     lengthscales, unknown = np.exp(log_lengthscales), np.isnan(known_noise)
     noise = np.where(unknown, math.exp(log_noise), known_noise)
     correlation, slope = kernel.with_slope(x, x, lengthscales)
-    trend = 0.0
     if kernel.trend is not None:
-        trend = math.exp(log_trend)
-        quadratic = trend * quadratic_trend(x, x)
+        quadratic = math.exp(log_trend) * quadratic_trend(x, x)
         correlation = correlation + quadratic
     factor = cho_factor(correlation + np.diag(noise), lower=True)
     residual = standardised - _best_constant(factor, standardised)

@@ -117,8 +117,8 @@ class MMMOSampler(ReplayableSampler):
         unexplained: what the kernel does not explain of values without standard errors: "noise", or "roughness" of the
             landscape, which a new point has too. The paper variant takes it for roughness.
         trend: "quadratic": scores are a quadratic of what the surrogate sees plus a process, in place of a process
-            alone. It pays for a few weights of LoRAs (docs/benchmarks/search-method.md). Of no effect in the paper
-            variant and with the budget "botorch".
+            alone. It pays for a few weights of LoRAs (docs/benchmarks/search-method.md). The paper variant and the
+            budget "botorch" have none.
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -160,7 +160,7 @@ class MMMOSampler(ReplayableSampler):
         self._fisher_screen = fisher_screen
         self._unexplained: Unexplained = unexplained if variant == "default" else "roughness"
         self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
-        self._kernel = MATERN_WITH_TREND if trend == "quadratic" and variant == "default" else MATERN
+        self._kernel = MATERN_WITH_TREND if trend == "quadratic" else MATERN
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
         self._last_surrogate = LastResult[Surrogate]()

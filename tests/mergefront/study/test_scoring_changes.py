@@ -13,12 +13,21 @@ from mergefront.optimizer.errors import UserError
 from mergefront.study.rules import SCORING, changes_since
 
 
-def expect(reason: str | None, root: Path, expert: str, granularity: object) -> None:
-    """A study of rules 1 with this expert is refused for ``reason``, or goes on where that is None."""
+def expect(
+    reason: str | None, root: Path, expert: str, granularity: object, scoring: int = 1, method: list[str] | None = None
+) -> None:
+    """A study of rules ``scoring`` with this expert is refused for ``reason``, or goes on where that is None."""
+    space = {"base_model": "base", "models": {"x": expert}, "method": method or [], "granularity": granularity}
+    expect_of(reason, root, scoring, space, {"type": "local"})
+
+
+def expect_of(
+    reason: str | None, root: Path, scoring: int, space: dict[str, object], evaluator: dict[str, object]
+) -> None:
     stored = {
-        "scoring": 1,
-        "space": {"base_model": "base", "models": {"x": expert}, "granularity": granularity},
-        "evaluator": {"type": "local"},
+        "scoring": scoring,
+        "space": space,
+        "evaluator": evaluator,
         "sampler": {"name": "sobol"},
         "objectives": [{"name": "maths"}],
     }
@@ -165,18 +174,8 @@ def test_a_study_whose_answers_are_compared_otherwise_now_is_refused(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "2 + 2 =", "answer": answer}))
     tasks = {"t": {"type": "jsonl", "path": "rows.jsonl", **task}}
-    stored = {
-        "scoring": 2,
-        "space": {"base_model": None, "models": {"a": "a"}, "granularity": "global"},
-        "evaluator": {"type": "server", "tasks": tasks},
-        "sampler": {"name": "sobol"},
-        "objectives": [{"name": "maths"}],
-    }
-    if reason is None:
-        assert changes_since("s", stored, tmp_path) == []
-        return
-    with pytest.raises(UserError, match=reason):
-        changes_since("s", stored, tmp_path)
+    space: dict[str, object] = {"base_model": None, "models": {"a": "a"}, "granularity": "global"}
+    expect_of(reason, tmp_path, 2, space, {"type": "server", "tasks": tasks})
 
 
 @pytest.mark.parametrize(
@@ -193,18 +192,7 @@ def test_a_study_that_merged_stacked_experts_as_vectors_is_refused(
 ) -> None:
     (tmp_path / "base").mkdir()
     save_file({tensor: torch.ones(2, 3, 4)}, tmp_path / "base" / "model.safetensors")
-    stored = {
-        "scoring": 4,
-        "space": {"base_model": "base", "models": {"x": "x"}, "method": method, "granularity": "global"},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-        "objectives": [{"name": "maths"}],
-    }
-    if not refused:
-        assert changes_since("s", stored, tmp_path) == []
-        return
-    with pytest.raises(UserError, match="each expert's matrix is merged"):
-        changes_since("s", stored, tmp_path)
+    expect("each expert's matrix is merged" if refused else None, tmp_path, "x", "global", 4, method)
 
 
 def test_a_study_whose_sampler_cannot_take_its_objectives_is_refused(tmp_path: Path) -> None:
@@ -217,15 +205,4 @@ def test_a_study_whose_sampler_cannot_take_its_objectives_is_refused(tmp_path: P
 def test_a_study_whose_singular_vectors_were_shortened_is_refused(tmp_path: Path, method: str, refused: bool) -> None:
     (tmp_path / "base").mkdir()
     save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 4)}, tmp_path / "base" / "model.safetensors")
-    stored = {
-        "scoring": 6,
-        "space": {"base_model": "base", "models": {"x": "x"}, "method": [method], "granularity": "global"},
-        "evaluator": {"type": "local"},
-        "sampler": {"name": "sobol"},
-        "objectives": [{"name": "maths"}],
-    }
-    if not refused:
-        assert changes_since("s", stored, tmp_path) == []
-        return
-    with pytest.raises(UserError, match="keep their length"):
-        changes_since("s", stored, tmp_path)
+    expect("keep their length" if refused else None, tmp_path, "x", "global", 6, [method])

@@ -147,17 +147,17 @@ class TestRepeatability:
         assert run(0) == run(0)
         assert run(0) != run(1)
 
-    @pytest.mark.parametrize("variant", ["default", "paper"])
-    def test_a_new_process_continues_as_the_old_one_would_have(self, variant: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("options", [{}, {"variant": "paper"}, {"trend": "quadratic"}])
+    def test_a_new_process_continues_as_the_old_one_would_have(self, options: dict[str, str], tmp_path: Path) -> None:
         program = """
 import json, sys
 import optuna
 from mergefront.optimizer import MMMOSampler
 sys.path.insert(0, sys.argv[1])
 from test_mmmo import step
-url, variant, count = sys.argv[2], sys.argv[3], int(sys.argv[4])
+url, options, count = sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 study = optuna.create_study(study_name="s", storage=url, directions=["maximize", "maximize", "minimize"],
-                            sampler=MMMOSampler(seed=5, variant=variant, n_startup=5, batch=3), load_if_exists=True)
+                            sampler=MMMOSampler(seed=5, n_startup=5, batch=3, **options), load_if_exists=True)
 for _ in range(count):
     step(study)
 print(json.dumps([trial.params for trial in study.trials]))
@@ -165,7 +165,12 @@ print(json.dumps([trial.params for trial in study.trials]))
 
         def run(name: str, *counts: int) -> Any:
             for count in counts:
-                arguments = [str(Path(__file__).parent), f"sqlite:///{tmp_path / name}", variant, str(count)]
+                arguments = [
+                    str(Path(__file__).parent),
+                    f"sqlite:///{tmp_path / name}",
+                    json.dumps(options),
+                    str(count),
+                ]
                 done = subprocess.run(
                     [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
                 )
@@ -338,7 +343,7 @@ DISCRETE_AND_LOG: dict[str, BaseDistribution] = {
 
 
 class TestEdgeCases:
-    @pytest.mark.parametrize("variant", ["default", "paper"])
+    @pytest.mark.parametrize("options", [{}, {"variant": "paper"}, {"trend": "quadratic"}])
     @pytest.mark.parametrize(
         "values",
         [
@@ -354,9 +359,9 @@ class TestEdgeCases:
         ],
         ids=["constant", "half", "huge", "tiny", "jackpot", "collapses", "infinite", "one finished", "all failed"],
     )
-    def test_strange_values_give_sensible_proposals(self, values: Any, variant: Any) -> None:
+    def test_strange_values_give_sensible_proposals(self, values: Any, options: dict[str, Any]) -> None:
         space = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
-        sampler = MMMOSampler(seed=0, variant=variant, search_space=space, n_startup=3, batch=2)
+        sampler = MMMOSampler(seed=0, search_space=space, n_startup=3, batch=2, **options)
         study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
         for number in range(9):
             trial = study.ask(space)
@@ -431,6 +436,12 @@ def test_wrong_arguments_are_named_with_their_value() -> None:
         MMMOSampler(variant="papr")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="batch is 0; it must be a whole number of at least 1"):
         MMMOSampler(batch=0)
+
+
+@pytest.mark.parametrize("other", [{"variant": "paper"}, {"budget": "botorch"}])
+def test_a_trend_that_no_model_would_have_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="have no trend; leave one of the two out"):
+        MMMOSampler(trend="quadratic", **other)
     study = merge_like_study(MMMOSampler(search_space=SPACE, reference_point=[0.0]))
     with pytest.raises(UserError, match="reference_point has 1 entries, but the study has 3 objectives"):
         study.ask(SPACE)
