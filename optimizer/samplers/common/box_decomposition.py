@@ -4,8 +4,8 @@ All objectives are maximised. The hypervolume gained by a point y over a front i
 of this decomposition, of prod_j (min(y_j, upper_j) - lower_j)+. The boxes come from local upper bounds, added
 one front point at a time: Lacour, Klamroth, Fonseca, "A box decomposition algorithm to compute the hypervolume
 indicator", Computers & Operations Research 79, 2017; applied a second time, to the bounds themselves, it
-decomposes the region that the front does not dominate. BoTorch's FastNondominatedPartitioning takes five to ten times
-as long from three objectives on.
+decomposes the region that the front does not dominate. BoTorch 0.18's FastNondominatedPartitioning takes nine to eleven
+times as long with three and four objectives (fronts of 10 and 30 points); with two it takes a half, 1 ms for 3.
 """
 
 from __future__ import annotations
