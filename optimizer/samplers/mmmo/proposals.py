@@ -259,11 +259,9 @@ def _scalarised(data: Observations, surrogate: Surrogate, rng: np.random.Generat
 
 
 def _near_elites(data: Observations, rng: np.random.Generator) -> Array:
-    """Points (``NEAR_ELITES x d``, or none) that differ from an elite in a few coordinates, and by little."""
+    """Points (``NEAR_ELITES x d``) that differ from an elite in a few coordinates, and by little."""
     elites = _elites(data, ELITES, lambda rows: elites_by_hypervolume(data.y[rows], data.reference, ELITES))
     d = data.encoder.dimension
-    if not len(elites):
-        return np.zeros((0, d))
     chosen = elites[rng.integers(len(elites), size=NEAR_ELITES)]
     moved = rng.random(chosen.shape) < min(1.0, max(MOVED_COORDINATES / d, MOVED_SHARE))
     moved[np.arange(NEAR_ELITES), rng.integers(d, size=NEAR_ELITES)] = True

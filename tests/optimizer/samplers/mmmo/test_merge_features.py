@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -46,14 +46,29 @@ def test_where_the_merge_divides_by_the_weights_only_their_proportions_count(
     np.testing.assert_allclose(at(1.0), at(factor), atol=1e-12)
 
 
+@pytest.mark.parametrize(("without", "with_weight"), [("maths", "code"), ("code", "maths")])
 @given(st.booleans(), st.floats(0.1, 1.0), st.floats(0.1, 1.0))
-def test_the_density_of_an_expert_without_weight_does_not_count(proportions: bool, one: float, other: float) -> None:
-    def at(density: float) -> np.ndarray:
-        return features(
-            proportions, weight_of_maths=0.0, weight_of_code=0.7, density_of_maths=density, density_of_code=0.5
-        )
+def test_a_density_counts_exactly_where_its_own_expert_has_a_weight(
+    without: str, with_weight: str, proportions: bool, one: float, other: float
+) -> None:
+    weights = {f"weight_of_{without}": 0.0, f"weight_of_{with_weight}": 0.7}
 
-    np.testing.assert_array_equal(at(one), at(other))
+    def at(expert: str, density: float) -> np.ndarray:
+        densities = {"density_of_maths": 0.5, "density_of_code": 0.5, f"density_of_{expert}": density}
+        return features(proportions, **weights, **densities)
+
+    np.testing.assert_array_equal(at(without, one), at(without, other))
+    assume(abs(one - other) > 1e-3)
+    assert (at(with_weight, one) != at(with_weight, other)).any()
+
+
+@pytest.mark.parametrize("rule", [MergeRule(proportions=True), TIES])
+def test_slopes_at_the_base_are_finite(rule: MergeRule) -> None:
+    """There all weights are 0, and what divides by their largest would send the next proposal nowhere."""
+    names = ("weight[maths]", "weight[code]")
+    point = ENCODER.encode({**dict.fromkeys(names, 0.0), "density[maths]": 0.5, "density[code]": 0.5, "lambda": 1.0})
+    seen, in_coordinates = MergeFeatures(ENCODER, rule).with_exact_gradient(point)
+    assert np.isfinite(seen).all() and np.isfinite(in_coordinates(np.ones(len(seen)))).all()
 
 
 def test_without_division_the_size_of_the_weights_counts() -> None:
