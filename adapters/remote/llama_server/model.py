@@ -106,7 +106,7 @@ class LlamaServerModel:
         steps: list[Step] = []
         if len(continuation) == 1 and context in together:
             steps = await self._listed(context, continuation[0], _LABELS)
-        elif len(continuation) > 1 and _can_be_grammar(text):
+        elif _can_be_grammar(text):
             steps = await self._spelled(context, continuation, text)
         while len(steps) < len(continuation):
             known = len(steps)
@@ -115,23 +115,36 @@ class LlamaServerModel:
         return LogLikelihood(logprob, len(steps), is_greedy, shortened=len(context) < len(whole))
 
     async def _spelled(self, context: tuple[int, ...], continuation: tuple[int, ...], text: str) -> list[Step]:
-        """The steps of the longest beginning that the server spelled in the continuation's own tokens."""
-        answer = await self._wire.complete(
-            context,
-            self.scales,
-            tokens=len(continuation),
-            bias=dict.fromkeys(continuation, _FAVOUR),
-            grammar=f"root ::= {json.dumps(text, ensure_ascii=False)}",
-            prompt_cache=self._prompt_cache,
-        )
+        """The steps of the longest beginning that the server spells in the continuation's own tokens."""
         steps: list[Step] = []
-        spelled = b""
-        for token, wanted in zip(answer.tokens, continuation, strict=False):
-            spelled += token.bytes
-            # A token that ends inside a character is not listed, and all after it would be out of step.
-            if token.id != wanted or not _is_whole(spelled):
+        rest = text.encode()
+        while len(continuation) - len(steps) > 1:
+            known = len(steps)
+            wanted = continuation[known:]
+            # Where several of them could come next, a later one is meant more often: a text that begins with a space
+            # alone would be given another one before each word. What was chosen wrongly is now the likeliest.
+            bias = {token: _FAVOUR * place for place, token in enumerate(wanted, 1)}
+            if steps:
+                bias[wanted[0]] = _FAVOUR * (len(wanted) + 1)
+            answer = await self._wire.complete(
+                context + continuation[:known],
+                self.scales,
+                tokens=len(wanted),
+                bias=bias,
+                grammar=f"root ::= {json.dumps(rest.decode(), ensure_ascii=False)}",
+                prompt_cache=self._prompt_cache,
+            )
+            spelled = b""
+            for token, meant in zip(answer.tokens, wanted, strict=False):
+                # A token that ends inside a character is not listed, and all after it would be out of step.
+                if token.id != meant or not _is_whole(spelled + token.bytes):
+                    break
+                spelled += token.bytes
+                steps.append((token.logprob, token.is_greedy))
+            # Passes that gain one token each cost more than forcing one after the other.
+            if len(steps) - known < (2 if known else 1) or not rest.startswith(spelled):
                 break
-            steps.append((token.logprob, token.is_greedy))
+            rest = rest[len(spelled) :]
         return steps
 
     async def _forced(self, context: tuple[int, ...], token: int) -> Step:

@@ -98,6 +98,29 @@ def test_scores_are_those_of_transformers_and_peft(url: str, tiny: Tiny):
     opened.close()
 
 
+TEXTS = (
+    " 15 août", " 31 décembre", " 1 octobre", " forty-two kilometres", " 12 345 km", " the cat and the other cat",
+    "\n    return x + y", " no, no, no", " el niño come pan", " 15. Februar 2024", "yes", " A B C",
+)  # fmt: skip
+
+
+def test_an_answer_of_several_tokens_takes_one_request(url: str):
+    """Otherwise a search over a server takes twice the time: each token that was spelled otherwise is asked alone."""
+    opened = backend(url)
+    asked = {}
+    with opened.apply(recipe(SCALES[1])) as model:
+        for text in TEXTS:
+            request = ScoringRequest("What comes next?", text)
+            opened._tokenization.pairs([(request.context, request.continuation)])
+            before = opened.client.usage.requests
+            (answer,) = model.loglikelihood([request])
+            asked[text] = opened.client.usage.requests - before
+            assert answer.tokens == len(opened._tokenization.pairs([(request.context, text)])[0][1])
+    opened.close()
+    # Its last space could begin its second word as well.
+    assert asked == {**dict.fromkeys(TEXTS, 1), " 15. Februar 2024": 2}
+
+
 def test_a_conversation_is_read_as_the_servers_chat_route_reads_it(url: str, tiny: Tiny):
     """By its own template and tokens; the answer that is scored is what the assistant's turn would be."""
     chat = Chat((Message("system", "Be brief."), Message("user", "What is the capital?")))
