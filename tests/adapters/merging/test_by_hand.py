@@ -133,6 +133,14 @@ def test_what_a_mask_keeps_is_looked_up_as_it_would_be_summed(size: int) -> None
     assert norms.whole == pytest.approx(float(delta.double().abs().sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [7, LEVELS, LEVELS + 1])
+def test_the_norms_of_a_mask_take_the_memory_that_is_counted_for_them(size: int) -> None:
+    """Counted too low, they push the machine over the memory that a user gave."""
+    norms = KeptNorms(TaskVector(Entry(torch.ones(size), True), torch.zeros(size)), mask_key(0, "w", "e"))
+    held = sum(kept.nbytes for kept in vars(norms).values() if kept is not None)
+    assert held == KeptNorms.bytes_of(size)
+
+
 def test_another_seed_is_another_mask_also_in_an_engine_that_knows_one() -> None:
     """What is kept of a mask is a mask's, not the task vector's."""
     base, generator = torch.zeros(300), torch.Generator().manual_seed(3)

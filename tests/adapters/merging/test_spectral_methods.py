@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mergefront.adapters.checkpoints.names import matrices_of
 from mergefront.adapters.merging.engine import MergeEngine
+from mergefront.adapters.merging.whole_models.spectral import leading_singular_vectors
 from mergefront.optimizer.recipes.recipe import Recipe
 
 METHODS = ("isotropic", "isotropic_cts", "subspace_boosting")
@@ -170,6 +171,19 @@ def test_tsv_m_weighs_experts_by_outliers_and_cuts_sparse_ones_where_it_is_told_
     # 3 of 6 directions each; pi / 2 (5.8 / 48)^2 / (25.3 / 48) is 0.04 of a normal matrix, so that 1 is left.
     expected = expected_tsv_m(deltas, [3, 1] if adaptive_rank else [3, 3], shares)
     assert np.allclose(numbers(made - base[MATRIX]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("changed", "kept"), [(48, 12), (24, 6), (1, 1), (0, 0)])
+def test_tsv_m_keeps_directions_by_how_many_entries_an_expert_changed(changed: int, kept: int) -> None:
+    """A method that cuts a dense expert, or drops a sparse one, is not the one that was asked for."""
+    entries = torch.randn(48 * 48, generator=torch.Generator().manual_seed(3)).view(48, 48)
+    entries[changed:] = 0.0
+    even = torch.ones(48, 48).triu() - torch.ones(48, 48).tril()
+    deltas = [entries, torch.randn(48, 48, generator=torch.Generator().manual_seed(4)), even, entries.clone()]
+    found = leading_singular_vectors(deltas, torch.Size((48, 48)), outlier_aware=False, adaptive_rank=True)
+    # Entries of one size are denser than normal ones, by pi / 2, and get no more than their quarter.
+    counts = [len(values) for values in found.values]
+    assert abs(counts[0] - kept) <= kept // 6 and counts[1:3] == [12, 12] and counts[3] == counts[0]
 
 
 def test_directions_that_no_expert_trained_count_in_tsv_m_by_their_expectation() -> None:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import mergefront as mf
 from mergefront.optimizer.recipes.anchors import METRIC_WEIGHTED, WarmStartRecipe, anchors
+from mergefront.optimizer.scores.constraints import constraints_from
 from mergefront.optimizer.scores.evaluation import FunctionEvaluator
 from mergefront.optimizer.scores.objectives import Objective
 from mergefront.optimizer.search.ask_tell import ask, tell, told_evaluation
@@ -102,6 +103,38 @@ def test_a_run_ends_at_the_first_moment_at_which_nothing_can_be_evaluated(run: R
     with pytest.raises(mf.SearchStoppedError, match=f"^{CONSECUTIVE_FAILURES} evaluations in a row failed"):
         run.search(run.plan(30), lambda recipe: {})
     assert len(run.asked) == CONSECUTIVE_FAILURES == 5
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), None])
+def test_a_constrained_number_that_is_none_costs_one_trial_and_not_the_run(run: Run, size: float | None) -> None:
+    """A merge without it is not known to hold the bound; the candidates after it are."""
+
+    def measured(recipe: mf.Recipe) -> mf.Evaluation:
+        known = {} if size is None else {"size": size}
+        return mf.Evaluation({**scores(recipe), **(known if len(run.asked) == 2 else {"size": 3.0})})
+
+    assert run.search(run.plan(6, constraints=constraints_from(["size <= 4"])), measured) == "budget"
+    assert [state for _, state in run.sampler.ended].count(TrialState.FAIL) == 1
+    assert len(run.asked) == 6 and "size" in run.study.get_trials()[1].user_attrs["mergefront:failure"]
+
+
+def test_whoever_watches_hears_of_each_evaluation_before_it_starts_and_after_it_ended(run: Run) -> None:
+    """A progress bar that names a candidate when it is done leaves its reader in the dark for the hours before."""
+    heard: list[str] = []
+
+    def evaluate(recipe: mf.Recipe) -> dict[str, float]:
+        heard.append("evaluated")
+        return scores(recipe)
+
+    run.search(
+        run.plan(8),
+        evaluate,
+        on_trial_start=lambda number, anchor: heard.append(f"{number} {anchor}"),
+        on_trial_end=lambda outcome: heard.append(f"end {outcome.number}"),
+    )
+    names = [trial.user_attrs.get("mergefront:anchor") for trial in run.study.get_trials()]
+    assert heard == [said for k, name in enumerate(names) for said in (f"{k} {name}", "evaluated", f"end {k}")]
+    assert names[0] == "base" and names[-1] is None
 
 
 class InACorner(Noted):

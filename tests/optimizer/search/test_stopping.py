@@ -20,14 +20,15 @@ class Clock:
         return self.now
 
 
-def test_wall_time_counts_from_the_start_of_the_run() -> None:
+@pytest.mark.parametrize(("hours", "seconds"), [(2, 7200.0), (0.25, 900.0), (1.5, 5400.0)])
+def test_wall_time_counts_from_the_start_of_the_run(hours: float, seconds: float) -> None:
     clock = Clock()
-    watch = StopWatch(StopRule(hours=2), clock)
-    clock.now += 7199.0
+    watch = StopWatch(StopRule(hours=hours), clock)
+    clock.now += seconds - 1.0
     assert watch.stop() is None
     clock.now += 1.0
     stop = watch.stop()
-    assert stop is not None and stop.cause == "time" and "2 hours" in stop.reason
+    assert stop is not None and stop.cause == "time" and f"{hours} hours" in stop.reason
 
 
 def test_little_expected_improvement_ends_a_run_only_in_a_row() -> None:
