@@ -47,15 +47,29 @@ def mysql() -> Iterator[MysqlServer]:
     server.remove()
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mysql"])
+DATABASES = ("sqlite", "postgresql", "mysql")
+
+
+def new_database(request: pytest.FixtureRequest, folder: Path) -> str:
+    """The URL of an empty database of the kind that is the fixture's parameter."""
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/study.db"
+    server: PostgresServer | MysqlServer = request.getfixturevalue(
+        "postgres" if request.param == "postgresql" else "mysql"
+    )
+    return server.new_database()
+
+
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database of each kind in turn."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/study.db"
-    if request.param == "mysql":
-        server: MysqlServer = request.getfixturevalue("mysql")
-        return server.new_database()
-    return str(request.getfixturevalue("postgres_url"))
+    return new_database(request, tmp_path)
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def module_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, once for the tests of a module that change nothing in it."""
+    return new_database(request, tmp_path_factory.mktemp("database"))
 
 
 @pytest.fixture(scope="session")

@@ -241,6 +241,7 @@ def test_a_trial_that_killed_two_workers_kills_no_third(tmp_path: Path) -> None:
     assert once.failures() == [] and [candidate.number for candidate in once.candidates()] == list(range(8))
 
 
+@pytest.mark.long
 def test_a_function_that_ends_the_process_is_given_up_after_two_resumes(tmp_path: Path) -> None:
     """Every resume would die on it again, and the study would never be finished."""
     path = write_study(tmp_path / "crashing")

@@ -155,7 +155,7 @@ def test_a_spent_budget_stops_the_search_and_says_so_and_a_larger_one_continues(
     larger = yaml.safe_load(path.read_text())
     larger["backend"]["budget"] = {name: limit[name] * 1000}
     path.write_text(yaml.safe_dump(larger, sort_keys=False))
-    finish(start_run(path))
+    mf.run(path, progress=False)
     assert trials(path) == undisturbed
 
 

@@ -53,7 +53,7 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_is_an_ordinary_study_with_models_that_transformers_reads(study_file: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -68,7 +68,7 @@ def test_the_demo_is_an_ordinary_study_with_models_that_transformers_reads(study
         assert len(tokenizer.encode(text)) == len(text) - len("sort") + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_search_and_report_items_are_all_different(study_file: Path) -> None:
     for skill in SKILLS:
         lines = [
@@ -79,7 +79,7 @@ def test_search_and_report_items_are_all_different(study_file: Path) -> None:
         assert len(lines) == len(set(lines)) >= 300
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_expert_is_clearly_best_at_its_own_skill(study_file: Path) -> None:
     from mergefront.adapters.evaluator import TaskEvaluator
     from mergefront.adapters.local.backend import LocalBackend
@@ -105,7 +105,7 @@ def test_each_expert_is_clearly_best_at_its_own_skill(study_file: Path) -> None:
         assert all(other[skill] < alone[skill][skill] - 0.03 for other in others)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_demo_that_is_there_is_not_made_again(study_file: Path) -> None:
     weights = study_file.parent / "models" / "base" / "model.safetensors"
     before = weights.stat().st_mtime_ns

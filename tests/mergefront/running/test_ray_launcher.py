@@ -41,7 +41,7 @@ def ray() -> Iterator[ModuleType]:
     ray.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_share_a_budget_and_a_killed_one_loses_nothing(ray: ModuleType, tmp_path: Path) -> None:
     died, calls = tmp_path / "died", tmp_path / "calls"
 

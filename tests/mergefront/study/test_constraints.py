@@ -79,7 +79,7 @@ def test_the_constraints_reach_optunas_samplers(tmp_path: Path, sampler: str) ->
 
     def points(constraints: list[str], name: str) -> list[object]:
         (tmp_path / name).mkdir()
-        study = search(tmp_path / name, constraints, sampler, 18)
+        study = search(tmp_path / name, constraints, sampler, 13)
         return [dict(candidate.params) for candidate in study.candidates()]
 
     assert points(["size <= 0.3"], "bound") != points([], "free")

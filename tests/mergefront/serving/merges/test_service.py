@@ -135,6 +135,7 @@ def test_no_completion_is_of_another_sessions_merge(pool_file: Callable[..., Pat
             assert values == pytest.approx(known[session], abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_restart_in_the_middle_of_a_search_loses_nothing(
     pool_file: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
 ):
