@@ -183,7 +183,8 @@ def front_table(problems: Grouped, evaluations: int) -> str:
         error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
         against = f"{np.mean(changes):+.1f}%{error}" if changes else ""
         worst = f"{100 * (min(ours) / medians[best] - 1):+.1f}%"
-        lines.append(f"| {problem} ({len(ours)} seeds) | " + " | ".join([*cells, against, worst]) + " |")
+        count = f"{len(ours)} seed" + "s" * (len(ours) > 1)
+        lines.append(f"| {problem} ({count}) | " + " | ".join([*cells, against, worst]) + " |")
     return "\n".join(lines)
 
 
