@@ -95,7 +95,7 @@ def build(loras: Sequence[str]) -> list[Path]:
 @contextmanager
 def server(files: Sequence[Path]) -> Iterator[None]:
     """llama.cpp's server on the files, while the block lasts."""
-    # Measured on two cores: 8 requests at once on both take 14.5 s where 2 on one take 31.
+    # Measured on two cores: 8 requests at once on both take 14 to 18 s where 2 on one take 29 to 39.
     speed = ["--slots", "8", "--threads", str(os.cpu_count() or 1)]
     command = [sys.executable, "-m", "mergefront", "llama-server", *map(str, files), "--port", str(PORT), "--exact"]
     command += speed

@@ -56,7 +56,7 @@ def call(*arguments: str) -> Any:
 def test_what_check_accepts_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     accepted = refused = 0
-    for name, content in [*broken_mappings(STUDY, VALUES)][::2]:
+    for name, content in broken_mappings(STUDY, VALUES):
         Path("study.yaml").write_text(yaml.safe_dump(content))
         checked, made = call("check", "study.yaml"), call("create", "study.yaml")
         told = f"{name}: check {checked.exit_code}, create {made.exit_code}\n{checked.stderr}\n{made.stderr}"
@@ -65,7 +65,7 @@ def test_what_check_accepts_is_created(tmp_path: Path, monkeypatch: pytest.Monke
         accepted, refused = accepted + (made.exit_code == 0), refused + (made.exit_code == 2)
         for file in Path().glob("mergefront.db*"):
             file.unlink()
-    assert accepted > 10 and refused > 50
+    assert accepted > 20 and refused > 100
 
 
 @pytest.mark.parametrize("ending", ["import sys; sys.exit(0)", "raise SystemExit", "1 / 0", "class E(Exception):\n"

@@ -118,7 +118,7 @@ class LlamaServerModel:
         """The steps of the longest beginning that the server spells in the continuation's own tokens."""
         steps: list[Step] = []
         rest = text.encode()
-        while len(continuation) - len(steps) > 1:
+        while rest and len(continuation) - len(steps) > 1:
             known = len(steps)
             wanted = continuation[known:]
             # Where several of them could come next, a later one is meant more often: a text that begins with a space

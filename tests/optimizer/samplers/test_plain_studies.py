@@ -67,9 +67,9 @@ def test_threads_never_propose_one_point_twice(make: Callable[..., ReplayableSam
         time.sleep(0.002)
         return x + y - z, y + z - x
 
-    study.optimize(score, n_trials=18, n_jobs=4)
+    study.optimize(score, n_trials=28, n_jobs=4)
     points = [tuple(sorted(trial.params.items())) for trial in study.trials]
-    assert len(set(points)) == len(points) == 18
+    assert len(set(points)) == len(points) == 28
 
 
 def test_a_trial_that_proposes_after_a_later_one_leaves_it_its_point() -> None:
