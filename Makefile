@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
+# The tests start some hundred processes. Where Python is told to keep no bytecode, each would compile the package anew.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-long test-models test-vllm lint types docs layout setup setup-tests clean
 
 setup: $(VENV)/.ready

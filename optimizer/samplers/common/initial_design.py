@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import qmc
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.unit_cube import Encoder
@@ -19,6 +18,9 @@ FULL_DESIGN = 12
 
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
     """Points ``first`` to ``first + count - 1`` of the seed's sequence (``count x d``), each representable."""
+    # Importing scipy.stats takes a second, which a resumed search past its first points need not wait.
+    from scipy.stats import qmc
+
     engine = qmc.Sobol(encoder.parameters, scramble=True, rng=np.random.default_rng(derive_seed(seed, "sobol")))
     if first:
         engine.fast_forward(first)

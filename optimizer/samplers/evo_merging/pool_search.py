@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import qmc
 
 from mergefront.optimizer.arrays import Array, Mask
 from mergefront.optimizer.samplers.common.last_result import LastResult
@@ -220,6 +219,9 @@ def design(state: PoolState) -> list[Array]:
         points = [coefficients.mix({}), *(coefficients.mix({name: 1.0}) for name in loras)]
         return [*points, coefficients.mix(dict.fromkeys(state.kept, share))]
     dimension = coefficients.encoder.dimension
+    # Importing scipy.stats takes a second, and few calls come here.
+    from scipy.stats import qmc
+
     engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(derive_seed(state.seed, "design")))
     drawn = coefficients.encoder.from_uniform(engine.random_base2(4)[: min(dimension + 1, 12)])
     return [coefficients.start, *drawn]

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm, qmc
+from scipy.special import ndtr, ndtri
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import MergeRule
@@ -122,8 +122,11 @@ class _Entries:
 
 @functools.cache
 def _entries(experts: int, at_random: bool) -> _Entries:
+    # Importing scipy.stats takes a second, and most methods have no use for this.
+    from scipy.stats import qmc
+
     columns = 2 * experts if at_random else experts
     uniform = qmc.Sobol(columns, scramble=True, rng=np.random.default_rng(0)).random(ENTRIES).T
-    entries = norm.ppf(np.clip(uniform[:experts], 1e-9, 1.0 - 1e-9))
-    quantiles = uniform[experts:] if at_random else 2.0 * norm.sf(np.abs(entries))
+    entries = ndtri(np.clip(uniform[:experts], 1e-9, 1.0 - 1e-9))
+    quantiles = uniform[experts:] if at_random else 2.0 * ndtr(-np.abs(entries))
     return _Entries(entries, quantiles, np.sign(entries), (entries**2).sum(axis=1))

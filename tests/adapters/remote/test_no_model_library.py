@@ -23,11 +23,14 @@ class Refuse:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Refuse())
+import json
 from mergefront.cli.application import cli
-status = cli.main(sys.argv[1:], standalone_mode=False)
-assert not set({refused!r}) & set(sys.modules)
-sys.exit(status)
+for command in json.loads(sys.argv[1]):
+    print({mark!r})
+    assert cli.main(command, standalone_mode=False) == 0, command
+    assert not set({refused!r}) & set(sys.modules), command
 """
+MARK = "=== the next command ==="
 MODEL_LIBRARIES = ("torch", "transformers", "peft", "botorch", "gpytorch", "tokenizers", "xllamacpp", "gguf")
 
 
@@ -75,11 +78,11 @@ def test_a_whole_search_over_an_api_needs_no_model_library(backend: dict[str, An
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(study, sort_keys=False))
         compare = ["compare", str(path), "--methods", "task_arithmetic,lora_cat,ties", "--json"]
-        for arguments in (["check", str(path)], ["run", str(path)], compare):
-            command = [sys.executable, "-c", RUN.format(refused=MODEL_LIBRARIES), *arguments]
-            result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-            assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
+        commands = json.dumps([["check", str(path)], ["run", str(path)], compare])
+        command = [sys.executable, "-c", RUN.format(refused=MODEL_LIBRARIES, mark=MARK), commands]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.rpartition(MARK)[2])
     labels = {row["label"] for row in found["rows"]}
     assert (
         found["study"] == "thin/compare" and {"base", "task arithmetic 1", "lora_cat"} <= labels and not found["failed"]

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,30 @@ def pool_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
     return folder
 
 
+def write_pool(folder: Path, pool_folder: Path, **more: Any) -> Path:
+    """A pool file in ``folder`` with the given keys beside the usual ones."""
+    models = {"whole": str(pool_folder / "whole"), "lora": str(pool_folder / "lora")}
+    content = {"pool": "tiny", "base_model": str(pool_folder / "base"), "models": models, "port": 0, **more}
+    path = folder / "pool.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
 @pytest.fixture
 def pool_file(pool_folder: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a pool file with the given keys beside the usual ones."""
-
-    def write(**more: Any) -> Path:
-        models = {"whole": str(pool_folder / "whole"), "lora": str(pool_folder / "lora")}
-        content = {"pool": "tiny", "base_model": str(pool_folder / "base"), "models": models, "port": 0, **more}
-        path = tmp_path / "pool.yaml"
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-        return path
-
-    return write
+    """``write_pool`` in the test's own folder."""
+    return partial(write_pool, tmp_path, pool_folder)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Served]]:
-    """Runs ``mergefront serve`` on a pool file until it answers; all end with the test."""
+@pytest.fixture(scope="module")
+def module_pool_file(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``write_pool`` in a folder of the module's."""
+    return partial(write_pool, tmp_path_factory.mktemp("service"), pool_folder)
+
+
+@contextmanager
+def services() -> Iterator[Callable[..., Served]]:
+    """Runs ``mergefront serve`` on a pool file until it answers; all end with the block."""
     with ExitStack() as stack:
 
         def run(path: Path, *arguments: str, **environment: str) -> Served:
@@ -111,6 +119,20 @@ def start() -> Iterator[Callable[..., Served]]:
                     return Served(url, process, log)
             raise AssertionError(f"it did not start: {''.join(said)}")
 
+        yield run
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Served]]:
+    """Starts services that end with the test."""
+    with services() as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def module_start() -> Iterator[Callable[..., Served]]:
+    """Starts services that end with the module, for tests that leave nothing behind."""
+    with services() as run:
         yield run
 
 

@@ -240,11 +240,14 @@ def test_a_quota_ends_one_client_and_not_the_other_and_is_remembered(
     assert statuses(again, 1, 1, 1, token=BOB) == [200, 200, 429]
 
 
-def test_what_is_wrong_or_too_large_is_refused_with_its_reason(
-    pool_file: Callable[..., Path], start: Callable[..., Any]
-):
+@pytest.fixture(scope="module")
+def served(module_pool_file: Callable[..., Path], module_start: Callable[..., Any]) -> Any:
+    """A service with narrow limits, for whoever reaches this machine."""
+    return module_start(module_pool_file(limits={"body": 20_000, "items": 10, "text": 1000, "new_tokens": 8}))
+
+
+def test_what_is_wrong_or_too_large_is_refused_with_its_reason(served: Any):
     """One careless or hostile message could end the service or be answered with something else."""
-    served = start(pool_file(limits={"body": 20_000, "items": 10, "text": 1000, "new_tokens": 8}))
     session = ask(served, "POST", "/v1/sessions", json={"pool": "tiny"}).json()["session_id"]
     path = f"/v1/sessions/{session}/loglikelihood"
     good = wire_recipe(RECIPES[0])
@@ -302,9 +305,9 @@ def test_what_is_wrong_or_too_large_is_refused_with_its_reason(
         model.loglikelihood(SCORED[:1])
 
 
-def test_the_openapi_document_describes_every_route(pool_file: Callable[..., Path], start: Callable[..., Any]):
+def test_the_openapi_document_describes_every_route(served: Any):
     """Authors of other clients would have to guess."""
-    document = ask(start(pool_file()), "GET", "/openapi.json").json()
+    document = ask(served, "GET", "/openapi.json").json()
     operations = {(path, method) for path, entry in document["paths"].items() for method in entry}
     session = "/v1/sessions/{session_id}"
     assert operations == {
@@ -316,26 +319,34 @@ def test_the_openapi_document_describes_every_route(pool_file: Callable[..., Pat
     assert set(schemas["RecipeBody"]["required"]) == {"method", "models", "params"}
 
 
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"host": "0.0.0.0"}, "needs a token; declare clients"),
-        ({"clients": CLIENTS}, "ALICE_TOKEN"),
-        ({"clients": {"alice": {}}}, "token_env or token_file"),
-        ({"clients": {"alice": {"token_file": "gone.token"}}}, "gone.token"),
-        ({"modles": {}}, "modles"),
-        ({"base_model": "nowhere"}, "nowhere"),
-        ({"limits": {"items": 0}}, "limits.items"),
-        ({"state": "no/folder.db"}, "folder"),
-    ],
+CANNOT_BE_RIGHT: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"host": "0.0.0.0"}, "needs a token; declare clients"),
+    ({"clients": CLIENTS}, "ALICE_TOKEN"),
+    ({"clients": {"alice": {}}}, "token_env or token_file"),
+    ({"clients": {"alice": {"token_file": "gone.token"}}}, "gone.token"),
+    ({"modles": {}}, "modles"),
+    ({"base_model": "nowhere"}, "nowhere"),
+    ({"limits": {"items": 0}}, "limits.items"),
+    ({"state": "no/folder.db"}, "folder"),
 )
-def test_a_service_that_cannot_be_right_does_not_start(
-    keys: dict[str, Any], words: str, pool_file: Callable[..., Path]
-):
+
+
+def test_a_service_that_cannot_be_right_does_not_start(pool_file: Callable[..., Path]):
     """A provider would serve something else than intended, or everybody."""
-    path = pool_file(**keys)
+    program = """
+import sys
+from mergefront.cli.application import cli
+for number, path in enumerate(sys.argv[1:]):
+    code = cli.main(["serve", path], standalone_mode=False)
+    print(f"\\nfile {number} ended with {code}", file=sys.stderr, flush=True)
+"""
+    folder = pool_file().parent
+    files = [pool_file(**keys).rename(folder / f"{place}.yaml") for place, (keys, _) in enumerate(CANNOT_BE_RIGHT)]
     environment = {key: value for key, value in os.environ.items() if key not in TOKENS}
-    command = [sys.executable, "-m", "mergefront", "serve", str(path)]
+    command = [sys.executable, "-c", program, *map(str, files)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2 and words in result.stderr, result.stderr
+    said = result.stderr.split(" ended with 2\n")
+    assert len(said) == len(files) + 1 and said[-1] == "", result.stderr
+    for number, (_, words) in enumerate(CANNOT_BE_RIGHT):
+        assert words in said[number] and said[number].endswith(f"file {number}"), result.stderr
     assert "Traceback" not in result.stderr
