@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -80,8 +80,8 @@ class EvoMergingOptions(SamplerOptions):
     variant: EvoMergingVariant = Field(
         "default", description="our default, the published two stages, weights alone, or both at once"
     )
-    preferences: str | None = Field(
-        None, description="what several objectives count, as in maths=0.7,french=0.3 (by default all alike)"
+    preferences: Annotated[str, Field(title="a text like maths=0.7,french=0.3")] | None = Field(
+        None, description="what several objectives count (by default all alike)"
     )
     top: int | None = Field(
         None, ge=1, description="LoRAs to keep, by their own score (by default 32; all in the other variants)"

@@ -23,6 +23,7 @@ from mergefront.optimizer.scores.objectives import Objective
         ("mm-mo", {"batch": True}, 2, "batch is True; it must be a whole number"),
         ("mm-mo", {"n_startup": 2.5}, 2, "n_startup is 2.5; it must be a whole number"),
         ("gp", {"deterministic_objective": "yes"}, 2, "it must be true or false"),
+        ("evo-merging", {"preferences": {"a": 1}}, 2, "it must be a text like maths=0.7,french=0.3"),
         ("random", {"seed": 1}, 2, "sampler 'random': unknown key 'seed' (none is known here)"),
         ("cma-es", {}, 3, "sampler 'cma-es' does one objective, but 3 are asked for; any number do: mm-mo,"),
         ("gp", {}, 4, "sampler 'gp' does up to 3 objectives, but 4 are asked for; any number do: mm-mo,"),
