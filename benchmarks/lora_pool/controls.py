@@ -34,17 +34,23 @@ from mergefront.optimizer.samplers.evo_merging.staged_evolution import STAGES, S
 
 BUDGET = 300
 DENOISING = (Stage("denoise", True, False, last=True),)
-FULL = Procedure("both stages (default)", "cat", BUDGET, default())
-ABLATIONS = (
-    FULL,
-    Procedure("weights alone (no denoising)", "cat", BUDGET, default(densities=False)),
-    Procedure("weights of at least 0", "cat", BUDGET, default(), lowest=0.0),
-    Procedure("best 10 of 20 LoRAs kept", "cat", BUDGET, default(top=10)),
-    Procedure("densities alone, by CMA-ES", "cat", BUDGET, evolution(DENOISING)),
-    Procedure("weights alone, by CMA-ES (LoRAHub)", "cat", BUDGET, evolution(STAGES["lorahub"])),
-    Procedure("both stages, by CMA-ES (released)", "cat", BUDGET, evolution(STAGES["paper"], first_stage=BUDGET // 3)),
-)
-ON_RANDOM = (FULL, ABLATIONS[5])
+FULL = "both stages (default)"
+
+
+def ablations(budget: int, loras: int) -> tuple[Procedure, ...]:
+    """The default search of ``budget`` evaluations on so many LoRAs, and what takes one part of it away."""
+    half = loras // 2
+    return (
+        Procedure(FULL, "cat", budget, default()),
+        Procedure("weights alone (no denoising)", "cat", budget, default(densities=False)),
+        Procedure("weights of at least 0", "cat", budget, default(), lowest=0.0),
+        Procedure(f"best {half} of {loras} LoRAs kept", "cat", budget, default(top=half)),
+        Procedure("densities alone, by CMA-ES", "cat", budget, evolution(DENOISING)),
+        Procedure("weights alone, by CMA-ES (LoRAHub)", "cat", budget, evolution(STAGES["lorahub"])),
+        Procedure("both stages, by CMA-ES (released)", "cat", budget, evolution(STAGES["paper"], budget // 3)),
+    )
+
+
 FRESH = "a LoRA trained on the search items"
 HELD_BACK = 16
 """Search items that say when training has gone on long enough; it is done again on all for as many steps."""
@@ -91,7 +97,7 @@ def fresh_lora(pool: Pool, seed: int, most: int = 150) -> float:
 
 def table(runs: Sequence[tuple[str, Run]]) -> list[str]:
     """Report losses of every row, and their differences from the default on the trained pool, seed by seed."""
-    ours = {one.seed: one.report for pool, one in runs if pool == "trained" and one.procedure == FULL.name}
+    ours = {one.seed: one.report for pool, one in runs if pool == "trained" and one.procedure == FULL}
     lines = [
         "| pool | procedure | seeds | search items | report items | minus the default | better in | p |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -127,8 +133,9 @@ def main() -> None:
             file.write(json.dumps({"pool": pool, **finished.to_json()}) + "\n")
         print(f"{pool:8} seed {finished.seed}  {finished.procedure:36} {finished.report:.4f}", flush=True)
 
+    parts = ablations(BUDGET, len(trained.loras))
     for seed in range(given.seeds):
-        pools = {"trained": (trained, ABLATIONS), "random": (random_pool(trained, seed), ON_RANDOM)}
+        pools = {"trained": (trained, parts), "random": (random_pool(trained, seed), (parts[0], parts[5]))}
         for name, (pool, procedures) in pools.items():
             done = {(one.procedure, one.seed) for there, one in runs if there == name}
             wanted = [one for one in procedures if (one.name, seed) not in done]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import FloatDistribution
 
-from benchmarks.lora_pool.merged_model import MergedModel, Operator
+from benchmarks.lora_pool.merged_model import Operator
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients, read_coefficients
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial, prefilter
 from mergefront.optimizer.samplers.evo_merging.pool_search import PoolSearch, PoolState
@@ -26,6 +26,15 @@ Array = NDArray[np.float64]
 Propose = Callable[[Coefficients, list[PoolTrial], int, int], tuple[str, Array]]
 
 PAPER = Penalties(0.05, 0.05)
+
+
+class Merges(Protocol):
+    """A pool's merges: the mean loss on a split's items at one density and one weight a LoRA (``n`` numbers each)."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def loss(self, alpha: Array, beta: Array, split: str = "search") -> float: ...
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ PROCEDURES = (
 )
 
 
-def run(procedure: Procedure, model: MergedModel, seed: int) -> Run:
+def run(procedure: Procedure, model: Merges, seed: int) -> Run:
     """One search of ``procedure.evaluations`` evaluations on the model's pool."""
     densities = {f"density[{name}]": FloatDistribution(0.0, 1.0) for name in model.names}
     weights = {f"weight[{name}]": FloatDistribution(procedure.lowest, 1.5) for name in model.names}
