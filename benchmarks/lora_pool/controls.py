@@ -95,6 +95,24 @@ def fresh_lora(pool: Pool, seed: int, most: int = 150) -> float:
     return losses(items, steps, pool.report_items)[-1]
 
 
+class KeptRuns:
+    """Finished runs by pool, in a file that an interrupted benchmark goes on from."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.runs = [(line.pop("pool"), Run(**line)) for line in lines]
+
+    def has(self, pool: str, procedure: str, seed: int) -> bool:
+        return any((there, one.procedure, one.seed) == (pool, procedure, seed) for there, one in self.runs)
+
+    def add(self, pool: str, finished: Run) -> None:
+        self.runs.append((pool, finished))
+        with self._path.open("a") as file:
+            file.write(json.dumps({"pool": pool, **finished.to_json()}) + "\n")
+        print(f"{pool:8} seed {finished.seed}  {finished.procedure:36} {finished.report:.4f}", flush=True)
+
+
 def table(runs: Sequence[tuple[str, Run]]) -> list[str]:
     """Report losses of every row, and their differences from the default on the trained pool, seed by seed."""
     ours = {one.seed: one.report for pool, one in runs if pool == "trained" and one.procedure == FULL}
@@ -123,33 +141,23 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     trained = load_pool(PoolPlan(seed=0), given.cache)
-    kept = given.cache / "controls.jsonl"
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    runs = [(line.pop("pool"), Run(**line)) for line in lines]
-
-    def keep(pool: str, finished: Run) -> None:
-        runs.append((pool, finished))
-        with kept.open("a") as file:
-            file.write(json.dumps({"pool": pool, **finished.to_json()}) + "\n")
-        print(f"{pool:8} seed {finished.seed}  {finished.procedure:36} {finished.report:.4f}", flush=True)
-
+    kept = KeptRuns(given.cache / "controls.jsonl")
     parts = ablations(BUDGET, len(trained.loras))
     for seed in range(given.seeds):
         pools = {"trained": (trained, parts), "random": (random_pool(trained, seed), (parts[0], parts[5]))}
         for name, (pool, procedures) in pools.items():
-            done = {(one.procedure, one.seed) for there, one in runs if there == name}
-            wanted = [one for one in procedures if (one.name, seed) not in done]
+            wanted = [one for one in procedures if not kept.has(name, one.name, seed)]
             model = MergedModel(pool) if wanted else None
             for procedure in wanted:
                 assert model is not None
-                keep(name, run(procedure, model, seed))
+                kept.add(name, run(procedure, model, seed))
             if model is not None:
                 ones = np.ones(len(model.names))
                 model.loss(ones, 0 * ones)  # leaves the base in the shared model
-        if not any(one.procedure == FRESH and one.seed == seed for _, one in runs):
+        if not kept.has("none", FRESH, seed):
             started = time.perf_counter()
-            keep("none", Run(FRESH, seed, [], fresh_lora(trained, seed), time.perf_counter() - started))
-    DOCS.write_text(between_marks(DOCS.read_text(), "controls", "\n".join(table(runs))))
+            kept.add("none", Run(FRESH, seed, [], fresh_lora(trained, seed), time.perf_counter() - started))
+    DOCS.write_text(between_marks(DOCS.read_text(), "controls", "\n".join(table(kept.runs))))
 
 
 if __name__ == "__main__":

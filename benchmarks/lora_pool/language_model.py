@@ -22,9 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from benchmarks.lora_pool.controls import FRESH, HELD_BACK, ablations, table
+from benchmarks.lora_pool.controls import FRESH, HELD_BACK, KeptRuns, ablations, table
 from benchmarks.lora_pool.procedures import Array, Run, run
 from benchmarks.lora_pool.report import DOCS
 from benchmarks.search.tables import between_marks
@@ -36,7 +35,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES / "smollm"), str(EXAMPLES / "api_only")]
 
 from compare import BASE_MODEL, CASES, FIRST_BLOCK  # noqa: E402
-from make_pool import PLAN, make_base, train  # noqa: E402
+from make_pool import PLAN, make_base, train, write_noise  # noqa: E402
 from upper_blocks import LOSS, UpperBlocks  # noqa: E402
 
 CASE = CASES["units"]
@@ -71,14 +70,7 @@ def random_loras(seed: int, out: Path) -> dict[str, Path]:
     """The pool with every factor of every LoRA replaced by normal noise of the same norm."""
     generator = torch.Generator().manual_seed(seed)
     for name in CASE.loras:
-        tensors = {}
-        for key, tensor in sorted(load_file(LORAS / name / "adapter_model.safetensors").items()):
-            drawn = torch.randn(tensor.shape, generator=generator)
-            tensors[key] = (drawn * (tensor.float().norm() / drawn.norm())).to(tensor.dtype)
-        (out / name).mkdir(parents=True)
-        save_file(tensors, out / name / "adapter_model.safetensors", metadata={"format": "pt"})
-        settings = (LORAS / name / "adapter_config.json").read_text(encoding="utf-8")
-        (out / name / "adapter_config.json").write_text(settings, encoding="utf-8")
+        write_noise(LORAS / name, out / name, generator)
     return {name: out / name for name in CASE.loras}
 
 
@@ -105,33 +97,22 @@ def main() -> None:
     torch.set_num_threads(1)
     make_base()
     given.cache.mkdir(parents=True, exist_ok=True)
-    kept = given.cache / f"controls-{CASE.name}.jsonl"
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    runs = [(line.pop("pool"), Run(**line)) for line in lines]
-    done = {(pool, one.procedure, one.seed) for pool, one in runs}
-
-    def keep(pool: str, finished: Run) -> None:
-        runs.append((pool, finished))
-        with kept.open("a") as file:
-            file.write(json.dumps({"pool": pool, **finished.to_json()}) + "\n")
-        print(f"{pool:8} seed {finished.seed}  {finished.procedure:36} {finished.report:.4f}", flush=True)
-
+    kept = KeptRuns(given.cache / f"controls-{CASE.name}.jsonl")
     parts = ablations(BUDGET, len(CASE.loras))
     chosen = {name: LORAS / name for name in CASE.loras}
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as folder:
             for pool, procedures in (("trained", parts), ("random", parts[:1])):
-                wanted = [one for one in procedures if (pool, one.name, seed) not in done]
+                wanted = [one for one in procedures if not kept.has(pool, one.name, seed)]
                 if wanted:
                     loras = chosen if pool == "trained" else random_loras(seed, Path(folder) / "random")
                     model = LanguageModelPool(loras)
                     for procedure in wanted:
-                        keep(pool, run(procedure, model, seed))
-            if seed < FRESH_SEEDS and ("none", FRESH, seed) not in done:
+                        kept.add(pool, run(procedure, model, seed))
+            if seed < FRESH_SEEDS and not kept.has("none", FRESH, seed):
                 started = time.perf_counter()
-                keep("none", Run(FRESH, seed, [], fresh_lora(seed, Path(folder)), time.perf_counter() - started))
-    runs.sort(key=lambda of: of[1].seed)
-    DOCS.write_text(between_marks(DOCS.read_text(), f"controls of {CASE.name}", "\n".join(table(runs))))
+                kept.add("none", Run(FRESH, seed, [], fresh_lora(seed, Path(folder)), time.perf_counter() - started))
+    DOCS.write_text(between_marks(DOCS.read_text(), f"controls of {CASE.name}", "\n".join(table(kept.runs))))
 
 
 if __name__ == "__main__":

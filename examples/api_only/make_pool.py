@@ -173,9 +173,8 @@ def write_items(name: str, out: Path = HERE / "data") -> None:
         (out / f"{name}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def write_noise(name: str, like: Path, out: Path) -> None:
+def write_noise(like: Path, out: Path, generator: torch.Generator) -> None:
     """Write a LoRA whose every tensor is normal noise of the same norm as that of the LoRA `like`."""
-    generator = torch.Generator().manual_seed(sum(name.encode()))
     tensors = {}
     for key, tensor in sorted(load_file(like / "adapter_model.safetensors").items()):
         drawn = torch.randn(tensor.shape, generator=generator)
@@ -201,7 +200,8 @@ def main() -> None:
             items = list(islice(trained[name](random.Random(f"0 {name}")), MOST_ITEMS))
             train(name, replace(PLAN, steps=STEPS.get(name, PLAN.steps)), base, items, HERE / "loras" / name)
         else:
-            write_noise(name, HERE / "loras" / "french_numbers", HERE / "loras" / name)
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            write_noise(HERE / "loras" / "french_numbers", HERE / "loras" / name, generator)
 
 
 if __name__ == "__main__":

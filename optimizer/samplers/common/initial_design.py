@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,18 +11,26 @@ from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from scipy.stats.qmc import Sobol
+
 FEW_ANCHORS = 3
 STARTUP_BESIDE_ANCHORS = 2
 FULL_DESIGN = 12
 """Two points beside a few anchors and none beside a full design were measured (docs/benchmarks/search-pieces.md)."""
 
 
+def scrambled_sobol(dimension: int, seed: int) -> Sobol:
+    """A scrambled Sobol sequence in the unit cube."""
+    # Importing scipy.stats takes a second, which a search past its first points need not wait.
+    from scipy.stats.qmc import Sobol
+
+    return Sobol(dimension, scramble=True, rng=np.random.default_rng(seed))
+
+
 def sobol_points(encoder: Encoder, seed: int, first: int, count: int) -> Array:
     """Points ``first`` to ``first + count - 1`` of the seed's sequence (``count x d``), each representable."""
-    # Importing scipy.stats takes a second, which a resumed search past its first points need not wait.
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(encoder.parameters, scramble=True, rng=np.random.default_rng(derive_seed(seed, "sobol")))
+    engine = scrambled_sobol(encoder.parameters, derive_seed(seed, "sobol"))
     if first:
         engine.fast_forward(first)
     # scipy warns unless the number drawn is a power of two; the sequence itself does not mind.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergefront.optimizer.arrays import Array, Mask
+from mergefront.optimizer.samplers.common.initial_design import scrambled_sobol
 from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.lora_coefficients import Coefficients
 from mergefront.optimizer.samplers.evo_merging.pool_history import Penalties, PoolTrial
@@ -219,10 +220,7 @@ def design(state: PoolState) -> list[Array]:
         points = [coefficients.mix({}), *(coefficients.mix({name: 1.0}) for name in loras)]
         return [*points, coefficients.mix(dict.fromkeys(state.kept, share))]
     dimension = coefficients.encoder.dimension
-    # Importing scipy.stats takes a second, and few calls come here.
-    from scipy.stats import qmc
-
-    engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(derive_seed(state.seed, "design")))
+    engine = scrambled_sobol(dimension, derive_seed(state.seed, "design"))
     drawn = coefficients.encoder.from_uniform(engine.random_base2(4)[: min(dimension + 1, 12)])
     return [coefficients.start, *drawn]
 

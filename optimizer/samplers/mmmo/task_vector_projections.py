@@ -24,6 +24,7 @@ from scipy.special import ndtr, ndtri
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.recipes.merge_rule import MergeRule
+from mergefront.optimizer.samplers.common.initial_design import scrambled_sobol
 
 ENTRIES = 512
 """A power of two, as Sobol points want; chosen by hand. 3000 real entries predict little better."""
@@ -122,11 +123,8 @@ class _Entries:
 
 @functools.cache
 def _entries(experts: int, at_random: bool) -> _Entries:
-    # Importing scipy.stats takes a second, and most methods have no use for this.
-    from scipy.stats import qmc
-
     columns = 2 * experts if at_random else experts
-    uniform = qmc.Sobol(columns, scramble=True, rng=np.random.default_rng(0)).random(ENTRIES).T
+    uniform = scrambled_sobol(columns, 0).random(ENTRIES).T
     entries = ndtri(np.clip(uniform[:experts], 1e-9, 1.0 - 1e-9))
     quantiles = uniform[experts:] if at_random else 2.0 * ndtr(-np.abs(entries))
     return _Entries(entries, quantiles, np.sign(entries), (entries**2).sum(axis=1))
