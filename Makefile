@@ -28,17 +28,16 @@ $(VENV)/.ready-tests: $(VENV)/.ready
 demo: setup
 	$(BIN)/mergefront demo
 
-# Two processes of one thread each: on two cores more threads only wait for each other.
 test: setup-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	tools/run_tests.sh
 
 # Restarted servers, random kills, and whole sessions as the documentation has them; some minutes.
 test-long: setup-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m long
+	tools/run_tests.sh -m long
 
 # Every architecture of docs/reference/models.md; a few kinds of them are part of make test.
 test-models: setup-tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m every_architecture tests/architectures
+	tools/run_tests.sh -m every_architecture tests/architectures
 
 # A real vLLM for CPUs, 3.4 GB in an environment of its own, because it pins other versions.
 VLLM := .venv-vllm

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,8 @@ from mergefront.storage.json_text import from_json, to_json
 from mergefront.storage.migrations import upgrade
 from mergefront.storage.optuna_tables.reading import are_current
 from mergefront.storage.optuna_tables.retrying_storage import READS, RetryingStorage, without_collector
-from mergefront.storage.optuna_tables.tables import widen_texts
+from mergefront.storage.optuna_tables.schema import REVISIONS, STUDIES, is_known
+from mergefront.storage.optuna_tables.tables import create_tables, widen_texts
 from mergefront.storage.retry import LOCKED, TransientError, first_line, is_transient, retry_transient, sqlite_code
 
 _SQLITE = "sqlite:///"
@@ -56,12 +58,20 @@ _SQLITE_REMEDIES = {
         LOCKED, f"another program held it for more than {_BUSY_SECONDS} seconds; end that one, then resume"
     ),
 }
-_EXISTS_ALREADY = ("42P07", "42710")
-"""SQLSTATE: the table, the type or another object is there."""
+_MADE_MEANWHILE = ("42P07", "42710", "42S01", 1684)
+"""PostgreSQL's codes of a table or a type that is there, MariaDB's of a table that is there or is being made."""
 
 
 class NoStudiesError(UserError):
     """A database without mergefront's tables was to be read."""
+
+
+class Tables(Enum):
+    """What is known of a database's tables, Optuna's and ours, before it is opened."""
+
+    MISSING = auto()
+    UNCHECKED = auto()
+    CURRENT = auto()
 
 
 class Database:
@@ -118,59 +128,64 @@ class Database:
             kwargs["connect_args"] = {"connect_timeout": 10}
         engine = sqlalchemy.create_engine(self._opened_by, **kwargs)
         try:
-            self.upgraded, is_current = self._checked(engine, create)
+            self.upgraded, tables = self._checked(engine, create)
         finally:
             engine.dispose()
         # Processes that open a new database at once race for its tables; the losers look again.
         ends = time.monotonic() + _CREATION_SECONDS
         while True:
             try:
-                return self._made(kwargs, create, is_current)
-            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError) as error:
-                is_there = getattr(error.orig, "sqlstate", None) in _EXISTS_ALREADY
-                meanwhile = isinstance(error, sqlalchemy.exc.IntegrityError) or is_there
-                if not meanwhile or time.monotonic() > ends:
+                return self._made(kwargs, create, tables)
+            except sqlalchemy.exc.DBAPIError as error:
+                if not _made_meanwhile(error) or time.monotonic() > ends:
                     raise
+                tables = Tables.UNCHECKED
                 time.sleep(0.1)
 
-    def _made(self, kwargs: dict[str, Any], create: bool, is_current: bool) -> RetryingStorage:
-        storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault, checked=is_current)
+    def _made(self, kwargs: dict[str, Any], create: bool, tables: Tables) -> RetryingStorage:
+        storage = RetryingStorage(self._opened_by, dict(kwargs), self.fault, checked=tables is not Tables.UNCHECKED)
         if self.is_sqlite:
             _make_sqlite_safe(storage.engine)
             # RDBStorage connected before the listeners were there.
             storage.remove_session()
             storage.engine.dispose()
+        if tables is Tables.MISSING:
+            with storage.engine.begin() as connection:
+                create_tables(connection)
         if storage.engine.dialect.name == "mysql" and (create or self._may_upgrade):
             with storage.engine.begin() as connection:
                 widen_texts(connection)
-        if is_current:
+        if tables is Tables.CURRENT:
             return storage
-        schema.metadata.create_all(storage.engine)
         with storage.engine.begin() as connection:
+            schema.metadata.create_all(connection)
             # Written last: where it is, everything is.
             if connection.execute(select(schema.schema.c.version)).first() is None:
                 connection.execute(schema.schema.insert().values(version=schema.VERSION))
         return storage
 
-    def _checked(self, engine: Engine, create: bool) -> tuple[str | None, bool]:
+    def _checked(self, engine: Engine, create: bool) -> tuple[str | None, Tables]:
         """Refuses tables of a newer version, and a database without any when none are to be made.
 
         Old tables in an SQLite file are upgraded; those on a server wait for 'mergefront upgrade', since
-        workers of the old version may be at work on them. Returns where a copy of old tables is, and whether all
-        tables are there and current.
+        workers of the old version may be at work on them. Returns where a copy of old tables is, and what is
+        known of all tables now.
         """
-        if not inspect(engine).has_table(schema.schema.name):
+        inspector = inspect(engine)
+        if not inspector.has_table(schema.schema.name):
             if engine.dialect.name == "mysql":
                 _check_collation(engine, _safe(self.url))
             if not create:
                 raise NoStudiesError(
                     f"storage {_safe(self.url)}: this database holds no mergefront studies; name another one"
                 )
-            return None, False
+            is_empty = not any(map(inspector.has_table, (STUDIES.name, REVISIONS.name)))
+            return None, Tables.MISSING if is_empty and is_known() else Tables.UNCHECKED
         with engine.connect() as connection:
             version = connection.execute(select(schema.schema.c.version)).scalar()
             if version is None or version == schema.VERSION:
-                return None, version is not None and are_current(connection)
+                is_current = version is not None and are_current(connection)
+                return None, Tables.CURRENT if is_current else Tables.UNCHECKED
         if version > schema.VERSION:
             raise UserError(
                 f"storage {_safe(self.url)}: its tables have version {version}, this mergefront knows "
@@ -188,7 +203,7 @@ class Database:
         kept = upgrade(engine, path)
         if kept is not None:
             _log.warning("the tables of version %s were upgraded to %s; a copy is in %s", version, schema.VERSION, kept)
-        return kept, False
+        return kept, Tables.UNCHECKED
 
     @property
     def is_sqlite(self) -> bool:
@@ -280,6 +295,16 @@ class Database:
         """Release every connection."""
         self.optuna_storage.remove_session()
         self.engine.dispose()
+
+
+def _made_meanwhile(error: sqlalchemy.exc.DBAPIError) -> bool:
+    """Whether tables could not be made since another process made them, or makes them right now."""
+    if isinstance(error, sqlalchemy.exc.IntegrityError):
+        return True
+    first = error.orig.args[0] if error.orig is not None and error.orig.args else None
+    if isinstance(first, str) and first.endswith("already exists"):  # SQLite has no code for it
+        return True
+    return first in _MADE_MEANWHILE or getattr(error.orig, "sqlstate", None) in _MADE_MEANWHILE
 
 
 def insert_missing(connection: Connection, table: Table, row: Mapping[str, Any]) -> None:

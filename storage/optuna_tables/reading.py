@@ -11,12 +11,10 @@ from functools import cache
 from operator import attrgetter
 from typing import Any
 
-import optuna
 from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import ColumnElement, Select, and_, case, exists, literal, null, select, union_all
-from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
 from mergefront.storage.optuna_tables.schema import (
@@ -28,15 +26,16 @@ from mergefront.storage.optuna_tables.schema import (
     FINITE,
     INTERMEDIATE,
     PARAMS,
+    REVISION,
+    REVISIONS,
     STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     VALUES,
     from_stored,
+    is_known,
 )
 
-OPTUNA, REVISION = "5.0.0", "v3.2.0.a"
-"""A version of Optuna and the revision of its tables, which are those that are read and written here."""
 _LONGEST_LIST = 500  # databases limit the number of values in a statement
 _TYPES = (FINITE, ABOVE, BELOW)
 _PARAM, _USER, _SYSTEM = range(3, 6)
@@ -45,8 +44,7 @@ _PARAM, _USER, _SYSTEM = range(3, 6)
 
 def are_current(connection: Connection) -> bool:
     """Whether Optuna's tables, which are there, are those of the installed version, as far as can be told at once."""
-    stored = connection.execute(sql("SELECT version_num FROM alembic_version")).scalars().all()
-    return optuna.__version__ == OPTUNA and stored == [REVISION]
+    return is_known() and list(connection.execute(select(REVISIONS.c.version_num)).scalars()) == [REVISION]
 
 
 def study_id_of(connection: Connection, name: str) -> int:

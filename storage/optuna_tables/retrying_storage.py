@@ -68,7 +68,8 @@ class RetryingStorage(RDBStorage):
     """``RDBStorage`` that repeats what was cut off by a lost connection, without doing anything twice.
 
     ``fault`` turns a database error into the error that users see. ``checked`` says that all of Optuna's tables are
-    there and current (``reading.are_current``): making sure takes Optuna 0.1 s and 30 statements.
+    there and current (``reading.are_current``), or are made right away (``tables.create_tables``): making sure takes
+    Optuna 0.1 s and 30 statements.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RetryingStorage(RDBStorage):
         self.reading_engine: Engine = self.engine.execution_options(**options_of_reads)
 
     def _open(self, url: str, engine_kwargs: dict[str, Any]) -> None:
-        """What ``RDBStorage`` does when it is made, but for the check of its tables (as of ``reading.OPTUNA``)."""
+        """What ``RDBStorage`` does when it is made, but for the check of its tables (as of ``schema.OPTUNA``)."""
         self.url = self._fill_storage_url_template(url) if "{" in url else url
         self.engine_kwargs = engine_kwargs
         self.skip_compatibility_check = False

@@ -5,14 +5,22 @@ Optuna's own definitions bring SQLAlchemy's object mapper, which takes commands 
 
 from __future__ import annotations
 
+import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy import Column, DateTime, Enum, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Column, DateTime, Enum, Float, Integer, MetaData, PrimaryKeyConstraint, String, Table, Text
 
+OPTUNA, REVISION = "5.0.0", "v3.2.0.a"
+"""A version of Optuna and the revision of its tables, which are those that are read and written here."""
 FINITE, ABOVE, BELOW = "FINITE", "INF_POS", "INF_NEG"
 """What a value is: a number, or infinite, where no number is stored."""
 _metadata = MetaData()
 _NUMBER = Float(precision=53)
+
+
+def is_known() -> bool:
+    """Whether the installed Optuna is the version whose tables are known here."""
+    return optuna.__version__ == OPTUNA
 
 
 def _attributes(of: str, kind: str) -> Table:
@@ -22,6 +30,13 @@ def _attributes(of: str, kind: str) -> Table:
     )
 
 
+REVISIONS = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's table of the one revision that all of Optuna's tables have."""
 STUDIES = Table(
     "studies",
     _metadata,

@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, func, insert, select
 from sqlalchemy import text as sql
 from sqlalchemy.engine import Connection
 
@@ -23,6 +23,8 @@ from mergefront.storage.optuna_tables.schema import (
     ATTRIBUTES,
     INTERMEDIATE,
     PARAMS,
+    REVISION,
+    REVISIONS,
     STUDIES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
@@ -30,6 +32,22 @@ from mergefront.storage.optuna_tables.schema import (
     to_stored,
 )
 from mergefront.storage.schema import utc_now
+
+
+def create_tables(connection: Connection) -> None:
+    """All of Optuna's tables, as its ``RDBStorage`` makes them, in one transaction and without alembic's scripts.
+
+    For the version of Optuna that ``is_known``. What is there already is left as it is.
+    """
+    from optuna.storages._rdb import models
+
+    models.BaseModel.metadata.create_all(connection)
+    if connection.execute(select(models.VersionInfoModel.version_info_id)).first() is None:
+        row = {"schema_version": models.SCHEMA_VERSION, "library_version": optuna.__version__}
+        connection.execute(insert(models.VersionInfoModel).values(**row))
+    REVISIONS.create(connection, checkfirst=True)
+    if connection.execute(select(REVISIONS)).first() is None:
+        connection.execute(REVISIONS.insert().values(version_num=REVISION))
 
 
 def create_trial(connection: Connection, study_id: int, template: FrozenTrial | None) -> FrozenTrial:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +25,19 @@ def test_sqlite_is_opened_for_several_processes(tmp_path: Path) -> None:
     with database.transaction() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA busy_timeout")).scalar() == 60_000
+
+
+def test_workers_that_start_together_on_a_new_database_all_open_it(database_url: str) -> None:
+    """Five machines get the same command at the same moment; none may find the others' half-made tables."""
+    together = Barrier(5)
+
+    def start() -> Database:
+        together.wait()
+        return Database(database_url)
+
+    with ThreadPoolExecutor(5) as pool:
+        databases = [future.result() for future in [pool.submit(start) for _ in range(5)]]
+    assert [all_studies(database) for database in databases] == [[]] * 5
 
 
 def test_reading_commands_do_not_create_a_database(tmp_path: Path) -> None:

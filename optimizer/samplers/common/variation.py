@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mergefront.optimizer.arrays import Array, Integers
-from mergefront.optimizer.scores.pareto import hypervolume_contributions, nondominated
+from mergefront.optimizer.scores.pareto import hypervolume_contributions, nondominated_ranks
 
 DIFFERENTIAL_WEIGHT = 0.5
 CROSSOVER_RATE = 0.5
@@ -37,15 +37,16 @@ def elites_by_hypervolume(values: Array, reference: Array, count: int) -> Intege
 
     The front comes first; when it is smaller than ``count``, the best of the next fronts follow.
     """
-    remaining = np.arange(len(values))
+    ranks = nondominated_ranks(values)
     order: list[int] = []
-    while len(remaining) and len(order) < count:
-        layer = remaining[nondominated(values[remaining])]
+    for rank in range(int(ranks.max(initial=-1)) + 1):
+        if len(order) >= count:
+            break
+        layer = np.flatnonzero(ranks == rank)
         losses = hypervolume_contributions(values[layer], reference.tolist())
         # Equal losses (all zero below the reference point) fall back on the sum of the objectives.
         ranked = np.lexsort((-values[layer].sum(axis=1), -np.round(losses, 12)))
         order.extend(layer[ranked].tolist())
-        remaining = np.setdiff1d(remaining, layer)
     return np.array(order[:count], dtype=int)
 
 

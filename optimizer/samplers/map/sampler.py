@@ -29,7 +29,7 @@ from mergefront.optimizer.samplers.map.quadratic import QuadraticModel, coeffici
 from mergefront.optimizer.samplers.map.tournament import next_point
 from mergefront.optimizer.samplers.options import MAPOptions, check_arguments
 from mergefront.optimizer.scores.objectives import REFERENCE
-from mergefront.optimizer.scores.pareto import nondominated
+from mergefront.optimizer.scores.pareto import nondominated, nondominated_ranks
 from mergefront.optimizer.search.attributes import is_anchor
 from mergefront.optimizer.seeding import derive_seed
 
@@ -189,14 +189,15 @@ def amortised_front(
 
 def _select(points: Array, values: Array) -> tuple[Array, Array]:
     """The best ``POPULATION`` points by non-dominated rank, the less crowded ones of the last rank."""
-    remaining, order = np.arange(len(values)), np.array([], dtype=int)
-    while len(remaining) and len(order) < POPULATION:
-        layer = remaining[nondominated(values[remaining])]
-        room = POPULATION - len(order)
+    ranks = nondominated_ranks(values)
+    order = np.argsort(ranks, kind="stable")
+    if len(order) > POPULATION:
+        last = ranks[order[POPULATION - 1]]
+        kept, layer = order[ranks[order] < last], order[ranks[order] == last]
+        room = POPULATION - len(kept)
         if len(layer) > room:
             layer = layer[np.argsort(-_crowding(values[layer]), kind="stable")[:room]]
-        order = np.concatenate([order, layer])
-        remaining = np.setdiff1d(remaining, layer) if len(order) < POPULATION else remaining[:0]
+        order = np.concatenate([kept, layer])
     return points[order], values[order]
 
 
