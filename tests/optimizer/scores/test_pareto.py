@@ -18,6 +18,7 @@ from mergefront.optimizer.scores.pareto import (
     knee,
     measured_hypervolume,
     nondominated,
+    nondominated_ranks,
     preferred,
 )
 
@@ -33,6 +34,17 @@ def test_front_is_what_nothing_dominates(rows: list[list[int]]) -> None:
 
     expected = [not any(dominates(other, row) for other in rows) for row in rows]
     assert nondominated(rows).tolist() == expected
+
+
+@given(st.integers(1, 6).flatmap(lambda m: st.lists(st.lists(st.integers(0, 3), min_size=m, max_size=m), max_size=12)))
+def test_ranks_are_the_fronts_that_are_left_when_the_better_ones_are_taken_away(rows: list[list[int]]) -> None:
+    """MAP and MM-MO breed from the best fronts; with wrong ones a search goes on from merges that others beat."""
+    ranks = nondominated_ranks(rows)
+    assert len(ranks) == len(rows)
+    for rank in range(len(rows)):
+        left = np.flatnonzero(ranks >= rank)
+        front = nondominated([rows[i] for i in left])
+        assert (ranks[left] == rank).tolist() == front.tolist()
 
 
 @given(points)
