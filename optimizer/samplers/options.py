@@ -20,7 +20,7 @@ MMMOVariant = Literal["default", "paper"]
 FisherScreen = Literal["low", "high", "off"]
 Budget = Literal["fast", "quality", "botorch"]
 Unexplained = Literal["noise", "roughness"]
-Trend = Literal["none", "quadratic"]
+Trend = Literal["auto", "none", "quadratic"]
 EvoMergingVariant = Literal["default", "paper", "lorahub", "joint"]
 CovarianceShape = Literal["auto", "full", "separable"]
 
@@ -58,9 +58,9 @@ class MMMOOptions(SamplerOptions):
         "noise", description="what the kernel does not explain of values without standard errors"
     )
     trend: Trend = Field(
-        "none",
-        description="what scores follow in the large; quadratic: for few weights of LoRAs, not in variant paper nor "
-        "with budget botorch",
+        "auto",
+        description="what scores follow in the large; auto: quadratic for up to 4 weights that a merge adds, else "
+        "none; variant paper and budget botorch have none",
     )
 
     @field_validator("trend")

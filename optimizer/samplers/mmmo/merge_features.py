@@ -152,6 +152,15 @@ class MergeFeatures:
         self._encoder = encoder
         changes = self._groups or scaled or self._conditions or encoder.conditions
         self.identity = not changes and self._projected is None
+        columns = [column for of_scope in weights.values() for column in of_scope.values()]
+        self.adds_up = (
+            self.identity
+            and rule.additive
+            and len(weights) == 1
+            and len(columns) == encoder.dimension
+            and all(column.low >= 0.0 for column in columns)
+        )
+        """Whether a point is nothing but one weight of each model, at least 0, by which its task vector is added."""
 
     def _scaled_densities(
         self, weights: dict[_Scope, dict[str, _Column]], densities: dict[tuple[str, _Scope], _Column]

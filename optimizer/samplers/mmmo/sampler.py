@@ -30,7 +30,7 @@ from mergefront.optimizer.samplers.common.last_result import LastResult
 from mergefront.optimizer.samplers.common.observed_space import conditional_space
 from mergefront.optimizer.samplers.common.representatives import limited
 from mergefront.optimizer.samplers.common.units import normalise, values_of
-from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND
+from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violations, evaluability, fit_violations
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
@@ -68,6 +68,9 @@ logger = logging.getLogger(__name__)
 
 MOST_FAILED = 160
 """So many trials that could not be evaluated are learnt from, the last ones: half of what the others may be."""
+MOST_WEIGHTS_WITH_TREND = 4
+"""So many weights that are added have a quadratic trend. Three were measured to gain by it early on, five to lose
+(docs/benchmarks/search-method.md)."""
 PAPER_STARTUP, PAPER_BATCH = 10, 5
 """Of the released program of arXiv 2407.00487."""
 
@@ -117,8 +120,8 @@ class MMMOSampler(ReplayableSampler):
         unexplained: what the kernel does not explain of values without standard errors: "noise", or "roughness" of the
             landscape, which a new point has too. The paper variant takes it for roughness.
         trend: "quadratic": scores are a quadratic of what the surrogate sees plus a process, in place of a process
-            alone. It pays for a few weights of LoRAs (docs/benchmarks/search-method.md). The paper variant and the
-            budget "botorch" have none.
+            alone; "auto": where the merge adds up to four models by one weight each, which gained by it
+            (docs/benchmarks/search-method.md). The paper variant and the budget "botorch" have none.
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -145,7 +148,7 @@ class MMMOSampler(ReplayableSampler):
         fisher_screen: FisherScreen = "low",
         budget: Budget = "fast",
         unexplained: Unexplained = "noise",
-        trend: Trend = "none",
+        trend: Trend = "auto",
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
@@ -160,7 +163,7 @@ class MMMOSampler(ReplayableSampler):
         self._fisher_screen = fisher_screen
         self._unexplained: Unexplained = unexplained if variant == "default" else "roughness"
         self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
-        self._kernel = MATERN_WITH_TREND if trend == "quadratic" else MATERN
+        self._trend: Trend = "none" if variant == "paper" or budget == "botorch" else trend
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
         self._last_surrogate = LastResult[Surrogate]()
@@ -259,9 +262,10 @@ class MMMOSampler(ReplayableSampler):
         outside = [trial for trial in history.observed if is_outside_space(trial) and is_feasible(trial)]
         outside.extend(history.front_beyond)
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
+        features = self._features(encoder)
         return Observations(
             encoder=encoder,
-            features=self._features(encoder),
+            features=features,
             x=points_of(inside, encoder),
             y=normalise(normaliser, values_of(inside, m)),
             noise_variance=(errors / np.array(normaliser.scales)) ** 2,
@@ -270,7 +274,7 @@ class MMMOSampler(ReplayableSampler):
             taken=points_of(history.earlier, encoder),
             reference=reference,
             unexplained=self._unexplained,
-            kernel=self._kernel,
+            kernel=self._kernel(features, encoder),
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
@@ -290,6 +294,10 @@ class MMMOSampler(ReplayableSampler):
             return None
         processes = tuple(fit_violations(each) for each in observed)
         return Feasibility(processes, np.array([is_feasible(trial) for trial in inside], dtype=bool))
+
+    def _kernel(self, features: MergeFeatures, encoder: Encoder) -> Kernel:
+        few = features.adds_up and encoder.dimension <= MOST_WEIGHTS_WITH_TREND
+        return MATERN_WITH_TREND if self._trend == "quadratic" or (self._trend == "auto" and few) else MATERN
 
     def _features(self, encoder: Encoder) -> MergeFeatures:
         return MergeFeatures(encoder, self._rule, self._merge_features)
