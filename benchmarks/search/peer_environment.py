@@ -9,7 +9,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PEERS = ("ax-platform==1.3.1",)
+PEERS = ("ax-platform==1.3.1", "qpots==2.2.1")
+WITHOUT_THEIR_PINS = ("HEBO==0.3.6", "disjoint-set==0.9.0")
+"""HEBO asks for a numpy below 1.25, which none of the others runs with."""
 
 
 def main() -> None:
@@ -23,7 +25,9 @@ def main() -> None:
     # packages that are installed editable, as mergefront is: their own .pth files would not be read.
     packages = sysconfig.get_paths()["purelib"]
     (Path(place.strip()) / "main.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
-    subprocess.run([str(python), "-m", "pip", "install", "-c", "constraints.txt", *PEERS], check=True)
+    install = [str(python), "-m", "pip", "install", "-c", "constraints.txt"]
+    subprocess.run([*install, *PEERS], check=True)
+    subprocess.run([*install, "--no-deps", *WITHOUT_THEIR_PINS], check=True)
 
 
 if __name__ == "__main__":

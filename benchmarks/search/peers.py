@@ -80,11 +80,26 @@ class _Relative(BaseSampler):
         return x, np.array(values[0]).reshape(-1, m), np.array(values[1]).reshape(-1, m)
 
 
-class PlainBoTorch(_Relative):
-    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults (10 restarts, 512 raw samples, 128 Monte Carlo samples)
-    after the anchors and as many Sobol points as MM-MO takes."""
+class _AfterStartup(_Relative):
+    """After the anchors and as many Sobol points as MM-MO takes: subclasses give ``propose``."""
 
     def point(self, number: int, told: list[FrozenTrial]) -> Array:
+        anchors = sum(is_anchor(trial) for trial in told)
+        startup = 2 if anchors >= 3 else min(self.encoder.parameters + 1, 12)
+        if number - anchors < startup:
+            return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
+        x, y, _ = self.data(told)
+        return self.propose(x, y, derive_seed(self.seed, number) % 2**31)
+
+    def propose(self, x: Array, y: Array, seed: int) -> Array:
+        """The next point (``d``) after points of the unit cube (``n x d``) and their values (``n x m``, maximised)."""
+        raise NotImplementedError
+
+
+class PlainBoTorch(_AfterStartup):
+    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults (10 restarts, 512 raw samples, 128 Monte Carlo samples)."""
+
+    def propose(self, x: Array, y: Array, seed: int) -> Array:
         import torch
         from botorch.fit import fit_gpytorch_mll
         from botorch.models import SingleTaskGP
@@ -95,13 +110,8 @@ class PlainBoTorch(_Relative):
 
         from benchmarks.search.botorch_peer import ImprovementInNumpy
 
-        anchors = sum(is_anchor(trial) for trial in told)
-        startup = 2 if anchors >= 3 else min(self.encoder.parameters + 1, 12)
-        if number - anchors < startup:
-            return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
-        x, y, _ = self.data(told)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, number) % 2**31)
+            torch.manual_seed(seed)
             points, values = torch.from_numpy(x), torch.from_numpy(y)
             model = SingleTaskGP(points, values, outcome_transform=Standardize(values.shape[1]))
             fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
@@ -115,6 +125,24 @@ class PlainBoTorch(_Relative):
             bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
             found, _ = optimize_acqf(function, bounds, q=1, num_restarts=10, raw_samples=512)
         return np.asarray(found[0].numpy())
+
+
+class QPots(_AfterStartup):
+    """qPOTS with its released settings (``qpots_peer``)."""
+
+    def propose(self, x: Array, y: Array, seed: int) -> Array:
+        from benchmarks.search import qpots_peer
+
+        return qpots_peer.propose(x, y, seed)
+
+
+class Hebo(_AfterStartup):
+    """HEBO's optimiser of several objectives with its defaults (``hebo_peer``)."""
+
+    def propose(self, x: Array, y: Array, seed: int) -> Array:
+        from benchmarks.search import hebo_peer
+
+        return hebo_peer.propose(x, y, seed)
 
 
 class AxDefault(_Relative):
@@ -270,6 +298,8 @@ PEERS: Mapping[str, Peer] = {
     "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
     "MAP": Peer(_named("map"), 60, constraints=False, problems=LANGUAGE_MODELS),
     "Ax": Peer(AxDefault, 60, constraints=False, problems=LANGUAGE_MODELS),
+    "qPOTS": Peer(QPots, 60, constraints=False, problems=LANGUAGE_MODELS),
+    "HEBO": Peer(Hebo, 30, constraints=False, problems=("SmolLM2 written, weights",)),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
     "MM-MO, roughness": Peer(_ours(unexplained="roughness")),
