@@ -95,12 +95,17 @@ def test_an_installation_without_a_compiler_merges_to_the_same_and_says_so() -> 
     assert without.stderr.count("without a C compiler") == 1
 
 
-def largest_kept(base: torch.Tensor, expert: torch.Tensor, kept: int) -> torch.Tensor:
+class LargestKept:
     """Base plus half of the task vector's largest entries, the first among equals."""
-    delta = (expert.float() - base.float()).view(-1)
-    order = delta.abs().sort(descending=True, stable=True).indices
-    mask = torch.zeros(delta.numel(), dtype=torch.bool).index_fill_(0, order[:kept], True)
-    return (base.float() + torch.where(mask.view(base.shape), delta.view(base.shape), 0.0) * 0.5).to(base.dtype)
+
+    def __init__(self, base: torch.Tensor, expert: torch.Tensor) -> None:
+        self._base, self._delta = base, (expert.float() - base.float()).view(-1)
+        self._order = self._delta.abs().sort(descending=True, stable=True).indices
+
+    def of(self, kept: int) -> torch.Tensor:
+        mask = torch.zeros(self._delta.numel(), dtype=torch.bool).index_fill_(0, self._order[:kept], True)
+        moved = torch.where(mask, self._delta, 0.0).view(self._base.shape)
+        return (self._base.float() + moved * 0.5).to(self._base.dtype)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -119,6 +124,7 @@ def test_exactly_the_largest_are_kept_by_any_density(
         experts[name] = (base[name].float() + (moved if step == 0 else (moved / step).round() * step)).to(dtype)
     engine = MergeEngine(base, {"a": experts}, compile=compiled)
     live = {name: torch.empty_like(tensor) for name, tensor in base.items()}
+    expected = {name: LargestKept(tensor, experts[name]) for name, tensor in base.items()}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -128,7 +134,7 @@ def test_exactly_the_largest_are_kept_by_any_density(
             engine.merge_into(made, live)
             for name, tensor in base.items():
                 kept = max(1, int(density * tensor.numel()))
-                assert torch.equal(live[name], largest_kept(tensor, experts[name], kept)), (density, name)
+                assert torch.equal(live[name], expected[name].of(kept)), (density, name)
     finally:
         torch.set_num_threads(before)
 
