@@ -59,8 +59,8 @@ class MMMOOptions(SamplerOptions):
     )
     trend: Trend = Field(
         "auto",
-        description="what scores follow in the large; auto: quadratic for up to 4 weights that a merge adds, else "
-        "none; variant paper and budget botorch have none",
+        description="what scores follow in the large; auto: quadratic for up to 4 weights that a merge adds (from "
+        "trial 16 on in every other trial), else none; variant paper and budget botorch have none",
     )
 
     @field_validator("trend")
