@@ -306,6 +306,8 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
     "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
-    "MM-MO, quadratic trend": Peer(_ours(trend="quadratic"), 60, problems=("residual", "attention")),
+    "MM-MO, quadratic trend": Peer(
+        _ours(trend="quadratic"), 60, problems=("LoRAs", "weights 3-d", "residual", "attention")
+    ),
     "MM-MO without a trend": Peer(_ours(trend="none"), 60, problems=("LoRAs", "weights 3-d")),
 }
