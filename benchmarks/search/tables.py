@@ -19,7 +19,7 @@ BEFORE = "MM-MO, roughness"
 STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", BEFORE)
 LANGUAGE_MODELS = "SmolLM2"
 """What the names of problems of language models begin with."""
-PEERS_SHOWN = ("BoTorch qLogNEHVI", "Ax", "Optuna GP", "TPE multivariate", "random")
+PEERS_SHOWN = ("BoTorch qLogNEHVI", "Ax", "qPOTS", "Optuna GP", "TPE multivariate", "random")
 """On the first page."""
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
