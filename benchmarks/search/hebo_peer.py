@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.search.ax_peer import REFERENCE
@@ -18,8 +17,11 @@ from benchmarks.search.ax_peer import REFERENCE
 Array = NDArray[np.float64]
 
 
-def propose(points: Array, values: Array, seed: int) -> Array:
-    """The next point (``d``) after ``points`` (``n x d``, unit cube) and their ``values`` (``n x m``, maximised)."""
+def propose(points: Array, values: Array) -> Array:
+    """The next point (``d``) after ``points`` (``n x d``, unit cube) and their ``values`` (``n x m``, maximised).
+
+    It is another one every time: the search of its acquisition takes no seed.
+    """
     import pandas
     from hebo.design_space.design_space import DesignSpace
     from hebo.optimizers.general import GeneralBO
@@ -29,13 +31,7 @@ def propose(points: Array, values: Array, seed: int) -> Array:
     space = DesignSpace().parse([{"name": name, "type": "num", "lb": 0.0, "ub": 1.0} for name in names])
     optimizer = GeneralBO(space, num_obj=m, rand_sample=1, ref_point=np.full(m, -REFERENCE))
     optimizer.observe_new_data(pandas.DataFrame(points, columns=names), -values)
-    before = np.random.get_state()  # noqa: NPY002 - it draws from numpy's global generator
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
-            found = optimizer.suggest(1)
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = optimizer.suggest(1)
     return np.clip(found[names].to_numpy(dtype=float)[0], 0.0, 1.0)

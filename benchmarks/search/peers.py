@@ -97,7 +97,7 @@ class _AfterStartup(_Relative):
 
 
 class PlainBoTorch(_AfterStartup):
-    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults (10 restarts, 512 raw samples, 128 Monte Carlo samples)."""
+    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults: 10 restarts, 512 raw samples, 128 Monte Carlo samples."""
 
     def propose(self, x: Array, y: Array, seed: int) -> Array:
         import torch
@@ -142,7 +142,7 @@ class Hebo(_AfterStartup):
     def propose(self, x: Array, y: Array, seed: int) -> Array:
         from benchmarks.search import hebo_peer
 
-        return hebo_peer.propose(x, y, seed)
+        return hebo_peer.propose(x, y)
 
 
 class AxDefault(_Relative):
