@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -111,8 +112,8 @@ def main() -> None:
         variants["around aligned"] = with_start(around(problem, start["aligned"]), "aligned", start["aligned"])
         for label in sys.argv[3:] or variants:
             variant = variants[label]
-            rule = variant.space.merge_rule
-            runs = [run(variant, MMMOSampler(seed=s, rule=rule), label, s, 30).hypervolumes for s in seeds]
+            sampler = partial(MMMOSampler, rule=variant.space.merge_rule, trend="none")
+            runs = [run(variant, sampler(seed=s), label, s, 30).hypervolumes for s in seeds]
             at = [[one[horizon - 1] for one in runs] for horizon in (15, 30)]
             told = " | ".join(f"{median(values):.3f} ({min(values):.3f} to {max(values):.3f})" for values in at)
             print(f"{name} | {label} | {told}", flush=True)

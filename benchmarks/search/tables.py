@@ -305,7 +305,7 @@ def plot_bands(problems: Grouped, path: Path) -> None:
         for place, name in enumerate(names)
         if any(name in samplers for samplers in problems.values())
     ]
-    figure.legend(handles=handles, loc="lower center", ncol=6, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="lower center", ncol=len(handles), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=80)
     pyplot.close(figure)
