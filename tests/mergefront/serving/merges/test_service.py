@@ -48,7 +48,9 @@ WRITTEN = [GenerationRequest("Write 425 in French:", 6), GenerationRequest("Sort
 
 def ask(served: Any, method: str, path: str, token: str | None = ALICE, **more: Any) -> httpx.Response:
     headers = {**({} if token is None else {"Authorization": f"Bearer {token}"}), **more.pop("headers", {})}
-    return httpx.request(method, f"{served.url}{path}", headers=headers, trust_env=False, timeout=60, **more)
+    # http has nothing to verify, and reading all certificates takes longer than the request.
+    quick: dict[str, Any] = {"trust_env": False, "verify": False, "timeout": 60}
+    return httpx.request(method, f"{served.url}{path}", headers=headers, **quick, **more)
 
 
 def wire_recipe(recipe: Recipe) -> dict[str, Any]:
