@@ -302,9 +302,9 @@ PEERS: Mapping[str, Peer] = {
     "HEBO": Peer(Hebo, 30, constraints=False, problems=("SmolLM2 written, weights",)),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
-    "MM-MO, roughness": Peer(_ours(unexplained="roughness")),
+    "MM-MO, roughness": Peer(_ours(unexplained="roughness", trend="none")),
     "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
-    "MM-MO without anchors": Peer(_ours(n_startup=10), 30, anchors=False, constraints=False),
+    "MM-MO without anchors": Peer(_ours(n_startup=10, trend="none"), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
     "MM-MO, quadratic trend": Peer(
         _ours(trend="quadratic"), 60, problems=("LoRAs", "weights 3-d", "residual", "attention")
