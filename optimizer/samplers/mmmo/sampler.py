@@ -69,8 +69,8 @@ logger = logging.getLogger(__name__)
 MOST_FAILED = 160
 """So many trials that could not be evaluated are learnt from, the last ones: half of what the others may be."""
 MOST_WEIGHTS_WITH_TREND = 4
-"""So many weights that are added have a quadratic trend. Three were measured to gain by it early on, five to lose
-(docs/benchmarks/search-method.md)."""
+"""So many weights that are added have a quadratic trend. Three of LoRAs were measured to gain by it early on, five of
+small networks not to (docs/benchmarks/search-method.md)."""
 TREND_ALONE = 16
 """Trials before this one are proposed with the trend. Later ones are so in turn with a model that has none, which finds
 what a wrong trend would leave out for good: one run of forty ended 22% lower without that (ibid.)."""
