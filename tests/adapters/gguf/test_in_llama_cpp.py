@@ -15,12 +15,13 @@ from mergefront.adapters.gguf.conversion import plan_files
 from mergefront.adapters.gguf.file import write_gguf
 from mergefront.optimizer.errors import UserError
 
-PROMPT = [504, 3575, 282, 4649, 314, 7042, 30, 216]
+TOKENS = 320
+PROMPT = [104, 275, 282, 49, 314, 42, 30, 216]
 KINDS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 SIZES: dict[str, Any] = {
-    "vocab_size": 49152, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+    "vocab_size": TOKENS, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
-    "bos_token_id": 1, "eos_token_id": 2,
+    "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def test_every_architecture_is_tried() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_answers_as_transformers_does_with_and_without_the_lora(
-    kind: str, donor: Path, tmp_path: Path
+    kind: str, small_donor: Path, tmp_path: Path
 ) -> None:
     """A row in the wrong order, or a bias that is lost, would be another model that answers all the same."""
     import httpx
@@ -55,7 +56,7 @@ def test_llama_cpp_answers_as_transformers_does_with_and_without_the_lora(
         adapted.save_pretrained(tmp_path / "skill")
     models, out = [str(tmp_path / "skill"), str(tmp_path / "base")], tmp_path / "out"
     out.mkdir()
-    for file, plan in plan_files(models, out, base=None, tokenizer_from=donor, dtype="f32").items():
+    for file, plan in plan_files(models, out, base=None, tokenizer_from=small_donor, dtype="f32").items():
         write_gguf(plan, file)
 
     base = getattr(transformers, f"{KINDS[kind]}ForCausalLM").from_pretrained(tmp_path / "base", dtype=torch.float32)
@@ -93,43 +94,43 @@ def write_checkpoint(folder: Path, **config: Any) -> Path:
     [
         ({"model_type": "gemma2"}, r"model_type 'gemma2' is not written.*own converter, convert_hf_to_gguf\.py"),
         ({"rope_scaling": {"rope_type": "llama3"}}, r"of type 'llama3' are not written here; use llama\.cpp's"),
-        ({"vocab_size": 49153}, "has 49152 tokens, but the checkpoint has 49153"),
+        ({"vocab_size": 321}, "has 320 tokens, but the checkpoint has 321"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, not a number above 0"),
         ({"rms_norm_eps": None}, "rms_norm_eps is None, not a number"),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name_with_the_remedy(
-    config: dict[str, Any], said: str, donor: Path, tmp_path: Path
+    config: dict[str, Any], said: str, small_donor: Path, tmp_path: Path
 ) -> None:
     folder = write_checkpoint(tmp_path / "model", **config)
     with pytest.raises(UserError, match=said):
-        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=small_donor, dtype="f16")
 
 
-def test_a_tokenizer_of_other_words_is_refused(donor: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_of_other_words_is_refused(small_donor: Path, tmp_path: Path) -> None:
     """Of two vocabularies of one size, the wrong one would read every prompt as another text."""
     folder = write_checkpoint(tmp_path / "model")
-    vocabulary = {f"word{number}": number for number in range(49152)}
+    vocabulary = {f"word{number}": number for number in range(TOKENS)}
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
     with pytest.raises(UserError, match="another vocabulary; the checkpoint's token 'word0' is not in its place"):
-        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=donor, dtype="f16")
+        plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=small_donor, dtype="f16")
 
 
 @pytest.mark.parametrize("kept", [0, 30, 3000])
-def test_a_damaged_tokenizer_file_is_refused_by_name(kept: int, donor: Path, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_file_is_refused_by_name(kept: int, small_donor: Path, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
-    (tmp_path / "cut.gguf").write_bytes(donor.read_bytes()[:kept])
+    (tmp_path / "cut.gguf").write_bytes(small_donor.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"cut\.gguf: no readable GGUF file"):
         plan_files([str(folder)], tmp_path / "out", base=None, tokenizer_from=tmp_path / "cut.gguf", dtype="f16")
 
 
-def test_numbers_that_half_precision_cannot_hold_leave_no_file(donor: Path, tmp_path: Path) -> None:
+def test_numbers_that_half_precision_cannot_hold_leave_no_file(small_donor: Path, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     folder = write_checkpoint(tmp_path / "model")
     save_file({"model.embed_tokens.weight": np.full((2, 2), 1e5, dtype=np.float32)}, folder / "model.safetensors")
-    ((out, plan),) = plan_files([str(folder)], tmp_path, base=None, tokenizer_from=donor, dtype="f16").items()
+    ((out, plan),) = plan_files([str(folder)], tmp_path, base=None, tokenizer_from=small_donor, dtype="f16").items()
     with pytest.raises(UserError, match=r"token_embd\.weight has NaN or infinite entries in f16"):
         write_gguf(plan, out)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
