@@ -55,6 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             json.dumps({"group": name, "task": nested, "aggregate_metric_list": aggregate})
         )
     (made / "bare.yaml").write_text(json.dumps({"group": "bare", "task": ["small", "large"]}))
+    again = (made / "large.yaml").read_text().replace("task: large", "task: again").replace("{{q}}", "Say: {{q}}")
+    (made / "again.yaml").write_text(again)
+    (made / "both.yaml").write_text(json.dumps({"group": "both", "task": ["large", "again"]}))
     for name, tasks in (("mixed", ["small", "wordy"]), ("signs", ["small", "loss"])):
         aggregate = [{"metric": "exact_match"}]
         (made / f"{name}.yaml").write_text(
@@ -103,12 +106,8 @@ def test_a_group_is_the_mean_over_items_or_over_tasks_as_it_says(folder: Path) -
         assert sorted(first) == ["large"] * 3 + ["small"], "every beginning has the tasks in proportion"
 
 
-def test_an_item_of_two_tasks_is_on_one_side_of_the_split(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "large.yaml").read_text().replace("task: large", "task: again").replace("{{q}}", "Say: {{q}}")
-    (tmp_path / "again.yaml").write_text(text)
-    (tmp_path / "large.yaml").write_text((folder / "large.yaml").read_text())
-    (tmp_path / "both.yaml").write_text(json.dumps({"group": "both", "task": ["large", "again"]}))
-    task = read(tmp_path, "both", weight_by_size=True)
+def test_an_item_of_two_tasks_is_on_one_side_of_the_split(folder: Path) -> None:
+    task = read(folder, "both", weight_by_size=True)
     sides = [{str(task.documents[item.id]) for item in task.items(split)} for split in ("search", "report")]
     assert [len(task.items(split)) for split in ("search", "report")] == [12, 12] and not sides[0] & sides[1]
     prompts = {question.prompt for question in task.questions(task.items("search"))}
