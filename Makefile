@@ -31,7 +31,7 @@ demo: setup
 test: setup-tests
 	tools/run_tests.sh
 
-# Restarted servers, random kills, and whole sessions as the documentation has them; some minutes.
+# Real servers, random kills, whole sessions as the documentation has them, and the cases that make test leaves out.
 test-long: setup-tests
 	tools/run_tests.sh -m long
 

@@ -210,7 +210,7 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Any]]:
 
 
 _BROKEN = 70
-_SETTINGS = ("-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+_SETTINGS = ("-q", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "-m", "")
 
 
 def _codes(source: str | CodeType) -> Iterator[CodeType]:

@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from postgres_server import PostgresServer
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``cases(n)``, n of its cases, spread evenly, are left to make test; the others are long."""
+    of_one_test: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("cases") is not None and item.get_closest_marker("every_architecture") is None:
+            of_one_test.setdefault((item.path, item.nodeid.split("[")[0]), []).append(item)
+    for cases in of_one_test.values():
+        marker = cases[0].get_closest_marker("cases")
+        count = marker.args[0] if marker is not None else len(cases)
+        kept = {place * len(cases) // count for place in range(count)}
+        for place, item in enumerate(cases):
+            if place not in kept:
+                item.add_marker("long")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server; tests that need it are skipped where it is not installed."""

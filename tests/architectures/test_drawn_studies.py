@@ -110,6 +110,7 @@ def study_in(folder: Path, tiny: TinyModel, tokenizer: Any, number: int) -> Path
     return folder / "study.yaml"
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize(
     "number", [*SOME, *(pytest.param(number, marks=pytest.mark.every_architecture) for number in MANY)]
 )

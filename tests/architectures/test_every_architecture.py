@@ -20,6 +20,7 @@ OF_EVERY_KIND = (
 OTHERS = sorted(TINY_MODELS.keys() - set(OF_EVERY_KIND))
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     "name", [*OF_EVERY_KIND, *(pytest.param(name, marks=pytest.mark.every_architecture) for name in OTHERS)]
 )

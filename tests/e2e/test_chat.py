@@ -235,6 +235,7 @@ def test_a_thinking_models_answer_is_what_a_script_finds_behind_its_thoughts(mod
     assert evaluation.details["outcomes"]["writing"].get("thought", 0) == sum(mark not in thoughts[n] for n in numbers)
 
 
+@pytest.mark.long
 def test_the_study_in_the_documentation_runs(models: Path, tmp_path: Path) -> None:
     """As it is written there, with models and items in the places that it names."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "conversations.md").read_text(encoding="utf-8")

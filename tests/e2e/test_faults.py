@@ -60,7 +60,7 @@ def is_sound(path: Path) -> bool:
         return connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_stops_the_search_and_room_lets_it_go_on(tmp_path: Path) -> None:
     path = write_study(tmp_path, "sqlite:///study.db", 60)
 
@@ -113,6 +113,7 @@ def test_a_folder_without_the_right_to_write_is_named(tmp_path: Path) -> None:
     assert said.returncode == 2 and "make the file and its folder writable" in said.stderr, said
 
 
+@pytest.mark.cases(1)
 def test_a_lock_is_waited_for(database_url: str) -> None:
     study = small_study(database_url, 6)
     other = Database(database_url)

@@ -64,6 +64,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.long
 def test_it_runs_as_written(tmp_path: Path, random_model: Callable[..., Any]) -> None:
     tokenizer = chat_tokenizer(FAMILIES["qwen 2.5"])
     model = random_model("Qwen2", vocab_size=len(tokenizer), max_position_embeddings=2048)

@@ -53,6 +53,7 @@ def call(*arguments: str) -> Any:
     return CliRunner().invoke(cli, list(arguments))
 
 
+@pytest.mark.long
 def test_what_check_accepts_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     accepted = refused = 0

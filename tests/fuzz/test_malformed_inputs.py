@@ -16,7 +16,6 @@ from mergefront.cli.application import cli
 sys.path.insert(0, str(Path(__file__).parent))
 from malformed import CONFIG, STUDY, Case, checkpoint_cases, config_cases, data_cases, study_cases, write_good
 
-pytestmark = pytest.mark.slow
 CASES = {"study": study_cases(), "checkpoint": checkpoint_cases(), "data": data_cases()}
 GROUPS = 24
 
@@ -70,6 +69,7 @@ def test_broken_files_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest
         refused(folder, case.name, case.certainly_wrong, "check", "study.yaml")
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("group", range(GROUPS // 4))
 def test_broken_study_files_are_refused(group: int, folder: Path) -> None:
     cases: list[Case] = CASES["study"][group :: GROUPS // 4]

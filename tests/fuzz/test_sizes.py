@@ -55,6 +55,7 @@ for patterns in ({f"{at}.*": 2 for at in range(3000)}, {f"m.{at}": 2 for at in r
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", [SECRETS, YAML, PATTERNS], ids=["secrets", "yaml", "patterns"])
 def test_long_texts_end(program: str) -> None:
     done = subprocess.run(

@@ -26,7 +26,6 @@ from mergefront.storage.database import Database
 sys.path.insert(0, str(Path(__file__).parent))
 from malformed import STUDY, write_good
 
-pytestmark = pytest.mark.slow
 TEXTS: dict[str, bytes] = {
     "no JSON": b"{", "a list": b"[]", "null": b"null", "not UTF-8": b"\xff\xfe", "deep": b"[" * 50_000,
     "digits": b"9" * 5000, "a word of 200 kB": b'{"x": "' + b"y" * 200_000 + b'"}', "terminal": b'{"\x1b]0;x\x07": 1}',
@@ -98,6 +97,7 @@ def broken() -> Iterator[tuple[str, str, bytes]]:
             yield f"{file}: {key}={value!r:.30}", file, json.dumps({key: value}).encode()
 
 
+@pytest.mark.long
 def test_what_stands_in_a_models_files_is_refused_in_a_message(folder: Path) -> None:
     sound = call("check", "study.yaml")
     assert sound.exit_code == 0, sound.output

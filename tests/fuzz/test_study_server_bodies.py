@@ -20,7 +20,6 @@ from mergefront.serving.study_server import StudyServer, make_application
 from mergefront.storage.database import Database
 from mergefront.storage.studies import load
 
-pytestmark = pytest.mark.slow
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),

@@ -102,6 +102,7 @@ def test_long_texts_are_kept_by_their_ends_and_end_no_worker(database_url: str) 
         assert len(str(kept)) < 20_000 and kept["log"].startswith("begins ") and kept["log"].endswith(" ends")
 
 
+@pytest.mark.cases(1)
 def test_a_space_of_hundreds_of_layers_is_kept(database_url: str) -> None:
     """Merges layer by layer; Optuna's own columns take 64 kB on MariaDB."""
     space = mf.MergeSpace(["a", "b"], method="ties", granularity="layers", layers=300)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from optuna.storages._rdb import models
 from sqlalchemy import event
 
@@ -34,6 +35,7 @@ def statements(study: mf.Study) -> Iterator[list[str]]:
         event.remove(study.database.engine, "before_cursor_execute", note)
 
 
+@pytest.mark.cases(1)
 def test_a_trial_is_asked_and_told_in_few_statements(tmp_path: Path, database_url: str) -> None:
     content = {
         "study": "counted",

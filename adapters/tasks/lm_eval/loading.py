@@ -54,25 +54,44 @@ def load(
         if files is not None:
             raise UserError(f"data_files belongs to a task by name; {task} names its own under dataset_kwargs")
         return Loaded({task: _from_file(path)}, False)
-    manager = None if include_path is None else _manager(folder / include_path, defaults=False)
-    if manager is None or task not in manager.all_subtasks:
+    own = None if include_path is None else _manager(folder / include_path, defaults=False)
+    if own is not None and _is_complete(own, task):
+        manager = own
+    else:
         manager = _manager(None if include_path is None else folder / include_path)
     if task not in manager.all_tasks:
         near = get_close_matches(task, manager.all_tasks, n=1)
         hint = f"(did you mean {near[0]!r}?)" if near else "('lm-eval ls tasks' lists them)"
         raise UserError(f"unknown task {task!r} of the LM evaluation harness {hint}")
-    own = include_path is not None and task in _manager(folder / include_path, defaults=False).all_tasks
+    published = own is None or task not in own.all_tasks
     if task not in manager.all_subtasks:
         if files is not None:
             raise UserError(f"data_files belongs to one task, and {task!r} is several; name its tasks one by one")
         found = loaded(lambda: manager.load([task]), task)
         group = found["groups"].get(task)
-        return Loaded(found["tasks"], not own, tuple(getattr(group, "aggregate_metric_list", None) or ()))
+        return Loaded(found["tasks"], published, tuple(getattr(group, "aggregate_metric_list", None) or ()))
     if files is None:
-        return Loaded(loaded(lambda: manager.load([task])["tasks"], task), not own)
+        return Loaded(loaded(lambda: manager.load([task])["tasks"], task), published)
     config = _configuration(manager.task_index[task].yaml_path, task)
     local = _local_data(task, config, files, folder, num_fewshot)
-    return Loaded({task: _configured({**config, **local}, task)}, not own)
+    return Loaded({task: _configured({**config, **local}, task)}, published)
+
+
+def _is_complete(own: TaskManager, name: str, above: tuple[str, ...] = ()) -> bool:
+    """Whether ``name`` needs nothing of the harness, whose index takes seconds to read: a task of one's own, or a
+    group that names only such.
+
+    A tag is not complete, as tasks of the harness can have it too; a group that stands within another one's file is
+    not, as the harness may have one of its name.
+    """
+    if name in own.all_subtasks:
+        return True
+    if name in above or name not in own.all_groups:
+        return False
+    members = (own.task_index[name].cfg or {}).get("task")
+    return isinstance(members, list) and all(
+        isinstance(member, str) and _is_complete(own, member, (*above, name)) for member in members
+    )
 
 
 def _configuration(path: Path | None, task: str) -> dict[str, Any]:

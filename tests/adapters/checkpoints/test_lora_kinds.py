@@ -209,6 +209,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.cases(19)
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_kinds_are_merged_as_peft_merges_them(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     name, settings = ACCEPTED[kind]
@@ -235,6 +236,7 @@ def test_kinds_are_merged_as_peft_merges_them(bases: dict[str, Path], tmp_path: 
     assert 0 < changed < len(wanted)
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize(
     "kind", [kind for kind in ACCEPTED if not ACCEPTED[kind][0].startswith(("gpt-oss", "granite"))]
 )

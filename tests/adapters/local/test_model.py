@@ -293,6 +293,7 @@ TEXT = " ".join(context + continuation for context, continuation in PAIRS)
 OF_ALL_LENGTHS = [TEXT[number : number + 3 + 5 * (number % 18)].strip() for number in range(36)]
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("beginning", ["", "Sort 3 1 2: 1 2 3 Sort "], ids=["nothing shared", "a shared beginning"])
 @pytest.mark.parametrize(
     "settings", [("Llama", {}), ("Mistral", {"sliding_window": 8})], ids=["whole context", "sliding window"]

@@ -59,6 +59,7 @@ def perturbed(model: Any, seed: int) -> None:
         model.lm_head.weight[model.config.eos_token_id] += 0.02 * seed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_by_reading_are_those_by_writing(tiny_llama: Any, tokenizer: Any, seed: int) -> None:
     """A search by wrong scores, and reports that no other harness finds again."""
@@ -102,6 +103,7 @@ def test_a_margin_is_how_firmly_an_answer_was_right_or_wrong(tiny_llama: Any, to
     assert not exact_match(CountedModel(model), items, MetricOptions(max_new_tokens=6, margins=False))[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_near_ties_of_low_precision_are_written(tiny_llama: Any, tokenizer: Any, precision: torch.dtype) -> None:
     """The same merge would have other scores by reading, where a token is the likeliest by the last digit."""

@@ -86,7 +86,7 @@ def run(*before: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installation_without_a_compiler_merges_to_the_same_and_says_so() -> None:
     here = run()
     without = run(f"import sys; sys.modules['{KERNEL}'] = None")
@@ -110,6 +110,7 @@ def largest_kept(base: torch.Tensor, expert: torch.Tensor) -> list[torch.Tensor]
     return made
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("compiled", [True, False], ids=["kernel", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -86,6 +86,7 @@ def merged(engine: MergeEngine, made: Recipe, base: Tensors, dtype: torch.dtype)
     return live, engine.merge_into(made, live).delta_l1
 
 
+@pytest.mark.cases(12)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", FAMILY)
 @given(
@@ -120,6 +121,7 @@ def test_a_fast_path_is_the_reference_bit_for_bit(
 SIZES = {"up": (96, 130), "norm": (33,), "one": (1,), "cube": (4, 5, 6), "long": (1 << 17,)}
 
 
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("method", FAMILY)
 @pytest.mark.parametrize("dtypes", [*((dtype,) for dtype in DTYPES), DTYPES], ids=["float32", "bf16", "f16", "mixed"])
 def test_both_kernels_are_each_other_bit_for_bit_in_every_dtype(method: str, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -179,6 +181,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.cases(8)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", FAMILY)
 @given(weight=weights, density=densities)
@@ -194,7 +197,6 @@ def test_lora_folders_are_merged_as_the_task_vectors_that_they_are(
     assert all(torch.equal(live[name], tensor) for name, tensor in reference(made, base, deltas).items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "breadcrumbs", "dare_ties", "della"])
 def test_torch_compile_is_within_two_units_in_the_last_place(method: str) -> None:
     """What other devices than a CPU use: a compiler may fuse multiply and add. One method for every kind of mask."""

@@ -123,6 +123,7 @@ def descended(deltas: list[torch.Tensor], rank: int, steps: int) -> torch.Tensor
     return found.detach()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("rank", "steps", "expected_rank"), [(0, 300, 2), (4, 300, 4), (64, 900, 6)])
 def test_optmerge_is_where_gradient_descent_from_the_mean_gets(rank: int, steps: int, expected_rank: int) -> None:
     """Without a rank it is min(m, n) / k: 6 / 3; the descent has not ended after its steps, so that they count."""

@@ -93,7 +93,7 @@ def test_a_whole_search_asks_each_model_each_item_once(tmp_path: Path):
     database.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_chat_models_of_a_real_server_are_paid_once_and_status_says_what(tmp_path: Path, url: str):
     """llama.cpp's chat route, whose LoRAs are the members; weights are searched at no further cost."""
     member = {"url": f"{url}/v1", "model": "tiny", "mode": "chat", "system": "Be brief.", "price": {"request": 0.5}}

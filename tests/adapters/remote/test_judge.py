@@ -301,6 +301,7 @@ def judged_study(folder: Path, url: str, name: str = "judged", **section: Any) -
     return path
 
 
+@pytest.mark.long
 def test_a_study_is_judged_resumed_to_the_digit_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRITIC_KEY", "secret-key-of-the-critic")
     with judge() as server:

@@ -26,8 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import LORAS, Tiny
 from servers import faulty_proxy
 
-pytestmark = pytest.mark.slow
-
 SCORED = [
     ScoringRequest("The capital of France is", " Paris"),
     ScoringRequest("The capital of France is", " Rome"),
@@ -83,6 +81,7 @@ def peft_logprobs(model: Any, scales: Mapping[str, float], prompt: list[int], fo
     return sum(float(logits[len(prompt) - 1 + k, token]) for k, token in enumerate(following))
 
 
+@pytest.mark.long
 def test_scores_are_those_of_transformers_and_peft(url: str, tiny: Tiny):
     """Conversion and forcing together: every linear layer, rank and alpha patterns, rsLoRA, any sign of scale."""
     reference = peft_model(tiny)
@@ -155,6 +154,7 @@ def test_drawn_answers_depend_on_their_seeds_alone(url: str):
     assert cold.text == likeliest.text
 
 
+@pytest.mark.long
 def test_a_line_that_damages_every_third_call_changes_no_score(url: str):
     quiet = backend(url)
     with quiet.apply(recipe(SCALES[2])) as model:
@@ -215,6 +215,7 @@ def test_the_canary_passes_the_settings_that_are_exact(url: str):
         opened.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("slots", "megabytes"), [(1, 256), (2, 64), (4, 1)])
 def test_the_canary_catches_a_server_that_restores_prompts_read_under_other_scales(
     start_server: Callable[..., str], slots: int, megabytes: int

@@ -50,6 +50,7 @@ def provider(request: Received) -> Answer:
     return as_json({"error": "unknown"}, 404)
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize(
     "backend",
     [

@@ -35,7 +35,6 @@ ITEMS = [
 ]
 KEY = "sk-study-4f3e2d1c0b9a88776655"
 EVALUATIONS = 9
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +94,7 @@ def undisturbed(single: str, tmp_path_factory: pytest.TempPathFactory) -> list[A
     return found
 
 
+@pytest.mark.long
 def test_with_thirty_percent_of_calls_failing_the_search_ends_the_same_and_no_key_is_kept(
     single: str, tmp_path: Path, undisturbed: list[Any]
 ):
@@ -110,6 +110,7 @@ def test_with_thirty_percent_of_calls_failing_the_search_ends_the_same_and_no_ke
     assert not [file for file, content in written.items() if KEY.encode() in content]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_pays_for_nothing_twice(single: str, tmp_path: Path, undisturbed: list[Any]):
     """Every crash would cost its evaluations again."""
     with faulty_proxy(single, 0.0) as proxy:
@@ -137,6 +138,7 @@ def test_killed_and_resumed_it_pays_for_nothing_twice(single: str, tmp_path: Pat
     assert sum(paid.values()) - len(paid) <= 2 * kills, "answers that were there were asked for again"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("limit", "price"),
     [({"requests": 60}, {}), ({"tokens": 700}, {}), ({"money": 0.05}, {"request": 0.001, "input": 1.0})],

@@ -418,6 +418,7 @@ def test_a_study_whose_lora_was_trained_again_is_not_continued(tmp_path: Path, l
                 again()
 
 
+@pytest.mark.long
 def test_loras_of_a_server_come_by_name(tmp_path: Path, loras: dict[str, Path]):
     """Without: who serves a base with vLLM downloads every LoRA by hand, though the study names it."""
     from hub_server import hub_server

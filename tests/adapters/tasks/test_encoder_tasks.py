@@ -66,6 +66,7 @@ def test_macro_f1_of_all_texts_is_the_mean_of_its_items() -> None:
         assert np.mean(macro_f1_items(gold, predicted)) == pytest.approx(float(expected))
 
 
+@pytest.mark.long
 def test_the_stated_error_of_a_score_of_all_items_holds() -> None:
     """An error that is too small would call noise a better merge."""
     rng = np.random.default_rng(2)

@@ -48,12 +48,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text += "filter_list:\n  - {name: first, filter: [{function: take_first}]}\n"
             text += '  - {name: digits, filter: [{function: regex, regex_pattern: "[0-9]+"}, {function: take_first}]}\n'
         (made / f"{name}.yaml").write_text(text)
-    for name, tasks, by_size in (("items", ["small", "large"], True), ("tasks", ["small", "large"], False)):
-        nested = [tasks[0], {"group": "inner", "task": tasks[1:]}]
+    inline = ["small", {"group": "inner", "task": ["large"]}]
+    for name, tasks, by_size in (
+        ("items", ["small", "large"], True), ("tasks", ["small", "last"], False), ("inline", inline, False)
+    ):  # fmt: skip
         aggregate = [{"metric": "exact_match", "weight_by_size": by_size}]
         (made / f"{name}.yaml").write_text(
-            json.dumps({"group": name, "task": nested, "aggregate_metric_list": aggregate})
+            json.dumps({"group": name, "task": tasks, "aggregate_metric_list": aggregate})
         )
+    (made / "last.yaml").write_text(json.dumps({"group": "last", "task": ["large"]}))
     (made / "bare.yaml").write_text(json.dumps({"group": "bare", "task": ["small", "large"]}))
     again = (made / "large.yaml").read_text().replace("task: large", "task: again").replace("{{q}}", "Say: {{q}}")
     (made / "again.yaml").write_text(again)
@@ -104,6 +107,36 @@ def test_a_group_is_the_mean_over_items_or_over_tasks_as_it_says(folder: Path) -
         assert {task.weights[item.id] for item in items} == {8 / 4, 8 / 12}
         first = [task.owners[item.id].name for item in items[:4]]
         assert sorted(first) == ["large"] * 3 + ["small"], "every beginning has the tasks in proportion"
+
+
+@pytest.mark.long  # the harness' whole index is read
+def test_a_group_within_a_groups_file_is_one_of_its_own_file(folder: Path) -> None:
+    here, apart = (read(folder, name) for name in ("inline", "tasks"))
+    assert [item.id for item in here.items("search")] == [item.id for item in apart.items("search")]
+    assert here.weights == apart.weights and here.verb == apart.verb
+
+
+@pytest.mark.long  # the harness' whole index is read
+def test_a_group_of_ones_own_may_name_tasks_of_the_harness(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    load_dataset = datasets.load_dataset
+
+    def only_local(path: str, *arguments: Any, **options: Any) -> Any:
+        if path != "json":
+            raise ConnectionError(path)
+        return load_dataset(path, *arguments, **options)
+
+    for name in ("small.yaml", "large.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    (tmp_path / "own.yaml").write_text(json.dumps({"group": "own", "task": ["small", "arc_easy"]}))
+    (tmp_path / "round.yaml").write_text(json.dumps({"group": "round", "task": ["small", "round"]}))
+    config = {"type": "lm_eval", "include_path": "."}
+    monkeypatch.setattr(datasets, "load_dataset", only_local)
+    assert "allenai/ai2_arc, and its data is not in the cache" in problems_of({**config, "task": "own"}, tmp_path)[0]
+    assert "'round': the harness could not load it" in problems_of({**config, "task": "round"}, tmp_path)[0]
 
 
 def test_an_item_of_two_tasks_is_on_one_side_of_the_split(folder: Path) -> None:
@@ -160,7 +193,7 @@ def test_settings_of_generation_and_limits_are_the_harness_own(folder: Path) -> 
         ({"task": "large", "gen_kwargs": {"max_tokns": 3}}, "gen_kwargs: unknown key 'max_tokns' (did you mean"),
         ({"task": "large", "gen_kwargs": {"temperature": 0.5}}, "the task samples (temperature 0.5)"),
         ({"task": "wordy", "gen_kwargs": {"max_gen_toks": 3}}, "task 'wordy' generates nothing"),
-        ({"task": "lrge"}, "did you mean 'large'?"),
+        pytest.param({"task": "lrge"}, "did you mean 'large'?", marks=pytest.mark.long),
         ({"task": "items.yaml"}, "write task: items, with its folder as include_path"),
         ({"task": "items", "search_items": 1}, "1 tasks of 'items' have no search item"),
     ],

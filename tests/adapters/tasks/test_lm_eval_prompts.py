@@ -22,6 +22,7 @@ from mergefront.study.content import data_paths
 pytest.importorskip("lm_eval")
 
 
+@pytest.mark.long
 def test_prompts_answers_and_scores_are_the_harness_own(caplog: pytest.LogCaptureFixture) -> None:
     """Without: a search optimises on another benchmark than the one that its merges are published by."""
     from benchmarks.evaluation.harness_tasks import make_model, rows

@@ -69,7 +69,6 @@ def model() -> Any:
     return _new_model().eval(), _tokenizer()
 
 
-@pytest.mark.slow
 def test_search_on_validation_items_report_on_test_items(folder: Path, model: Any) -> None:
     task = build_task("reverse", {"type": "lm_eval", "task": "reverse.yaml", "num_fewshot": 2}, folder)
     assert (len(task.items("search")), len(task.items("report"))) == (20, 30)
@@ -88,7 +87,7 @@ def test_search_on_validation_items_report_on_test_items(folder: Path, model: An
         ({"task": "most.yaml", "metric": "acc_nrm"}, "did you mean 'acc_norm'"),
         ({"task": "most.yaml", "filter": "strict"}, "has no filter 'strict'"),
         ({"task": "most.yaml", "search_items": 500}, "search_items is 500; there are 20"),
-        ({"task": "local_mots", "include_path": "."}, "did you mean 'local_most'"),
+        pytest.param({"task": "local_mots", "include_path": "."}, "did you mean 'local_most'", marks=pytest.mark.long),
         ({"task": "most.yaml", "metrics": "acc"}, "did you mean 'metric'"),
     ],
 )
@@ -142,6 +141,7 @@ class Parrot:
         return [Generation(f" Twice {n}.\n#### {2 * int(n)}", 5, "stop") for n in asked]
 
 
+@pytest.mark.long
 def test_a_published_task_asks_local_data_in_its_own_words(tmp_path: Path) -> None:
     """Without a hub, and for data that never leaves the house: the benchmark's prompts and scoring, one's own items."""
     config = {"type": "lm_eval", "task": "arc_easy", "data_files": {"test": write(tmp_path / "arc.jsonl", ARC)}}

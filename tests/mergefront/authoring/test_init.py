@@ -60,6 +60,7 @@ CASES = {
 }
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_first_file_is_sound_and_runs_as_it_is(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str

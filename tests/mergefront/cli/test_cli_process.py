@@ -42,6 +42,7 @@ def wait_in_the_fifth():
 """
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_finished_and_its_own_hint_continues_it(
     number: signal.Signals, tmp_path: Path, write_study
@@ -83,6 +84,7 @@ def test_a_terminal_without_unicode_still_gets_the_front(storage: str) -> None:
     assert result.returncode == 0 and b"expert maths" in result.stdout
 
 
+@pytest.mark.long
 def test_dashboard_serves_the_studies_on_loopback_and_ends_on_a_signal(storage: str) -> None:
     pytest.importorskip("optuna_dashboard")
     process = subprocess.Popen([*MERGEFRONT, "dashboard", "--storage", storage, "--port", "0"], text=True,

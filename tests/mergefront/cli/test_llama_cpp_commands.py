@@ -54,6 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_what_llama_server_prints_is_a_study_that_runs(models: Path, donor: Path, tmp_path: Path) -> None:
     loras = [models / name for name in NAMES]
     made = call("gguf", models / "base", *loras, tmp_path / "gguf", "--tokenizer", donor, "--density", 0.5)

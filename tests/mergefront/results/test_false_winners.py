@@ -60,7 +60,7 @@ def claims_a_winner(folder: Path, seed: int, same: bool) -> tuple[bool, ...]:
     return tuple(one is not None and any(match.beats for match in one.matches) for one in verdicts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pure_noise_has_no_winner(tmp_path: Path) -> None:
     claimed = [claims_a_winner(tmp_path, seed, same=False) for seed in range(12)]
     for split, claims in zip(("search", "report"), zip(*claimed, strict=True), strict=True):

@@ -69,7 +69,7 @@ def browser(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_phone_with_a_dark_screen_shows_all_and_a_selection_is_shown_everywhere(folder: Path) -> None:
     address = (folder / "probe.html").as_uri()
     text = browser(folder, "--force-dark-mode", "--allow-file-access-from-files", "--dump-dom", address)

@@ -67,7 +67,7 @@ def test_workers_share_a_budget_and_a_killed_one_loses_nothing(ray: ModuleType, 
     assert sum(deaths) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_stops_a_worker_reaches_the_caller_and_stops_the_rest(ray: ModuleType, tmp_path: Path) -> None:
     def evaluate(recipe: mf.Recipe) -> float:
         raise ValueError("the data is not there")

@@ -23,6 +23,7 @@ def with_stop(path: Path, stop: str, sampler: str = "mm-mo") -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_search_stops_when_little_is_to_be_gained_and_goes_on_when_resumed(tmp_path: Path, write_study) -> None:
     path = with_stop(write_study(tmp_path, evaluations=40), "{improvement: 10.0, asks: 3}")
     result = call("run", path)

@@ -54,6 +54,7 @@ def answers(address: tuple[str, int], path: str, **headers: str) -> int:
     return httpx.get(f"http://{address[0]}:{address[1]}{path}", headers=headers, timeout=20).status_code
 
 
+@pytest.mark.long
 def test_half_open_connections_keep_nobody_from_a_study(
     study_server: tuple[str, int], strangers: Callable[..., socket.socket]
 ) -> None:

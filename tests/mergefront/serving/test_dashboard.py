@@ -160,7 +160,7 @@ def test_its_pages_say_that_they_change_nothing(address: str, path: str) -> None
     assert "last-modified" not in page.headers, "a browser would keep a page that is made of two"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_browser_draws_our_plots(address: str, storage: str, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

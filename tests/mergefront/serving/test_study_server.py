@@ -87,6 +87,7 @@ def post(running: Running, path: str, body: dict[str, Any], **options: Any) -> h
     return running.client.post(f"/v1/studies/remote/{path}", json=body, **options)
 
 
+@pytest.mark.cases(1)
 def test_a_client_spends_the_budget_and_never_more(running: Running) -> None:
     def work(_: int) -> list[int]:
         mine = []
@@ -134,6 +135,7 @@ def test_a_lease_that_ends_hands_the_trial_out_again(running: Running) -> None:
     assert third["trial"] != second["trial"]
 
 
+@pytest.mark.cases(7)
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong-horse-battery-staple", f"Basic {TOKEN}", f"Bearer {TOKEN}x", TOKEN]
 )

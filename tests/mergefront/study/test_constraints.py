@@ -57,6 +57,7 @@ def test_front_best_knee_and_hypervolume_count_only_what_is_allowed(tmp_path: Pa
     assert max(sum(candidate.scores.values()) for candidate in proposed if candidate.feasible) > 0.7
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("sampler", ["tpe", "tpe-multivariate", "nsga2", "nsga3", "gp", "random", "cma-es"])
 def test_optuna_sees_the_constraints_and_its_samplers_run_with_them(tmp_path: Path, sampler: str) -> None:
     if sampler == "cma-es":
@@ -73,6 +74,7 @@ def test_optuna_sees_the_constraints_and_its_samplers_run_with_them(tmp_path: Pa
     assert {trial.number for trial in study.optuna.best_trials} >= {c.number for c in study.front()}
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_the_constraints_reach_optunas_samplers(tmp_path: Path, sampler: str) -> None:
     """The same study without constraints proposes other points."""

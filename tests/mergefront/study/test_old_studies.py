@@ -53,11 +53,13 @@ def test_every_kind_of_study_is_there() -> None:
     assert set(CASES) == kinds
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize("case", RUN)
 def test_running_the_unchanged_file_goes_on_to_the_same_end(old: Path, case: str) -> None:
     assert_as_expected(mf.run(old / case / "study.yaml"), case)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("case", RUN)
 def test_resume_needs_name_and_storage_alone(old: Path, case: str) -> None:
     study = mf.resume(case, storage=url(old / case), evaluations=expected(case)["budget"])

@@ -196,6 +196,7 @@ def test_an_unreachable_mlflow_costs_no_trial(url: str, monkeypatch: pytest.Monk
     assert sum("mlflow takes no more" in record.getMessage() for record in caplog.records) == 1
 
 
+@pytest.mark.long
 def test_wandb_has_a_run_that_is_written_offline_and_resumed(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_a_winner_gets_all_items_once_early_stops_have_paid_for_them(field: Any)
     assert alone.details[RACED]["stopped"] == "budget of items"
 
 
+@pytest.mark.long
 def test_a_candidate_as_good_as_a_rival_is_hardly_ever_dropped_as_dominated(field: Any) -> None:
     """The stated confidence: at most 5 in 100 may be dropped that are not worse."""
     known = field[1]
@@ -231,6 +232,7 @@ def test_two_items_in_common_are_the_fewest_that_tell_candidates_apart(common: i
     assert (racing.batch() is None) is dropped
 
 
+@pytest.mark.long
 def test_the_stated_confidence_is_that_of_one_comparison() -> None:
     """A bolder test would drop good candidates more often than stated; a shyer one would ask far more items.
 
@@ -340,6 +342,7 @@ def test_the_front_of_a_race_leaves_out_who_is_probably_dominated(tmp_path: Path
     assert best <= front and base.number not in front
 
 
+@pytest.mark.long
 def test_an_interrupted_race_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = ItemEvaluator()
     (tmp_path / "whole").mkdir()
@@ -413,6 +416,7 @@ class ToldAlike:
         return Evaluation(told, dict.fromkeys(NAMES, 0.05), items, details=details)
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_proposes_from_the_restated_trials(tmp_path: Path, sampler: str) -> None:
     """Two searches are told the same; only what the items say of it by now can make their proposals differ."""

@@ -24,6 +24,7 @@ class TestDefaultVariant(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObj
         return lambda: MMMOSampler(seed=0, n_startup=3)
 
 
+@pytest.mark.long
 class TestPaperVariant(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
@@ -34,12 +35,14 @@ def _named(name: str) -> Callable[[], BaseSampler]:
     return lambda: make_sampler(name, seed=0, objectives=[Objective("score")])
 
 
+@pytest.mark.long
 class TestTPE(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("tpe")
 
 
+@pytest.mark.long
 class TestTPEMultivariate(BasicSamplerTestCase, RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
@@ -48,36 +51,42 @@ class TestTPEMultivariate(BasicSamplerTestCase, RelativeSamplerTestCase):
         )
 
 
+@pytest.mark.long
 class TestNSGAII(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("nsga2")
 
 
+@pytest.mark.long
 class TestSobol(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("sobol")
 
 
+@pytest.mark.long
 class TestCmaEs(BasicSamplerTestCase, SingleOnlySamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("cma-es")
 
 
+@pytest.mark.long
 class TestNSGAIII(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("nsga3")
 
 
+@pytest.mark.long
 class TestRandom(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return _named("random")
 
 
+@pytest.mark.long
 class TestGP(BasicSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:

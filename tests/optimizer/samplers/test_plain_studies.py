@@ -56,6 +56,7 @@ def test_a_range_that_does_not_contain_the_old_one_is_said_once(
     assert len(said) == 1 and "parameter 'x' is drawn at random" in said[0] and f"high={high}" in said[0]
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("make", [MMMOSampler, MAPSampler])
 @pytest.mark.parametrize("step", [None, 0.1])
 def test_threads_never_propose_one_point_twice(make: Callable[..., ReplayableSampler], step: float | None) -> None:
@@ -110,6 +111,7 @@ def test_any_score_that_optuna_takes_is_lived_with(name: str, odd: float) -> Non
     assert len(study.trials) == 12
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("error", [-0.1, math.nan, math.inf, 1e308, "0.1", None])
 def test_a_standard_error_that_can_be_none_is_an_unknown_one(error: Any) -> None:
     """A negative variance made the matrix of the model singular, and all that follows random."""
@@ -144,6 +146,7 @@ def layers(trial: Trial) -> float:
     return 1.0 - 0.15 * abs(count - 3) - off - (trial.suggest_float("rate", 0.0, 1.0) - 0.6) ** 2
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("score", [branches, layers])
 def test_conditional_parameters_are_modelled(score: Callable[[Trial], float], caplog: pytest.LogCaptureFixture) -> None:
     """They were drawn at random for the whole of a study: no better than no sampler at all."""

@@ -52,6 +52,7 @@ def test_a_study_that_goes_on_is_not_called_stopped(tmp_path: Path) -> None:
     assert said == [None, None] and again.stopped is not None
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("sampler", ["mm-mo", "map", "tpe", "evo-merging", "random"])
 def test_a_corner_that_cannot_be_evaluated_costs_no_more_than_a_part_of_the_budget(
     tmp_path: Path, sampler: str
@@ -98,6 +99,7 @@ def test_a_world_that_breaks_down_stops_the_search(tmp_path: Path) -> None:
     assert 17 <= len(asked) < 40
 
 
+@pytest.mark.cases(2)
 @pytest.mark.parametrize("sampler", ["mm-mo", "cma-es", "tpe", "nsga2", "random", "sobol"])
 def test_samplers_search_the_simplex_and_go_on_as_if_they_had_not_stopped(tmp_path: Path, sampler: str) -> None:
     """What Optuna shows are the weights of the merge, and mm-mo finds the best mixture."""

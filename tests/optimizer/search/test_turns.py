@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier, Event
 
+import pytest
 from sqlalchemy import select
 
 import mergefront as mf
@@ -46,6 +47,7 @@ def with_room(study: mf.Study) -> mf.Study:
     return study.refresh()
 
 
+@pytest.mark.cases(1)
 def test_who_asks_at_the_same_moment_gets_what_it_would_get_in_turn(database_url: str) -> None:
     in_turn = with_room(study_in(database_url, "turn"))
     expected = [asked(in_turn) for _ in range(AT_ONCE)]

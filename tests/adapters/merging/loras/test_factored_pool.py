@@ -73,6 +73,7 @@ def recipe(method: str, rescale: str | None) -> Recipe:
     return Recipe(method, {model: model for model in models}, params, "base", seed=3)
 
 
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_kernel_multiplies_factors_as_torch_does(pool: dict[str, Path], method: str) -> None:
     if load_kernel() is None:

@@ -51,6 +51,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@pytest.mark.long
 def test_item_scores_over_a_merge_service_are_those_of_local_weights(
     pool_folder: Path, pool_file: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
 ) -> None:

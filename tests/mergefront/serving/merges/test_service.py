@@ -104,6 +104,7 @@ def test_clients_get_what_local_weights_would_answer_and_openai_clients_too(
     client.close()
 
 
+@pytest.mark.long
 def test_no_completion_is_of_another_sessions_merge(pool_file: Callable[..., Path], start: Callable[..., Any]):
     """One live model serves all sessions: a client would get what another one's merge says."""
     served = start(pool_file(clients=CLIENTS), **TOKENS)
@@ -174,6 +175,7 @@ def test_a_restart_in_the_middle_of_a_search_loses_nothing(
     remote.close()
 
 
+@pytest.mark.long
 def test_only_tokens_open_the_service_and_clients_do_not_see_each_other(
     pool_file: Callable[..., Path], start: Callable[..., Any], tmp_path: Path
 ):
@@ -200,6 +202,7 @@ def test_only_tokens_open_the_service_and_clients_do_not_see_each_other(
     assert b"client alice" in kept
 
 
+@pytest.mark.long
 def test_half_open_connections_keep_nobody_from_a_merge(
     pool_file: Callable[..., Path], start: Callable[..., Any], strangers: Callable[..., socket.socket]
 ):
@@ -214,6 +217,7 @@ def test_half_open_connections_keep_nobody_from_a_merge(
     assert served.stop() == 0
 
 
+@pytest.mark.long
 def test_a_quota_ends_one_client_and_not_the_other_and_is_remembered(
     pool_file: Callable[..., Path], start: Callable[..., Any]
 ):

@@ -73,7 +73,6 @@ def test_a_resumed_study_goes_on_instead_of_starting_over(
     assert all(len(set(point)) == 3 for point in whole)
 
 
-@pytest.mark.slow
 def test_optunas_gp_sampler_repeats_too() -> None:
     def study_of(*parts: int) -> list[tuple[float, ...]]:
         study = optuna.create_study(directions=["maximize"] * 2)

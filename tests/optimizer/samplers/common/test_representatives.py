@@ -106,6 +106,7 @@ def test_a_long_study_is_searched_with_its_model_and_repeats() -> None:
     assert abs(asked.params["y"] - 0.5) < 0.35 and 0.1 < asked.params["x"] < 0.8, "near the front, not anywhere"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trials", [MOST_OBSERVED - 60, MOST_OBSERVED + 60])
 def test_only_above_the_limit_is_anything_left_out(trials: int) -> None:
     """A trial that is left out may have collapsed as well; a trial that is not changes what is proposed."""
@@ -120,6 +121,7 @@ def test_only_above_the_limit_is_anything_left_out(trials: int) -> None:
     assert (as_it_was.params == changed.params) == bool(far_behind)
 
 
+@pytest.mark.long
 def test_a_front_member_that_is_left_out_has_to_be_improved_on_all_the_same() -> None:
     """What is a gain over those that stand for the front may be none over the front: the search would go in circles.
 

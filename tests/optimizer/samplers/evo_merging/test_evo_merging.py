@@ -31,12 +31,14 @@ from mergefront.optimizer.search.attributes import ANCHOR, proposal_stage
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+@pytest.mark.long
 class TestDefaultConforms(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: EvoMergingSampler(seed=0)
 
 
+@pytest.mark.long
 class TestEvolutionConforms(RelativeSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
@@ -90,6 +92,7 @@ def test_default_finds_a_signed_optimum_in_ten_evaluations_per_weight() -> None:
         assert study.best_params[f"weight[{name}]"] == pytest.approx(BEST[name], abs=0.05)
 
 
+@pytest.mark.long
 def test_default_turns_to_densities_once_the_weights_have_converged() -> None:
     space = pool(NAMES)
     study = optuna.create_study(sampler=EvoMergingSampler(seed=0, search_space=space))
@@ -272,6 +275,7 @@ def test_the_prefilter_keeps_the_loras_that_score_best_alone(variant: Any) -> No
     assert study.best_params["weight[l2]"] > 0.0 and study.best_params["weight[l7]"] > 0.0
 
 
+@pytest.mark.long
 def test_preferences_decide_between_objectives() -> None:
     space = pool(NAMES, densities=False)
     ends = []

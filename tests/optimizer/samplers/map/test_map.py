@@ -34,6 +34,7 @@ from mergefront.optimizer.search.attributes import proposal_stage
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
+@pytest.mark.long
 class TestConforms(BasicSamplerTestCase, RelativeSamplerTestCase, MultiObjectiveSamplerTestCase):
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:

@@ -14,7 +14,6 @@ from mergefront.optimizer.samplers.mmmo.botorch_engine import BoTorchImprovement
 REFERENCE = np.array([-1.0, -1.0])
 
 
-@pytest.mark.slow
 def test_both_engines_agree_where_there_is_something_to_gain() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((20, 3))
@@ -37,7 +36,7 @@ def test_both_engines_agree_where_there_is_something_to_gain() -> None:
     assert gradient == pytest.approx(numeric, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("objectives", [1, 2])
 def test_a_search_on_botorch_repeats_itself(objectives: int) -> None:
     def run() -> list[dict[str, float]]:

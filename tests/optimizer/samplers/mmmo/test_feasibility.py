@@ -86,6 +86,7 @@ def is_allowed(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 class TestSearch:
+    @pytest.mark.cases(1)
     @pytest.mark.parametrize("options", [{}, {"variant": "paper"}, {"trend": "quadratic"}])
     def test_proposals_keep_to_the_boundary(self, options: dict[str, str]) -> None:
         study = run(trials=20, **options)
@@ -149,6 +150,7 @@ class TestSearch:
         assert proposal_stage(study.trials[-1]) == "model"
 
 
+@pytest.mark.cases(1)
 @pytest.mark.parametrize("how", ["fail", "pruned", "infinite"])
 def test_what_cannot_be_evaluated_is_learnt_like_a_constraint(how: str) -> None:
     """Merges that give NaN, or that a server refuses, lie where the scores rise, and each costs an evaluation."""

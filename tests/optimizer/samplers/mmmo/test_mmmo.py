@@ -114,7 +114,6 @@ class TestOneUnitSystem:
         assert last([0.0, 0.0, 1.2e5]) != last(None)
 
 
-@pytest.mark.slow
 def continued(url: str, options: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """All trials of a stored study after ``count`` more of them."""
     study = optuna.create_study(
@@ -129,6 +128,7 @@ def continued(url: str, options: dict[str, Any], count: int) -> list[dict[str, A
     return [trial.params for trial in study.trials]
 
 
+@pytest.mark.long
 def test_hypervolume_grows_where_random_search_stalls() -> None:
     def volumes(make: Callable[[int], BaseSampler], seed: int) -> tuple[float, float]:
         study = merge_like_study(make(seed))
@@ -161,6 +161,7 @@ class TestRepeatability:
         assert run(0) == run(0)
         assert run(0) != run(1)
 
+    @pytest.mark.cases(1)
     @pytest.mark.parametrize("options", [{}, {"variant": "paper"}, {"trend": "quadratic"}])
     def test_a_new_process_continues_as_the_old_one_would_have(self, options: dict[str, str], tmp_path: Path) -> None:
         program = """
@@ -191,6 +192,7 @@ print(json.dumps(continued(sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]
         assert {name: again[name] for name in params} == params
         assert again == json.loads(json.dumps(study.trials[4].system_attrs["mergefront:proposal"]["params"]))
 
+    @pytest.mark.long
     @pytest.mark.parametrize("variant", ["default", "paper"])
     def test_the_order_in_which_a_round_finishes_changes_nothing(self, variant: Any) -> None:
         def run(order: Sequence[int], asked_before_told: int) -> list[dict[str, Any]]:
@@ -343,6 +345,7 @@ DISCRETE_AND_LOG: dict[str, BaseDistribution] = {
 
 
 class TestEdgeCases:
+    @pytest.mark.cases(5)
     @pytest.mark.parametrize("options", [{}, {"variant": "paper"}, {"trend": "quadratic"}])
     @pytest.mark.parametrize(
         "values",

@@ -70,6 +70,7 @@ def test_two_workers_get_what_two_processes_would_get() -> None:
     assert second(in_another_process=False) == second(in_another_process=True)
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("space", "options"),
     [
