@@ -48,7 +48,7 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> list[str]:
     return [name for name, tensor in first.state_dict().items() if not torch.equal(tensor, other[name])]
 
 
-@pytest.mark.cases(8)
+@pytest.mark.cases(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_live_merge_is_the_stored_one_and_an_expert_alone_is_that_expert(kind: str, tmp_path: Path) -> None:
     made = family(kind, tmp_path)

@@ -209,7 +209,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.cases(19)
+@pytest.mark.cases(10)
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_kinds_are_merged_as_peft_merges_them(bases: dict[str, Path], tmp_path: Path, kind: str) -> None:
     name, settings = ACCEPTED[kind]

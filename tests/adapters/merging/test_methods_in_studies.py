@@ -132,7 +132,7 @@ def narrow_workspace(request: pytest.FixtureRequest, workspace: Path, tmp_path_f
     return folder
 
 
-@pytest.mark.cases(10)
+@pytest.mark.cases(6)
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_what_is_scored_is_what_is_exported(narrow_workspace: Path, tmp_path: Path, method: str) -> None:
     """Scores of unrounded weights are no scores of the model that people download."""

@@ -95,7 +95,7 @@ def assert_same(folder: Path, method: str, held: dict[str, Any], streamed: dict[
     assert norms == again
 
 
-@pytest.mark.cases(15)
+@pytest.mark.cases(8)
 @pytest.mark.parametrize("room", ["nothing", "some"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_merges_the_same_bits_wherever_the_weights_are(

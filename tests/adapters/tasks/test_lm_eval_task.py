@@ -155,6 +155,7 @@ def test_a_published_task_asks_local_data_in_its_own_words(tmp_path: Path) -> No
     assert "files of its own" in str(sums.announcement)  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_local_data_that_does_not_fit_the_task_is_named(tmp_path: Path) -> None:
     files = {"test": write(tmp_path / "gsm.jsonl", GSM8K)}
     write(tmp_path / "gsm.txt", GSM8K)

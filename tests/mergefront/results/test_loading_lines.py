@@ -60,6 +60,7 @@ def processors(kind: str, tokenizer: Any) -> Any:
     return tokenizer
 
 
+@pytest.mark.cases(3)
 @pytest.mark.parametrize(
     ("kind", "architecture", "prepared"),
     [

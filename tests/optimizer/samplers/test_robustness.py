@@ -74,7 +74,7 @@ def study_of(name: str, trials: list[FrozenTrial]) -> optuna.Study:
     return study
 
 
-@pytest.mark.cases(16)
+@pytest.mark.cases(12)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", OURS)
 def test_strange_histories_give_points_of_the_space(name: str, case: str) -> None:
