@@ -285,13 +285,18 @@ def own_file(folder: Path, name: str) -> Path:
     return target
 
 
+def json_file(file: Path) -> Path:
+    """Where a JSON file of a model's folder lies. Raises ``UserError`` for one that is too large to be read."""
+    own = own_file(file.parent, file.name)
+    if own.stat().st_size > _LARGEST_JSON:
+        raise UserError(f"{file}: it has more than {_LARGEST_JSON:,} bytes; it is no file of a model")
+    return own
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model's folder. Raises ``UserError``."""
     try:
-        own = own_file(file.parent, file.name)
-        if own.stat().st_size > _LARGEST_JSON:
-            raise UserError(f"{file}: it has more than {_LARGEST_JSON:,} bytes; it is no file of a model")
-        content = json.loads(own.read_text(encoding="utf-8"))
+        content = json.loads(json_file(file).read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(content, dict):

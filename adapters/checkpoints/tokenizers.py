@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, own_file, read_json
+from mergefront.adapters.checkpoints.header import CheckpointHeader, TensorInfo, json_file, own_file, read_json
 from mergefront.adapters.checkpoints.lora import read_lora
 from mergefront.adapters.checkpoints.names import EMBEDDINGS
 from mergefront.optimizer.errors import UserError
@@ -56,7 +57,8 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     if not folder.is_dir():
         return None
     if (folder / "tokenizer.json").exists():
-        return _fast(folder / "tokenizer.json")
+        file = json_file(folder / "tokenizer.json")
+        return _fast(_File(_digest(file), folder / "tokenizer.json"))
     ids: dict[str, Any] | None = None
     sentencepiece = next((folder / name for name in _SENTENCEPIECE if (folder / name).exists()), None)
     if (folder / "vocab.json").exists():
@@ -199,7 +201,19 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _fast(file: Path) -> Vocabulary:
+@dataclass(frozen=True)
+class _File:
+    """A file that is what its content is, wherever it lies."""
+
+    digest: str
+    path: Path = field(compare=False)
+
+
+@lru_cache(maxsize=4)
+def _fast(of: _File) -> Vocabulary:
+    """A large vocabulary takes a second to read. A command asks for it several times, and experts often have the
+    base's."""
+    file = of.path
     content = read_json(file)
     try:
         vocabulary = (content.get("model") or {}).get("vocab", {})
@@ -237,4 +251,8 @@ def _listed_tokens(folder: Path) -> dict[str, int]:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(own_file(file.parent, file.name).read_bytes()).hexdigest()[:16]
+    try:
+        with own_file(file.parent, file.name).open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: not readable: {error}") from None

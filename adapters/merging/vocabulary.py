@@ -176,6 +176,9 @@ def align(models: Mapping[str, Checkpoint], base: str | None, choice: TokenizerC
     if choice.transplant is not None:
         known = {name: respelled(one, tokens[donor]) for name, one in known.items()}
     made: dict[str, Checkpoint] = dict(models)
+    is_one = all(known[name] is tokens[donor] and rows == target.rows for name, rows in sizes.items())
+    if is_one and choice.transplant is None and not choice.tokens:
+        return Alignment(made, models[target.donor].path, target.added, target.rows, was, choice.model is not None)
     for name, plan in _plans(known, sizes, target, reference, choice).items():
         if plan.own != list(range(sizes[name])):
             made[name] = AlignedCheckpoint(models, name, axes, plan, target.rows)
@@ -349,7 +352,7 @@ def _refuse_other_sizes(sizes: Mapping[str, int], was: int | None, models: Mappi
 def _refuse_differing(tokens: Mapping[str, Vocabulary], donor: str, models: Mapping[str, Checkpoint]) -> None:
     first = tokens[donor]
     found = {name: differing_tokens(first, other, models[donor].path, models[name].path)
-             for name, other in tokens.items() if name != donor}  # fmt: skip
+             for name, other in tokens.items() if other is not first}  # fmt: skip
     problems = [
         f"expert {name!r} has another tokenizer than the base: {differing}; {_REMEDY}"
         for name, differing in found.items() if differing

@@ -156,7 +156,8 @@ def sentence_modules(folder: Path) -> list[tuple[str, str]]:
 
 def _code(folder: Path) -> set[str]:
     """Python files that the configurations of a folder name under auto_map, with those beside them that they import."""
-    described = [_json(folder / name) for name in ("config.json", *_matching(folder, (*TOKENIZER[:2], *_PROCESSOR)))]
+    names = ("config.json", "tokenizer_config.json", *_matching(folder, _PROCESSOR))
+    described = [_json(folder / name) for name in names]
     waiting = [match["module"] for one in described for name in _names(one.get("auto_map"))
                if (match := _CODE.match(name)) is not None]  # fmt: skip
     found: set[str] = set()

@@ -74,6 +74,19 @@ def test_the_same_tokenizer_in_another_file_is_the_same(tmp_path: Path, form: st
     assert difference(folder(tmp_path / "a", **FORMS["fast"]), folder(tmp_path / "b", **FORMS[form])) == ""
 
 
+def test_a_vocabulary_is_that_of_the_files_content_wherever_it_lies(tmp_path: Path) -> None:
+    """Experts with the base's tokenizer would each take seconds; one that is trained again would keep the old one."""
+    first, second = folder(tmp_path / "a", **FORMS["fast"]), folder(tmp_path / "b", **FORMS["fast"])
+    assert read_vocabulary(first) is read_vocabulary(second)
+    before = (first / "tokenizer.json").read_text()
+    after = before.replace('"b"', '"z"')
+    assert len(after) == len(before) and after != before
+    (first / "tokenizer.json").write_text(after)
+    changed, kept = read_vocabulary(first), read_vocabulary(second)
+    assert changed is not None and kept is not None
+    assert "z" in changed.ids and "b" not in changed.ids and kept.ids == IDS | {"<pad>": 6}
+
+
 def test_what_differs_is_named(tmp_path: Path) -> None:
     other = {**IDS, "b": 5, "ﬁ": 4, "new": 6}
     found = difference(
