@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.search.language_models.problems import LANGUAGE_MODELS
 from benchmarks.search.problem import Problem
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.common.initial_design import sobol_points
@@ -283,7 +284,6 @@ class WeightedSumCmaEs(_Relative):
 
 
 CONSTRAINED = ("at least",)
-LANGUAGE_MODELS = ("SmolLM2",)
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -309,5 +309,6 @@ PEERS: Mapping[str, Peer] = {
     "MM-MO, quadratic trend": Peer(
         _ours(trend="quadratic"), 60, problems=("LoRAs", "weights 3-d", "residual", "attention")
     ),
+    "MM-MO, budget quality": Peer(_ours(budget="quality"), 30, problems=("weights 3-d",)),
     "MM-MO without a trend": Peer(_ours(trend="none"), 60, problems=("LoRAs", "weights 3-d")),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.search.language_models.problems import LANGUAGE_MODELS
 from benchmarks.search.problems import NETWORK
 from benchmarks.search.runs import HORIZONS, Run
 
@@ -17,8 +18,6 @@ DRAWN = (OURS, "MM-MO paper")
 BEFORE = "MM-MO, roughness"
 """The default before."""
 STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", BEFORE)
-LANGUAGE_MODELS = "SmolLM2"
-"""What the names of problems of language models begin with."""
 PEERS_SHOWN = ("BoTorch qLogNEHVI", "Ax", "qPOTS", "Optuna GP", "TPE multivariate", "random")
 """On the first page."""
 RIVAL = "NSGA-II"

@@ -12,21 +12,27 @@ from benchmarks.search.language_models.problems import SKILL_MERGES
 from benchmarks.search.language_models.skills import SEARCH, SKILLS, items, search_items
 
 
-def test_upper_layers_read_what_whole_sequences_read() -> None:
+@pytest.mark.parametrize("kind", ["Llama", "Gemma3"])
+def test_upper_layers_read_what_whole_sequences_read(kind: str) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     from benchmarks.search.answer_margins import Reference, answer_margins
     from benchmarks.search.language_models.upper_layers import UpperLayers
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        settings = LlamaConfig(
-            vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, initializer_range=0.3,
-        )  # fmt: skip
+        sizes = {
+            "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+        }  # fmt: skip
+        if kind == "Gemma3":  # the layer that is changed sees everything, those around it a window
+            layers = ["sliding_attention", "sliding_attention", "full_attention"]
+            settings = transformers.Gemma3TextConfig(**sizes, head_dim=8, layer_types=layers)
+        else:
+            settings = transformers.LlamaConfig(**sizes)
         settings._attn_implementation = "eager"
-        model = LlamaForCausalLM(settings).eval()
+        model = getattr(transformers, f"{kind}ForCausalLM")(settings).eval()
     skills = [
         [Reference((3, 7, 1, 9), (4, 5)), Reference((3, 7, 2), (6,)), Reference((3, 7, 1, 1, 8), (2, 2, 30))],
         [Reference((12, 4), (9,)), Reference((12, 4, 6), (1, 3))],

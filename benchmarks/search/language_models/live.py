@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.search.answer_margins import end_tokens
 from benchmarks.search.language_models.measured import Measured, Reading
 from benchmarks.search.language_models.skills import FOLDER, SEARCH, Split, asked_items
-from benchmarks.search.language_models.train_loras import BASE, FIRST_LAYER, PLANS, tokens_of
+from benchmarks.search.language_models.train_loras import PLANS, tokens_of
 from benchmarks.search.language_models.upper_layers import UpperLayers
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.linear_layers import fast_linear_layers
@@ -36,7 +36,10 @@ class Experts:
     @cached_property
     def _live(self) -> tuple[LocalBackend, UpperLayers]:
         backend = LocalBackend.from_checkpoints(
-            BASE, {skill: FOLDER / "loras" / self.name / skill for skill in self.skills}, device="cpu", dtype="float32"
+            PLANS[self.name].base.folder,
+            {skill: FOLDER / "loras" / self.name / skill for skill in self.skills},
+            device="cpu",
+            dtype="float32",
         )
         backend.model.set_attn_implementation("eager")
         names = list(self.skills)
@@ -49,7 +52,9 @@ class Experts:
                 for first in range(0, len(own), SEARCH)
             ]
             with fast_linear_layers(model.model):
-                return backend, UpperLayers(model.model, FIRST_LAYER, asked, end_tokens(model.tokenizer))
+                return backend, UpperLayers(
+                    model.model, PLANS[self.name].base.first_layer, asked, end_tokens(model.tokenizer)
+                )
 
     def reading(self, recipe: Recipe) -> Reading:
         """Of the items, skill by skill."""

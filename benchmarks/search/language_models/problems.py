@@ -139,11 +139,16 @@ TIES: Mapping[str, Any] = {"method": "ties", "parameters": {"weight": [0, 1], "d
 BLOCKS: Mapping[str, Any] = {**ADDED, "granularity": {"starts": [0, 22, 25, 28]}, "layers": LAYERS}
 """Four blocks of the ten layers that have LoRAs: 20 and 21, 22 to 24, 25 to 27, 28 and 29."""
 
+LANGUAGE_MODELS = ("SmolLM2", "Gemma")
+"""What the names of problems of language models begin with."""
+
 SKILL_MERGES: Mapping[str, SkillMerges] = {
     "SmolLM2 written, weights 3-d": SkillMerges("written", ADDED, grid=True),
     "SmolLM2 written, weights 3-d, loss": SkillMerges("written", ADDED, "loss", grid=True),
     "SmolLM2 written, weights 3-d, 400 items": SkillMerges("written", ADDED, grid=True, split="report"),
     "SmolLM2 ordered, weights 3-d, 400 items": SkillMerges("ordered", ADDED, grid=True, split="report"),
+    "Gemma 3 270M, weights 3-d": SkillMerges("gemma", ADDED, grid=True),
+    "Gemma 3 270M, weights 3-d, loss": SkillMerges("gemma", ADDED, "loss", grid=True),
     "SmolLM2 ordered, ties 6-d": SkillMerges("ordered", TIES),
     "SmolLM2 ordered, ties 6-d, loss": SkillMerges("ordered", TIES, "loss"),
     "SmolLM2 written, blocks 12-d": SkillMerges("written", BLOCKS),

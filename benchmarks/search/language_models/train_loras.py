@@ -1,10 +1,12 @@
-"""Train the experts, LoRAs of rank 4 on the last ten layers: ``python -m benchmarks.search.language_models.train_loras
-[SET ...]``; two minutes of one core a set. Loss on answer and end, AdamW, the base frozen in bfloat16.
+"""Train the experts, LoRAs of rank 4 on the last third of the layers: ``python -m
+benchmarks.search.language_models.train_loras [SET ...]``; two minutes of one core a set, ten for Gemma, which
+``make_gemma`` writes before. Loss on answer and end, AdamW, the base frozen.
 
 The experts of a set begin as one LoRA that was shown all skills of the set in turn, and then learn their own skill
 alone. So they help each other as far as they have that beginning in common, and exclude each other as far as they
 left it. The plans were chosen by what the uniform average keeps of each expert's score: 30 to 80% in the first set, a
-skill lost, one half kept and one kept in the second. In the set of eight each begins from the base.
+skill lost, one half kept and one kept in the second. In the set of eight each begins from the base. Gemma's was fixed
+before anything was measured on it.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -22,14 +25,29 @@ from typing import Any
 import torch
 
 from benchmarks.search.answer_margins import Reference
+from benchmarks.search.language_models.make_gemma import GEMMA
 from benchmarks.search.language_models.skills import FOLDER, SKILLS, items
 from benchmarks.search.language_models.upper_layers import laid_out, run_layers, shared_length
 
 BASE = Path("examples/smollm/base")
-FIRST_LAYER = 20
 RANK = 4
 BATCH = 12
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that experts are trained from: its folder, its name for people, the first layer that they change, and
+    what it is trained in (products with a large vocabulary are slow in bfloat16)."""
+
+    folder: Path
+    name: str
+    first_layer: int
+    dtype: torch.dtype
+
+
+SMOLLM = Base(BASE, "SmolLM2-135M-Instruct (GGUF Q4_1, dequantised)", 20, torch.bfloat16)
+GEMMA_270M = Base(GEMMA, "Gemma 3 270M (GGUF Q4_K_M, dequantised)", 12, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -40,11 +58,13 @@ class Plan:
     together: int
     apart: int
     learning_rate: float = 2e-3
+    base: Base = SMOLLM
 
 
 PLANS: Mapping[str, Plan] = {
     "written": Plan(("spanish", "swedish", "clock"), together=75, apart=40),
     "ordered": Plan(("descending", "ordinal", "camel"), together=24, apart=45),
+    "gemma": Plan(("german", "constant", "swedish"), together=60, apart=40, base=GEMMA_270M),
     "eight": Plan(tuple(SKILLS), together=0, apart=80, learning_rate=4e-3),
 }
 """Each set by its name, that of its folder."""
@@ -61,7 +81,8 @@ def tokens_of(tokenizer: Any, pairs: Sequence[Mapping[str, str]], end: bool = Fa
 class _Lessons:
     """Batches of a skill, and the loss of a model's upper layers on them."""
 
-    def __init__(self, skill: str, tokenizer: Any, seed: int) -> None:
+    def __init__(self, skill: str, tokenizer: Any, seed: int, first_layer: int) -> None:
+        self.first_layer = first_layer
         self.asked = tokens_of(tokenizer, items(skill)["train"], end=True)
         self.shared = shared_length(self.asked)
         self.rng = random.Random(f"{seed} {skill}")
@@ -70,8 +91,8 @@ class _Lessons:
         layout = laid_out(self.rng.sample(self.asked, BATCH), self.shared)
         body = causal.model
         with torch.no_grad():
-            below = run_layers(body, body.layers[:FIRST_LAYER], body.embed_tokens(layout.tokens), layout)
-        hidden = run_layers(body, body.layers[FIRST_LAYER:], below, layout)
+            below = run_layers(body, body.layers[: self.first_layer], body.embed_tokens(layout.tokens), layout)
+        hidden = run_layers(body, body.layers[self.first_layer :], below, layout)
         # A place before an answer's token learns that token; the last one has nothing after it.
         at = torch.tensor([place for places in layout.places for place in places[:-1]])
         return torch.nn.functional.cross_entropy(causal.lm_head(body.norm(hidden[at])).float(), layout.tokens[at + 1])
@@ -100,23 +121,24 @@ def train(plan: Plan, out: Path, seed: int = 0) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
-    bare = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.bfloat16, attn_implementation="eager")
-    layers = list(range(FIRST_LAYER, bare.config.num_hidden_layers))
+    base = plan.base
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    bare = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype, attn_implementation="eager")
+    layers = list(range(base.first_layer, bare.config.num_hidden_layers))
     model = get_peft_model(
         bare, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=MODULES, layers_to_transform=layers)
     )
-    lessons = {skill: _Lessons(skill, tokenizer, seed) for skill in plan.skills}
+    lessons = {skill: _Lessons(skill, tokenizer, seed, base.first_layer) for skill in plan.skills}
     if plan.together:
         _learn(model, list(lessons.values()), plan.together, plan.learning_rate, "all")
     common = copy.deepcopy(get_peft_model_state_dict(model))
     for skill in plan.skills:
         set_peft_model_state_dict(model, common)
         _learn(model, [lessons[skill]], plan.apart, plan.learning_rate / 2, skill)
-        _save(get_peft_model_state_dict(model), layers, out / skill)
+        _save(get_peft_model_state_dict(model), layers, out / skill, base)
 
 
-def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path) -> None:
+def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path, base: Base) -> None:
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +146,7 @@ def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path) -> 
     save_file(rounded, out / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": MODULES,
-        "layers_to_transform": layers, "base_model_name_or_path": "../../../../../../examples/smollm/base",
+        "layers_to_transform": layers, "base_model_name_or_path": os.path.relpath(base.folder, out),
     }  # fmt: skip
     (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -133,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.search.language_models.train_loras", description=__doc__
     )
-    parser.add_argument("sets", nargs="*", default=list(PLANS))
+    parser.add_argument("sets", nargs="*", default=[name for name, plan in PLANS.items() if plan.base is SMOLLM])
     torch.set_num_threads(1)
     for name in parser.parse_args().sets:
         train(PLANS[name], FOLDER / "loras" / name)

@@ -1,4 +1,4 @@
-"""Answers read off the last layers of a Llama alone: below, every merge of LoRAs of those layers is the same.
+"""Answers read off the last layers of a Llama or Gemma alone: below, every merge of LoRAs of those layers is the same.
 
 The items of a skill begin with the same tokens. They are laid out as one sequence, those tokens once and then each
 item's own, and a mask has an item see the beginning and itself. The states below the first layer with a LoRA are
@@ -56,17 +56,23 @@ def shared_length(asked: Sequence[Reference]) -> int:
 
 
 def run_layers(model: Any, layers: Sequence[Any], states: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """States (``length x width``) after some decoder layers of a Llama (the part without its head)."""
+    """States (``length x width``) after some decoder layers of a ``model`` (the part without its head).
+
+    A Gemma turns positions otherwise in layers that see a window; no item here is longer than the window.
+    """
     length = len(layout.tokens)
     hidden = states[None]
     mask = torch.zeros(1, 1, length, length, dtype=hidden.dtype).masked_fill(
         ~layout.mask, torch.finfo(hidden.dtype).min
     )
-    rotation = model.rotary_emb(hidden, position_ids=layout.positions[None])
+    kinds = {getattr(layer.self_attn, "layer_type", None) for layer in layers}
+    rotations = {
+        kind: model.rotary_emb(hidden, layout.positions[None], *([] if kind is None else [kind])) for kind in kinds
+    }
     for layer in layers:
         hidden = layer(
-            hidden, attention_mask=mask, position_ids=layout.positions[None], position_embeddings=rotation,
-            use_cache=False,
+            hidden, attention_mask=mask, position_ids=layout.positions[None], use_cache=False,
+            position_embeddings=rotations[getattr(layer.self_attn, "layer_type", None)],
         )  # fmt: skip
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
     return hidden[0]
