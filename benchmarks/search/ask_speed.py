@@ -23,7 +23,7 @@ def measure(name: str) -> dict[str, float]:
     import optuna
     import torch
 
-    from benchmarks.search.peers import PlainBoTorch
+    from benchmarks.search.peers import AfterStartup
     from mergefront.optimizer.recipes.space import MergeSpace
     from mergefront.optimizer.samplers.registry import make_sampler
     from mergefront.optimizer.scores.objectives import Objective
@@ -41,7 +41,7 @@ def measure(name: str) -> dict[str, float]:
     centres = np.random.default_rng(1).random((3, 12))
 
     class Plain:
-        """What ``PlainBoTorch`` needs of a problem."""
+        """What ``AfterStartup`` needs of a problem."""
 
         def __init__(self) -> None:
             from mergefront.optimizer.scores.objectives import Normaliser
@@ -50,7 +50,7 @@ def measure(name: str) -> dict[str, float]:
             self.normaliser = Normaliser.from_anchors(objectives, [[-2.0] * 3, [0.0] * 3])
 
     makers: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
-        "BoTorch qLogNEHVI": lambda: PlainBoTorch(Plain(), 0),  # type: ignore[arg-type]
+        "BoTorch qLogNEHVI": lambda: AfterStartup("botorch_peer", Plain(), 0),  # type: ignore[arg-type]
     }
     options = {"MM-MO quality": {"budget": "quality"}, "MM-MO botorch": {"budget": "botorch"}}
     registered = {"Optuna GP": "gp", "TPE multivariate": "tpe-multivariate"}

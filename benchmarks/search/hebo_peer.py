@@ -17,10 +17,10 @@ from benchmarks.search.ax_peer import REFERENCE
 Array = NDArray[np.float64]
 
 
-def propose(points: Array, values: Array) -> Array:
+def propose(points: Array, values: Array, seed: int) -> Array:
     """The next point (``d``) after ``points`` (``n x d``, unit cube) and their ``values`` (``n x m``, maximised).
 
-    It is another one every time: the search of its acquisition takes no seed.
+    It is another one every time: the search of its acquisition takes no ``seed``.
     """
     import pandas
     from hebo.design_space.design_space import DesignSpace

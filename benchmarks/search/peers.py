@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,8 @@ from mergefront.optimizer.search.attributes import is_anchor, is_outside_space
 from mergefront.optimizer.seeding import derive_seed
 
 Array = NDArray[np.float64]
+Propose = Callable[[Array, Array, int], Array]
+"""From points of the unit cube (``n x d``), their values (``n x m``, maximised) and a seed, the next point (``d``)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,13 @@ class _Relative(BaseSampler):
         return x, np.array(values[0]).reshape(-1, m), np.array(values[1]).reshape(-1, m)
 
 
-class _AfterStartup(_Relative):
-    """After the anchors and as many Sobol points as MM-MO takes: subclasses give ``propose``."""
+class AfterStartup(_Relative):
+    """After the anchors and as many Sobol points as MM-MO takes, what the function ``propose`` of a ``module`` here
+    gives; it is imported for the first proposal, as not every environment has what it needs."""
+
+    def __init__(self, module: str, problem: Problem, seed: int) -> None:
+        super().__init__(problem, seed)
+        self.module = module
 
     def point(self, number: int, told: list[FrozenTrial]) -> Array:
         anchors = sum(is_anchor(trial) for trial in told)
@@ -90,60 +99,8 @@ class _AfterStartup(_Relative):
         if number - anchors < startup:
             return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
         x, y, _ = self.data(told)
-        return self.propose(x, y, derive_seed(self.seed, number) % 2**31)
-
-    def propose(self, x: Array, y: Array, seed: int) -> Array:
-        """The next point (``d``) after points of the unit cube (``n x d``) and their values (``n x m``, maximised)."""
-        raise NotImplementedError
-
-
-class PlainBoTorch(_AfterStartup):
-    """SingleTaskGP and qLogNEHVI with BoTorch's own defaults: 10 restarts, 512 raw samples, 128 Monte Carlo samples."""
-
-    def propose(self, x: Array, y: Array, seed: int) -> Array:
-        import torch
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.models.transforms import Standardize
-        from botorch.optim import optimize_acqf
-        from botorch.sampling.normal import SobolQMCNormalSampler
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        from benchmarks.search.botorch_peer import ImprovementInNumpy
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            points, values = torch.from_numpy(x), torch.from_numpy(y)
-            model = SingleTaskGP(points, values, outcome_transform=Standardize(values.shape[1]))
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
-            function = ImprovementInNumpy(
-                model,
-                [-0.1] * values.shape[1],
-                points,
-                sampler=SobolQMCNormalSampler(torch.Size([128])),
-                prune_baseline=True,
-            )
-            bounds = torch.stack([torch.zeros(x.shape[1]), torch.ones(x.shape[1])]).double()
-            found, _ = optimize_acqf(function, bounds, q=1, num_restarts=10, raw_samples=512)
-        return np.asarray(found[0].numpy())
-
-
-class QPots(_AfterStartup):
-    """qPOTS with its released settings (``qpots_peer``)."""
-
-    def propose(self, x: Array, y: Array, seed: int) -> Array:
-        from benchmarks.search import qpots_peer
-
-        return qpots_peer.propose(x, y, seed)
-
-
-class Hebo(_AfterStartup):
-    """HEBO's optimiser of several objectives with its defaults (``hebo_peer``)."""
-
-    def propose(self, x: Array, y: Array, seed: int) -> Array:
-        from benchmarks.search import hebo_peer
-
-        return hebo_peer.propose(x, y)
+        propose: Propose = import_module(f"benchmarks.search.{self.module}").propose
+        return propose(x, y, derive_seed(self.seed, number) % 2**31)
 
 
 class AxDefault(_Relative):
@@ -295,11 +252,11 @@ PEERS: Mapping[str, Peer] = {
     "CMA-ES, weighted sum": Peer(WeightedSumCmaEs, constraints=False),
     "released MM-MO": Peer(ReleasedMMMO, constraints=False),
     "Optuna GP": Peer(_named("gp"), 60),
-    "BoTorch qLogNEHVI": Peer(PlainBoTorch, 60, constraints=False),
+    "BoTorch qLogNEHVI": Peer(partial(AfterStartup, "botorch_peer"), 60, constraints=False),
     "MAP": Peer(_named("map"), 60, constraints=False, problems=LANGUAGE_MODELS),
     "Ax": Peer(AxDefault, 60, constraints=False, problems=LANGUAGE_MODELS),
-    "qPOTS": Peer(QPots, 60, constraints=False, problems=LANGUAGE_MODELS),
-    "HEBO": Peer(Hebo, 30, constraints=False, problems=("SmolLM2 written, weights",)),
+    "qPOTS": Peer(partial(AfterStartup, "qpots_peer"), 60, constraints=False, problems=LANGUAGE_MODELS),
+    "HEBO": Peer(partial(AfterStartup, "hebo_peer"), 30, constraints=False, problems=("SmolLM2 written, weights",)),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
     "MM-MO, roughness": Peer(_ours(unexplained="roughness", trend="none")),
