@@ -60,9 +60,9 @@ def evaluations_to(run: Run, target: float) -> float:
 
 
 def longest_runs(runs: Sequence[Run]) -> tuple[list[Run], int]:
-    """The runs that got furthest, at least three of them where there are so many, and how far all of these got."""
+    """The runs that got furthest, at least five of them where there are so many, and how far all of these got."""
     lengths = sorted((len(run.hypervolumes) for run in runs), reverse=True)
-    length = lengths[min(2, len(lengths) - 1)]
+    length = lengths[min(4, len(lengths) - 1)]
     return [run for run in runs if len(run.hypervolumes) >= length], length
 
 
@@ -228,7 +228,7 @@ def between_marks(text: str, name: str, content: str) -> str:
 
 
 def plot(problems: Grouped, path: Path) -> None:
-    """Median hypervolume against evaluations, a panel a problem; a line ends where fewer than three runs go on, and is
+    """Median hypervolume against evaluations, a panel a problem; a line ends where fewer than five runs go on, and is
     of those that get there."""
     import matplotlib
 
