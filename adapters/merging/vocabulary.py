@@ -177,9 +177,8 @@ def align(models: Mapping[str, Checkpoint], base: str | None, choice: TokenizerC
         known = {name: respelled(one, tokens[donor]) for name, one in known.items()}
     made: dict[str, Checkpoint] = dict(models)
     is_one = all(known[name] is tokens[donor] and rows == target.rows for name, rows in sizes.items())
-    if is_one and choice.transplant is None and not choice.tokens:
-        return Alignment(made, models[target.donor].path, target.added, target.rows, was, choice.model is not None)
-    for name, plan in _plans(known, sizes, target, reference, choice).items():
+    stays = is_one and choice.transplant is None and not choice.tokens
+    for name, plan in {} if stays else _plans(known, sizes, target, reference, choice).items():
         if plan.own != list(range(sizes[name])):
             made[name] = AlignedCheckpoint(models, name, axes, plan, target.rows)
     return Alignment(made, models[target.donor].path, target.added, target.rows, was, choice.model is not None)

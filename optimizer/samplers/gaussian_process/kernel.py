@@ -52,7 +52,7 @@ SMOOTH = Kernel(squared_exponential_and_slope, LogNormal(math.sqrt(2.0), math.sq
 """For a loss near its optimum, which is close to a quadratic; BoTorch 0.18's own kernel and prior."""
 MATERN_WITH_TREND = Kernel(matern_and_slope, MATERN.lengthscales, trend=LogNormal(math.log(0.5), 1.5))
 """For a few weights of LoRAs: a stationary process returns to the mean between points, so that it misses what lies in
-the middle of a front (docs/benchmarks/search-method.md)."""
+the middle of a front (docs/benchmarks/search-trend.md)."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ MOST_FAILED = 160
 """So many trials that could not be evaluated are learnt from, the last ones: half of what the others may be."""
 MOST_WEIGHTS_WITH_TREND = 4
 """So many weights that are added have a quadratic trend. Three of LoRAs were measured to gain by it early on, five of
-small networks not to (docs/benchmarks/search-method.md)."""
+small networks not to (docs/benchmarks/search-trend.md)."""
 TREND_ALONE = 16
 """Trials before this one are proposed with the trend. Later ones are so in turn with a model that has none, which finds
 what a wrong trend would leave out for good: one run of forty ended 22% lower without that (ibid.)."""
@@ -124,7 +124,7 @@ class MMMOSampler(ReplayableSampler):
             landscape, which a new point has too. The paper variant takes it for roughness.
         trend: "quadratic": scores are a quadratic of what the surrogate sees plus a process, in place of a process
             alone; "auto": where the merge adds up to four models by one weight each, from trial 16 on for every other
-            trial (docs/benchmarks/search-method.md). The paper variant and the budget "botorch" have none.
+            trial (docs/benchmarks/search-trend.md). The paper variant and the budget "botorch" have none.
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,30 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2,
     "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_donor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of an end of text, the 256 bytes and pairs of letters: a real one takes seconds to read."""
+    pytest.importorskip("xllamacpp")
+    gguf = pytest.importorskip("gguf")
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = sorted(bytes_to_unicode().values())
+    pairs = list(product("abcdefgh", repeat=2))[: TOKENS - 1 - len(letters)]
+    path = tmp_path_factory.mktemp("donor") / "donor.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["<|endoftext|>", *letters, *("".join(pair) for pair in pairs)])
+    writer.add_token_types([int(gguf.TokenType.CONTROL)] + [int(gguf.TokenType.NORMAL)] * (TOKENS - 1))
+    writer.add_token_merges([" ".join(pair) for pair in pairs])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 def test_every_architecture_is_tried() -> None:
