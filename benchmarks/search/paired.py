@@ -1,7 +1,7 @@
 """MM-MO in several ways on the same problems, seed by seed: does a change of how it is computed, the number of workers,
 or a piece of the published loop change what it finds?
 
-    python -m benchmarks.search.paired slopes                 # exact slopes or finite differences, each twice
+    python -m benchmarks.search.paired climbs                 # on all samples of the front, or first on a part
     python -m benchmarks.search.paired workers [--seeds 10]   # one worker, 8 in turn, 8 that are blind to each other
     python -m benchmarks.search.paired paper                  # the published loop without each of its pieces
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,53 +25,23 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t
 
-from benchmarks.search.experts import PoolSpec
 from benchmarks.search.problem import Problem
-from benchmarks.search.problems import PROBLEMS, Array, TrainedNetworks
+from benchmarks.search.problems import PROBLEMS, Array
 from benchmarks.search.runs import Run, append, read, run
 from mergefront.optimizer.recipes.unit_cube import Encoder
 from mergefront.optimizer.samplers.base import Suggestion
-from mergefront.optimizer.samplers.mmmo.merge_features import Gradient, MergeFeatures
 from mergefront.optimizer.samplers.mmmo.sampler import MMMOSampler
 from mergefront.optimizer.search.study_view import study_view
 
 WORKERS = 8
 
 
-class _ByDifferences(MergeFeatures):
-    """With gradients as up to 32 coefficients, however many there are."""
+class ClimbsOnAll(MMMOSampler):
+    """Whose climbs see all samples of the front from their first iteration to their last."""
 
-    step = 1e-6
-
-    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
-        around = self(point + self.step * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
-        return around[0], lambda in_features: (around[1:] - around[0]) @ in_features / self.step
-
-
-class _ByShorterDifferences(_ByDifferences):
-    step = 1e-7
-
-
-class _ExactBeside(MergeFeatures):
-    """With the exact gradient at a point that is half a step of the differences off."""
-
-    def with_gradient(self, point: Array) -> tuple[Array, Gradient]:
-        return self(point[None, :])[0], self.with_exact_gradient(point + 0.5 * _ByDifferences.step)[1]
-
-
-class ByDifferences(MMMOSampler):
-    _seen_by: type[MergeFeatures] = _ByDifferences
-
-    def _features(self, encoder: Encoder) -> MergeFeatures:
-        return self._seen_by(encoder, self._rule, self._merge_features)
-
-
-class ByShorterDifferences(ByDifferences):
-    _seen_by = _ByShorterDifferences
-
-
-class ExactBeside(ByDifferences):
-    _seen_by = _ExactBeside
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._budget = replace(self._budget, climbed_samples=self._budget.samples)
 
 
 class Blind(MMMOSampler):
@@ -105,22 +75,21 @@ class Comparison:
     evaluations: int
 
 
-_TIES_40 = TrainedNetworks(
-    PoolSpec("residual", 20, 4, 60, (200, 60)),
-    {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}},
-    groups=4,
-)
 _PAPER = partial(MMMOSampler, variant="paper")
 COMPARISONS: Mapping[str, Comparison] = {
-    "slopes": Comparison(
-        {"residual ties 40-d": partial(_TIES_40.made, "residual ties 40-d")},
+    "climbs": Comparison(
         {
-            "finite differences": (ByDifferences, 1),
-            "of a tenth of the step": (ByShorterDifferences, 1),
-            "exact slopes": (MMMOSampler, 1),
-            "half a step off": (ExactBeside, 1),
+            name: PROBLEMS[name]
+            for name in (
+                "residual ties 6-d",
+                "residual ties 10-d",
+                "residual layers 24-d",
+                "SmolLM2 written, weights 3-d",
+                "SmolLM2 ordered, weights 3-d, 400 items",
+            )
         },
-        evaluations=43,
+        {"all samples": (ClimbsOnAll, 1), "a part": (MMMOSampler, 1)},
+        evaluations=30,
     ),
     "workers": Comparison(
         {name: PROBLEMS[name] for name in ("residual ties 6-d", "residual ties 10-d", "DTLZ2 6-d")},

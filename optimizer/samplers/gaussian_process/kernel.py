@@ -65,8 +65,12 @@ class Covariance:
 
     def __call__(self, a: Array, b: Array) -> Array:
         """Of every row of ``a`` (``p x d``) with every row of ``b`` (``q x d``): ``p x q``."""
-        value = self.kernel.with_slope(a, b, self.lengthscales)[0]
-        return value + self.trend * quadratic_trend(a, b) if self.trend else value
+        return self.with_slope(a, b)[0]
+
+    def with_slope(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """The covariance of rows of ``a`` with rows of ``b``, and the kernel's own slope, for ``gradient``."""
+        value, slope = self.kernel.with_slope(a, b, self.lengthscales)
+        return value + self.trend * quadratic_trend(a, b) if self.trend else value, slope
 
     @property
     def _factor(self) -> float:
@@ -78,9 +82,9 @@ class Covariance:
         inner = squares.sum(axis=1)
         return np.asarray(1.0 + self._factor * (inner + 0.5 * (inner**2 + (squares**2).sum(axis=1))))
 
-    def slope(self, point: Array, others: Array, weights: Array) -> Array:
-        """Of sum_j weights_j k(x, others_j) in x (``d``), at ``point`` (``d``)."""
-        pull = weights * self.kernel.with_slope(point[None, :], others, self.lengthscales)[1][0]
+    def gradient(self, point: Array, others: Array, slope: Array, weights: Array) -> Array:
+        """Of sum_j weights_j k(x, others_j) in x (``d``) at ``point`` (``d``), ``slope`` (``q``) being of both."""
+        pull = weights * slope
         found = (pull @ others - pull.sum() * point) / self.lengthscales**2
         if self.trend:
             own, centred = 2.0 * point - 1.0, 2.0 * others - 1.0
@@ -88,7 +92,7 @@ class Covariance:
             found = found + 2.0 * self._factor * (inner @ centred + (weights @ centred**2) * own)
         return np.asarray(found)
 
-    def variance_slope(self, point: Array) -> Array:
+    def variance_gradient(self, point: Array) -> Array:
         """Of ``variance`` at ``point`` (``d``): ``d``."""
         own = 2.0 * point - 1.0
         return np.asarray(4.0 * self._factor * (own * (1.0 + own @ own) + own**3))

@@ -217,7 +217,7 @@ def _most_promising(candidates: Array, evaluated: Array, reference: Array) -> in
     if len(reference) > 4:
         # Exact cells grow too many; the largest gain in the sum of objectives is a stand-in.
         return int(np.argmax(candidates.sum(axis=1)))
-    lower, upper = nondominated_boxes(evaluated, reference)
+    lower, upper, _ = nondominated_boxes(evaluated[None], reference)
     sides = np.minimum(candidates[:, None, :], upper[None]) - lower[None]
     gains = np.maximum(sides, 0.0).prod(axis=2).sum(axis=1)
     if gains.max() > 0.0:

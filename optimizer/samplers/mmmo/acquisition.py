@@ -14,14 +14,16 @@ Only f(z) is sampled, S times. Given a sample, f(x) is Gaussian and independent 
 box decomposition of the region above that sample's front the expectation is a sum of products of one-dimensional
 expectations. So there is no Monte Carlo error in f(x), the function is smooth, and its gradient is written out.
 
-    S    samples of the front          C    boxes of all samples together
+    S    samples of the front          C    boxes of all samples together     E    their edges
     b    points asked for at once      m    objectives             N    observed and pending points
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -77,111 +79,158 @@ class HypervolumeImprovement:
         in_front: Mask | None = None,
     ) -> None:
         self._z = np.concatenate([surrogate.x, pending]) if len(pending) else surrogate.x
-        self._samples = len(base_samples)
-        conditionals, values = [], []
-        for j, process in enumerate(surrogate.processes):
-            conditional, sampled = _condition(process, self._z, base_samples[:, :, j].T)
-            conditionals.append(conditional)
-            values.append(sampled)
-        self._conditionals = tuple(conditionals)
-        fronts = np.stack(values, axis=2)  # S x N x m
+        conditioned = [
+            _condition(process, self._z, base_samples[:, :, j].T) for j, process in enumerate(surrogate.processes)
+        ]
+        fronts = np.stack([sampled for _, sampled in conditioned], axis=2)  # S x N x m
         if in_front is not None:
             fronts = fronts[:, in_front]
-        boxes = [nondominated_boxes(np.concatenate([front, fixed_front]), reference) for front in fronts]
-        counts = [len(lower) for lower, _ in boxes]
-        self._first_box = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        self._edges = tuple(
-            _Edges.of([(lower[:, j], upper[:, j]) for lower, upper in boxes]) for j in range(len(values))
+        fixed = np.broadcast_to(fixed_front, (len(fronts), *fixed_front.shape))
+        boxes = _Boxes(*nondominated_boxes(np.concatenate([fronts, fixed], axis=1), reference))
+        self._use([conditional for conditional, _ in conditioned], boxes)
+
+    def _use(self, conditionals: Sequence[_Conditional], boxes: _Boxes) -> None:
+        self._conditionals, self._boxes = tuple(conditionals), boxes
+        self._edges = _Edges.of(boxes)
+        self.samples = conditionals[0].weights.shape[1]
+        """Of the front."""
+
+    def thinned(self, samples: int) -> HypervolumeImprovement:
+        """The same over so many of its samples, in whose place they stand: as good to climb on, and cheaper.
+
+        Half of them are from the second half of all, as the antithetic ones are.
+        """
+        chosen = np.arange(samples)
+        chosen[samples // 2 :] += (self.samples - samples) // 2
+        fewer = copy(self)
+        fewer._use(
+            [replace(one, weights=one.weights[:, chosen]) for one in self._conditionals], self._boxes.of_samples(chosen)
         )
+        return fewer
 
     def values(self, points: Array) -> Array:
         """Log improvement at ``points`` (``b x d``): ``b``, always finite."""
-        step = max(1, CHUNK // max(len(edges.lower) for edges in self._edges))
+        step = max(1, CHUNK // self._edges.lower.size)
         parts = [self._log_improvement(points[i : i + step]).total for i in range(0, len(points), step)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def value_and_gradient(self, point: Array) -> tuple[float, Array]:
         """Log improvement at one point (``d``) and its gradient (``d``)."""
-        forward = self._log_improvement(point[None, :])
+        forward, edges = self._log_improvement(point[None, :]), self._edges
         share = np.exp(forward.log_area[0] - forward.log_area[0].max())
         share /= share.sum()  # C: every box's share in the improvement
+        # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
+        per_mean = _difference(forward.log_cdf[0], forward.log_width[0], edges)
+        mean_gradients = np.add.reduceat(share * per_mean, edges.first_box, axis=1)  # m x S
+        deviation_gradients = _difference(forward.log_density[0], forward.log_width[0], edges) @ share
         gradient = np.zeros_like(point)
-        for conditional, edges, terms in zip(self._conditionals, self._edges, forward.terms, strict=True):
-            # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
-            per_mean = _difference(terms.log_cdf[0], terms.log_width[0], edges)
-            per_deviation = _difference(terms.log_density[0], terms.log_width[0], edges)
-            mean_gradient = np.add.reduceat(share * per_mean, self._first_box)  # S
-            deviation_gradient = float(share @ per_deviation)
+        for conditional, seen, mean_gradient, deviation_gradient in zip(
+            self._conditionals, forward.seen, mean_gradients, deviation_gradients, strict=True
+        ):
             by_kernel = conditional.weights @ mean_gradient
             # Where the floor acts the deviation no longer depends on x.
-            per_variance = 0.0 if terms.floored[0] else deviation_gradient * conditional.scale**2 / terms.deviation[0]
-            by_kernel -= per_variance * terms.product[0]
-            gradient += conditional.covariance.slope(point, self._z, by_kernel)
-            gradient += 0.5 * per_variance * conditional.covariance.variance_slope(point)
+            per_variance = 0.0
+            if not seen.floored[0]:
+                per_variance = float(deviation_gradient) * conditional.scale**2 / seen.deviation[0]
+            by_kernel -= per_variance * seen.product[0]
+            gradient += conditional.covariance.gradient(point, self._z, seen.slope[0], by_kernel)
+            gradient += 0.5 * per_variance * conditional.covariance.variance_gradient(point)
         return float(forward.total[0]), gradient
 
     def _log_improvement(self, points: Array) -> _Forward:
-        terms = [
-            self._terms(points, conditional, edges)
-            for conditional, edges in zip(self._conditionals, self._edges, strict=True)
-        ]
-        log_area = np.sum([term.log_width for term in terms], axis=0)  # b x C
+        edges = self._edges
+        seen = tuple(self._seen(points, conditional) for conditional in self._conditionals)
+        mean = np.concatenate([one.mean for one in seen], axis=1)  # b x (m S)
+        deviation = np.stack([one.deviation for one in seen], axis=1)  # b x m
+        z = (mean[:, edges.mean] - edges.value) / deviation[:, edges.objective]
+        log_gain, log_cdf, log_density = _gaussian_terms(z)
+        log_width = np.log(deviation)[:, :, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
+        log_area = log_width.sum(axis=1)  # b x C
         peak = log_area.max(axis=1, keepdims=True)
-        total = peak[:, 0] + np.log(np.exp(log_area - peak).sum(axis=1)) - math.log(self._samples)
-        return _Forward(total, log_area, tuple(terms))
+        total = peak[:, 0] + np.log(np.exp(log_area - peak).sum(axis=1)) - math.log(self.samples)
+        return _Forward(total, log_area, seen, log_cdf, log_density, log_width)
 
-    def _terms(self, points: Array, conditional: _Conditional, edges: _Edges) -> _Terms:
-        cross = conditional.covariance(points, self._z)
+    def _seen(self, points: Array, conditional: _Conditional) -> _Seen:
+        cross, slope = conditional.covariance.with_slope(points, self._z)
         product = cross @ conditional.quadratic
         variance = conditional.covariance.variance(points) + conditional.nugget - (product * cross).sum(axis=1)
         deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
-        mean = conditional.offset + cross @ conditional.weights  # b x S
-        z = (mean[:, edges.sample] - edges.value) / deviation[:, None]
-        log_gain, log_cdf, log_density = _gaussian_terms(z)
-        log_width = np.log(deviation)[:, None] + _log_difference(log_gain[:, edges.lower], log_gain[:, edges.upper])
-        return _Terms(product, variance < MINIMUM_VARIANCE, deviation, log_cdf, log_density, log_width)
+        mean = conditional.offset + cross @ conditional.weights
+        return _Seen(slope, product, variance < MINIMUM_VARIANCE, mean, deviation)
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    """Of all samples' fronts, those of one sample after those of another."""
+
+    lower: Array  # C x m
+    upper: Array  # C x m, infinite where a box is open
+    sample: Integers  # C, sorted
+
+    def of_samples(self, chosen: Integers) -> _Boxes:
+        """The boxes of the samples ``chosen``, sorted, which are numbered anew."""
+        kept = np.isin(self.sample, chosen)
+        return _Boxes(self.lower[kept], self.upper[kept], np.searchsorted(chosen, self.sample[kept]))
 
 
 @dataclass(frozen=True)
 class _Edges:
-    """Where the boxes begin and end in one objective; boxes share edges, so each is computed once."""
+    """Where the boxes begin and end in each objective, an objective after the other; boxes share edges, so each is
+    computed once."""
 
     value: Array  # E, infinite for the open end
-    sample: Integers  # E: the sample that an edge belongs to
-    lower: Integers  # C: index of a box's lower edge
-    upper: Integers
+    objective: Integers  # E
+    mean: Integers  # E: which of the means (m x S, one objective after the other) is that of an edge
+    lower: Integers  # m x C: index of a box's lower edge
+    upper: Integers  # m x C
+    first_box: Integers  # S: index of a sample's first box
 
     @staticmethod
-    def of(boxes: list[tuple[Array, Array]]) -> _Edges:
-        """From every sample's lower and upper coordinates."""
-        values, samples, lowers, uppers, start = [], [], [], [], 0
-        for sample, (lower, upper) in enumerate(boxes):
-            distinct, index = np.unique(np.concatenate([lower, upper]), return_inverse=True)
-            values.append(distinct)
-            samples.append(np.full(len(distinct), sample))
-            lowers.append(start + index[: len(lower)])
-            uppers.append(start + index[len(lower) :])
+    def of(boxes: _Boxes) -> _Edges:
+        count = len(boxes.sample)
+        first_box = np.flatnonzero(np.diff(boxes.sample, prepend=-1))
+        values, objectives, means, lowers, uppers, start = [], [], [], [], [], 0
+        samples = np.concatenate([boxes.sample, boxes.sample])
+        for objective, both in enumerate(np.concatenate([boxes.lower, boxes.upper]).T):
+            order = np.lexsort((both, samples))
+            new = np.ones(2 * count, dtype=bool)
+            new[1:] = (np.diff(samples[order]) > 0) | (both[order][1:] > both[order][:-1])
+            index = np.empty(2 * count, dtype=int)
+            index[order] = start + np.cumsum(new) - 1
+            distinct = order[new]
+            values.append(both[distinct])
+            objectives.append(np.full(len(distinct), objective))
+            means.append(objective * len(first_box) + samples[distinct])
+            lowers.append(index[:count])
+            uppers.append(index[count:])
             start += len(distinct)
-        return _Edges(np.concatenate(values), np.concatenate(samples), np.concatenate(lowers), np.concatenate(uppers))
+        return _Edges(
+            np.concatenate(values), np.concatenate(objectives), np.concatenate(means),
+            np.stack(lowers), np.stack(uppers), first_box,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """One objective at ``b`` points: what its boxes' expected widths and their gradients are made of."""
+class _Seen:
+    """One objective at ``b`` points."""
 
+    slope: Array  # b x N, the kernel's own
     product: Array  # b x N, k(x, z) @ Q
     floored: Mask  # b, whether the variance is below its floor
+    mean: Array  # b x S
     deviation: Array  # b
-    log_cdf: Array  # b x E
-    log_density: Array  # b x E
-    log_width: Array  # b x C, log E[(min(y, upper) - lower)+]
 
 
 @dataclass(frozen=True)
 class _Forward:
+    """What the improvement at ``b`` points, and its gradient, are made of."""
+
     total: Array  # b
     log_area: Array  # b x C
-    terms: tuple[_Terms, ...]
+    seen: tuple[_Seen, ...]  # m
+    log_cdf: Array  # b x E
+    log_density: Array  # b x E
+    log_width: Array  # b x m x C, log E[(min(y, upper) - lower)+]
 
 
 def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[_Conditional, Array]:

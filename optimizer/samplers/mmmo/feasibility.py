@@ -121,18 +121,19 @@ def log_probability(processes: Sequence[GaussianProcess], points: Array) -> Arra
 
 def _log_probability_and_gradient(process: GaussianProcess, point: Array) -> tuple[float, Array]:
     covariance = process.covariance
-    cross = covariance(point[None, :], process.x)[0]
+    cross, slope = (rows[0] for rows in covariance.with_slope(point[None, :], process.x))
     solved = cho_solve((process.cholesky, True), cross)
     variance = float(covariance.variance(point[None, :])[0] - cross @ solved)
     mean = process.mean + process.scale * (process.constant + float(cross @ process.weights))
     floored = max(variance, 1e-12)
     deviation = process.scale * np.sqrt(floored)
     z = -mean / deviation
-    mean_gradient = process.scale * covariance.slope(point, process.x, process.weights)
+    mean_gradient = process.scale * covariance.gradient(point, process.x, slope, process.weights)
     # Where the floor acts the deviation no longer depends on the point.
     variance_gradient = np.zeros_like(point)
     if variance >= floored:
-        variance_gradient = covariance.variance_slope(point) - 2.0 * covariance.slope(point, process.x, solved)
+        variance_gradient = covariance.variance_gradient(point)
+        variance_gradient -= 2.0 * covariance.gradient(point, process.x, slope, solved)
     deviation_gradient = process.scale * variance_gradient / (2.0 * np.sqrt(floored))
     z_gradient = -(mean_gradient + z * deviation_gradient) / deviation
     log_cdf = float(log_ndtr(z))

@@ -27,6 +27,8 @@ class SearchBudget:
 
     samples: int
     """Samples of the uncertain front."""
+    climbed_samples: int
+    """So many of them are climbed on; only the end of the best climb sees all."""
     raw_points: int
     """Sobol points among which the optimiser's starting points are chosen."""
     restarts: int
@@ -36,31 +38,45 @@ class SearchBudget:
 
 
 BUDGETS: dict[Budget, SearchBudget] = {
-    "fast": SearchBudget(samples=8, raw_points=256, restarts=6, iterations=30),
-    "quality": SearchBudget(samples=32, raw_points=1024, restarts=20, iterations=200),
-    "botorch": SearchBudget(samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"),
+    "fast": SearchBudget(samples=8, climbed_samples=8, raw_points=256, restarts=6, iterations=30),
+    "quality": SearchBudget(samples=32, climbed_samples=32, raw_points=1024, restarts=20, iterations=200),
+    "botorch": SearchBudget(
+        samples=128, climbed_samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"
+    ),
 }
 """Climbs and iterations of "fast" are measured in docs/benchmarks/search-pieces.md ("The maximiser"), where 32 samples
 of the front were no better than 8; the others were chosen by hand."""
 
 FAST_WITH_NOISE = replace(BUDGETS["fast"], samples=32, restarts=12)
-"""With noise the front is uncertain, so that it takes more samples; a proposal of 12 parameters after 60 trials still
-takes less than half a second (docs/benchmarks/search-pieces.md)."""
+"""With noise the front is uncertain, so that it takes more samples; climbs need no more than before
+(docs/benchmarks/search-pieces.md)."""
+FIRST_ITERATIONS, CLIMBED_ON, LAST_ITERATIONS = 4, 6, 8
+"""On a part of the samples all climbs go on for so many iterations, then so many of the best to their end; the best
+goes on for so many iterations with all samples ("The maximiser", docs/benchmarks/search-pieces.md)."""
 
 
-def maximise(acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget) -> tuple[Array, Array]:
+def maximise(
+    acquisition: Acquisition, starts: Array, encoder: Encoder, budget: SearchBudget, rough: Acquisition | None = None
+) -> tuple[Array, Array]:
     """Local optima (``r x d``, best first) and their values (``r``), all on the grid of representable points.
 
-    ``starts`` (``s x d``) are representable points; the best of them, some distance apart, are refined.
+    ``starts`` (``s x d``) are representable points; the best of them, some distance apart, are refined. Where there is
+    a ``rough`` acquisition, the same at a lower cost, it chooses among starts and climbs, and is climbed on.
     """
-    values = acquisition.values(starts)
-    chosen = _spread_best(starts, values, budget.restarts)
-    optima = [_refine(acquisition, starts[i], encoder, budget.iterations) for i in chosen]
-    points = encoder.snap(np.stack(optima))
-    found = np.concatenate([points, starts[chosen]])
-    found_values = np.concatenate([acquisition.values(points), values[chosen]])
-    order = np.argsort(-found_values, kind="stable")
-    return found[order], found_values[order]
+    climbed = acquisition if rough is None else rough
+    chosen = starts[_spread_best(starts, climbed.values(starts), budget.restarts)]
+    if rough is None:
+        optima = [_refine(acquisition, start, encoder, budget.iterations) for start in chosen]
+    else:
+        begun = np.stack([_refine(rough, start, encoder, FIRST_ITERATIONS) for start in chosen])
+        best = begun[np.argsort(-rough.values(begun), kind="stable")[:CLIMBED_ON]]
+        optima = [_refine(rough, point, encoder, budget.iterations) for point in best]
+        highest = optima[int(np.argmax(acquisition.values(np.stack(optima))))]
+        optima.append(_refine(acquisition, highest, encoder, LAST_ITERATIONS))
+    found = np.concatenate([encoder.snap(np.stack(optima)), chosen])
+    values = acquisition.values(found)
+    order = np.argsort(-values, kind="stable")
+    return found[order], values[order]
 
 
 def _spread_best(starts: Array, values: Array, count: int) -> list[int]:

@@ -114,15 +114,18 @@ def propose(
     rng = np.random.default_rng(seed)
     objectives = data.y.shape[1]
     data, surrogate = _scalarised(data, surrogate, rng)
-    acquisition = acquisition_of(data, surrogate, budget, rng)
+    improvement = _improvement(data, surrogate, budget, rng)
+    acquisition, rough = _over_points(data, improvement), None
+    if isinstance(improvement, HypervolumeImprovement) and improvement.samples > budget.climbed_samples:
+        rough = _over_points(data, improvement.thinned(budget.climbed_samples))
     near = _near_elites(data, rng)
     sobol = sobol_points(data.encoder, seed, 0, budget.raw_points)
     taken = frozenset(_merges(data.taken, data))
     starts = _untaken(np.concatenate([near, sobol]), data, taken)
     if not len(starts):
         return None
-    optima, _ = maximise(acquisition, starts, data.encoder, budget)
-    candidates = _untaken(np.concatenate([optima, near]), data, taken)
+    optima, _ = maximise(acquisition, starts, data.encoder, budget, rough)
+    candidates = _untaken(optima, data, taken)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)
@@ -171,7 +174,12 @@ def acquisition_of(
     data: Observations, surrogate: Surrogate, budget: SearchBudget, rng: np.random.Generator
 ) -> Acquisition:
     """The acquisition function of a proposal, in the surrogate's unit; constraints, where there are any, weigh it."""
-    inner = _weighted(data, _improvement(data, surrogate, budget, rng))
+    return _over_points(data, _improvement(data, surrogate, budget, rng))
+
+
+def _over_points(data: Observations, improvement: Acquisition) -> Acquisition:
+    """The logarithm of an improvement over features as what is maximised over points, weighed by the constraints."""
+    inner = _weighted(data, improvement)
     return inner if data.features.identity else _OfFeatures(inner, data.features)
 
 

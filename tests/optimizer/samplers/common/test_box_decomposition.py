@@ -12,7 +12,7 @@ from mergefront.optimizer.scores.pareto import hypervolume
 
 
 def improvement(point: np.ndarray, front: np.ndarray, reference: np.ndarray) -> float:
-    lower, upper = nondominated_boxes(front, reference)
+    lower, upper, _ = nondominated_boxes(front[None], reference)
     return float(np.maximum(np.minimum(point, upper) - lower, 0.0).prod(axis=1).sum())
 
 
@@ -29,6 +29,20 @@ def test_the_boxes_add_up_to_the_hypervolume_gained(objectives: int, data: st.Da
 
 
 def test_without_a_front_everything_above_the_reference_improves() -> None:
-    lower, upper = nondominated_boxes(np.zeros((0, 2)), np.array([-0.1, -0.1]))
-    np.testing.assert_array_equal(lower, [[-0.1, -0.1]])
+    lower, upper, front = nondominated_boxes(np.zeros((2, 0, 2)), np.array([-0.1, -0.1]))
+    np.testing.assert_array_equal(lower, [[-0.1, -0.1]] * 2)
     assert np.isinf(upper).all()
+    np.testing.assert_array_equal(front, [0, 1])
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_boxes_of_several_fronts_are_those_of_each(objectives: int) -> None:
+    """A front that took its neighbour's boxes would be improved where it is not."""
+    rng = np.random.default_rng(0)
+    fronts, reference = rng.uniform(-0.3, 1.0, (5, 12, objectives)), np.full(objectives, -0.1)
+    fronts[2] = -1.0
+    lower, upper, front = nondominated_boxes(fronts, reference)
+    alone = [nondominated_boxes(one[None], reference) for one in fronts]
+    np.testing.assert_array_equal(lower, np.concatenate([boxes[0] for boxes in alone]))
+    np.testing.assert_array_equal(upper, np.concatenate([boxes[1] for boxes in alone]))
+    np.testing.assert_array_equal(front, np.repeat(np.arange(5), [len(boxes[0]) for boxes in alone]))

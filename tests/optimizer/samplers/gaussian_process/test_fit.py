@@ -88,9 +88,10 @@ def test_slopes_of_a_covariance_are_exact() -> None:
     covariance = Covariance(MATERN_WITH_TREND, np.array([0.4, 0.8, 2.0]), 0.3)
     point, others, weights, steps = rng.random(3), rng.random((6, 3)), rng.standard_normal(6), 1e-6 * np.eye(3)
     above, below = (covariance(point + sign * steps, others) @ weights for sign in (1, -1))
-    np.testing.assert_allclose(covariance.slope(point, others, weights), (above - below) / 2e-6, rtol=1e-6)
+    _, (slope,) = covariance.with_slope(point[None], others)
+    np.testing.assert_allclose(covariance.gradient(point, others, slope, weights), (above - below) / 2e-6, rtol=1e-6)
     above, below = (covariance.variance(point + sign * steps) for sign in (1, -1))
-    np.testing.assert_allclose(covariance.variance_slope(point), (above - below) / 2e-6, rtol=1e-6)
+    np.testing.assert_allclose(covariance.variance_gradient(point), (above - below) / 2e-6, rtol=1e-6)
     np.testing.assert_allclose(covariance.variance(others), np.diag(covariance(others, others)))
 
 

@@ -127,3 +127,19 @@ def test_of_no_points_there_are_no_values() -> None:
     x, y = told(6, 2, 2)
     function = acquisition(fit_surrogate(x, y, np.full(y.shape, np.nan)), np.zeros((0, 2)), 4, 2)
     assert function.values(np.zeros((0, 2))).shape == (0,)
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_thinned_to_some_samples_it_is_the_acquisition_of_these(m: int) -> None:
+    """Climbs are on a part of the samples: weights of one sample with another's boxes would send them astray."""
+    x, y = told(9, 2, m)
+    surrogate = fit_surrogate(x, y + 0.1 * np.random.default_rng(1).standard_normal(y.shape), np.full(y.shape, 0.01))
+    half = np.random.default_rng(2).standard_normal((8, len(x), m))
+    empty, reference, points = np.zeros((0, 2)), np.full(m, -0.1), np.random.default_rng(3).random((20, 2))
+    base_samples = np.concatenate([half, -half])
+    every = HypervolumeImprovement(surrogate, empty, reference, np.zeros((0, m)), base_samples)
+    some = HypervolumeImprovement(surrogate, empty, reference, np.zeros((0, m)), base_samples[[0, 1, 8, 9]])
+    thinned = every.thinned(4)
+    assert thinned.samples == 4
+    np.testing.assert_allclose(thinned.values(points), some.values(points), rtol=1e-12)
+    np.testing.assert_allclose(thinned.value_and_gradient(points[0])[1], some.value_and_gradient(points[0])[1])

@@ -41,6 +41,16 @@ def test_the_largest_value_comes_first_and_is_the_largest(more: dict[str, Any]) 
     assert (np.diff(values) <= 0.0).all() and values[0] > -1e-6
 
 
+def test_a_rough_acquisition_leads_the_climbs_but_does_not_decide() -> None:
+    encoder = Encoder({"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)})
+    best, beside = np.array([0.3, 0.6]), np.array([0.33, 0.57])
+    starts = encoder.snap(np.random.default_rng(1).random((40, 2)))
+    exact = Bowl(best)
+    points, values = maximise(exact, starts, encoder, BUDGETS["fast"], Bowl(beside))
+    np.testing.assert_allclose(points[0], best, atol=2e-4)
+    np.testing.assert_array_equal(values, exact.values(points))
+
+
 def test_fewer_than_three_elites_have_no_mutants() -> None:
     """A mutant is one elite and the difference of two others."""
     rng, elites = np.random.default_rng(0), np.array([[0.1, 0.2], [0.5, 0.9], [0.8, 0.4]])
