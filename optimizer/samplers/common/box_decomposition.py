@@ -90,5 +90,5 @@ def _boxes(bounds: Array, defining: Array, reference: Array) -> tuple[Array, Arr
     lower[:, 0], upper[:, 0] = defining[:, 0, 0], reference[0]
     for j in range(1, bounds.shape[1]):
         lower[:, j] = defining[:, :j, j].max(axis=1)
-    filled = (upper > lower).all(axis=1)
+    filled = np.asarray((upper > lower).all(axis=1))
     return lower[filled], upper[filled], filled

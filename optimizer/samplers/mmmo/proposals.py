@@ -114,10 +114,10 @@ def propose(
     rng = np.random.default_rng(seed)
     objectives = data.y.shape[1]
     data, surrogate = _scalarised(data, surrogate, rng)
-    improvement = _improvement(data, surrogate, budget, rng)
-    acquisition, rough = _over_points(data, improvement), None
-    if isinstance(improvement, HypervolumeImprovement) and improvement.samples > budget.climbed_samples:
-        rough = _over_points(data, improvement.thinned(budget.climbed_samples))
+    expected = _improvement(data, surrogate, budget, rng)
+    acquisition, rough = _over_points(data, expected), None
+    if isinstance(expected, HypervolumeImprovement) and expected.samples > budget.climbed_samples:
+        rough = _over_points(data, expected.thinned(budget.climbed_samples))
     near = _near_elites(data, rng)
     sobol = sobol_points(data.encoder, seed, 0, budget.raw_points)
     taken = frozenset(_merges(data.taken, data))
