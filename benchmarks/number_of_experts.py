@@ -34,6 +34,8 @@ from mergefront.optimizer.scores.comparison import mean_interval
 
 NAME, SUBSETS, ITEMS, DRAWS = "eight", 48, 25, 1000
 METHODS = ("task_arithmetic", "ties", "dare_ties", "tsv_m")
+RECORDED = f"{NAME}-{ITEMS}-items"
+"""Searches of these experts ask more items of a merge, so that their readings are others."""
 LORAS = FOLDER / "loras" / NAME
 Array = NDArray[np.float64]
 ByLabel = Mapping[str, Sequence[tuple[tuple[str, ...], Reading]]]
@@ -42,7 +44,8 @@ ByLabel = Mapping[str, Sequence[tuple[tuple[str, ...], Reading]]]
 def measured() -> tuple[dict[str, Reading], dict[str, list[tuple[tuple[str, ...], Reading]]]]:
     """The base and each expert by name, and by the label of a method its merges with their subsets."""
     skills = PLANS[NAME].skills
-    experts = Experts(NAME, Measured(NAME, Path("benchmarks/search/results/live")), ITEMS)
+    readings = Measured(RECORDED, Path("benchmarks/search/results/live"))
+    experts = Experts(NAME, readings, most_items=ITEMS)
     space = MergeSpace(list(skills), base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]})
     wanted = {OF_BASE, *map(expert_anchor, skills)}
     alone = {one.name: experts.reading(one.recipe) for one in anchors(space) if one.name in wanted}
@@ -50,7 +53,7 @@ def measured() -> tuple[dict[str, Reading], dict[str, list[tuple[tuple[str, ...]
     for one in of_subsets(space, METHODS, SUBSETS):
         assert one.subset is not None
         merges[one.label].append((one.subset, experts.reading(one.recipe)))
-    experts.measured.record()
+    readings.record()
     return alone, dict(merges)
 
 
@@ -145,7 +148,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="only write the study file and its items")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    recorded = Measured(NAME, Path("benchmarks/search/results/live")).recorded.exists()
+    recorded = Measured(RECORDED, Path("benchmarks/search/results/live")).recorded.exists()
     if not LORAS.exists() and (given.write is not None or not recorded):
         train(PLANS[NAME], LORAS)
     if given.write is not None:

@@ -9,7 +9,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-PEERS = ("ax-platform==1.3.1", "qpots==2.2.1")
+PEERS = ("ax-platform==1.3.1", "jax==0.10.2", "numpyro==0.22.0", "qpots==2.2.1")
+"""JAX and NumPyro sample the hyper-parameters of Ax's ``quality``."""
 WITHOUT_THEIR_PINS = ("HEBO==0.3.6", "disjoint-set==0.9.0")
 """HEBO asks for a numpy below 1.25, which none of the others runs with."""
 

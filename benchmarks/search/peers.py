@@ -86,12 +86,12 @@ class _Relative(BaseSampler):
 
 
 class AfterStartup(_Relative):
-    """After the anchors and as many Sobol points as MM-MO takes, what the function ``propose`` of a ``module`` here
-    gives; it is imported for the first proposal, as not every environment has what it needs."""
+    """After the anchors and as many Sobol points as MM-MO takes, what a function of a module here gives (``by`` is
+    "module.function"); it is imported for the first proposal, as not every environment has what it needs."""
 
-    def __init__(self, module: str, problem: Problem, seed: int) -> None:
+    def __init__(self, by: str, problem: Problem, seed: int) -> None:
         super().__init__(problem, seed)
-        self.module = module
+        self.by = by
 
     def point(self, number: int, told: list[FrozenTrial]) -> Array:
         anchors = sum(is_anchor(trial) for trial in told)
@@ -99,18 +99,19 @@ class AfterStartup(_Relative):
         if number - anchors < startup:
             return sobol_points(self.encoder, derive_seed(self.seed, "startup"), number - anchors, 1)[0]
         x, y, _ = self.data(told)
-        propose: Propose = import_module(f"benchmarks.search.{self.module}").propose
+        module, function = self.by.split(".")
+        propose: Propose = getattr(import_module(f"benchmarks.search.{module}"), function)
         return propose(x, y, derive_seed(self.seed, number) % 2**31)
 
 
-class AxDefault(_Relative):
-    """Ax's Client with its defaults (``ax_peer``)."""
+class AxClientPeer(_Relative):
+    """Ax's Client with its defaults, or another ``method`` of its own (``ax_peer``)."""
 
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: Problem, seed: int, method: str = "fast") -> None:
         super().__init__(problem, seed)
         from benchmarks.search.ax_peer import AxClient
 
-        self.client = AxClient(self.encoder.dimension, len(problem.objectives), seed)
+        self.client = AxClient(self.encoder.dimension, len(problem.objectives), seed, method)
         self.known = 0
 
     def point(self, number: int, told: list[FrozenTrial]) -> Array:
@@ -241,6 +242,8 @@ class WeightedSumCmaEs(_Relative):
 
 
 CONSTRAINED = ("at least",)
+WRITTEN = ("SmolLM2 written, weights",)
+"""Where the slowest peers run."""
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -252,11 +255,15 @@ PEERS: Mapping[str, Peer] = {
     "CMA-ES, weighted sum": Peer(WeightedSumCmaEs, constraints=False),
     "released MM-MO": Peer(ReleasedMMMO, constraints=False),
     "Optuna GP": Peer(_named("gp"), 60),
-    "BoTorch qLogNEHVI": Peer(partial(AfterStartup, "botorch_peer"), 60, constraints=False),
+    "BoTorch qLogNEHVI": Peer(partial(AfterStartup, "botorch_peer.propose"), 60, constraints=False),
+    "BoTorch SAAS": Peer(
+        partial(AfterStartup, "botorch_peer.propose_by_saas"), 60, constraints=False, problems=LANGUAGE_MODELS
+    ),
     "MAP": Peer(_named("map"), 60, constraints=False, problems=LANGUAGE_MODELS),
-    "Ax": Peer(AxDefault, 60, constraints=False, problems=LANGUAGE_MODELS),
-    "qPOTS": Peer(partial(AfterStartup, "qpots_peer"), 60, constraints=False, problems=LANGUAGE_MODELS),
-    "HEBO": Peer(partial(AfterStartup, "hebo_peer"), 30, constraints=False, problems=("SmolLM2 written, weights",)),
+    "Ax": Peer(AxClientPeer, 60, constraints=False, problems=LANGUAGE_MODELS),
+    "Ax quality": Peer(partial(AxClientPeer, method="quality"), 30, constraints=False, problems=WRITTEN),
+    "qPOTS": Peer(partial(AfterStartup, "qpots_peer.propose"), 60, constraints=False, problems=LANGUAGE_MODELS),
+    "HEBO": Peer(partial(AfterStartup, "hebo_peer.propose"), 30, constraints=False, problems=WRITTEN),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
     "MM-MO, roughness": Peer(_ours(unexplained="roughness", trend="none")),

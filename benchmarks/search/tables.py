@@ -160,10 +160,12 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
 
 def front_table(problems: Grouped, evaluations: int) -> str:
     """Medians of ours and of the peers of the first page, with the seeds of each where they are fewer than ours; ours
-    against the best of them run by run; and our worst seed against that peer's median."""
+    against the best of them run by run; and our worst seed, and that peer's own, against that peer's median."""
     names = [OURS, *PEERS_SHOWN]
     lines = [
-        f"| at {evaluations} evaluations | " + " | ".join(names) + " | against the best peer | worst seed |",
+        f"| at {evaluations} evaluations | "
+        + " | ".join(names)
+        + " | against the best peer | worst seed (the peer's) |",
         "| --- " * (len(names) + 3) + "|",
     ]
     for problem, samplers in problems.items():
@@ -181,7 +183,8 @@ def front_table(problems: Grouped, evaluations: int) -> str:
         changes = differences(samplers, best, evaluations)
         error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
         against = f"{np.mean(changes):+.1f}%{error}" if changes else ""
-        worst = f"{100 * (min(ours) / medians[best] - 1):+.1f}%"
+        lowest, its_own = (f"{100 * (min(found) / medians[best] - 1):+.1f}%" for found in (ours, values[best]))
+        worst = f"{lowest} ({its_own})"
         count = f"{len(ours)} seed" + "s" * (len(ours) > 1)
         lines.append(f"| {problem} ({count}) | " + " | ".join([*cells, against, worst]) + " |")
     return "\n".join(lines)

@@ -153,6 +153,7 @@ SKILL_MERGES: Mapping[str, SkillMerges] = {
     "SmolLM2 ordered, ties 6-d, loss": SkillMerges("ordered", TIES, "loss"),
     "SmolLM2 written, blocks 12-d": SkillMerges("written", BLOCKS),
     "SmolLM2 written, blocks 12-d, loss": SkillMerges("written", BLOCKS, "loss"),
+    "SmolLM2 eight, weights 8-d": SkillMerges("eight", ADDED, groups=4),
 }
 LIVE = frozenset(name for name, merges in SKILL_MERGES.items() if not merges.grid)
 
