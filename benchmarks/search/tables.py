@@ -240,9 +240,7 @@ def plot(problems: Grouped, path: Path) -> None:
 
     shown = {name for samplers in problems.values() for name in samplers if name in DRAWN or not name.startswith(OURS)}
     names = sorted(shown, key=lambda name: (name != OURS, name))
-    colours = dict(
-        zip(names, [pyplot.get_cmap(m).colors[i] for m in ("tab10", "Dark2") for i in range(8)], strict=False)
-    )
+    colours = dict(zip(names, [one for m in ("tab20", "Dark2") for one in pyplot.get_cmap(m).colors], strict=False))
     columns = 3
     rows = -(-len(problems) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)

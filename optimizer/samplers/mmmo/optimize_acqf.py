@@ -39,7 +39,7 @@ class SearchBudget:
 
 BUDGETS: dict[Budget, SearchBudget] = {
     "fast": SearchBudget(samples=8, climbed_samples=8, raw_points=256, restarts=6, iterations=30),
-    "quality": SearchBudget(samples=32, climbed_samples=32, raw_points=1024, restarts=20, iterations=200),
+    "quality": SearchBudget(samples=32, climbed_samples=8, raw_points=1024, restarts=20, iterations=200),
     "botorch": SearchBudget(
         samples=128, climbed_samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"
     ),
