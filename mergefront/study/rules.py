@@ -5,7 +5,7 @@ A study stores the numbers it was started with; a study of commit 1712830 or bef
 | number | raised when | a study with a lower number |
 | --- | --- | --- |
 | ``SCORING`` | the same definition would be scored differently | goes on, or is refused (``SCORING_CHANGES``) |
-| ``SAMPLER_VERSIONS`` | a sampler would propose other trials | goes on with the trials that are there |
+| ``SAMPLER_CHANGES`` | a sampler would propose other trials | goes on with the trials that are there |
 | ``RACING_CHANGES`` | a race would ask other items, or estimate otherwise | goes on with the answers that are there |
 """
 
@@ -21,6 +21,7 @@ from unicodedata import is_normalized
 from mergefront.optimizer.errors import UserError
 from mergefront.optimizer.recipes.anchors import DEFAULT_ANCHORS
 from mergefront.optimizer.recipes.stacks import texts_of
+from mergefront.study.method_files import load_known_method_files
 
 if TYPE_CHECKING:
     from mergefront.adapters.checkpoints.header import CheckpointHeader
@@ -318,10 +319,48 @@ RACING_CHANGES = {
 """What a race does otherwise since some rules of scoring. Its estimates are those of this version, always."""
 
 
-SAMPLER_VERSIONS: Mapping[str, int] = {
-    "mm-mo": 6, "map": 2, "cma-es": 2, "tpe": 2, "tpe-multivariate": 2, "gp": 2
-}  # fmt: skip
-"""A sampler's number rises when it proposes other trials than before; all begin with 1."""
+@dataclass(frozen=True)
+class SamplerChange:
+    """Since ``number`` a sampler proposes other trials in the studies that it ``touches`` (as of ``ScoringChange``)."""
+
+    sampler: str
+    number: int
+    touches: Callable[[Mapping[str, Any], Path], bool] = lambda stored, root: True
+
+
+def _has_exact_slopes(stored: Mapping[str, Any], root: Path) -> bool:
+    from mergefront.optimizer.recipes.space import MergeSpace
+    from mergefront.optimizer.recipes.unit_cube import Encoder
+    from mergefront.optimizer.samplers.mmmo.merge_features import MOST_BY_DIFFERENCES
+
+    load_known_method_files(stored.get("method_files", {}), root)
+    return Encoder(MergeSpace.from_json(stored["space"]).distributions()).dimension > MOST_BY_DIFFERENCES
+
+
+def _was_screened(stored: Mapping[str, Any], root: Path) -> bool:
+    options = stored["sampler"]["options"]
+    return bool(options.get("variant", "default") == "default" and options.get("fisher_screen", "low") != "off")
+
+
+def _climbs_on_a_part(stored: Mapping[str, Any], root: Path) -> bool:
+    options = {"budget": "fast", "unexplained": "noise", "variant": "default", **stored["sampler"]["options"]}
+    if options["variant"] != "default" or options["budget"] == "botorch":
+        return False
+    return bool(options["budget"] == "quality" or options["unexplained"] == "noise")
+
+
+SAMPLER_CHANGES: tuple[SamplerChange, ...] = (
+    # Failed trials teach.
+    *(SamplerChange(sampler, 2) for sampler in ("mm-mo", "map", "cma-es", "tpe", "tpe-multivariate")),
+    # It is shown no more trials than fit.
+    SamplerChange("gp", 2),
+    # Slopes are written out: since 3, and in fewer steps since 4.
+    SamplerChange("mm-mo", 4, _has_exact_slopes),
+    # Only the published variant has a Fisher screen.
+    SamplerChange("mm-mo", 5, _was_screened),
+    # Climbs begin on a part of the samples, where there are more than eight.
+    SamplerChange("mm-mo", 6, _climbs_on_a_part),
+)
 
 _TASK_DEFAULTS_OF_1712830: Mapping[str, Mapping[str, Any]] = {
     "jsonl": {
@@ -397,7 +436,7 @@ def dtype_and_compute(scoring: int, dtype: str, device: str) -> tuple[str, str]:
 
 def sampler_version(name: str) -> int:
     """The version of a sampler's rules."""
-    return SAMPLER_VERSIONS.get(name, 1)
+    return max((row.number for row in SAMPLER_CHANGES if row.sampler == name), default=1)
 
 
 def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]:
@@ -434,7 +473,8 @@ def changes_since(name: str, stored: Mapping[str, Any], root: Path) -> list[str]
         )
     sampler = stored["sampler"]
     here, then = sampler_version(sampler["name"]), sampler.get("version", 1)
-    if then != here:
+    since = [row for row in SAMPLER_CHANGES if row.sampler == sampler["name"] and row.number > then]
+    if then > here or any(row.touches(stored, root) for row in since):
         lines.append(
             f"sampler {sampler['name']} has changed since study {name!r} was started (version {then}, now {here}); "
             "it goes on with the trials that are there"

@@ -110,7 +110,7 @@ class HypervolumeImprovement:
 
     def values(self, points: Array) -> Array:
         """Log improvement at ``points`` (``b x d``): ``b``, always finite."""
-        step = max(1, CHUNK // self._edges.lower.size)
+        step = max(1, CHUNK // self._edges.lower.shape[1])
         parts = [self._log_improvement(points[i : i + step]).total for i in range(0, len(points), step)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -121,17 +121,17 @@ class HypervolumeImprovement:
         share /= share.sum()  # C: every box's share in the improvement
         # d E[(min(y, upper) - lower)+] / d mean = Phi(below) - Phi(above); the same with phi for the deviation.
         per_mean = _difference(forward.log_cdf[0], forward.log_width[0], edges)
-        mean_gradients = np.add.reduceat(share * per_mean, edges.first_box, axis=1)  # m x S
-        deviation_gradients = _difference(forward.log_density[0], forward.log_width[0], edges) @ share
+        per_deviation = _difference(forward.log_density[0], forward.log_width[0], edges)
         gradient = np.zeros_like(point)
-        for conditional, seen, mean_gradient, deviation_gradient in zip(
-            self._conditionals, forward.seen, mean_gradients, deviation_gradients, strict=True
-        ):
+        for j, (conditional, seen) in enumerate(zip(self._conditionals, forward.seen, strict=True)):
+            mean_gradient = np.add.reduceat(share * per_mean[j], edges.first_box)  # S
+            # Objective by objective: a product with all at once rounds otherwise, and begun searches would part.
+            deviation_gradient = float(share @ per_deviation[j])
             by_kernel = conditional.weights @ mean_gradient
             # Where the floor acts the deviation no longer depends on x.
             per_variance = 0.0
             if not seen.floored[0]:
-                per_variance = float(deviation_gradient) * conditional.scale**2 / seen.deviation[0]
+                per_variance = deviation_gradient * conditional.scale**2 / seen.deviation[0]
             by_kernel -= per_variance * seen.product[0]
             gradient += conditional.covariance.gradient(point, self._z, seen.slope[0], by_kernel)
             gradient += 0.5 * per_variance * conditional.covariance.variance_gradient(point)

@@ -31,6 +31,11 @@ from mergefront.optimizer.samplers.mmmo.task_vector_projections import projectio
 _Scope = tuple[str | None, tuple[str, int] | None]
 """The module kind and the position that a coefficient is for."""
 _EVERYWHERE: _Scope = (None, None)
+MOST_BY_DIFFERENCES = 32
+"""Coordinates up to which gradients are finite differences: searches that were recorded and measured rest on their
+digits, and they cost little there. With more of them their cost grows with the square."""
+_STEP = 1e-6
+"""Of the finite differences, in the unit cube. Chosen by hand."""
 PROJECTED, BESIDE_PROJECTIONS = 1.6, 0.5
 """Factors of the projections and, beside them, of the own features of weights and densities, which
 shorten and lengthen lengthscales. Chosen by hand; prediction errors: docs/benchmarks/search-pieces.md."""
@@ -116,10 +121,13 @@ class MergeFeatures:
     """The map from points of the unit cube (``n x d``) to features (``n x f``): projections, then column by column.
 
     ``rule`` is the merge's arithmetic. Weights that may be negative are left as they are. ``active`` False makes the
-    identity.
+    identity. Without ``by_differences`` the gradients of few coordinates are written out too.
     """
 
-    def __init__(self, encoder: Encoder, rule: MergeRule = UNKNOWN, active: bool = True) -> None:
+    def __init__(
+        self, encoder: Encoder, rule: MergeRule = UNKNOWN, active: bool = True, by_differences: bool = True
+    ) -> None:
+        self._most_by_differences = MOST_BY_DIFFERENCES if by_differences else 0
         weights: dict[_Scope, dict[str, _Column]] = {}
         densities: dict[tuple[str, _Scope], _Column] = {}
         for name, (index, low, high) in (encoder.numeric_columns if active else {}).items():
@@ -183,6 +191,27 @@ class MergeFeatures:
         """The features (``f``) at one point (``d``), and how a gradient in them becomes one in the coordinates."""
         if self.identity:
             return point, lambda in_features: in_features
+        if len(point) <= self._most_by_differences:
+            return self(point[None, :])[0], lambda in_features: in_features @ self._differences(point)
+        return self.with_exact_gradient(point)
+
+    def _differences(self, point: Array) -> Array:
+        """The Jacobian of the features at one point (``d``) by finite differences: ``f x d``."""
+        if self.identity:
+            return np.eye(len(point))
+        around = self._encoder.masked(point + _STEP * np.concatenate([np.zeros((1, len(point))), np.eye(len(point))]))
+        own = self._own(around)
+        own_slopes = (own[1:] - own[0]).T / _STEP
+        if self._projected is None:
+            return np.asarray(own_slopes)
+        columns = self._projected.columns
+        along = self._projected(around[[0, *(column + 1 for column in columns)]])
+        slopes = np.zeros((along.shape[1], len(point)))
+        slopes[:, columns] = (along[1:] - along[0]).T / _STEP
+        return np.concatenate([slopes, own_slopes])
+
+    def with_exact_gradient(self, point: Array) -> tuple[Array, Gradient]:
+        """As ``with_gradient``, by slopes that are written out."""
         masked = self._encoder.masked(point[None, :])
         scaled = self._scaled(masked)
         own = self._where_used(scaled.features, masked)[0]

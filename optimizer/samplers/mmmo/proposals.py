@@ -125,7 +125,7 @@ def propose(
     if not len(starts):
         return None
     optima, _ = maximise(acquisition, starts, data.encoder, budget, rough)
-    candidates = _untaken(optima, data, taken)
+    candidates = _untaken(np.concatenate([optima, near]), data, taken)
     if not len(candidates):
         candidates = starts
     values = acquisition.values(candidates)

@@ -307,7 +307,9 @@ class MMMOSampler(ReplayableSampler):
         return MATERN_WITH_TREND if with_trend else MATERN
 
     def _features(self, encoder: Encoder) -> MergeFeatures:
-        return MergeFeatures(encoder, self._rule, self._merge_features)
+        # What climbs on a part of the samples is younger than the searches that rest on the digits of differences.
+        on_all = self._budget.climbed_samples == self._budget.samples
+        return MergeFeatures(encoder, self._rule, self._merge_features, by_differences=on_all)
 
 
 def _digest(*arrays: Array) -> str:

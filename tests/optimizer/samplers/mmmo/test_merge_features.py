@@ -67,7 +67,7 @@ def test_slopes_at_the_base_are_finite(rule: MergeRule) -> None:
     """There all weights are 0, and what divides by their largest would send the next proposal nowhere."""
     names = ("weight[maths]", "weight[code]")
     point = ENCODER.encode({**dict.fromkeys(names, 0.0), "density[maths]": 0.5, "density[code]": 0.5, "lambda": 1.0})
-    seen, in_coordinates = MergeFeatures(ENCODER, rule).with_gradient(point)
+    seen, in_coordinates = MergeFeatures(ENCODER, rule).with_exact_gradient(point)
     assert np.isfinite(seen).all() and np.isfinite(in_coordinates(np.ones(len(seen)))).all()
 
 
@@ -86,7 +86,7 @@ def test_all_weights_zero_is_the_base_and_like_no_other_merge() -> None:
 
 def jacobian(made: MergeFeatures, point: np.ndarray) -> np.ndarray:
     """Of the features in the coordinates (``f x d``), by the slopes that are written out."""
-    found, gradient = made.with_gradient(point)
+    found, gradient = made.with_exact_gradient(point)
     np.testing.assert_allclose(found, made(point[None, :])[0], atol=1e-12)
     return np.stack([gradient(row) for row in np.eye(len(found))])
 
@@ -100,7 +100,7 @@ def is_near_central_differences(made: MergeFeatures, point: np.ndarray) -> None:
     assert np.abs(difference[~is_kink.T]).max() < 1e-5
     assert is_kink.mean() < 0.5
     along = np.random.default_rng(0).standard_normal(at.shape[1])
-    np.testing.assert_allclose(made.with_gradient(point)[1](along), along @ jacobian(made, point), atol=1e-10)
+    np.testing.assert_allclose(made.with_exact_gradient(point)[1](along), along @ jacobian(made, point), atol=1e-10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -260,3 +260,13 @@ def test_a_density_without_a_weight_that_could_scale_it_is_left_as_it_is() -> No
     negative = {"weight[a]": FloatDistribution(-1.0, 1.0), "density[a]": FloatDistribution(0.0, 1.0)}
     for space in (negative, {"density[a]": FloatDistribution(0.0, 1.0)}):
         assert MergeFeatures(Encoder(space), MergeRule()).identity
+
+
+@pytest.mark.parametrize("rule", [*PLAIN, *ADDITIVE])
+def test_finite_differences_and_written_slopes_are_one_gradient(rule: MergeRule) -> None:
+    """The former serve few coordinates, the latter many: a search must not depend on their number."""
+    made, point = MergeFeatures(ENCODER, rule), np.array([0.31, 0.74, 0.52, 0.63, 0.4])
+    (value, by_differences), (exact, written) = made.with_gradient(point), made.with_exact_gradient(point)
+    np.testing.assert_allclose(value, exact, atol=1e-12)
+    for row in np.eye(len(value)):
+        np.testing.assert_allclose(by_differences(row), written(row), atol=2e-3)
