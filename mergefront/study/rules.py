@@ -343,7 +343,8 @@ def _was_screened(stored: Mapping[str, Any], root: Path) -> bool:
 
 
 def _climbs_on_a_part(stored: Mapping[str, Any], root: Path) -> bool:
-    options = {"budget": "fast", "unexplained": "noise", "variant": "default", **stored["sampler"]["options"]}
+    # As ``completed`` has it: what stored no ``unexplained`` reads roughness.
+    options = {"budget": "fast", "unexplained": "roughness", "variant": "default", **stored["sampler"]["options"]}
     if options["variant"] != "default" or options["budget"] == "botorch":
         return False
     return bool(options["budget"] == "quality" or options["unexplained"] == "noise")

@@ -96,7 +96,7 @@ class HypervolumeImprovement:
         """Of the front."""
 
     def thinned(self, samples: int) -> HypervolumeImprovement:
-        """The same over so many of its samples, in whose place they stand: as good to climb on, and cheaper.
+        """The same over so many of its samples, which stand for all: nearly as good to climb on, and cheaper.
 
         Half of them are from the second half of all, as the antithetic ones are.
         """

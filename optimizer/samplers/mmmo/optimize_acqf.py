@@ -52,7 +52,7 @@ FAST_WITH_NOISE = replace(BUDGETS["fast"], samples=32, restarts=12)
 (docs/benchmarks/search-pieces.md)."""
 FIRST_ITERATIONS, CLIMBED_ON, LAST_ITERATIONS = 4, 6, 8
 """On a part of the samples all climbs go on for so many iterations, then so many of the best to their end; the best
-goes on for so many iterations with all samples ("The maximiser", docs/benchmarks/search-pieces.md)."""
+goes on for so many iterations with all samples ("The maximizer", docs/benchmarks/search-pieces.md)."""
 
 
 def maximise(

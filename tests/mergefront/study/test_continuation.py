@@ -182,9 +182,10 @@ def test_a_newer_sampler_goes_on_and_says_so(study_file: Path) -> None:
         (16, 4, {"variant": "paper"}, False),
         (16, 5, {"unexplained": "roughness"}, False),
         (16, 5, {"unexplained": "roughness", "budget": "quality"}, True),
-        (16, 5, {}, True),
-        (16, 5, {"budget": "botorch"}, False),
-        (16, 6, {}, False),
+        (16, 5, {"unexplained": "noise"}, True),
+        (16, 5, {"unexplained": "noise", "budget": "botorch"}, False),
+        (16, 6, {"unexplained": "noise"}, False),
+        (16, 5, {}, False),
     ],
 )
 def test_a_change_of_a_sampler_is_told_to_the_studies_that_it_touches(
