@@ -25,7 +25,7 @@ from scipy.optimize import curve_fit
 from benchmarks.search.language_models.live import Experts
 from benchmarks.search.language_models.measured import Measured, Reading
 from benchmarks.search.language_models.skills import FOLDER, search_items
-from benchmarks.search.language_models.train_loras import BASE, PLANS, train
+from benchmarks.search.language_models.train_loras import BASE, PLANS, trained
 from mergefront.optimizer.recipes.anchors import BASE as OF_BASE
 from mergefront.optimizer.recipes.anchors import anchors, expert_anchor
 from mergefront.optimizer.recipes.published import of_subsets
@@ -148,10 +148,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="only write the study file and its items")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    recorded = Measured(RECORDED, Path("benchmarks/search/results/live")).recorded.exists()
-    if not LORAS.exists() and (given.write is not None or not recorded):
-        train(PLANS[NAME], LORAS)
     if given.write is not None:
+        trained(NAME)
         write(given.write)
     else:
         show(*measured())

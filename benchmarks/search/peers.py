@@ -35,7 +35,8 @@ class Peer:
     """A sampler by the name in the tables.
 
     ``evaluations`` is as far as its cost lets it be run; ``problems``: substrings of the problems that it is run on,
-    all without, but constrained ones only with ``constraints``; the rest are options of ``runs.run``.
+    all without, but constrained ones only with ``constraints``, and none of more than ``most_objectives``; the rest are
+    options of ``runs.run``.
     """
 
     make: Callable[[Problem, int], BaseSampler]
@@ -44,9 +45,12 @@ class Peer:
     workers: int = 1
     constraints: bool = True
     problems: tuple[str, ...] = ()
+    most_objectives: float = float("inf")
 
     def takes(self, problem: Problem) -> bool:
         """Whether it is run on that problem."""
+        if len(problem.objectives) > self.most_objectives:
+            return False
         if self.problems:
             return any(part in problem.name for part in self.problems)
         return self.constraints or not problem.least
@@ -254,7 +258,7 @@ PEERS: Mapping[str, Peer] = {
     "pymoo NSGA-II": Peer(PymooNSGA2, constraints=False),
     "CMA-ES, weighted sum": Peer(WeightedSumCmaEs, constraints=False),
     "released MM-MO": Peer(ReleasedMMMO, constraints=False),
-    "Optuna GP": Peer(_named("gp"), 60),
+    "Optuna GP": Peer(_named("gp"), 60, most_objectives=3),
     "BoTorch qLogNEHVI": Peer(partial(AfterStartup, "botorch_peer.propose"), 60, constraints=False),
     "BoTorch SAAS": Peer(
         partial(AfterStartup, "botorch_peer.propose_by_saas"), 60, constraints=False, problems=LANGUAGE_MODELS

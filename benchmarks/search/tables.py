@@ -162,12 +162,8 @@ def front_table(problems: Grouped, evaluations: int) -> str:
     """Medians of ours and of the peers of the first page, with the seeds of each where they are fewer than ours; ours
     against the best of them run by run; and our worst seed, and that peer's own, against that peer's median."""
     names = [OURS, *PEERS_SHOWN]
-    lines = [
-        f"| at {evaluations} evaluations | "
-        + " | ".join(names)
-        + " | against the best peer | worst seed (the peer's) |",
-        "| --- " * (len(names) + 3) + "|",
-    ]
+    header = [f"at {evaluations} evaluations", *names, "against the best peer", "worst seed (the peer's)"]
+    lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for problem, samplers in problems.items():
         ours = at(samplers.get(OURS, []), evaluations)
         values = {name: found for name in names if (found := at(samplers.get(name, []), evaluations))}
@@ -240,7 +236,7 @@ def plot(problems: Grouped, path: Path) -> None:
 
     shown = {name for samplers in problems.values() for name in samplers if name in DRAWN or not name.startswith(OURS)}
     names = sorted(shown, key=lambda name: (name != OURS, name))
-    colours = dict(zip(names, [one for m in ("tab20", "Dark2") for one in pyplot.get_cmap(m).colors], strict=False))
+    colours = dict(zip(names, [one for m in ("tab10", "Dark2") for one in pyplot.get_cmap(m).colors], strict=False))
     columns = 3
     rows = -(-len(problems) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False)

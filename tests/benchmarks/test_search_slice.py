@@ -98,3 +98,10 @@ def test_tables_take_the_place_of_the_old_ones_and_nothing_else() -> None:
     assert again == "a\n<!-- summary -->\n\n| newer |\n\n<!-- end of summary -->\nb\n"
     with pytest.raises(ValueError, match="end of other"):
         between_marks(text, "other", "x")
+
+
+def test_a_peer_is_not_run_where_it_refuses(tmp_path: Path) -> None:
+    """``all`` would end with the first run of a sampler of up to three objectives on a problem of four."""
+    three, four = (PROBLEMS[name](tmp_path) for name in ("SmolLM2 written, weights 3-d", "SmolLM2 eight, weights 8-d"))
+    assert PEERS["Optuna GP"].takes(three) and not PEERS["Optuna GP"].takes(four)
+    assert PEERS["MM-MO"].takes(four)

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.search.answer_margins import end_tokens
 from benchmarks.search.language_models.measured import Measured, Reading
-from benchmarks.search.language_models.skills import FOLDER, SEARCH, Split, asked_items
-from benchmarks.search.language_models.train_loras import PLANS, tokens_of
+from benchmarks.search.language_models.skills import SEARCH, Split, asked_items
+from benchmarks.search.language_models.train_loras import PLANS, tokens_of, trained
 from benchmarks.search.language_models.upper_layers import UpperLayers
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.linear_layers import fast_linear_layers
@@ -35,9 +35,10 @@ class Experts:
 
     @cached_property
     def _live(self) -> tuple[LocalBackend, UpperLayers]:
+        loras = trained(self.name)
         backend = LocalBackend.from_checkpoints(
             PLANS[self.name].base.folder,
-            {skill: FOLDER / "loras" / self.name / skill for skill in self.skills},
+            {skill: loras / skill for skill in self.skills},
             device="cpu",
             dtype="float32",
         )

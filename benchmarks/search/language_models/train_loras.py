@@ -139,6 +139,14 @@ def train(plan: Plan, out: Path, seed: int = 0) -> None:
         _save(get_peft_model_state_dict(model), layers, out / skill, base)
 
 
+def trained(name: str) -> Path:
+    """The folder of a set's experts, which are trained where they are missing."""
+    out = FOLDER / "loras" / name
+    if not out.exists():
+        train(PLANS[name], out)
+    return out
+
+
 def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path, base: Base) -> None:
     from safetensors.torch import save_file
 

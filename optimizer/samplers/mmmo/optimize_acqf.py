@@ -44,12 +44,12 @@ BUDGETS: dict[Budget, SearchBudget] = {
         samples=128, climbed_samples=128, raw_points=512, restarts=10, iterations=100, engine="botorch"
     ),
 }
-"""Climbs and iterations of "fast" are measured in docs/benchmarks/search-pieces.md ("The maximiser"), where 32 samples
+"""Climbs and iterations of "fast" are measured in docs/benchmarks/search-pieces.md ("The maximizer"), where 32 samples
 of the front were no better than 8; the others were chosen by hand."""
 
 FAST_WITH_NOISE = replace(BUDGETS["fast"], samples=32, restarts=12)
-"""With noise the front is uncertain, so that it takes more samples; climbs need no more than before
-(docs/benchmarks/search-pieces.md)."""
+"""With noise the front is uncertain, so that it takes more samples, but climbs on a part of them end as high
+("The maximizer", docs/benchmarks/search-pieces.md)."""
 FIRST_ITERATIONS, CLIMBED_ON, LAST_ITERATIONS = 4, 6, 8
 """On a part of the samples all climbs go on for so many iterations, then so many of the best to their end; the best
 goes on for so many iterations with all samples ("The maximizer", docs/benchmarks/search-pieces.md)."""
