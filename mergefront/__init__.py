@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mergefront.adapters.local.backend import LocalBackend
     from mergefront.optimizer.errors import EvaluationError, MergefrontError, SearchStoppedError, UserError
+    from mergefront.optimizer.recipes.range import Range
     from mergefront.optimizer.recipes.recipe import Recipe
-    from mergefront.optimizer.recipes.space import MergeSpace, Range
+    from mergefront.optimizer.recipes.space import MergeSpace
     from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
     from mergefront.optimizer.scores.objectives import Objective
     from mergefront.running.compare import compare
@@ -30,7 +31,7 @@ _HOME = {
     "Candidate": "mergefront.study.stored_study",
     "Recipe": "mergefront.optimizer.recipes.recipe",
     "MergeSpace": "mergefront.optimizer.recipes.space",
-    "Range": "mergefront.optimizer.recipes.space",
+    "Range": "mergefront.optimizer.recipes.range",
     "Objective": "mergefront.optimizer.scores.objectives",
     "Evaluation": "mergefront.optimizer.scores.evaluation",
     "ItemScores": "mergefront.optimizer.scores.evaluation",

@@ -10,7 +10,7 @@ import yaml
 
 from mergefront import formatting
 from mergefront.optimizer.foreign_text import visible
-from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
+from mergefront.optimizer.recipes.mergekit.configuration import OF_MERGEKIT
 from mergefront.optimizer.scores.evaluation import Evaluation
 from mergefront.results.card_metadata import front_matter, stated_licenses
 from mergefront.results.loading_lines import loading_lines

@@ -168,9 +168,9 @@ class Recipe:
         """
         if self.grouping.stacks and not self.grouping.starts:
             return self.in_full(references)
-        from mergefront.optimizer.recipes import mergekit_format
+        from mergefront.optimizer.recipes.mergekit import configuration
 
-        return mergekit_format.dump(self, references or {})
+        return configuration.dump(self, references or {})
 
     def in_full(self, references: Mapping[str, str] | None = None) -> dict[str, Any]:
         """A configuration with the recipe as it is, for what mergekit cannot say: mergekit refuses the file, and
@@ -191,12 +191,12 @@ class Recipe:
         ``names`` maps references to experts' names; without it an expert is called after the last
         part of its path. Raises ``UserError`` for what a recipe cannot say, naming it.
         """
-        from mergefront.optimizer.recipes import mergekit_format
+        from mergefront.optimizer.recipes.mergekit import configuration
 
-        content = mergekit_format.parse(config)
+        content = configuration.parse(config)
         if "recipe" in content:
             return cls.from_json(content["recipe"])
-        return cls(**mergekit_format.load(content, names or {}), seed=seed)
+        return cls(**configuration.load(content, names or {}), seed=seed)
 
     def with_params(self, **changes: ParameterValue) -> Recipe:
         """A copy with some coefficients changed."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergefront.optimizer.errors import StudyFileError, UserError, did_you_mean
 from mergefront.optimizer.foreign_text import LONGEST_NAME, is_name
-from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, Stack, equal_starts, parameter_of
+from mergefront.optimizer.recipes.granularity import grouping_of
+from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, parameter_of
 from mergefront.optimizer.recipes.merge_rule import MergeRule, Sparsifier
 from mergefront.optimizer.recipes.methods import METHODS, MergeMethod, MethodParameter, ParameterValue
+from mergefront.optimizer.recipes.range import Range, extremes, own_ranges, rule_to_json
 from mergefront.optimizer.recipes.recipe import Recipe
-from mergefront.optimizer.recipes.stacks import NAMES, texts_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,105 +31,6 @@ SPARSIFIERS: Mapping[str, Sparsifier] = {
     "rank": "bernoulli",
 }
 """What a method's density does to a task vector, by the method's sparsifier."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A searched coefficient: any value of [low, high], or one of ``choices`` when given."""
-
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-    step: float | None = None
-    choices: tuple[ParameterValue, ...] = ()
-
-    @classmethod
-    def parse(cls, name: str, given: Any) -> Range | ParameterValue:
-        """What a user wrote for one coefficient: ``[low, high]``, ``{low, high, log, step}``,
-        ``{choices: [...]}``, or a fixed number, word or switch. Raises ``UserError``."""
-        if isinstance(given, Range):
-            return given
-        if isinstance(given, Mapping):
-            unknown = set(given) - {"low", "high", "log", "step", "choices"}
-            if unknown:
-                key = sorted(unknown)[0]
-                raise UserError(
-                    f"{name}: unknown key {key!r} {did_you_mean(key, ('low', 'high', 'log', 'step', 'choices'))}"
-                )
-            if "choices" in given:
-                if len(given) > 1 or not given["choices"]:
-                    raise UserError(f"{name}: 'choices' takes a list of values, and no other key beside it")
-                return cls(choices=tuple(given["choices"]))
-            if not {"low", "high"} <= set(given):
-                raise UserError(f"{name}: a range needs 'low' and 'high'")
-            return cls._checked(name, given["low"], given["high"], bool(given.get("log", False)), given.get("step"))
-        if isinstance(given, (list, tuple)):
-            if len(given) != 2 or any(isinstance(v, (bool, str)) for v in given):
-                raise UserError(f"{name} is {list(given)!r}; write a range as [low, high], or {{choices: [...]}}")
-            return cls._checked(name, given[0], given[1], False, None)
-        if isinstance(given, (bool, int, float, str)):
-            return given
-        raise UserError(f"{name} is {given!r}; write a range [low, high] or one fixed value")
-
-    @classmethod
-    def _checked(cls, name: str, low: Any, high: Any, log: bool, step: Any) -> Range:
-        numbers = [low, high] if step is None else [low, high, step]
-        for value in numbers:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
-                raise UserError(f"{name}: {value!r} is not a finite number")
-        if not low < high:
-            raise UserError(
-                f"{name} is [{low}, {high}]; the low end must be below the high end (one value fixes it: {name}: {low})"
-            )
-        if log and low <= 0:
-            raise UserError(f"{name}: a log range must begin above 0, not at {low}")
-        if step is not None and (step <= 0 or log):
-            raise UserError(f"{name}: step {step} must be positive and cannot be combined with log")
-        return cls(float(low), float(high), log, None if step is None else float(step))
-
-    def distribution(self) -> BaseDistribution:
-        """The Optuna distribution of this range."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-        if self.choices:
-            return CategoricalDistribution(self.choices)
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def holds(self, value: ParameterValue) -> bool:
-        """Whether ``value`` is a point of this range."""
-        if self.choices:
-            return value in self.choices
-        if isinstance(value, str) or not self.low <= float(value) <= self.high:
-            return False
-        if self.step is None:
-            return True
-        steps = (float(value) - self.low) / self.step
-        return abs(steps - round(steps)) < 1e-9
-
-    def points(self) -> Sequence[ParameterValue] | None:
-        """Every point of a range in steps or of choices; None for a range without steps."""
-        if self.choices or self.step is None:
-            return self.choices or None
-        count = int((self.high - self.low) / self.step + 1e-9) + 1
-        return [round(self.low + place * self.step, 12) for place in range(count)]
-
-    def nearest(self, value: ParameterValue) -> ParameterValue:
-        """The point of this range nearest to ``value``."""
-        if self.choices:
-            return value if value in self.choices else self.choices[0]
-        clipped = self.high if isinstance(value, str) else min(max(float(value), self.low), self.high)
-        if self.step is None:
-            return clipped
-        return min(self.low + self.step * round((clipped - self.low) / self.step), self.high)
-
-    @property
-    def middle(self) -> ParameterValue:
-        """The value half-way, on the range's own scale."""
-        if self.choices:
-            return self.choices[len(self.choices) // 2]
-        if self.log:
-            return float(self.low * (self.high / self.low) ** 0.5)
-        return self.nearest(self.low + 0.5 * (self.high - self.low))
 
 
 class MergeSpace:
@@ -173,7 +74,11 @@ class MergeSpace:
         self.given = dict(parameters or {})
         problems: list[str] = []
         self.methods = _methods(method, problems)
-        self.grouping = _grouping(granularity, tuple(split), layers, problems)
+        self.grouping = Grouping()
+        try:
+            self.grouping = grouping_of(granularity, tuple(split), layers)
+        except UserError as error:
+            problems.append(f"granularity: {error}")
         if not self.models:
             problems.append("models: at least one expert is needed")
         refused = [method.refuses(len(self.models)) for method in self.methods if self.models]
@@ -222,7 +127,7 @@ class MergeSpace:
             # karcher, sce and others need no coefficient: then every one that they take is searched.
             for parameter in declared.values():
                 self.searched |= {
-                    str(name): found for name in self._names(parameter) for found in _own_range(parameter)
+                    str(name): found for name in self._names(parameter) for found in own_ranges(parameter)
                 }
         long = [name for name in self.searched if len(name) > _LONGEST_COEFFICIENT]
         problems.extend(f"space: {name[:60]!r}... is too long to be kept; shorten 'split'" for name in long[:1])
@@ -250,7 +155,7 @@ class MergeSpace:
             if not given and len({parameter.search for _, parameter in takers}) > 1:
                 ranges = ", ".join(f"{list(parameter.search)} in {method}" for method, parameter in takers)
                 problems.append(f"space: {name} has unlike ranges: {ranges}; give it one that is for all")
-            for value in {value for rule in given for value in _extremes(Range.parse(name, rule))}:
+            for value in {value for rule in given for value in extremes(Range.parse(name, rule))}:
                 wrong = [(method, parameter.check(value)) for method, parameter in takers]
                 problems.extend(f"space: {said} in {method}; {remedy}" for method, said in wrong if said)
         return problems
@@ -296,7 +201,7 @@ class MergeSpace:
                         f"{self.granularity!r}; there is {known}"
                     )
                 rule = Range.parse(f"space: {key}", given)
-                for value in _extremes(rule):
+                for value in extremes(rule):
                     wrong = parameter.check(value)
                     if wrong is not None:
                         raise UserError(f"space: {key}: {wrong}")
@@ -471,7 +376,7 @@ class MergeSpace:
             "models": self.models,
             "method": [method.name for method in self.methods],
             "base_model": self.base_model,
-            "parameters": {name: _rule_to_json(rule) for name, rule in self.given.items()},
+            "parameters": {name: rule_to_json(rule) for name, rule in self.given.items()},
             "ranges": self._ranges(),
             "granularity": self.granularity,
             "split": list(self.grouping.split),
@@ -497,7 +402,7 @@ class MergeSpace:
     def _ranges(self) -> dict[str, Any]:
         """Every coefficient of the space, searched or fixed, as a study file writes it."""
         known = {**self.searched, **self.fixed}
-        return {name: _rule_to_json(rule) for name, rule in known.items() if name != METHOD}
+        return {name: rule_to_json(rule) for name, rule in known.items() if name != METHOD}
 
 
 def _rules_of(name: CoefficientName) -> Iterator[str]:
@@ -521,86 +426,3 @@ def _methods(given: str | Sequence[str], problems: list[str]) -> list[MergeMetho
     if len(set(names)) != len(names):
         problems.append(f"method: {names} names one method twice")
     return methods
-
-
-def _grouping(
-    granularity: Any, split: tuple[str, ...], depths: int | Mapping[str, int], problems: list[str]
-) -> Grouping:
-    try:
-        if granularity == "global":
-            return Grouping(0, (), split)
-        layers, stacks = _counted(depths)
-        if granularity == "layers" or isinstance(granularity, Mapping):
-            if layers < 1:
-                raise UserError(f"{granularity!r} needs the model's number of layers (layers=...)")
-            if granularity == "layers":
-                return Grouping.equal_blocks(layers, layers, split, stacks)
-            if granularity.get("boundaries", "depth") != "depth":
-                raise UserError(
-                    f"boundaries {granularity['boundaries']!r} must be depth or importance; importance is read off the "
-                    "weights, so without a study file of a local backend give {starts: [0, ...]} (blocks_by_importance)"
-                )
-            if set(granularity) - {"boundaries"} == {"blocks"} and type(granularity["blocks"]) is int:
-                return Grouping.equal_blocks(granularity["blocks"], layers, split, stacks)
-            if set(granularity) - {"boundaries"} == {"blocks"} and isinstance(granularity["blocks"], Mapping):
-                return Grouping(layers, (), split, _stacks_with_blocks(granularity["blocks"], depths))
-            if set(granularity) == {"starts"}:
-                return Grouping(layers, tuple(granularity["starts"]), split, stacks)
-        raise UserError(
-            f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}}, "
-            "{blocks: {language: N, vision: 0}} or {starts: [0, ...]}"
-        )
-    except UserError as error:
-        problems.append(f"granularity: {error}")
-        return Grouping()
-
-
-def _stacks_with_blocks(blocks: Mapping[str, Any], depths: int | Mapping[str, int]) -> tuple[Stack, ...]:
-    """Every stack of the model with its own blocks. Raises ``UserError``."""
-    if isinstance(depths, int):
-        raise UserError("blocks per stack need the layers of every stack (layers={'language': 28, 'vision': 32})")
-    there = ", ".join(f"{name} ({layers} layers)" for name, layers in depths.items())
-    for name, number in blocks.items():
-        if name not in depths:
-            raise UserError(f"blocks: the model has no stack {name!r}; it has {there}")
-        if type(number) is not int or not 0 <= number <= depths[name]:
-            raise UserError(
-                f"blocks: {name} is {number!r}; it must be a whole number from 0 (one coefficient) to {depths[name]} "
-                "(one per layer)"
-            )
-    return tuple(
-        Stack(name, depths[name], equal_starts(blocks[name], depths[name]) if blocks.get(name) else ())
-        for name in NAMES
-        if name in depths
-    )
-
-
-def _counted(depths: int | Mapping[str, int]) -> tuple[int, tuple[Stack, ...]]:
-    """How many layers the stacks of text have, and every stack if some of them read no text."""
-    if isinstance(depths, int):
-        return depths, ()
-    of_text = texts_of(depths)
-    has_towers = len(of_text) < len(depths)
-    stacks = tuple(Stack(name, depths[name]) for name in NAMES if name in depths) if has_towers else ()
-    return max((depths[name] for name in of_text), default=0), stacks
-
-
-def _own_range(parameter: MethodParameter) -> list[Range]:
-    """The range that a method declares for one of its parameters: one, or none where it is a single value."""
-    if parameter.search[0] == parameter.search[1]:
-        return []
-    return [Range(choices=parameter.choices) if parameter.choices else Range(*parameter.search)]
-
-
-def _extremes(rule: Range | ParameterValue) -> tuple[ParameterValue, ...]:
-    if isinstance(rule, Range):
-        return rule.choices or (rule.low, rule.high)
-    return (rule,)
-
-
-def _rule_to_json(rule: Any) -> Any:
-    if isinstance(rule, Range):
-        if rule.choices:
-            return {"choices": list(rule.choices)}
-        return {"low": rule.low, "high": rule.high, "log": rule.log, "step": rule.step}
-    return list(rule) if isinstance(rule, tuple) else rule

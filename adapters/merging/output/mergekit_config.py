@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from mergefront.adapters.merging.vocabulary import TokenizerChoice
 from mergefront.optimizer.errors import UserError, did_you_mean, unsupported_keys
-from mergefront.optimizer.recipes.mergekit_structure import (
+from mergefront.optimizer.recipes.mergekit.structure import (
     IGNORED_PARAMETERS,
     check_structure,
     plain_value,

@@ -17,7 +17,7 @@ from mergefront.adapters.tasks.jsonl import JsonlTask
 from mergefront.adapters.tasks.prompt_findings import Reader
 from mergefront.adapters.tasks.task_types import build_task
 from mergefront.optimizer.errors import did_you_mean
-from mergefront.optimizer.recipes.mergekit_format import OF_MERGEKIT
+from mergefront.optimizer.recipes.mergekit.configuration import OF_MERGEKIT
 from mergefront.optimizer.recipes.methods import METHODS
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.storage.database import Database

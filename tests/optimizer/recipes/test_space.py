@@ -15,7 +15,8 @@ import mergefront as mf
 from mergefront.optimizer.errors import StudyFileError, UserError
 from mergefront.optimizer.recipes import merge_method as own
 from mergefront.optimizer.recipes.merge_method import merge_method
-from mergefront.optimizer.recipes.space import METHOD, MergeSpace, Range
+from mergefront.optimizer.recipes.range import Range
+from mergefront.optimizer.recipes.space import METHOD, MergeSpace
 
 EXPERTS = ["maths", "french"]
 

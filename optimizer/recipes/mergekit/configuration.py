@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from mergefront.optimizer.errors import UserError, did_you_mean, unsupported_keys
 from mergefront.optimizer.recipes.grouping import CoefficientName, Grouping, knots_of
-from mergefront.optimizer.recipes.mergekit_structure import (
+from mergefront.optimizer.recipes.mergekit.structure import (
     IGNORED_PARAMETERS,
     check_structure,
     plain_value,

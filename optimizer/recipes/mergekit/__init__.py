@@ -1,0 +1,1 @@
+"""mergekit's YAML: its structure, and recipes written in it and read from it."""
