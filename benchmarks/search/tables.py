@@ -20,6 +20,8 @@ BEFORE = "MM-MO, roughness"
 STRONGEST = ("BoTorch qLogNEHVI", "Optuna GP", "TPE", BEFORE)
 PEERS_SHOWN = ("BoTorch qLogNEHVI", "Ax", "qPOTS", "Optuna GP", "TPE multivariate", "random")
 """On the first page."""
+FEWEST_RANKED = 3
+"""Fewer seeds than that are shown, but rank nothing."""
 RIVAL = "NSGA-II"
 RIVAL_EVALUATIONS = 300
 RESAMPLES = 2000
@@ -160,22 +162,28 @@ def paired_table(problems: Grouped, horizons: Sequence[int] = (30, 60)) -> str:
 
 def front_table(problems: Grouped, evaluations: int) -> str:
     """Medians of ours and of the peers of the first page, with the seeds of each where they are fewer than ours; ours
-    against the best of them run by run; and our worst seed, and that peer's own, against that peer's median."""
+    run by run against the best peer of at least ``FEWEST_RANKED`` seeds; and our worst seed, and that peer's own,
+    against that peer's median."""
     names = [OURS, *PEERS_SHOWN]
     header = [f"at {evaluations} evaluations", *names, "against the best peer", "worst seed (the peer's)"]
     lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for problem, samplers in problems.items():
         ours = at(samplers.get(OURS, []), evaluations)
         values = {name: found for name in names if (found := at(samplers.get(name, []), evaluations))}
-        if not ours or len(values) < 2:
+        if not ours:
             continue
         medians = {name: float(np.median(found)) for name, found in values.items()}
+        ranked = [name for name in medians if name == OURS or len(values[name]) >= FEWEST_RANKED]
+        if len(ranked) < 2:
+            continue
+        highest = max(medians[name] for name in ranked)
         cells = []
         for name in names:
             shown = f"{medians[name]:.3f}" if name in medians else ""
             seeds = f" ({len(values[name])})" if name in medians and len(values[name]) != len(ours) else ""
-            cells.append(f"**{shown}**{seeds}" if shown and medians[name] == max(medians.values()) else shown + seeds)
-        best = max((name for name in medians if name != OURS), key=lambda name: medians[name])
+            is_best = name in ranked and medians[name] == highest
+            cells.append(f"**{shown}**{seeds}" if is_best else shown + seeds)
+        best = max((name for name in ranked if name != OURS), key=lambda name: medians[name])
         changes = differences(samplers, best, evaluations)
         error = f" ± {np.std(changes, ddof=1) / len(changes) ** 0.5:.1f}" if len(changes) > 1 else ""
         against = f"{np.mean(changes):+.1f}%{error}" if changes else ""

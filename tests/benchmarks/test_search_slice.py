@@ -105,3 +105,18 @@ def test_a_peer_is_not_run_where_it_refuses(tmp_path: Path) -> None:
     three, four = (PROBLEMS[name](tmp_path) for name in ("SmolLM2 written, weights 3-d", "SmolLM2 eight, weights 8-d"))
     assert PEERS["Optuna GP"].takes(three) and not PEERS["Optuna GP"].takes(four)
     assert PEERS["MM-MO"].takes(four)
+
+
+def test_a_peer_of_two_seeds_is_shown_but_is_not_who_ours_is_measured_against() -> None:
+    from benchmarks.search.runs import Run
+    from benchmarks.search.tables import front_table, grouped
+
+    reached = {"MM-MO": [1.0, 1.1, 1.2], "BoTorch qLogNEHVI": [1.0, 1.0, 1.0], "Ax": [1.5, 1.5]}
+    runs = [
+        Run("ties", sampler, seed, [value], [0.1], 1, "here")
+        for sampler, values in reached.items()
+        for seed, value in enumerate(values)
+    ]
+    row = front_table(grouped(runs), 1).splitlines()[-1]
+    assert row.startswith("| ties (3 seeds) | **1.100** | 1.000 | 1.500 (2) |")
+    assert row.endswith("| +10.0% ± 5.8 | +0.0% (+0.0%) |")
