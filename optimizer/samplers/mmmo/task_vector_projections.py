@@ -35,7 +35,10 @@ SIGN_WIDTH = 0.05
 SMALLEST_SUM = 0.02
 """Added to the sum of the weights that took part (the largest is 1): a merge of nothing is the base. By hand."""
 CHUNK = 2_000_000
-"""Numbers in the largest temporary array; more points than fit are evaluated in turns."""
+"""Numbers in the largest array of a turn; more points than fit are evaluated in turns."""
+CACHED = 50_000
+"""Numbers in an array of few points at a time: what fits in a processor's cache is computed up to four times as fast,
+to the same digits."""
 
 Slopes = Callable[[Array], tuple[Array, Array]]
 
@@ -51,6 +54,14 @@ def projections(rule: MergeRule, weights: Array, densities: Array) -> Array:
 
 def _sampled(rule: MergeRule, weights: Array, densities: Array) -> Array:
     known = _entries(weights.shape[1], rule.sparsifier == "bernoulli")
+    step = max(1, CACHED // (ENTRIES * weights.shape[1]))
+    parts = [_merged(rule, known, weights[i : i + step], densities[i : i + step]) for i in range(0, len(weights), step)]
+    # One product for all points, whatever the cache holds: products of fewer rows may round otherwise.
+    return np.asarray(np.concatenate(parts) @ known.values.T / known.squares)
+
+
+def _merged(rule: MergeRule, known: _Entries, weights: Array, densities: Array) -> Array:
+    """The merged entries (``n x K``)."""
     entries = known.values
     kept = np.clip((densities[:, :, None] - known.quantiles) / DROP_WIDTH + 0.5, 0.0, 1.0)  # n x e x K
     if rule.rescaled:
@@ -63,7 +74,7 @@ def _sampled(rule: MergeRule, weights: Array, densities: Array) -> Array:
     merged = (shares * entries).sum(axis=1)
     if rule.proportions:
         merged /= shares.sum(axis=1) + SMALLEST_SUM
-    return np.asarray(merged @ entries.T / known.squares)
+    return np.asarray(merged)
 
 
 def projections_and_slopes(rule: MergeRule, weights: Array, densities: Array) -> tuple[Array, Slopes]:

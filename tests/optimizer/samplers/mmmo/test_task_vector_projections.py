@@ -53,3 +53,12 @@ def test_an_average_of_whole_task_vectors_follows_each_by_its_share() -> None:
         MergeRule(proportions=True, additive=True), np.array([[1.0, 1.0], [1.0, 0.25]]), np.ones((2, 2))
     )
     np.testing.assert_allclose(found, [[0.5, 0.5], [0.8, 0.2]], atol=0.02)
+
+
+@pytest.mark.parametrize("experts", [1, 6, 200])
+def test_a_point_among_many_has_the_projections_that_it_has_alone(experts: int) -> None:
+    """Many points are computed some at a time: none is left out, and none has another's."""
+    rule = MergeRule(proportions=True, additive=True, sparsifier="magnitude", signs=True)
+    weights, densities = np.random.default_rng(0).random((2, 50, experts))
+    alone = [projections(rule, weights[i : i + 1], densities[i : i + 1])[0] for i in range(len(weights))]
+    np.testing.assert_allclose(projections(rule, weights, densities), alone, rtol=1e-12, atol=1e-14)
