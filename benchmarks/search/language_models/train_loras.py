@@ -140,9 +140,9 @@ def train(plan: Plan, out: Path, seed: int = 0) -> None:
 
 
 def trained(name: str) -> Path:
-    """The folder of a set's experts, which are trained where they are missing."""
+    """The folder of a set's experts, which are trained where one is missing, as after training that was stopped."""
     out = FOLDER / "loras" / name
-    if not out.exists():
+    if not all((out / skill / "adapter_config.json").exists() for skill in PLANS[name].skills):  # written last
         train(PLANS[name], out)
     return out
 
