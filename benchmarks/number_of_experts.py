@@ -24,7 +24,7 @@ from scipy.optimize import curve_fit
 
 from benchmarks.search.language_models.live import Experts
 from benchmarks.search.language_models.measured import Measured, Reading
-from benchmarks.search.language_models.skills import FOLDER, search_items
+from benchmarks.search.language_models.skills import search_items
 from benchmarks.search.language_models.train_loras import BASE, PLANS, trained
 from mergefront.optimizer.recipes.anchors import BASE as OF_BASE
 from mergefront.optimizer.recipes.anchors import anchors, expert_anchor
@@ -36,7 +36,6 @@ NAME, SUBSETS, ITEMS, DRAWS = "eight", 48, 25, 1000
 METHODS = ("task_arithmetic", "ties", "dare_ties", "tsv_m")
 RECORDED = f"{NAME}-{ITEMS}-items"
 """Searches of these experts ask more items of a merge, so that their readings are others."""
-LORAS = FOLDER / "loras" / NAME
 Array = NDArray[np.float64]
 ByLabel = Mapping[str, Sequence[tuple[tuple[str, ...], Reading]]]
 
@@ -121,7 +120,7 @@ def show(alone: Mapping[str, Reading], merges: ByLabel) -> None:
 def write(folder: Path) -> None:
     """The comparison as a study file, JSON being YAML, and its items."""
     folder.mkdir(parents=True, exist_ok=True)
-    skills = PLANS[NAME].skills
+    loras, skills = trained(NAME), PLANS[NAME].skills
     for skill in skills:
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in search_items(skill)[:ITEMS]]
         (folder / f"{skill}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -130,7 +129,7 @@ def write(folder: Path) -> None:
         "merge": {
             "method": "task_arithmetic",
             "base_model": str(BASE.resolve()),
-            "models": {skill: str(LORAS / skill) for skill in skills},
+            "models": {skill: str(loras / skill) for skill in skills},
             "space": {"weight": [0, 1]},
         },
         "backend": {"type": "local", "dtype": "float32"},
@@ -149,7 +148,6 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.write is not None:
-        trained(NAME)
         write(given.write)
     else:
         show(*measured())

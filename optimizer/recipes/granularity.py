@@ -30,7 +30,7 @@ def grouping_of(granularity: Any, split: tuple[str, ...], depths: int | Mapping[
             return Grouping.equal_blocks(granularity["blocks"], layers, split, stacks)
         if set(granularity) - {"boundaries"} == {"blocks"} and isinstance(granularity["blocks"], Mapping):
             return Grouping(layers, (), split, _stacks_with_blocks(granularity["blocks"], depths))
-        if set(granularity) == {"starts"}:
+        if set(granularity) == {"starts"} and isinstance(granularity["starts"], (list, tuple)):
             return Grouping(layers, tuple(granularity["starts"]), split, stacks)
     raise UserError(
         f"{granularity!r} must be global, layers, {{blocks: N}}, {{blocks: N, boundaries: importance}}, "

@@ -263,3 +263,9 @@ def test_a_coefficient_that_methods_take_for_different_things_is_said(
                 name="unlike",
                 storage="sqlite:////nowhere/unlike.db",
             )
+
+
+@pytest.mark.parametrize("granularity", [{"starts": None}, {"starts": 5}, {"blocks": None}, {}])
+def test_a_granularity_that_was_left_unfinished_is_a_sentence(granularity: dict[str, object]) -> None:
+    with pytest.raises(StudyFileError, match=r"granularity: .* must be global, layers"):
+        MergeSpace(["a", "b"], method="ties", base_model="m", granularity=granularity, layers=4)
