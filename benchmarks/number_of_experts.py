@@ -25,7 +25,7 @@ from scipy.optimize import curve_fit
 from benchmarks.search.language_models.live import Experts
 from benchmarks.search.language_models.measured import Measured, Reading
 from benchmarks.search.language_models.skills import search_items
-from benchmarks.search.language_models.train_loras import BASE, PLANS, trained
+from benchmarks.search.language_models.train_experts import BASE, PLANS, trained
 from mergefront.optimizer.recipes.anchors import BASE as OF_BASE
 from mergefront.optimizer.recipes.anchors import anchors, expert_anchor
 from mergefront.optimizer.recipes.published import of_subsets

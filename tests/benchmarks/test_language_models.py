@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.search.language_models.measured import Measured
 from benchmarks.search.language_models.problems import SKILL_MERGES
 from benchmarks.search.language_models.skills import SEARCH, SKILLS, items, search_items
+from benchmarks.search.language_models.train_experts import KINDS, Base, Kind, Plan, train
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Gemma3"])
 def test_upper_layers_read_what_whole_sequences_read(kind: str) -> None:
-    import torch
     import transformers
 
     from benchmarks.search.answer_margins import Reference, answer_margins
@@ -82,3 +85,31 @@ def test_a_grid_scores_its_experts_best_at_their_own_skills(name: str, tmp_path:
     for place, skill in enumerate(SKILL_MERGES[name].skills):
         expert, base = own[f"expert {skill}"][place], own["base"][place]
         assert expert < base if SKILL_MERGES[name].measure == "loss" else expert > base
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_experts_differ_from_their_base_in_the_layers_that_are_read_alone(
+    kind: Kind, tmp_path: Path, tokenizer: Any, random_model: Callable[..., Any]
+) -> None:
+    from mergefront.adapters.local.backend import LocalBackend
+    from mergefront.optimizer.recipes.space import MergeSpace
+
+    base, skills = tmp_path / "base", ("camel", "clock")
+    random_model(num_hidden_layers=3, max_position_embeddings=512).to(torch.bfloat16).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    plan = Plan(skills, together=2, apart=1, base=Base(base, "tiny", 1, torch.float32), kind=kind)
+    with torch.random.fork_rng(devices=[]):
+        train(plan, tmp_path)
+    experts = {skill: tmp_path / skill for skill in skills}
+    backend = LocalBackend.from_checkpoints(base, experts, device="cpu", dtype="float32")
+    space = MergeSpace(list(skills), base_model="base", method="task_arithmetic", parameters={"weight": [0, 1]})
+    merged = []
+    for weights in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        recipe = space.recipe({f"weight[{skill}]": weight for skill, weight in zip(skills, weights, strict=True)})
+        with backend.apply(recipe) as model:
+            merged.append({name: tensor.clone() for name, tensor in model.model.state_dict().items()})
+    of_base, *of_experts = merged
+    for tensors in of_experts:
+        changed = {name for name, tensor in tensors.items() if not torch.equal(tensor, of_base[name])}
+        assert {int(name.split("layers.")[1].split(".")[0]) for name in changed} == {1, 2}
+    assert not torch.equal(*(tensors["model.layers.2.mlp.down_proj.weight"] for tensors in of_experts))

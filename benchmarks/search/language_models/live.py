@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.search.answer_margins import end_tokens
 from benchmarks.search.language_models.measured import Measured, Reading
 from benchmarks.search.language_models.skills import SEARCH, Split, asked_items
-from benchmarks.search.language_models.train_loras import PLANS, tokens_of, trained
+from benchmarks.search.language_models.train_experts import PLANS, tokens_of, trained
 from benchmarks.search.language_models.upper_layers import UpperLayers
 from mergefront.adapters.local.backend import LocalBackend
 from mergefront.adapters.local.linear_layers import fast_linear_layers
@@ -21,7 +21,7 @@ from mergefront.optimizer.recipes.space import MergeSpace
 
 @dataclass
 class Experts:
-    """The LoRAs of a set, whose skills are asked; the model is loaded when the first merge is measured."""
+    """The experts of a set, whose skills are asked; the model is loaded when the first merge is measured."""
 
     name: str
     measured: Measured
@@ -35,10 +35,10 @@ class Experts:
 
     @cached_property
     def _live(self) -> tuple[LocalBackend, UpperLayers]:
-        loras = trained(self.name)
+        experts = trained(self.name)
         backend = LocalBackend.from_checkpoints(
             PLANS[self.name].base.folder,
-            {skill: loras / skill for skill in self.skills},
+            {skill: experts / skill for skill in self.skills},
             device="cpu",
             dtype="float32",
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.search.language_models.live import Experts
 from benchmarks.search.language_models.measured import Measured
 from benchmarks.search.language_models.skills import FOLDER, Split, asked_items
-from benchmarks.search.language_models.train_loras import PLANS
+from benchmarks.search.language_models.train_experts import PLANS
 from benchmarks.search.problem import Problem, Scored
 from benchmarks.search.recorded_landscape import RecordedLandscape
 from mergefront.optimizer.recipes.anchors import anchors
@@ -39,7 +39,7 @@ NODES: Mapping[Split, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class SkillMerges:
-    """Merges of the LoRAs of a set, ``experts`` by its name, in ``space``; ``groups`` objectives, each the mean of as
+    """Merges of the experts of a set, ``experts`` by its name, in ``space``; ``groups`` objectives, each the mean of as
     many skills, one a skill without. A ``grid`` is read between its nodes, in the others each merge is made. Of each
     skill 40 items are asked, or the 400 of the ``split`` "report"."""
 
@@ -137,7 +137,7 @@ class SkillMerges:
 ADDED: Mapping[str, Any] = {"method": "task_arithmetic", "parameters": {"weight": [0, 1]}}
 TIES: Mapping[str, Any] = {"method": "ties", "parameters": {"weight": [0, 1], "density": [0.1, 1]}}
 BLOCKS: Mapping[str, Any] = {**ADDED, "granularity": {"starts": [0, 22, 25, 28]}, "layers": LAYERS}
-"""Four blocks of the ten layers that have LoRAs: 20 and 21, 22 to 24, 25 to 27, 28 and 29."""
+"""Four blocks of the ten layers that experts change: 20 and 21, 22 to 24, 25 to 27, 28 and 29."""
 
 LANGUAGE_MODELS = ("SmolLM2", "Gemma")
 """What the names of problems of language models begin with."""
@@ -149,6 +149,8 @@ SKILL_MERGES: Mapping[str, SkillMerges] = {
     "SmolLM2 ordered, weights 3-d, 400 items": SkillMerges("ordered", ADDED, grid=True, split="report"),
     "Gemma 3 270M, weights 3-d": SkillMerges("gemma", ADDED, grid=True),
     "Gemma 3 270M, weights 3-d, loss": SkillMerges("gemma", ADDED, "loss", grid=True),
+    "SmolLM2 whole, weights 3-d": SkillMerges("whole", ADDED, grid=True),
+    "SmolLM2 whole, weights 3-d, loss": SkillMerges("whole", ADDED, "loss", grid=True),
     "SmolLM2 ordered, ties 6-d": SkillMerges("ordered", TIES),
     "SmolLM2 ordered, ties 6-d, loss": SkillMerges("ordered", TIES, "loss"),
     "SmolLM2 written, blocks 12-d": SkillMerges("written", BLOCKS),

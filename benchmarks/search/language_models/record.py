@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.search.language_models.measured import Measured
 from benchmarks.search.language_models.problems import ADDED, SKILL_MERGES, SkillMerges
-from benchmarks.search.language_models.train_loras import PLANS
+from benchmarks.search.language_models.train_experts import PLANS
 from benchmarks.search.recorded_landscape import RecordedLandscape
 
 HERE = Path("benchmarks/search/results/live")
@@ -48,6 +48,7 @@ def keeps(name: str) -> None:
 
 def grid(name: str) -> None:
     merges = SKILL_MERGES[name]
+    plan = PLANS[merges.experts]
     experts, space = merges.live(HERE), merges.merge_space()
     found = []
     for weights in product(merges.nodes, repeat=len(merges.skills)):
@@ -59,7 +60,7 @@ def grid(name: str) -> None:
     header = {
         "what": "margins in logits of the skills' items (above 0: exact match) and losses of their answers",
         "items": f"the {merges.split} items",
-        "model": f"{PLANS[merges.experts].base.name} with the LoRAs {', '.join(merges.skills)}, float32",
+        "model": f"{plan.base.name} with the {plan.kind.name} {', '.join(merges.skills)}, float32",
         "made by": f"python -m benchmarks.search.language_models.record grid '{name}'",
         "date": datetime.date.today().isoformat(),
         "versions": {package: version(package) for package in ("torch", "transformers")},

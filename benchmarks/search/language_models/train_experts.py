@@ -1,11 +1,11 @@
-"""Train the experts, LoRAs of rank 4 on the last third of the layers: ``python -m
-benchmarks.search.language_models.train_loras [SET ...]``; two minutes of one core a set, ten for Gemma, which
-``make_gemma`` writes before. Loss on answer and end, AdamW, the base frozen.
+"""Train the experts, on the last third of the layers: ``python -m benchmarks.search.language_models.train_experts
+[SET ...]``; two to ten minutes of one core a set. ``make_gemma`` writes Gemma before. Loss on answer and end, AdamW.
 
-The experts of a set begin as one LoRA that was shown all skills of the set in turn, and then learn their own skill
-alone. So they help each other as far as they have that beginning in common, and exclude each other as far as they
-left it. The plans were chosen by what the uniform average keeps of each expert's score: 30 to 80% in the first set, a
-skill lost, one half kept and one kept in the second. In the set of eight each begins from the base.
+Experts are LoRAs of rank 4, or those layers whole, which are written as models of their own. Those of a set begin as
+one that was shown all skills of the set in turn, and then learn their own skill alone. So they help each other as far
+as they have that beginning in common, and exclude each other as far as they left it. The plans were chosen by what the
+uniform average keeps of each expert's score: 30 to 80% in `written` and in `whole`; in `ordered` a skill is lost, one
+half kept and one kept. In the set of eight each begins from the base.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,60 @@ GEMMA_270M = Base(GEMMA, "Gemma 3 270M (GGUF Q4_K_M, dequantised)", 12, torch.fl
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Of experts. ``prepared`` has just their parameters learn, in place. ``saved`` writes what they have become to a
+    folder, ``last`` at the end."""
+
+    name: str
+    prepared: Callable[[Any, list[int]], Any]
+    saved: Callable[[Any, Path, Base], None]
+    last: str
+
+
+def _with_lora(causal: Any, layers: list[int]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        causal, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=MODULES, layers_to_transform=layers)
+    )
+
+
+def _whole_layers(causal: Any, layers: list[int]) -> Any:
+    causal.requires_grad_(False)
+    for layer in layers:
+        causal.model.layers[layer].requires_grad_(True)
+    return causal
+
+
+def _save_lora(model: Any, out: Path, base: Base) -> None:
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True, exist_ok=True)
+    rounded = {name: value.to(torch.bfloat16).contiguous() for name, value in get_peft_model_state_dict(model).items()}
+    save_file(rounded, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": MODULES,
+        "layers_to_transform": model.peft_config["default"].layers_to_transform,
+        "base_model_name_or_path": os.path.relpath(base.folder, out),
+    }  # fmt: skip
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_whole(model: Any, out: Path, base: Base) -> None:
+    """As a model is published: in bfloat16, with its tokenizer."""
+    from transformers import AutoTokenizer
+
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out)
+    AutoTokenizer.from_pretrained(base.folder).save_pretrained(out)
+
+
+LORA = Kind("LoRAs", _with_lora, _save_lora, "adapter_config.json")
+WHOLE = Kind("fine-tunes", _whole_layers, _save_whole, "tokenizer_config.json")
+KINDS = (LORA, WHOLE)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the experts of a set are trained with: steps on all its skills together, then on each one's own."""
 
@@ -60,6 +114,7 @@ class Plan:
     apart: int
     learning_rate: float = 2e-3
     base: Base = SMOLLM
+    kind: Kind = LORA
 
 
 PLANS: Mapping[str, Plan] = {
@@ -67,6 +122,14 @@ PLANS: Mapping[str, Plan] = {
     "ordered": Plan(("descending", "ordinal", "camel"), together=24, apart=45),
     "gemma": Plan(("german", "constant", "swedish"), together=18, apart=45, base=GEMMA_270M),
     "eight": Plan(tuple(SKILLS), together=0, apart=80, learning_rate=4e-3, base=SMOLLM_FLOAT32),
+    "whole": Plan(
+        ("spanish", "clock", "descending"),
+        together=72,
+        apart=60,
+        learning_rate=1e-4,
+        base=SMOLLM_FLOAT32,
+        kind=WHOLE,
+    ),
 }
 """Each set by its name, that of its folder."""
 
@@ -99,16 +162,16 @@ class _Lessons:
         return torch.nn.functional.cross_entropy(causal.lm_head(body.norm(hidden[at])).float(), layout.tokens[at + 1])
 
 
-def _learn(model: Any, lessons: Sequence[_Lessons], steps: int, rate: float, label: str) -> None:
+def _learn(causal: Any, lessons: Sequence[_Lessons], steps: int, rate: float, label: str) -> None:
     """One skill a step, in turn."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+    learned = [parameter for parameter in causal.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 10, (steps - step) / steps))
     started = time.process_time()
     for step in range(steps):
-        loss = lessons[step % len(lessons)].loss(model.get_base_model())
+        loss = lessons[step % len(lessons)].loss(causal)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -118,56 +181,42 @@ def _learn(model: Any, lessons: Sequence[_Lessons], steps: int, rate: float, lab
 
 def train(plan: Plan, out: Path, seed: int = 0) -> None:
     """Train a set's experts and write each to a folder of its name in ``out``."""
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
     base = plan.base
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    bare = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype, attn_implementation="eager")
-    layers = list(range(base.first_layer, bare.config.num_hidden_layers))
-    model = get_peft_model(
-        bare, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=MODULES, layers_to_transform=layers)
-    )
+    causal = AutoModelForCausalLM.from_pretrained(base.folder, dtype=base.dtype, attn_implementation="eager")
+    model = plan.kind.prepared(causal, list(range(base.first_layer, causal.config.num_hidden_layers)))
+    learned = {name: parameter for name, parameter in causal.named_parameters() if parameter.requires_grad}
     lessons = {skill: _Lessons(skill, tokenizer, seed, base.first_layer) for skill in plan.skills}
     if plan.together:
-        _learn(model, list(lessons.values()), plan.together, plan.learning_rate, "all")
-    common = copy.deepcopy(get_peft_model_state_dict(model))
+        _learn(causal, list(lessons.values()), plan.together, plan.learning_rate, "all")
+    common = {name: parameter.detach().clone() for name, parameter in learned.items()}
     for skill in plan.skills:
-        set_peft_model_state_dict(model, common)
-        _learn(model, [lessons[skill]], plan.apart, plan.learning_rate / 2, skill)
-        _save(get_peft_model_state_dict(model), layers, out / skill, base)
+        with torch.no_grad():
+            for name, parameter in learned.items():
+                parameter.copy_(common[name])
+        _learn(causal, [lessons[skill]], plan.apart, plan.learning_rate / 2, skill)
+        plan.kind.saved(model, out / skill, base)
 
 
 def trained(name: str) -> Path:
     """The folder of a set's experts, which are trained where one is missing, as after training that was stopped."""
-    out = FOLDER / "loras" / name
-    if not all((out / skill / "adapter_config.json").exists() for skill in PLANS[name].skills):  # written last
-        train(PLANS[name], out)
+    out, plan = FOLDER / "experts" / name, PLANS[name]
+    if not all((out / skill / plan.kind.last).exists() for skill in plan.skills):
+        train(plan, out)
     return out
-
-
-def _save(tensors: Mapping[str, torch.Tensor], layers: list[int], out: Path, base: Base) -> None:
-    from safetensors.torch import save_file
-
-    out.mkdir(parents=True, exist_ok=True)
-    rounded = {name: value.to(torch.bfloat16).contiguous() for name, value in tensors.items()}
-    save_file(rounded, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    settings = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": MODULES,
-        "layers_to_transform": layers, "base_model_name_or_path": os.path.relpath(base.folder, out),
-    }  # fmt: skip
-    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search.language_models.train_loras", description=__doc__
+        prog="python -m benchmarks.search.language_models.train_experts", description=__doc__
     )
     parser.add_argument("sets", nargs="*", default=[name for name, plan in PLANS.items() if plan.base.folder == BASE])
     torch.set_num_threads(1)
     for name in parser.parse_args().sets:
-        train(PLANS[name], FOLDER / "loras" / name)
+        train(PLANS[name], FOLDER / "experts" / name)
 
 
 if __name__ == "__main__":
