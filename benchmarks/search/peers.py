@@ -248,6 +248,8 @@ class WeightedSumCmaEs(_Relative):
 CONSTRAINED = ("at least",)
 WRITTEN = ("SmolLM2 written, weights",)
 """Where the slowest peers run."""
+ALONE: Mapping[str, Any] = {"item_margins": False}
+"""Scores are modelled without their items, as they were when these ways of MM-MO were compared."""
 
 PEERS: Mapping[str, Peer] = {
     "random": Peer(_named("random"), constraints=False),
@@ -270,13 +272,14 @@ PEERS: Mapping[str, Peer] = {
     "HEBO": Peer(partial(AfterStartup, "hebo_peer.propose"), 30, constraints=False, problems=WRITTEN),
     "MM-MO paper": Peer(_ours(variant="paper"), constraints=False),
     "MM-MO": Peer(_ours()),
-    "MM-MO, roughness": Peer(_ours(unexplained="roughness", trend="none")),
-    "MM-MO coefficients": Peer(_ours(merge_features=False), 30, constraints=False),
-    "MM-MO without anchors": Peer(_ours(n_startup=10, trend="none"), 30, anchors=False, constraints=False),
+    "MM-MO, roughness": Peer(_ours(unexplained="roughness", **ALONE, trend="none")),
+    "MM-MO coefficients": Peer(_ours(merge_features=False, **ALONE), 30, constraints=False),
+    "MM-MO without anchors": Peer(_ours(n_startup=10, **ALONE, trend="none"), 30, anchors=False, constraints=False),
     "MM-MO ignoring constraints": Peer(_ours(), 60, constraints=False, problems=CONSTRAINED),
     "MM-MO, quadratic trend": Peer(
-        _ours(trend="quadratic"), 60, problems=("LoRAs", "weights 3-d", "residual", "attention")
+        _ours(trend="quadratic", **ALONE), 60, problems=("LoRAs", "weights 3-d", "residual", "attention")
     ),
-    "MM-MO, budget quality": Peer(_ours(budget="quality"), 30, problems=("weights 3-d",)),
-    "MM-MO without a trend": Peer(_ours(trend="none"), 60, problems=("LoRAs", "weights 3-d")),
+    "MM-MO, budget quality": Peer(_ours(budget="quality", **ALONE), 30, problems=("weights 3-d",)),
+    "MM-MO without margins": Peer(_ours(**ALONE), 60, problems=("LoRAs", "weights 3-d")),
+    "MM-MO without a trend": Peer(_ours(trend="none", **ALONE), 60, problems=("LoRAs", "weights 3-d")),
 }

@@ -17,7 +17,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from benchmarks.search.problem import Problem, Scored
 from mergefront.optimizer.recipes.anchors import Anchor, GivenRecipe, expert_anchor, metric_weighted
-from mergefront.optimizer.search.attributes import ANCHOR, OUTSIDE_SPACE, SEED, STANDARD_ERRORS, write_search_space
+from mergefront.optimizer.search.attributes import (
+    ANCHOR,
+    MARGINS,
+    OUTSIDE_SPACE,
+    SEED,
+    STANDARD_ERRORS,
+    write_search_space,
+)
+from mergefront.optimizer.search.item_margins import kept_margins
 
 HORIZONS = (15, 30, 60, 120)
 RECORDED = Path(__file__).with_name("recorded.jsonl.gz")
@@ -109,6 +117,11 @@ def _errors(problem: Problem, scored: Scored) -> list[float | None]:
     return [scored.told.standard_errors.get(objective.name) for objective in problem.objectives]
 
 
+def _margins(problem: Problem, scored: Scored) -> dict[str, object]:
+    kept = kept_margins([objective.name for objective in problem.objectives], scored.told)
+    return {} if kept is None else {MARGINS: kept}
+
+
 def _anchor_trial(problem: Problem, anchor: GivenRecipe, scored: Scored, constraints: bool) -> FrozenTrial:
     kind = ANCHOR if isinstance(anchor, Anchor) else SEED
     attributes: dict[str, object] = {kind: anchor.name, STANDARD_ERRORS: _errors(problem, scored)}
@@ -123,12 +136,15 @@ def _anchor_trial(problem: Problem, anchor: GivenRecipe, scored: Scored, constra
         distributions={name: distributions[name] for name in inside},
         values=[scored.told.scores[o.name] for o in problem.objectives],
         user_attrs=attributes,
+        system_attrs=_margins(problem, scored),
         constraints=_violations(problem, scored) if constraints else None,
     )
 
 
 def _tell(study: optuna.Study, problem: Problem, trial: Trial, scored: Scored, constraints: bool) -> None:
     trial.set_user_attr(STANDARD_ERRORS, _errors(problem, scored))
+    for key, value in _margins(problem, scored).items():
+        study._storage.set_trial_system_attr(trial._trial_id, key, value)
     for name, violation in _violations(problem, scored).items() if constraints else ():
         trial.set_constraint(name, violation)
     study.tell(trial, [scored.told.scores[objective.name] for objective in problem.objectives])

@@ -27,7 +27,7 @@ from mergefront.optimizer.recipes.recipe import Recipe
 from mergefront.optimizer.recipes.space import MergeSpace
 from mergefront.optimizer.scores.constraints import checked_violations
 from mergefront.optimizer.scores.evaluation import Evaluation, checked_scores
-from mergefront.optimizer.search.attributes import RECIPE, VIOLATIONS, WARM_START, WARM_START_RECIPES
+from mergefront.optimizer.search.attributes import RECIPE, WARM_START, WARM_START_RECIPES
 from mergefront.optimizer.search.loop import told_attributes
 from mergefront.optimizer.search.warm_start_recipes import params_in
 from mergefront.study.content import is_unchanged
@@ -274,13 +274,13 @@ def _reports_all(definition: StudyDefinition, evaluation: Evaluation) -> bool:
 def _tell(
     study: Study, origin: str, recipe: Recipe, evaluation: Evaluation, params: Mapping[str, ParameterValue]
 ) -> None:
-    attributes, violations = told_attributes(study.objectives, study.constraints, evaluation)
+    attributes, _ = told_attributes(study.objectives, study.constraints, evaluation)
     study.optuna.add_trial(
         create_trial(
             params=dict(params),
             distributions=study.space.distributions(),
             values=[evaluation.scores[objective.name] for objective in study.objectives],
-            user_attrs={WARM_START: origin, RECIPE: recipe.digest, **attributes},
-            system_attrs={VIOLATIONS: violations} if violations else {},
+            user_attrs={WARM_START: origin, RECIPE: recipe.digest, **attributes.user},
+            system_attrs=dict(attributes.system),
         )
     )

@@ -63,6 +63,12 @@ class MMMOOptions(SamplerOptions):
         "trial 16 on in every other trial), else none; variant paper and budget botorch have none",
     )
 
+    item_margins: bool = Field(
+        True,
+        description="shares of right answers are modelled item by item, where margins are known; for up to 4 weights "
+        "that a merge adds, up to 4 objectives; variant paper and budget botorch do without",
+    )
+
     @field_validator("trend")
     @classmethod
     def _is_modelled(cls, trend: Trend, info: ValidationInfo) -> Trend:

@@ -18,6 +18,7 @@
 | study, user | ``mergefront:stopped`` | search loop | why the last run ended, ``{"cause": ..., "reason": ...}`` |
 | study, user | ``mergefront:warm_start`` | warm start, when complete | name and recipe of what follows the anchors |
 | study, user | ``mergefront:tracked`` | tracking | by tracker: its run, and which trials it was told |
+| trial, system | ``mergefront:margins`` | search loop | per objective its items' margins, or null (``item_margins``) |
 | trial, system | ``mergefront:proposal`` | samplers | ``{"stage": ..., "params": {...}}``, ``"improvement"`` |
 | trial, system | ``mergefront:kept_loras`` | Evo-Merging | the LoRAs that are searched, where some are left out |
 
@@ -47,6 +48,7 @@ ANCHOR = "mergefront:anchor"
 RECIPE = "mergefront:recipe"
 OUTSIDE_SPACE = "mergefront:outside_space"
 STANDARD_ERRORS = "mergefront:standard_errors"
+MARGINS = "mergefront:margins"
 SEED = "mergefront:seed"
 FAILURE = "mergefront:failure"
 REUSED = "mergefront:reused"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import optuna
@@ -39,6 +39,7 @@ from mergefront.optimizer.search.attributes import (
     CONSTRAINT_ERRORS,
     CONSTRAINTS,
     FAILURE,
+    MARGINS,
     OUTSIDE_SPACE,
     RECIPE,
     REUSED,
@@ -49,6 +50,7 @@ from mergefront.optimizer.search.attributes import (
     VIOLATIONS,
     expected_improvement,
 )
+from mergefront.optimizer.search.item_margins import kept_margins
 from mergefront.optimizer.search.ledger import Attributes, Claim, Failure, Ledger
 from mergefront.optimizer.search.outside_code import failure_of, storable, undisturbed
 from mergefront.optimizer.search.restated_trials import restated
@@ -351,11 +353,10 @@ def complete(
     values = [scores[name] for name in plan.objective_names]
     attributes, violations = told_attributes(plan.objectives, plan.constraints, evaluation)
     if reused:
-        attributes[REUSED] = True
+        attributes = replace(attributes, user={**attributes.user, REUSED: True})
     claim, trial = proposal.claim, proposal.trial
     study.sampler.after_trial(study, trial, TrialState.COMPLETE, values)
-    kept = Attributes(attributes, {VIOLATIONS: violations} if violations else {})
-    is_first = ledger.finish(claim, trial, proposal.recipe, evaluation, values, kept, keep=not reused)
+    is_first = ledger.finish(claim, trial, proposal.recipe, evaluation, values, attributes, keep=not reused)
     given = (proposal.recipe, proposal.anchor, evaluation)
     said = (reused, tuple(violations), not is_first)
     return TrialOutcome(trial.number, claim.slot, *given, None, *said)
@@ -363,20 +364,26 @@ def complete(
 
 def told_attributes(
     objectives: Sequence[Objective], constraints: Sequence[Constraint], evaluation: Evaluation
-) -> tuple[dict[str, Any], list[float]]:
-    """What a trial keeps of its evaluation beside the values: user attributes, and the constraints' violations.
+) -> tuple[Attributes, list[float]]:
+    """What a trial keeps of its evaluation beside the values, and the constraints' violations.
 
     Raises ``EvaluationError`` for a constrained number that is missing or not finite.
     """
     attributes: dict[str, Any] = {}
+    system: dict[str, Any] = {}
     errors = [_told_error(evaluation, objective.name) for objective in objectives]
     if any(error is not None for error in errors):
         attributes[STANDARD_ERRORS] = [_finite(error) for error in errors]
+    if RACED not in evaluation.details:
+        margins = kept_margins([objective.name for objective in objectives], evaluation)
+        if margins is not None:
+            system[MARGINS] = margins
     violations = checked_violations(evaluation, constraints)
     if violations:
+        system[VIOLATIONS] = violations
         attributes[CONSTRAINTS] = {str(c): c.reported(evaluation) for c in constraints}
         attributes[CONSTRAINT_ERRORS] = [_finite(_told_error(evaluation, c.name)) for c in constraints]
-    return attributes, violations
+    return Attributes(attributes, system), violations
 
 
 def _told_error(evaluation: Evaluation, name: str) -> float | None:

@@ -58,7 +58,9 @@ class MetricOptions(Options):
         False, description="log-likelihoods of choices are divided by their characters, as in lm-eval's acc_norm"
     )
     margins: bool = Field(
-        True, description="by how much an answer was right or wrong is kept with it, for racing, where a model tells"
+        True,
+        description="by how much an answer was right or wrong is kept with it, for mm-mo and racing, where a model "
+        "tells",
     )
     normalise: bool = Field(
         False, description="case, punctuation, forms of compatibility and English articles do not count"

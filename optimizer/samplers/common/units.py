@@ -53,3 +53,8 @@ def compress_tail(values: Array, reference: Array) -> Array:
     depth = np.maximum(reference - values, 0.0)
     squeezed = reference - TAIL * np.log1p(depth / TAIL)
     return np.where(depth > 0.0, np.maximum(squeezed, np.minimum(FLOOR, reference)), values)
+
+
+def compressed_slope(values: Array, reference: Array) -> Array:
+    """Of ``compress_tail`` at normalised values (``n x m``), above its floor."""
+    return np.asarray(1.0 / (1.0 + np.maximum(reference - values, 0.0) / TAIL))

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from scipy.linalg import cho_solve, solve_triangular
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.samplers.gaussian_process.kernel import Covariance
+
+
+class Expectation(Protocol):
+    """A function that is known before the process."""
+
+    def values(self, points: Array) -> Array:
+        """At ``points`` (``q x d``): ``q``."""
+
+    def gradient(self, point: Array) -> Array:
+        """At ``point`` (``d``): ``d``."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class GaussianProcess:
     scale: float
     nugget: float = 0.0
     """Variance, in standardised units, of what the kernel does not explain but is taken for a part of the value."""
+    expected: Expectation | None = None
+    """What is added to the process, in the objective's unit; nothing without."""
 
     @cached_property
     def cholesky(self) -> Array:
@@ -42,7 +55,11 @@ class GaussianProcess:
         mean = self.constant + cross @ self.weights
         half = solve_triangular(self.cholesky, cross.T, lower=True)
         variance = np.maximum(self.covariance.variance(points) - (half**2).sum(0), 1e-12)
-        return self.mean + self.scale * mean, self.scale**2 * variance
+        return self.mean + self.scale * mean + self.expectation(points), self.scale**2 * variance
+
+    def expectation(self, points: Array) -> Array:
+        """What is added to the process at ``points`` (``q x d``): ``q``."""
+        return np.zeros(len(points)) if self.expected is None else self.expected.values(points)
 
     def with_pending(self, pending: Array) -> GaussianProcess:
         """The process as if ``pending`` (``p x d``) had their expected values: only variances shrink."""

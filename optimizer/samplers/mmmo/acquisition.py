@@ -32,7 +32,7 @@ from scipy.special import erfcx
 from mergefront.optimizer.arrays import Array, Integers, Mask
 from mergefront.optimizer.samplers.common.box_decomposition import nondominated_boxes
 from mergefront.optimizer.samplers.gaussian_process.kernel import Covariance
-from mergefront.optimizer.samplers.gaussian_process.posterior import GaussianProcess, Surrogate
+from mergefront.optimizer.samplers.gaussian_process.posterior import Expectation, GaussianProcess, Surrogate
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF_PI = math.sqrt(math.pi / 2)
@@ -55,6 +55,7 @@ class _Conditional:
     offset: float
     scale: float
     nugget: float
+    expected: Expectation | None
 
 
 class HypervolumeImprovement:
@@ -135,6 +136,8 @@ class HypervolumeImprovement:
             by_kernel -= per_variance * seen.product[0]
             gradient += conditional.covariance.gradient(point, self._z, seen.slope[0], by_kernel)
             gradient += 0.5 * per_variance * conditional.covariance.variance_gradient(point)
+            if conditional.expected is not None:
+                gradient += mean_gradient.sum() * conditional.expected.gradient(point)
         return float(forward.total[0]), gradient
 
     def _log_improvement(self, points: Array) -> _Forward:
@@ -156,6 +159,8 @@ class HypervolumeImprovement:
         variance = conditional.covariance.variance(points) + conditional.nugget - (product * cross).sum(axis=1)
         deviation = conditional.scale * np.sqrt(np.maximum(variance, MINIMUM_VARIANCE))
         mean = conditional.offset + cross @ conditional.weights
+        if conditional.expected is not None:
+            mean += conditional.expected.values(points)[:, None]
         return _Seen(slope, product, variance < MINIMUM_VARIANCE, mean, deviation)
 
 
@@ -244,8 +249,9 @@ def _condition(process: GaussianProcess, z: Array, base_samples: Array) -> tuple
         process.mean + process.scale * process.constant,
         process.scale,
         process.nugget,
+        process.expected,
     )
-    return conditional, process.mean + process.scale * sampled
+    return conditional, process.mean + process.scale * sampled + process.expectation(z)
 
 
 def _given_noisy_values(process: GaussianProcess, z: Array, base_samples: Array) -> tuple[Array, Array, Array]:

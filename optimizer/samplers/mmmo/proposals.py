@@ -21,7 +21,8 @@ from mergefront.optimizer.samplers.common.variation import (
     elites_by_sum,
     mutants,
 )
-from mergefront.optimizer.samplers.gaussian_process.fit import fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.item_process import fit_by_items
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
@@ -80,6 +81,8 @@ class Observations:
     """Of the processes of values."""
     feasibility: Feasibility | None = None
     """What is known of the constraints; None where there are none."""
+    margins: tuple[Array | None, ...] | None = None
+    """Of each objective its items' margins (``n x k``), None where they are not known; None where none is asked."""
 
 
 def fit(data: Observations) -> Surrogate:
@@ -90,7 +93,18 @@ def fit(data: Observations) -> Surrogate:
         feasibility = data.feasibility
         feasible = np.ones(len(y), dtype=bool) if feasibility is None else feasibility.feasible
         learn_from, _ = representatives(y, feasible, MOST_LEARNT_FROM)
-    return fit_surrogate(seen, y, data.noise_variance, learn_from, data.unexplained, data.kernel)
+    if data.margins is None:
+        return fit_surrogate(seen, y, data.noise_variance, learn_from, data.unexplained, data.kernel)
+    processes = []
+    for j, margins in enumerate(data.margins):
+        by_items = None
+        if margins is not None:
+            by_items = fit_by_items(seen, data.y[:, j], margins, float(data.reference[j]), data.kernel, learn_from)
+        processes.append(
+            by_items
+            or fit_gaussian_process(seen, y[:, j], data.noise_variance[:, j], data.kernel, learn_from, data.unexplained)
+        )
+    return Surrogate(tuple(processes))
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from mergefront.optimizer.samplers.mmmo.feasibility import Feasibility, Violatio
 from mergefront.optimizer.samplers.mmmo.merge_features import MergeFeatures
 from mergefront.optimizer.samplers.mmmo.optimize_acqf import BUDGETS, FAST_WITH_NOISE
 from mergefront.optimizer.samplers.mmmo.proposals import (
+    HYPERVOLUME_OBJECTIVES,
     Crossover,
     Observations,
     Proposed,
@@ -62,15 +63,17 @@ from mergefront.optimizer.search.attributes import (
     standard_errors,
     violation_errors,
 )
+from mergefront.optimizer.search.item_margins import margins_of
 from mergefront.optimizer.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
 MOST_FAILED = 160
 """So many trials that could not be evaluated are learnt from, the last ones: half of what the others may be."""
-MOST_WEIGHTS_WITH_TREND = 4
-"""So many weights that are added have a quadratic trend. Three of LoRAs were measured to gain by it early on, five of
-small networks not to (docs/benchmarks/search-trend.md)."""
+MOST_WEIGHTS_ADDED = 4
+"""So many weights that are added have a quadratic trend, and shares of right answers are modelled by their items.
+Three of LoRAs were measured to gain by the trend early on, five of small networks not to
+(docs/benchmarks/search-trend.md)."""
 TREND_ALONE = 16
 """Trials before this one are proposed with the trend. Later ones are so in turn with a model that has none, which finds
 what a wrong trend would leave out for good: one run of forty ended 22% lower without that (ibid.)."""
@@ -125,6 +128,9 @@ class MMMOSampler(ReplayableSampler):
         trend: "quadratic": scores are a quadratic of what the surrogate sees plus a process, in place of a process
             alone; "auto": where the merge adds up to four models by one weight each, from trial 16 on for every other
             trial (docs/benchmarks/search-trend.md). The paper variant and the budget "botorch" have none.
+        item_margins: an objective that is a share of right answers is modelled by its items' margins
+            (``item_process``), where all trials asked the same items and a merge adds up to four models by one weight
+            each. The paper variant and the budget "botorch" do without.
         rule: the merge's arithmetic (``MergeSpace.merge_rule``), by which features are made.
         merge_features: the surrogate sees coefficients as the merge does (``merge_features``); parameters that are no
             ``weight[...]`` or ``density[...]`` are as they are. The paper variant does without.
@@ -152,6 +158,7 @@ class MMMOSampler(ReplayableSampler):
         budget: Budget = "fast",
         unexplained: Unexplained = "noise",
         trend: Trend = "auto",
+        item_margins: bool = True,
         rule: MergeRule = UNKNOWN,
         merge_features: bool = True,
     ) -> None:
@@ -167,6 +174,7 @@ class MMMOSampler(ReplayableSampler):
         self._unexplained: Unexplained = unexplained if variant == "default" else "roughness"
         self._budget = FAST_WITH_NOISE if budget == "fast" and self._unexplained == "noise" else BUDGETS[budget]
         self._trend: Trend = "none" if variant == "paper" or budget == "botorch" else trend
+        self._item_margins = item_margins and variant == "default" and budget != "botorch"
         self._rule = rule
         self._merge_features = merge_features and variant == "default"
         self._last_surrogate = LastResult[Surrogate]()
@@ -232,7 +240,8 @@ class MMMOSampler(ReplayableSampler):
         return startup_size(encoder.parameters, len(anchors), points)
 
     def _model_point(self, data: Observations, history: History) -> Proposed | None:
-        seen = _digest(data.x, data.y, data.noise_variance, data.reference)
+        margins = [one for one in data.margins or () if one is not None]
+        seen = _digest(data.x, data.y, data.noise_variance, data.reference, *margins)
         surrogate = self._last_surrogate.of((seen, data.kernel), lambda: fit(data))
         if self._variant == "default":
             seed = derive_seed(self._seed, history.round_start, history.slot, "acquisition")
@@ -267,9 +276,11 @@ class MMMOSampler(ReplayableSampler):
         outside = [trial for trial in history.observed if is_outside_space(trial) and is_feasible(trial)]
         outside.extend(history.front_beyond)
         errors = np.array([standard_errors(trial, m) for trial in inside], dtype=float).reshape(-1, m)
+        features = self._features(encoder)
+        by_items = self._item_margins and m <= HYPERVOLUME_OBJECTIVES and _adds_few(features, encoder)
         return Observations(
             encoder=encoder,
-            features=self._features(encoder),
+            features=features,
             x=points_of(inside, encoder),
             y=normalise(normaliser, values_of(inside, m)),
             noise_variance=(errors / np.array(normaliser.scales)) ** 2,
@@ -278,6 +289,7 @@ class MMMOSampler(ReplayableSampler):
             taken=points_of(history.earlier, encoder),
             reference=reference,
             unexplained=self._unexplained,
+            margins=margins_of(inside, m) if by_items else None,
         )
 
     def _feasibility(self, history: History, encoder: Encoder) -> Feasibility | None:
@@ -300,8 +312,7 @@ class MMMOSampler(ReplayableSampler):
 
     def _kernel(self, features: MergeFeatures, encoder: Encoder, number: int) -> Kernel:
         if self._trend == "auto":
-            few = features.adds_up and encoder.dimension <= MOST_WEIGHTS_WITH_TREND
-            with_trend = few and (number < TREND_ALONE or number % 2 == 0)
+            with_trend = _adds_few(features, encoder) and (number < TREND_ALONE or number % 2 == 0)
         else:
             with_trend = self._trend == "quadratic"
         return MATERN_WITH_TREND if with_trend else MATERN
@@ -310,6 +321,10 @@ class MMMOSampler(ReplayableSampler):
         # What climbs on a part of the samples is younger than the searches that rest on the digits of differences.
         on_all = self._budget.climbed_samples == self._budget.samples
         return MergeFeatures(encoder, self._rule, self._merge_features, by_differences=on_all)
+
+
+def _adds_few(features: MergeFeatures, encoder: Encoder) -> bool:
+    return features.adds_up and encoder.dimension <= MOST_WEIGHTS_ADDED
 
 
 def _digest(*arrays: Array) -> str:

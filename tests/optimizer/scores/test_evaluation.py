@@ -31,5 +31,5 @@ def test_other_scores_have_the_spread_of_their_items() -> None:
 def test_samplers_see_no_spread_where_items_agree(details: dict[str, object], told: float) -> None:
     """Resumed searches would propose otherwise; of a raced candidate the error is that of the items not asked."""
     evaluation = Evaluation({"maths": 1.0}, {"maths": 0.1}, {"maths": item_scores(1.0, 1.0)}, details=details)
-    attributes, _ = told_attributes((Objective("maths"),), (), evaluation)
+    attributes = told_attributes((Objective("maths"),), (), evaluation)[0].user
     assert attributes[STANDARD_ERRORS] == [told]

@@ -26,4 +26,4 @@ def test_items_that_all_agree_have_no_spread_for_the_sampler(
     """Their rule-of-succession error is common to all candidates: a surrogate would take it for noise of each."""
     items = ItemScores(tuple(map(str, range(len(scores)))), scores)
     evaluation = Evaluation({"maths": 1.0}, {"maths": 0.25}, {"maths": items}, details=details)
-    assert told_attributes([Objective("maths")], [], evaluation)[0] == {STANDARD_ERRORS: [told]}
+    assert told_attributes([Objective("maths")], [], evaluation)[0].user == {STANDARD_ERRORS: [told]}

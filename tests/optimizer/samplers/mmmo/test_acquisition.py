@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mergefront.optimizer.samplers.gaussian_process.fit import fit_gaussian_process, fit_surrogate
+from mergefront.optimizer.samplers.gaussian_process.item_process import fit_by_items
 from mergefront.optimizer.samplers.gaussian_process.kernel import MATERN, MATERN_WITH_TREND, SMOOTH, Kernel
 from mergefront.optimizer.samplers.gaussian_process.posterior import Surrogate
 from mergefront.optimizer.samplers.mmmo.acquisition import HypervolumeImprovement
@@ -42,7 +43,8 @@ def joint_samples(surrogate: Surrogate, points: np.ndarray, count: int) -> np.nd
             covariance += process.nugget * np.eye(len(points))
             covariance[:told_points] = covariance[:, :told_points] = 0.0
             mean[:told_points] = process.standardised
-        draws.append(process.mean + process.scale * rng.multivariate_normal(mean, covariance, count, method="svd"))
+        sampled = process.mean + process.scale * rng.multivariate_normal(mean, covariance, count, method="svd")
+        draws.append(sampled + process.expectation(points))
     return np.stack(draws, axis=2)
 
 
@@ -89,6 +91,29 @@ def test_the_gradient_is_exact(m: int, kernel: Kernel, noise: float) -> None:
         value, gradient = function.value_and_gradient(point)
         assert value == pytest.approx(function.values(point[None, :])[0])
         steps = 1e-6 * np.eye(4)
+        numeric = (function.values(point + steps) - function.values(point - steps)) / 2e-6
+        np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4 * abs(gradient).max())
+
+
+@pytest.mark.parametrize("kernel", [MATERN, MATERN_WITH_TREND])
+def test_what_items_are_expected_to_score_is_in_the_value_and_the_gradient(kernel: Kernel) -> None:
+    x, pending = np.random.default_rng(0).random((9, 2)), np.array([[0.35, 0.6]])
+    processes = []
+    for objective in range(2):
+        centres = np.random.default_rng(objective).random((30, 2))
+        margins = 0.2 - ((x[:, None, :] - centres) ** 2).sum(axis=2)
+        process = fit_by_items(x, (margins > 0).mean(axis=1), margins, -0.1, kernel)
+        assert process is not None
+        processes.append(process)
+    surrogate = Surrogate(tuple(processes))
+    function = acquisition(surrogate, pending, 600, 2)
+    for point in (np.array([0.5, 0.5]), np.array([0.3, 0.65])):
+        samples = joint_samples(surrogate, np.vstack([x, pending, point]), 1500)
+        gains = [hypervolume(sample, [-0.1] * 2) - hypervolume(sample[:-1], [-0.1] * 2) for sample in samples]
+        value, gradient = function.value_and_gradient(point)
+        spread = np.std(gains) / np.sqrt(len(gains))
+        assert np.exp(value) == pytest.approx(np.mean(gains), abs=5 * spread + 0.05 * np.mean(gains) + 1e-4)
+        steps = 1e-6 * np.eye(2)
         numeric = (function.values(point + steps) - function.values(point - steps)) / 2e-6
         np.testing.assert_allclose(gradient, numeric, rtol=1e-4, atol=1e-4 * abs(gradient).max())
 
