@@ -15,25 +15,27 @@ from optuna.trial import FrozenTrial
 
 from mergefront.optimizer.arrays import Array
 from mergefront.optimizer.racing.joint_scores import decisive
-from mergefront.optimizer.scores.evaluation import Evaluation
+from mergefront.optimizer.scores.evaluation import Evaluation, ItemScores
 from mergefront.optimizer.search.attributes import MARGINS
 
-MOST_ITEMS = 4096
-"""Of an objective: their margins take 11 kB of a trial's row."""
+MOST_ITEMS = 16_000
+"""Of all objectives together. Their margins take 43 kB of a trial's row, of which MySQL holds 65."""
 _LARGEST = float(np.finfo(np.float16).max)
 _LEAST = float(np.finfo(np.float16).smallest_subnormal)
 
 
 def kept_margins(objectives: Sequence[str], evaluation: Evaluation) -> list[dict[str, str] | None] | None:
     """Of each objective which items were asked and their margins; None where these are unknown or do not decide the
-    score, and None for all where that holds of each."""
-    kept = [_kept(evaluation, name) for name in objectives]
+    score. None for all where that holds of each, or they are too many."""
+    answered = [evaluation.items[name] for name in objectives if name in evaluation.items]
+    if sum(len(items.ids) for items in answered) > MOST_ITEMS:
+        return None
+    kept = [_kept(evaluation.items.get(name)) for name in objectives]
     return kept if any(one is not None for one in kept) else None
 
 
-def _kept(evaluation: Evaluation, name: str) -> dict[str, str] | None:
-    items = evaluation.items.get(name)
-    if items is None or items.margins is None or len(items.ids) > MOST_ITEMS:
+def _kept(items: ItemScores | None) -> dict[str, str] | None:
+    if items is None or items.margins is None:
         return None
     margins = np.asarray(items.margins, dtype=float)
     if not decisive(items.values, margins):
