@@ -7,8 +7,8 @@ process, all with one kernel, and the score at x is expected to be
     g(x) = low + gain * mean over items of Phi(mean_i(x) / deviation_i(x)),
 
 where gain and low make the objective of a share (its normalisation). The score is g plus a process of its own. That has
-the same kernel, and its size is what g misses of each point when it is left out. In search it was worth 3% of the
-hypervolume at 30 (docs/benchmarks/search-margins.md).
+the same kernel, and its size is what g misses of each point when it is left out. What it is worth in a search is in
+docs/benchmarks/search-margins.md.
 
     n    observed points        k    items        d    dimensions
 """
