@@ -397,13 +397,13 @@ def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored definition with the defaults of its day.
 
     Anchors were all that studies began with; those of commit 1712830 and before did not store defaults of tasks; mm-mo
-    read what it could not explain as roughness before that was an option, and had no trend before it had one by itself;
-    later options of tasks are in ``_BEFORE_OPTIONS``.
+    read what it could not explain as roughness before that was an option, had no trend before it had one by itself, and
+    did not look at items' margins; later options of tasks are in ``_BEFORE_OPTIONS``.
     """
     evaluator, sampler = stored["evaluator"], stored["sampler"]
     stored = {"anchors": [DEFAULT_ANCHORS], **stored}
     if sampler["name"] == "mm-mo":
-        options = {"unexplained": "roughness", "trend": "none", **sampler["options"]}
+        options = {"unexplained": "roughness", "trend": "none", "item_margins": False, **sampler["options"]}
         stored = {**stored, "sampler": {**sampler, "options": options}}
     if "tasks" not in evaluator:
         return dict(stored)

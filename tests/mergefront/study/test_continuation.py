@@ -204,6 +204,20 @@ def test_a_change_of_a_sampler_is_told_to_the_studies_that_it_touches(
     assert ["sampler mm-mo has changed since" in line for line in lines] == [True] * is_told
 
 
+def test_options_that_came_later_are_those_of_the_day_where_a_study_was_begun_without(study_file: Path) -> None:
+    """Also where no trial had finished yet, so that nothing but the definition tells the day."""
+    study_file.write_text(STUDY.replace("sampler: sobol", "sampler: mm-mo"))
+    mf.run(study_file)
+    definition = stored(study_file)["definition"]
+    of_the_day = {"unexplained": "roughness", "trend": "none", "item_margins": False}
+    of_today = {name: definition["sampler"]["options"].pop(name) for name in of_the_day}
+    assert of_today == {"unexplained": "noise", "trend": "auto", "item_margins": True}
+    change(study_file, definition=definition)
+    begun = mf.load_study("skills", storage=storage(study_file)).definition.sampler_options
+    assert {name: begun[name] for name in of_the_day} == of_the_day
+    assert mf.resume("skills", storage=storage(study_file), evaluations=8).finished_count() == 8
+
+
 def test_scores_of_other_rules_are_no_warm_start_but_their_recipes_are(study_file: Path) -> None:
     from mergefront.study.warm_start import read_warm_start
 
